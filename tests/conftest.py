@@ -1,0 +1,52 @@
+"""Fixtures shared by all tests; golden numbers live in tests/golden."""
+
+import json
+import os
+import pathlib
+
+os.environ.setdefault('JAX_PLATFORMS', 'cpu')
+
+import jax
+import numpy as np
+import pytest
+
+GOLDEN = pathlib.Path(__file__).parent / 'golden'
+# Further sets of the same structure, as paths joined by os.pathsep.
+SETS = [GOLDEN / 'set_a'] + [
+  pathlib.Path(p)
+  for p in os.environ.get('SDXL_JAX_GOLDEN', '').split(os.pathsep)
+  if p
+]
+
+jax.config.update('jax_default_matmul_precision', 'highest')
+
+
+@pytest.fixture(scope='session', params=SETS, ids=lambda p: p.name)
+def golden(request):
+  """The folder of one set of reference numbers."""
+  return request.param
+
+
+@pytest.fixture(scope='session')
+def keys():
+  """The folder of full-size key lists and configs."""
+  return GOLDEN / 'keys'
+
+
+@pytest.fixture(scope='session')
+def tolerances():
+  """The limits recommended for a float32 port, by name."""
+  return json.loads((GOLDEN / 'recommended_tolerances.json').read_text())
+
+
+@pytest.fixture(scope='session')
+def close():
+  """check(actual, expected, limit): max error at most limit * max |expected|."""
+
+  def check(actual, expected, limit, what=''):
+    actual, expected = np.asarray(actual), np.asarray(expected)
+    assert actual.shape == expected.shape, what
+    error = np.abs(actual - expected).max() / np.abs(expected).max()
+    assert error <= limit, f'{what}: relative error {error:.2e} > {limit}'
+
+  return check
