@@ -1,0 +1,174 @@
+"""Layers that UNet, autoencoder and text towers share; NHWC throughout.
+
+Each net's frozen config carries `dtype` (compute), `param_dtype` (storage),
+`attention` (implementation) and `remat`; layers take the config whole and read
+only these. Norm statistics and softmax are float32 whatever the dtype.
+"""
+
+import functools
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+# Uniform in +-1/sqrt(fan_in), PyTorch's default for Linear and Conv2d.
+fan_in_uniform = nn.initializers.variance_scaling(1 / 3, 'fan_in', 'uniform')
+zeros = nn.initializers.zeros
+
+# What the backward pass keeps of a block; the rest is computed again.
+REMAT_POLICIES = {
+  'full': jax.checkpoint_policies.nothing_saveable,
+  'dots': jax.checkpoint_policies.checkpoint_dots_with_no_batch_dims,
+}
+
+
+def sinusoid(scalars, width):
+  """[...] > [..., width] float32: cos(s f_i), sin(s f_i), f_i = 10000^(-2i/w).
+
+  Cosines first, and the divisor is width / 2 and not width / 2 - 1, as in
+  timestep_embedding of the reference (sgm, diffusionmodules/util.py).
+  """
+  half = width // 2
+  f = jnp.exp(-jnp.log(10000.0) * jnp.arange(half, dtype=jnp.float32) / half)
+  angles = jnp.asarray(scalars, jnp.float32)[..., None] * f
+  return jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=-1)
+
+
+def dense(config, features, name, use_bias=True, kernel_init=fan_in_uniform):
+  return nn.Dense(
+    features,
+    use_bias,
+    dtype=config.dtype,
+    param_dtype=config.param_dtype,
+    kernel_init=kernel_init,
+    name=name,
+  )
+
+
+def conv(
+  config,
+  features,
+  name,
+  size=3,
+  stride=1,
+  padding=1,
+  kernel_init=fan_in_uniform,
+):
+  return nn.Conv(
+    features,
+    (size, size),
+    stride,
+    padding,
+    dtype=config.dtype,
+    param_dtype=config.param_dtype,
+    kernel_init=kernel_init,
+    name=name,
+  )
+
+
+def group_norm(config, epsilon, name):
+  return nn.GroupNorm(
+    config.norm_num_groups,
+    epsilon=epsilon,
+    dtype=config.dtype,
+    param_dtype=config.param_dtype,
+    use_fast_variance=False,  # E[x^2] - E[x]^2 cancels for large means
+    name=name,
+  )
+
+
+def layer_norm(config, name):
+  return nn.LayerNorm(
+    epsilon=1e-5,
+    dtype=config.dtype,
+    param_dtype=config.param_dtype,
+    use_fast_variance=False,
+    name=name,
+  )
+
+
+def attention(q, k, v, num_heads, implementation='xla', causal=False):
+  """softmax(q k^T / sqrt(d)) v over heads; q [b, n, c], k and v [b, m, c]."""
+  split = lambda x: x.reshape(*x.shape[:2], num_heads, -1)
+  out = jax.nn.dot_product_attention(
+    split(q),
+    split(k),
+    split(v),
+    is_causal=causal,
+    implementation=implementation,
+  )
+  return out.reshape(q.shape)
+
+
+def maybe_remat(module, policy, **kwargs):
+  """The module class, its activations recomputed as the policy says."""
+  if policy == 'none':
+    return module
+  return nn.remat(module, policy=REMAT_POLICIES[policy], **kwargs)
+
+
+def scan_blocks(block, config, depth):
+  """The block class `depth` times, as one scan: parameters gain a leading axis.
+
+  The block maps (x, *broadcast) to (x, y). One copy is compiled, not `depth`.
+  """
+  block = maybe_remat(block, config.remat, prevent_cse=False)
+  return nn.scan(
+    block,
+    variable_axes={'params': 0},
+    split_rngs={'params': True},
+    in_axes=nn.broadcast,
+    length=depth,
+  )
+
+
+class ResnetBlock2D(nn.Module):
+  """GroupNorm, SiLU, conv, twice; `temb` shifts the channels in between."""
+
+  config: object
+  features: int
+  epsilon: float
+
+  @nn.compact
+  def __call__(self, x, temb=None):
+    h = nn.silu(group_norm(self.config, self.epsilon, 'norm1')(x))
+    h = conv(self.config, self.features, 'conv1')(h)
+    if temb is not None:
+      shift = dense(self.config, self.features, 'time_emb_proj')(nn.silu(temb))
+      h = h + shift[:, None, None]
+    h = nn.silu(group_norm(self.config, self.epsilon, 'norm2')(h))
+    h = conv(self.config, self.features, 'conv2', kernel_init=zeros)(h)
+    if x.shape[-1] != self.features:
+      x = conv(self.config, self.features, 'conv_shortcut', 1, padding=0)(x)
+    return x + h
+
+
+class Downsample2D(nn.Module):
+  """Halves height and width; padding as the caller's net pads."""
+
+  config: object
+  padding: tuple[tuple[int, int], ...]
+
+  @nn.compact
+  def __call__(self, x):
+    return conv(self.config, x.shape[-1], 'conv', 3, 2, self.padding)(x)
+
+
+class Upsample2D(nn.Module):
+  """Nearest neighbour to twice the size, or to `size` = one less, then conv."""
+
+  config: object
+
+  @nn.compact
+  def __call__(self, x, size=None):
+    x = x.repeat(2, axis=1).repeat(2, axis=2)
+    if size is not None:
+      x = x[:, : size[0], : size[1]]
+    return conv(self.config, x.shape[-1], 'conv')(x)
+
+
+gelu = functools.partial(jax.nn.gelu, approximate=False)
+
+
+def quick_gelu(x):
+  return x * jax.nn.sigmoid(1.702 * x)

@@ -1,0 +1,201 @@
+"""The autoencoder of SDXL: f8, four channels (SDXL paper, section 2.4)."""
+
+import dataclasses
+
+import flax.linen as nn
+import jax.numpy as jnp
+
+from sdxl_jax.models import layers
+
+
+@dataclasses.dataclass(frozen=True)
+class VAEConfig:
+  """Defaults are SDXL's; one channel count per resolution level."""
+
+  in_channels: int = 3
+  latent_channels: int = 4
+  block_out_channels: tuple[int, ...] = (128, 256, 512, 512)
+  layers_per_block: int = 2  # one more in the decoder
+  norm_num_groups: int = 32
+  scaling_factor: float = 0.13025
+  dtype: str = 'float32'  # or 'bfloat16'; float16 overflows
+  param_dtype: str = 'float32'
+  attention: str = 'xla'
+  remat: str = 'none'
+
+  def __post_init__(self):
+    if self.dtype == 'float16':
+      raise ValueError(
+        'autoencoder dtype float16 overflows to NaN; use float32 or bfloat16'
+      )
+
+  @property
+  def downscale(self):
+    """Pixels per latent along each side."""
+    return 2 ** (len(self.block_out_channels) - 1)
+
+
+class Attention(nn.Module):
+  """Single-head self-attention over all pixels, with its residual."""
+
+  config: VAEConfig
+
+  @nn.compact
+  def __call__(self, x):
+    b, h, w, c = x.shape
+    y = layers.group_norm(self.config, 1e-6, 'group_norm')(x)
+    y = y.reshape(b, h * w, c)
+    q, k, v = (layers.dense(self.config, c, f'to_{n}')(y) for n in 'qkv')
+    y = layers.attention(q, k, v, 1, self.config.attention)
+    y = layers.dense(self.config, c, 'to_out_0')(y)
+    return x + y.reshape(b, h, w, c)
+
+
+class MidBlock(nn.Module):
+  config: VAEConfig
+
+  @nn.compact
+  def __call__(self, x):
+    resnet = layers.maybe_remat(layers.ResnetBlock2D, self.config.remat)
+    features = x.shape[-1]
+    x = resnet(self.config, features, 1e-6, name='resnets_0')(x)
+    x = Attention(self.config, name='attentions_0')(x)
+    return resnet(self.config, features, 1e-6, name='resnets_1')(x)
+
+
+class Level(nn.Module):
+  """Residual blocks at one resolution, then up, down or neither."""
+
+  config: VAEConfig
+  features: int
+  resample: str | None
+
+  @nn.compact
+  def __call__(self, x, depth):
+    resnet = layers.maybe_remat(layers.ResnetBlock2D, self.config.remat)
+    for i in range(depth):
+      x = resnet(self.config, self.features, 1e-6, name=f'resnets_{i}')(x)
+    if self.resample == 'up':
+      x = layers.Upsample2D(self.config, name='upsamplers_0')(x)
+    elif self.resample == 'down':
+      # Pads below and to the right only, unlike the UNet.
+      pad = ((0, 1), (0, 1))
+      x = layers.Downsample2D(self.config, pad, name='downsamplers_0')(x)
+    return x
+
+
+class Encoder(nn.Module):
+  config: VAEConfig
+
+  @nn.compact
+  def __call__(self, x):
+    config, channels = self.config, self.config.block_out_channels
+    x = layers.conv(config, channels[0], 'conv_in')(x)
+    for i, features in enumerate(channels):
+      down = 'down' if i < len(channels) - 1 else None
+      level = Level(config, features, down, name=f'down_blocks_{i}')
+      x = level(x, config.layers_per_block)
+    x = MidBlock(config, name='mid_block')(x)
+    x = nn.silu(layers.group_norm(config, 1e-6, 'conv_norm_out')(x))
+    return layers.conv(config, 2 * config.latent_channels, 'conv_out')(x)
+
+
+class Decoder(nn.Module):
+  config: VAEConfig
+
+  @nn.compact
+  def __call__(self, x):
+    config, channels = self.config, self.config.block_out_channels[::-1]
+    x = layers.conv(config, channels[0], 'conv_in')(x)
+    x = MidBlock(config, name='mid_block')(x)
+    for i, features in enumerate(channels):
+      up = 'up' if i < len(channels) - 1 else None
+      level = Level(config, features, up, name=f'up_blocks_{i}')
+      x = level(x, config.layers_per_block + 1)
+    x = nn.silu(layers.group_norm(config, 1e-6, 'conv_norm_out')(x))
+    return layers.conv(config, config.in_channels, 'conv_out')(x)
+
+
+class VAE(nn.Module):
+  """Image [b, h, w, 3] in [-1, 1] <> moments [b, h/8, w/8, 8] or latents."""
+
+  config: VAEConfig
+
+  def setup(self):
+    config = self.config
+    self.encoder = Encoder(config)
+    self.decoder = Decoder(config)
+    self.quant_conv = layers.conv(
+      config, 2 * config.latent_channels, None, 1, padding=0
+    )
+    self.post_quant_conv = layers.conv(
+      config, config.latent_channels, None, 1, padding=0
+    )
+
+  def encode(self, image):
+    """Image > moments: mean and logvar of the posterior, float32, unscaled."""
+    return self.quant_conv(self.encoder(image)).astype(jnp.float32)
+
+  def decode(self, latents):
+    """Latents [b, h, w, 4], scaled as the UNet sees them > image, float32."""
+    latents = latents / self.config.scaling_factor
+    return self.decoder(self.post_quant_conv(latents)).astype(jnp.float32)
+
+  def __call__(self, image):
+    """The image through mean and back; initialises every parameter."""
+    mean, _ = jnp.split(self.encode(image), 2, axis=-1)
+    return self.decode(mean * self.config.scaling_factor)
+
+
+@dataclasses.dataclass(frozen=True)
+class PatchConfig:
+  """The identity autoencoder: patches of pixels folded into channels."""
+
+  in_channels: int = 3
+  patch: int = 4
+  scaling_factor: float = 1.0
+
+  @property
+  def latent_channels(self):
+    return self.in_channels * self.patch**2
+
+  @property
+  def downscale(self):
+    return self.patch
+
+
+class PatchVAE(nn.Module):
+  """Stands in for VAE where a net works on pixels; it has no parameters."""
+
+  config: PatchConfig
+
+  def encode(self, image):
+    """Image [b, h, w, 3] > moments [b, h/p, w/p, 6 p^2]; no variance."""
+    b, h, w, c = image.shape
+    p = self.config.patch
+    mean = image.reshape(b, h // p, p, w // p, p, c)
+    mean = mean.transpose(0, 1, 3, 2, 4, 5).reshape(b, h // p, w // p, -1)
+    return jnp.concatenate([mean, jnp.full_like(mean, -30.0)], axis=-1)
+
+  def decode(self, latents):
+    """Latents [b, h, w, 3 p^2] > image [b, p h, p w, 3]."""
+    b, h, w, _ = latents.shape
+    p = self.config.patch
+    image = (latents / self.config.scaling_factor).reshape(b, h, w, p, p, -1)
+    return image.transpose(0, 1, 3, 2, 4, 5).reshape(b, h * p, w * p, -1)
+
+  def __call__(self, image):
+    mean, _ = jnp.split(self.encode(image), 2, axis=-1)
+    return self.decode(mean * self.config.scaling_factor)
+
+
+def make_vae(config):
+  """The module that the config describes."""
+  return PatchVAE(config) if isinstance(config, PatchConfig) else VAE(config)
+
+
+def sample_latents(moments, noise, scaling_factor):
+  """Latents = scale (mean + std eps), logvar clamped to [-30, 20]."""
+  mean, logvar = jnp.split(moments, 2, axis=-1)
+  std = jnp.exp(0.5 * jnp.clip(logvar, -30.0, 20.0))
+  return scaling_factor * (mean + std * noise)
