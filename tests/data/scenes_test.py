@@ -1,0 +1,160 @@
+"""The source `scenes`: grammar, determinism, sizes and held-out prompts."""
+
+import re
+
+import numpy as np
+import pytest
+
+from sdxl_jax.data import objects, scenes
+
+SMALL = dict(objects=12, colours=6, max_objects=3)
+NOUNS = {o.noun for o in objects.OBJECTS}
+PLURALS = {o.plural for o in objects.OBJECTS}
+SENTENCE = re.compile(
+  r'(?:(?P<count>two|three) (?P<plural>.+)|(?P<first>an? .+?)'
+  r'(?: (?:to the (?:left|right) of|above|below|and) (?P<second>an? .+))?)'
+  r' on (?P<colour>an? \w+) background'
+)
+
+
+def test_table():
+  assert len(objects.OBJECTS) >= 128
+  assert len(NOUNS) == len(PLURALS) == len(objects.OBJECTS)
+  assert len({o.emoji for o in objects.OBJECTS}) == len(objects.OBJECTS)
+
+
+@pytest.mark.parametrize('thing', objects.OBJECTS, ids=lambda o: o.noun)
+def test_every_object_has_art_and_shows_on_most_colours(thing):
+  sprite = objects.sprite(thing.emoji, 40)
+  assert max(sprite.size) == 40 and sprite.mode == 'RGBA'
+  shown = [objects.visible(thing.emoji, c) for c in scenes.COLOURS.values()]
+  assert sum(shown) >= 6
+
+
+@pytest.mark.parametrize(
+  'noun, article, plural',
+  [
+    ('apple', 'an apple', 'apples'),
+    ('unicorn', 'a unicorn', 'unicorns'),
+    ('umbrella', 'an umbrella', 'umbrellas'),
+    ('ear of corn', 'an ear of corn', 'ears of corn'),
+    ('bunch of grapes', 'a bunch of grapes', 'bunches of grapes'),
+    ('pair of scissors', 'a pair of scissors', 'pairs of scissors'),
+    ('loaf of bread', 'a loaf of bread', 'loaves of bread'),
+    ('strawberry', 'a strawberry', 'strawberries'),
+    ('key', 'a key', 'keys'),
+    ('fox', 'a fox', 'foxes'),
+    ('dress', 'a dress', 'dresses'),
+    ('cactus', 'a cactus', 'cacti'),
+    ('mouse', 'a mouse', 'mice'),
+    ('sheep', 'a sheep', 'sheep'),
+    ('die', 'a die', 'dice'),
+    ('tomato', 'a tomato', 'tomatoes'),
+    ('maple leaf', 'a maple leaf', 'maple leaves'),
+  ],
+)
+def test_grammar(noun, article, plural):
+  (thing,) = [o for o in objects.OBJECTS if o.noun == noun]
+  assert (objects.with_article(noun), thing.plural) == (article, plural)
+
+
+def check_sentence(caption):
+  found = SENTENCE.fullmatch(caption)
+  assert found, caption
+  assert found['colour'].split()[1] in scenes.COLOURS
+  assert found['plural'] is None or found['plural'] in PLURALS
+  for name in filter(None, (found['first'], found['second'], found['colour'])):
+    article, noun = name.split(' ', 1)
+    vowel = noun[0] in 'aeiou' and noun != 'unicorn'
+    assert article == ('an' if vowel else 'a'), caption
+    assert name == found['colour'] or noun in NOUNS
+
+
+def test_captions():
+  vocabulary = scenes.Vocabulary(objects=len(objects.OBJECTS))
+  rng = np.random.default_rng(0)
+  seen = ''
+  for _ in range(3000):
+    caption = scenes.caption(vocabulary.draw(rng, held_out=False), rng)
+    check_sentence(caption)
+    seen += caption
+  for words in ('left of', 'right of', 'above', 'below', ' and ', 'three'):
+    assert words in seen
+
+
+def test_depends_on_seed_and_index_alone():
+  short = scenes.Scenes(48, length=50, seed=3, **SMALL)
+  long = scenes.Scenes(48, length=5000, seed=3, **SMALL)
+  other = scenes.Scenes(48, length=50, seed=4, **SMALL)
+  for i in (49, 7, 7, 0):
+    assert short[i]['caption'] == long[i]['caption']
+    assert short[i]['original_size'] == tuple(long.sizes[i])
+    assert short[i]['image'].shape[:2] == short[i]['original_size']
+    np.testing.assert_array_equal(short[i]['image'], long[i]['image'])
+  assert any(short[i]['caption'] != other[i]['caption'] for i in range(9))
+  with pytest.raises(IndexError):
+    short[50]
+
+
+def test_background_is_exact_and_objects_are_whole():
+  source = scenes.Scenes(48, length=200)
+  for i in range(200):
+    image = source[i]['image']
+    colour = source[i]['caption'].split()[-2]
+    h, w, _ = image.shape
+    y, x = h // 20, w // 20
+    empty = np.ones((h, w), bool)
+    empty[y : h - y, x : w - x] = False
+    assert (image[empty] == scenes.COLOURS[colour]).all(), i
+
+
+def test_single_objects_are_large():
+  source = scenes.Scenes(64, length=300, max_objects=1)
+  for i in range(300):
+    image = source[i]['image']
+    rows, columns = np.nonzero((image != image[0, 0]).any(-1))
+    extent = max(np.ptp(rows), np.ptp(columns)) + 1
+    assert extent >= 0.4 * min(image.shape[:2]), i
+
+
+def test_sizes():
+  source = scenes.Scenes(40, length=20000)
+  side = np.sqrt(source.sizes.prod(1, dtype=float))
+  assert 0.1 < np.mean(side < 40) < 0.3
+  assert side.max() > 2.5 * 40
+  ratio = source.sizes[:, 0] / source.sizes[:, 1]
+  assert 0.38 < ratio.min() < 0.45 and 2.2 < ratio.max() < 2.6
+  assert len(scenes.ASPECTS) >= 11
+
+
+def test_held_out_combinations_are_never_drawn():
+  prompts = scenes.held_out_prompts(64, **SMALL)
+  assert len({p.caption for p in prompts}) == 64
+  for prompt in prompts:
+    check_sentence(prompt.caption)
+    colour = prompt.caption.split()[-2]
+    assert prompt.background == scenes.COLOURS[colour]
+  vocabulary = scenes.Vocabulary(**SMALL)
+  seen = set()
+  for i in range(4000):
+    rng = np.random.default_rng([0, i])
+    layout, things, colour = vocabulary.draw(rng, held_out=False)
+    seen.add((layout, frozenset(o.noun for o in things), colour))
+  unseen = {
+    (p.layout, frozenset(p.objects), p.caption.split()[-2]) for p in prompts
+  }
+  assert not seen & unseen
+  assert {s[0] for s in seen} == {s[0] for s in unseen}
+  # The parts are all seen, alone; only their meeting is new.
+  singles = {s for s in seen if s[0] == 'one'}
+  assert len({s[1] for s in singles}) == SMALL['objects']
+  assert len({s[2] for s in singles}) == SMALL['colours']
+
+
+def test_bad_settings():
+  with pytest.raises(ValueError, match='objects = 1 is outside 2'):
+    scenes.Scenes(48, objects=1)
+  with pytest.raises(ValueError, match='under the limit of 16'):
+    scenes.Scenes(16)
+  with pytest.raises(ValueError, match='held-out prompts asked for'):
+    scenes.held_out_prompts(500, objects=3, colours=2)
