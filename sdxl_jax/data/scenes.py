@@ -88,7 +88,7 @@ class Vocabulary:
     """A random combination, held out or not as asked."""
     layouts = [m for n in range(self.max_objects) for m in LAYOUTS[n + 1]]
     colours = list(COLOURS)[: self.colours]
-    while True:
+    for _ in range(1000):
       layout = layouts[rng.integers(len(layouts))]
       count = 2 if layout in ('beside', 'above') else 1
       picks = rng.choice(self.objects, count, replace=False)
@@ -96,6 +96,11 @@ class Vocabulary:
       found = Combination(layout, tuple(art.OBJECTS[i] for i in picks), colour)
       if found.visible and found.held_out == held_out:
         return found
+    raise ValueError(
+      f'scenes: {self} is too small: it has no combination that is '
+      f'{"held out" if held_out else "left to train on"}; allow more objects '
+      'or colours'
+    )
 
 
 def caption(combination, rng):
@@ -226,7 +231,7 @@ def held_out_prompts(n, objects=64, colours=10, max_objects=3, seed=0):
   vocabulary = Vocabulary(objects, colours, max_objects)
   rng = np.random.default_rng(seed)
   found = {}
-  for _ in range(100 * n + 1000):
+  for _ in range(10 * n + 50):
     combination = vocabulary.draw(rng, held_out=True)
     layout, things, colour = combination
     nouns = tuple(o.noun for o in things)
@@ -237,6 +242,6 @@ def held_out_prompts(n, objects=64, colours=10, max_objects=3, seed=0):
     if len(found) == n:
       return list(found.values())
   raise ValueError(
-    f'scenes: {n} held-out prompts asked for, but {vocabulary} has about '
+    f'scenes: {n} held-out prompts asked for, but {vocabulary} gave only '
     f'{len(found)}; ask for fewer or enlarge the vocabulary'
   )

@@ -158,3 +158,5 @@ def test_bad_settings():
     scenes.Scenes(16)
   with pytest.raises(ValueError, match='held-out prompts asked for'):
     scenes.held_out_prompts(500, objects=3, colours=2)
+  with pytest.raises(ValueError, match='is too small'):
+    scenes.held_out_prompts(1, objects=2, colours=1, max_objects=1)
