@@ -1,0 +1,108 @@
+"""Denoisers of eps and v nets, and guidance."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from sdxl_jax.diffusion import denoiser, schedule
+
+
+def levels_of(prediction='eps', steps=10, sampler='euler', **spacing):
+  trained = schedule.Schedule(prediction=prediction)
+  return schedule.make_levels(
+    trained, schedule.Spacing(**spacing), sampler, steps
+  )
+
+
+@pytest.mark.parametrize('prediction', schedule.PREDICTIONS)
+@pytest.mark.parametrize('sigma', [0.03, 1.0, 14.6])
+def test_a_perfect_net_gives_the_image(prediction, sigma):
+  x0, eps = np.random.default_rng(0).normal(size=(2, 3, 4, 5, 2))
+  x0, eps = np.float32(x0), np.float32(eps)
+  alpha = 1 / np.sqrt(1 + sigma**2)
+  target = {'eps': eps, 'v': alpha * (eps - sigma * x0)}[prediction]
+
+  def net(x, timestep):
+    assert timestep.shape == (3,)
+    np.testing.assert_allclose(x, alpha * (x0 + sigma * eps), rtol=1e-4)
+    return target
+
+  denoise = denoiser.make_denoiser(net, levels_of(prediction))
+  assert np.abs(denoise(x0 + sigma * eps, sigma) - x0).max() < 1e-5
+
+
+@pytest.mark.parametrize(
+  'spacing, sampler',
+  [
+    (dict(kind='leading'), 'euler'),
+    (dict(kind='linspace'), 'euler'),
+    (dict(kind='trailing', karras=True), 'heun'),
+    (dict(karras=True), 'dpmpp_2m'),
+  ],
+)
+def test_timesteps_are_exact_at_the_sigmas_of_the_run(spacing, sampler):
+  levels = levels_of(steps=17, sampler=sampler, **spacing)
+
+  @jax.jit
+  def timesteps(levels):
+    timestep_of = lambda sigma: denoiser.timestep_of(sigma, levels)
+    return jax.lax.map(timestep_of, levels.sigmas[:-1])
+
+  assert (timesteps(levels) == levels.timesteps).all()
+
+
+def test_timesteps_between_the_sigmas_of_the_run():
+  levels = jax.tree.map(jnp.asarray, levels_of(steps=3))
+  timesteps = jax.vmap(lambda s: denoiser.timestep_of(s, levels))(
+    levels.trained_sigmas
+  )
+  assert np.abs(timesteps - np.arange(1000)).max() < 0.01
+  s = jnp.sqrt(levels.trained_sigmas[400] * levels.trained_sigmas[401])
+  assert abs(denoiser.timestep_of(s, levels) - 400.5) < 0.01
+
+
+def test_guidance():
+  uncond, cond = jnp.full((2, 3, 3, 1), 1.0), jnp.full((2, 3, 3, 1), 2.0)
+
+  def net(x, timestep):
+    assert x.shape == (4, 3, 3, 1)
+    assert (timestep == jnp.array([7, 8, 7, 8])).all()
+    assert (x[:2] == x[2:]).all()
+    return jnp.concatenate([uncond, cond])
+
+  x, timestep = jnp.zeros((2, 3, 3, 1)), jnp.array([7.0, 8.0])
+  assert (denoiser.guide(net, 5.0)(x, timestep) == 6).all()
+  assert (denoiser.guide(net, 1.0)(x, timestep) == 2).all()
+  assert (denoiser.guide(net, 0.0)(x, timestep) == 1).all()
+
+
+def test_rescale_restores_the_spread_of_each_image():
+  key = jax.random.split(jax.random.key(0))
+  cond = jax.random.normal(key[0], (3, 8, 8, 4))
+  scales = jnp.array([2.0, 5.0, 9.0])[:, None, None, None]
+  guided = scales * jax.random.normal(key[1], cond.shape)
+  std = lambda x: np.std(x, axis=(1, 2, 3))
+  full = denoiser.rescale_guidance(guided, cond, 1.0)
+  assert np.allclose(std(full), std(cond), rtol=1e-5)
+  assert (denoiser.rescale_guidance(guided, cond, 0.0) == guided).all()
+  # A net that starts from zero weights.
+  zero = jnp.zeros_like(cond)
+  assert (denoiser.rescale_guidance(zero, zero, 0.7) == 0).all()
+
+
+def test_recorded_guidance(golden, close):
+  index = json.loads((golden / 'pipeline' / 'index.json').read_text())
+  rescaled = 0
+  for path in sorted((golden / 'pipeline').glob('t2i_*.npz')):
+    call, run = index[path.stem]['call'], np.load(path)
+    if call['gs'] <= 1 or 'unet0/out' not in run:
+      continue
+    net = lambda x, timestep: run['unet0/out']  # noqa: B023
+    guide = denoiser.guide(net, call['gs'], call['gr'])
+    guided = guide(run['step0_sample'], jnp.zeros(call['B']))
+    close(guided, run['model_output_steps'][0], 1e-5, path.stem)
+    rescaled += call['gr'] > 0
+  assert rescaled

@@ -1,0 +1,169 @@
+"""Noise levels against recorded and live diffusers schedulers."""
+
+import json
+
+import numpy as np
+import pytest
+
+from sdxl_jax.diffusion import samplers, schedule
+
+SDXL = schedule.Schedule()
+TRAILING = schedule.Spacing(kind='trailing')
+
+
+@pytest.fixture(scope='module')
+def tables(golden):
+  return np.load(golden / 'schedule' / 'tables.npz')
+
+
+def test_every_sampler_has_levels():
+  for sampler in samplers.SAMPLERS:
+    schedule.make_levels(SDXL, TRAILING, sampler, 5)
+
+
+def test_trained_schedule(tables, close):
+  zero = schedule.Schedule(zero_terminal_snr=True)
+  for prefix, trained in (('', SDXL), ('zsnr/', zero)):
+    a = schedule.alphas_cumprod(trained)
+    close(schedule.betas(trained), tables[prefix + 'betas'], 1e-5, prefix)
+    close(a, tables[prefix + 'alphas_cumprod'], 2e-6, prefix)
+  assert schedule.alphas_cumprod(zero)[-1] == 0
+  assert schedule.trained_sigmas(zero)[-1] == np.inf
+  close(schedule.trained_sigmas(SDXL), tables['sigmas_all'], 1e-5)
+
+
+def test_linear_betas():
+  betas = schedule.betas(schedule.Schedule(beta_schedule='linear'))
+  assert betas[[0, -1]].tolist() == [0.00085, 0.012]
+  assert np.allclose(np.diff(betas), (0.012 - 0.00085) / 999)
+
+
+def families(golden):
+  """(sampler, config, prefix of the arrays, steps) of each recorded run."""
+  index = json.loads((golden / 'schedule' / 'tables.json').read_text())
+  names = np.load(golden / 'schedule' / 'tables.npz').files
+  for key in names:
+    if not key.endswith('/timesteps'):
+      continue
+    family, spacing, steps, _ = key.split('/')
+    config = index['families'][family]
+    sampler = schedule.DIFFUSERS_SAMPLERS.get(config['class'])
+    config = config['config'] | {'timestep_spacing': spacing}
+    if sampler and not config.get('use_exponential_sigmas'):
+      yield sampler, config, key.removesuffix('timesteps'), int(steps)
+
+
+def once(array, sampler):
+  """Heun's scheduler lists inner levels twice, for its two calls."""
+  return np.append(array[:-1:2], array[-1]) if sampler == 'heun' else array
+
+
+def test_recorded_levels(golden, tables, close, tolerances):
+  runs = list(families(golden))
+  assert len({sampler for sampler, *_ in runs}) == 5
+  for sampler, config, prefix, steps in runs:
+    levels = schedule.make_levels(
+      *schedule.from_diffusers(config, sampler), sampler, steps
+    )
+    timesteps = once(tables[prefix + 'timesteps'], sampler)
+    limit = 1e-3 if (timesteps % 1).any() else 0
+    assert np.abs(levels.timesteps - timesteps).max() <= limit, prefix
+
+    init_scale = levels.init_scale
+    if sampler in ('ddim', 'dpmpp_2m'):  # which know x / sqrt(1 + sigma^2)
+      init_scale = init_scale / np.sqrt(1 + levels.sigmas[0] ** 2)
+    expected = tables[prefix + 'init_noise_sigma']
+    assert init_scale == pytest.approx(expected, 1e-5), prefix
+
+    if prefix + 'sigmas' in tables:
+      sigmas = once(tables[prefix + 'sigmas'], sampler)
+      limit = tolerances['schedule_sigmas_rel']
+      close(levels.sigmas, sigmas, limit, prefix)
+      assert np.allclose(levels.sigmas, sigmas, rtol=limit, atol=0), prefix
+
+
+@pytest.mark.torch
+@pytest.mark.filterwarnings('ignore:__array__ implementation')
+@pytest.mark.parametrize('name', schedule.DIFFUSERS_SAMPLERS)
+@pytest.mark.parametrize('karras', [False, True])
+@pytest.mark.parametrize('kind', schedule.SPACINGS)
+def test_live_levels(name, karras, kind, base_config):
+  scheduler = getattr(pytest.importorskip('diffusers'), name)
+  sampler = schedule.DIFFUSERS_SAMPLERS[name]
+  config = base_config | {'timestep_spacing': kind, 'use_karras_sigmas': karras}
+  reference = scheduler.from_config(config)
+  settings = schedule.from_diffusers(config, sampler)
+  for steps in (1, 2, 7, 16, 48, 333):
+    reference.set_timesteps(steps)
+    levels = schedule.make_levels(*settings, sampler, steps)
+    timesteps = once(reference.timesteps.numpy(), sampler)
+    assert np.abs(levels.timesteps - timesteps).max() < 2e-3, steps
+    if hasattr(reference, 'sigmas'):
+      sigmas = once(reference.sigmas.numpy(), sampler)
+      assert np.allclose(levels.sigmas, sigmas, rtol=1e-5, atol=0), steps
+
+
+@pytest.fixture
+def base_config(keys):
+  """The scheduler of the published SDXL base model."""
+  path = keys / 'configs' / 'base' / 'scheduler' / 'scheduler_config.json'
+  return json.loads(path.read_text())
+
+
+def test_published_config_is_the_default(base_config):
+  settings = schedule.from_diffusers(base_config, 'euler')
+  assert settings == (SDXL, schedule.Spacing())
+
+
+def test_ddim_ends_at_the_smallest_sigma(base_config):
+  settings = schedule.from_diffusers(base_config, 'ddim')
+  levels = schedule.make_levels(*settings, 'ddim', 5)
+  assert levels.sigmas[-1] == levels.trained_sigmas[0]
+  assert levels.final_scale == pytest.approx(0.99957, 1e-5)
+
+
+@pytest.mark.parametrize(
+  'change, message',
+  [
+    ({'prediction_type': 'sample'}, 'prediction_type'),
+    ({'beta_schedule': 'squaredcos_cap_v2'}, 'scaled_linear'),
+    ({'use_exponential_sigmas': True}, 'use_exponential_sigmas'),
+    ({'trained_betas': [0.1]}, 'trained_betas'),
+    ({'solver_order': 3}, 'solver_order'),
+    ({'timestep_spacing': 'log'}, 'trailing'),
+  ],
+)
+def test_unsupported_config(base_config, change, message):
+  with pytest.raises(ValueError, match=message):
+    schedule.from_diffusers(base_config | change, 'dpmpp_2m')
+
+
+def test_incomplete_config(base_config):
+  del base_config['beta_start']
+  with pytest.raises(ValueError, match="lacks 'beta_start'"):
+    schedule.from_diffusers(base_config, 'euler')
+
+
+@pytest.mark.parametrize('steps', [0, -1, 1001])
+def test_steps_out_of_range(steps):
+  with pytest.raises(ValueError, match=f'{steps}; the limit is 1 to 1000'):
+    schedule.make_levels(SDXL, TRAILING, 'euler', steps)
+
+
+def test_all_1000_steps_fit_only_trailing():
+  levels = schedule.make_levels(SDXL, TRAILING, 'dpmpp_2m', 1000)
+  assert (levels.timesteps == np.arange(1000)[::-1]).all()
+  for sampler in ('euler', 'dpmpp_2m'):
+    with pytest.raises(ValueError, match="fewer steps or the spacing 'tra"):
+      schedule.make_levels(SDXL, schedule.Spacing(), sampler, 1000)
+
+
+def test_unknown_names():
+  with pytest.raises(ValueError, match="'lms'; choose one of .*'heun'"):
+    schedule.make_levels(SDXL, TRAILING, 'lms', 10)
+  with pytest.raises(ValueError, match="'even'; choose one of"):
+    schedule.Spacing(kind='even')
+  with pytest.raises(ValueError, match="'x0'; choose one of"):
+    schedule.Schedule(prediction='x0')
+  with pytest.raises(ValueError, match='beta_end 2'):
+    schedule.Schedule(beta_end=2)
