@@ -8,6 +8,7 @@ from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 GAP = 4  # px between the cells of a grid
 GREY = 238  # of the gaps
+ORIENTATION = 0x0112  # the EXIF tag; 5 to 8 swap height and width
 TEXT = 14  # px, height of a row of captions
 
 
@@ -61,7 +62,8 @@ def upright_size(path):
   try:
     with Image.open(path) as image:
       w, h = image.size
-      turned = image.getexif().get(0x0112, 1) in (5, 6, 7, 8)
+      # Not image.getexif(), which decodes a PNG to look behind its pixels.
+      turned = Image.Image.getexif(image).get(ORIENTATION, 1) in (5, 6, 7, 8)
   except Exception as error:
     raise UnreadableImage(path, error) from error
   return (w, h) if turned else (h, w)

