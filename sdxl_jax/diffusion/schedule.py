@@ -59,7 +59,7 @@ class Levels:
   sigmas[i + 1] for each i, and latents = final_scale * x.
   """
 
-  sigmas: jax.Array  # [n + 1], strictly descending
+  sigmas: jax.Array  # [n + 1], descending
   timesteps: jax.Array  # [n], what the net is told at sigmas[:-1]
   trained_sigmas: jax.Array  # [num_train_timesteps], ascending
   init_scale: jax.Array  # []
@@ -157,7 +157,10 @@ def karras_sigmas(sigma_max, sigma_min, count, rho=7.0):
 
 
 def make_levels(schedule, spacing, sampler, steps):
-  """The noise levels that a sampler visits, as the diffusers scheduler does.
+  """The noise levels of a run, those of the sampler's diffusers scheduler.
+
+  Its DDIM goes from t to t - 1000 // steps; ours to the next t of the run,
+  which is the same for 'leading' and for steps that divide 1000.
 
   Args:
     schedule: Schedule of the net.
@@ -207,8 +210,8 @@ def _run_levels(spacing, habits, trained, steps):
   # Floating point gives 'trailing' a surplus timestep for some counts.
   timesteps = space_timesteps(
     spacing.kind, steps + end, len(trained), spacing.steps_offset
-  )[:steps]
-  timesteps = snap(timesteps)
+  )
+  timesteps = snap(timesteps[:steps])
   sigmas = timesteps_to_sigmas(timesteps, trained)
   if not spacing.karras:
     return sigmas, timesteps
