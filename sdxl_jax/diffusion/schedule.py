@@ -159,8 +159,8 @@ def karras_sigmas(sigma_max, sigma_min, count, rho=7.0):
 def make_levels(schedule, spacing, sampler, steps):
   """The noise levels of a run, those of the sampler's diffusers scheduler.
 
-  Its DDIM goes from t to t - 1000 // steps; ours to the next t of the run,
-  which is the same for 'leading' and for steps that divide 1000.
+  Only its DDIM goes to t - 1000 // steps where ours goes to the run's next t:
+  the same for 'leading', and for 'trailing' if steps divide 1000.
 
   Args:
     schedule: Schedule of the net.
@@ -188,17 +188,14 @@ def make_levels(schedule, spacing, sampler, steps):
       "timesteps; take fewer steps or the spacing 'trailing'"
     )
   final = 0.0 if spacing.final_sigma == 'zero' else trained[0]
-  first = sigmas[0]
-  if habits.variance_preserving or spacing.kind == 'leading':
-    first = np.sqrt(1 + first**2)
+  preserving = habits.variance_preserving
+  unit = preserving or spacing.kind == 'leading'
   return Levels(
     sigmas=np.append(sigmas, final).astype(np.float32),
     timesteps=timesteps.astype(np.float32),
     trained_sigmas=trained.astype(np.float32),
-    init_scale=np.float32(first),
-    final_scale=np.float32(
-      1 / np.sqrt(1 + final**2) if habits.variance_preserving else 1
-    ),
+    init_scale=np.float32(np.sqrt(unit + sigmas[0] ** 2)),
+    final_scale=np.float32(1 / np.sqrt(1 + preserving * final**2)),
     prediction=schedule.prediction,
   )
 
@@ -246,7 +243,7 @@ _SUPPORTED = {
   'sigma_min': (None,),
   'sigma_max': (None,),
 }
-_SUPPORTED_MULTISTEP = {
+_SUPPORTED_MULTISTEP = _SUPPORTED | {
   'algorithm_type': ('dpmsolver++',),
   'solver_order': (2,),
   'solver_type': ('midpoint', 'bh1', 'bh2', 'logrho'),  # all mean midpoint
@@ -272,9 +269,8 @@ def from_diffusers(config, sampler):
     ValueError: on a missing entry or one that the samplers do not support.
   """
   _check('sampler', sampler, _HABITS)
-  supported = dict(_SUPPORTED)
-  if sampler == 'dpmpp_2m':
-    supported |= _SUPPORTED_MULTISTEP
+  multistep = sampler == 'dpmpp_2m'
+  supported = _SUPPORTED_MULTISTEP if multistep else _SUPPORTED
   for name, allowed in supported.items():
     if name in config:
       _check(f'{name} of the scheduler config', config[name], allowed)
@@ -290,15 +286,15 @@ def from_diffusers(config, sampler):
     kind = config['timestep_spacing']
   except KeyError as e:
     raise ValueError(f'the scheduler config lacks {e}; add it') from e
-  final = {
+  to_zero = {
     'euler': config.get('final_sigmas_type', 'zero') == 'zero',
     'ddim': config.get('set_alpha_to_one', True),
-  }.get(sampler, True)
+  }
   # The reference schedulers of these two know no Karras sigmas.
   knows_karras = sampler not in ('ddim', 'euler_ancestral')
   return schedule, Spacing(
     kind=kind,
     steps_offset=config.get('steps_offset', 0),
     karras=knows_karras and config.get('use_karras_sigmas', False),
-    final_sigma='zero' if final else 'smallest',
+    final_sigma='zero' if to_zero.get(sampler, True) else 'smallest',
   )
