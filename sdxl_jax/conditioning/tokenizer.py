@@ -68,7 +68,10 @@ def load_row(folder, name):
   if folder is None or not (pathlib.Path(folder) / name).is_dir():
     vocabulary, merges = vendored_vocabulary()
     return transformers.CLIPTokenizer(
-      vocabulary, merges, pad_token=PADS[name], model_max_length=LENGTH
+      vocab=vocabulary,
+      merges=merges,
+      pad_token=PADS[name],
+      model_max_length=LENGTH,
     )
   path = pathlib.Path(folder) / name
   found = {p.name for p in path.iterdir()}

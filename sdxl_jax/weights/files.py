@@ -69,7 +69,7 @@ def load_model_index(folder):
       'model_index.json and a folder for each component'
     )
   index = read_json(path)
-  pipeline = index['_class_name']
+  pipeline = index.get('_class_name', 'thing without _class_name')
   if not pipeline.startswith('StableDiffusionXL'):
     raise ValueError(f'{path} describes a {pipeline}, not an SDXL model')
   return ModelIndex(

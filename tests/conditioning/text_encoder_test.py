@@ -19,7 +19,8 @@ TOWERS = ['text_encoder', 'text_encoder_2']
 
 def load_tower(golden, name):
   config, params = files.load_component(golden / 'tiny' / 'base', name)
-  return clip.CLIPText(config), params
+  net = clip.CLIPText(config)
+  return jax.jit(lambda params, ids: net.apply({'params': params}, ids)), params
 
 
 def load_encoder(folder):
@@ -42,9 +43,9 @@ def final_norm(params, x):
 
 @pytest.mark.parametrize('name', TOWERS)
 def test_towers(golden, close, tolerances, name):
-  net, params = load_tower(golden, name)
+  apply, params = load_tower(golden, name)
   arrays = np.load(golden / 'tiny' / 'fixtures' / f'{name}.npz')
-  hidden, pooled = net.apply({'params': params}, arrays['input_ids'])
+  hidden, pooled = apply(params, arrays['input_ids'])
   last = final_norm(params, hidden[-1])
   expected = 'text_embeds' if 'text_embeds' in arrays else 'pooler_output'
   close(pooled, arrays[expected], tolerances[LIMIT], expected)
@@ -56,7 +57,7 @@ def test_towers(golden, close, tolerances, name):
 
 @pytest.mark.parametrize('name', TOWERS)
 def test_small_inputs_meet_the_right_epsilon(golden, close, tolerances, name):
-  net, params = load_tower(golden, name)
+  apply, params = load_tower(golden, name)
   fixtures = golden / 'tiny' / 'fixtures'
   probe = json.loads((fixtures / 'probes.json').read_text())['probes']
   probe = probe[f'probe_{name}']
@@ -65,7 +66,7 @@ def test_small_inputs_meet_the_right_epsilon(golden, close, tolerances, name):
   slots = names.slots(flat)
   for scaled in probe['params_scaled']:
     names.tensor(flat, slots[scaled])[...] *= probe['scale']
-  hidden, _ = net.apply({'params': params}, arrays['input_ids'])
+  hidden, _ = apply(params, arrays['input_ids'])
   limit = tolerances['eps_probes']
   last = final_norm(params, hidden[-1])
   close(hidden[-2], arrays['penultimate_f64'], limit, 'penultimate')
@@ -74,16 +75,16 @@ def test_small_inputs_meet_the_right_epsilon(golden, close, tolerances, name):
 
 @pytest.mark.parametrize('name', TOWERS)
 def test_gradients(golden, tolerances, name):
-  net, params = load_tower(golden, name)
+  apply, params = load_tower(golden, name)
   fixtures = golden / 'tiny' / 'fixtures'
   ids = np.load(fixtures / f'{name}.npz')['input_ids']
   stats = json.loads((fixtures / f'{name}_grad_stats.json').read_text())
 
   def loss(params):
-    hidden, pooled = net.apply({'params': params}, ids)
+    hidden, pooled = apply(params, ids)
     return jnp.mean(hidden[-2] ** 2) + jnp.mean(pooled**2)
 
-  value, grads = jax.value_and_grad(loss)(params)
+  value, grads = jax.jit(jax.value_and_grad(loss))(params)
   np.testing.assert_allclose(value, stats['loss'], rtol=1e-5)
   flat = traverse_util.flatten_dict(grads)
   slots = names.slots(flat)

@@ -89,6 +89,8 @@ def test_pickled_and_shared_by_threads(golden):
 
 
 def test_incomplete_folder(tmp_path):
+  with pytest.raises(FileNotFoundError, match='absent is not a folder'):
+    tokenizer.load(tmp_path / 'absent')
   (tmp_path / 'tokenizer').mkdir()
   (tmp_path / 'tokenizer' / 'vocab.json').write_text('{}')
   with pytest.raises(FileNotFoundError, match='lacks merges.txt'):

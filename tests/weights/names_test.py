@@ -65,14 +65,15 @@ def test_configs_are_the_published_ones(keys, name):
 
 def test_stacked_and_unrolled_hold_the_same(golden):
   folder = golden / 'tiny' / 'base'
-  _, stacked = files.load_component(folder, 'unet')
+  config, stacked = files.load_component(folder, 'unet')
   _, unrolled = files.load_component(folder, 'unet', scan_blocks=False)
-  block = unrolled['mid_block']['attentions_0']['transformer_blocks_1']
+  last = config.mid_transformer_depth - 1
+  block = unrolled['mid_block']['attentions_0'][f'transformer_blocks_{last}']
   blocks = stacked['mid_block']['attentions_0']['transformer_blocks']
   jax.tree.map(
     np.testing.assert_array_equal,
     block,
-    jax.tree.map(lambda leaf: leaf[1], blocks),
+    jax.tree.map(lambda leaf: leaf[last], blocks),
   )
 
 
