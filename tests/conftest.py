@@ -41,7 +41,7 @@ def tolerances():
 
 @pytest.fixture(scope='session')
 def close():
-  """check(actual, expected, limit): max error at most limit * max |expected|."""
+  """check(actual, expected, limit): max error <= limit * max |expected|."""
 
   def check(actual, expected, limit, what=''):
     actual, expected = np.asarray(actual), np.asarray(expected)

@@ -27,8 +27,10 @@ class Schedule:
   zero_terminal_snr: bool = False  # the last timestep is noise alone
 
   def __post_init__(self):
-    _check('beta_schedule', self.beta_schedule, ('scaled_linear', 'linear'))
-    _check('prediction', self.prediction, PREDICTIONS)
+    check_choice(
+      'beta_schedule', self.beta_schedule, ('scaled_linear', 'linear')
+    )
+    check_choice('prediction', self.prediction, PREDICTIONS)
     if not 0 < self.beta_start <= self.beta_end < 1:
       raise ValueError(
         f'beta_start {self.beta_start} and beta_end {self.beta_end} must be '
@@ -46,8 +48,8 @@ class Spacing:
   final_sigma: str = 'zero'  # or 'smallest', that of timestep 0
 
   def __post_init__(self):
-    _check('spacing', self.kind, SPACINGS)
-    _check('final_sigma', self.final_sigma, ('zero', 'smallest'))
+    check_choice('spacing', self.kind, SPACINGS)
+    check_choice('final_sigma', self.final_sigma, ('zero', 'smallest'))
 
 
 @jax.tree_util.register_dataclass
@@ -78,7 +80,7 @@ class _Habits:
   terminal_sigma: float = 4096.0  # for the infinite sigma of zero SNR
 
 
-_HABITS = {
+HABITS = {
   'euler': _Habits(),
   'euler_ancestral': _Habits(),
   'heun': _Habits(),
@@ -174,11 +176,11 @@ def make_levels(schedule, spacing, sampler, steps):
   Raises:
     ValueError: on an unknown sampler, or steps that the schedule cannot hold.
   """
-  _check('sampler', sampler, _HABITS)
+  check_choice('sampler', sampler, HABITS)
   limit = schedule.num_train_timesteps
   if not 1 <= steps <= limit:
     raise ValueError(f'steps is {steps}; the limit is 1 to {limit}')
-  habits = _HABITS[sampler]
+  habits = HABITS[sampler]
   trained = trained_sigmas(schedule, habits.terminal_sigma)
   sigmas, timesteps = _run_levels(spacing, habits, trained, steps)
   if timesteps[0] > limit - 1 or not (np.diff(sigmas) < 0).all():
@@ -217,84 +219,6 @@ def _run_levels(spacing, habits, trained, steps):
   return sigmas, snap(sigmas_to_timesteps(sigmas, trained))
 
 
-def _check(name, value, allowed):
+def check_choice(name, value, allowed):
   if value not in allowed:
     raise ValueError(f'{name} is {value!r}; choose one of {list(allowed)}')
-
-
-# The sampler that a scheduler_config.json names.
-DIFFUSERS_SAMPLERS = {
-  'EulerDiscreteScheduler': 'euler',
-  'EulerAncestralDiscreteScheduler': 'euler_ancestral',
-  'HeunDiscreteScheduler': 'heun',
-  'DDIMScheduler': 'ddim',
-  'DPMSolverMultistepScheduler': 'dpmpp_2m',
-}
-# What a config may say only in one way, where it says it at all.
-_SUPPORTED = {
-  'trained_betas': (None,),
-  'prediction_type': ('epsilon', 'v_prediction'),
-  'interpolation_type': ('linear',),
-  'timestep_type': ('discrete',),
-  'clip_sample': (False,),
-  'thresholding': (False,),
-  'use_exponential_sigmas': (False,),
-  'use_beta_sigmas': (False,),
-  'sigma_min': (None,),
-  'sigma_max': (None,),
-}
-_SUPPORTED_MULTISTEP = _SUPPORTED | {
-  'algorithm_type': ('dpmsolver++',),
-  'solver_order': (2,),
-  'solver_type': ('midpoint', 'bh1', 'bh2', 'logrho'),  # all mean midpoint
-  'use_lu_lambdas': (False,),
-  'use_flow_sigmas': (False,),
-  'lambda_min_clipped': ('-inf', -np.inf),
-  'final_sigmas_type': ('zero',),
-}
-
-
-def from_diffusers(config, sampler):
-  """Reads a diffusers scheduler_config.json for one of our samplers.
-
-  Args:
-    config: the parsed JSON, of the sampler's own class or of another, as
-      diffusers' `from_config` allows.
-    sampler: name of the sampler.
-
-  Returns:
-    (Schedule, Spacing).
-
-  Raises:
-    ValueError: on a missing entry or one that the samplers do not support.
-  """
-  _check('sampler', sampler, _HABITS)
-  multistep = sampler == 'dpmpp_2m'
-  supported = _SUPPORTED_MULTISTEP if multistep else _SUPPORTED
-  for name, allowed in supported.items():
-    if name in config:
-      _check(f'{name} of the scheduler config', config[name], allowed)
-  try:
-    schedule = Schedule(
-      num_train_timesteps=config['num_train_timesteps'],
-      beta_start=config['beta_start'],
-      beta_end=config['beta_end'],
-      beta_schedule=config['beta_schedule'],
-      prediction='v' if config['prediction_type'] == 'v_prediction' else 'eps',
-      zero_terminal_snr=config.get('rescale_betas_zero_snr', False),
-    )
-    kind = config['timestep_spacing']
-  except KeyError as e:
-    raise ValueError(f'the scheduler config lacks {e}; add it') from e
-  to_zero = {
-    'euler': config.get('final_sigmas_type', 'zero') == 'zero',
-    'ddim': config.get('set_alpha_to_one', True),
-  }
-  # The reference schedulers of these two know no Karras sigmas.
-  knows_karras = sampler not in ('ddim', 'euler_ancestral')
-  return schedule, Spacing(
-    kind=kind,
-    steps_offset=config.get('steps_offset', 0),
-    karras=knows_karras and config.get('use_karras_sigmas', False),
-    final_sigma='zero' if to_zero.get(sampler, True) else 'smallest',
-  )

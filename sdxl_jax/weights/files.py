@@ -83,6 +83,12 @@ def load_scheduler(folder):
   return read_json(pathlib.Path(folder) / 'scheduler' / 'scheduler_config.json')
 
 
+def load_sample_size(folder):
+  """Side in latents of the pictures that the UNet was made for."""
+  config = read_json(pathlib.Path(folder) / 'unet' / 'config.json')
+  return config.get('sample_size', 128)
+
+
 def load_component(folder, name, variant=None, **fields):
   """(config, params) of 'unet', 'vae', 'text_encoder' or 'text_encoder_2'.
 

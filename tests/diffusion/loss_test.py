@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sdxl_jax.diffusion import loss, schedule
+from sdxl_jax.diffusion import loss, schedule, scheduler_config
 
 EPS = schedule.Schedule()
 V = schedule.Schedule(prediction='v')
@@ -45,7 +45,7 @@ def test_recorded_min_snr_weights(recorded, close, prediction):
     close(weight, recorded[name], 1e-5)
 
 
-@pytest.mark.parametrize('sampler', schedule.DIFFUSERS_SAMPLERS.values())
+@pytest.mark.parametrize('sampler', scheduler_config.SAMPLERS.values())
 def test_recorded_noising_for_samplers(recorded, close, sampler):
   """Image-to-image starts from x0 + sigma eps, as training does."""
   name = f'sampler/{sampler.replace("euler_ancestral", "euler_a")}'

@@ -9,17 +9,17 @@ import numpy as np
 import pytest
 from jax.experimental import io_callback
 
-from sdxl_jax.diffusion import denoiser, samplers, schedule
+from sdxl_jax.diffusion import denoiser, samplers, schedule, scheduler_config
 
 VARIANCE_PRESERVING = ('ddim', 'dpmpp_2m')
 
 
 def levels_of(config, steps):
   """(sampler, Levels) of a recorded run; the sampler is None if not ours."""
-  sampler = schedule.DIFFUSERS_SAMPLERS.get(config['_class_name'])
+  sampler = scheduler_config.SAMPLERS.get(config['_class_name'])
   if sampler is None:
     return None, None
-  settings = schedule.from_diffusers(config, sampler)
+  settings = scheduler_config.read(config, sampler)
   return sampler, schedule.make_levels(*settings, sampler, steps)
 
 

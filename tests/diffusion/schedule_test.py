@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from sdxl_jax.diffusion import samplers, schedule
+from sdxl_jax.diffusion import samplers, schedule, scheduler_config
 
 SDXL = schedule.Schedule()
 TRAILING = schedule.Spacing(kind='trailing')
@@ -47,7 +47,7 @@ def families(golden):
       continue
     family, spacing, steps, _ = key.split('/')
     config = index['families'][family]
-    sampler = schedule.DIFFUSERS_SAMPLERS.get(config['class'])
+    sampler = scheduler_config.SAMPLERS.get(config['class'])
     config = config['config'] | {'timestep_spacing': spacing}
     if sampler and not config.get('use_exponential_sigmas'):
       yield sampler, config, key.removesuffix('timesteps'), int(steps)
@@ -63,7 +63,7 @@ def test_recorded_levels(golden, tables, close, tolerances):
   assert len({sampler for sampler, *_ in runs}) == 5
   for sampler, config, prefix, steps in runs:
     levels = schedule.make_levels(
-      *schedule.from_diffusers(config, sampler), sampler, steps
+      *scheduler_config.read(config, sampler), sampler, steps
     )
     timesteps = once(tables[prefix + 'timesteps'], sampler)
     limit = 1e-3 if (timesteps % 1).any() else 0
@@ -84,15 +84,15 @@ def test_recorded_levels(golden, tables, close, tolerances):
 
 @pytest.mark.torch
 @pytest.mark.filterwarnings('ignore:__array__ implementation')
-@pytest.mark.parametrize('name', schedule.DIFFUSERS_SAMPLERS)
+@pytest.mark.parametrize('name', scheduler_config.SAMPLERS)
 @pytest.mark.parametrize('karras', [False, True])
 @pytest.mark.parametrize('kind', schedule.SPACINGS)
 def test_live_levels(name, karras, kind, base_config):
   scheduler = getattr(pytest.importorskip('diffusers'), name)
-  sampler = schedule.DIFFUSERS_SAMPLERS[name]
+  sampler = scheduler_config.SAMPLERS[name]
   config = base_config | {'timestep_spacing': kind, 'use_karras_sigmas': karras}
   reference = scheduler.from_config(config)
-  settings = schedule.from_diffusers(config, sampler)
+  settings = scheduler_config.read(config, sampler)
   for steps in (1, 2, 7, 16, 48, 333):
     reference.set_timesteps(steps)
     levels = schedule.make_levels(*settings, sampler, steps)
@@ -111,12 +111,12 @@ def base_config(keys):
 
 
 def test_published_config_is_the_default(base_config):
-  settings = schedule.from_diffusers(base_config, 'euler')
+  settings = scheduler_config.read(base_config, 'euler')
   assert settings == (SDXL, schedule.Spacing())
 
 
 def test_ddim_ends_at_the_smallest_sigma(base_config):
-  settings = schedule.from_diffusers(base_config, 'ddim')
+  settings = scheduler_config.read(base_config, 'ddim')
   levels = schedule.make_levels(*settings, 'ddim', 5)
   assert levels.sigmas[-1] == levels.trained_sigmas[0]
   assert levels.final_scale == pytest.approx(0.99957, 1e-5)
@@ -135,13 +135,13 @@ def test_ddim_ends_at_the_smallest_sigma(base_config):
 )
 def test_unsupported_config(base_config, change, message):
   with pytest.raises(ValueError, match=message):
-    schedule.from_diffusers(base_config | change, 'dpmpp_2m')
+    scheduler_config.read(base_config | change, 'dpmpp_2m')
 
 
 def test_incomplete_config(base_config):
   del base_config['beta_start']
   with pytest.raises(ValueError, match="lacks 'beta_start'"):
-    schedule.from_diffusers(base_config, 'euler')
+    scheduler_config.read(base_config, 'euler')
 
 
 @pytest.mark.parametrize('steps', [0, -1, 1001])

@@ -1,0 +1,104 @@
+"""diffusers' scheduler_config.json <> our trained schedule and spacing."""
+
+import numpy as np
+
+from sdxl_jax.diffusion import schedule
+
+# The sampler that a scheduler_config.json names.
+SAMPLERS = {
+  'EulerDiscreteScheduler': 'euler',
+  'EulerAncestralDiscreteScheduler': 'euler_ancestral',
+  'HeunDiscreteScheduler': 'heun',
+  'DDIMScheduler': 'ddim',
+  'DPMSolverMultistepScheduler': 'dpmpp_2m',
+}
+# What a config may say only in one way, where it says it at all.
+SUPPORTED = {
+  'trained_betas': (None,),
+  'prediction_type': ('epsilon', 'v_prediction'),
+  'interpolation_type': ('linear',),
+  'timestep_type': ('discrete',),
+  'clip_sample': (False,),
+  'thresholding': (False,),
+  'use_exponential_sigmas': (False,),
+  'use_beta_sigmas': (False,),
+  'sigma_min': (None,),
+  'sigma_max': (None,),
+}
+SUPPORTED_MULTISTEP = SUPPORTED | {
+  'algorithm_type': ('dpmsolver++',),
+  'solver_order': (2,),
+  'solver_type': ('midpoint', 'bh1', 'bh2', 'logrho'),  # all mean midpoint
+  'use_lu_lambdas': (False,),
+  'use_flow_sigmas': (False,),
+  'lambda_min_clipped': ('-inf', -np.inf),
+  'final_sigmas_type': ('zero',),
+}
+
+
+def read(config, sampler):
+  """Reads a diffusers scheduler_config.json for one of our samplers.
+
+  Args:
+    config: the parsed JSON, of the sampler's own class or of another, as
+      diffusers' `from_config` allows.
+    sampler: name of the sampler.
+
+  Returns:
+    (schedule.Schedule, schedule.Spacing).
+
+  Raises:
+    ValueError: on a missing entry or one that the samplers do not support.
+  """
+  schedule.check_choice('sampler', sampler, schedule.HABITS)
+  multistep = sampler == 'dpmpp_2m'
+  supported = SUPPORTED_MULTISTEP if multistep else SUPPORTED
+  for name, allowed in supported.items():
+    if name in config:
+      schedule.check_choice(
+        f'{name} of the scheduler config', config[name], allowed
+      )
+  try:
+    trained = schedule.Schedule(
+      num_train_timesteps=config['num_train_timesteps'],
+      beta_start=config['beta_start'],
+      beta_end=config['beta_end'],
+      beta_schedule=config['beta_schedule'],
+      prediction='v' if config['prediction_type'] == 'v_prediction' else 'eps',
+      zero_terminal_snr=config.get('rescale_betas_zero_snr', False),
+    )
+    kind = config['timestep_spacing']
+  except KeyError as e:
+    raise ValueError(f'the scheduler config lacks {e}; add it') from e
+  to_zero = {
+    'euler': config.get('final_sigmas_type', 'zero') == 'zero',
+    'ddim': config.get('set_alpha_to_one', True),
+  }
+  # The reference schedulers of these two know no Karras sigmas.
+  knows_karras = sampler not in ('ddim', 'euler_ancestral')
+  return trained, schedule.Spacing(
+    kind=kind,
+    steps_offset=config.get('steps_offset', 0),
+    karras=knows_karras and config.get('use_karras_sigmas', False),
+    final_sigma='zero' if to_zero.get(sampler, True) else 'smallest',
+  )
+
+
+def write(trained, spacing):
+  """The scheduler_config.json of an Euler sampler with these settings."""
+  return {
+    '_class_name': 'EulerDiscreteScheduler',
+    'num_train_timesteps': trained.num_train_timesteps,
+    'beta_start': trained.beta_start,
+    'beta_end': trained.beta_end,
+    'beta_schedule': trained.beta_schedule,
+    'prediction_type': {'eps': 'epsilon', 'v': 'v_prediction'}[
+      trained.prediction
+    ],
+    'rescale_betas_zero_snr': trained.zero_terminal_snr,
+    'timestep_spacing': spacing.kind,
+    'steps_offset': spacing.steps_offset,
+    'use_karras_sigmas': spacing.karras,
+    'interpolation_type': 'linear',
+    'set_alpha_to_one': False,
+  }

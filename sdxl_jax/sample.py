@@ -1,0 +1,402 @@
+"""Draw pictures: prompt > tokens > context > latents > image.
+
+  python -m sdxl_jax.sample --weights DIR --prompt "..." --output out.png
+
+DIR is a diffusers folder or the workdir of a training run.
+"""
+
+import dataclasses
+import functools
+import json
+import pathlib
+import sys
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import orbax.checkpoint as ocp
+from absl import app, flags
+from ml_collections import config_dict
+
+from sdxl_jax.conditioning import text_encoder, tokenizer
+from sdxl_jax.data import images
+from sdxl_jax.diffusion import denoiser, samplers, schedule, scheduler_config
+from sdxl_jax.training import checkpoint, diffusion_task, optimizer
+from sdxl_jax.training import task as tasks
+from sdxl_jax.weights import files
+
+# What the refiner is told of how a picture is rated (sgm, apply_refiner).
+AESTHETIC_SCORE, NEGATIVE_AESTHETIC_SCORE = 6.0, 2.5
+
+
+@dataclasses.dataclass(frozen=True)
+class Pipeline:
+  """All that drawing needs; see `load`."""
+
+  nets: diffusion_task.Nets
+  params: Any  # {'unet', 'vae', 'text_encoder', 'text_encoder_2'}
+  tokenize: tokenizer.Tokenizer
+  scheduler: dict  # as in scheduler_config.json
+  force_zeros: bool  # no negative prompt means zeros, not an encoded ''
+  size: tuple[int, int]  # (height, width) in px where none is given
+
+
+def load(folder, dtype='float32'):
+  """The Pipeline of a diffusers folder or of a workdir (its EMA parameters).
+
+  Args:
+    folder: path.
+    dtype: compute, 'float32' or 'bfloat16'; parameters are held in it too.
+  """
+  folder = pathlib.Path(folder)
+  if (folder / 'model_index.json').is_file():
+    return load_folder(folder, dtype)
+  if (folder / 'config.json').is_file():
+    return load_workdir(folder, dtype)
+  raise FileNotFoundError(
+    f'{folder} has neither model_index.json (a diffusers folder) nor '
+    'config.json (the workdir of a training run): give one of the two'
+  )
+
+
+def load_folder(folder, dtype):
+  index, scheduler = (
+    files.load_model_index(folder),
+    files.load_scheduler(folder),
+  )
+  configs, params = {'text_encoder': None}, {}
+  for name in index.components:
+    configs[name], params[name] = files.load_component(
+      folder, name, dtype=dtype, param_dtype=dtype
+    )
+  towers = configs['text_encoder'], configs['text_encoder_2']
+  trained, _ = scheduler_config.read(scheduler, 'euler')
+  nets = diffusion_task.Nets(
+    unet=configs['unet'],
+    vae=configs['vae'],
+    text=text_encoder.TextEncoder(*towers),
+    schedule=trained,
+    refiner=index.refiner,
+  )
+  tokenize = tokenizer.load(folder)
+  side = files.load_sample_size(folder) * configs['vae'].downscale
+  params = jax.tree.map(jnp.asarray, params)
+  return Pipeline(
+    nets, params, tokenize, scheduler, index.force_zeros, (side, side)
+  )
+
+
+def load_workdir(folder, dtype):
+  config = config_dict.ConfigDict(
+    json.loads((folder / 'config.json').read_text())
+  )
+  nets = tasks.make_nets(config)
+  params = restore_ema(folder, tasks.make_task(config, nets))
+  cast = lambda x: jnp.asarray(x, dtype)
+  nets = nets.replace(dtype=dtype, param_dtype=dtype)
+  return make_pipeline(config, nets, jax.tree.map(cast, params))
+
+
+def make_pipeline(config, nets, params):
+  """The Pipeline of a training config's nets."""
+  # Only 'trailing' visits the last timestep, where zero SNR is.
+  spacing = 'trailing' if nets.schedule.zero_terminal_snr else 'leading'
+  return Pipeline(
+    nets=nets,
+    params=params,
+    tokenize=tokenizer.load(),
+    scheduler=scheduler_config.write(nets.schedule, schedule.Spacing(spacing)),
+    force_zeros=config.uncond == 'zeros',
+    size=tuple(config.samples.size),
+  )
+
+
+def restore_ema(workdir, task):
+  """The EMA parameters of the latest checkpoint; the rest stays on disk."""
+  state = jax.eval_shape(task.init, jax.random.key(0))
+  ema = optimizer.ema_params(state.opt_state)
+  wanted = {id(x) for x in jax.tree.leaves(ema)}
+  device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+  place = lambda x: (
+    jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device)
+    if id(x) in wanted
+    else ocp.PLACEHOLDER
+  )
+  checkpoints = checkpoint.Checkpoints(workdir)
+  if checkpoints.latest_step is None:
+    raise FileNotFoundError(
+      f'{workdir} has no checkpoint yet: wait for the first, or give another '
+      'folder'
+    )
+  state, _ = checkpoints.restore(jax.tree.map(place, state))
+  checkpoints.close()
+  return optimizer.ema_params(state.opt_state)
+
+
+def generate(
+  pipeline,
+  prompts,
+  *,
+  negative_prompts=None,
+  prompts_2=None,
+  negative_prompts_2=None,
+  size=None,
+  seeds=None,
+  steps=50,
+  sampler='euler',
+  guidance_scale=5.0,
+  guidance_rescale=0.0,
+  original_size=None,
+  crop_top_left=(0, 0),
+  target_size=None,
+  negative_sizes=None,
+  clip_skip=0,
+  init_noise=None,
+):
+  """Draws one picture per prompt.
+
+  A picture depends on weights, prompt, seed and settings, not on its batch.
+
+  Args:
+    pipeline: Pipeline.
+    prompts: list of strings, one per picture.
+    negative_prompts: list of strings, or None for no text at all.
+    prompts_2, negative_prompts_2: what bigG reads instead, where given.
+    size: (height, width) in px; the pipeline's own by default.
+    seeds: list of ints, one per picture; 0, 1, ... by default.
+    steps: sampler steps.
+    sampler: name, see samplers.SAMPLERS.
+    guidance_scale: 1 or less for no guidance, at half the cost.
+    guidance_rescale: 0..1, see denoiser.rescale_guidance.
+    original_size, crop_top_left, target_size: what the net is told, px; the
+      sizes are `size` by default.
+    negative_sizes: dict of the same three names for the unconditional branch;
+      as the conditional by default.
+    clip_skip: text encoder blocks left out, see TextEncoder.encode.
+    init_noise: N(0, 1) float32 [b, h/8, w/8, 4] in place of the seeds' own.
+
+  Returns:
+    (images, latents): float32 [b, h, w, 3] in [-1, 1], clipped, and float32
+    [b, h/8, w/8, 4], numpy.
+
+  Raises:
+    ValueError: on sizes, counts or names that do not fit; it says which.
+  """
+  nets, count = pipeline.nets, len(prompts)
+  size = check_size(size or pipeline.size, nets.vae.downscale)
+  trained, spacing = scheduler_config.read(pipeline.scheduler, sampler)
+  levels = schedule.make_levels(trained, spacing, sampler, steps)
+  seeds = list(range(count)) if seeds is None else list(seeds)
+  check_count('seeds', seeds, count)
+  keys = jnp.stack([jax.random.key(seed) for seed in seeds])
+  shape = latent_shape(nets, size, count)
+  noise = initial_noise(init_noise, keys, shape)
+
+  sizes = {
+    'original_size': original_size or size,
+    'crop_top_left': crop_top_left,
+    'target_size': target_size or size,
+  }
+  texts = pipeline.nets.text.encode_prompts(
+    pipeline.params,
+    pipeline.tokenize,
+    prompts,
+    negative_prompts,
+    force_zeros=pipeline.force_zeros,
+    prompts_2=prompts_2,
+    negative_prompts_2=negative_prompts_2,
+    clip_skip=clip_skip,
+  )
+  guided = guidance_scale > 1
+  branches = [(*texts[0], sizes, AESTHETIC_SCORE)]
+  if guided:
+    opposite = sizes | (negative_sizes or {})
+    branches.insert(0, (*texts[1], opposite, NEGATIVE_AESTHETIC_SCORE))
+  contexts, vectors = zip(*(condition(nets, *branch) for branch in branches))
+
+  latents = denoise_latents(
+    nets,
+    {'unet': pipeline.params['unet']},
+    levels.init_scale * noise,
+    jnp.concatenate(contexts),
+    jnp.concatenate(vectors),
+    levels,
+    keys,
+    guidance_scale,
+    guidance_rescale,
+    sampler=sampler,
+    guided=guided,
+  )
+  # One by one: decoding takes more memory than all before.
+  vae = {'vae': pipeline.params.get('vae', {})}
+  decoded = [decode(nets, vae, latents[i : i + 1]) for i in range(count)]
+  return np.concatenate(decoded), np.asarray(latents)
+
+
+def condition(nets, context, pooled, sizes, score):
+  """(context, vector) of one branch; its sizes are the same for all rows."""
+  rows = len(pooled)
+  batch = {
+    name: jnp.tile(jnp.array(value, jnp.int32), (rows, 1))
+    for name, value in sizes.items()
+  }
+  batch['aesthetic_score'] = jnp.full(rows, score)
+  return context, nets.vector(pooled, batch)
+
+
+@functools.partial(jax.jit, static_argnames=('nets', 'sampler', 'guided'))
+def denoise_latents(
+  nets,
+  params,
+  x,
+  context,
+  vector,
+  levels,
+  keys,
+  guidance_scale,
+  guidance_rescale,
+  *,
+  sampler,
+  guided,
+):
+  """Noise to latents; compiled once per shape, sampler and number of steps."""
+  net = nets.denoiser(params, context, vector)
+  if guided:
+    net = denoiser.guide(net, guidance_scale, guidance_rescale)
+  denoise = denoiser.make_denoiser(net, levels)
+  x = samplers.sample(
+    denoise, x, levels.sigmas, samplers.SAMPLERS[sampler], keys=keys
+  )
+  return levels.final_scale * x
+
+
+@functools.partial(jax.jit, static_argnames='nets')
+def decode(nets, params, latents):
+  return jnp.clip(nets.decode(params, latents), -1, 1)
+
+
+def latent_shape(nets, size, count):
+  f = nets.vae.downscale
+  return count, size[0] // f, size[1] // f, nets.unet.in_channels
+
+
+def initial_noise(given, keys, shape):
+  if given is None:
+    return samplers.draw_noise(keys, 0, shape)
+  if given.shape != shape:
+    raise ValueError(
+      f'init_noise has shape {given.shape}; this batch and size take {shape}, '
+      'as [batch, height / 8, width / 8, channels]'
+    )
+  return jnp.asarray(given, jnp.float32)
+
+
+def check_size(size, factor):
+  """(height, width) as ints, or an error with the nearest that fit."""
+  h, w = size
+  if h < factor or w < factor or h % factor or w % factor:
+    near = tuple(max(factor, round(s / factor) * factor) for s in size)
+    raise ValueError(
+      f'size {h} x {w} (height x width): both must be positive multiples of '
+      f'{factor}; the nearest such size is {near[0]} x {near[1]}'
+    )
+  return int(h), int(w)
+
+
+def check_count(name, values, count):
+  if len(values) != count:
+    raise ValueError(f'{len(values)} {name} for {count} prompts: give one each')
+
+
+def define_flags():
+  flags.DEFINE_string('weights', None, 'diffusers folder or workdir')
+  flags.DEFINE_string('prompt', None, 'what to draw')
+  flags.DEFINE_string('output', 'out.png', 'PNG to write')
+  flags.DEFINE_string('negative_prompt', None, 'what not to draw')
+  flags.DEFINE_integer('height', None, 'px; default: what the net was made for')
+  flags.DEFINE_integer('width', None, 'px')
+  flags.DEFINE_integer('steps', 50, 'sampler steps')
+  flags.DEFINE_enum('sampler', 'euler', list(samplers.SAMPLERS), 'sampler')
+  flags.DEFINE_float('guidance_scale', 5.0, '1 or less: no guidance')
+  flags.DEFINE_float('guidance_rescale', 0.0, '0..1')
+  flags.DEFINE_integer('seed', 0, 'of the first picture; the next has seed + 1')
+  flags.DEFINE_integer('batch', 1, 'pictures to draw')
+  for name in ('original_size', 'crop_top_left', 'target_size'):
+    flags.DEFINE_list(name, None, 'H,W in px; what the net is told')
+  flags.DEFINE_enum('dtype', 'float32', ['float32', 'bfloat16'], 'compute type')
+  flags.DEFINE_string('init_noise', None, '.npy, N(0, 1) [b, h/8, w/8, 4]')
+  flags.DEFINE_string('save_latents', None, '.npy to write the latents to')
+  flags.mark_flags_as_required(['weights', 'prompt'])
+
+
+def settings_of(args, default_size):
+  """The flags as arguments of `generate`."""
+  pair = lambda name: parse_pair(name, args[name].value)
+  height = args['height'].value or default_size[0]
+  width = args['width'].value or default_size[1]
+  noise, count = args['init_noise'].value, args['batch'].value
+  if count < 1:
+    raise ValueError(f'batch is {count}; it must be at least 1')
+  negative = args['negative_prompt'].value
+  first = args['seed'].value
+  return dict(
+    prompts=[args['prompt'].value] * count,
+    negative_prompts=None if negative is None else [negative] * count,
+    size=(height, width),
+    seeds=range(first, first + count),
+    steps=args['steps'].value,
+    sampler=args['sampler'].value,
+    guidance_scale=args['guidance_scale'].value,
+    guidance_rescale=args['guidance_rescale'].value,
+    original_size=pair('original_size'),
+    crop_top_left=pair('crop_top_left') or (0, 0),
+    target_size=pair('target_size'),
+    init_noise=None if noise is None else np.load(noise),
+  )
+
+
+def parse_pair(name, value):
+  if value is None:
+    return None
+  try:
+    first, second = map(int, value)
+  except ValueError:
+    raise ValueError(
+      f'--{name}={",".join(value)} must be two whole numbers in px, as '
+      '1024,1024'
+    ) from None
+  return first, second
+
+
+def write(output, pictures):
+  """One PNG, or a grid and each picture by itself beside it."""
+  path = pathlib.Path(output)
+  if len(pictures) == 1:
+    images.save(path, pictures[0])
+    return
+  images.save(path, images.grid(pictures, columns=int(len(pictures) ** 0.5)))
+  for i, picture in enumerate(pictures):
+    images.save(path.with_stem(f'{path.stem}-{i}'), picture)
+
+
+def main(argv):
+  del argv
+  args = flags.FLAGS
+  try:
+    print(f'loading {args.weights}', flush=True)
+    pipeline = load(args.weights, args.dtype)
+    settings = settings_of(args, pipeline.size)
+    print(f'drawing {args.batch} x {args.prompt!r}', flush=True)
+    pictures, latents = generate(pipeline, **settings)
+    if args.save_latents:
+      np.save(args.save_latents, latents)
+    write(args.output, pictures)
+  except (ValueError, OSError) as error:
+    sys.exit(f'error: {error}')
+  print(f'wrote {args.output}')
+
+
+if __name__ == '__main__':
+  define_flags()
+  app.run(main)

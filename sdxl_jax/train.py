@@ -1,0 +1,243 @@
+"""Train: config > mesh > task > data > restore > loop.
+
+  python -m sdxl_jax.train --config configs/tiny.py --workdir DIR
+
+To resume, run the same command again.
+"""
+
+import concurrent.futures
+import dataclasses
+import functools
+import json
+import math
+import pathlib
+import sys
+import time
+
+import jax
+import tqdm
+from absl import app, flags
+from ml_collections import config_flags
+
+from sdxl_jax import sample
+from sdxl_jax.conditioning import tokenizer
+from sdxl_jax.data import images, pipeline, sources
+from sdxl_jax.distributed import mesh as meshes
+from sdxl_jax.distributed import sharding
+from sdxl_jax.training import checkpoint, limits, metrics, optimizer
+from sdxl_jax.training import task as tasks
+from sdxl_jax.weights import files
+
+# Fields of a net's config that do not belong to its architecture.
+RUNTIME = ('dtype', 'param_dtype', 'attention', 'remat', 'scan_blocks')
+
+
+def train(config, workdir):
+  """Trains as the config says; everything that it writes goes to workdir.
+
+  Raises:
+    ValueError: on a config, data or checkpoint that does not fit, or on a loss
+      that is not finite; checkpoints remain as they were.
+  """
+  workdir = pathlib.Path(workdir)
+  limits.check(config)
+  write_config(config, workdir)
+  cache_compilations(workdir / 'compiled')
+
+  # Mesh, nets, task and data.
+  mesh = meshes.make_mesh(config.mesh.data, config.mesh.fsdp)
+  nets = tasks.make_nets(config)
+  task = tasks.make_task(config, nets)
+  given = load_weights(config, nets)
+  frozen = {k: p for k, p in given.items() if k not in config.trained}
+  frozen = jax.device_put(frozen, sharding.tree_shardings(frozen, mesh))
+  batches = make_batches(config)
+
+  # Shapes first, then a compiled step per bucket, in order of first use.
+  key = jax.random.key(config.seed)
+  init = functools.partial(task.init, given=given)
+  shapes = with_shardings(mesh, jax.eval_shape(init, key))
+  steps = compile_ahead(config, task, mesh, shapes, frozen, batches.schedule)
+
+  # The latest checkpoint, else a fresh state straight onto the mesh.
+  checkpoints = checkpoint.Checkpoints(workdir, config.checkpoint.max_to_keep)
+  if checkpoints.latest_step is None:
+    places = jax.tree.map(lambda x: x.sharding, shapes)
+    state = jax.jit(init, out_shardings=places)(key)
+  else:
+    state, position = checkpoints.restore(shapes)
+    batches.set_state(position)
+  del given
+
+  first = int(state.step)
+  writer = metrics.Writer(workdir, first, config.total_steps)
+  reporter = metrics.Reporter(
+    writer,
+    every=config.log_every,
+    batch_size=config.global_batch_size,
+    learning_rate=tasks.make_learning_rate(config),
+    batches=batches,
+  )
+  for step in range(first, config.total_steps):
+    started = time.monotonic()
+    bucket, batch = next(batches)
+    batch = sharding.put_batch(batch, mesh)
+    reporter.waited(time.monotonic() - started)
+    compiled = steps[bucket].result()
+    state, result = compiled(state, frozen, batch, key)
+    reporter.add(step, bucket, result)
+
+    done = step + 1
+    if is_due(done, config.checkpoint.every, config.total_steps):
+      reporter.flush()  # a state is saved only once its loss is known
+      checkpoints.save(done, state, batches.get_state(), config.to_dict())
+    if is_due(done, config.samples.every, config.total_steps):
+      reporter.flush()
+      params = frozen | optimizer.ema_params(state.opt_state)
+      draw_samples(config, nets, params, done, workdir, writer)
+
+  checkpoints.close()
+  writer.close()
+  batches.close()
+
+
+def is_due(done, every, total):
+  return every and (done % every == 0 or done == total)
+
+
+def write_config(config, workdir):
+  """Saves the config, or compares it with the one that the workdir has."""
+  path = workdir / 'config.json'
+  new = json.loads(config.to_json())
+  if path.exists():
+    rows = limits.changed(json.loads(path.read_text()), new)
+    if rows:
+      raise ValueError(
+        f'{workdir} holds a run with another config. Changed (old > new):\n  '
+        + '\n  '.join(rows)
+        + '\nTake the old values to resume it, or another workdir to start anew'
+      )
+  workdir.mkdir(parents=True, exist_ok=True)
+  path.write_text(json.dumps(new, indent=2) + '\n')
+
+
+def cache_compilations(folder):
+  """Compiled programs survive the run, so that resuming starts at once."""
+  jax.config.update('jax_compilation_cache_dir', str(folder))
+  jax.config.update('jax_persistent_cache_min_compile_time_secs', 1.0)
+
+
+def make_batches(config):
+  kind = config.data.source
+  settings = config.data[kind].to_dict()
+  # Where guidance compares with zeros, the task zeroes encoded text instead.
+  dropout = config.caption_dropout if config.uncond == 'empty' else 0.0
+  return pipeline.make_batches(
+    sources.make_source(kind, **settings),
+    tokenizer.load(config.init_from or None),
+    config.data.buckets,
+    config.global_batch_size,
+    config.seed,
+    flip_probability=config.data.flip_probability,
+    caption_dropout=dropout,
+    aesthetic_score=config.refiner,
+    host_index=jax.process_index(),
+    host_count=jax.process_count(),
+    num_threads=config.data.num_threads,
+    prefetch=config.data.prefetch,
+  )
+
+
+def load_weights(config, nets):
+  """{net: params} of `init_from`; without it, every net must be trained."""
+  if not config.init_from:
+    missing = sorted(set(nets.configs) - set(config.trained))
+    if missing:
+      raise ValueError(
+        f'config.init_from is empty, but {missing} would stay random: give a '
+        'diffusers folder that has them, or add them to config.trained'
+      )
+    return {}
+  given = {}
+  for name, ours in nets.configs.items():
+    fields = {f: getattr(ours, f) for f in RUNTIME if hasattr(ours, f)}
+    theirs, given[name] = files.load_component(config.init_from, name, **fields)
+    check_same(name, ours, theirs, config.init_from)
+  return given
+
+
+def check_same(name, ours, theirs, folder):
+  rows = [
+    f'{f.name}: {getattr(ours, f.name)} here, {getattr(theirs, f.name)} there'
+    for f in dataclasses.fields(ours)
+    if getattr(ours, f.name) != getattr(theirs, f.name)
+  ]
+  if rows:
+    raise ValueError(
+      f'{folder} has another {name} than config.{name}:\n  '
+      + '\n  '.join(rows)
+      + '\nChange these fields of the config, or take other weights'
+    )
+
+
+def with_shardings(mesh, tree):
+  """Shapes of a tree > the same with where each array will live."""
+  places = sharding.tree_shardings(tree, mesh)
+  spec = lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s)
+  return jax.tree.map(spec, tree, places)
+
+
+def compile_ahead(config, task, mesh, state, frozen, schedule):
+  """{bucket: Future of its step}, compiled in threads beside the training."""
+  pool = concurrent.futures.ThreadPoolExecutor(config.compile_threads)
+
+  def compile_one(bucket):
+    start = time.monotonic()
+    step = tasks.compile_step(task, mesh, state, frozen, bucket)
+    seconds = time.monotonic() - start
+    tqdm.tqdm.write(f'compiled {bucket[0]}x{bucket[1]} in {seconds:.0f} s')
+    return step
+
+  futures = {b: pool.submit(compile_one, b) for b in schedule.first_use()}
+  pool.shutdown(wait=False)
+  return futures
+
+
+def draw_samples(config, nets, params, step, workdir, writer):
+  """A grid of the config's prompts, as a PNG and in TensorBoard."""
+  c = config.samples
+  pictures, _ = sample.generate(
+    sample.make_pipeline(config, nets, params),
+    list(c.prompts),
+    size=c.size,
+    steps=c.steps,
+    sampler=c.sampler,
+    guidance_scale=c.guidance_scale,
+  )
+  columns = math.ceil(len(pictures) ** 0.5)
+  grid = images.grid(pictures, columns, list(c.prompts), c.zoom)
+  images.save(workdir / 'samples' / f'{step:07d}.png', grid)
+  writer.image('samples', grid, step)
+
+
+def main(argv):
+  del argv
+  args = flags.FLAGS
+  try:
+    train(args.config, args.workdir)
+  except (ValueError, OSError) as error:
+    sys.exit(f'error: {error}')
+  c = args.config.samples
+  print(
+    'Now draw with it:\n'
+    f'  python -m sdxl_jax.sample --weights {args.workdir} --prompt '
+    f'"{c.prompts[0]}" --steps {c.steps} --guidance_scale {c.guidance_scale} '
+    '--output out.png'
+  )
+
+
+if __name__ == '__main__':
+  flags.DEFINE_string('workdir', None, 'where the run writes and resumes from')
+  config_flags.DEFINE_config_file('config', None, 'a file with get_config()')
+  flags.mark_flags_as_required(['config', 'workdir'])
+  app.run(main)

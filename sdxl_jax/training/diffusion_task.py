@@ -1,0 +1,211 @@
+"""Stages 1 to 3 and the refiner: one task, they differ in config only."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from sdxl_jax.conditioning import micro_conditioning, text_encoder
+from sdxl_jax.diffusion import loss as losses
+from sdxl_jax.diffusion import schedule
+from sdxl_jax.models import unet, vae
+from sdxl_jax.training import state as states
+
+
+@dataclasses.dataclass(frozen=True)
+class Nets:
+  """The nets of one SDXL, base or refiner, without their parameters.
+
+  Parameters are {'unet', 'vae', 'text_encoder', 'text_encoder_2'}, where the
+  refiner has no 'text_encoder' and a PatchVAE none at all.
+  """
+
+  unet: unet.UNetConfig
+  vae: vae.VAEConfig | vae.PatchConfig
+  text: text_encoder.TextEncoder
+  schedule: schedule.Schedule
+  refiner: bool = False
+
+  @property
+  def configs(self):
+    """{net: its config} of the nets that have parameters."""
+    configs = {
+      'unet': self.unet,
+      'vae': self.vae,
+      'text_encoder': self.text.text_encoder,
+      'text_encoder_2': self.text.text_encoder_2,
+    }
+    empty = (vae.PatchConfig, type(None))
+    return {n: c for n, c in configs.items() if not isinstance(c, empty)}
+
+  def replace(self, **fields):
+    """The same nets with fields of all their configs replaced, as dtype."""
+    new = {n: dataclasses.replace(c, **fields) for n, c in self.configs.items()}
+    towers = new.get('text_encoder'), new['text_encoder_2']
+    return dataclasses.replace(
+      self,
+      unet=new['unet'],
+      vae=new.get('vae', self.vae),
+      text=text_encoder.TextEncoder(*towers),
+    )
+
+  def init(self, key):
+    """Fresh parameters of every net."""
+    side = 2 ** len(self.unet.block_out_channels)
+    size = side * self.vae.downscale
+    unet_key, vae_key, text_key = jax.random.split(key, 3)
+    params = unet.UNet(self.unet).init(
+      unet_key,
+      jnp.zeros((1, side, side, self.unet.in_channels)),
+      jnp.zeros(1),
+      jnp.zeros((1, 1, self.unet.context_dim)),
+      jnp.zeros((1, self.unet.vector_dim)),
+    )
+    image = jnp.zeros((1, size, size, self.vae.in_channels))
+    autoencoder = vae.make_vae(self.vae).init(vae_key, image)
+    return {
+      'unet': params['params'],
+      'vae': autoencoder.get('params', {}),
+      **self.text.init(text_key),
+    }
+
+  def encode(self, params, image):
+    """Image [b, h, w, 3] > moments [b, h/8, w/8, 8]."""
+    net = vae.make_vae(self.vae)
+    return net.apply({'params': params.get('vae', {})}, image, method='encode')
+
+  def decode(self, params, latents):
+    """Latents [b, h/8, w/8, 4] > image [b, h, w, 3]."""
+    net = vae.make_vae(self.vae)
+    return net.apply(
+      {'params': params.get('vae', {})}, latents, method='decode'
+    )
+
+  def vector(self, pooled, sizes):
+    """Pooled text and the batch's sizes > the UNet's second input."""
+    width = self.unet.size_embed_dim
+    first = sizes['original_size'], sizes['crop_top_left']
+    if self.refiner:
+      score = sizes['aesthetic_score']
+      return micro_conditioning.refiner_vector(pooled, *first, score, width)
+    target = sizes['target_size']
+    return micro_conditioning.base_vector(pooled, *first, target, width)
+
+  def denoiser(self, params, context, vector):
+    """net(x, timestep) -> eps or v, as diffusion/ asks for it."""
+    net, variables = unet.UNet(self.unet), {'params': params['unet']}
+    return lambda x, timestep: net.apply(
+      variables, x, timestep, context, vector
+    )
+
+
+def make_diffusion_task(
+  nets,
+  optimizer,
+  *,
+  global_batch_size,
+  trained=('unet',),
+  zeros_dropout=0.1,  # share of examples whose text is zeroed
+  offset_noise=0.0,  # 0.05 in stage 3
+  min_snr_gamma=None,
+  timestep_range=None,  # (0, 200) for the refiner
+  accumulation_steps=1,  # gradients averaged over so many parts of the batch
+):
+  """The Task of denoising latents given text and sizes."""
+  if global_batch_size % accumulation_steps:
+    raise ValueError(
+      f'global_batch_size {global_batch_size} is not a multiple of '
+      f'accumulation_steps {accumulation_steps}; change one of them'
+    )
+
+  def init(key, given=None):
+    params = nets.init(key) | (given or {})
+    params = {name: params[name] for name in trained}
+    step = jnp.zeros([], jnp.int32)
+    return states.State(step, params, optimizer.init(params))
+
+  def latents_of(params, batch, key):
+    moments = batch.get('moments')
+    if moments is None:
+      moments = nets.encode(params, batch['image'])
+    b, h, w, c = moments.shape
+    noise = jax.random.normal(key, (b, h, w, c // 2))
+    return vae.sample_latents(moments, noise, nets.vae.scaling_factor)
+
+  def loss(params, frozen, batch, key):
+    params = frozen | params
+    latents_key, dropout_key, loss_key = jax.random.split(key, 3)
+    latents = latents_of(params, batch, latents_key)
+    if 'context' in batch:
+      context, pooled = batch['context'], batch['pooled']
+    else:
+      context, pooled = nets.text.encode(params, batch['tokens'])
+    context, pooled = text_encoder.drop(
+      dropout_key, context, pooled, zeros_dropout
+    )
+    net = nets.denoiser(params, context, nets.vector(pooled, batch))
+    return losses.diffusion_loss(
+      net,
+      latents,
+      loss_key,
+      nets.schedule,
+      timestep_range=timestep_range,
+      offset_noise=offset_noise,
+      min_snr_gamma=min_snr_gamma,
+    )
+
+  def step(state, frozen, batch, key):
+    key = jax.random.fold_in(key, state.step)
+    grads, metrics = mean_grads(
+      jax.grad(loss, has_aux=True), accumulation_steps,
+      state.params, frozen, batch, key,
+    )  # fmt: skip
+    metrics['grad_norm'] = optax.global_norm(grads)
+    updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, updates)
+    return states.State(state.step + 1, params, opt_state), metrics
+
+  def batch_spec(bucket):
+    return image_batch_spec(bucket, global_batch_size, nets.refiner)
+
+  return states.Task(init, step, batch_spec)
+
+
+def mean_grads(grad, parts, params, frozen, batch, key):
+  """(grads, metrics), averaged over the batch in so many parts, in turn."""
+  if parts == 1:
+    return grad(params, frozen, batch, key)
+  # Rows i, i + parts, ...: each part is spread over the devices like the whole.
+  split = lambda x: x.reshape(-1, parts, *x.shape[1:]).swapaxes(0, 1)
+
+  def add(total, part):
+    batch, i = part
+    new = grad(params, frozen, batch, jax.random.fold_in(key, i))
+    return jax.tree.map(jnp.add, total, new), None
+
+  batches = jax.tree.map(split, batch)
+  first = jax.eval_shape(grad, params, frozen, *first_part(batches, key))
+  zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), first)
+  total, _ = jax.lax.scan(add, zeros, (batches, jnp.arange(parts)))
+  return jax.tree.map(lambda x: x / parts, total)
+
+
+def first_part(batches, key):
+  return jax.tree.map(lambda x: x[0], batches), key
+
+
+def image_batch_spec(bucket, batch_size, refiner):
+  """Shapes of a global batch of pictures, as data/pipeline.py names them."""
+  h, w = bucket
+  spec = lambda shape, dtype: jax.ShapeDtypeStruct((batch_size, *shape), dtype)
+  batch = {
+    'image': spec((h, w, 3), jnp.float32),
+    'tokens': spec((2, 77), jnp.int32),
+    'original_size': spec((2,), jnp.int32),
+    'crop_top_left': spec((2,), jnp.int32),
+    'target_size': spec((2,), jnp.int32),
+  }
+  if refiner:
+    batch['aesthetic_score'] = spec((), jnp.float32)
+  return batch

@@ -1,0 +1,139 @@
+"""Where a run's numbers go: progress bar, JSON lines, TensorBoard."""
+
+import json
+import math
+import pathlib
+import time
+
+import jax
+import tensorboardX
+import tqdm
+
+
+class NonFiniteLoss(ValueError):
+  """The loss or its gradient became infinite or NaN."""
+
+
+def check_finite(metrics, step, bucket, record_ids):
+  """Raises NonFiniteLoss naming what the step was made of."""
+  bad = {k: v for k, v in metrics.items() if not math.isfinite(v)}
+  if bad:
+    raise NonFiniteLoss(
+      f'step {step} gave {bad}. Bucket (height, width): {bucket}; record ids: '
+      f'{list(map(int, record_ids))}. Look at these records, lower the '
+      'learning rate or the clip_norm; the last checkpoint is intact'
+    )
+
+
+class Writer:
+  """Writes metrics of each `every`-th step to the workdir and the screen.
+
+  On resuming at `start_step` the lines of later steps, which a stopped run
+  left behind, are taken out: a step stands in the file once.
+  """
+
+  def __init__(self, workdir, start_step, total_steps):
+    folder = pathlib.Path(workdir)
+    self.path = folder / 'metrics.jsonl'
+    keep_until(self.path, start_step)
+    self._file = self.path.open('a')
+    self._board = tensorboardX.SummaryWriter(
+      str(folder / 'tensorboard'), purge_step=start_step
+    )
+    self._bar = tqdm.tqdm(
+      initial=start_step, total=total_steps, unit='step', smoothing=0.05
+    )
+
+  def write(self, step, metrics):
+    """Metrics (floats by name) after `step` optimizer steps."""
+    line = {'step': step, **{k: float(f'{v:.6g}') for k, v in metrics.items()}}
+    self._file.write(json.dumps(line) + '\n')
+    self._file.flush()
+    for name, value in metrics.items():
+      self._board.add_scalar(name, value, step)
+    self._bar.set_postfix(
+      loss=f'{metrics["loss"]:.4f}', img_s=f'{metrics["images_per_s"]:.0f}'
+    )
+
+  def image(self, name, image, step):
+    """A picture uint8 [h, w, 3] for TensorBoard."""
+    self._board.add_image(name, image, step, dataformats='HWC')
+
+  def advance(self):
+    self._bar.update()
+
+  def say(self, text):
+    """A line above the progress bar."""
+    self._bar.write(text)
+
+  def close(self):
+    self._bar.close()
+    self._board.close()
+    self._file.close()
+
+
+def keep_until(path, step):
+  """Drops the JSON lines after `step`, and one that a crash cut short."""
+  if not path.exists():
+    return
+  kept = []
+  for line in path.read_text().splitlines(keepends=True):
+    try:
+      if json.loads(line)['step'] <= step:
+        kept.append(line)
+    except json.JSONDecodeError:
+      continue
+  path.write_text(''.join(kept))
+
+
+class Reporter:
+  """Looks at each step's metrics one step late, so that no step waits."""
+
+  def __init__(self, writer, *, every, batch_size, learning_rate, batches):
+    self.writer, self.every, self.batch_size = writer, every, batch_size
+    self.learning_rate, self.batches = learning_rate, batches
+    self._pending = None
+    self._restart()
+
+  def _restart(self):
+    self._started, self._waited, self._steps = time.monotonic(), 0.0, 0
+
+  def waited(self, seconds):
+    """Counts the time that a step waited for its data."""
+    self._waited += seconds
+
+  def add(self, step, bucket, metrics):
+    """Takes a step's metrics, on the device still; looks at those before."""
+    self.flush()
+    self._pending = step, bucket, metrics
+
+  def flush(self):
+    """Looks at the latest metrics now.
+
+    Raises:
+      NonFiniteLoss: naming the step, its bucket and its records.
+    """
+    if self._pending is None:
+      return
+    (step, bucket, metrics), self._pending = self._pending, None
+    metrics = {k: float(v) for k, v in jax.device_get(metrics).items()}
+    check_finite(metrics, step, bucket, self.batches.record_ids(step))
+    self._steps += 1
+    self.writer.advance()
+    if (step + 1) % self.every == 0:
+      self.writer.write(step + 1, metrics | self._rates(step))
+
+  def _rates(self, step):
+    elapsed, steps, waited = (
+      time.monotonic() - self._started,
+      self._steps,
+      self._waited,
+    )
+    self._restart()
+    return {
+      'learning_rate': float(self.learning_rate(step)),
+      'images_per_s': steps * self.batch_size / elapsed,
+      'step_s': elapsed / steps,
+      'data_wait_s': waited / steps,
+      'substituted': sum(self.batches.substituted.values()),
+    }

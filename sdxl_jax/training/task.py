@@ -1,0 +1,95 @@
+"""From a config to nets, task and compiled steps; the config stops here."""
+
+import jax
+
+from sdxl_jax.conditioning import text_encoder
+from sdxl_jax.diffusion import schedule
+from sdxl_jax.distributed import sharding
+from sdxl_jax.models import clip, unet, vae
+from sdxl_jax.training import diffusion_task, optimizer
+
+
+def make_nets(config):
+  """The diffusion_task.Nets that a config describes."""
+  fields = config.to_dict()
+  towers = [
+    fields[name] and clip.CLIPTextConfig(**fields[name])
+    for name in ('text_encoder', 'text_encoder_2')
+  ]
+  autoencoder = dict(fields['vae'])
+  kinds = {'kl': vae.VAEConfig, 'patch': vae.PatchConfig}
+  make_vae_config = kinds[autoencoder.pop('kind')]
+  return diffusion_task.Nets(
+    unet=unet.UNetConfig(**fields['unet']),
+    vae=make_vae_config(**autoencoder),
+    text=text_encoder.TextEncoder(*towers),
+    schedule=schedule.Schedule(**fields['schedule']),
+    refiner=config.refiner,
+  )
+
+
+def make_learning_rate(config):
+  """step -> learning rate."""
+  c = config.optimizer
+  return optimizer.learning_rate_schedule(
+    c.learning_rate, c.warmup_steps, c.cosine and config.total_steps
+  )
+
+
+def make_optimizer(config):
+  c = config.optimizer
+  return optimizer.make_optimizer(
+    make_learning_rate(config),
+    b1=c.b1,
+    b2=c.b2,
+    eps=c.eps,
+    weight_decay=c.weight_decay,
+    clip_norm=c.clip_norm,
+    ema_decay=c.ema_decay,
+  )
+
+
+def make_task(config, nets):
+  """The Task that a config describes."""
+  zeros = config.uncond == 'zeros'
+  return diffusion_task.make_diffusion_task(
+    nets,
+    make_optimizer(config),
+    global_batch_size=config.global_batch_size,
+    trained=tuple(config.trained),
+    zeros_dropout=config.caption_dropout if zeros else 0.0,
+    offset_noise=config.loss.offset_noise,
+    min_snr_gamma=config.loss.min_snr_gamma or None,
+    timestep_range=tuple(config.loss.timestep_range),
+    accumulation_steps=config.accumulation_steps,
+  )
+
+
+def compile_step(task, mesh, state, frozen, bucket):
+  """task.step, compiled ahead for one bucket.
+
+  Args:
+    task: state.Task.
+    mesh: of all devices.
+    state, frozen: trees of arrays or of jax.ShapeDtypeStruct.
+    bucket: (height, width) in px.
+
+  Returns:
+    step(state, frozen, batch, key) -> (state, metrics); the state that goes in
+    is given up, and any other shape is refused.
+  """
+  places = sharding.tree_shardings(state, mesh)
+  everywhere = sharding.replicated(mesh)
+  step = jax.jit(
+    task.step,
+    in_shardings=(
+      places,
+      sharding.tree_shardings(frozen, mesh),
+      sharding.batch_sharding(mesh),
+      everywhere,
+    ),
+    out_shardings=(places, everywhere),
+    donate_argnums=0,
+  )
+  key = jax.eval_shape(lambda: jax.random.key(0))
+  return step.lower(state, frozen, task.batch_spec(bucket), key).compile()

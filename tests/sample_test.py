@@ -1,0 +1,109 @@
+"""Whole pictures: recorded runs of diffusers, and what users do wrong."""
+
+import dataclasses
+import json
+import pathlib
+
+import conftest
+import numpy as np
+import pytest
+
+from sdxl_jax import sample
+from sdxl_jax.diffusion import samplers, scheduler_config
+
+INDEX = {
+  (folder, name): run
+  for folder in conftest.SETS
+  for name, run in json.loads(
+    (folder / 'pipeline' / 'index.json').read_text()
+  ).items()
+  if name.startswith('t2i_')
+  and run['scheduler']['_class_name'] in scheduler_config.SAMPLERS
+}
+
+
+@pytest.fixture(scope='module')
+def pipelines():
+  return {f: sample.load(f / 'tiny' / 'base') for f in conftest.SETS}
+
+
+def arguments(call):
+  """Arguments of the diffusers call as ours."""
+  kwargs = dict(call['kwargs'])
+  each = kwargs.get('num_images_per_prompt', 1)
+
+  def listed(value):
+    if value is None:
+      return None
+    value = value if isinstance(value, list) else [value]
+    return [v for v in value for _ in range(each)]
+
+  negative = {
+    ours: kwargs.get(f'negative_{theirs}')
+    for ours, theirs in (
+      ('original_size', 'original_size'),
+      ('crop_top_left', 'crops_coords_top_left'),
+      ('target_size', 'target_size'),
+    )
+  }
+  return dict(
+    prompts=listed(kwargs['prompt']),
+    negative_prompts=listed(kwargs.get('negative_prompt')),
+    prompts_2=listed(kwargs.get('prompt_2')),
+    negative_prompts_2=listed(kwargs.get('negative_prompt_2')),
+    size=call['hw'],
+    steps=call['steps'],
+    guidance_scale=call['gs'],
+    guidance_rescale=call['gr'],
+    original_size=kwargs.get('original_size'),
+    crop_top_left=kwargs.get('crops_coords_top_left', (0, 0)),
+    target_size=kwargs.get('target_size'),
+    negative_sizes={k: v for k, v in negative.items() if v is not None},
+    clip_skip=kwargs.get('clip_skip') or 0,
+  )
+
+
+@pytest.mark.parametrize('case', INDEX, ids=lambda c: f'{c[0].name}-{c[1]}')
+def test_recorded_run(case, pipelines, close, tolerances, monkeypatch):
+  folder, name = case
+  run = INDEX[case]
+  arrays = np.load(folder / 'pipeline' / f'{name}.npz')
+  nhwc = lambda x: np.moveaxis(x, -3, -1)
+  sampler = scheduler_config.SAMPLERS[run['scheduler']['_class_name']]
+  noise = [nhwc(arrays[k]) for k in sorted(arrays.files) if 'noise/' in k]
+  if noise:
+    replay = samplers.sample
+
+    def recorded(*args, keys, **kwargs):
+      del keys
+      return replay(*args, noise=np.stack(noise), **kwargs)
+
+    monkeypatch.setattr(samplers, 'sample', recorded)
+  pipeline = dataclasses.replace(pipelines[folder], scheduler=run['scheduler'])
+  eta = run['call']['kwargs'].get('eta', 0)
+  if eta:
+    sampler_of = {'ddim': samplers.ancestral(eta)}
+    monkeypatch.setattr(samplers, 'SAMPLERS', sampler_of)
+  sample.denoise_latents.clear_cache()
+  images, latents = sample.generate(
+    pipeline,
+    **arguments(run['call']),
+    sampler=sampler,
+    init_noise=nhwc(arrays['init_latents']),
+  )
+  limit = tolerances['pipeline_latents_each_step_and_final']
+  close(latents, nhwc(arrays['final_latents']), limit, name)
+  u8 = np.rint((images + 1) * 127.5)
+  difference = np.abs(u8 - arrays['image_u8']).max()
+  assert difference <= tolerances['pipeline_image_u8_max_diff']
+
+
+def test_bad_size_names_the_nearest(pipelines):
+  pipeline = next(iter(pipelines.values()))
+  with pytest.raises(ValueError, match='nearest such size is 64 x 96'):
+    sample.generate(pipeline, ['a'], size=(60, 100), steps=1)
+
+
+def test_folder_without_weights(tmp_path):
+  with pytest.raises(FileNotFoundError, match='model_index.json'):
+    sample.load(pathlib.Path(tmp_path))
