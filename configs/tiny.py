@@ -12,9 +12,17 @@ for an exact mean.
 from configs import default
 
 BUCKETS = ((40, 40), (48, 32), (32, 48), (48, 40), (40, 48))
+# Combinations that `scenes` never shows.
 PROMPTS = (
-  'a dog on a blue background',
-  'a red apple on a yellow background',
+  'two stars on a green background',
+  'an elephant to the left of a penguin on a pink background',
+  'a house above a car on a yellow background',
+  'a banana on an orange background',
+  'a fox on a pink background',
+  'a frog on a black background',
+  'an elephant below a star on a white background',
+  'a pig on a red background',
+  'a house on a black background',
 )
 
 
@@ -22,7 +30,7 @@ def get_config():
   config = default.get_config()
   config.unlock()
 
-  config.total_steps = 6000
+  config.total_steps = 1100
   config.global_batch_size = 32
   config.trained = ('unet', 'text_encoder', 'text_encoder_2')
 
@@ -31,7 +39,7 @@ def get_config():
   config.data.num_threads = 1
   config.data.prefetch = 4
   config.data.scenes.resolution = 40
-  config.data.scenes.objects = 24
+  config.data.scenes.objects = 16
   config.data.scenes.colours = 8
   config.data.scenes.max_objects = 2
   config.data.scenes.scales = (0.75, 2.0)
@@ -43,13 +51,13 @@ def get_config():
   config.schedule.prediction = 'v'
   config.schedule.zero_terminal_snr = True
 
-  config.optimizer.learning_rate = 1e-3
-  config.optimizer.warmup_steps = 100
+  config.optimizer.learning_rate = 2e-3
+  config.optimizer.warmup_steps = 50
   config.optimizer.cosine = True
-  config.optimizer.ema_decay = 0.998
+  config.optimizer.ema_decay = 0.99
 
-  config.checkpoint.every = 1000
-  config.samples.every = 1000
+  config.checkpoint.every = 350
+  config.samples.every = 350
   config.samples.prompts = PROMPTS
   config.samples.size = (40, 40)
   config.samples.steps = 25

@@ -53,11 +53,13 @@ def train(config, workdir):
   frozen = jax.device_put(frozen, sharding.tree_shardings(frozen, mesh))
   batches = make_batches(config)
 
-  # Shapes first, then a compiled step per bucket, in order of first use.
+  # Shapes first, then compiled gradients per bucket, in order of first use.
   key = jax.random.key(config.seed)
   init = functools.partial(task.init, given=given)
   shapes = with_shardings(mesh, jax.eval_shape(init, key))
-  steps = compile_ahead(config, task, mesh, shapes, frozen, batches.schedule)
+  steps, update = compile_ahead(
+    config.compile_threads, task, mesh, shapes, frozen, batches.schedule
+  )
 
   # The latest checkpoint, else a fresh state straight onto the mesh.
   checkpoints = checkpoint.Checkpoints(workdir, config.checkpoint.max_to_keep)
@@ -83,9 +85,9 @@ def train(config, workdir):
     bucket, batch = next(batches)
     batch = sharding.put_batch(batch, mesh)
     reporter.waited(time.monotonic() - started)
-    compiled = steps[bucket].result()
-    state, result = compiled(state, frozen, batch, key)
-    reporter.add(step, bucket, result)
+    gradients, result = steps[bucket].result()(state, frozen, batch, key)
+    state, more = update.result()(state, gradients)
+    reporter.add(step, bucket, result | more)
 
     done = step + 1
     if is_due(done, config.checkpoint.every, config.total_steps):
@@ -187,20 +189,29 @@ def with_shardings(mesh, tree):
   return jax.tree.map(spec, tree, places)
 
 
-def compile_ahead(config, task, mesh, state, frozen, schedule):
-  """{bucket: Future of its step}, compiled in threads beside the training."""
-  pool = concurrent.futures.ThreadPoolExecutor(config.compile_threads)
+def compile_ahead(threads, task, mesh, state, frozen, schedule):
+  """({bucket: Future of its gradients}, Future of the update).
 
-  def compile_one(bucket):
+  Compiled in threads beside the training, in the order of first use.
+  """
+  pool = concurrent.futures.ThreadPoolExecutor(threads)
+
+  def timed(name, compile_it, *args):
     start = time.monotonic()
-    step = tasks.compile_step(task, mesh, state, frozen, bucket)
+    compiled = compile_it(task, mesh, state, *args)
     seconds = time.monotonic() - start
-    tqdm.tqdm.write(f'compiled {bucket[0]}x{bucket[1]} in {seconds:.0f} s')
-    return step
+    tqdm.tqdm.write(f'compiled {name} in {seconds:.0f} s')
+    return compiled
 
-  futures = {b: pool.submit(compile_one, b) for b in schedule.first_use()}
+  first, *others = schedule.first_use()
+  submit = lambda bucket: pool.submit(
+    timed, f'{bucket[0]}x{bucket[1]}', tasks.compile_gradients, frozen, bucket
+  )
+  steps = {first: submit(first)}
+  update = pool.submit(timed, 'the update', tasks.compile_update)
+  steps |= {bucket: submit(bucket) for bucket in others}
   pool.shutdown(wait=False)
-  return futures
+  return steps, update
 
 
 def draw_samples(config, nets, params, step, workdir, writer):

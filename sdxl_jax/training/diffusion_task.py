@@ -155,21 +155,25 @@ def make_diffusion_task(
       min_snr_gamma=min_snr_gamma,
     )
 
-  def step(state, frozen, batch, key):
+  def gradients(state, frozen, batch, key):
     key = jax.random.fold_in(key, state.step)
-    grads, metrics = mean_grads(
-      jax.grad(loss, has_aux=True), accumulation_steps,
-      state.params, frozen, batch, key,
-    )  # fmt: skip
-    metrics['grad_norm'] = optax.global_norm(grads)
-    updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+    grad = jax.grad(loss, has_aux=True)
+    return mean_grads(
+      grad, accumulation_steps, state.params, frozen, batch, key
+    )
+
+  def update(state, gradients):
+    updates, opt_state = optimizer.update(
+      gradients, state.opt_state, state.params
+    )
     params = optax.apply_updates(state.params, updates)
+    metrics = {'grad_norm': optax.global_norm(gradients)}
     return states.State(state.step + 1, params, opt_state), metrics
 
   def batch_spec(bucket):
     return image_batch_spec(bucket, global_batch_size, nets.refiner)
 
-  return states.Task(init, step, batch_spec)
+  return states.Task(init, gradients, update, batch_spec)
 
 
 def mean_grads(grad, parts, params, frozen, batch, key):
@@ -185,14 +189,11 @@ def mean_grads(grad, parts, params, frozen, batch, key):
     return jax.tree.map(jnp.add, total, new), None
 
   batches = jax.tree.map(split, batch)
-  first = jax.eval_shape(grad, params, frozen, *first_part(batches, key))
-  zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), first)
+  part = jax.tree.map(lambda x: x[0], batches)
+  shapes = jax.eval_shape(grad, params, frozen, part, key)
+  zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
   total, _ = jax.lax.scan(add, zeros, (batches, jnp.arange(parts)))
   return jax.tree.map(lambda x: x / parts, total)
-
-
-def first_part(batches, key):
-  return jax.tree.map(lambda x: x[0], batches), key
 
 
 def image_batch_spec(bucket, batch_size, refiner):

@@ -22,11 +22,20 @@ class Task:
   """What is trained, as pure functions.
 
   init(key, given) -> State, from the nets given (by name), else from the key.
-  step(state, frozen, batch, key) -> (State, metrics), where `frozen` holds the
-  nets that are not trained, by name, and `key` is the run's.
+  gradients(state, frozen, batch, key) -> (gradients, metrics), where `frozen`
+  holds the nets that are not trained, by name, and `key` is the run's.
+  update(state, gradients) -> (State, metrics): the same for every bucket, and
+  so apart from the gradients, which are compiled once per bucket.
   batch_spec(bucket) -> {name: ShapeDtypeStruct} of a global batch.
   """
 
   init: Callable
-  step: Callable
+  gradients: Callable
+  update: Callable
   batch_spec: Callable
+
+  def step(self, state, frozen, batch, key):
+    """One optimizer step: (State, metrics)."""
+    gradients, metrics = self.gradients(state, frozen, batch, key)
+    state, more = self.update(state, gradients)
+    return state, metrics | more

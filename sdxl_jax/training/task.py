@@ -65,31 +65,41 @@ def make_task(config, nets):
   )
 
 
-def compile_step(task, mesh, state, frozen, bucket):
-  """task.step, compiled ahead for one bucket.
+def compile_gradients(task, mesh, state, frozen, bucket):
+  """task.gradients, compiled ahead for one bucket.
 
   Args:
     task: state.Task.
     mesh: of all devices.
-    state, frozen: trees of arrays or of jax.ShapeDtypeStruct.
+    state, frozen: trees of jax.ShapeDtypeStruct.
     bucket: (height, width) in px.
 
   Returns:
-    step(state, frozen, batch, key) -> (state, metrics); the state that goes in
-    is given up, and any other shape is refused.
+    gradients(state, frozen, batch, key); any other shape is refused.
   """
   places = sharding.tree_shardings(state, mesh)
   everywhere = sharding.replicated(mesh)
-  step = jax.jit(
-    task.step,
+  gradients = jax.jit(
+    task.gradients,
     in_shardings=(
       places,
       sharding.tree_shardings(frozen, mesh),
       sharding.batch_sharding(mesh),
       everywhere,
     ),
-    out_shardings=(places, everywhere),
-    donate_argnums=0,
+    out_shardings=(places.params, everywhere),
   )
   key = jax.eval_shape(lambda: jax.random.key(0))
-  return step.lower(state, frozen, task.batch_spec(bucket), key).compile()
+  return gradients.lower(state, frozen, task.batch_spec(bucket), key).compile()
+
+
+def compile_update(task, mesh, state):
+  """task.update, compiled ahead; the state given is spent."""
+  places = sharding.tree_shardings(state, mesh)
+  update = jax.jit(
+    task.update,
+    in_shardings=(places, places.params),
+    out_shardings=(places, sharding.replicated(mesh)),
+    donate_argnums=0,
+  )
+  return update.lower(state, state.params).compile()

@@ -1,0 +1,149 @@
+"""A run from config to picture: checkpoints, resuming, and what goes wrong."""
+
+import json
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+import tiny_config
+
+from sdxl_jax import sample, train
+from sdxl_jax.data import images
+from sdxl_jax.training import checkpoint, metrics, task
+
+
+def final_params(workdir):
+  config = tiny_config.get_config()
+  return sample.restore_ema(
+    workdir, task.make_task(config, task.make_nets(config))
+  )
+
+
+@pytest.fixture(scope='module')
+def straight(tmp_path_factory):
+  workdir = tmp_path_factory.mktemp('straight')
+  config = tiny_config.get_config()
+  config.samples.every = 4
+  train.train(config, workdir)
+  return workdir
+
+
+def test_what_a_run_leaves(straight):
+  lines = [
+    json.loads(line)
+    for line in (straight / 'metrics.jsonl').read_text().splitlines()
+  ]
+  assert [line['step'] for line in lines] == [1, 2, 3, 4]
+  assert lines[0].keys() >= {
+    *('loss', 'learning_rate', 'grad_norm', 'images_per_s'),
+    *('step_s', 'data_wait_s', 'substituted'),
+  }
+  assert (straight / 'samples' / '0000004.png').is_file()
+  assert checkpoint.Checkpoints(straight).latest_step == 4
+  assert list((straight / 'tensorboard').iterdir())
+
+
+def test_resuming_equals_no_stop(straight, tmp_path):
+  config = tiny_config.get_config()
+  schedule = config.optimizer.cosine
+  assert schedule, 'the learning rate must not depend on where a run stops'
+
+  class Stop(Exception):
+    pass
+
+  original = metrics.Reporter.add
+
+  def stop_at_three(self, step, *args):
+    original(self, step, *args)
+    if step == 2:  # after the checkpoint of step 2, within step 3
+      raise Stop
+
+  metrics.Reporter.add = stop_at_three
+  try:
+    with pytest.raises(Stop):
+      train.train(config, tmp_path)
+  finally:
+    metrics.Reporter.add = original
+  train.train(config, tmp_path)
+  a, b = final_params(straight), final_params(tmp_path)
+  assert jax.tree.all(jax.tree.map(np.array_equal, a, b))
+
+
+def test_another_config_in_the_same_workdir(straight):
+  config = tiny_config.get_config()
+  config.optimizer.b1 = 0.5
+  with pytest.raises(ValueError, match='optimizer.b1: 0.9 > 0.5'):
+    train.train(config, straight)
+
+
+def test_sampling_from_a_workdir(straight):
+  pipeline = sample.load(straight)
+  drawn, latents = sample.generate(
+    pipeline, ['a fox', 'a pig'], steps=2, seeds=[3, 4]
+  )
+  assert drawn.shape == (2, 16, 16, 3) and latents.shape == (2, 4, 4, 48)
+  alone, _ = sample.generate(pipeline, ['a pig'], steps=2, seeds=[4])
+  np.testing.assert_allclose(alone[0], drawn[1], atol=1e-5)
+
+
+def test_frozen_nets_need_weights(tmp_path):
+  config = tiny_config.get_config()
+  config.trained = ('unet',)
+  with pytest.raises(ValueError, match='text_encoder.*would stay random'):
+    train.train(config, tmp_path)
+
+
+def test_weights_of_another_architecture(tmp_path, golden):
+  config = tiny_config.get_config()
+  config.init_from = str(golden / 'tiny' / 'base')
+  with pytest.raises(ValueError, match='another unet.*block_out_channels'):
+    train.train(config, tmp_path)
+
+
+def test_non_finite_loss_names_the_records():
+  with pytest.raises(
+    metrics.NonFiniteLoss, match=r'step 7 .*\(16, 24\).*\[5\]'
+  ):
+    metrics.check_finite({'loss': float('nan')}, 7, (16, 24), np.array([5]))
+
+
+def test_metrics_of_a_lost_stretch_are_dropped(tmp_path):
+  path = tmp_path / 'metrics.jsonl'
+  path.write_text('{"step": 1}\n{"step": 2}\n{"step": 3}\n{"st')
+  metrics.keep_until(path, 2)
+  assert path.read_text() == '{"step": 1}\n{"step": 2}\n'
+
+
+def test_folder_of_pictures_one_corrupt(tmp_path):
+  pictures = tmp_path / 'pictures'
+  rng = np.random.default_rng(0)
+  for i in range(6):
+    picture = rng.integers(0, 255, (20, 20 + 4 * i, 3), dtype=np.uint8)
+    images.save(pictures / f'{i}.png', picture)
+    (pictures / f'{i}.txt').write_text(f'picture {i}')
+  broken = (pictures / '0.png').read_bytes()
+  (pictures / '0.png').write_bytes(broken[: len(broken) // 2])
+  config = tiny_config.get_config()
+  config.data.source = 'folder'
+  config.data.folder.path = str(pictures)
+  train.train(config, tmp_path / 'run')
+  lines = (tmp_path / 'run' / 'metrics.jsonl').read_text().splitlines()
+  assert json.loads(lines[-1])['substituted'] > 0
+
+
+@pytest.mark.parametrize(
+  'flag, message',
+  [
+    ('--config.no_such_field=1', 'no_such_field'),
+    ('--config.caption_dropout=2.0', 'caption_dropout is 2.0'),
+  ],
+)
+def test_command_line_errors_fit_a_screen(flag, message, tmp_path):
+  command = [sys.executable, '-m', 'sdxl_jax.train', flag]
+  command += ['--config', 'tests/tiny_config.py', '--workdir', tmp_path]
+  run = subprocess.run(command, capture_output=True, text=True)
+  assert run.returncode != 0
+  assert message in run.stderr
+  assert 'Traceback' not in run.stderr and run.stderr.count('\n') < 25

@@ -1,0 +1,82 @@
+"""One step of the task: parts of a batch, devices, frozen nets."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tiny_config
+
+from sdxl_jax.distributed import mesh, sharding
+from sdxl_jax.training import diffusion_task, task
+
+KEY = jax.random.key(1)
+
+
+def random_batch(spec):
+  rng = np.random.default_rng(0)
+  make = lambda s: (
+    rng.uniform(-1, 1, s.shape).astype(s.dtype)
+    if s.dtype == jnp.float32
+    else rng.integers(0, 40, s.shape, dtype=np.int32)
+  )
+  return jax.tree.map(make, spec)
+
+
+@pytest.fixture(scope='module')
+def parts():
+  config = tiny_config.get_config()
+  nets = task.make_nets(config)
+  made = task.make_task(config, nets)
+  state = jax.jit(made.init)(jax.random.key(0))
+  # Zero-initialised outputs would hide errors upstream.
+  state = state.replace(params=jax.tree.map(lambda x: x + 0.02, state.params))
+  return config, nets, made, state, random_batch(made.batch_spec((16, 24)))
+
+
+def test_two_devices_and_fsdp_do_not_change_gradients(parts, close):
+  _, _, made, state, batch = parts
+  expected, metrics = jax.jit(made.gradients)(state, {}, batch, KEY)
+  four = mesh.make_mesh(data=2, fsdp=2, devices=jax.devices()[:4])
+  compiled = task.compile_gradients(made, four, state, {}, (16, 24))
+  places = sharding.tree_shardings(state, four)
+  grads, metrics_4 = compiled(
+    jax.device_put(state, places), {}, sharding.put_batch(batch, four), KEY
+  )
+  close(metrics_4['loss'], metrics['loss'], 1e-5)
+  for a, b in zip(jax.tree.leaves(grads), jax.tree.leaves(expected)):
+    np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5)
+
+
+def test_gradients_are_means_over_parts():
+  grad = lambda params, frozen, batch, key: (
+    {'w': batch['x'].mean() * params['w']},
+    {'loss': batch['x'].sum()},
+  )
+  batch = {'x': jnp.arange(8.0)}
+  grads, metrics = diffusion_task.mean_grads(
+    grad, 4, {'w': jnp.float32(2)}, {}, batch, KEY
+  )
+  assert float(grads['w']) == 7.0
+  assert float(metrics['loss']) == 7.0
+
+
+def test_indivisible_parts(parts):
+  config, nets, *_ = parts
+  with pytest.raises(ValueError, match='4 is not a multiple of.*3'):
+    diffusion_task.make_diffusion_task(
+      nets, None, global_batch_size=4, accumulation_steps=3
+    )
+
+
+def test_frozen_nets_stay_out_of_the_state(parts):
+  config, nets, *_ = parts
+  made = diffusion_task.make_diffusion_task(
+    nets, task.make_optimizer(config), global_batch_size=4, trained=('unet',)
+  )
+  state = jax.eval_shape(made.init, jax.random.key(0))
+  assert set(state.params) == {'unet'}
+
+
+def test_refused_mesh():
+  with pytest.raises(ValueError, match='data=3, fsdp=1 does not fit'):
+    mesh.make_mesh(data=3, devices=jax.devices()[:1])
