@@ -133,7 +133,7 @@ def text_tower(**changes):
   tower.num_hidden_layers = 12
   tower.num_attention_heads = 12
   tower.hidden_act = 'quick_gelu'  # or 'gelu'
-  tower.projection_dim = 0  # of pooled; 0: not projected
+  tower.projection_dim = None  # of pooled; None: not projected
   tower.dtype = 'bfloat16'
   tower.param_dtype = 'float32'
   tower.attention = 'xla'

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
-from absl import app, flags
+from absl import app, flags, logging
 from ml_collections import config_dict
 
 from sdxl_jax.conditioning import text_encoder, tokenizer
@@ -383,6 +383,7 @@ def write(output, pictures):
 def main(argv):
   del argv
   args = flags.FLAGS
+  logging.set_verbosity(logging.WARNING)  # orbax tells much
   try:
     print(f'loading {args.weights}', flush=True)
     pipeline = load(args.weights, args.dtype)

@@ -16,7 +16,7 @@ import time
 
 import jax
 import tqdm
-from absl import app, flags
+from absl import app, flags, logging
 from ml_collections import config_flags
 
 from sdxl_jax import sample
@@ -234,6 +234,7 @@ def draw_samples(config, nets, params, step, workdir, writer):
 def main(argv):
   del argv
   args = flags.FLAGS
+  logging.set_verbosity(logging.WARNING)  # orbax tells much
   try:
     train(args.config, args.workdir)
   except (ValueError, OSError) as error:

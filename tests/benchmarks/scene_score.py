@@ -46,10 +46,8 @@ def main(argv):
   args = flags.FLAGS
   workdir = pathlib.Path(args.weights)
   config = json.loads((workdir / 'config.json').read_text())
-  words = {
-    k: config['data']['scenes'][k]
-    for k in ('objects', 'colours', 'max_objects')
-  }
+  names = 'objects', 'colours', 'max_objects'
+  words = {name: config['data']['scenes'][name] for name in names}
   prompts = scenes.held_out_prompts(args.count, **words)
   drawn, _ = sample.generate(
     sample.load(workdir),
