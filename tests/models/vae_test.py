@@ -79,6 +79,16 @@ def test_gradients(golden, close, tolerances, jit, check_grads, net):
   close(nchw(grad_image), arrays['grad_image'], limit, 'image')
 
 
+@pytest.mark.parametrize(
+  ('logvar', 'std'), [(-100, np.exp(-15)), (0, 1), (100, np.exp(10))]
+)
+def test_sample_latents_clamps_the_variance(logvar, std):
+  mean, noise = np.full((1, 2, 2, 3), 2.0), np.ones((1, 2, 2, 3))
+  moments = np.concatenate([mean, np.full_like(mean, logvar)], axis=-1)
+  latents = vae.sample_latents(moments, noise, 0.5)
+  np.testing.assert_allclose(latents, 0.5 * (2 + std), rtol=1e-6)
+
+
 def test_patches_there_and_back():
   net = vae.make_vae(vae.PatchConfig())
   image = np.random.default_rng(0).uniform(-1, 1, (2, 8, 12, 3))
