@@ -248,8 +248,16 @@ def main(argv):
   )
 
 
+def parse_flags(argv):
+  """As absl does, but an unknown field of the config is one line."""
+  try:
+    return app.parse_flags_with_usage(argv)
+  except (AttributeError, KeyError, TypeError) as error:
+    sys.exit(f'error: {error}')
+
+
 if __name__ == '__main__':
   flags.DEFINE_string('workdir', None, 'where the run writes and resumes from')
   config_flags.DEFINE_config_file('config', None, 'a file with get_config()')
   flags.mark_flags_as_required(['config', 'workdir'])
-  app.run(main)
+  app.run(main, flags_parser=parse_flags)

@@ -98,7 +98,7 @@ def test_frozen_nets_need_weights(tmp_path):
 def test_weights_of_another_architecture(tmp_path, golden):
   config = tiny_config.get_config()
   config.init_from = str(golden / 'tiny' / 'base')
-  with pytest.raises(ValueError, match='another unet.*block_out_channels'):
+  with pytest.raises(ValueError, match='another unet'):
     train.train(config, tmp_path)
 
 
@@ -139,8 +139,8 @@ def test_folder_of_pictures_one_corrupt(tmp_path):
   ],
 )
 def test_command_line_errors_fit_a_screen(flag, message, tmp_path):
-  command = [sys.executable, '-m', 'sdxl_jax.train', flag]
-  command += ['--config', 'tests/tiny_config.py', '--workdir', tmp_path]
+  command = [sys.executable, '-m', 'sdxl_jax.train']
+  command += ['--config', 'tests/tiny_config.py', '--workdir', tmp_path, flag]
   run = subprocess.run(command, capture_output=True, text=True)
   assert run.returncode != 0
   assert message in run.stderr

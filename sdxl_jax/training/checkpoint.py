@@ -2,9 +2,20 @@
 
 import pathlib
 
+import jax
 import orbax.checkpoint as ocp
 
 FOLDER = 'checkpoints'
+
+
+def restore_args(state):
+  """Where each array goes; PyTreeRestore does not read it from the shapes."""
+  place = lambda x: (
+    ocp.RestoreArgs()
+    if x is ocp.PLACEHOLDER
+    else ocp.ArrayRestoreArgs(sharding=x.sharding, global_shape=x.shape)
+  )
+  return jax.tree.map(place, state)
 
 
 class Checkpoints:
@@ -31,7 +42,7 @@ class Checkpoints:
     self._manager.save(
       step,
       args=ocp.args.Composite(
-        state=ocp.args.StandardSave(state),
+        state=ocp.args.PyTreeSave(state),
         data=ocp.args.JsonSave(data),
         config=ocp.args.JsonSave(config),
       ),
@@ -54,7 +65,8 @@ class Checkpoints:
       restored = self._manager.restore(
         step,
         args=ocp.args.Composite(
-          state=ocp.args.StandardRestore(state), data=ocp.args.JsonRestore()
+          state=ocp.args.PyTreeRestore(state, restore_args(state)),
+          data=ocp.args.JsonRestore(),
         ),
       )
     except Exception as error:

@@ -11,7 +11,7 @@ from sdxl_jax.training import diffusion_task, optimizer
 
 def make_nets(config):
   """The diffusion_task.Nets that a config describes."""
-  fields = config.to_dict()
+  fields = with_tuples(config.to_dict())
   towers = [
     fields[name] and clip.CLIPTextConfig(**fields[name])
     for name in ('text_encoder', 'text_encoder_2')
@@ -26,6 +26,13 @@ def make_nets(config):
     schedule=schedule.Schedule(**fields['schedule']),
     refiner=config.refiner,
   )
+
+
+def with_tuples(value):
+  """Lists, as JSON has them, become tuples, which hash."""
+  if isinstance(value, dict):
+    return {k: with_tuples(v) for k, v in value.items()}
+  return tuple(map(with_tuples, value)) if isinstance(value, list) else value
 
 
 def make_learning_rate(config):
