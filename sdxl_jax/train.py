@@ -253,7 +253,10 @@ def parse_flags(argv):
   try:
     return app.parse_flags_with_usage(argv)
   except (AttributeError, KeyError, TypeError) as error:
-    sys.exit(f'error: {error}')
+    sys.exit(
+      f'error: {error}: the config has no such field, or it has another type; '
+      'configs/default.py lists them all'
+    )
 
 
 if __name__ == '__main__':
