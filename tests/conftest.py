@@ -2,7 +2,6 @@
 
 import json
 import os
-import pathlib
 
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')
 os.environ.setdefault('XLA_FLAGS', '--xla_force_host_platform_device_count=4')
@@ -10,14 +9,7 @@ os.environ.setdefault('XLA_FLAGS', '--xla_force_host_platform_device_count=4')
 import jax
 import numpy as np
 import pytest
-
-GOLDEN = pathlib.Path(__file__).parent / 'golden'
-# Further sets of the same structure, as paths joined by os.pathsep.
-SETS = [GOLDEN / 'set_a'] + [
-  pathlib.Path(p)
-  for p in os.environ.get('SDXL_JAX_GOLDEN', '').split(os.pathsep)
-  if p
-]
+from golden_sets import GOLDEN, SETS
 
 jax.config.update('jax_default_matmul_precision', 'highest')
 

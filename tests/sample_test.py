@@ -4,7 +4,7 @@ import dataclasses
 import json
 import pathlib
 
-import conftest
+import golden_sets
 import numpy as np
 import pytest
 
@@ -13,7 +13,7 @@ from sdxl_jax.diffusion import samplers, scheduler_config
 
 INDEX = {
   (folder, name): run
-  for folder in conftest.SETS
+  for folder in golden_sets.SETS
   for name, run in json.loads(
     (folder / 'pipeline' / 'index.json').read_text()
   ).items()
@@ -24,7 +24,7 @@ INDEX = {
 
 @pytest.fixture(scope='module')
 def pipelines():
-  return {f: sample.load(f / 'tiny' / 'base') for f in conftest.SETS}
+  return {f: sample.load(f / 'tiny' / 'base') for f in golden_sets.SETS}
 
 
 def arguments(call):
