@@ -7,7 +7,6 @@ To resume, run the same command again.
 
 import concurrent.futures
 import dataclasses
-import functools
 import json
 import math
 import pathlib
@@ -49,14 +48,13 @@ def train(config, workdir):
   nets = tasks.make_nets(config)
   task = tasks.make_task(config, nets)
   given = load_weights(config, nets)
-  frozen = {k: p for k, p in given.items() if k not in config.trained}
+  frozen = {k: given.pop(k) for k in sorted(set(given) - set(config.trained))}
   frozen = jax.device_put(frozen, sharding.tree_shardings(frozen, mesh))
   batches = make_batches(config)
 
   # Shapes first, then compiled gradients per bucket, in order of first use.
   key = jax.random.key(config.seed)
-  init = functools.partial(task.init, given=given)
-  shapes = with_shardings(mesh, jax.eval_shape(init, key))
+  shapes = with_shardings(mesh, jax.eval_shape(task.init, key, given))
   steps, update = compile_ahead(
     config.compile_threads, task, mesh, shapes, frozen, batches.schedule
   )
@@ -65,7 +63,8 @@ def train(config, workdir):
   checkpoints = checkpoint.Checkpoints(workdir, config.checkpoint.max_to_keep)
   if checkpoints.latest_step is None:
     places = jax.tree.map(lambda x: x.sharding, shapes)
-    state = jax.jit(init, out_shardings=places)(key)
+    # Weights go in as an argument: a closure would compile them in.
+    state = jax.jit(task.init, out_shardings=places)(key, given)
   else:
     state, position = checkpoints.restore(shapes)
     batches.set_state(position)
