@@ -5,133 +5,21 @@
 DIR is a diffusers folder or the workdir of a training run.
 """
 
-import dataclasses
 import functools
-import json
 import pathlib
 import sys
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import orbax.checkpoint as ocp
 from absl import app, flags, logging
-from ml_collections import config_dict
 
-from sdxl_jax.conditioning import text_encoder, tokenizer
+from sdxl_jax import pipelines
 from sdxl_jax.data import images
 from sdxl_jax.diffusion import denoiser, samplers, schedule, scheduler_config
-from sdxl_jax.training import checkpoint, diffusion_task, optimizer
-from sdxl_jax.training import task as tasks
-from sdxl_jax.weights import files
 
 # What the refiner is told of how a picture is rated (sgm, apply_refiner).
 AESTHETIC_SCORE, NEGATIVE_AESTHETIC_SCORE = 6.0, 2.5
-
-
-@dataclasses.dataclass(frozen=True)
-class Pipeline:
-  """All that drawing needs; see `load`."""
-
-  nets: diffusion_task.Nets
-  params: Any  # {'unet', 'vae', 'text_encoder', 'text_encoder_2'}
-  tokenize: tokenizer.Tokenizer
-  scheduler: dict  # as in scheduler_config.json
-  force_zeros: bool  # no negative prompt means zeros, not an encoded ''
-  size: tuple[int, int]  # (height, width) in px where none is given
-
-
-def load(folder, dtype='float32'):
-  """The Pipeline of a diffusers folder or of a workdir (its EMA parameters).
-
-  Args:
-    folder: path.
-    dtype: compute, 'float32' or 'bfloat16'; parameters are held in it too.
-  """
-  folder = pathlib.Path(folder)
-  if (folder / 'model_index.json').is_file():
-    return load_folder(folder, dtype)
-  if (folder / 'config.json').is_file():
-    return load_workdir(folder, dtype)
-  raise FileNotFoundError(
-    f'{folder} has neither model_index.json (a diffusers folder) nor '
-    'config.json (the workdir of a training run): give one of the two'
-  )
-
-
-def load_folder(folder, dtype):
-  index, scheduler = (
-    files.load_model_index(folder),
-    files.load_scheduler(folder),
-  )
-  configs, params = {'text_encoder': None}, {}
-  for name in index.components:
-    configs[name], params[name] = files.load_component(
-      folder, name, dtype=dtype, param_dtype=dtype
-    )
-  towers = configs['text_encoder'], configs['text_encoder_2']
-  trained, _ = scheduler_config.read(scheduler, 'euler')
-  nets = diffusion_task.Nets(
-    unet=configs['unet'],
-    vae=configs['vae'],
-    text=text_encoder.TextEncoder(*towers),
-    schedule=trained,
-    refiner=index.refiner,
-  )
-  tokenize = tokenizer.load(folder)
-  side = files.load_sample_size(folder) * configs['vae'].downscale
-  params = jax.tree.map(jnp.asarray, params)
-  return Pipeline(
-    nets, params, tokenize, scheduler, index.force_zeros, (side, side)
-  )
-
-
-def load_workdir(folder, dtype):
-  config = config_dict.ConfigDict(
-    json.loads((folder / 'config.json').read_text())
-  )
-  nets = tasks.make_nets(config)
-  params = restore_ema(folder, tasks.make_task(config, nets))
-  cast = lambda x: jnp.asarray(x, dtype)
-  nets = nets.replace(dtype=dtype, param_dtype=dtype)
-  return make_pipeline(config, nets, jax.tree.map(cast, params))
-
-
-def make_pipeline(config, nets, params):
-  """The Pipeline of a training config's nets."""
-  # Only 'trailing' visits the last timestep, where zero SNR is.
-  spacing = 'trailing' if nets.schedule.zero_terminal_snr else 'leading'
-  return Pipeline(
-    nets=nets,
-    params=params,
-    tokenize=tokenizer.load(),
-    scheduler=scheduler_config.write(nets.schedule, schedule.Spacing(spacing)),
-    force_zeros=config.uncond == 'zeros',
-    size=tuple(config.samples.size),
-  )
-
-
-def restore_ema(workdir, task):
-  """The EMA parameters of the latest checkpoint; the rest stays on disk."""
-  state = jax.eval_shape(task.init, jax.random.key(0))
-  ema = optimizer.ema_params(state.opt_state)
-  wanted = {id(x) for x in jax.tree.leaves(ema)}
-  device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-  place = lambda x: (
-    jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device)
-    if id(x) in wanted
-    else ocp.PLACEHOLDER
-  )
-  checkpoints = checkpoint.Checkpoints(workdir)
-  if checkpoints.latest_step is None:
-    raise FileNotFoundError(
-      f'{workdir} has no checkpoint yet: wait for the first, or give another '
-      'folder'
-    )
-  state, _ = checkpoints.restore(jax.tree.map(place, state))
-  checkpoints.close()
-  return optimizer.ema_params(state.opt_state)
 
 
 def generate(
@@ -159,7 +47,7 @@ def generate(
   A picture depends on weights, prompt, seed and settings, not on its batch.
 
   Args:
-    pipeline: Pipeline.
+    pipeline: pipelines.Pipeline.
     prompts: list of strings, one per picture.
     negative_prompts: list of strings, or None for no text at all.
     prompts_2, negative_prompts_2: what bigG reads instead, where given.
@@ -386,7 +274,7 @@ def main(argv):
   logging.set_verbosity(logging.WARNING)  # orbax tells much
   try:
     print(f'loading {args.weights}', flush=True)
-    pipeline = load(args.weights, args.dtype)
+    pipeline = pipelines.load(args.weights, args.dtype)
     settings = settings_of(args, pipeline.size)
     print(f'drawing {args.batch} x {args.prompt!r}', flush=True)
     pictures, latents = generate(pipeline, **settings)

@@ -6,7 +6,6 @@ To resume, run the same command again.
 """
 
 import concurrent.futures
-import dataclasses
 import json
 import math
 import pathlib
@@ -18,17 +17,13 @@ import tqdm
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from sdxl_jax import sample
+from sdxl_jax import pipelines, sample
 from sdxl_jax.conditioning import tokenizer
 from sdxl_jax.data import images, pipeline, sources
 from sdxl_jax.distributed import mesh as meshes
 from sdxl_jax.distributed import sharding
 from sdxl_jax.training import checkpoint, limits, metrics, optimizer
 from sdxl_jax.training import task as tasks
-from sdxl_jax.weights import files
-
-# Fields of a net's config that do not belong to its architecture.
-RUNTIME = ('dtype', 'param_dtype', 'attention', 'remat', 'scan_blocks')
 
 
 def train(config, workdir):
@@ -59,18 +54,11 @@ def train(config, workdir):
     config.compile_threads, task, mesh, shapes, frozen, batches.schedule
   )
 
-  # The latest checkpoint, else a fresh state straight onto the mesh.
   checkpoints = checkpoint.Checkpoints(workdir, config.checkpoint.max_to_keep)
-  if checkpoints.latest_step is None:
-    places = jax.tree.map(lambda x: x.sharding, shapes)
-    # Weights go in as an argument: a closure would compile them in.
-    state = jax.jit(task.init, out_shardings=places)(key, given)
-  else:
-    state, position = checkpoints.restore(shapes)
-    batches.set_state(position)
+  state = start(checkpoints, task, shapes, key, given, batches)
   del given
-
   first = int(state.step)
+
   writer = metrics.Writer(workdir, first, config.total_steps)
   reporter = metrics.Reporter(
     writer,
@@ -159,26 +147,21 @@ def load_weights(config, nets):
         'diffusers folder that has them, or add them to config.trained'
       )
     return {}
-  given = {}
-  for name, ours in nets.configs.items():
-    fields = {f: getattr(ours, f) for f in RUNTIME if hasattr(ours, f)}
-    theirs, given[name] = files.load_component(config.init_from, name, **fields)
-    check_same(name, ours, theirs, config.init_from)
-  return given
+  return pipelines.load_nets(config.init_from, nets, nets.configs)
 
 
-def check_same(name, ours, theirs, folder):
-  rows = [
-    f'{f.name}: {getattr(ours, f.name)} here, {getattr(theirs, f.name)} there'
-    for f in dataclasses.fields(ours)
-    if getattr(ours, f.name) != getattr(theirs, f.name)
-  ]
-  if rows:
-    raise ValueError(
-      f'{folder} has another {name} than config.{name}:\n  '
-      + '\n  '.join(rows)
-      + '\nChange these fields of the config, or take other weights'
-    )
+def start(checkpoints, task, shapes, key, given, batches):
+  """The latest checkpoint's State, or a fresh one straight onto the mesh.
+
+  The data goes on from where that checkpoint left it.
+  """
+  if checkpoints.latest_step is None:
+    places = jax.tree.map(lambda x: x.sharding, shapes)
+    # Weights go in as an argument: a closure would compile them in.
+    return jax.jit(task.init, out_shardings=places)(key, given)
+  state, position = checkpoints.restore(shapes)
+  batches.set_state(position)
+  return state
 
 
 def with_shardings(mesh, tree):
@@ -217,7 +200,7 @@ def draw_samples(config, nets, params, step, workdir, writer):
   """A grid of the config's prompts, as a PNG and in TensorBoard."""
   c = config.samples
   pictures, _ = sample.generate(
-    sample.make_pipeline(config, nets, params),
+    pipelines.make_pipeline(config, nets, params),
     list(c.prompts),
     size=c.size,
     steps=c.steps,

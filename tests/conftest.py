@@ -9,7 +9,8 @@ os.environ.setdefault('XLA_FLAGS', '--xla_force_host_platform_device_count=4')
 import jax
 import numpy as np
 import pytest
-from golden_sets import GOLDEN, SETS
+
+from tests.golden_sets import GOLDEN, SETS
 
 jax.config.update('jax_default_matmul_precision', 'highest')
 

@@ -4,12 +4,12 @@ import dataclasses
 import json
 import pathlib
 
-import golden_sets
 import numpy as np
 import pytest
 
-from sdxl_jax import sample
+from sdxl_jax import pipelines, sample
 from sdxl_jax.diffusion import samplers, scheduler_config
+from tests import golden_sets
 
 INDEX = {
   (folder, name): run
@@ -23,8 +23,8 @@ INDEX = {
 
 
 @pytest.fixture(scope='module')
-def pipelines():
-  return {f: sample.load(f / 'tiny' / 'base') for f in golden_sets.SETS}
+def loaded():
+  return {f: pipelines.load(f / 'tiny' / 'base') for f in golden_sets.SETS}
 
 
 def arguments(call):
@@ -64,7 +64,7 @@ def arguments(call):
 
 
 @pytest.mark.parametrize('case', INDEX, ids=lambda c: f'{c[0].name}-{c[1]}')
-def test_recorded_run(case, pipelines, close, tolerances, monkeypatch):
+def test_recorded_run(case, loaded, close, tolerances, monkeypatch):
   folder, name = case
   run = INDEX[case]
   arrays = np.load(folder / 'pipeline' / f'{name}.npz')
@@ -79,7 +79,7 @@ def test_recorded_run(case, pipelines, close, tolerances, monkeypatch):
       return replay(*args, noise=np.stack(noise), **kwargs)
 
     monkeypatch.setattr(samplers, 'sample', recorded)
-  pipeline = dataclasses.replace(pipelines[folder], scheduler=run['scheduler'])
+  pipeline = dataclasses.replace(loaded[folder], scheduler=run['scheduler'])
   eta = run['call']['kwargs'].get('eta', 0)
   if eta:
     sampler_of = {'ddim': samplers.ancestral(eta)}
@@ -99,12 +99,12 @@ def test_recorded_run(case, pipelines, close, tolerances, monkeypatch):
   assert difference <= tolerances['pipeline_image_u8_max_diff']
 
 
-def test_bad_size_names_the_nearest(pipelines):
-  pipeline = next(iter(pipelines.values()))
+def test_bad_size_names_the_nearest(loaded):
+  pipeline = next(iter(loaded.values()))
   with pytest.raises(ValueError, match='nearest such size is 64 x 96'):
     sample.generate(pipeline, ['a'], size=(60, 100), steps=1)
 
 
 def test_folder_without_weights(tmp_path):
   with pytest.raises(FileNotFoundError, match='model_index.json'):
-    sample.load(pathlib.Path(tmp_path))
+    pipelines.load(pathlib.Path(tmp_path))

@@ -1,22 +1,25 @@
 """A run from config to picture: checkpoints, resuming, and what goes wrong."""
 
+import dataclasses
 import json
+import shutil
 import subprocess
 import sys
 
 import jax
 import numpy as np
 import pytest
-import tiny_config
 
-from sdxl_jax import sample, train
+from sdxl_jax import pipelines, sample, train
 from sdxl_jax.data import images
 from sdxl_jax.training import checkpoint, metrics, task
+from sdxl_jax.weights import files
+from tests import tiny_config
 
 
 def final_params(workdir):
   config = tiny_config.get_config()
-  return sample.restore_ema(
+  return pipelines.restore_ema(
     workdir, task.make_task(config, task.make_nets(config))
   )
 
@@ -28,6 +31,13 @@ def straight(tmp_path_factory):
   config.samples.every = 4
   train.train(config, workdir)
   return workdir
+
+
+@pytest.fixture
+def workdir(straight, tmp_path):
+  """A fresh one, but for the programs that another run has compiled."""
+  shutil.copytree(straight / 'compiled', tmp_path / 'run' / 'compiled')
+  return tmp_path / 'run'
 
 
 def test_what_a_run_leaves(straight):
@@ -45,7 +55,7 @@ def test_what_a_run_leaves(straight):
   assert list((straight / 'tensorboard').iterdir())
 
 
-def test_resuming_equals_no_stop(straight, tmp_path):
+def test_resuming_equals_no_stop(straight, workdir):
   config = tiny_config.get_config()
   schedule = config.optimizer.cosine
   assert schedule, 'the learning rate must not depend on where a run stops'
@@ -63,11 +73,11 @@ def test_resuming_equals_no_stop(straight, tmp_path):
   metrics.Reporter.add = stop_at_three
   try:
     with pytest.raises(Stop):
-      train.train(config, tmp_path)
+      train.train(config, workdir)
   finally:
     metrics.Reporter.add = original
-  train.train(config, tmp_path)
-  a, b = final_params(straight), final_params(tmp_path)
+  train.train(config, workdir)
+  a, b = final_params(straight), final_params(workdir)
   assert jax.tree.all(jax.tree.map(np.array_equal, a, b))
 
 
@@ -79,7 +89,7 @@ def test_another_config_in_the_same_workdir(straight):
 
 
 def test_sampling_from_a_workdir(straight):
-  pipeline = sample.load(straight)
+  pipeline = pipelines.load(straight)
   drawn, latents = sample.generate(
     pipeline, ['a fox', 'a pig'], steps=2, seeds=[3, 4]
   )
@@ -102,6 +112,27 @@ def test_weights_of_another_architecture(tmp_path, golden):
     train.train(config, tmp_path)
 
 
+def test_training_starts_from_published_weights(tmp_path, golden):
+  folder = golden / 'tiny' / 'base'
+  config = tiny_config.get_config()
+  config.unlock()
+  for name in ('unet', 'vae', 'text_encoder', 'text_encoder_2'):
+    theirs, _ = files.load_component(folder, name)
+    config[name] = dataclasses.asdict(theirs)
+  config.vae.kind = 'kl'
+  config.update(init_from=str(folder), trained=('unet',), total_steps=2)
+  config.data.buckets = ((32, 48),)
+  config.schedule.update(prediction='eps', zero_terminal_snr=False)
+  config.optimizer.learning_rate = 0.0  # what comes out is what went in
+  train.train(config.lock(), tmp_path)
+  settings = dict(size=(32, 48), steps=2)
+  drawn, expected = (
+    sample.generate(pipelines.load(f), ['a fox'], **settings)[0]
+    for f in (tmp_path, folder)
+  )
+  np.testing.assert_array_equal(drawn, expected)
+
+
 def test_non_finite_loss_names_the_records():
   with pytest.raises(metrics.NonFiniteLoss, match='step 7 .*Bucket.*5'):
     metrics.check_finite({'loss': float('nan')}, 7, (16, 24), np.array([5]))
@@ -114,7 +145,7 @@ def test_metrics_of_a_lost_stretch_are_dropped(tmp_path):
   assert path.read_text() == '{"step": 1}\n{"step": 2}\n'
 
 
-def test_folder_of_pictures_one_corrupt(tmp_path):
+def test_folder_of_pictures_one_corrupt(workdir, tmp_path):
   pictures = tmp_path / 'pictures'
   rng = np.random.default_rng(0)
   for i in range(6):
@@ -126,8 +157,8 @@ def test_folder_of_pictures_one_corrupt(tmp_path):
   config = tiny_config.get_config()
   config.data.source = 'folder'
   config.data.folder.path = str(pictures)
-  train.train(config, tmp_path / 'run')
-  lines = (tmp_path / 'run' / 'metrics.jsonl').read_text().splitlines()
+  train.train(config, workdir)
+  lines = (workdir / 'metrics.jsonl').read_text().splitlines()
   assert json.loads(lines[-1])['substituted'] > 0
 
 

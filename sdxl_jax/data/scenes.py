@@ -1,8 +1,8 @@
 """The source `scenes`: endless captioned pictures, their truth known exactly.
 
 A scene is one to three objects on a plain background. A scene depends on (seed,
-index) alone. One in ten combinations of layout, objects and background is never
-drawn, so that prompts exist whose parts were seen but never together.
+index) alone. A share of the combinations of layout, objects and background is
+never drawn, so that prompts exist whose parts were seen but never together.
 """
 
 import dataclasses
@@ -35,8 +35,8 @@ ASPECTS = (
 )
 # By the number of objects they need; single objects come twice as often.
 LAYOUTS = {1: ('one', 'one'), 2: ('beside', 'above', 'two'), 3: ('three',)}
+KINDS = {'beside': 2, 'above': 2}  # of objects; one in other layouts
 BORDER = 0.08  # of each side, free of objects so that small crops cut none
-HELD_OUT = 10  # one combination in so many
 
 
 class Combination(NamedTuple):
@@ -46,11 +46,11 @@ class Combination(NamedTuple):
   objects: tuple[art.Object, ...]
   colour: str
 
-  @property
-  def held_out(self):
+  def held_out(self, share):
+    """Whether it is one of the share that is never drawn; the same always."""
     nouns = sorted(o.noun for o in self.objects)
     text = ', '.join([self.layout, *nouns, self.colour])
-    return zlib.crc32(text.encode()) % HELD_OUT == 0
+    return zlib.crc32(text.encode()) < share * 2**32
 
   @property
   def visible(self):
@@ -73,28 +73,41 @@ class Vocabulary:
   objects: int = 64  # at most len(objects.OBJECTS)
   colours: int = 10
   max_objects: int = 3
+  max_kinds: int = 2  # of objects in one picture
+  held_out: float = 0.1  # share of combinations that is never drawn
 
   def __post_init__(self):
-    limits = {'objects': len(art.OBJECTS), 'colours': len(COLOURS)}
-    for name, limit in (limits | {'max_objects': max(LAYOUTS)}).items():
-      value, least = getattr(self, name), 2 if name == 'objects' else 1
+    limits = {
+      'objects': (2, len(art.OBJECTS)),
+      'colours': (1, len(COLOURS)),
+      'max_objects': (1, max(LAYOUTS)),
+      'max_kinds': (1, 2),
+      'held_out': (0, 0.9),
+    }
+    for name, (least, limit) in limits.items():
+      value = getattr(self, name)
       if not least <= value <= limit:
         raise ValueError(
           f'scenes: {name} = {value} is outside {least}..{limit}; set a value '
           'inside'
         )
 
+  @property
+  def layouts(self):
+    """Names of layouts, each as often as it is to come."""
+    found = [m for n in range(self.max_objects) for m in LAYOUTS[n + 1]]
+    return [m for m in found if KINDS.get(m, 1) <= self.max_kinds]
+
   def draw(self, rng, held_out):
     """A random combination, held out or not as asked."""
-    layouts = [m for n in range(self.max_objects) for m in LAYOUTS[n + 1]]
+    layouts = self.layouts
     colours = list(COLOURS)[: self.colours]
     for _ in range(1000):
       layout = layouts[rng.integers(len(layouts))]
-      count = 2 if layout in ('beside', 'above') else 1
-      picks = rng.choice(self.objects, count, replace=False)
+      picks = rng.choice(self.objects, KINDS.get(layout, 1), replace=False)
       colour = colours[rng.integers(self.colours)]
       found = Combination(layout, tuple(art.OBJECTS[i] for i in picks), colour)
-      if found.visible and found.held_out == held_out:
+      if found.visible and found.held_out(self.held_out) == held_out:
         return found
     raise ValueError(
       f'scenes: {self} is too small: it has no combination that is '
@@ -138,22 +151,23 @@ def arrange(layout, h, w):
   return column, (h / len(row), min(w, 0.7 * h))
 
 
-def paint(combination, h, w, rng):
-  """The picture, uint8 [h, w, 3]."""
+def paint(combination, h, w, rng, jitter=1.0):
+  """The picture, uint8 [h, w, 3]; at jitter 0 the objects stand centred."""
   layout, things, colour = combination
   canvas = Image.new('RGB', (w, h), COLOURS[colour])
   inner_h, inner_w = (1 - 2 * BORDER) * h, (1 - 2 * BORDER) * w
   boxes, (cell_h, cell_w) = arrange(layout, inner_h, inner_w)
   free_h = inner_h - cell_h * max(box[2] for box in boxes)
   free_w = inner_w - cell_w * max(box[3] for box in boxes)
-  frame_top = BORDER * h + rng.random() * free_h
-  frame_left = BORDER * w + rng.random() * free_w
-  scale = rng.uniform(0.6, 0.95) if layout == 'one' else rng.uniform(0.8, 0.95)
-  size = scale * min(cell_h, cell_w)
+  place = lambda: 0.5 + jitter * (rng.random() - 0.5)
+  frame_top = BORDER * h + place() * free_h
+  frame_left = BORDER * w + place() * free_w
+  shrink = 0.35 if layout == 'one' else 0.15
+  size = (0.95 - shrink * jitter * rng.random()) * min(cell_h, cell_w)
   for thing, (top, left, _, _) in zip(things * len(boxes), boxes):
     sprite = art.sprite(thing.emoji, max(1, math.floor(size)))
-    y = frame_top + top * cell_h + rng.random() * (cell_h - sprite.height)
-    x = frame_left + left * cell_w + rng.random() * (cell_w - sprite.width)
+    y = frame_top + top * cell_h + place() * (cell_h - sprite.height)
+    x = frame_left + left * cell_w + place() * (cell_w - sprite.width)
     canvas.paste(sprite, (round(x), round(y)), sprite)
   return np.asarray(canvas)
 
@@ -175,9 +189,11 @@ class Scenes:
     resolution: square root of the area in px at scale 1; sizes vary around it.
     length: how many scenes; any number, since they are drawn when asked for.
     seed: of the whole series.
-    objects, colours, max_objects: the vocabulary, see `Vocabulary`.
+    objects, colours, max_objects, max_kinds, held_out: the vocabulary, see
+      `Vocabulary`.
     aspects: heights / widths to draw from.
     scales: smallest and largest side, as multiples of `resolution`.
+    jitter: 0..1, how freely objects move and vary in size.
   """
 
   def __init__(
@@ -188,11 +204,16 @@ class Scenes:
     objects=64,
     colours=10,
     max_objects=3,
+    max_kinds=2,
+    held_out=0.1,
     aspects=ASPECTS,
     scales=(0.75, 3.0),
+    jitter=1.0,
   ):
-    self.seed = seed
-    self.vocabulary = Vocabulary(objects, colours, max_objects)
+    self.seed, self.jitter = seed, jitter
+    self.vocabulary = Vocabulary(
+      objects, colours, max_objects, max_kinds, held_out
+    )
     self.sizes = draw_sizes(resolution, length, seed, aspects, scales)
     if self.sizes.min(initial=16) < 16:
       raise ValueError(
@@ -210,28 +231,27 @@ class Scenes:
     combination = self.vocabulary.draw(rng, held_out=False)
     return {
       'caption': caption(combination, rng),
-      'image': paint(combination, h, w, rng),
+      'image': paint(combination, h, w, rng, self.jitter),
       'original_size': (h, w),
       'flippable': False,  # captions name sides
       'name': f'scene {index} of seed {self.seed}',
     }
 
 
-def held_out_prompts(n, objects=64, colours=10, max_objects=3, seed=0):
+def held_out_prompts(n, vocabulary, seed=0):
   """n different prompts whose combinations no scene ever shows.
 
   Args:
     n: how many.
-    objects, colours, max_objects: the vocabulary of the training scenes.
+    vocabulary: Vocabulary of the training scenes.
     seed: of the draw.
 
   Raises:
     ValueError: if so small a vocabulary has fewer held-out combinations.
   """
-  vocabulary = Vocabulary(objects, colours, max_objects)
   rng = np.random.default_rng(seed)
   found = {}
-  for _ in range(10 * n + 50):
+  for _ in range(20 * n + 50):
     combination = vocabulary.draw(rng, held_out=True)
     layout, things, colour = combination
     nouns = tuple(o.noun for o in things)

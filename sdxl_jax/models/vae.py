@@ -153,6 +153,9 @@ class PatchConfig:
 
   in_channels: int = 3
   patch: int = 4
+  # Gain of what differs from the patch's mean colour. Pictures have little of
+  # it, and noise that a net leaves in it is divided by it on the way back.
+  detail: float = 1.0
   scaling_factor: float = 1.0
 
   @property
@@ -173,20 +176,28 @@ class PatchVAE(nn.Module):
     """Image [b, h, w, 3] > moments [b, h/p, w/p, 6 p^2]; no variance."""
     b, h, w, c = image.shape
     p = self.config.patch
-    mean = image.reshape(b, h // p, p, w // p, p, c)
-    mean = mean.transpose(0, 1, 3, 2, 4, 5).reshape(b, h // p, w // p, -1)
+    x = image.reshape(b, h // p, p, w // p, p, c).swapaxes(2, 3)
+    x = weigh_detail(x, self.config.detail)
+    mean = x.reshape(b, h // p, w // p, -1)
     return jnp.concatenate([mean, jnp.full_like(mean, -30.0)], axis=-1)
 
   def decode(self, latents):
     """Latents [b, h, w, 3 p^2] > image [b, p h, p w, 3]."""
     b, h, w, _ = latents.shape
     p = self.config.patch
-    image = (latents / self.config.scaling_factor).reshape(b, h, w, p, p, -1)
-    return image.transpose(0, 1, 3, 2, 4, 5).reshape(b, h * p, w * p, -1)
+    x = (latents / self.config.scaling_factor).reshape(b, h, w, p, p, -1)
+    x = weigh_detail(x, 1 / self.config.detail)
+    return x.swapaxes(2, 3).reshape(b, h * p, w * p, -1)
 
   def __call__(self, image):
     mean, _ = jnp.split(self.encode(image), 2, axis=-1)
     return self.decode(mean * self.config.scaling_factor)
+
+
+def weigh_detail(x, gain):
+  """Multiplies what differs from a patch's mean colour; x [..., p, p, c]."""
+  mean = x.mean(axis=(-3, -2), keepdims=True)
+  return x + (gain - 1) * (x - mean)
 
 
 def make_vae(config):

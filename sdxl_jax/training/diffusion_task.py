@@ -125,6 +125,34 @@ def make_diffusion_task(
     step = jnp.zeros([], jnp.int32)
     return states.State(step, params, optimizer.init(params))
 
+  loss = make_loss(
+    nets, zeros_dropout, offset_noise, min_snr_gamma, timestep_range
+  )
+
+  def gradients(state, frozen, batch, key):
+    key = jax.random.fold_in(key, state.step)
+    grad = jax.grad(loss, has_aux=True)
+    return mean_grads(
+      grad, accumulation_steps, state.params, frozen, batch, key
+    )
+
+  def update(state, gradients):
+    updates, opt_state = optimizer.update(
+      gradients, state.opt_state, state.params
+    )
+    params = optax.apply_updates(state.params, updates)
+    metrics = {'grad_norm': optax.tree.norm(gradients)}
+    return states.State(state.step + 1, params, opt_state), metrics
+
+  def batch_spec(bucket):
+    return image_batch_spec(bucket, global_batch_size, nets.refiner)
+
+  return states.Task(init, gradients, update, batch_spec)
+
+
+def make_loss(nets, zeros_dropout, offset_noise, min_snr_gamma, timestep_range):
+  """loss(params, frozen, batch, key) -> (loss, metrics), from one batch."""
+
   def latents_of(params, batch, key):
     moments = batch.get('moments')
     if moments is None:
@@ -155,25 +183,7 @@ def make_diffusion_task(
       min_snr_gamma=min_snr_gamma,
     )
 
-  def gradients(state, frozen, batch, key):
-    key = jax.random.fold_in(key, state.step)
-    grad = jax.grad(loss, has_aux=True)
-    return mean_grads(
-      grad, accumulation_steps, state.params, frozen, batch, key
-    )
-
-  def update(state, gradients):
-    updates, opt_state = optimizer.update(
-      gradients, state.opt_state, state.params
-    )
-    params = optax.apply_updates(state.params, updates)
-    metrics = {'grad_norm': optax.global_norm(gradients)}
-    return states.State(state.step + 1, params, opt_state), metrics
-
-  def batch_spec(bucket):
-    return image_batch_spec(bucket, global_batch_size, nets.refiner)
-
-  return states.Task(init, gradients, update, batch_spec)
+  return loss
 
 
 def mean_grads(grad, parts, params, frozen, batch, key):

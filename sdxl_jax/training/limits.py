@@ -11,6 +11,7 @@ RANGES = {
   'caption_dropout': (0, 1),
   'data.flip_probability': (0, 1),
   'data.num_threads': (0, 256),
+  'data.scenes.jitter': (0, 1),
   'data.prefetch': (1, INF),
   'loss.offset_noise': (0, 1),
   'loss.min_snr_gamma': (0, INF),
@@ -34,7 +35,7 @@ CHOICES = {
 }
 # Fields that may change between two runs in one workdir: they move neither
 # the parameters nor the order of the data.
-FREE = ('total_steps', 'log_every', 'compile_threads', 'checkpoint', 'samples')
+FREE = {'total_steps', 'log_every', 'compile_threads', 'checkpoint', 'samples'}
 
 
 def check(config):
@@ -47,6 +48,12 @@ def check(config):
     value = get(config, field)
     if value not in choices:
       raise ValueError(f'config.{field} is {value!r}; choose one of {choices}')
+  warmup = config.optimizer.warmup_steps
+  if config.optimizer.cosine and warmup >= config.total_steps:
+    raise ValueError(
+      f'config.optimizer.warmup_steps is {warmup}; a cosine decay needs fewer '
+      f'than config.total_steps, {config.total_steps}'
+    )
   buckets = config.data.buckets
   factor = config.vae.get('patch') or 2 ** (
     len(config.vae.block_out_channels) - 1
@@ -65,16 +72,22 @@ def get(config, field):
   return config
 
 
-def changed(old, new, prefix=''):
-  """['field: old > new'] of two nested dicts, without the free ones."""
+def changed(old, new):
+  """['field: old > new'] of two configs as dicts, without the free fields."""
+  # A cosine ends at total_steps: all of its learning rates depend on it.
+  held = {'total_steps'} if new['optimizer']['cosine'] else set()
+  return differences(old, new, FREE - held)
+
+
+def differences(old, new, free, prefix=''):
   rows = []
   for name in sorted(set(old) | set(new)):
     field = f'{prefix}{name}'
     a, b = old.get(name), new.get(name)
-    if field in FREE or a == b:
+    if field in free or a == b:
       continue
     if isinstance(a, dict) and isinstance(b, dict):
-      rows += changed(a, b, f'{field}.')
+      rows += differences(a, b, free, f'{field}.')
     else:
       rows.append(f'{field}: {a} > {b}')
   return rows

@@ -2,8 +2,9 @@
 
   python -m tests.benchmarks.kill_and_resume --kills 10
 
-Prints the number of kills and whether every parameter, EMA and moment is equal
-bit for bit.
+The moments are spread over starting up, training and saving. Prints where each
+kill came and whether step, parameters, EMA and moments are equal bit for bit;
+exits with 1 if they are not, or if the run ended before it was killed so often.
 """
 
 import pathlib
@@ -22,9 +23,10 @@ from tests import tiny_config
 
 COMMAND = (
   *(sys.executable, '-m', 'sdxl_jax.train'),
-  *('--config', 'tests/tiny_config.py', '--config.total_steps=60'),
-  *('--config.checkpoint.every=5', '--workdir'),
+  *('--config', 'tests/tiny_config.py', '--config.total_steps=600'),
+  *('--config.checkpoint.every=20', '--workdir'),
 )
+QUIET = dict(stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
 
 def final_state(workdir):
@@ -39,31 +41,45 @@ def final_state(workdir):
   return state
 
 
+def steps_done(workdir):
+  """Steps whose metrics stand in the workdir."""
+  path = workdir / 'metrics.jsonl'
+  return path.read_bytes().count(b'\n') if path.exists() else 0
+
+
+def wait(run, workdir, rng, seconds):
+  """Until a random moment: one in four while starting, else of training."""
+  if rng.random() < 0.25:
+    time.sleep(rng.uniform(0, 10))
+    return
+  before = steps_done(workdir)
+  while run.poll() is None and steps_done(workdir) == before:
+    time.sleep(0.05)
+    # Resuming drops the lines of steps that will be done again.
+    before = min(before, steps_done(workdir))
+  time.sleep(rng.uniform(0, seconds))
+
+
 def main(argv):
   del argv
-  rng, kills = random.Random(flags.FLAGS.seed), 0
+  rng, kills = random.Random(flags.FLAGS.seed), flags.FLAGS.kills
   with tempfile.TemporaryDirectory() as folder:
     straight, broken = pathlib.Path(folder, 'a'), pathlib.Path(folder, 'b')
+    run = subprocess.Popen([*COMMAND, straight], **QUIET)
+    wait(run, straight, random.Random(1), 0)
     start = time.monotonic()
-    subprocess.run([*COMMAND, straight], check=True, capture_output=True)
-    longest = time.monotonic() - start
-    print(f'unbroken run: {longest:.0f} s', flush=True)
-    while kills < flags.FLAGS.kills:
-      run = subprocess.Popen(
-        [*COMMAND, broken],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-      )
-      try:
-        run.wait(timeout=rng.uniform(5, 0.8 * longest))
-        break  # it came to its end
-      except subprocess.TimeoutExpired:
-        run.kill()
-        run.wait()
-        kills += 1
-        steps = checkpoint.Checkpoints(broken).latest_step
-        print(f'killed; the latest checkpoint is of step {steps}', flush=True)
-    subprocess.run([*COMMAND, broken], check=True, capture_output=True)
+    assert run.wait() == 0, 'the unbroken run failed'
+    training = time.monotonic() - start
+    print(f'unbroken run: {training:.0f} s after its first step', flush=True)
+    for i in range(kills):
+      run = subprocess.Popen([*COMMAND, broken], **QUIET)
+      wait(run, broken, rng, training / kills)
+      if run.poll() is not None:
+        sys.exit(f'the run ended by itself after {i} kills')
+      run.kill()
+      run.wait()
+      print(f'kill {i + 1}, after step {steps_done(broken)}', flush=True)
+    subprocess.run([*COMMAND, broken], check=True, **QUIET)
     equal = jax.tree.map(np.array_equal, *map(final_state, (straight, broken)))
     same = all(jax.tree.leaves(equal))
   print(f'{kills} kills; all arrays equal bit for bit: {same}')
@@ -71,6 +87,6 @@ def main(argv):
 
 
 if __name__ == '__main__':
-  flags.DEFINE_integer('kills', 10, 'times that the run is killed, at most')
+  flags.DEFINE_integer('kills', 10, 'times that the run is killed')
   flags.DEFINE_integer('seed', 0, 'of the moments')
   app.run(main)

@@ -8,13 +8,14 @@ pictures of the standard deviation, of 255, along the border. Background colour
 is the nearest of the vocabulary to the median colour of the border.
 """
 
+import dataclasses
 import json
 import pathlib
 
 import numpy as np
-from absl import app, flags
+from absl import app, flags, logging
 
-from sdxl_jax import sample
+from sdxl_jax import pipelines, sample
 from sdxl_jax.data import images, scenes
 
 BORDER = 3  # px at each side, kept free of objects by the scenes
@@ -44,20 +45,22 @@ def score(pictures, prompts, colours):
 def main(argv):
   del argv
   args = flags.FLAGS
+  logging.set_verbosity(logging.WARNING)  # orbax tells much
   workdir = pathlib.Path(args.weights)
   config = json.loads((workdir / 'config.json').read_text())
-  names = 'objects', 'colours', 'max_objects'
-  words = {name: config['data']['scenes'][name] for name in names}
-  prompts = scenes.held_out_prompts(args.count, **words)
+  settings = config['data']['scenes']
+  names = [field.name for field in dataclasses.fields(scenes.Vocabulary)]
+  words = scenes.Vocabulary(**{name: settings[name] for name in names})
+  prompts = scenes.held_out_prompts(args.count, words)
   drawn, _ = sample.generate(
-    sample.load(workdir),
+    pipelines.load(workdir),
     [p.caption for p in prompts],
     steps=args.steps,
     sampler=args.sampler,
     guidance_scale=args.guidance_scale,
   )
   pictures = images.to_uint8(drawn)
-  share, spread, right = score(pictures, prompts, words['colours'])
+  share, spread, right = score(pictures, prompts, words.colours)
   captions = [
     ('' if good else 'WRONG ') + p.caption for p, good in zip(prompts, right)
   ]

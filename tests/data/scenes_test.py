@@ -117,6 +117,23 @@ def test_single_objects_are_large():
     assert extent >= 0.4 * min(image.shape[:2]), i
 
 
+def test_jitter_is_the_freedom_of_objects():
+  thing = scenes.art.OBJECTS[0]
+  combination = scenes.Combination('one', (thing,), 'blue')
+
+  def pictures(jitter):
+    draws = map(np.random.default_rng, range(20))
+    return [scenes.paint(combination, 48, 64, d, jitter) for d in draws]
+
+  still = pictures(0)
+  assert all(np.array_equal(p, still[0]) for p in still)
+  rows, columns = np.any(still[0] != scenes.COLOURS['blue'], axis=2).nonzero()
+  assert abs(rows.min() + rows.max() - 47) <= 1
+  assert abs(columns.min() + columns.max() - 63) <= 1
+  moved = np.std(pictures(1), axis=0).sum()
+  assert 0 < np.std(pictures(0.3), axis=0).sum() < moved
+
+
 def test_sizes():
   source = scenes.Scenes(40, length=20000)
   side = np.sqrt(source.sizes.prod(1, dtype=float))
@@ -128,7 +145,7 @@ def test_sizes():
 
 
 def test_held_out_combinations_are_never_drawn():
-  prompts = scenes.held_out_prompts(64, **SMALL)
+  prompts = scenes.held_out_prompts(64, scenes.Vocabulary(**SMALL))
   assert len({p.caption for p in prompts}) == 64
   for prompt in prompts:
     check_sentence(prompt.caption)
@@ -151,15 +168,31 @@ def test_held_out_combinations_are_never_drawn():
   assert len({s[2] for s in singles}) == SMALL['colours']
 
 
+def test_pictures_of_one_kind_and_a_larger_share_held_out():
+  vocabulary = scenes.Vocabulary(16, 8, 2, max_kinds=1, held_out=0.4)
+  assert vocabulary.layouts == ['one', 'one', 'two']
+  every = [
+    scenes.Combination(layout, (thing,), colour)
+    for layout in ('one', 'two')
+    for thing in objects.OBJECTS[:16]
+    for colour in list(scenes.COLOURS)[:8]
+  ]
+  kept = [c for c in every if not c.held_out(0.4)]
+  assert 0.5 < len(kept) / len(every) < 0.7
+  assert all(not c.held_out(0.1) for c in kept)
+  rng = np.random.default_rng(0)
+  assert {vocabulary.draw(rng, held_out=False) for _ in range(500)} <= set(kept)
+
+
 def test_bad_settings():
   with pytest.raises(ValueError, match='objects = 1 is outside 2'):
     scenes.Scenes(48, objects=1)
   with pytest.raises(ValueError, match='under the limit of 16'):
     scenes.Scenes(16)
   with pytest.raises(ValueError, match='held-out prompts asked for'):
-    scenes.held_out_prompts(60, objects=3, colours=2)
+    scenes.held_out_prompts(60, scenes.Vocabulary(3, 2))
   with pytest.raises(ValueError, match='is too small'):
-    scenes.held_out_prompts(1, objects=2, colours=1, max_objects=1)
+    scenes.held_out_prompts(1, scenes.Vocabulary(2, 1, 1))
 
 
 def test_art_not_installed(monkeypatch):

@@ -101,6 +101,18 @@ def test_patches_there_and_back():
   np.testing.assert_array_equal(net.apply({}, image), image)
 
 
+def test_patches_with_more_detail():
+  net = vae.make_vae(vae.PatchConfig(detail=4.0, scaling_factor=0.5))
+  image = np.random.default_rng(0).uniform(-1, 1, (2, 8, 12, 3))
+  image = image.astype(np.float32)
+  moments = net.apply({}, image, method='encode')
+  latents = moments[0, 0, 1, : net.config.latent_channels].reshape(16, 3)
+  patch = image[0, :4, 4:8].reshape(16, 3)
+  np.testing.assert_allclose(latents.mean(0), patch.mean(0), atol=1e-6)
+  np.testing.assert_allclose(latents.std(0), 4 * patch.std(0), rtol=1e-5)
+  np.testing.assert_allclose(net.apply({}, image), image, atol=1e-6)
+
+
 def test_float16_is_refused():
   with pytest.raises(ValueError, match='float16 overflows.*use float32'):
     vae.VAEConfig(dtype='float16')

@@ -4,10 +4,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import tiny_config
 
 from sdxl_jax.distributed import mesh, sharding
 from sdxl_jax.training import diffusion_task, task
+from tests import tiny_config
 
 KEY = jax.random.key(1)
 

@@ -1,11 +1,11 @@
 """Configs that must be refused, and what may change on resuming."""
 
 import pytest
-import tiny_config
 
 from configs import default
 from sdxl_jax.models import clip, unet, vae
 from sdxl_jax.training import limits, task
+from tests import tiny_config
 
 
 def test_default_config_is_sdxl():
@@ -26,6 +26,7 @@ def test_default_config_is_sdxl():
     ('uncond', 'nothing', "uncond is 'nothing'; choose one of"),
     ('data.buckets', ((18, 16),), r'\(18, 16\).*multiples of 4'),
     ('optimizer.ema_decay', -1, 'ema_decay is -1'),
+    ('optimizer.warmup_steps', 4, 'warmup_steps is 4.*total_steps, 4'),
   ],
 )
 def test_out_of_range(field, value, message):
@@ -44,7 +45,11 @@ def test_unknown_field():
 def test_changed_fields():
   old = tiny_config.get_config().to_dict()
   new = tiny_config.get_config()
+  new.checkpoint.every = 9
+  assert limits.changed(old, new.to_dict()) == []
   new.total_steps = 9
+  assert limits.changed(old, new.to_dict()) == ['total_steps: 4 > 9']
+  new.optimizer.cosine = old['optimizer']['cosine'] = False
   assert limits.changed(old, new.to_dict()) == []
   new.optimizer.b1 = 0.5
   assert limits.changed(old, new.to_dict()) == ['optimizer.b1: 0.9 > 0.5']

@@ -1,0 +1,1 @@
+# A package, so that no installed package named tests comes before it.
