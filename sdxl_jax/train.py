@@ -114,6 +114,9 @@ def cache_compilations(folder):
   """Compiled programs survive the run, so that resuming starts at once."""
   jax.config.update('jax_compilation_cache_dir', str(folder))
   jax.config.update('jax_persistent_cache_min_compile_time_secs', 1.0)
+  # XLA's own caches write the folder's path into the key of every program, so
+  # that a workdir that was copied or moved would compile all of them again.
+  jax.config.update('jax_persistent_cache_enable_xla_caches', 'none')
 
 
 def make_batches(config):
