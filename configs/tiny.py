@@ -14,15 +14,15 @@ from configs import default
 BUCKETS = ((40, 40), (40, 32), (32, 40), (48, 32), (32, 48))
 # Combinations that `scenes` never shows.
 PROMPTS = (
-  'a frog on a black background',
-  'a fox on a pink background',
   'a pig on a red background',
-  'a fish on an orange background',
-  'two frogs on a yellow background',
-  'two pigs on a black background',
-  'an octopus to the left of a frog on a yellow background',
-  'a banana above a fox on a red background',
-  'a penguin above a fish on a blue background',
+  'a banana on an orange background',
+  'an octopus on a black background',
+  'a fish on a pink background',
+  'two frogs on a white background',
+  'two foxes on a black background',
+  'a fox to the left of an apple on a blue background',
+  'a penguin to the right of an apple on a green background',
+  'a penguin above a fish on a yellow background',
 )
 
 

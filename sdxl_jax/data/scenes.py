@@ -85,12 +85,7 @@ class Vocabulary:
       'held_out': (0, 0.9),
     }
     for name, (least, limit) in limits.items():
-      value = getattr(self, name)
-      if not least <= value <= limit:
-        raise ValueError(
-          f'scenes: {name} = {value} is outside {least}..{limit}; set a value '
-          'inside'
-        )
+      check_range(name, getattr(self, name), least, limit)
 
   @property
   def layouts(self):
@@ -113,6 +108,14 @@ class Vocabulary:
       f'scenes: {self} is too small: it has no combination that is '
       f'{"held out" if held_out else "left to train on"}; allow more objects '
       'or colours'
+    )
+
+
+def check_range(name, value, least, limit):
+  if not least <= value <= limit:
+    raise ValueError(
+      f'scenes: {name} = {value} is outside {least}..{limit}; set a value '
+      'inside'
     )
 
 
@@ -189,11 +192,10 @@ class Scenes:
     resolution: square root of the area in px at scale 1; sizes vary around it.
     length: how many scenes; any number, since they are drawn when asked for.
     seed: of the whole series.
-    objects, colours, max_objects, max_kinds, held_out: the vocabulary, see
-      `Vocabulary`.
     aspects: heights / widths to draw from.
     scales: smallest and largest side, as multiples of `resolution`.
     jitter: 0..1, how freely objects move and vary in size.
+    vocabulary: fields of `Vocabulary`.
   """
 
   def __init__(
@@ -201,19 +203,14 @@ class Scenes:
     resolution=1024,
     length=1_000_000,
     seed=0,
-    objects=64,
-    colours=10,
-    max_objects=3,
-    max_kinds=2,
-    held_out=0.1,
     aspects=ASPECTS,
     scales=(0.75, 3.0),
     jitter=1.0,
+    **vocabulary,
   ):
+    check_range('jitter', jitter, 0, 1)
     self.seed, self.jitter = seed, jitter
-    self.vocabulary = Vocabulary(
-      objects, colours, max_objects, max_kinds, held_out
-    )
+    self.vocabulary = Vocabulary(**vocabulary)
     self.sizes = draw_sizes(resolution, length, seed, aspects, scales)
     if self.sizes.min(initial=16) < 16:
       raise ValueError(

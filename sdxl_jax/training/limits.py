@@ -11,7 +11,6 @@ RANGES = {
   'caption_dropout': (0, 1),
   'data.flip_probability': (0, 1),
   'data.num_threads': (0, 256),
-  'data.scenes.jitter': (0, 1),
   'data.prefetch': (1, INF),
   'loss.offset_noise': (0, 1),
   'loss.min_snr_gamma': (0, INF),

@@ -33,9 +33,3 @@ class Task:
   gradients: Callable
   update: Callable
   batch_spec: Callable
-
-  def step(self, state, frozen, batch, key):
-    """One optimizer step: (State, metrics)."""
-    gradients, metrics = self.gradients(state, frozen, batch, key)
-    state, more = self.update(state, gradients)
-    return state, metrics | more

@@ -187,6 +187,8 @@ def test_pictures_of_one_kind_and_a_larger_share_held_out():
 def test_bad_settings():
   with pytest.raises(ValueError, match='objects = 1 is outside 2'):
     scenes.Scenes(48, objects=1)
+  with pytest.raises(ValueError, match=r'jitter = 2 is outside 0\.\.1'):
+    scenes.Scenes(48, jitter=2)
   with pytest.raises(ValueError, match='under the limit of 16'):
     scenes.Scenes(16)
   with pytest.raises(ValueError, match='held-out prompts asked for'):
