@@ -15,6 +15,7 @@ import time
 import jax
 import tqdm
 from absl import app, flags, logging
+from jax.experimental.compilation_cache import compilation_cache
 from ml_collections import config_flags
 
 from sdxl_jax import pipelines, sample
@@ -117,6 +118,9 @@ def cache_compilations(folder):
   # XLA's own caches write the folder's path into the key of every program, so
   # that a workdir that was copied or moved would compile all of them again.
   jax.config.update('jax_persistent_cache_enable_xla_caches', 'none')
+  # JAX opens its cache once: without this, programs would go where an earlier
+  # run in this process put them, or nowhere if it compiled without a cache.
+  compilation_cache.reset_cache()
 
 
 def make_batches(config):

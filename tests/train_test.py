@@ -27,6 +27,7 @@ def final_params(workdir):
 @pytest.fixture(scope='module')
 def straight(tmp_path_factory):
   workdir = tmp_path_factory.mktemp('straight')
+  jax.jit(lambda x: x + 1)(1)  # as in a notebook, not the first to compile
   config = tiny_config.get_config()
   config.samples.every = 4
   train.train(config, workdir)
@@ -53,6 +54,7 @@ def test_what_a_run_leaves(straight):
   assert (straight / 'samples' / '0000004.png').is_file()
   assert checkpoint.Checkpoints(straight).latest_step == 4
   assert list((straight / 'tensorboard').iterdir())
+  assert list((straight / 'compiled').iterdir())
 
 
 def test_resuming_equals_no_stop(straight, workdir):
