@@ -79,7 +79,7 @@ def get_config():
   config.samples.zoom = 1  # whole factor by which pixels are repeated
 
   config.schedule = config_dict.ConfigDict()
-  config.schedule.prediction = 'eps'  # or 'v'
+  config.schedule.prediction = 'eps'  # or 'v', 'x0'
   config.schedule.zero_terminal_snr = False
 
   # The nets; dtype is for computing, param_dtype for storing.

@@ -1,8 +1,8 @@
-"""Nets that predict eps or v, seen as denoisers: (x, sigma) -> denoised.
+"""Nets that predict eps, v or x0, seen as denoisers: (x, sigma) -> denoised.
 
 A sampler knows x = x0 + sigma * eps and asks for x0; the net knows its input
-at unit variance, a timestep, and predicts eps or v. All arithmetic between the
-two is float32. One run reads:
+at unit variance, a timestep, and predicts eps, v or x0. All arithmetic
+between the two is float32. One run reads:
 
   net = denoiser.guide(net, guidance_scale, guidance_rescale)
   denoise = denoiser.make_denoiser(net, levels)
@@ -25,7 +25,12 @@ def v_scalings(sigma):
   return c_in**2, -sigma * c_in, c_in
 
 
-SCALINGS = {'eps': eps_scalings, 'v': v_scalings}
+def x0_scalings(sigma):
+  """denoised = x0, as Li & He 2025 (Back to Basics) ask of nets on pixels."""
+  return 0.0, 1.0, 1 / jnp.sqrt(1 + sigma**2)
+
+
+SCALINGS = {'eps': eps_scalings, 'v': v_scalings, 'x0': x0_scalings}
 
 
 def timestep_of(sigma, levels):
@@ -39,7 +44,7 @@ def timestep_of(sigma, levels):
 
 
 def make_denoiser(net, levels):
-  """Makes denoise(x, sigma) -> denoised of net(x_in, timestep) -> eps or v.
+  """Makes denoise(x, sigma) -> denoised of net(x_in, timestep) -> eps, v, x0.
 
   Args:
     net: takes x_in float32 [b, h, w, c] of about unit variance and timestep

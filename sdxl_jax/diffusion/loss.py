@@ -1,4 +1,4 @@
-"""The training loss: noise the latents and ask the net for eps or v.
+"""The training loss: noise the latents and ask the net for eps, v or x0.
 
 All of it is float32. What happens to an example depends on the key and on its
 row of the global batch, not on the other examples.
@@ -31,13 +31,15 @@ def velocity(x0, eps, signal, noise):
 
 # Hang et al. 2023, Efficient Diffusion Training via Min-SNR Weighting.
 def min_snr_weight(snr, gamma, prediction):
-  """min(snr, gamma), a weight of the error in x0, for one in eps or v.
+  """min(snr, gamma), a weight of the error in x0, for one in the prediction.
 
-  It stays finite at zero terminal SNR, where v then has no weight.
+  It stays finite at zero terminal SNR, where v and x0 then have no weight.
   """
-  if prediction == 'v':
-    return jnp.minimum(snr, gamma) / (snr + 1)
-  return jnp.minimum(1, gamma / snr)
+  return {
+    'eps': jnp.minimum(1, gamma / snr),
+    'v': jnp.minimum(snr, gamma) / (snr + 1),
+    'x0': jnp.minimum(snr, gamma),
+  }[prediction]
 
 
 def draw(key, row, shape, timestep_range):
@@ -91,9 +93,9 @@ def diffusion_loss(
   eps = eps + offset_noise * offset
 
   signal, noise = (r[timestep, None, None, None] for r in rates(trained))
-  target = (
-    velocity(x0, eps, signal, noise) if trained.prediction == 'v' else eps
-  )
+  target = {'eps': eps, 'v': velocity(x0, eps, signal, noise), 'x0': x0}[
+    trained.prediction
+  ]
   prediction = net(add_noise(x0, eps, signal, noise), timestep)
 
   error = jnp.square(prediction.astype(jnp.float32) - target)

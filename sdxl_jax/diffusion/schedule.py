@@ -11,7 +11,7 @@ import dataclasses
 import jax
 import numpy as np
 
-PREDICTIONS = ('eps', 'v')
+PREDICTIONS = ('eps', 'v', 'x0')
 SPACINGS = ('leading', 'trailing', 'linspace')
 
 
@@ -23,7 +23,7 @@ class Schedule:
   beta_start: float = 0.00085
   beta_end: float = 0.012
   beta_schedule: str = 'scaled_linear'  # or 'linear'
-  prediction: str = 'eps'  # or 'v'; what the net gives
+  prediction: str = 'eps'  # one of PREDICTIONS; what the net gives
   zero_terminal_snr: bool = False  # the last timestep is noise alone
 
   def __post_init__(self):

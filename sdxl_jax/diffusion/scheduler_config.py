@@ -12,10 +12,13 @@ SAMPLERS = {
   'DDIMScheduler': 'ddim',
   'DPMSolverMultistepScheduler': 'dpmpp_2m',
 }
+# Our names of what a net predicts, and diffusers'.
+PREDICTION_TYPES = {'eps': 'epsilon', 'v': 'v_prediction', 'x0': 'sample'}
+OUR_PREDICTIONS = {theirs: ours for ours, theirs in PREDICTION_TYPES.items()}
 # What a config may say only in one way, where it says it at all.
 SUPPORTED = {
   'trained_betas': (None,),
-  'prediction_type': ('epsilon', 'v_prediction'),
+  'prediction_type': tuple(PREDICTION_TYPES.values()),
   'interpolation_type': ('linear',),
   'timestep_type': ('discrete',),
   'clip_sample': (False,),
@@ -64,7 +67,7 @@ def read(config, sampler):
       beta_start=config['beta_start'],
       beta_end=config['beta_end'],
       beta_schedule=config['beta_schedule'],
-      prediction='v' if config['prediction_type'] == 'v_prediction' else 'eps',
+      prediction=OUR_PREDICTIONS[config['prediction_type']],
       zero_terminal_snr=config.get('rescale_betas_zero_snr', False),
     )
     kind = config['timestep_spacing']
@@ -92,9 +95,7 @@ def write(trained, spacing):
     'beta_start': trained.beta_start,
     'beta_end': trained.beta_end,
     'beta_schedule': trained.beta_schedule,
-    'prediction_type': {'eps': 'epsilon', 'v': 'v_prediction'}[
-      trained.prediction
-    ],
+    'prediction_type': PREDICTION_TYPES[trained.prediction],
     'rescale_betas_zero_snr': trained.zero_terminal_snr,
     'timestep_spacing': spacing.kind,
     'steps_offset': spacing.steps_offset,

@@ -199,7 +199,7 @@ class MidBlock(nn.Module):
 
 
 class UNet(nn.Module):
-  """Predicts eps or v from noisy latents.
+  """Predicts eps, v or x0 from noisy latents.
 
   Takes latents [b, h, w, in_channels] scaled by c_in, timestep [b] (0..999, may
   be fractional), context [b, n, context_dim] and vector [b, vector_dim]; gives

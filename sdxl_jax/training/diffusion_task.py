@@ -93,7 +93,7 @@ class Nets:
     return micro_conditioning.base_vector(pooled, *first, target, width)
 
   def denoiser(self, params, context, vector):
-    """net(x, timestep) -> eps or v, as diffusion/ asks for it."""
+    """net(x, timestep) -> eps, v or x0, as diffusion/ asks for it."""
     net, variables = unet.UNet(self.unet), {'params': params['unet']}
     return lambda x, timestep: net.apply(
       variables, x, timestep, context, vector

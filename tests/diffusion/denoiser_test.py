@@ -1,4 +1,4 @@
-"""Denoisers of eps and v nets, and guidance."""
+"""Denoisers of eps, v and x0 nets, and guidance."""
 
 import json
 
@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sdxl_jax.diffusion import denoiser, schedule
+from sdxl_jax.diffusion import denoiser, schedule, scheduler_config
 
 
 def levels_of(prediction='eps', steps=10, sampler='euler', **spacing):
@@ -23,7 +23,7 @@ def test_a_perfect_net_gives_the_image(prediction, sigma):
   x0, eps = np.random.default_rng(0).normal(size=(2, 3, 4, 5, 2))
   x0, eps = np.float32(x0), np.float32(eps)
   alpha = 1 / np.sqrt(1 + sigma**2)
-  target = {'eps': eps, 'v': alpha * (eps - sigma * x0)}[prediction]
+  target = {'eps': eps, 'v': alpha * (eps - sigma * x0), 'x0': x0}[prediction]
 
   def net(x, timestep):
     assert timestep.shape == (3,)
@@ -32,6 +32,29 @@ def test_a_perfect_net_gives_the_image(prediction, sigma):
 
   denoise = denoiser.make_denoiser(net, levels_of(prediction))
   assert np.abs(denoise(x0 + sigma * eps, sigma) - x0).max() < 1e-5
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize('prediction', schedule.PREDICTIONS)
+def test_live_denoised(prediction):
+  torch = pytest.importorskip('torch')
+  diffusers = pytest.importorskip('diffusers')
+  trained = schedule.Schedule(prediction=prediction)
+  reference = diffusers.EulerDiscreteScheduler.from_config(
+    scheduler_config.write(trained, schedule.Spacing())
+  )
+  reference.set_timesteps(5)
+  x, predicted = np.random.default_rng(0).normal(size=(2, 1, 4, 4, 2))
+  x, predicted = np.float32(3 * x), np.float32(predicted)
+  step = reference.step(
+    torch.from_numpy(predicted),
+    reference.timesteps[0],
+    torch.from_numpy(x),
+  )
+  levels = levels_of(prediction, steps=5)
+  denoise = denoiser.make_denoiser(lambda x, t: predicted, levels)
+  expected = step.pred_original_sample.numpy()
+  assert np.allclose(denoise(x, levels.sigmas[0]), expected, rtol=1e-5)
 
 
 @pytest.mark.parametrize(

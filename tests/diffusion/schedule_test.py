@@ -125,7 +125,7 @@ def test_ddim_ends_at_the_smallest_sigma(base_config):
 @pytest.mark.parametrize(
   'change, message',
   [
-    ({'prediction_type': 'sample'}, 'prediction_type'),
+    ({'prediction_type': 'flow_prediction'}, 'prediction_type'),
     ({'beta_schedule': 'squaredcos_cap_v2'}, 'scaled_linear'),
     ({'use_exponential_sigmas': True}, 'use_exponential_sigmas'),
     ({'trained_betas': [0.1]}, 'trained_betas'),
@@ -136,6 +136,14 @@ def test_ddim_ends_at_the_smallest_sigma(base_config):
 def test_unsupported_config(base_config, change, message):
   with pytest.raises(ValueError, match=message):
     scheduler_config.read(base_config | change, 'dpmpp_2m')
+
+
+@pytest.mark.parametrize('prediction', schedule.PREDICTIONS)
+def test_what_is_written_is_read(prediction):
+  settings = schedule.Schedule(prediction=prediction), TRAILING
+  written = scheduler_config.write(*settings)
+  trained, spacing = scheduler_config.read(written, 'euler')
+  assert trained == settings[0] and spacing.kind == 'trailing'
 
 
 def test_incomplete_config(base_config):
@@ -163,7 +171,7 @@ def test_unknown_names():
     schedule.make_levels(SDXL, TRAILING, 'lms', 10)
   with pytest.raises(ValueError, match="'even'; choose one of"):
     schedule.Spacing(kind='even')
-  with pytest.raises(ValueError, match="'x0'; choose one of"):
-    schedule.Schedule(prediction='x0')
+  with pytest.raises(ValueError, match="'flow'; choose one of .*'x0'"):
+    schedule.Schedule(prediction='flow')
   with pytest.raises(ValueError, match='beta_end 2'):
     schedule.Schedule(beta_end=2)
