@@ -43,7 +43,7 @@ def get_config():
   config.data.scenes.colours = 10  # of the background
   config.data.scenes.max_objects = 3  # in one picture
   config.data.scenes.max_kinds = 2  # of objects in one picture
-  config.data.scenes.held_out = 0.1  # share of combinations never drawn
+  config.data.scenes.held_out = 0.1  # of the colours, for each object
   config.data.scenes.aspects = (0.5, 0.75, 1.0, 1.33, 2.0)  # height / width
   config.data.scenes.scales = (0.75, 3.0)  # of the sides, around resolution
   config.data.scenes.jitter = 1.0  # 0..1: objects' freedom in place and size

@@ -1,13 +1,13 @@
 """The source `scenes`: endless captioned pictures, their truth known exactly.
 
 A scene is one to three objects on a plain background. A scene depends on (seed,
-index) alone. A share of the combinations of layout, objects and background is
-never drawn, so that prompts exist whose parts were seen but never together.
+index) alone. A layout of objects is never drawn on a share of the backgrounds,
+so that prompts exist whose parts were seen but never together.
 """
 
 import dataclasses
+import hashlib
 import math
-import zlib
 from typing import NamedTuple
 
 import numpy as np
@@ -46,11 +46,11 @@ class Combination(NamedTuple):
   objects: tuple[art.Object, ...]
   colour: str
 
-  def held_out(self, share):
-    """Whether it is one of the share that is never drawn; the same always."""
+  def digest(self):
+    """Bytes that put combinations into a random order, the same always."""
     nouns = sorted(o.noun for o in self.objects)
     text = ', '.join([self.layout, *nouns, self.colour])
-    return zlib.crc32(text.encode()) < share * 2**32
+    return hashlib.sha256(text.encode()).digest()
 
   @property
   def visible(self):
@@ -74,7 +74,7 @@ class Vocabulary:
   colours: int = 10
   max_objects: int = 3
   max_kinds: int = 2  # of objects in one picture
-  held_out: float = 0.1  # share of combinations that is never drawn
+  held_out: float = 0.1  # share of the colours of each object, never drawn
 
   def __post_init__(self):
     limits = {
@@ -93,6 +93,16 @@ class Vocabulary:
     found = [m for n in range(self.max_objects) for m in LAYOUTS[n + 1]]
     return [m for m in found if KINDS.get(m, 1) <= self.max_kinds]
 
+  def holds_out(self, combination):
+    """Whether it is never drawn.
+
+    Each layout of objects misses the same share of the colours, rounded.
+    """
+    colours = list(COLOURS)[: self.colours]
+    every = [combination._replace(colour=colour) for colour in colours]
+    fit = sorted((c for c in every if c.visible), key=Combination.digest)
+    return fit.index(combination) < round(self.held_out * len(fit))
+
   def draw(self, rng, held_out):
     """A random combination, held out or not as asked."""
     layouts = self.layouts
@@ -102,7 +112,7 @@ class Vocabulary:
       picks = rng.choice(self.objects, KINDS.get(layout, 1), replace=False)
       colour = colours[rng.integers(self.colours)]
       found = Combination(layout, tuple(art.OBJECTS[i] for i in picks), colour)
-      if found.visible and found.held_out(self.held_out) == held_out:
+      if found.visible and self.holds_out(found) == held_out:
         return found
     raise ValueError(
       f'scenes: {self} is too small: it has no combination that is '
