@@ -47,9 +47,12 @@ def get_config():
   config.data.scenes.held_out = 0.4
   config.data.scenes.scales = (0.75, 2.0)
   config.data.scenes.jitter = 0.0
-  # Around the buckets', so that a crop never reaches an object.
+  # Around the buckets', so that a crop never reaches an object; as samples are
+  # square, so are most pictures.
   config.data.scenes.aspects = tuple(
-    h / w * change for h, w in BUCKETS for change in (0.94, 0.97, 1.0)
+    h / w * change
+    for h, w in BUCKETS + 2 * ((40, 40),)
+    for change in (0.94, 0.97, 1.0)
   )
 
   config.schedule.prediction = 'x0'

@@ -218,11 +218,9 @@ def define_flags():
   flags.mark_flags_as_required(['weights', 'prompt'])
 
 
-def settings_of(args, default_size):
-  """The flags as arguments of `generate`."""
+def settings_of(args):
+  """The flags as arguments of `generate`, apart from the size."""
   pair = lambda name: parse_pair(name, args[name].value)
-  height = args['height'].value or default_size[0]
-  width = args['width'].value or default_size[1]
   noise, count = args['init_noise'].value, args['batch'].value
   if count < 1:
     raise ValueError(f'batch is {count}; it must be at least 1')
@@ -231,7 +229,6 @@ def settings_of(args, default_size):
   return dict(
     prompts=[args['prompt'].value] * count,
     negative_prompts=None if negative is None else [negative] * count,
-    size=(height, width),
     seeds=range(first, first + count),
     steps=args['steps'].value,
     sampler=args['sampler'].value,
@@ -273,11 +270,15 @@ def main(argv):
   args = flags.FLAGS
   logging.set_verbosity(logging.WARNING)  # orbax tells much
   try:
+    settings = settings_of(args)
+    for path in filter(None, (args.output, args.save_latents)):
+      pathlib.Path(path).parent.mkdir(parents=True, exist_ok=True)
     print(f'loading {args.weights}', flush=True)
     pipeline = pipelines.load(args.weights, args.dtype)
-    settings = settings_of(args, pipeline.size)
+    height, width = pipeline.size
+    size = (args.height or height, args.width or width)
     print(f'drawing {args.batch} x {args.prompt!r}', flush=True)
-    pictures, latents = generate(pipeline, **settings)
+    pictures, latents = generate(pipeline, size=size, **settings)
     if args.save_latents:
       np.save(args.save_latents, latents)
     write(args.output, pictures)

@@ -36,7 +36,8 @@ def train(config, workdir):
   """
   workdir = pathlib.Path(workdir)
   limits.check(config)
-  write_config(config, workdir)
+  checkpoints = checkpoint.Checkpoints(workdir, config.checkpoint.max_to_keep)
+  write_config(config, workdir, checkpoints.latest_step)
   cache_compilations(workdir / 'compiled')
 
   # Mesh, nets, task and data.
@@ -55,7 +56,6 @@ def train(config, workdir):
     config.compile_threads, task, mesh, shapes, frozen, batches.schedule
   )
 
-  checkpoints = checkpoint.Checkpoints(workdir, config.checkpoint.max_to_keep)
   state = start(checkpoints, task, shapes, key, given, batches)
   del given
   first = int(state.step)
@@ -95,11 +95,11 @@ def is_due(done, every, total):
   return every and (done % every == 0 or done == total)
 
 
-def write_config(config, workdir):
-  """Saves the config, or compares it with the one that the workdir has."""
+def write_config(config, workdir, latest_step):
+  """Saves the config; if the workdir has checkpoints, it must be theirs."""
   path = workdir / 'config.json'
   new = json.loads(config.to_json())
-  if path.exists():
+  if path.exists() and latest_step is not None:
     rows = limits.changed(json.loads(path.read_text()), new)
     if rows:
       raise ValueError(
@@ -107,7 +107,6 @@ def write_config(config, workdir):
         + '\n  '.join(rows)
         + '\nTake the old values to resume it, or another workdir to start anew'
       )
-  workdir.mkdir(parents=True, exist_ok=True)
   path.write_text(json.dumps(new, indent=2) + '\n')
 
 

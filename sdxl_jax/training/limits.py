@@ -42,7 +42,8 @@ def check(config):
   for field, (low, high) in RANGES.items():
     value = get(config, field)
     if not low <= value <= high:
-      raise ValueError(f'config.{field} is {value}; it must be {low} to {high}')
+      limit = f'at least {low}' if high == INF else f'{low} to {high}'
+      raise ValueError(f'config.{field} is {value}; it must be {limit}')
   for field, choices in CHOICES.items():
     value = get(config, field)
     if value not in choices:

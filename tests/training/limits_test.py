@@ -21,7 +21,7 @@ def test_default_config_is_sdxl():
 @pytest.mark.parametrize(
   'field, value, message',
   [
-    ('total_steps', 0, 'total_steps is 0; it must be 1'),
+    ('total_steps', 0, 'total_steps is 0; it must be at least 1'),
     ('caption_dropout', 1.5, 'caption_dropout is 1.5; it must be 0 to 1'),
     ('uncond', 'nothing', "uncond is 'nothing'; choose one of"),
     ('data.buckets', ((18, 16),), r'\(18, 16\).*multiples of 4'),
