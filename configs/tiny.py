@@ -47,8 +47,8 @@ def get_config():
   config.data.scenes.held_out = 0.4
   config.data.scenes.scales = (0.75, 2.0)
   config.data.scenes.jitter = 0.0
-  # Around the buckets', so that a crop never reaches an object; as samples are
-  # square, so are most pictures.
+  # Around the buckets', so that a crop never reaches an object. Samples are
+  # square, and so are three pictures in seven.
   config.data.scenes.aspects = tuple(
     h / w * change
     for h, w in BUCKETS + 2 * ((40, 40),)
