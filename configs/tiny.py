@@ -5,9 +5,9 @@
 All the parts of SDXL, small: two text towers (trained too, from nothing),
 pooled text and sizes as vector, transformers [0, 1, 2] deep, five aspect
 buckets. It works on pixels: the autoencoder is the identity, 4 x 4 pixels to
-one position. The UNet predicts x0, since 48 channels of noise, which eps and v
-ask for, are more than its 64 channels can hold beside the picture; with zero
-terminal SNR, so that a drawing may start from noise alone.
+one position. The UNet predicts x0: with v it did not learn, in so few steps, to
+pass on the noise in 48 channels, and that loss hid the words. Zero terminal SNR
+lets a drawing start from noise alone.
 """
 
 from configs import default

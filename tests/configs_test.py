@@ -1,7 +1,5 @@
 """What configs claim of themselves."""
 
-import dataclasses
-
 import numpy as np
 
 from configs import tiny
@@ -9,9 +7,7 @@ from sdxl_jax.data import scenes
 
 
 def test_prompts_of_tiny_are_never_drawn():
-  settings = tiny.get_config().data.scenes
-  names = [field.name for field in dataclasses.fields(scenes.Vocabulary)]
-  vocabulary = scenes.Vocabulary(**{name: settings[name] for name in names})
+  vocabulary = scenes.Scenes(**tiny.get_config().data.scenes).vocabulary
   rng = np.random.default_rng(0)
   unseen = {
     scenes.caption(vocabulary.draw(rng, held_out=True), rng)

@@ -3,9 +3,12 @@
 import dataclasses
 import json
 import pathlib
+import subprocess
+import sys
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from sdxl_jax import pipelines, sample
 from sdxl_jax.diffusion import samplers, scheduler_config
@@ -110,3 +113,30 @@ def test_bad_size_names_the_nearest(loaded):
 def test_folder_without_weights(tmp_path):
   with pytest.raises(FileNotFoundError, match='model_index.json'):
     pipelines.load(pathlib.Path(tmp_path))
+
+
+def test_command(tmp_path):
+  def run(weights, *more):
+    command = (sys.executable, '-m', 'sdxl_jax.sample', '--prompt', 'a fox')
+    return subprocess.run(
+      [*command, '--weights', weights, *more], capture_output=True, text=True
+    )
+
+  # Flags first: weights may take minutes.
+  wrong = run('nowhere', '--crop_top_left', '3')
+  assert wrong.returncode == 1
+  assert wrong.stderr.strip().endswith('two whole numbers in px, as 1024,1024')
+
+  folder = tmp_path / 'new'
+  right = run(
+    golden_sets.SETS[0] / 'tiny' / 'base',
+    *('--height', '64', '--width', '96', '--steps', '1', '--batch', '2'),
+    *('--output', folder / 'fox.png'),
+    *('--save_latents', folder / 'fox.npy'),
+  )
+  assert right.returncode == 0, right.stderr
+  names = {path.name for path in folder.iterdir()}
+  assert names == {'fox.png', 'fox-0.png', 'fox-1.png', 'fox.npy'}
+  assert np.load(folder / 'fox.npy').shape[0] == 2
+  with Image.open(folder / 'fox-1.png') as picture:
+    assert picture.size == (96, 64)

@@ -8,7 +8,6 @@ pictures of the standard deviation, of 255, along the border. Background colour
 is the nearest of the vocabulary to the median colour of the border.
 """
 
-import dataclasses
 import json
 import pathlib
 
@@ -48,9 +47,7 @@ def main(argv):
   logging.set_verbosity(logging.WARNING)  # orbax tells much
   workdir = pathlib.Path(args.weights)
   config = json.loads((workdir / 'config.json').read_text())
-  settings = config['data']['scenes']
-  names = [field.name for field in dataclasses.fields(scenes.Vocabulary)]
-  words = scenes.Vocabulary(**{name: settings[name] for name in names})
+  words = scenes.Scenes(**config['data']['scenes']).vocabulary
   prompts = scenes.held_out_prompts(args.count, words)
   drawn, _ = sample.generate(
     pipelines.load(workdir),

@@ -196,7 +196,7 @@ def test_bad_settings():
   with pytest.raises(ValueError, match='under the limit of 16'):
     scenes.Scenes(16)
   with pytest.raises(ValueError, match='held-out prompts asked for'):
-    scenes.held_out_prompts(90, scenes.Vocabulary(3, 2, held_out=0.5))
+    scenes.held_out_prompts(60, scenes.Vocabulary(3, 2, held_out=0.5))
   with pytest.raises(ValueError, match='is too small'):
     scenes.held_out_prompts(1, scenes.Vocabulary(2, 1, 1))
 
