@@ -7,8 +7,8 @@ gpu=(
   --xla_gpu_enable_pipelined_all_gather=true
 )
 tpu=(
-  # Fusions may use up to 64 MiB of a core's fast memory. By XLA's own estimate a
-  # transformer block at 1024 tokens, forward and backward, then takes 6 % fewer
+  # Fusions may use up to 64 MiB of a core's fast memory. By XLA's own estimate
+  # a transformer block at 1024 tokens, forward and backward, then takes 6 % fewer
   # cycles on v5e and 7 % on v5p; it takes twice as long to compile.
   --xla_tpu_scoped_vmem_limit_kib=65536
 )
