@@ -8,8 +8,8 @@ gpu=(
 )
 tpu=(
   # Fusions may use up to 64 MiB of a core's fast memory. By XLA's own estimate
-  # a transformer block at 1024 tokens, forward and backward, then takes 6 % fewer
-  # cycles on v5e and 7 % on v5p; it takes twice as long to compile.
+  # a transformer block at 1024 tokens, forward and backward, takes 6 % fewer
+  # cycles on v5e and 7 % on v5p, and twice as long to compile.
   --xla_tpu_scoped_vmem_limit_kib=65536
 )
 # The last one wins, so that what you set yourself does.
