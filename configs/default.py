@@ -13,10 +13,14 @@ def get_config():
   config.seed = 0  # of parameters, order of the data, crops and noise
   config.total_steps = 100_000  # optimizer steps
   config.global_batch_size = 256  # pictures per optimizer step, all hosts
-  config.accumulation_steps = 1  # parts of a batch, one after another
+  config.buckets_per_step = 1  # batches, of one bucket each, per optimizer step
+  config.accumulation_steps = 1  # parts of these batches, one after another
   config.log_every = 50  # steps between two lines of metrics
   config.compile_threads = 2  # steps compiled at once, ahead of their use
-  config.init_from = ''  # diffusers folder; '' starts from random parameters
+  # A diffusers folder, or another run's workdir or one of its checkpoints/STEP,
+  # of which the EMA is taken; '' starts from random parameters.
+  config.init_from = ''
+  config.from_scratch = ()  # nets that start random nevertheless
 
   # What is trained, and what it learns to denoise from.
   config.trained = ('unet',)  # the other nets stay frozen
@@ -27,6 +31,10 @@ def get_config():
   config.mesh = config_dict.ConfigDict()
   config.mesh.data = -1  # copies of the parameters; -1: all other devices
   config.mesh.fsdp = 1  # devices that share one copy
+  config.mesh.tensor = (
+    1  # devices that share each layer's work on the same rows
+  )
+  config.mesh.processes = 1  # that run this command; any other number stops it
 
   config.data = config_dict.ConfigDict()
   config.data.source = 'folder'  # or 'scenes'
@@ -97,7 +105,7 @@ def get_config():
   config.unet.norm_num_groups = 32
   config.unet.dtype = 'bfloat16'
   config.unet.param_dtype = 'float32'
-  config.unet.attention = 'xla'  # or 'cudnn'
+  config.unet.attention = 'auto'  # or 'xla', 'cudnn' (GPU), 'splash' (TPU)
   config.unet.remat = 'full'  # or 'dots', 'none'
   config.unet.scan_blocks = True  # one compiled block per stack
 

@@ -1,7 +1,6 @@
 """All that drawing needs, from a diffusers folder or the workdir of a run."""
 
 import dataclasses
-import json
 import pathlib
 from typing import Any
 
@@ -12,6 +11,8 @@ from ml_collections import config_dict
 
 from sdxl_jax.conditioning import text_encoder, tokenizer
 from sdxl_jax.diffusion import schedule, scheduler_config
+from sdxl_jax.distributed import mesh as meshes
+from sdxl_jax.distributed import sharding
 from sdxl_jax.training import checkpoint, diffusion_task, optimizer
 from sdxl_jax.training import task as tasks
 from sdxl_jax.weights import files
@@ -36,21 +37,28 @@ def load(folder, dtype='float32'):
   """The Pipeline of a diffusers folder or of a workdir (its EMA parameters).
 
   Args:
-    folder: path.
+    folder: path of either, or of one checkpoint of a workdir.
     dtype: compute, 'float32' or 'bfloat16'; parameters are held in it too.
   """
   folder = pathlib.Path(folder)
-  if (folder / 'model_index.json').is_file():
-    return load_folder(folder, dtype)
-  if (folder / 'config.json').is_file():
-    return load_workdir(folder, dtype)
-  raise FileNotFoundError(
-    f'{folder} has neither model_index.json (a diffusers folder) nor '
-    'config.json (the workdir of a training run): give one of the two'
-  )
+  if is_published(folder):
+    return load_published(folder, dtype)
+  config = saved_config(folder)
+  nets = tasks.make_nets(config).replace(dtype=dtype, param_dtype=dtype)
+  return make_pipeline(config, nets, load_nets(folder, nets, nets.configs))
 
 
-def load_folder(folder, dtype):
+def is_published(folder):
+  return (pathlib.Path(folder) / 'model_index.json').is_file()
+
+
+def saved_config(folder):
+  """The config of a workdir's latest, or of one, checkpoint."""
+  saved = checkpoint.read_config(checkpoint.find(folder))
+  return config_dict.ConfigDict(saved)
+
+
+def load_published(folder, dtype):
   index, scheduler = (
     files.load_model_index(folder),
     files.load_scheduler(folder),
@@ -58,7 +66,7 @@ def load_folder(folder, dtype):
   configs, params = {'text_encoder': None}, {}
   for name in index.components:
     configs[name], params[name] = files.load_component(
-      folder, name, dtype=dtype, param_dtype=dtype
+      folder, name, place=on_device, dtype=dtype, param_dtype=dtype
     )
   towers = configs['text_encoder'], configs['text_encoder_2']
   trained, _ = scheduler_config.read(scheduler, 'euler')
@@ -71,38 +79,70 @@ def load_folder(folder, dtype):
   )
   tokenize = tokenizer.load(folder)
   side = files.load_sample_size(folder) * configs['vae'].downscale
-  params = jax.tree.map(jnp.asarray, params)
   return Pipeline(
     nets, params, tokenize, scheduler, index.force_zeros, (side, side)
   )
 
 
-def load_workdir(folder, dtype):
-  config = config_dict.ConfigDict(
-    json.loads((folder / 'config.json').read_text())
-  )
-  nets = tasks.make_nets(config)
-  params = restore_ema(folder, tasks.make_task(config, nets))
-  params = jax.tree.map(lambda x: x.astype(dtype), params)
-  nets = nets.replace(dtype=dtype, param_dtype=dtype)
-  frozen = sorted(set(nets.configs) - set(params))
-  params |= load_nets(config.init_from, nets, frozen)
-  return make_pipeline(config, nets, jax.tree.map(jnp.asarray, params))
+def on_device(path, array):
+  del path
+  return jnp.asarray(array)
 
 
-def load_nets(folder, nets, names):
-  """{name: params} of some of the nets from a diffusers folder.
+def load_nets(source, nets, names, mesh=None):
+  """{name: params} of some of the nets, each array straight to its place.
+
+  Args:
+    source: diffusers folder; workdir of a run or one of its checkpoints, of
+      which the EMA parameters are taken. What that run did not train comes from
+      where it started.
+    nets: diffusion_task.Nets.
+    names: of the nets to load.
+    mesh: where to; the default device without it.
 
   Raises:
-    ValueError: where the folder's nets are not ours, naming the fields.
+    ValueError: where the source's nets are not ours, naming the fields.
+    FileNotFoundError: for no such source, or one that lacks a net.
   """
-  params = {}
-  for name in names:
-    ours = nets.configs[name]
-    fields = {f: getattr(ours, f) for f in RUNTIME if hasattr(ours, f)}
-    theirs, params[name] = files.load_component(folder, name, **fields)
-    check_same(name, ours, theirs, folder)
+  if is_published(source):
+    return {name: load_net(source, nets, name, mesh) for name in names}
+  folder = checkpoint.find(source)
+  config = saved_config(folder)
+  theirs, params = tasks.make_nets(config), {}
+  from_here = [name for name in names if name in config.trained]
+  for name in from_here:
+    fields = fields_of(nets, name)
+    fields.pop('scan_blocks', None)  # arrays are stacked as they were saved
+    compared = dataclasses.replace(theirs.configs[name], **fields)
+    check_same(name, nets.configs[name], compared, folder)
+  if from_here:
+    ema = restore_ema(folder, tasks.make_task(config, theirs), mesh, from_here)
+    dtypes = {name: nets.configs[name].param_dtype for name in from_here}
+    params = {name: cast(ema[name], dtypes[name]) for name in from_here}
+  elsewhere = [name for name in names if name not in config.trained]
+  if elsewhere:
+    params |= load_nets(config.init_from, nets, elsewhere, mesh)
   return params
+
+
+def cast(params, dtype):
+  return jax.tree.map(lambda x: x.astype(dtype), params)
+
+
+def load_net(folder, nets, name, mesh):
+  ours = nets.configs[name]
+  fields = fields_of(nets, name)
+  check_same(name, ours, files.load_config(folder, name, **fields), folder)
+  place = on_device
+  if mesh is not None:
+    place = lambda path, x: sharding.put('/'.join((name, *path)), x, mesh)
+  return files.load_component(folder, name, place=place, **fields)[1]
+
+
+def fields_of(nets, name):
+  """The fields of a net's config that do not belong to its architecture."""
+  config = nets.configs[name]
+  return {f: getattr(config, f) for f in RUNTIME if hasattr(config, f)}
 
 
 def check_same(name, ours, theirs, folder):
@@ -126,30 +166,28 @@ def make_pipeline(config, nets, params):
   return Pipeline(
     nets=nets,
     params=params,
-    tokenize=tokenizer.load(config.init_from or None),
+    tokenize=tokenizer.load(origin(config.init_from)),
     scheduler=scheduler_config.write(nets.schedule, schedule.Spacing(spacing)),
     force_zeros=config.uncond == 'zeros',
     size=tuple(config.samples.size),
   )
 
 
-def restore_ema(workdir, task):
-  """The EMA parameters of the latest checkpoint; the rest stays on disk."""
+def restore_ema(folder, task, mesh, names):
+  """{name: EMA parameters} of a checkpoint; the rest of it stays on disk."""
   state = jax.eval_shape(task.init, jax.random.key(0))
+  if mesh is None:
+    mesh = meshes.make_mesh(devices=jax.local_devices()[:1])
+  state = sharding.with_shardings(state, mesh)
   ema = optimizer.ema_params(state.opt_state)
-  wanted = {id(x) for x in jax.tree.leaves(ema)}
-  device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-  place = lambda x: (
-    jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device)
-    if id(x) in wanted
-    else ocp.PLACEHOLDER
-  )
-  checkpoints = checkpoint.Checkpoints(workdir)
-  if checkpoints.latest_step is None:
-    raise FileNotFoundError(
-      f'{workdir} has no checkpoint yet: wait for the first, or give another '
-      'folder'
-    )
-  state, _ = checkpoints.restore(jax.tree.map(place, state))
-  checkpoints.close()
+  wanted = {id(x) for n in names for x in jax.tree.leaves(ema[n])}
+  place = lambda x: x if id(x) in wanted else ocp.PLACEHOLDER
+  state, _ = checkpoint.restore(folder, jax.tree.map(place, state))
   return optimizer.ema_params(state.opt_state)
+
+
+def origin(source):
+  """The diffusers folder that a chain of runs started from, or None."""
+  while source and not is_published(source):
+    source = saved_config(source).init_from
+  return source or None

@@ -5,7 +5,6 @@
 To resume, run the same command again.
 """
 
-import concurrent.futures
 import json
 import math
 import pathlib
@@ -13,54 +12,77 @@ import sys
 import time
 
 import jax
-import tqdm
+import numpy as np
 from absl import app, flags, logging
 from jax.experimental.compilation_cache import compilation_cache
 from ml_collections import config_flags
 
 from sdxl_jax import pipelines, sample
 from sdxl_jax.conditioning import tokenizer
-from sdxl_jax.data import images, pipeline, sources
+from sdxl_jax.data import buckets, images, pipeline, sources
 from sdxl_jax.distributed import mesh as meshes
-from sdxl_jax.distributed import sharding
-from sdxl_jax.training import checkpoint, limits, metrics, optimizer
+from sdxl_jax.distributed import multihost, sharding
+from sdxl_jax.training import (
+  checkpoint,
+  compile_ahead,
+  limits,
+  metrics,
+  optimizer,
+)
 from sdxl_jax.training import task as tasks
 
 
-def train(config, workdir):
+def train(config, workdir, accept_changes=False):
   """Trains as the config says; everything that it writes goes to workdir.
+
+  Args:
+    config: as configs/default.py describes it.
+    workdir: folder, the same one for all processes.
+    accept_changes: whether the run may go on with a config that changes the
+      order of its data or what it trains.
+
+  Returns:
+    Steps done: config.total_steps, or fewer if SIGTERM asked to stop.
 
   Raises:
     ValueError: on a config, data or checkpoint that does not fit, or on a loss
       that is not finite; checkpoints remain as they were.
   """
-  workdir = pathlib.Path(workdir)
   limits.check(config)
+  multihost.start(config.mesh.processes)
+  workdir = make_workdir(workdir)
   checkpoints = checkpoint.Checkpoints(workdir, config.checkpoint.max_to_keep)
-  write_config(config, workdir, checkpoints.latest_step)
+  first = checkpoints.latest_step or 0
+  writer = metrics.Writer(
+    workdir, first, config.total_steps, multihost.is_first()
+  )
+  writer.say(multihost.describe())
+  write_config(config, workdir, first, accept_changes, writer.say)
   cache_compilations(workdir / 'compiled')
 
-  # Mesh, nets, task and data.
-  mesh = meshes.make_mesh(config.mesh.data, config.mesh.fsdp)
-  nets = tasks.make_nets(config)
-  task = tasks.make_task(config, nets)
-  given = load_weights(config, nets)
-  frozen = {k: given.pop(k) for k in sorted(set(given) - set(config.trained))}
-  frozen = jax.device_put(frozen, sharding.tree_shardings(frozen, mesh))
-  batches = make_batches(config)
-
-  # Shapes first, then compiled gradients per bucket, in order of first use.
-  key = jax.random.key(config.seed)
-  shapes = with_shardings(mesh, jax.eval_shape(task.init, key, given))
-  steps, update = compile_ahead(
-    config.compile_threads, task, mesh, shapes, frozen, batches.schedule
+  # Mesh, nets, task and data, alike in all processes.
+  mesh = meshes.make_mesh(
+    config.mesh.data, config.mesh.fsdp, config.mesh.tensor
   )
+  tasks.check_mesh(config, mesh)
+  nets = tasks.make_nets(config, mesh.devices.flat[0].platform)
+  task = tasks.make_task(config, nets)
+  batches = make_batches(config, mesh)
+  multihost.agree(tasks.facts(config, batches.schedule))
 
+  # Weights go straight to their places; shapes say what to compile ahead.
+  key = jax.random.key(config.seed)
+  given = load_weights(config, nets, mesh)
+  shapes = sharding.with_shardings(jax.eval_shape(task.init, key, given), mesh)
+  frozen = {name: given[name] for name in given if name not in shapes.params}
+  programs = compile_ahead.Programs(
+    *(task, mesh, shapes, frozen, batches.schedule.first_use()),
+    threads=config.compile_threads,
+    say=writer.say,
+  )
   state = start(checkpoints, task, shapes, key, given, batches)
   del given
-  first = int(state.step)
 
-  writer = metrics.Writer(workdir, first, config.total_steps)
   reporter = metrics.Reporter(
     writer,
     every=config.log_every,
@@ -68,46 +90,82 @@ def train(config, workdir):
     learning_rate=tasks.make_learning_rate(config),
     batches=batches,
   )
+  stop = multihost.Stop()
   for step in range(first, config.total_steps):
-    started = time.monotonic()
-    bucket, batch = next(batches)
-    batch = sharding.put_batch(batch, mesh)
-    reporter.waited(time.monotonic() - started)
-    gradients, result = steps[bucket].result()(state, frozen, batch, key)
-    state, more = update.result()(state, gradients)
-    reporter.add(step, bucket, result | more)
-
+    state = take_step(
+      *(step, task, programs, state, frozen, batches, mesh, key, reporter)
+    )
     done = step + 1
-    if is_due(done, config.checkpoint.every, config.total_steps):
+    stopping = stop.requested(done)
+    if stopping or is_due(done, config.checkpoint.every, config.total_steps):
       reporter.flush()  # a state is saved only once its loss is known
       checkpoints.save(done, state, batches.get_state(), config.to_dict())
+    if stopping:
+      writer.say(f'stopping, as told; step {done} is saved')
+      break
     if is_due(done, config.samples.every, config.total_steps):
       reporter.flush()
-      params = frozen | optimizer.ema_params(state.opt_state)
-      draw_samples(config, nets, params, done, workdir, writer)
+      draw_samples(config, nets, frozen, state, done, workdir, writer)
 
-  checkpoints.close()
-  writer.close()
-  batches.close()
+  for thing in (stop, programs, checkpoints, writer, batches):
+    thing.close()
+  return done
+
+
+def take_step(
+  step, task, programs, state, frozen, batches, mesh, key, reporter
+):
+  """One optimizer step: gradients of each part, their sum, the update."""
+  total = None
+  for part in range(step * task.parts, (step + 1) * task.parts):
+    started = time.monotonic()
+    bucket, batch = next(batches)
+    batch = sharding.put_batch(batch, mesh, task.batch_spec(bucket))
+    reporter.waited(time.monotonic() - started)
+    gradients, result = programs.gradients(bucket)(
+      state.params, frozen, batch, key, np.int32(part)
+    )
+    reporter.add_part(part, bucket, result)
+    total = gradients if total is None else programs.add(total, gradients)
+  state, result = programs.update(state, total)
+  reporter.end_step(step, result)
+  return state
 
 
 def is_due(done, every, total):
   return every and (done % every == 0 or done == total)
 
 
-def write_config(config, workdir, latest_step):
-  """Saves the config; if the workdir has checkpoints, it must be theirs."""
+def make_workdir(workdir):
+  """The folder, made and known to be writable."""
+  if '://' in str(workdir):
+    raise ValueError(
+      f'workdir {workdir} is a URL; give a folder that all hosts see, such as '
+      'the bucket mounted with gcsfuse'
+    )
+  workdir = pathlib.Path(workdir).absolute()
+  try:
+    workdir.mkdir(parents=True, exist_ok=True)
+    probe = workdir / f'.writable-{jax.process_index()}'
+    probe.write_bytes(b'')
+    probe.unlink()
+  except OSError as error:
+    raise ValueError(
+      f'workdir {workdir} cannot be written ({error}): give another folder'
+    ) from error
+  return workdir
+
+
+def write_config(config, workdir, first, accept_changes, say):
+  """Saves the config; if the workdir has checkpoints, it must suit them."""
   path = workdir / 'config.json'
   new = json.loads(config.to_json())
-  if path.exists() and latest_step is not None:
-    rows = limits.changed(json.loads(path.read_text()), new)
-    if rows:
-      raise ValueError(
-        f'{workdir} holds a run with another config. Changed (old > new):\n  '
-        + '\n  '.join(rows)
-        + '\nTake the old values to resume it, or another workdir to start anew'
-      )
-  path.write_text(json.dumps(new, indent=2) + '\n')
+  if path.exists() and first:
+    old = json.loads(path.read_text())
+    limits.check_changes(old, new, workdir, accept_changes, say)
+  multihost.barrier('every process has read the old config')
+  if multihost.is_first():
+    path.write_text(json.dumps(new, indent=2) + '\n')
 
 
 def cache_compilations(folder):
@@ -122,38 +180,45 @@ def cache_compilations(folder):
   compilation_cache.reset_cache()
 
 
-def make_batches(config):
+def make_batches(config, mesh):
+  """pipeline.Batches of this process's rows."""
   kind = config.data.source
-  settings = config.data[kind].to_dict()
+  source = sources.make_source(kind, **config.data[kind].to_dict())
+  schedule = buckets.Schedule(
+    source.sizes,
+    config.data.buckets,
+    config.seed,
+    config.global_batch_size // config.buckets_per_step,
+  )
+  batch_size = config.global_batch_size // tasks.parts_of(config)
   # Where guidance compares with zeros, the task zeroes encoded text instead.
   dropout = config.caption_dropout if config.uncond == 'empty' else 0.0
   return pipeline.make_batches(
-    sources.make_source(kind, **settings),
-    tokenizer.load(config.init_from or None),
-    config.data.buckets,
-    config.global_batch_size,
-    config.seed,
+    source,
+    tokenizer.load(pipelines.origin(config.init_from)),
+    schedule,
+    sharding.local_rows(mesh, batch_size),
+    divisor=config.accumulation_steps,
     flip_probability=config.data.flip_probability,
     caption_dropout=dropout,
     aesthetic_score=config.refiner,
-    host_index=jax.process_index(),
-    host_count=jax.process_count(),
     num_threads=config.data.num_threads,
     prefetch=config.data.prefetch,
   )
 
 
-def load_weights(config, nets):
+def load_weights(config, nets, mesh):
   """{net: params} of `init_from`; without it, every net must be trained."""
-  if not config.init_from:
-    missing = sorted(set(nets.configs) - set(config.trained))
-    if missing:
-      raise ValueError(
-        f'config.init_from is empty, but {missing} would stay random: give a '
-        'diffusers folder that has them, or add them to config.trained'
-      )
-    return {}
-  return pipelines.load_nets(config.init_from, nets, nets.configs)
+  names = [name for name in nets.configs if name not in config.from_scratch]
+  if config.init_from:
+    return pipelines.load_nets(config.init_from, nets, names, mesh)
+  missing = sorted(set(nets.configs) - set(config.trained))
+  if missing:
+    raise ValueError(
+      f'config.init_from is empty, but {missing} would stay random: give a '
+      'diffusers folder or workdir that has them, or add them to config.trained'
+    )
+  return {}
 
 
 def start(checkpoints, task, shapes, key, given, batches):
@@ -170,41 +235,10 @@ def start(checkpoints, task, shapes, key, given, batches):
   return state
 
 
-def with_shardings(mesh, tree):
-  """Shapes of a tree > the same with where each array will live."""
-  places = sharding.tree_shardings(tree, mesh)
-  spec = lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s)
-  return jax.tree.map(spec, tree, places)
-
-
-def compile_ahead(threads, task, mesh, state, frozen, schedule):
-  """({bucket: Future of its gradients}, Future of the update).
-
-  Compiled in threads beside the training, in the order of first use.
-  """
-  pool = concurrent.futures.ThreadPoolExecutor(threads)
-
-  def timed(name, compile_it, *args):
-    start = time.monotonic()
-    compiled = compile_it(task, mesh, state, *args)
-    seconds = time.monotonic() - start
-    tqdm.tqdm.write(f'compiled {name} in {seconds:.0f} s')
-    return compiled
-
-  first, *others = schedule.first_use()
-  submit = lambda bucket: pool.submit(
-    timed, f'{bucket[0]}x{bucket[1]}', tasks.compile_gradients, frozen, bucket
-  )
-  steps = {first: submit(first)}
-  update = pool.submit(timed, 'the update', tasks.compile_update)
-  steps |= {bucket: submit(bucket) for bucket in others}
-  pool.shutdown(wait=False)
-  return steps, update
-
-
-def draw_samples(config, nets, params, step, workdir, writer):
+def draw_samples(config, nets, frozen, state, done, workdir, writer):
   """A grid of the config's prompts, as a PNG and in TensorBoard."""
   c = config.samples
+  params = frozen | optimizer.ema_params(state.opt_state)
   pictures, _ = sample.generate(
     pipelines.make_pipeline(config, nets, params),
     list(c.prompts),
@@ -215,8 +249,9 @@ def draw_samples(config, nets, params, step, workdir, writer):
   )
   columns = math.ceil(len(pictures) ** 0.5)
   grid = images.grid(pictures, columns, list(c.prompts), c.zoom)
-  images.save(workdir / 'samples' / f'{step:07d}.png', grid)
-  writer.image('samples', grid, step)
+  if multihost.is_first():
+    images.save(workdir / 'samples' / f'{done:07d}.png', grid)
+    writer.image('samples', grid, done)
 
 
 def main(argv):
@@ -224,9 +259,11 @@ def main(argv):
   args = flags.FLAGS
   logging.set_verbosity(logging.WARNING)  # orbax tells much
   try:
-    train(args.config, args.workdir)
+    done = train(args.config, args.workdir, args.accept_changes)
   except (ValueError, OSError) as error:
     sys.exit(f'error: {error}')
+  if done < args.config.total_steps or not multihost.is_first():
+    return
   c = args.config.samples
   print(
     'Now draw with it:\n'
@@ -249,6 +286,9 @@ def parse_flags(argv):
 
 if __name__ == '__main__':
   flags.DEFINE_string('workdir', None, 'where the run writes and resumes from')
+  flags.DEFINE_bool(
+    'accept_changes', False, 'resume although the config changed the run'
+  )
   config_flags.DEFINE_config_file('config', None, 'a file with get_config()')
   flags.mark_flags_as_required(['config', 'workdir'])
   app.run(main, flags_parser=parse_flags)

@@ -1,6 +1,7 @@
 """Batches: a checkpointable iterator of (bucket, batch), one share per host.
 
-The keys of a batch of b rows and bucket (h, w):
+An optimizer step takes one or several of them, each of one bucket. The keys of
+a batch of b rows and bucket (h, w):
   image            float32 [b, h, w, 3] in [-1, 1]
   tokens           int32 [b, 2, 77]
   original_size    int32 [b, 2], (height, width) before any resize
@@ -17,7 +18,6 @@ import threading
 import grain
 import numpy as np
 
-from sdxl_jax.data import buckets as bucketing
 from sdxl_jax.data import images, transforms
 
 TRANSFORM = 2  # what a seed is drawn for; 0 and 1 belong to the schedule
@@ -26,24 +26,34 @@ MAX_SUBSTITUTES = 16  # unreadable records in a row before the run stops
 
 
 class Slots(grain.MapDataset):
-  """Rows of this host: slot = step * local_batch + row, looked up and made."""
+  """Rows of this host: slot = part * local_batch + row, looked up and made.
 
-  def __init__(self, source, schedule, seed, rows, settings):
+  Part after part, a batch of the schedule is taken in `divisor` equal parts.
+  """
+
+  def __init__(self, source, schedule, divisor, rows, seed, settings):
     super().__init__()
     self.source, self.schedule, self.seed = source, schedule, seed
-    self.rows, self.settings = rows, settings
+    self.divisor, self.rows, self.settings = divisor, rows, settings
     self.substituted = collections.Counter()  # by name of the unreadable
-    # Every slot of a step asks for the same records.
+    # Every slot of a batch asks for the same records.
     self.records = functools.lru_cache(maxsize=64)(schedule.records)
 
   def __len__(self):
     return ENDLESS * len(self.rows)
 
   def __getitem__(self, slot):
-    step, row = divmod(slot, len(self.rows))
-    bucket, ids, passes = self.records(step)
+    part, row = divmod(slot, len(self.rows))
+    bucket, ids, passes = self.records_of(part)
     row = self.rows[row]
     return self.make_row(bucket, int(ids[row]), int(passes[row]))
+
+  def records_of(self, part):
+    """Bucket, record ids and passes of all hosts' rows of a part."""
+    number, piece = divmod(part, self.divisor)
+    bucket, ids, passes = self.records(number)
+    # Rows i, i + divisor, ...: pieces differ in no other way.
+    return bucket, ids[piece :: self.divisor], passes[piece :: self.divisor]
 
   def make_row(self, bucket, record, data_pass):
     """The record's row, or that of the next readable one in its bucket."""
@@ -79,13 +89,17 @@ def collate(rows, tokenize, lock):
 
 
 class Batches:
-  """Endless (bucket, batch); the state is the step, as JSON."""
+  """Endless (bucket, batch).
 
-  def __init__(self, dataset, slots, options, start_step):
+  The state, as JSON, counts batches of the schedule: it holds for any number of
+  hosts and of parts.
+  """
+
+  def __init__(self, dataset, slots, options):
     self.schedule = slots.schedule
     self.substituted = slots.substituted
+    self._slots = slots
     self._iterator = iter(dataset.to_iter_dataset(options))
-    self.seek(start_step)
 
   def __iter__(self):
     return self
@@ -94,18 +108,16 @@ class Batches:
     return next(self._iterator)
 
   def get_state(self):
-    return self._iterator.get_state()
+    taken = self._iterator.get_state()['next_index']
+    return {'batches': taken // self._slots.divisor}
 
   def set_state(self, state):
-    self._iterator.set_state(state)
+    taken = state['batches'] * self._slots.divisor
+    self._iterator.set_state({'next_index': taken})
 
-  def seek(self, step):
-    """Makes the next batch that of a step."""
-    self.set_state({'next_index': step})
-
-  def record_ids(self, step):
-    """int64 [global_batch_size], the records scheduled for a step."""
-    return self.schedule[step][1]
+  def record_ids(self, part):
+    """int64 [batch_size], the records scheduled for a batch, all hosts'."""
+    return self._slots.records_of(part)[1]
 
   def close(self):
     self._iterator.close()
@@ -114,54 +126,41 @@ class Batches:
 def make_batches(
   source,
   tokenize,
-  buckets,
-  global_batch_size,
-  seed,
+  schedule,
+  rows,
   *,
+  divisor=1,
   flip_probability=0.0,
   caption_dropout=0.0,
   aesthetic_score=False,
-  host_index=0,
-  host_count=1,
-  start_step=0,
   num_threads=4,
   prefetch=4,
 ):
-  """This host's rows of every global batch, read and made by threads.
+  """This host's rows of every batch, read and made by threads.
 
   Args:
     source: see `sources`.
     tokenize: list of strings -> int32 [b, 2, 77].
-    buckets: sequence of (height, width).
-    global_batch_size: records per step over all hosts, a multiple of
-      host_count.
-    seed: of order, crops, flips and dropped captions.
+    schedule: buckets.Schedule over the source; its seed is also that of crops,
+      flips and dropped captions.
+    rows: which rows of each batch are this host's.
+    divisor: parts of a batch of the schedule, each a batch here.
     flip_probability, caption_dropout, aesthetic_score: see `transforms`.
-    host_index, host_count: which share of each batch is this host's.
-    start_step: of the first batch.
     num_threads: batches made at once.
     prefetch: batches held ready; each costs its size in host memory.
 
   Returns:
     `Batches`.
   """
-  if global_batch_size % host_count:
-    raise ValueError(
-      f'global_batch_size = {global_batch_size} is not a multiple of the '
-      f'{host_count} hosts; change one of them'
-    )
-  schedule = bucketing.Schedule(source.sizes, buckets, seed, global_batch_size)
-  local_batch = global_batch_size // host_count
-  rows = range(host_index * local_batch, (host_index + 1) * local_batch)
   settings = dict(
     flip_probability=flip_probability,
     caption_dropout=caption_dropout,
     aesthetic_score=aesthetic_score,
   )
-  slots = Slots(source, schedule, seed, rows, settings)
+  slots = Slots(source, schedule, divisor, rows, schedule.seed, settings)
   stack = functools.partial(collate, tokenize=tokenize, lock=threading.Lock())
   # An element is a whole batch here, so Grain's default of 500 would fill the
   # memory.
   options = grain.ReadOptions(num_threads, prefetch)
-  dataset = slots.batch(local_batch, batch_fn=stack)
-  return Batches(dataset, slots, options, start_step)
+  dataset = slots.batch(len(rows), batch_fn=stack)
+  return Batches(dataset, slots, options)

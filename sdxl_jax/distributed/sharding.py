@@ -1,7 +1,24 @@
-"""Where each array lives: batches by row, parameters over fsdp."""
+"""Where each array lives: batches by row, parameters over fsdp and tensor."""
+
+import re
 
 import jax
 from jax.sharding import NamedSharding, PartitionSpec
+
+# What the mesh axis `tensor` splits: (end of a parameter's path, its last
+# axes). A pair of layers is split by columns, then by rows, so that each device
+# works on its own heads or channels and one sum at the end joins them
+# (Shoeybi et al. 2019, Megatron-LM, section 3).
+TABLE = (
+  (r'(to_[qkv]|[qkv]_proj|fc1|net_0/proj)/kernel', (None, 'tensor')),
+  (r'([qkv]_proj|fc1|net_0/proj)/bias', ('tensor',)),
+  (r'(to_out_0|out_proj|fc2|net_2)/kernel', ('tensor', None)),
+  (r'resnets_\d+/(conv1|time_emb_proj)/kernel', (None, 'tensor')),
+  (r'resnets_\d+/(conv1|time_emb_proj)/bias', ('tensor',)),
+  (r'resnets_\d+/norm2/(scale|bias)', ('tensor',)),
+  (r'resnets_\d+/conv2/kernel', ('tensor', None)),
+)
+ROWS = PartitionSpec(('data', 'fsdp'))
 
 
 def replicated(mesh):
@@ -9,32 +26,89 @@ def replicated(mesh):
 
 
 def batch_sharding(mesh):
-  """Rows over all devices."""
-  return NamedSharding(mesh, PartitionSpec(('data', 'fsdp')))
+  """Rows over data and fsdp."""
+  return NamedSharding(mesh, ROWS)
+
+
+def partition(path, shape, mesh):
+  """The PartitionSpec of a parameter, its EMA and its moments alike.
+
+  `tensor` follows the table; `fsdp` takes the largest axis left that it
+  divides. An axis that does not divide is left whole: such arrays are small.
+  """
+  axes = next((a for end, a in TABLE if re.search(f'{end}$', path)), ())
+  spec = [None] * (len(shape) - len(axes)) + list(axes)
+  divides = lambda i, name: shape[i] % mesh.shape[name] == 0
+  spec = [a and (a if divides(i, a) else None) for i, a in enumerate(spec)]
+  free = [i for i, a in enumerate(spec) if a is None and divides(i, 'fsdp')]
+  if free and mesh.shape['fsdp'] > 1:
+    spec[max(free, key=lambda i: shape[i])] = 'fsdp'
+  return PartitionSpec(*spec)
 
 
 def tree_shardings(tree, mesh):
-  """Each array's largest axis that fsdp divides is split over it.
+  """Each array's NamedSharding, by its path and shape."""
 
-  Parameters, their EMA and Adam's moments have the same shapes and so the same
-  places; what fsdp does not divide is small and is replicated.
+  def sharding(path, x):
+    name = jax.tree_util.keystr(path, simple=True, separator='/')
+    return NamedSharding(mesh, partition(name, x.shape, mesh))
+
+  return jax.tree_util.tree_map_with_path(sharding, tree)
+
+
+def with_shardings(tree, mesh):
+  """Shapes of a tree > the same with where each array will live."""
+  spec = lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s)
+  return jax.tree.map(spec, tree, tree_shardings(tree, mesh))
+
+
+def put(path, array, mesh):
+  """A parameter, as numpy and the same in every process > onto the mesh."""
+  place = NamedSharding(mesh, partition(path, array.shape, mesh))
+  part = lambda index: array[index]
+  return jax.make_array_from_callback(array.shape, place, part)
+
+
+def keep_rows(mesh):
+  """An interceptor for flax.linen.intercept_methods, under which nets run.
+
+  What every module returns, and its gradient, stays split by rows of the
+  batch. Left alone, the compiler may gather activations where it should gather
+  parameters.
   """
-  n = mesh.shape['fsdp']
+  free = PartitionSpec.UNCONSTRAINED
 
-  def sharding(x):
-    axes = [a for a in range(x.ndim) if x.shape[a] % n == 0]
-    if n == 1 or not axes:
-      return replicated(mesh)
-    largest = max(axes, key=lambda a: x.shape[a])
-    return NamedSharding(mesh, PartitionSpec(*[None] * largest, 'fsdp'))
+  def keep(x):
+    if x is None or x.ndim < 3:  # [b, n, c] and [b, h, w, c] are what is large
+      return x
+    spec = PartitionSpec(*ROWS, *[free] * (x.ndim - 1))
+    return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, spec))
 
-  return jax.tree.map(sharding, tree)
+  def interceptor(method, args, kwargs, context):
+    del context
+    return jax.tree.map(keep, method(*args, **kwargs))
+
+  return interceptor
 
 
-def put_batch(batch, mesh):
-  """This host's rows, as numpy > the global batch on the mesh."""
-  sharding = batch_sharding(mesh)
-  return {
-    name: jax.make_array_from_process_local_data(sharding, rows)
-    for name, rows in batch.items()
-  }
+def local_rows(mesh, batch_size):
+  """The rows of a global batch that this process's devices hold, ascending."""
+  places = batch_sharding(mesh).addressable_devices_indices_map((batch_size,))
+  spans = {index[0].indices(batch_size)[:2] for index in places.values()}
+  return [row for start, stop in sorted(spans) for row in range(start, stop)]
+
+
+def put_batch(batch, mesh, spec):
+  """This process's rows, as numpy > the global batch that spec describes."""
+
+  def put(x, whole):
+    size = whole.shape[0]
+    place = {row: i for i, row in enumerate(local_rows(mesh, size))}
+
+    def part(index):
+      start, stop, _ = index[0].indices(size)
+      return x[place[start] : place[start] + stop - start]
+
+    return jax.make_array_from_callback(whole.shape, batch_sharding(mesh), part)
+
+  return jax.tree.map(put, batch, spec)

@@ -5,7 +5,7 @@ import dataclasses
 import flax.linen as nn
 import jax.numpy as jnp
 
-from sdxl_jax.models import layers
+from sdxl_jax.models import attention, layers
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,7 +73,7 @@ class SelfAttention(nn.Module):
       layers.dense(config, c, f'{n}_proj', kernel_init=normal(c**-0.5))(x)
       for n in 'qkv'
     )
-    x = layers.attention(
+    x = attention.attention(
       q, k, v, config.num_attention_heads, config.attention, causal=True
     )
     scale = c**-0.5 * (2 * config.num_hidden_layers) ** -0.5

@@ -11,14 +11,29 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from sdxl_jax.models import attention
+
 # Uniform in +-1/sqrt(fan_in), PyTorch's default for Linear and Conv2d.
 fan_in_uniform = nn.initializers.variance_scaling(1 / 3, 'fan_in', 'uniform')
 zeros = nn.initializers.zeros
 
-# What the backward pass keeps of a block; the rest is computed again.
+
+def is_product(primitive, *_, **params):
+  """Whether a primitive is a convolution, or a matmul but for attention's."""
+  if primitive is jax.lax.dot_general_p:
+    _, (batch, _) = params['dimension_numbers']
+    return not batch
+  return primitive is jax.lax.conv_general_dilated_p
+
+
+# What the backward pass keeps of a block; the rest is computed again. Norms and
+# activations cost little to compute, and much to keep.
 REMAT_POLICIES = {
   'full': jax.checkpoint_policies.nothing_saveable,
-  'dots': jax.checkpoint_policies.checkpoint_dots_with_no_batch_dims,
+  'dots': jax.checkpoint_policies.save_from_both_policies(
+    is_product,
+    jax.checkpoint_policies.save_only_these_names(attention.SAVED),
+  ),
 }
 
 
@@ -85,19 +100,6 @@ def layer_norm(config, name):
     use_fast_variance=False,
     name=name,
   )
-
-
-def attention(q, k, v, num_heads, implementation='xla', causal=False):
-  """softmax(q k^T / sqrt(d)) v over heads; q [b, n, c], k and v [b, m, c]."""
-  split = lambda x: x.reshape(*x.shape[:2], num_heads, -1)
-  out = jax.nn.dot_product_attention(
-    split(q),
-    split(k),
-    split(v),
-    is_causal=causal,
-    implementation=implementation,
-  )
-  return out.reshape(q.shape)
 
 
 def maybe_remat(module, policy, **kwargs):

@@ -5,7 +5,7 @@ import dataclasses
 import flax.linen as nn
 import jax.numpy as jnp
 
-from sdxl_jax.models import layers
+from sdxl_jax.models import attention, layers
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,7 +65,7 @@ class Attention(nn.Module):
     q = layers.dense(self.config, c, 'to_q', use_bias=False)(x)
     k = layers.dense(self.config, c, 'to_k', use_bias=False)(context)
     v = layers.dense(self.config, c, 'to_v', use_bias=False)(context)
-    x = layers.attention(q, k, v, self.num_heads, self.config.attention)
+    x = attention.attention(q, k, v, self.num_heads, self.config.attention)
     return layers.dense(self.config, c, 'to_out_0')(x)
 
 

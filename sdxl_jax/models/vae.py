@@ -5,7 +5,7 @@ import dataclasses
 import flax.linen as nn
 import jax.numpy as jnp
 
-from sdxl_jax.models import layers
+from sdxl_jax.models import attention, layers
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,7 +46,7 @@ class Attention(nn.Module):
     y = layers.group_norm(self.config, 1e-6, 'group_norm')(x)
     y = y.reshape(b, h * w, c)
     q, k, v = (layers.dense(self.config, c, f'to_{n}')(y) for n in 'qkv')
-    y = layers.attention(q, k, v, 1, self.config.attention)
+    y = attention.attention(q, k, v, 1, self.config.attention)
     y = layers.dense(self.config, c, 'to_out_0')(y)
     return x + y.reshape(b, h, w, c)
 

@@ -6,30 +6,23 @@ import jax
 import orbax.checkpoint as ocp
 
 FOLDER = 'checkpoints'
-
-
-def restore_args(state):
-  """Where each array goes; PyTreeRestore does not read it from the shapes."""
-  place = lambda x: (
-    ocp.RestoreArgs()
-    if x is ocp.PLACEHOLDER
-    else ocp.ArrayRestoreArgs(sharding=x.sharding, global_shape=x.shape)
-  )
-  return jax.tree.map(place, state)
+ITEMS = ('state', 'data', 'config')
 
 
 class Checkpoints:
   """The checkpoints of a workdir; saving goes on in the background.
 
   A checkpoint appears whole or not at all: one that a crash cut short is
-  ignored and removed.
+  ignored and removed. All processes save and restore their own parts.
   """
 
-  def __init__(self, workdir, max_to_keep=2):
-    folder = pathlib.Path(workdir).absolute() / FOLDER
-    options = ocp.CheckpointManagerOptions(max_to_keep=max_to_keep)
+  def __init__(self, workdir, max_to_keep=2, read_only=False):
+    self.folder = pathlib.Path(workdir).absolute() / FOLDER
+    options = ocp.CheckpointManagerOptions(
+      max_to_keep=max_to_keep, read_only=read_only
+    )
     self._manager = ocp.CheckpointManager(
-      folder, options=options, item_names=('state', 'data', 'config')
+      self.folder, options=options, item_names=ITEMS
     )
 
   @property
@@ -49,33 +42,9 @@ class Checkpoints:
       force=True,
     )
 
-  def restore(self, state, step=None):
-    """(State, data position) of a step, the latest by default.
-
-    Args:
-      state: tree of jax.ShapeDtypeStruct with shardings; where it has
-        `ocp.PLACEHOLDER` nothing is read.
-      step: int.
-
-    Raises:
-      ValueError: where the checkpoint does not fit; it is left as it is.
-    """
-    step = self.latest_step if step is None else step
-    try:
-      restored = self._manager.restore(
-        step,
-        args=ocp.args.Composite(
-          state=ocp.args.PyTreeRestore(state, restore_args(state)),
-          data=ocp.args.JsonRestore(),
-        ),
-      )
-    except Exception as error:
-      raise ValueError(
-        f'checkpoint {step} in {self._manager.directory} cannot be restored '
-        f'({error}). The run stops rather than start over: restore it with the '
-        'config it was saved with, or give another workdir'
-      ) from error
-    return restored['state'], restored['data']
+  def restore(self, state):
+    """(State, data position) of the latest step; see `restore`."""
+    return restore(self.folder / str(self.latest_step), state)
 
   def wait(self):
     """Returns when everything is on disk."""
@@ -83,3 +52,69 @@ class Checkpoints:
 
   def close(self):
     self._manager.close()
+
+
+def find(source):
+  """The folder of one checkpoint: the source itself, or a workdir's latest."""
+  source = pathlib.Path(source).absolute()
+  if (source / 'state').is_dir():
+    return source
+  if not (source / FOLDER).is_dir():
+    raise FileNotFoundError(
+      f'{source} is no diffusers folder (model_index.json), no workdir of a '
+      f'training run and none of its {FOLDER}/STEP: check the path'
+    )
+  checkpoints = Checkpoints(source, read_only=True)
+  step = checkpoints.latest_step
+  checkpoints.close()
+  if step is None:
+    raise FileNotFoundError(
+      f'{source} has no checkpoint yet: wait for the first, or give another '
+      'folder'
+    )
+  return source / FOLDER / str(step)
+
+
+def read_config(folder):
+  """The config, as a dict, that a checkpoint's run had."""
+  with ocp.Checkpointer(ocp.CompositeCheckpointHandler(*ITEMS)) as reader:
+    args = ocp.args.Composite(config=ocp.args.JsonRestore())
+    return reader.restore(folder, args=args)['config']
+
+
+def restore(folder, state):
+  """(State, data position) of the checkpoint in a folder.
+
+  Args:
+    folder: of one checkpoint.
+    state: tree of jax.ShapeDtypeStruct with shardings, which may be of another
+      mesh than the one that saved; where it has `ocp.PLACEHOLDER` nothing is
+      read.
+
+  Raises:
+    ValueError: where the checkpoint does not fit; it is left as it is.
+  """
+  args = ocp.args.Composite(
+    state=ocp.args.PyTreeRestore(state, restore_args(state)),
+    data=ocp.args.JsonRestore(),
+  )
+  try:
+    with ocp.Checkpointer(ocp.CompositeCheckpointHandler(*ITEMS)) as reader:
+      restored = reader.restore(folder, args=args)
+  except Exception as error:
+    raise ValueError(
+      f'checkpoint {folder} cannot be restored ({error}). The run stops rather '
+      'than start over: restore it with the config it was saved with, or give '
+      'another workdir'
+    ) from error
+  return restored['state'], restored['data']
+
+
+def restore_args(state):
+  """Where each array goes; PyTreeRestore does not read it from the shapes."""
+  place = lambda x: (
+    ocp.RestoreArgs()
+    if x is ocp.PLACEHOLDER
+    else ocp.ArrayRestoreArgs(sharding=x.sharding, global_shape=x.shape)
+  )
+  return jax.tree.map(place, state)

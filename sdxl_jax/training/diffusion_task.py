@@ -110,13 +110,13 @@ def make_diffusion_task(
   offset_noise=0.0,  # 0.05 in stage 3
   min_snr_gamma=None,
   timestep_range=None,  # (0, 200) for the refiner
-  accumulation_steps=1,  # gradients averaged over so many parts of the batch
+  parts=1,  # micro-batches per optimizer step, see state.Task
 ):
   """The Task of denoising latents given text and sizes."""
-  if global_batch_size % accumulation_steps:
+  if global_batch_size % parts:
     raise ValueError(
       f'global_batch_size {global_batch_size} is not a multiple of '
-      f'accumulation_steps {accumulation_steps}; change one of them'
+      f'{parts} = accumulation_steps x buckets_per_step; change one of them'
     )
 
   def init(key, given=None):
@@ -129,14 +129,12 @@ def make_diffusion_task(
     nets, zeros_dropout, offset_noise, min_snr_gamma, timestep_range
   )
 
-  def gradients(state, frozen, batch, key):
-    key = jax.random.fold_in(key, state.step)
-    grad = jax.grad(loss, has_aux=True)
-    return mean_grads(
-      grad, accumulation_steps, state.params, frozen, batch, key
-    )
+  def gradients(params, frozen, batch, key, part):
+    key = jax.random.fold_in(key, part)
+    return jax.grad(loss, has_aux=True)(params, frozen, batch, key)
 
   def update(state, gradients):
+    gradients = jax.tree.map(lambda x: x / parts, gradients)
     updates, opt_state = optimizer.update(
       gradients, state.opt_state, state.params
     )
@@ -145,9 +143,9 @@ def make_diffusion_task(
     return states.State(state.step + 1, params, opt_state), metrics
 
   def batch_spec(bucket):
-    return image_batch_spec(bucket, global_batch_size, nets.refiner)
+    return image_batch_spec(bucket, global_batch_size // parts, nets.refiner)
 
-  return states.Task(init, gradients, update, batch_spec)
+  return states.Task(init, gradients, update, batch_spec, parts)
 
 
 def make_loss(nets, zeros_dropout, offset_noise, min_snr_gamma, timestep_range):
@@ -186,28 +184,8 @@ def make_loss(nets, zeros_dropout, offset_noise, min_snr_gamma, timestep_range):
   return loss
 
 
-def mean_grads(grad, parts, params, frozen, batch, key):
-  """(grads, metrics), averaged over the batch in so many parts, in turn."""
-  if parts == 1:
-    return grad(params, frozen, batch, key)
-  # Rows i, i + parts, ...: each part is spread over the devices like the whole.
-  split = lambda x: x.reshape(-1, parts, *x.shape[1:]).swapaxes(0, 1)
-
-  def add(total, part):
-    batch, i = part
-    new = grad(params, frozen, batch, jax.random.fold_in(key, i))
-    return jax.tree.map(jnp.add, total, new), None
-
-  batches = jax.tree.map(split, batch)
-  part = jax.tree.map(lambda x: x[0], batches)
-  shapes = jax.eval_shape(grad, params, frozen, part, key)
-  zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
-  total, _ = jax.lax.scan(add, zeros, (batches, jnp.arange(parts)))
-  return jax.tree.map(lambda x: x / parts, total)
-
-
 def image_batch_spec(bucket, batch_size, refiner):
-  """Shapes of a global batch of pictures, as data/pipeline.py names them."""
+  """Shapes of a batch of pictures, as data/pipeline.py names them."""
   h, w = bucket
   spec = lambda shape, dtype: jax.ShapeDtypeStruct((batch_size, *shape), dtype)
   batch = {

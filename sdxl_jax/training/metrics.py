@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import pathlib
 import time
 
@@ -29,19 +30,27 @@ class Writer:
   """Writes metrics of each `every`-th step to the workdir and the screen.
 
   On resuming at `start_step` the lines of later steps, which a stopped run
-  left behind, are taken out: a step stands in the file once.
+  left behind, are taken out: a step stands in the file once. Of many processes
+  one is the `speaker`; the others write nothing.
   """
 
-  def __init__(self, workdir, start_step, total_steps):
+  def __init__(self, workdir, start_step, total_steps, speaker=True):
     folder = pathlib.Path(workdir)
-    self.path = folder / 'metrics.jsonl'
-    keep_until(self.path, start_step)
-    self._file = self.path.open('a')
+    path = folder / 'metrics.jsonl'
+    if speaker:
+      keep_until(path, start_step)
+    self._file = open(path if speaker else os.devnull, 'a')
     self._board = tensorboardX.SummaryWriter(
-      str(folder / 'tensorboard'), purge_step=start_step
+      str(folder / 'tensorboard'),
+      purge_step=start_step,
+      write_to_disk=speaker,
     )
     self._bar = tqdm.tqdm(
-      initial=start_step, total=total_steps, unit='step', smoothing=0.05
+      initial=start_step,
+      total=total_steps,
+      unit='step',
+      smoothing=0.05,
+      disable=not speaker,
     )
 
   def write(self, step, metrics):
@@ -64,7 +73,8 @@ class Writer:
 
   def say(self, text):
     """A line above the progress bar."""
-    self._bar.write(text)
+    if not self._bar.disable:
+      self._bar.write(text)
 
   def close(self):
     self._bar.close()
@@ -92,7 +102,7 @@ class Reporter:
   def __init__(self, writer, *, every, batch_size, learning_rate, batches):
     self.writer, self.every, self.batch_size = writer, every, batch_size
     self.learning_rate, self.batches = learning_rate, batches
-    self._pending = None
+    self._pending, self._parts = None, []
     self._restart()
 
   def _restart(self):
@@ -102,10 +112,15 @@ class Reporter:
     """Counts the time that a step waited for its data."""
     self._waited += seconds
 
-  def add(self, step, bucket, metrics):
-    """Takes a step's metrics, on the device still; looks at those before."""
+  def add_part(self, part, bucket, metrics):
+    """Takes the metrics of a micro-batch, on the device still."""
+    self._parts.append((part, bucket, metrics))
+
+  def end_step(self, step, metrics):
+    """Takes those of the update, and looks at the step before."""
     self.flush()
-    self._pending = step, bucket, metrics
+    self._pending = step, self._parts, metrics
+    self._parts = []
 
   def flush(self):
     """Looks at the latest metrics now.
@@ -115,9 +130,15 @@ class Reporter:
     """
     if self._pending is None:
       return
-    (step, bucket, metrics), self._pending = self._pending, None
-    metrics = {k: float(v) for k, v in jax.device_get(metrics).items()}
-    check_finite(metrics, step, bucket, self.batches.record_ids(step))
+    (step, parts, metrics), self._pending = self._pending, None
+    parts, metrics = jax.device_get((parts, metrics))
+    for part, bucket, result in parts:
+      check_finite(result, step, bucket, self.batches.record_ids(part))
+    ids = [i for part, *_ in parts for i in self.batches.record_ids(part)]
+    check_finite(metrics, step, [bucket for _, bucket, _ in parts], ids)
+    results = [result for *_, result in parts]
+    means = jax.tree.map(lambda *values: sum(values) / len(values), *results)
+    metrics = {k: float(v) for k, v in (means | metrics).items()}
     self._steps += 1
     self.writer.advance()
     if (step + 1) % self.every == 0:

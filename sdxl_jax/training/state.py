@@ -21,15 +21,19 @@ class State:
 class Task:
   """What is trained, as pure functions.
 
+  An optimizer step takes `parts` micro-batches, each of one bucket, and one
+  update. The two are apart, since only the gradients are compiled per bucket.
+
   init(key, given) -> State, from the nets given (by name), else from the key.
-  gradients(state, frozen, batch, key) -> (gradients, metrics), where `frozen`
-  holds the nets that are not trained, by name, and `key` is the run's.
-  update(state, gradients) -> (State, metrics): the same for every bucket, and
-  so apart from the gradients, which are compiled once per bucket.
-  batch_spec(bucket) -> {name: ShapeDtypeStruct} of a global batch.
+  gradients(params, frozen, batch, key, part) -> (gradients, metrics), where
+  `frozen` holds the nets that are not trained, by name, `key` is the run's and
+  `part` counts the micro-batches of the whole run.
+  update(state, gradients) -> (State, metrics), given the sum over the parts.
+  batch_spec(bucket) -> {name: ShapeDtypeStruct} of a micro-batch, all hosts.
   """
 
   init: Callable
   gradients: Callable
   update: Callable
   batch_spec: Callable
+  parts: int = 1

@@ -1,17 +1,32 @@
 """From a config to nets, task and compiled steps; the config stops here."""
 
+import importlib.metadata
+
+import flax.linen as nn
 import jax
+import jax.numpy as jnp
 
 from sdxl_jax.conditioning import text_encoder
 from sdxl_jax.diffusion import schedule
+from sdxl_jax.distributed import mesh as meshes
 from sdxl_jax.distributed import sharding
 from sdxl_jax.models import clip, unet, vae
 from sdxl_jax.training import diffusion_task, optimizer
 
+# What `attention = 'auto'` means where.
+ATTENTION = {'tpu': 'splash', 'gpu': 'cudnn', 'cuda': 'cudnn', 'cpu': 'xla'}
 
-def make_nets(config):
-  """The diffusion_task.Nets that a config describes."""
+
+def make_nets(config, platform=None):
+  """The diffusion_task.Nets that a config describes.
+
+  `platform` ('tpu', 'gpu' or 'cpu') decides what 'auto' stands for; without it
+  that of this process.
+  """
   fields = with_tuples(config.to_dict())
+  for net in ('unet', 'vae', 'text_encoder', 'text_encoder_2'):
+    if fields[net] and fields[net].get('attention') == 'auto':
+      fields[net]['attention'] = ATTENTION[platform or jax.default_backend()]
   towers = [
     fields[name] and clip.CLIPTextConfig(**fields[name])
     for name in ('text_encoder', 'text_encoder_2')
@@ -56,6 +71,43 @@ def make_optimizer(config):
   )
 
 
+def facts(config, schedule):
+  """{name: text} of what all processes of a run must have alike."""
+  packages = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'numpy')
+  versions = {name: importlib.metadata.version(name) for name in packages}
+  return {
+    'config': config.to_json(),
+    'order of the data': schedule.fingerprint(),
+    'set of versions': str(versions),
+  }
+
+
+def check_mesh(config, mesh):
+  """Raises ValueError where batch or heads cannot be shared out."""
+  batch, devices = config.global_batch_size, meshes.row_devices(mesh)
+  parts = parts_of(config)
+  if batch % (devices * parts):
+    low = batch // (devices * parts) * devices * parts
+    raise ValueError(
+      f'config.global_batch_size is {batch}; it must be a multiple of '
+      f'{devices * parts} = {devices} devices on the mesh axes data and fsdp x '
+      f'{parts} parts (accumulation_steps x buckets_per_step): take '
+      f'{low or devices * parts} or change the mesh'
+    )
+  tensor = mesh.shape['tensor']
+  for depth, heads in zip(config.unet.transformer_depth, config.unet.num_heads):
+    if depth and heads % tensor:
+      raise ValueError(
+        f'config.mesh.tensor is {tensor}; it must divide the heads of every '
+        f'level of the UNet, and one has {heads}'
+      )
+
+
+def parts_of(config):
+  """Micro-batches that an optimizer step takes."""
+  return config.buckets_per_step * config.accumulation_steps
+
+
 def make_task(config, nets):
   """The Task that a config describes."""
   zeros = config.uncond == 'zeros'
@@ -68,45 +120,63 @@ def make_task(config, nets):
     offset_noise=config.loss.offset_noise,
     min_snr_gamma=config.loss.min_snr_gamma or None,
     timestep_range=tuple(config.loss.timestep_range),
-    accumulation_steps=config.accumulation_steps,
+    parts=parts_of(config),
   )
 
 
-def compile_gradients(task, mesh, state, frozen, bucket):
+def compile_gradients(task, mesh, params, frozen, bucket, options=None):
   """task.gradients, compiled ahead for one bucket.
 
   Args:
     task: state.Task.
     mesh: of all devices.
-    state, frozen: trees of jax.ShapeDtypeStruct.
+    params, frozen: trees of jax.ShapeDtypeStruct with shardings.
     bucket: (height, width) in px.
+    options: {name: value} for the compiler.
 
   Returns:
-    gradients(state, frozen, batch, key); any other shape is refused.
+    gradients(params, frozen, batch, key, part); any other shape is refused.
   """
-  places = sharding.tree_shardings(state, mesh)
-  everywhere = sharding.replicated(mesh)
   gradients = jax.jit(
-    task.gradients,
-    in_shardings=(
-      places,
-      sharding.tree_shardings(frozen, mesh),
-      sharding.batch_sharding(mesh),
-      everywhere,
-    ),
-    out_shardings=(places.params, everywhere),
+    task.gradients, out_shardings=(places(params), sharding.replicated(mesh))
   )
+  batch, key, part = example_batch(task, mesh, bucket)
+  with jax.set_mesh(mesh), nn.intercept_methods(sharding.keep_rows(mesh)):
+    lowered = gradients.lower(params, frozen, batch, key, part)
+  return lowered.compile(options)
+
+
+def example_batch(task, mesh, bucket):
+  """Shapes and shardings of (batch, key, part), as gradients takes them."""
+  spec = lambda place: (
+    lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place)
+  )
+  rows = spec(sharding.batch_sharding(mesh))
   key = jax.eval_shape(lambda: jax.random.key(0))
-  return gradients.lower(state, frozen, task.batch_spec(bucket), key).compile()
+  everywhere = spec(sharding.replicated(mesh))
+  part = everywhere(jax.ShapeDtypeStruct((), jnp.int32))
+  return jax.tree.map(rows, task.batch_spec(bucket)), everywhere(key), part
 
 
-def compile_update(task, mesh, state):
-  """task.update, compiled ahead; the state given is spent."""
-  places = sharding.tree_shardings(state, mesh)
-  update = jax.jit(
-    task.update,
-    in_shardings=(places, places.params),
-    out_shardings=(places, sharding.replicated(mesh)),
+def compile_add(params, options=None):
+  """(a, b) -> a + b over trees of gradients; a is spent."""
+  add = jax.jit(
+    lambda a, b: jax.tree.map(jnp.add, a, b),
+    out_shardings=places(params),
     donate_argnums=0,
   )
-  return update.lower(state, state.params).compile()
+  return add.lower(params, params).compile(options)
+
+
+def compile_update(task, mesh, state, options=None):
+  """task.update, compiled ahead; the state given is spent."""
+  update = jax.jit(
+    task.update,
+    out_shardings=(places(state), sharding.replicated(mesh)),
+    donate_argnums=0,
+  )
+  return update.lower(state, state.params).compile(options)
+
+
+def places(shapes):
+  return jax.tree.map(lambda x: x.sharding, shapes)

@@ -89,17 +89,23 @@ def load_sample_size(folder):
   return config.get('sample_size', 128)
 
 
-def load_component(folder, name, variant=None, **fields):
+def load_config(folder, name, **fields):
+  """The config of a component, with some of its fields replaced."""
+  where = pathlib.Path(folder) / name / 'config.json'
+  config = config_json.read(name, read_json(where), where)
+  return dataclasses.replace(config, **fields)
+
+
+def load_component(folder, name, variant=None, place=names.keep, **fields):
   """(config, params) of 'unet', 'vae', 'text_encoder' or 'text_encoder_2'.
 
   `fields` replace fields of the config: dtype, param_dtype (to which tensors
-  are cast as they are read), scan_blocks, attention, remat. Params are numpy
-  arrays. Without `variant` the plain file is read, else the fp16 one.
+  are cast as they are read), scan_blocks, attention, remat. Params are what
+  `place(path, array)` makes of each numpy array once it is read. Without
+  `variant` the plain file is read, else the fp16 one.
   """
   path = pathlib.Path(folder) / name
-  where = path / 'config.json'
-  config = config_json.read(name, read_json(where), where)
-  config = dataclasses.replace(config, **fields)
+  config = load_config(folder, name, **fields)
   target = abstract_params(config)
   with contextlib.ExitStack() as stack:
     owners = {}
@@ -108,7 +114,7 @@ def load_component(folder, name, variant=None, **fields):
       owners |= dict.fromkeys(tensors.keys(), tensors)
     read = lambda tensor: owners[tensor].get_tensor(tensor)
     try:
-      params = names.from_published(list(owners), read, target)
+      params = names.from_published(list(owners), read, target, place)
     except ValueError as error:
       raise ValueError(f'{path}: {error}') from None
   return config, params

@@ -10,6 +10,7 @@ Our modules bear the published names, so a rule is enough:
   `transformer_blocks.3.norm1.weight`.
 """
 
+import collections
 import dataclasses
 import re
 
@@ -87,11 +88,17 @@ def tensor(flat, slot):
   return array.transpose(axes(slot.path, array.ndim))
 
 
-def from_published(found, read, target):
-  """Published tensors > our tree of numpy arrays, one tensor at a time.
+def keep(path, array):
+  del path
+  return array
+
+
+def from_published(found, read, target, place=keep):
+  """Published tensors > our tree, one array at a time.
 
   `found` are the published names, `read(name)` gives a tensor, and `target` is
   our tree of shapes and dtypes, stacked or not; tensors are cast to its dtypes.
+  `place(path, array)` says what becomes of each numpy array once it is whole.
   Raises ValueError on names that are left over on either side, before anything
   is read, and on a tensor of another shape.
   """
@@ -100,19 +107,29 @@ def from_published(found, read, target):
   # A buffer of older transformers: 0..76.
   found = {current(n): n for n in found if not n.endswith('.position_ids')}
   check_leftovers(found, wanted)
-  flat = {p: np.empty(leaf.shape, leaf.dtype) for p, leaf in flat.items()}
+  parts = collections.defaultdict(list)
   for name, slot in wanted.items():
-    array = read(found[name])
-    # The first autoencoders stored attention as convolutions of size one.
-    if array.ndim == 4 and len(slot.shape) == 2 and array.shape[2:] == (1, 1):
-      array = array[:, :, 0, 0]
-    if array.shape != slot.shape:
-      raise ValueError(
-        f'{found[name]} has the shape {array.shape}, but the config asks for '
-        f'{slot.shape}: the weights are of another architecture'
-      )
-    tensor(flat, slot)[...] = array
-  return traverse_util.unflatten_dict(flat)
+    parts[slot.path].append((found[name], slot))
+  tree = {}
+  for path, leaf in flat.items():
+    array = np.empty(leaf.shape, leaf.dtype)
+    for name, slot in parts[path]:
+      tensor({path: array}, slot)[...] = fit(read(name), slot.shape, name)
+    tree[path] = place(path, array)
+  return traverse_util.unflatten_dict(tree)
+
+
+def fit(array, shape, name):
+  """The tensor in the shape that a net asks for."""
+  # The first autoencoders stored attention as convolutions of size one.
+  if array.ndim == 4 and len(shape) == 2 and array.shape[2:] == (1, 1):
+    array = array[:, :, 0, 0]
+  if array.shape != shape:
+    raise ValueError(
+      f'{name} has the shape {array.shape}, but the config asks for '
+      f'{shape}: the weights are of another architecture'
+    )
+  return array
 
 
 def check_leftovers(found, wanted):

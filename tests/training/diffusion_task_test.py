@@ -33,39 +33,46 @@ def parts():
   return config, nets, made, state, random_batch(made.batch_spec((16, 24)))
 
 
-def test_two_devices_and_fsdp_do_not_change_gradients(parts, close):
+@pytest.mark.parametrize('axes', [(2, 2, 1), (1, 2, 2)])
+def test_meshes_do_not_change_gradients(parts, close, axes):
   _, _, made, state, batch = parts
-  expected, metrics = jax.jit(made.gradients)(state, {}, batch, KEY)
-  four = mesh.make_mesh(data=2, fsdp=2, devices=jax.devices()[:4])
-  compiled = task.compile_gradients(made, four, state, {}, (16, 24))
-  places = sharding.tree_shardings(state, four)
+  expected, metrics = jax.jit(made.gradients)(state.params, {}, batch, KEY, 0)
+  four = mesh.make_mesh(*axes, devices=jax.devices()[:4])
+  shapes = sharding.with_shardings(state.params, four)
+  compiled = task.compile_gradients(made, four, shapes, {}, (16, 24))
   grads, metrics_4 = compiled(
-    jax.device_put(state, places), {}, sharding.put_batch(batch, four), KEY
+    jax.device_put(state.params, sharding.tree_shardings(shapes, four)),
+    {},
+    sharding.put_batch(batch, four, made.batch_spec((16, 24))),
+    KEY,
+    np.int32(0),
   )
   close(metrics_4['loss'], metrics['loss'], 1e-5)
   for a, b in zip(jax.tree.leaves(grads), jax.tree.leaves(expected)):
     np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5)
 
 
-def test_gradients_are_means_over_parts():
-  grad = lambda params, frozen, batch, key: (
-    {'w': batch['x'].mean() * params['w']},
-    {'loss': batch['x'].sum()},
+def test_update_takes_the_mean_of_the_parts(parts):
+  config, nets, made, state, _ = parts
+  halves = diffusion_task.make_diffusion_task(
+    nets,
+    task.make_optimizer(config),
+    global_batch_size=4,
+    trained=tuple(config.trained),
+    parts=2,
   )
-  batch = {'x': jnp.arange(8.0)}
-  grads, metrics = diffusion_task.mean_grads(
-    grad, 4, {'w': jnp.float32(2)}, {}, batch, KEY
-  )
-  assert float(grads['w']) == 7.0
-  assert float(metrics['loss']) == 7.0
+  assert halves.batch_spec((16, 24))['image'].shape[0] == 2
+  twice = jax.tree.map(lambda x: 2 * x, state.params)
+  a, metrics_a = made.update(state, state.params)
+  b, metrics_b = halves.update(state, twice)
+  assert jax.tree.all(jax.tree.map(np.array_equal, a, b))
+  assert float(metrics_a['grad_norm']) == float(metrics_b['grad_norm'])
 
 
 def test_indivisible_parts(parts):
   config, nets, *_ = parts
   with pytest.raises(ValueError, match='4 is not a multiple of.*3'):
-    diffusion_task.make_diffusion_task(
-      nets, None, global_batch_size=4, accumulation_steps=3
-    )
+    diffusion_task.make_diffusion_task(nets, None, global_batch_size=4, parts=3)
 
 
 def test_frozen_nets_stay_out_of_the_state(parts):
@@ -78,5 +85,5 @@ def test_frozen_nets_stay_out_of_the_state(parts):
 
 
 def test_refused_mesh():
-  with pytest.raises(ValueError, match='data=3, fsdp=1 does not fit'):
+  with pytest.raises(ValueError, match='data=3, fsdp=1, tensor=1 does not fit'):
     mesh.make_mesh(data=3, devices=jax.devices()[:1])

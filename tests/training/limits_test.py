@@ -9,7 +9,7 @@ from tests import tiny_config
 
 
 def test_default_config_is_sdxl():
-  nets = task.make_nets(default.get_config())
+  nets = task.make_nets(default.get_config(), 'cpu')
   runtime = dict(dtype='float32', remat='none')
   nets = nets.replace(**runtime)
   assert nets.unet == unet.BASE
@@ -42,14 +42,38 @@ def test_unknown_field():
     config.optimizer.learning_rat = 1
 
 
-def test_changed_fields():
-  old = tiny_config.get_config().to_dict()
-  new = tiny_config.get_config()
-  new.checkpoint.every = 9
-  assert limits.changed(old, new.to_dict()) == []
-  new.total_steps = 9
-  assert limits.changed(old, new.to_dict()) == ['total_steps: 4 > 9']
-  new.optimizer.cosine = old['optimizer']['cosine'] = False
-  assert limits.changed(old, new.to_dict()) == []
-  new.optimizer.b1 = 0.5
-  assert limits.changed(old, new.to_dict()) == ['optimizer.b1: 0.9 > 0.5']
+@pytest.mark.parametrize(
+  'field, value, refused',
+  [
+    ('optimizer.b1', 0.5, False),
+    ('total_steps', 9, False),
+    ('mesh.processes', 2, False),
+    ('accumulation_steps', 2, False),
+    ('data.num_threads', 7, False),
+    ('unet.remat', 'full', False),
+    ('seed', 1, True),
+    ('buckets_per_step', 2, True),
+    ('data.flip_probability', 0.5, True),
+    ('unet.num_heads', (1, 1), True),
+    ('schedule.prediction', 'v', True),
+  ],
+)
+def test_changed_fields(field, value, refused):
+  old, new = tiny_config.get_config(), tiny_config.get_config()
+  new.update_from_flattened_dict({field: value})
+  said = []
+  check = lambda accepted: limits.check_changes(
+    old.to_dict(), new.to_dict(), 'DIR', accepted, said.append
+  )
+  if refused:
+    with pytest.raises(ValueError, match=rf'DIR holds .*\n  {field}: .* > '):
+      check(False)
+    assert not said
+  check(refused)
+  assert f'{field}: ' in said[0] and f'> {value}' in said[0]
+
+
+def test_nothing_changed():
+  config, said = tiny_config.get_config().to_dict(), []
+  limits.check_changes(config, config, 'DIR', False, said.append)
+  assert not said
