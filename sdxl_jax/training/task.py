@@ -137,13 +137,18 @@ def compile_gradients(task, mesh, params, frozen, bucket, options=None):
   Returns:
     gradients(params, frozen, batch, key, part); any other shape is refused.
   """
+  traced = trace_gradients(task, mesh, params, frozen, bucket)
+  return traced.lower().compile(options)
+
+
+def trace_gradients(task, mesh, params, frozen, bucket):
+  """As compile_gradients, but only the jax.stages.Traced, with its jaxpr."""
   gradients = jax.jit(
     task.gradients, out_shardings=(places(params), sharding.replicated(mesh))
   )
-  batch, key, part = example_batch(task, mesh, bucket)
+  arguments = params, frozen, *example_batch(task, mesh, bucket)
   with jax.set_mesh(mesh), nn.intercept_methods(sharding.keep_rows(mesh)):
-    lowered = gradients.lower(params, frozen, batch, key, part)
-  return lowered.compile(options)
+    return gradients.trace(*arguments)
 
 
 def example_batch(task, mesh, bucket):

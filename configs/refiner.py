@@ -1,0 +1,33 @@
+"""The refiner: a second UNet for the last 200 noise levels.
+
+  python -m sdxl_jax.train --config configs/refiner.py --workdir DIR/refiner \
+    --config.init_from=SDXL --config.data.folder.path=PICTURES
+
+SDXL gives the frozen autoencoder and bigG; it may be the base's folder or
+stage 3's workdir. PICTURES need an `aesthetic_score` each (metadata.jsonl).
+
+The paper's (section 2.5): same latents, timesteps 0 to 199 only, pictures of
+high quality and resolution. Its net is the published refiner's. Ours: steps,
+batch, and the buckets and offset noise of stage 3.
+"""
+
+from configs import stage3
+
+
+def get_config():
+  config = stage3.get_config()
+  config.unlock()
+
+  config.refiner = True
+  config.from_scratch = ('unet',)
+  config.uncond = 'empty'
+  config.loss.timestep_range = (0, 200)
+
+  config.unet.block_out_channels = (384, 768, 1536, 1536)
+  config.unet.transformer_depth = (0, 4, 4, 0)
+  config.unet.mid_transformer_depth = 4
+  config.unet.num_heads = (6, 12, 24, 24)
+  config.unet.context_dim = 1280
+  config.unet.vector_dim = 2560
+  config.text_encoder = None
+  return config.lock()

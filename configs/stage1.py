@@ -1,0 +1,32 @@
+"""Stage 1: the base UNet from scratch, at 256 x 256.
+
+  python -m sdxl_jax.train --config configs/stage1.py --workdir DIR/stage1 \
+    --config.init_from=SDXL --config.data.folder.path=PICTURES
+
+SDXL is a diffusers folder with the frozen autoencoder and text towers. The
+paper's (section 2.5): 600,000 steps, batch 2048, sizes and crop as conditions.
+Ours, since it does not say: AdamW at 1e-4 after 10,000 steps of warm-up, EMA
+0.9999, text dropped from a tenth, bfloat16 compute over float32 parameters.
+"""
+
+from configs import default
+
+
+def get_config():
+  config = default.get_config()
+  config.unlock()
+
+  config.total_steps = 600_000
+  config.global_batch_size = 2048
+  config.from_scratch = ('unet',)
+  config.data.buckets = ((256, 256),)
+  config.samples.size = (256, 256)
+
+  # All devices share one copy of parameters, moments and EMA: 41 GB in float32.
+  config.mesh.data = 1
+  config.mesh.fsdp = -1
+
+  # Frozen, and computed in bfloat16: they need not be stored in more.
+  config.text_encoder.param_dtype = 'bfloat16'
+  config.text_encoder_2.param_dtype = 'bfloat16'
+  return config.lock()

@@ -1,0 +1,21 @@
+"""Stage 2: from stage 1's result, at 512 x 512.
+
+  python -m sdxl_jax.train --config configs/stage2.py --workdir DIR/stage2 \
+    --config.init_from=DIR/stage1 --config.data.folder.path=PICTURES
+
+The paper's (section 2.5): 200,000 steps. Ours: stage 1's batch and optimizer,
+since it does not say that they change.
+"""
+
+from configs import stage1
+
+
+def get_config():
+  config = stage1.get_config()
+  config.unlock()
+
+  config.total_steps = 200_000
+  config.from_scratch = ()
+  config.data.buckets = ((512, 512),)
+  config.samples.size = (512, 512)
+  return config.lock()

@@ -1,0 +1,35 @@
+"""Stage 3: multi-aspect training around 1024 x 1024, in 40 buckets.
+
+  python -m sdxl_jax.train --config configs/stage3.py --workdir DIR/stage3 \
+    --config.init_from=DIR/stage2 --config.data.folder.path=PICTURES
+
+The paper's (sections 2.3, 2.5 and appendix I): the buckets, one per step, in
+proportion to their pictures; the bucket's size as a condition; offset noise
+0.05. Ours: steps and batch, which it does not give.
+"""
+
+from configs import stage2
+
+# Appendix I, height and width in px.
+BUCKETS = (
+  *((512, 2048), (512, 1984), (512, 1920), (512, 1856), (576, 1792)),
+  *((576, 1728), (576, 1664), (640, 1600), (640, 1536), (704, 1472)),
+  *((704, 1408), (704, 1344), (768, 1344), (768, 1280), (832, 1216)),
+  *((832, 1152), (896, 1152), (896, 1088), (960, 1088), (960, 1024)),
+  *((1024, 1024), (1024, 960), (1088, 960), (1088, 896), (1152, 896)),
+  *((1152, 832), (1216, 832), (1280, 768), (1344, 768), (1408, 704)),
+  *((1472, 704), (1536, 640), (1600, 640), (1664, 576), (1728, 576)),
+  *((1792, 576), (1856, 512), (1920, 512), (1984, 512), (2048, 512)),
+)
+
+
+def get_config():
+  config = stage2.get_config()
+  config.unlock()
+
+  config.total_steps = 100_000
+  config.global_batch_size = 64
+  config.data.buckets = BUCKETS
+  config.loss.offset_noise = 0.05
+  config.samples.size = (1024, 1024)
+  return config.lock()
