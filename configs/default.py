@@ -55,6 +55,7 @@ def get_config():
   config.data.scenes.aspects = (0.5, 0.75, 1.0, 1.33, 2.0)  # height / width
   config.data.scenes.scales = (0.75, 3.0)  # of the sides, around resolution
   config.data.scenes.jitter = 1.0  # 0..1: objects' freedom in place and size
+  config.data.scenes.scored = False  # noise, and an aesthetic_score that tells
 
   config.loss = config_dict.ConfigDict()
   config.loss.offset_noise = 0.0  # 0.05 in the paper's last stage

@@ -10,7 +10,7 @@ proportion to their pictures; the bucket's size as a condition; offset noise
 
 from configs import stage2
 
-# Appendix I, height and width in px.
+# Appendix I, (height, width) in px. Not symmetric, as printed.
 BUCKETS = (
   *((512, 2048), (512, 1984), (512, 1920), (512, 1856), (576, 1792)),
   *((576, 1728), (576, 1664), (640, 1600), (640, 1536), (704, 1472)),

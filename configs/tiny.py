@@ -8,6 +8,14 @@ buckets. It works on pixels: the autoencoder is the identity, 4 x 4 pixels to
 one position. The UNet predicts x0: with v it did not learn, in so few steps, to
 pass on the noise in 48 channels, and that loss hid the words. Zero terminal SNR
 lets a drawing start from noise alone.
+
+The paper's stages in miniature, each from the one before, take a few minutes:
+
+  for stage in stage1 stage2 stage3 refiner; do
+    python -m sdxl_jax.train --config configs/tiny.py:$stage \
+      --workdir /tmp/tiny_$stage --config.init_from=$previous
+    previous=/tmp/tiny_$stage
+  done
 """
 
 from configs import default
@@ -27,7 +35,16 @@ PROMPTS = (
 )
 
 
-def get_config():
+def get_config(stage=''):
+  """The quick one, or 'stage1', 'stage2', 'stage3' or 'refiner'."""
+  config = quick()
+  if stage:
+    config.unlock()
+    STAGES[stage](config)
+  return config.lock()
+
+
+def quick():
   config = default.get_config()
   config.unlock()
 
@@ -101,3 +118,55 @@ def get_config():
     **small, hidden_act='gelu', projection_dim=64
   )
   return config.lock()
+
+
+def stage1(config):
+  """Squares of 16 px; it also trains the text towers, from nothing."""
+  config.total_steps = 600
+  square(config, 16)
+
+
+def stage2(config):
+  """Squares of 32 px, from stage 1; the text towers are frozen from here on."""
+  config.total_steps = 200
+  config.trained = ('unet',)
+  square(config, 32)
+
+
+def stage3(config):
+  """Seven buckets around 40 px, from stage 2, with offset noise."""
+  config.total_steps = 300
+  config.trained = ('unet',)
+  config.data.buckets = (*BUCKETS, (56, 28), (28, 56))
+  config.loss.offset_noise = 0.05
+
+
+def refiner(config):
+  """The last 200 timesteps, from nothing but stage 3's second text tower.
+
+  Its pictures are noisy by degrees, and a score says by how much.
+  """
+  config.total_steps = 300
+  config.trained = config.from_scratch = ('unet',)
+  config.refiner = True
+  config.uncond = 'empty'
+  config.loss.timestep_range = (0, 200)
+  config.data.scenes.scored = True
+  config.text_encoder = None
+  config.unet.context_dim = 32
+  config.unet.vector_dim = 64 + 5 * 32
+  config.samples.every = 0  # it draws nothing alone
+
+
+def square(config, side):
+  config.data.buckets = ((side, side),)
+  config.data.scenes.resolution = 40  # no picture smaller than its bucket
+  config.samples.size = (side, side)
+
+
+STAGES = {
+  'stage1': stage1,
+  'stage2': stage2,
+  'stage3': stage3,
+  'refiner': refiner,
+}

@@ -261,7 +261,16 @@ def main(argv):
   try:
     done = train(args.config, args.workdir, args.accept_changes)
   except (ValueError, OSError) as error:
-    sys.exit(f'error: {error}')
+    multihost.leave(f'error: {error}')
+  except jax.errors.JaxRuntimeError as error:
+    if jax.process_count() == 1:
+      raise
+    multihost.leave(
+      f'error: a step failed, most likely since another process is gone; see '
+      f'its log. The last checkpoint is intact: run the same command again in '
+      f'all processes. JAX says: {str(error)[:500]}',
+      multihost.LOST,
+    )
   if done < args.config.total_steps or not multihost.is_first():
     return
   c = args.config.samples
@@ -284,11 +293,15 @@ def parse_flags(argv):
     )
 
 
-if __name__ == '__main__':
+def define_flags():
   flags.DEFINE_string('workdir', None, 'where the run writes and resumes from')
   flags.DEFINE_bool(
     'accept_changes', False, 'resume although the config changed the run'
   )
   config_flags.DEFINE_config_file('config', None, 'a file with get_config()')
   flags.mark_flags_as_required(['config', 'workdir'])
+
+
+if __name__ == '__main__':
+  define_flags()
   app.run(main, flags_parser=parse_flags)

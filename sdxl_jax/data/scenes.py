@@ -185,6 +185,12 @@ def paint(combination, h, w, rng, jitter=1.0):
   return np.asarray(canvas)
 
 
+def blemish(image, std, rng):
+  """The picture with noise of a standard deviation in 0..255."""
+  noise = std * rng.standard_normal(image.shape)
+  return np.clip(image + noise, 0, 255).astype(np.uint8)
+
+
 def draw_sizes(resolution, length, seed, aspects, scales):
   """int32 [length, 2]: aspect from the table, log-uniform scale."""
   u, v = np.random.default_rng(seed).random((length, 2)).T
@@ -205,6 +211,8 @@ class Scenes:
     aspects: heights / widths to draw from.
     scales: smallest and largest side, as multiples of `resolution`.
     jitter: 0..1, how freely objects move and vary in size.
+    scored: whether each picture is noisy to a degree that an aesthetic_score
+      tells: from 2, much, to 7, not at all.
     vocabulary: fields of `Vocabulary`.
   """
 
@@ -216,10 +224,11 @@ class Scenes:
     aspects=ASPECTS,
     scales=(0.75, 3.0),
     jitter=1.0,
+    scored=False,
     **vocabulary,
   ):
     check_range('jitter', jitter, 0, 1)
-    self.seed, self.jitter = seed, jitter
+    self.seed, self.jitter, self.scored = seed, jitter, scored
     self.vocabulary = Vocabulary(**vocabulary)
     self.sizes = draw_sizes(resolution, length, seed, aspects, scales)
     if self.sizes.min(initial=16) < 16:
@@ -236,13 +245,17 @@ class Scenes:
     h, w = (int(n) for n in self.sizes[index])
     rng = np.random.default_rng([self.seed, index])
     combination = self.vocabulary.draw(rng, held_out=False)
-    return {
+    example = {
       'caption': caption(combination, rng),
       'image': paint(combination, h, w, rng, self.jitter),
       'original_size': (h, w),
       'flippable': False,  # captions name sides
       'name': f'scene {index} of seed {self.seed}',
     }
+    if self.scored:
+      example['aesthetic_score'] = score = rng.uniform(2, 7)
+      example['image'] = blemish(example['image'], 8 * (7 - score), rng)
+    return example
 
 
 def held_out_prompts(n, vocabulary, seed=0):

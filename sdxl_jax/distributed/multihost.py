@@ -3,6 +3,7 @@
 import hashlib
 import os
 import signal
+import sys
 
 import jax
 import numpy as np
@@ -11,6 +12,9 @@ from jax.experimental import multihost_utils
 # A process that is silent for so long is taken for dead, and the run ends on
 # all the others. Garbage collection and slow disks take less.
 HEARTBEAT_SECONDS = 60
+# How a process ends that has lost another, as JAX's own abort: schedulers may
+# start it again, which they should not after an error of the config.
+LOST = 134
 # What launchers say of how many processes they started.
 LAUNCHERS = ('JAX_NUM_PROCESSES', 'SLURM_NTASKS', 'OMPI_COMM_WORLD_SIZE')
 
@@ -94,6 +98,18 @@ def agree(facts):
         f'processes {others} have another {name} than process 0; this one, '
         f'{jax.process_index()}, has: {facts[name]}'
       )
+
+
+def leave(message, code=1):
+  """Ends this process with an error, at once and without the others.
+
+  The usual way out would wait for them, and they may wait for this one.
+  """
+  if not jax.distributed.is_initialized():
+    sys.exit(message)
+  print(f'process {jax.process_index()}: {message}', file=sys.stderr)
+  sys.stderr.flush()
+  os._exit(code)
 
 
 def barrier(name):

@@ -38,10 +38,12 @@ def partition(path, shape, mesh):
   """
   axes = next((a for end, a in TABLE if re.search(f'{end}$', path)), ())
   spec = [None] * (len(shape) - len(axes)) + list(axes)
-  divides = lambda i, name: shape[i] % mesh.shape[name] == 0
-  spec = [a and (a if divides(i, a) else None) for i, a in enumerate(spec)]
-  free = [i for i, a in enumerate(spec) if a is None and divides(i, 'fsdp')]
-  if free and mesh.shape['fsdp'] > 1:
+  splits = lambda i, name: 1 < mesh.shape[name] <= shape[i] and (
+    shape[i] % mesh.shape[name] == 0
+  )
+  spec = [a and (a if splits(i, a) else None) for i, a in enumerate(spec)]
+  free = [i for i, a in enumerate(spec) if a is None and splits(i, 'fsdp')]
+  if free:
     spec[max(free, key=lambda i: shape[i])] = 'fsdp'
   return PartitionSpec(*spec)
 
@@ -69,7 +71,7 @@ def put(path, array, mesh):
   return jax.make_array_from_callback(array.shape, place, part)
 
 
-def keep_rows(mesh):
+def keep_rows(mesh, batch_size):
   """An interceptor for flax.linen.intercept_methods, under which nets run.
 
   What every module returns, and its gradient, stays split by rows of the
@@ -79,7 +81,7 @@ def keep_rows(mesh):
   free = PartitionSpec.UNCONSTRAINED
 
   def keep(x):
-    if x is None or x.ndim < 3:  # [b, n, c] and [b, h, w, c] are what is large
+    if x is None or x.ndim < 2 or x.shape[0] != batch_size:
       return x
     spec = PartitionSpec(*ROWS, *[free] * (x.ndim - 1))
     return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, spec))

@@ -146,9 +146,10 @@ def trace_gradients(task, mesh, params, frozen, bucket):
   gradients = jax.jit(
     task.gradients, out_shardings=(places(params), sharding.replicated(mesh))
   )
-  arguments = params, frozen, *example_batch(task, mesh, bucket)
-  with jax.set_mesh(mesh), nn.intercept_methods(sharding.keep_rows(mesh)):
-    return gradients.trace(*arguments)
+  batch, key, part = example_batch(task, mesh, bucket)
+  keep_rows = sharding.keep_rows(mesh, len(batch['target_size']))
+  with jax.set_mesh(mesh), nn.intercept_methods(keep_rows):
+    return gradients.trace(params, frozen, batch, key, part)
 
 
 def example_batch(task, mesh, bucket):

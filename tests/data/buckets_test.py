@@ -5,6 +5,7 @@ import collections
 import numpy as np
 import pytest
 
+from configs import stage3
 from sdxl_jax.data import buckets
 
 FIVE = ((28, 56), (32, 48), (40, 40), (48, 32), (56, 28))
@@ -21,18 +22,18 @@ def sizes():
 
 
 def test_the_table_is_the_papers():
-  assert len(set(buckets.PAPER)) == 40
-  area = np.prod(buckets.PAPER, axis=1) / 1024**2
+  assert len(set(stage3.BUCKETS)) == 40
+  area = np.prod(stage3.BUCKETS, axis=1) / 1024**2
   assert 0.87 < area.min() and area.max() <= 1.01
-  assert all(n % 64 == 0 for bucket in buckets.PAPER for n in bucket)
-  assert (704, 1344) in buckets.PAPER and (1344, 704) not in buckets.PAPER
+  assert all(n % 64 == 0 for bucket in stage3.BUCKETS for n in bucket)
+  assert (704, 1344) in stage3.BUCKETS and (1344, 704) not in stage3.BUCKETS
 
 
 def test_assign_is_nearest_in_log_aspect():
   rng = np.random.default_rng(0)
   sizes = rng.integers(64, 4096, (500, 2))
-  found = buckets.assign(sizes, buckets.PAPER, chunk=77)
-  log = np.log([h / w for h, w in buckets.PAPER])
+  found = buckets.assign(sizes, stage3.BUCKETS, chunk=77)
+  log = np.log([h / w for h, w in stage3.BUCKETS])
   distance = abs(np.log(sizes[:, :1] / sizes[:, 1:]) - log)
   np.testing.assert_array_equal(
     distance[np.arange(500), found], distance.min(1)

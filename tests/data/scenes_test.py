@@ -5,6 +5,7 @@ import re
 import numpy as np
 import pytest
 
+from configs import stage3
 from sdxl_jax.data import buckets, objects, scenes, transforms
 
 SMALL = dict(objects=12, colours=6, max_objects=3, held_out=0.2)
@@ -210,7 +211,7 @@ def test_art_not_installed(monkeypatch):
 def test_the_papers_buckets_cut_no_object():
   """Crops to the nearest bucket stay within the border."""
   sizes = np.array([(1024 * a**0.5, 1024 / a**0.5) for a in scenes.ASPECTS])
-  for size, b in zip(sizes, buckets.assign(sizes, buckets.PAPER)):
-    resized = transforms.cover(tuple(size), buckets.PAPER[b])
-    kept = np.divide(buckets.PAPER[b], resized).min()
+  for size, b in zip(sizes, buckets.assign(sizes, stage3.BUCKETS)):
+    resized = transforms.cover(tuple(size), stage3.BUCKETS[b])
+    kept = np.divide(stage3.BUCKETS[b], resized).min()
     assert kept >= 1 - scenes.BORDER

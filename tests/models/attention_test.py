@@ -1,0 +1,72 @@
+"""Fused attention against the formula."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from sdxl_jax.distributed import mesh
+from sdxl_jax.models import attention
+
+
+@pytest.fixture(autouse=True)
+def interpreted(monkeypatch):
+  """The TPU's kernel, computed step by step on the CPU."""
+  kernel = attention.splash_kernel
+  make = functools.partial(kernel.make_splash_mha_single_device, interpret=True)
+  monkeypatch.setattr(kernel, 'make_splash_mha_single_device', make)
+
+
+def inputs(b, n, c):
+  rng = np.random.default_rng(0)
+  return [jnp.float32(rng.normal(size=(b, n, c))) for _ in range(3)]
+
+
+def with_gradients(implementation, *args):
+  def loss(q, k, v):
+    out = attention.attention(q, k, v, 2, implementation)
+    return jnp.square(out).sum(), out
+
+  return jax.value_and_grad(loss, argnums=(0, 1, 2), has_aux=True)(*args)
+
+
+@pytest.mark.parametrize(
+  'n', [1024, 924]
+)  # 22 x 42: a bucket that needs padding
+def test_splash(n, close):
+  args = inputs(1, n, 128)
+  expected = with_gradients('xla', *args)
+  for a, b in zip(
+    jax.tree.leaves(with_gradients('splash', *args)), jax.tree.leaves(expected)
+  ):
+    close(a, b, 1e-5)
+
+
+def test_splash_on_a_mesh(close):
+  """Rows over data and fsdp, heads over tensor."""
+  four = mesh.make_mesh(1, 2, 2, devices=jax.devices()[:4])
+  args = inputs(2, 512, 128)
+  expected = attention.attention(*args, 2)
+  with jax.set_mesh(four):
+    actual = jax.jit(attention.attention, static_argnums=(3, 4))(
+      *args, 2, 'splash'
+    )
+  close(actual, expected, 1e-5)
+
+
+def test_what_splash_leaves_to_xla(monkeypatch, close):
+  """Few pixels, words, and causal attention."""
+  monkeypatch.setattr(attention, 'splash', None)
+  q, k, v = inputs(2, 600, 32)
+  short = lambda x: x[:, :77]
+  for args, causal in (
+    ((q, short(k), short(v)), False),
+    ((short(q), short(k), short(v)), False),
+    ((q, k, v), True),
+  ):
+    actual, expected = (
+      attention.attention(*args, 2, name, causal) for name in ('splash', 'xla')
+    )
+    close(actual, expected, 0)
