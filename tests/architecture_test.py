@@ -10,6 +10,7 @@ PACKAGE = ROOT / 'sdxl_jax'
 # A file at the door may import any room, and these of its neighbours.
 DOORS = {
   'train': {'sample', 'pipelines'},
+  'plan': set(),
   'sample': {'pipelines'},
   'pipelines': set(),
 }

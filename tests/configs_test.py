@@ -1,9 +1,21 @@
-"""What configs claim of themselves."""
+"""What configs claim of themselves, and that each of them can be trained."""
 
+import jax
 import numpy as np
+import pytest
 
-from configs import tiny
+from configs import refiner, stage1, stage2, stage3, tiny
+from sdxl_jax import plan
 from sdxl_jax.data import scenes
+from sdxl_jax.distributed import mesh, sharding
+from sdxl_jax.training import limits, task
+
+FULL_SIZE = {
+  stage1: 2_567_463_684,
+  stage2: 2_567_463_684,
+  stage3: 2_567_463_684,
+  refiner: 2_259_526_660,
+}
 
 
 def test_prompts_of_tiny_are_never_drawn():
@@ -14,3 +26,46 @@ def test_prompts_of_tiny_are_never_drawn():
     for _ in range(3000)
   }
   assert set(tiny.PROMPTS) <= unseen
+
+
+@pytest.mark.parametrize('module', FULL_SIZE, ids=lambda m: m.__name__)
+def test_full_size(module):
+  """Parameters, gradients and batch have the shapes that they must."""
+  config = module.get_config()
+  limits.check(config)
+  four = mesh.make_mesh(1, 4, devices=jax.devices()[:4])
+  task.check_mesh(config, four)
+  nets = task.make_nets(config, 'cpu')
+  made = task.make_task(config, nets)
+  params = jax.eval_shape(nets.init, jax.random.key(0))
+  params = sharding.with_shardings(params, four)
+  unet = {'unet': params['unet']}
+  count = sum(x.size for x in jax.tree.leaves(unet))
+  assert count == FULL_SIZE[module]
+  frozen = {n: params[n] for n in nets.configs if n != 'unet'}
+  bucket = plan.choose_buckets(config, 'extremes')[-1]
+  traced = task.trace_gradients(made, four, unet, frozen, bucket)
+  gradients, metrics = traced.out_info
+  same = lambda g, p: g.shape == p.shape and g.dtype == p.dtype
+  assert jax.tree.all(jax.tree.map(same, gradients, unet))
+  assert metrics['loss'].shape == ()
+
+
+def test_the_chain_of_stages():
+  """Each stage keeps what the one before has made."""
+  one, two, three = (m.get_config() for m in (stage1, stage2, stage3))
+  assert one.unet == two.unet == three.unet
+  assert (one.from_scratch, two.from_scratch) == (('unet',), ())
+  assert (one.total_steps, one.global_batch_size) == (600_000, 2048)
+  assert two.total_steps == 200_000
+  assert three.loss.offset_noise == 0.05
+  assert refiner.get_config().loss.timestep_range == (0, 200)
+
+
+@pytest.mark.parametrize('stage', ['', *tiny.STAGES])
+def test_tiny_stages(stage):
+  config = tiny.get_config(stage)
+  limits.check(config)
+  made = task.make_task(config, task.make_nets(config))
+  state = jax.eval_shape(made.init, jax.random.key(0))
+  assert set(state.params) == set(config.trained)

@@ -1,5 +1,6 @@
 """A run from config to picture: checkpoints, resuming, and what goes wrong."""
 
+import collections
 import dataclasses
 import json
 import shutil
@@ -12,6 +13,7 @@ import pytest
 
 from sdxl_jax import pipelines, sample, train
 from sdxl_jax.data import images
+from sdxl_jax.distributed import mesh
 from sdxl_jax.training import checkpoint, metrics, task
 from sdxl_jax.weights import files
 from tests import tiny_config
@@ -22,14 +24,45 @@ def final_params(workdir):
   return pipelines.load_nets(workdir, nets, nets.configs)
 
 
+class Compilations:
+  """Counts, while it is open, what JAX compiles, by function."""
+
+  def __init__(self):
+    self.begun, self.written = collections.Counter(), 0
+    self._open = True
+    jax.monitoring.register_event_duration_secs_listener(self._on_duration)
+    jax.monitoring.register_event_listener(self._on_event)
+
+  def _on_duration(self, event, seconds, fun_name='', **kwargs):
+    del seconds, kwargs
+    if self._open and event.endswith('backend_compile_duration'):
+      self.begun[fun_name] += 1
+
+  def _on_event(self, event, **kwargs):
+    del kwargs
+    # Of programs that the cache did not have, once they are compiled.
+    self.written += self._open and event.endswith('cache_misses')
+
+  def close(self):
+    self._open = False
+
+
 @pytest.fixture(scope='module')
-def straight(tmp_path_factory):
+def run(tmp_path_factory):
+  """A workdir after training, and what was compiled for it."""
   workdir = tmp_path_factory.mktemp('straight')
   jax.jit(lambda x: x + 1)(1)  # as in a notebook, not the first to compile
   config = tiny_config.get_config()
   config.samples.every = 4
+  counted = Compilations()
   train.train(config, workdir)
-  return workdir
+  counted.close()
+  return workdir, counted
+
+
+@pytest.fixture(scope='module')
+def straight(run):
+  return run[0]
 
 
 @pytest.fixture
@@ -53,6 +86,66 @@ def test_what_a_run_leaves(straight):
   assert checkpoint.Checkpoints(straight).latest_step == 4
   assert list((straight / 'tensorboard').iterdir())
   assert list((straight / 'compiled').iterdir())
+
+
+def test_each_bucket_compiles_once(run):
+  _, counted = run
+  assert counted.begun['gradients'] == len(
+    tiny_config.get_config().data.buckets
+  )
+  assert counted.begun['update'] == 1
+  assert counted.written >= counted.begun['gradients'] + 1
+
+
+def test_a_second_run_compiles_nothing(workdir):
+  """But takes the programs from the cache."""
+  counted = Compilations()
+  train.train(tiny_config.get_config(), workdir)
+  counted.close()
+  assert counted.begun['gradients'] == 2
+  assert counted.written == 0
+
+
+def test_from_another_run(straight, tmp_path):
+  """Nets that it trained, one of them to go on with; or one of its steps."""
+  config = tiny_config.get_config()
+  config.init_from, config.trained = str(straight), ('unet',)
+  config.optimizer.learning_rate = 0.0  # what comes out is what went in
+  config.total_steps = 2
+  config.buckets_per_step = 2
+  train.train(config, tmp_path / 'second')
+  nets = task.make_nets(config)
+  load = lambda source: pipelines.load_nets(source, nets, nets.configs)
+  whole = load(tmp_path / 'second')
+  assert set(whole) == set(nets.configs)
+  equal = lambda a, b: jax.tree.all(jax.tree.map(np.array_equal, a, b))
+  assert equal(whole, load(straight))
+  assert not equal(whole, load(straight / 'checkpoints' / '2'))
+  state = jax.eval_shape(task.make_task(config, nets).init, jax.random.key(0))
+  assert set(state.params) == {'unet'}
+
+
+def test_nets_from_scratch(straight):
+  config = tiny_config.get_config()
+  config.init_from, config.from_scratch = str(straight), ('unet',)
+  nets = task.make_nets(config)
+  one = mesh.make_mesh(devices=jax.devices()[:1])
+  given = train.load_weights(config, nets, one)
+  assert set(given) == {'text_encoder', 'text_encoder_2'}
+
+
+def test_where_no_run_is(tmp_path):
+  nets = task.make_nets(tiny_config.get_config())
+  with pytest.raises(FileNotFoundError, match='no workdir'):
+    pipelines.load_nets(tmp_path, nets, nets.configs)
+
+
+def test_a_run_of_another_architecture(straight):
+  config = tiny_config.get_config()
+  config.unet.num_heads = (1, 1)
+  nets = task.make_nets(config)
+  with pytest.raises(ValueError, match='another unet.*\n.*num_heads'):
+    pipelines.load_nets(straight, nets, nets.configs)
 
 
 def test_resuming_equals_no_stop(straight, workdir, monkeypatch):
