@@ -6,7 +6,7 @@
 #     [options] VERB [arguments of the verb]
 #   launch/gke_xpk.sh --cluster=pods --name=stage3 --type=v5p-64 \
 #     --image=gcr.io/PROJECT/sdxl_jax train --config configs/stage3.py \
-#     --workdir gs://BUCKET/stage3
+#     --workdir /mnt/runs/stage3
 #
 # IMAGE holds Python with requirements.txt and jax[tpu]; xpk puts this checkout
 # on top of it. To build one:
@@ -16,8 +16,10 @@
 #     docker build -t gcr.io/PROJECT/sdxl_jax -f - . &&
 #     docker push gcr.io/PROJECT/sdxl_jax
 #
-# A host that is taken away gets SIGTERM; train saves a checkpoint on all, and
-# the job starts again by itself and resumes. `xpk workload delete` ends it.
+# All hosts must see the workdir: a Filestore share or a bucket that `xpk
+# storage attach` has mounted. A host that is taken away gets SIGTERM; train
+# saves a checkpoint on all, and the job starts again by itself and resumes.
+# `xpk workload delete` ends it.
 #
 # Options:
 #   --slices=N   how many slices of TYPE; 1 unless given

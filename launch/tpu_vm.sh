@@ -19,12 +19,13 @@
 #   tpu() { launch/tpu_vm.sh --name=sdxl --zone=us-east5-a "$@"; }
 #   tpu create v5p-64 --spot      # then status, until it says ACTIVE
 #   tpu copy && tpu install
-#   tpu run train --config configs/stage3.py --workdir gs://BUCKET/stage3
+#   tpu run train --config configs/stage3.py --workdir /mnt/runs/stage3
 #   tpu logs
 #
-# All workers must see the workdir: gs://. After a preemption (spot) delete, and
-# the same lines again; the run goes on from its last checkpoint, on a slice of
-# another size as well. Verbs other than train want a slice of one worker.
+# All workers must see the workdir: a Filestore share, or a bucket mounted with
+# gcsfuse. After a preemption (spot) delete, and the same lines again; the run
+# goes on from its last checkpoint, on a slice of another size as well. Verbs
+# other than train want a slice of one worker.
 #
 # Options:
 #   --project=PROJECT   if it is not gcloud's default

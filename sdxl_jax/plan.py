@@ -183,7 +183,7 @@ def choose_buckets(config, choice):
   return chosen
 
 
-def plan(config, name, choice='extremes', threads=2):
+def plan(config, name, choice='extremes', threads=1):
   """(Plans of the buckets, peak bytes of the update, Planner)."""
   limits.check(config)
   buckets = choose_buckets(config, choice)
@@ -351,6 +351,6 @@ if __name__ == '__main__':
   flags.DEFINE_string('buckets', 'extremes', "or 'all', or 1024x1024,512x2048")
   flags.DEFINE_string('json', None, 'a file to write the same figures to')
   flags.DEFINE_bool('search', False, 'look for the best batch and remat')
-  flags.DEFINE_integer('threads', 2, 'programs compiled at once')
+  flags.DEFINE_integer('threads', 1, 'compiled at once; each takes up to 10 GB')
   flags.mark_flags_as_required(['config', 'topology'])
   app.run(main)
