@@ -38,8 +38,8 @@ def partition(path, shape, mesh):
   """
   axes = next((a for end, a in TABLE if re.search(f'{end}$', path)), ())
   spec = [None] * (len(shape) - len(axes)) + list(axes)
-  splits = lambda i, name: 1 < mesh.shape[name] <= shape[i] and (
-    shape[i] % mesh.shape[name] == 0
+  splits = lambda i, name: (
+    1 < mesh.shape[name] <= shape[i] and (shape[i] % mesh.shape[name] == 0)
   )
   spec = [a and (a if splits(i, a) else None) for i, a in enumerate(spec)]
   free = [i for i, a in enumerate(spec) if a is None and splits(i, 'fsdp')]
