@@ -17,6 +17,7 @@ from absl import app, flags, logging
 from sdxl_jax import pipelines
 from sdxl_jax.data import images
 from sdxl_jax.diffusion import denoiser, samplers, schedule, scheduler_config
+from sdxl_jax.distributed import multihost
 
 # What the refiner is told of how a picture is rated (sgm, apply_refiner).
 AESTHETIC_SCORE, NEGATIVE_AESTHETIC_SCORE = 6.0, 2.5
@@ -119,7 +120,10 @@ def generate(
   # One by one: decoding takes more memory than all before.
   vae = {'vae': pipeline.params.get('vae', {})}
   decoded = [decode(nets, vae, latents[i : i + 1]) for i in range(count)]
-  return np.concatenate(decoded), np.asarray(latents)
+  return (
+    np.concatenate([multihost.fetch(image) for image in decoded]),
+    multihost.fetch(latents),
+  )
 
 
 def condition(nets, context, pooled, sizes, score):

@@ -5,16 +5,16 @@
 To resume, run the same command again.
 """
 
-import json
+import dataclasses
 import math
 import pathlib
 import sys
 import time
+from typing import Any
 
 import jax
 import numpy as np
 from absl import app, flags, logging
-from jax.experimental.compilation_cache import compilation_cache
 from ml_collections import config_flags
 
 from sdxl_jax import pipelines, sample
@@ -30,6 +30,7 @@ from sdxl_jax.training import (
   optimizer,
 )
 from sdxl_jax.training import task as tasks
+from sdxl_jax.training import workdir as workdirs
 
 
 def train(config, workdir, accept_changes=False):
@@ -50,15 +51,15 @@ def train(config, workdir, accept_changes=False):
   """
   limits.check(config)
   multihost.start(config.mesh.processes)
-  workdir = make_workdir(workdir)
+  workdir = workdirs.make(workdir)
   checkpoints = checkpoint.Checkpoints(workdir, config.checkpoint.max_to_keep)
-  first = checkpoints.latest_step or 0
+  done = checkpoints.latest_step or 0
   writer = metrics.Writer(
-    workdir, first, config.total_steps, multihost.is_first()
+    workdir, done, config.total_steps, multihost.is_first()
   )
   writer.say(multihost.describe())
-  write_config(config, workdir, first, accept_changes, writer.say)
-  cache_compilations(workdir / 'compiled')
+  workdirs.write_config(config, workdir, done, accept_changes, writer.say)
+  workdirs.cache_compilations(workdir)
 
   # Mesh, nets, task and data, alike in all processes.
   mesh = meshes.make_mesh(
@@ -80,104 +81,84 @@ def train(config, workdir, accept_changes=False):
     threads=config.compile_threads,
     say=writer.say,
   )
-  state = start(checkpoints, task, shapes, key, given, batches)
-  del given
+  run = Run(config, workdir, mesh, nets, task, frozen, key, batches, programs)
+  stop = multihost.Stop()
+  try:
+    state = start(checkpoints, task, shapes, key, given, batches)
+    del given
+    done = loop(run, state, done, checkpoints, writer, stop)
+    checkpoints.close()
+    if done < config.total_steps:
+      writer.say(f'stopped, as told, after step {done}, which is saved')
+  except (ValueError, OSError):
+    checkpoints.close()  # what was being saved is good
+    raise
+  finally:
+    for thing in (stop, programs, batches, writer):
+      thing.close()
+  return done
 
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+  """What stays the same from step to step."""
+
+  config: Any
+  workdir: pathlib.Path
+  mesh: jax.sharding.Mesh
+  nets: Any
+  task: Any
+  frozen: dict
+  key: jax.Array
+  batches: pipeline.Batches
+  programs: compile_ahead.Programs
+
+
+def loop(run, state, done, checkpoints, writer, stop):
+  """Steps from `done` on; returns how many are done in the end."""
+  config = run.config
   reporter = metrics.Reporter(
     writer,
     every=config.log_every,
     batch_size=config.global_batch_size,
     learning_rate=tasks.make_learning_rate(config),
-    batches=batches,
+    batches=run.batches,
   )
-  stop = multihost.Stop()
-  for step in range(first, config.total_steps):
-    state = take_step(
-      *(step, task, programs, state, frozen, batches, mesh, key, reporter)
-    )
-    done = step + 1
+  stopping = False
+  while done < config.total_steps and not stopping:
+    state = take_step(run, state, done, reporter)
+    done += 1
     stopping = stop.requested(done)
     if stopping or is_due(done, config.checkpoint.every, config.total_steps):
       reporter.flush()  # a state is saved only once its loss is known
-      checkpoints.save(done, state, batches.get_state(), config.to_dict())
-    if stopping:
-      writer.say(f'stopping, as told; step {done} is saved')
-      break
-    if is_due(done, config.samples.every, config.total_steps):
+      position = run.batches.get_state()
+      checkpoints.save(done, state, position, config.to_dict())
+    if is_due(done, config.samples.every, config.total_steps) and not stopping:
       reporter.flush()
-      draw_samples(config, nets, frozen, state, done, workdir, writer)
-
-  for thing in (stop, programs, checkpoints, writer, batches):
-    thing.close()
+      draw_samples(run, state, done, writer)
   return done
 
 
-def take_step(
-  step, task, programs, state, frozen, batches, mesh, key, reporter
-):
+def take_step(run, state, step, reporter):
   """One optimizer step: gradients of each part, their sum, the update."""
-  total = None
-  for part in range(step * task.parts, (step + 1) * task.parts):
+  total, parts = None, run.task.parts
+  for part in range(step * parts, (step + 1) * parts):
     started = time.monotonic()
-    bucket, batch = next(batches)
-    batch = sharding.put_batch(batch, mesh, task.batch_spec(bucket))
+    bucket, batch = next(run.batches)
+    batch = sharding.put_batch(batch, run.mesh, run.task.batch_spec(bucket))
     reporter.waited(time.monotonic() - started)
-    gradients, result = programs.gradients(bucket)(
-      state.params, frozen, batch, key, np.int32(part)
+    gradients, result = run.programs.gradients(bucket)(
+      state.params, run.frozen, batch, run.key, np.int32(part)
     )
     reporter.add_part(part, bucket, result)
-    total = gradients if total is None else programs.add(total, gradients)
-  state, result = programs.update(state, total)
+    total = gradients if total is None else run.programs.add(total, gradients)
+  state, result = run.programs.update(state, total)
   reporter.end_step(step, result)
   return state
 
 
 def is_due(done, every, total):
   return every and (done % every == 0 or done == total)
-
-
-def make_workdir(workdir):
-  """The folder, made and known to be writable."""
-  if '://' in str(workdir):
-    raise ValueError(
-      f'workdir {workdir} is a URL; give a folder that all hosts see, such as '
-      'the bucket mounted with gcsfuse'
-    )
-  workdir = pathlib.Path(workdir).absolute()
-  try:
-    workdir.mkdir(parents=True, exist_ok=True)
-    probe = workdir / f'.writable-{jax.process_index()}'
-    probe.write_bytes(b'')
-    probe.unlink()
-  except OSError as error:
-    raise ValueError(
-      f'workdir {workdir} cannot be written ({error}): give another folder'
-    ) from error
-  return workdir
-
-
-def write_config(config, workdir, first, accept_changes, say):
-  """Saves the config; if the workdir has checkpoints, it must suit them."""
-  path = workdir / 'config.json'
-  new = json.loads(config.to_json())
-  if path.exists() and first:
-    old = json.loads(path.read_text())
-    limits.check_changes(old, new, workdir, accept_changes, say)
-  multihost.barrier('every process has read the old config')
-  if multihost.is_first():
-    path.write_text(json.dumps(new, indent=2) + '\n')
-
-
-def cache_compilations(folder):
-  """Compiled programs survive the run, so that resuming starts at once."""
-  jax.config.update('jax_compilation_cache_dir', str(folder))
-  jax.config.update('jax_persistent_cache_min_compile_time_secs', 1.0)
-  # XLA's own caches write the folder's path into the key of every program, so
-  # that a workdir that was copied or moved would compile all of them again.
-  jax.config.update('jax_persistent_cache_enable_xla_caches', 'none')
-  # JAX opens its cache once: without this, programs would go where an earlier
-  # run in this process put them, or nowhere if it compiled without a cache.
-  compilation_cache.reset_cache()
 
 
 def make_batches(config, mesh):
@@ -235,12 +216,12 @@ def start(checkpoints, task, shapes, key, given, batches):
   return state
 
 
-def draw_samples(config, nets, frozen, state, done, workdir, writer):
+def draw_samples(run, state, done, writer):
   """A grid of the config's prompts, as a PNG and in TensorBoard."""
-  c = config.samples
-  params = frozen | optimizer.ema_params(state.opt_state)
+  c = run.config.samples
+  params = run.frozen | optimizer.ema_params(state.opt_state)
   pictures, _ = sample.generate(
-    pipelines.make_pipeline(config, nets, params),
+    pipelines.make_pipeline(run.config, run.nets, params),
     list(c.prompts),
     size=c.size,
     steps=c.steps,
@@ -250,7 +231,7 @@ def draw_samples(config, nets, frozen, state, done, workdir, writer):
   columns = math.ceil(len(pictures) ** 0.5)
   grid = images.grid(pictures, columns, list(c.prompts), c.zoom)
   if multihost.is_first():
-    images.save(workdir / 'samples' / f'{done:07d}.png', grid)
+    images.save(run.workdir / 'samples' / f'{done:07d}.png', grid)
     writer.image('samples', grid, done)
 
 

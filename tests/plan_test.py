@@ -10,6 +10,7 @@ import pytest
 from configs import stage3
 from sdxl_jax import plan
 from sdxl_jax.distributed import topology
+from sdxl_jax.training import planner as planners
 from tests import tiny_config
 
 
@@ -28,7 +29,7 @@ def test_plan(made, tmp_path):
   assert wide.model_flops > square.model_flops > 0
   assert wide.flops >= wide.model_flops
   assert square.collectives['all-gather'] > 0
-  state = plan.bytes_of(planner.state)
+  state = planners.bytes_of(planner.state)
   assert state < square.memory <= wide.memory
   assert update > state
   text = plan.report(plans, update, planner)
@@ -54,13 +55,13 @@ def test_plan(made, tmp_path):
 def test_what_does_not_fit(made, fields, advice):
   plans, update, planner = made
   small = dataclasses.replace(planner.chip, memory=int(1.02 * plans[1].memory))
-  planner = Smaller(planner, small, plan.changed(planner.config, fields))
+  planner = Smaller(planner, small, planners.changed(planner.config, fields))
   text = plan.verdict(plans, update, planner)
   assert 'It does not fit: 16x24 takes 98% of the memory of a device' in text
   assert advice in text
 
 
-class Smaller(plan.Planner):
+class Smaller(planners.Planner):
   """A Planner that has compiled already, with another chip."""
 
   def __init__(self, planner, chip, config):

@@ -104,6 +104,12 @@ def test_a_second_run_compiles_nothing(workdir):
   assert counted.written == 0
 
 
+def test_a_finished_run_has_nothing_to_do(straight):
+  before = (straight / 'metrics.jsonl').read_text()
+  assert train.train(tiny_config.get_config(), straight) == 4
+  assert (straight / 'metrics.jsonl').read_text() == before
+
+
 def test_from_another_run(straight, tmp_path):
   """Nets that it trained, one of them to go on with; or one of its steps."""
   config = tiny_config.get_config()

@@ -16,7 +16,11 @@ HEARTBEAT_SECONDS = 60
 # start it again, which they should not after an error of the config.
 LOST = 134
 # What launchers say of how many processes they started.
-LAUNCHERS = ('JAX_NUM_PROCESSES', 'SLURM_NTASKS', 'OMPI_COMM_WORLD_SIZE')
+LAUNCHERS = (
+  'JAX_NUM_PROCESSES',
+  'SLURM_STEP_NUM_TASKS',
+  'OMPI_COMM_WORLD_SIZE',
+)
 
 
 def start(processes):
@@ -110,6 +114,13 @@ def leave(message, code=1):
   print(f'process {jax.process_index()}: {message}', file=sys.stderr)
   sys.stderr.flush()
   os._exit(code)
+
+
+def fetch(array):
+  """An array as numpy, whole in every process, wherever its parts are."""
+  if array.is_fully_addressable or array.is_fully_replicated:
+    return np.asarray(array)
+  return multihost_utils.process_allgather(array, tiled=True)
 
 
 def barrier(name):

@@ -1,0 +1,37 @@
+"""Where a run may write, and with which config it may go on."""
+
+import json
+
+import pytest
+
+from sdxl_jax.training import workdir
+from tests import tiny_config
+
+
+def test_unwritable(tmp_path):
+  (tmp_path / 'file').write_text('')
+  with pytest.raises(ValueError, match='file/run cannot be written'):
+    workdir.make(tmp_path / 'file' / 'run')
+
+
+def test_urls():
+  with pytest.raises(ValueError, match='gs://bucket/run is a URL'):
+    workdir.make('gs://bucket/run')
+
+
+def test_config_of_a_run_that_has_steps(tmp_path):
+  said = []
+  write = lambda config, first, accept=False: workdir.write_config(
+    config, tmp_path, first, accept, said.append
+  )
+  config = tiny_config.get_config()
+  write(config, 0)
+  config.seed = 7
+  write(config, 0)  # nothing was trained: another config may follow
+  config.seed = 8
+  with pytest.raises(ValueError, match='seed: 7 > 8'):
+    write(config, 4)
+  saved = json.loads((tmp_path / 'config.json').read_text())
+  assert saved['seed'] == 7 and not said
+  write(config, 4, accept=True)
+  assert 'seed: 7 > 8' in said[0]
