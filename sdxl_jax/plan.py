@@ -75,9 +75,8 @@ def search(config, name, bucket, say):
     size = rows * tasks.parts_of(config)
     while True:
       fields = {'unet.remat': remat, 'global_batch_size': size}
-      one = planners.Planner(planners.changed(config, fields), name).gradients(
-        bucket, planners.QUICK
-      )
+      planner = planners.Planner(planners.changed(config, fields), name)
+      one = planner.gradients(bucket, planners.QUICK)
       say(f'  {as_flags(fields)}: {one.memory / GIB:.1f} GiB')
       if not one.fits:
         break
@@ -154,10 +153,8 @@ def verdict(plans, update_peak, planner):
   where = f'{worst.bucket} takes {share:.0%} of the memory of a device'
   if planner.fits(peak):
     return f'It fits: {where}.'
-  return (
-    f'It does not fit: {where}, {1 - planners.SPARE:.0%} is the limit. '
-    + remedy(planner)
-  )
+  limit = f'{1 - planners.SPARE:.0%} is the limit'
+  return f'It does not fit: {where}, {limit}. {remedy(planner)}'
 
 
 def remedy(planner):

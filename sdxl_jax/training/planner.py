@@ -1,4 +1,4 @@
-"""A config's steps compiled for machines that are not there, and their needs."""
+"""What a config's steps need on machines that are not there."""
 
 import dataclasses
 import math
