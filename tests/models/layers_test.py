@@ -10,25 +10,6 @@ import pytest
 from sdxl_jax.models import layers
 
 
-@pytest.mark.parametrize('causal', [False, True])
-def test_attention(causal):
-  generator = np.random.default_rng(0)
-  q, k, v = generator.normal(size=(3, 2, 5, 8)).astype(np.float32)
-  heads = lambda x: x.reshape(2, 5, 4, 2).transpose(0, 2, 1, 3)
-  logits = heads(q) @ heads(k).swapaxes(-1, -2) / np.sqrt(2)
-  if causal:
-    logits[..., np.triu(np.ones((5, 5), bool), 1)] = -np.inf
-  weights = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
-  expected = (weights @ heads(v)).transpose(0, 2, 1, 3).reshape(2, 5, 8)
-  out = layers.attention(q, k, v, 4, causal=causal)
-  np.testing.assert_allclose(out, expected, rtol=1e-5, atol=1e-6)
-
-
-def test_attention_over_a_context_of_another_length():
-  q, k, v = jnp.zeros((1, 3, 4)), jnp.zeros((1, 7, 4)), jnp.ones((1, 7, 4))
-  np.testing.assert_allclose(layers.attention(q, k, v, 2), jnp.ones((1, 3, 4)))
-
-
 @pytest.mark.parametrize('width', [256, 320])
 def test_sinusoid(width):
   """Exact up to the rounding of float32 angles, which reach 4096."""
