@@ -1,0 +1,88 @@
+"""The base UNet's train step compiled for a TPU, scanned and unrolled.
+
+  python -m tests.benchmarks.step_for_tpu --topology v5p:2x2x1
+
+One picture per chip at 1024 x 1024, from moments and encoded text; float32
+parameters, moments and EMA are spread over all chips. Prints peak memory,
+cycles per picture and compile seconds of both, beside what maxdiffusion at
+7cfb880 needs for the same (with jax 0.10.2 and libtpu 0.0.42.1; it keeps no
+EMA). Needs jax[tpu], no TPU; half an hour on two cores.
+"""
+
+import dataclasses
+import time
+
+import jax
+from absl import app, flags
+
+from configs import stage3
+from sdxl_jax.distributed import cost, sharding, topology
+from sdxl_jax.distributed import mesh as meshes
+from sdxl_jax.training import planner
+from sdxl_jax.training import task as tasks
+
+SIZE = (1024, 1024)
+PEER = dict(memory=40.1, cycles=350, seconds='919 and 1,011')  # GiB, M
+
+
+def make(config, mesh):
+  """(task, shapes of its state): as in training, but for encoding."""
+  nets = tasks.make_nets(config, 'tpu')
+  task = tasks.make_task(config, nets)
+  rows = config.global_batch_size
+  spec = lambda *shape: jax.ShapeDtypeStruct((rows, *shape), 'float32')
+  batch = task.batch_spec(SIZE)
+  del batch['image'], batch['tokens']
+  f = nets.vae.downscale
+  batch['moments'] = spec(SIZE[0] // f, SIZE[1] // f, 2 * nets.unet.in_channels)
+  batch['context'] = spec(77, nets.unet.context_dim)
+  batch['pooled'] = spec(nets.text.text_encoder_2.projection_dim)
+  task = dataclasses.replace(task, batch_spec=lambda bucket: batch)
+  state = jax.eval_shape(task.init, jax.random.key(0))
+  return task, sharding.with_shardings(state, mesh)
+
+
+def measure(config, devices, chip):
+  mesh = meshes.make_mesh(1, -1, 1, devices)
+  task, state = make(config, mesh)
+  started = time.monotonic(), time.process_time()
+  arguments = task, mesh, state.params, {}, SIZE
+  compiled = tasks.compile_gradients(*arguments)
+  seconds = time.monotonic() - started[0], time.process_time() - started[1]
+  kernels = cost.flops_by_kernel(tasks.trace_gradients(*arguments).jaxpr)
+  kernels.pop(None)
+  fused = sum(kernels.values()) / len(devices)
+  in_kernels = fused / (planner.KERNEL_SHARE * chip.flops) * chip.clock
+  peak = cost.memory(compiled).peak + planner.bytes_of(state.opt_state)
+  cycles = cost.cycles(compiled.as_text()).estimated
+  update = cost.memory(tasks.compile_update(task, mesh, state)).peak
+  print(
+    f'  peak {max(peak, update) / 2**30:.1f} GiB per chip, moments and EMA '
+    f'included (gradients {peak / 2**30:.1f}, update {update / 2**30:.1f}); '
+    f'{cycles / 1e6:.0f} M cycles and {in_kernels / 1e6:.0f} M in kernels at '
+    f'{planner.KERNEL_SHARE} of the peak; compiled in {seconds[0]:.0f} s '
+    f'({seconds[1]:.0f} s of CPU)',
+    flush=True,
+  )
+
+
+def main(argv):
+  del argv
+  devices, chip = topology.make_devices(flags.FLAGS.topology)
+  print(
+    'maxdiffusion on v5p:2x2x1: peak {memory} GiB per chip, {cycles} M cycles, '
+    'compiled in {seconds} s'.format(**PEER)
+  )
+  for scan in (True, False):
+    config = stage3.get_config()
+    config.global_batch_size = len(devices)
+    config.unet.remat = flags.FLAGS.remat
+    config.unet.scan_blocks = scan
+    print('ours, scanned:' if scan else 'ours, unrolled:', flush=True)
+    measure(config, devices, chip)
+
+
+if __name__ == '__main__':
+  flags.DEFINE_string('topology', 'v5p:2x2x1', 'a TPU slice')
+  flags.DEFINE_string('remat', 'dots', "'none', 'dots' or 'full'")
+  app.run(main)
