@@ -31,9 +31,7 @@ def get_config():
   config.mesh = config_dict.ConfigDict()
   config.mesh.data = -1  # copies of the parameters; -1: all other devices
   config.mesh.fsdp = 1  # devices that share one copy
-  config.mesh.tensor = (
-    1  # devices that share each layer's work on the same rows
-  )
+  config.mesh.tensor = 1  # devices that share each layer's heads, channels
   config.mesh.processes = 1  # that run this command; any other number stops it
 
   config.data = config_dict.ConfigDict()

@@ -68,11 +68,19 @@ def search(config, name, bucket, say):
 
   Returns:
     ({field: value}, Plan), or None where nothing fits.
+
+  Raises:
+    ValueError: for a machine whose memory and speed are not known.
   """
-  found = []
+  planner, found = planners.Planner(config, name), []
+  if planner.chip.memory is None:
+    raise ValueError(
+      f'--search needs to know the memory of the devices, and that of {name!r} '
+      'is not known: name a machine'
+    )
+  smallest = meshes.row_devices(planner.mesh) * tasks.parts_of(config)
   for remat in ('none', 'dots', 'full'):
-    rows = meshes.row_devices(planners.Planner(config, name).mesh)
-    size = rows * tasks.parts_of(config)
+    size = smallest
     while True:
       fields = {'unet.remat': remat, 'global_batch_size': size}
       planner = planners.Planner(planners.changed(config, fields), name)
@@ -147,10 +155,11 @@ def report(plans, update_peak, planner):
 def verdict(plans, update_peak, planner):
   worst = max(plans, key=lambda p: p.memory)
   peak = max(worst.memory, update_peak)
+  most = worst.bucket if peak == worst.memory else 'the update'
   if planner.chip.memory is None:
-    return f'The worst bucket is {worst.bucket}, at {peak / GIB:.2f} GiB.'
+    return f'Most is taken by {most}: {peak / GIB:.2f} GiB.'
   share = peak / planner.chip.memory
-  where = f'{worst.bucket} takes {share:.0%} of the memory of a device'
+  where = f'{most} takes {share:.0%} of the memory of a device'
   if planner.fits(peak):
     return f'It fits: {where}.'
   limit = f'{1 - planners.SPARE:.0%} is the limit'

@@ -66,7 +66,7 @@ def train(config, workdir, accept_changes=False):
     config.mesh.data, config.mesh.fsdp, config.mesh.tensor
   )
   tasks.check_mesh(config, mesh)
-  nets = tasks.make_nets(config, mesh.devices.flat[0].platform)
+  nets = tasks.make_nets(config, meshes.platform(mesh))
   task = tasks.make_task(config, nets)
   batches = make_batches(config, mesh)
   multihost.agree(tasks.facts(config, batches.schedule))
@@ -220,8 +220,10 @@ def draw_samples(run, state, done, writer):
   """A grid of the config's prompts, as a PNG and in TensorBoard."""
   c = run.config.samples
   params = run.frozen | optimizer.ema_params(state.opt_state)
+  # So few rows are not shared out, and no fused kernel runs on half a mesh.
+  nets = run.nets.replace(attention='xla')
   pictures, _ = sample.generate(
-    pipelines.make_pipeline(run.config, run.nets, params),
+    pipelines.make_pipeline(run.config, nets, params),
     list(c.prompts),
     size=c.size,
     steps=c.steps,

@@ -75,6 +75,18 @@ def test_verdict_when_it_fits(made):
   assert text == 'It fits: 16x24 takes 50% of the memory of a device.'
 
 
+def test_verdict_where_the_update_takes_most(made):
+  plans, update, planner = made
+  chip = dataclasses.replace(planner.chip, memory=4 * update)
+  text = plan.verdict(plans, 2 * update, Smaller(planner, chip, planner.config))
+  assert text.startswith('It fits: the update takes 50%')
+
+
+def test_search_needs_a_machine(made):
+  with pytest.raises(ValueError, match="memory of .* that of 'here'"):
+    plan.search(made[2].config, 'here', (16, 16), print)
+
+
 def test_choose_buckets():
   config = stage3.get_config()
   choose = lambda choice: plan.choose_buckets(config, choice)

@@ -104,6 +104,27 @@ def test_a_second_run_compiles_nothing(workdir):
   assert counted.written == 0
 
 
+def test_samples_need_no_fused_kernel(tmp_path, monkeypatch):
+  """It could not be shared out over the mesh that the parameters are on."""
+  config = tiny_config.get_config()
+  config.unet.attention = 'splash'
+  nets, drawn = task.make_nets(config), []
+
+  def generate(pipeline, prompts, **settings):
+    drawn.append(pipeline.nets.unet.attention)
+    return np.zeros((len(prompts), 16, 16, 3), np.float32), None
+
+  class Writer:
+    image = staticmethod(lambda *args: None)
+
+  monkeypatch.setattr(sample, 'generate', generate)
+  state = jax.jit(task.make_task(config, nets).init)(jax.random.key(0))
+  run = train.Run(config, tmp_path, None, nets, None, {}, None, None, None)
+  train.draw_samples(run, state, 4, Writer)
+  assert drawn == ['xla']
+  assert (tmp_path / 'samples' / '0000004.png').is_file()
+
+
 def test_a_finished_run_has_nothing_to_do(straight):
   before = (straight / 'metrics.jsonl').read_text()
   assert train.train(tiny_config.get_config(), straight) == 4

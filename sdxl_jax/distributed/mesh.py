@@ -44,6 +44,12 @@ def arrange(shape, devices):
   )
 
 
+def platform(mesh):
+  """'tpu', 'gpu' or 'cpu'."""
+  name = mesh.devices.flat[0].platform
+  return 'gpu' if name == 'cuda' else name
+
+
 def row_devices(mesh):
   """How many devices share out the rows of a batch."""
   return mesh.shape['data'] * mesh.shape['fsdp']

@@ -1,7 +1,7 @@
 """Multi-head attention by name of the implementation.
 
   xla     what the compiler makes of the formula; everywhere
-  cudnn   cuDNN's fused kernel, on NVIDIA GPUs, in bfloat16
+  cudnn   cuDNN's fused kernel, on NVIDIA GPUs; float32, which it lacks, by xla
   splash  JAX's fused Pallas kernel, on TPUs, for self-attention over many
           pixels; all else by xla
 
@@ -44,6 +44,8 @@ def attend(q, k, v, implementation, causal):
     n, m = q.shape[1], k.shape[1]
     if n == m >= SPLASH_PIXELS and not causal:
       return splash(q, k, v)
+    implementation = 'xla'
+  if implementation == 'cudnn' and q.dtype == jnp.float32:
     implementation = 'xla'
   return jax.nn.dot_product_attention(
     q, k, v, is_causal=causal, implementation=implementation

@@ -20,12 +20,13 @@ GPU_SHARE = 0.7
 # The compiler then takes a fifth of its time; programs need as much memory.
 QUICK = {'exec_time_optimization_effort': -1.0}
 METHOD = {
-  'tpu': 'time: the cycles that the TPU compiler estimates, fused attention at '
-  f'{KERNEL_SHARE} of the peak, and what the collectives move over the links, '
-  'one after another',
-  'gpu': f'time: FLOPs at {GPU_SHARE} of the peak or bytes at full bandwidth, '
-  'whichever takes longer, and what the collectives move, one after another. '
-  "Planned with XLA's attention; cuDNN's takes less memory and traffic",
+  'tpu': 'seconds, of the gradients alone: the cycles that the TPU compiler '
+  f'estimates, fused attention at {KERNEL_SHARE} of the peak, and what the '
+  'collectives move over the links, one after another',
+  'gpu': f'seconds, of the gradients alone: FLOPs at {GPU_SHARE} of the peak or '
+  'bytes at full bandwidth, whichever takes longer, and what the collectives '
+  "move, one after another. Planned with XLA's attention; cuDNN's takes less "
+  'memory and traffic',
   'cpu': 'no figures of this machine are known, so no time',
 }
 
@@ -51,10 +52,10 @@ class Planner:
 
   def __init__(self, config, name):
     self.devices, self.chip = topology.make_devices(name)
-    self.platform = platform(self.devices)
     self.mesh = meshes.make_mesh(
       config.mesh.data, config.mesh.fsdp, config.mesh.tensor, self.devices
     )
+    self.platform = meshes.platform(self.mesh)
     tasks.check_mesh(config, self.mesh)
     self.config = config
     self.task, self.state, self.frozen = self.make(config)
@@ -95,7 +96,8 @@ class Planner:
     plain = tasks.trace_gradients(self.plain, *args[1:])
     rows = self.config.global_batch_size // self.task.parts
     model_flops = cost.flops(plain)
-    seconds = self.seconds(text, traced)
+    collectives = cost.collectives(text)
+    seconds = self.seconds(text, traced, sum(collectives.values()))
     peak_flops = seconds and self.chip.flops * len(self.devices) * seconds
     return Plan(
       bucket=f'{bucket[0]}x{bucket[1]}',
@@ -104,7 +106,7 @@ class Planner:
       fits=self.fits(peak),
       model_flops=model_flops / rows,
       flops=cost.flops(traced) / rows,
-      collectives=cost.collectives(text),
+      collectives=collectives,
       seconds=seconds,
       utilisation=seconds and model_flops / peak_flops,
       compile_seconds=compile_seconds,
@@ -113,9 +115,9 @@ class Planner:
   def fits(self, peak):
     return self.chip.memory is None or peak <= (1 - SPARE) * self.chip.memory
 
-  def seconds(self, text, traced):
-    """The estimate that METHOD describes."""
-    chip, moved = self.chip, sum(cost.collectives(text).values())
+  def seconds(self, text, traced, moved):
+    """The estimate that METHOD describes, given the bytes that move."""
+    chip = self.chip
     kernels = cost.flops_by_kernel(traced)
     matmuls = kernels.pop(None, 0) / len(self.devices)
     fused = sum(kernels.values()) / len(self.devices)
@@ -128,10 +130,6 @@ class Planner:
       memory = cost.bytes_accessed(text) / chip.bandwidth
       return max(compute, memory) + moved / chip.link
     return None
-
-
-def platform(devices):
-  return {'cuda': 'gpu'}.get(devices[0].platform, devices[0].platform)
 
 
 def changed(config, fields):

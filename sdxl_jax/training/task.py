@@ -14,7 +14,7 @@ from sdxl_jax.models import clip, unet, vae
 from sdxl_jax.training import diffusion_task, optimizer
 
 # What `attention = 'auto'` means where.
-ATTENTION = {'tpu': 'splash', 'gpu': 'cudnn', 'cuda': 'cudnn', 'cpu': 'xla'}
+ATTENTION = {'tpu': 'splash', 'gpu': 'cudnn', 'cpu': 'xla'}
 
 
 def make_nets(config, platform=None):

@@ -91,3 +91,9 @@ def test_what_splash_leaves_to_xla(monkeypatch, close):
       attention.attention(*args, 2, name, causal) for name in ('splash', 'xla')
     )
     close(actual, expected, 0)
+
+
+def test_what_cudnn_leaves_to_xla(close):
+  """It knows no float32."""
+  args = inputs(1, 16, 16)
+  close(*(attention.attention(*args, 2, name) for name in ('cudnn', 'xla')), 0)
