@@ -23,10 +23,10 @@ METHOD = {
   'tpu': 'seconds, of the gradients alone: the cycles that the TPU compiler '
   f'estimates, fused attention at {KERNEL_SHARE} of the peak, and what the '
   'collectives move over the links, one after another',
-  'gpu': f'seconds, of the gradients alone: FLOPs at {GPU_SHARE} of the peak or '
-  'bytes at full bandwidth, whichever takes longer, and what the collectives '
-  "move, one after another. Planned with XLA's attention; cuDNN's takes less "
-  'memory and traffic',
+  'gpu': f'seconds, of the gradients alone: FLOPs at {GPU_SHARE} of the peak '
+  'or bytes at full bandwidth, whichever takes longer, and then what the '
+  "collectives move. Planned with XLA's attention; cuDNN's takes less memory "
+  'and traffic',
   'cpu': 'no figures of this machine are known, so no time',
 }
 
