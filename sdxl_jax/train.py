@@ -205,8 +205,10 @@ def load_weights(config, nets, mesh):
 def start(checkpoints, task, shapes, key, given, batches):
   """The latest checkpoint's State, or a fresh one straight onto the mesh.
 
-  The data goes on from where that checkpoint left it.
+  The data goes on from where that checkpoint left it. A disk that the next
+  checkpoint would not fit on is refused before anything is paid for.
   """
+  checkpoints.check_space(shapes)
   if checkpoints.latest_step is None:
     places = jax.tree.map(lambda x: x.sharding, shapes)
     # Weights go in as an argument: a closure would compile them in.

@@ -1,6 +1,7 @@
 """State, data position and config in one orbax checkpoint, saved together."""
 
 import pathlib
+import shutil
 
 import jax
 import orbax.checkpoint as ocp
@@ -30,9 +31,31 @@ class Checkpoints:
     """int, or None in a fresh workdir."""
     return self._manager.latest_step()
 
+  def check_space(self, state):
+    """Raises OSError unless the disk has room for one more State.
+
+    Args:
+      state: tree of arrays or of their jax.ShapeDtypeStruct.
+    """
+    need = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(state))
+    free = shutil.disk_usage(self.folder).free
+    if free < need:
+      raise OSError(
+        f'{self.folder} has {free / 1e9:.3g} GB left, and the next checkpoint '
+        f'takes up to {need / 1e9:.3g} GB. {self._remedy()}'
+      )
+
   def save(self, step, state, data, config):
-    """Saves a State, the data position and the config, both as JSON dicts."""
-    self._manager.save(
+    """Saves a State, the data position and the config, both as JSON dicts.
+
+    Raises:
+      OSError: where this one or the one before it cannot be written; those
+        that are complete stay.
+    """
+    self.wait()
+    self.check_space(state)
+    self._try(
+      self._manager.save,
       step,
       args=ocp.args.Composite(
         state=ocp.args.PyTreeSave(state),
@@ -47,11 +70,29 @@ class Checkpoints:
     return restore(self.folder / str(self.latest_step), state)
 
   def wait(self):
-    """Returns when everything is on disk."""
-    self._manager.wait_until_finished()
+    """Returns when everything is on disk, or raises OSError."""
+    self._try(self._manager.wait_until_finished)
 
   def close(self):
-    self._manager.close()
+    self._try(self._manager.close)
+
+  def _try(self, action, *args, **settings):
+    # Orbax tells of a full disk with a ValueError, or one of many others.
+    try:
+      action(*args, **settings)
+    except Exception as error:
+      raise OSError(
+        f'a checkpoint cannot be written to {self.folder}: '
+        f'{str(error)[:500]}. {self._remedy()}'
+      ) from error
+
+  def _remedy(self):
+    step = self._manager.latest_step()
+    good = 'no step' if step is None else f'step {step}'
+    return (
+      f'The last good one is that of {good}: make room and run the same '
+      'command again'
+    )
 
 
 def find(source):

@@ -10,6 +10,8 @@ import jax
 import tensorboardX
 import tqdm
 
+from sdxl_jax.training import workdir as workdirs
+
 
 class NonFiniteLoss(ValueError):
   """The loss or its gradient became infinite or NaN."""
@@ -93,7 +95,7 @@ def keep_until(path, step):
         kept.append(line)
     except json.JSONDecodeError:
       continue
-  path.write_text(''.join(kept))
+  workdirs.replace(path, ''.join(kept))
 
 
 class Reporter:

@@ -21,7 +21,7 @@ def make(workdir):
   try:
     workdir.mkdir(parents=True, exist_ok=True)
     probe = workdir / f'.writable-{jax.process_index()}'
-    probe.write_bytes(b'')
+    probe.write_bytes(b' ' * 4096)  # a full disk takes empty files
     probe.unlink()
   except OSError as error:
     raise ValueError(
@@ -39,7 +39,14 @@ def write_config(config, workdir, first, accept_changes, say):
     limits.check_changes(old, new, workdir, accept_changes, say)
   multihost.barrier('every process has read the old config')
   if multihost.is_first():
-    path.write_text(json.dumps(new, indent=2) + '\n')
+    replace(path, json.dumps(new, indent=2) + '\n')
+
+
+def replace(path, text):
+  """Writes a file anew, or leaves the old one whole."""
+  new = path.with_name(path.name + '.new')
+  new.write_text(text)
+  new.replace(path)
 
 
 def cache_compilations(workdir):

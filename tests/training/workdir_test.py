@@ -1,6 +1,8 @@
 """Where a run may write, and with which config it may go on."""
 
+import errno
 import json
+import pathlib
 
 import pytest
 
@@ -12,6 +14,33 @@ def test_unwritable(tmp_path):
   (tmp_path / 'file').write_text('')
   with pytest.raises(ValueError, match='file/run cannot be written'):
     workdir.make(tmp_path / 'file' / 'run')
+
+
+def test_full_disk(tmp_path, monkeypatch):
+  def write(self, content):
+    raise OSError(errno.ENOSPC, 'No space left on device')
+
+  monkeypatch.setattr(pathlib.Path, 'write_bytes', write)
+  with pytest.raises(ValueError, match='No space left on device'):
+    workdir.make(tmp_path)
+
+
+def test_a_file_stays_whole(tmp_path, monkeypatch):
+  path = tmp_path / 'config.json'
+  path.write_text('old')
+  write = pathlib.Path.write_text
+
+  def write_half(self, text):
+    write(self, text[:1])
+    raise OSError(errno.ENOSPC, 'No space left on device')
+
+  with monkeypatch.context() as patch:
+    patch.setattr(pathlib.Path, 'write_text', write_half)
+    with pytest.raises(OSError):
+      workdir.replace(path, 'new')
+  assert path.read_text() == 'old'
+  workdir.replace(path, 'new')
+  assert path.read_text() == 'new'
 
 
 def test_urls():
