@@ -4,7 +4,11 @@ import json
 import os
 
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')
-os.environ.setdefault('XLA_FLAGS', '--xla_force_host_platform_device_count=4')
+os.environ.setdefault(
+  'XLA_FLAGS',
+  '--xla_force_host_platform_device_count=4 '
+  '--xla_backend_optimization_level=0',  # most of the time goes to compiling
+)
 
 import jax
 import numpy as np

@@ -26,8 +26,9 @@ def ema(decay):
     count = state.count + 1
     d = jnp.minimum(decay, (1 + count) / (10 + count))
     params = optax.apply_updates(params, updates)
-    average = optax.incremental_update(params, state.params, 1 - d)
-    return updates, EmaState(count, average)
+    # Written so that what has not changed stays as it is, bit for bit.
+    average = lambda p_ema, p: p_ema - (1 - d) * (p_ema - p)
+    return updates, EmaState(count, jax.tree.map(average, state.params, params))
 
   return optax.GradientTransformation(init, update)
 
