@@ -54,8 +54,10 @@ def plan(config, name, choice='extremes', threads=1):
   with concurrent.futures.ThreadPoolExecutor(threads) as pool:
     jobs = [pool.submit(planner.gradients, bucket) for bucket in buckets]
     update = pool.submit(planner.update)
-    for _ in concurrent.futures.as_completed([*jobs, update]):
+    for job in concurrent.futures.as_completed([*jobs, update]):
       bar.update()
+      if job is not update:
+        bar.write(row(job.result()))
   bar.close()
   return [job.result() for job in jobs], update.result(), planner
 
@@ -112,6 +114,11 @@ COLUMNS = (
 )
 
 
+def row(p):
+  """A Plan in one line, for while the others still compile."""
+  return ', '.join(f'{name} {show(p)}' for name, show in COLUMNS)
+
+
 def reduced(collectives):
   return collectives.get('reduce-scatter', 0) + collectives.get('all-reduce', 0)
 
@@ -125,7 +132,7 @@ def table(plans):
   rows = [[name for name, _ in COLUMNS]]
   rows += [[show(p) for _, show in COLUMNS] for p in plans]
   widths = [max(map(len, column)) for column in zip(*rows)]
-  line = lambda row: '  '.join(x.rjust(w) for x, w in zip(row, widths))
+  line = lambda cells: '  '.join(x.rjust(w) for x, w in zip(cells, widths))
   return '\n'.join(map(line, rows))
 
 
