@@ -35,13 +35,49 @@ def get_config():
   config.mesh.processes = 1  # that run this command; any other number stops it
 
   config.data = config_dict.ConfigDict()
-  config.data.source = 'folder'  # or 'scenes'
+  # Or 'webdataset', 'parquet', 'tfds', 'scenes', 'mixture', 'precomputed': see
+  # the section of that name below.
+  config.data.source = 'folder'
   config.data.buckets = ((1024, 1024),)  # (height, width) in px
   config.data.flip_probability = 0.0  # of mirroring a picture
   config.data.num_threads = 8  # batches made at once
-  config.data.prefetch = 4  # batches held ready
+  config.data.prefetch = 8  # batches held ready, at least as many
+  config.data.index_workers = 8  # processes that look at the data once
+  config.data.background = 'white'  # behind transparent pictures
+  config.data.max_upscale = 1.0  # pictures enlarged more than this are counted
+
+  # Records that are used; how many each rule leaves out is said at the start.
+  config.data.filters = config_dict.ConfigDict()
+  config.data.filters.min_side = 0  # px, of the shorter side
+  config.data.filters.min_aspect = 0.0  # height / width
+  config.data.filters.max_aspect = 1000.0
+  config.data.filters.min_aesthetic_score = config_dict.placeholder(float)
+  config.data.filters.columns = ()  # (('watermark', '<', 0.5), ...), all hold
+
   config.data.folder = config_dict.ConfigDict()
   config.data.folder.path = ''  # pictures with .txt files or metadata.jsonl
+  config.data.webdataset = config_dict.ConfigDict()
+  config.data.webdataset.shards = ''  # /data/{000..127}.tar, gs://bucket/*.tar
+  config.data.webdataset.caption = 'txt'  # member, or a field of the json one
+  config.data.webdataset.score = 'aesthetic_score'  # field of the json member
+  config.data.parquet = config_dict.ConfigDict()
+  config.data.parquet.files = ''  # /data/*.parquet, s3://bucket/*.parquet
+  config.data.parquet.image = 'image'  # column
+  config.data.parquet.caption = 'text'  # column
+  config.data.parquet.score = ''  # column of the aesthetic score
+  config.data.tfds = config_dict.ConfigDict()
+  config.data.tfds.dataset = ''  # name, or the folder of a built dataset
+  config.data.tfds.split = 'train'  # or 'train[:60%]'
+  config.data.tfds.data_dir = ''  # where TFDS keeps datasets; '': its default
+  config.data.tfds.image = 'image'  # feature
+  config.data.tfds.caption = 'caption'  # feature
+  config.data.tfds.score = ''  # feature of the aesthetic score
+  config.data.precomputed = config_dict.ConfigDict()
+  config.data.precomputed.path = ''  # --output of sdxl_jax.precompute
+  config.data.precomputed.dtype = 'bfloat16'  # its --dtype
+  # {name: dict(source='folder', share=0.7, path=...)}: several of them, in
+  # shares; a config file may set it.
+  config.data.mixture = config_dict.ConfigDict()
   config.data.scenes = config_dict.ConfigDict()
   config.data.scenes.resolution = 1024  # px, square root of the area
   config.data.scenes.length = 1_000_000  # pictures

@@ -19,7 +19,7 @@ from ml_collections import config_flags
 
 from sdxl_jax import pipelines, sample
 from sdxl_jax.conditioning import tokenizer
-from sdxl_jax.data import buckets, images, pipeline, sources
+from sdxl_jax.data import dataset, images, pipeline
 from sdxl_jax.distributed import mesh as meshes
 from sdxl_jax.distributed import multihost, sharding
 from sdxl_jax.training import (
@@ -68,7 +68,8 @@ def train(config, workdir, accept_changes=False):
   tasks.check_mesh(config, mesh)
   nets = tasks.make_nets(config, meshes.platform(mesh))
   task = tasks.make_task(config, nets)
-  batches = make_batches(config, mesh)
+  source = make_source(config, workdir, writer.say)
+  batches = make_batches(config, mesh, source)
   multihost.agree(tasks.facts(config, batches.schedule))
 
   # Weights go straight to their places; shapes say what to compile ahead.
@@ -161,36 +162,28 @@ def is_due(done, every, total):
   return every and (done % every == 0 or done == total)
 
 
-def make_batches(config, mesh):
+def make_source(config, workdir, say):
+  """The source of the config; what is broken in it stands in left_out.txt."""
+  source = dataset.make_source(config, say)
+  names = '\n'.join(source.left_out())
+  if names and multihost.is_first():
+    workdirs.replace(workdir / 'left_out.txt', names + '\n')
+  return source
+
+
+def make_batches(config, mesh, source):
   """pipeline.Batches of this process's rows."""
-  kind = config.data.source
-  source = sources.make_source(kind, **config.data[kind].to_dict())
-  schedule = buckets.Schedule(
-    source.sizes,
-    config.data.buckets,
-    config.seed,
-    config.global_batch_size // config.buckets_per_step,
-  )
+  tokenize = tokenizer.load(pipelines.origin(config.init_from))
   batch_size = config.global_batch_size // tasks.parts_of(config)
-  # Where guidance compares with zeros, the task zeroes encoded text instead.
-  dropout = config.caption_dropout if config.uncond == 'empty' else 0.0
-  return pipeline.make_batches(
-    source,
-    tokenizer.load(pipelines.origin(config.init_from)),
-    schedule,
-    sharding.local_rows(mesh, batch_size),
-    divisor=config.accumulation_steps,
-    flip_probability=config.data.flip_probability,
-    caption_dropout=dropout,
-    aesthetic_score=config.refiner,
-    num_threads=config.data.num_threads,
-    prefetch=config.data.prefetch,
-  )
+  rows = sharding.local_rows(mesh, batch_size)
+  return dataset.make_batches(config, source, tokenize, rows)
 
 
 def load_weights(config, nets, mesh):
   """{net: params} of `init_from`; without it, every net must be trained."""
   names = [name for name in nets.configs if name not in config.from_scratch]
+  if limits.is_precomputed(config) and not config.samples.every:
+    names = [name for name in names if name in config.trained]
   if config.init_from:
     return pipelines.load_nets(config.init_from, nets, names, mesh)
   missing = sorted(set(nets.configs) - set(config.trained))

@@ -11,6 +11,8 @@ PACKAGE = ROOT / 'sdxl_jax'
 DOORS = {
   'train': {'sample', 'pipelines'},
   'plan': set(),
+  'precompute': {'pipelines'},
+  'show': {'pipelines'},
   'sample': {'pipelines'},
   'pipelines': set(),
 }
@@ -29,6 +31,9 @@ OWNERS = {
   'safetensors': {'weights/files.py'},
   'grain': {'data/'},
   'tensorflow_datasets': {'data/'},
+  'array_record': {'data/'},
+  'pyarrow': {'data/'},
+  'fsspec': {'data/'},
   'torch': set(),
   'diffusers': set(),
   'tensorflow': set(),

@@ -17,6 +17,7 @@ class Noted:
 
   def __init__(self, source):
     self.source, self.sizes = source, source.sizes
+    self.left_out = source.left_out
 
   def __len__(self):
     return len(self.source)

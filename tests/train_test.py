@@ -1,7 +1,6 @@
 """A run from config to picture: checkpoints, resuming, and what goes wrong."""
 
 import collections
-import dataclasses
 import json
 import shutil
 import subprocess
@@ -11,12 +10,12 @@ import jax
 import numpy as np
 import pytest
 
-from sdxl_jax import pipelines, sample, train
+from sdxl_jax import pipelines, precompute, sample, train
 from sdxl_jax.data import images
 from sdxl_jax.distributed import mesh
 from sdxl_jax.training import checkpoint, metrics, task
-from sdxl_jax.weights import files
-from tests import tiny_config
+from tests import published_config, tiny_config
+from tests.data import datasets
 
 
 def final_params(workdir):
@@ -230,19 +229,13 @@ def test_weights_of_another_architecture(tmp_path, golden):
     train.train(config, tmp_path)
 
 
-def test_training_starts_from_published_weights(tmp_path, golden):
-  folder = golden / 'tiny' / 'base'
-  config = tiny_config.get_config()
-  config.unlock()
-  for name in ('unet', 'vae', 'text_encoder', 'text_encoder_2'):
-    theirs, _ = files.load_component(folder, name)
-    config[name] = dataclasses.asdict(theirs)
-  config.vae.kind = 'kl'
-  config.update(init_from=str(folder), trained=('unet',), total_steps=2)
+def test_training_starts_from_published_weights(tmp_path):
+  folder = published_config.WEIGHTS
+  config = published_config.get_config()
+  config.total_steps = 2
   config.data.buckets = ((32, 48),)
-  config.schedule.update(prediction='eps', zero_terminal_snr=False)
   config.optimizer.learning_rate = 0.0  # what comes out is what went in
-  train.train(config.lock(), tmp_path)
+  train.train(config, tmp_path)
   settings = dict(size=(32, 48), steps=2)
   drawn, expected = (
     sample.generate(pipelines.load(f), ['a fox'], **settings)[0]
@@ -278,6 +271,48 @@ def test_folder_of_pictures_one_corrupt(workdir, tmp_path):
   train.train(config, workdir)
   lines = (workdir / 'metrics.jsonl').read_text().splitlines()
   assert json.loads(lines[-1])['substituted'] > 0
+
+
+def write(kind, folder):
+  """Ten pictures as a source of this kind reads them; its settings."""
+  sizes = ((20, 20), (20, 30)) * 5
+  examples = [datasets.example(i, size) for i, size in enumerate(sizes)]
+  return datasets.WRITERS[kind](folder, examples)
+
+
+@pytest.mark.parametrize('kind', ['webdataset', 'parquet', 'tfds', 'mixture'])
+def test_sources(kind, workdir, tmp_path):
+  config = tiny_config.get_config()
+  config.data.update(source=kind, index_workers=0)
+  if kind == 'mixture':
+    parts = {n: write(n, tmp_path / n) for n in ('folder', 'parquet')}
+    with config.unlocked():
+      config.data.mixture = {
+        name: part | {'source': name, 'share': 0.5}
+        for name, part in parts.items()
+      }
+  else:
+    config.data[kind].update(write(kind, tmp_path / kind))
+  assert train.train(config, workdir) == 4
+
+
+def test_precomputed(straight, tmp_path):
+  """Without the frozen nets, which are not read if nothing is drawn."""
+  config = tiny_config.get_config()
+  config.data.update(source='folder', index_workers=0)
+  config.data.folder.update(write('folder', tmp_path / 'pictures'))
+  config.update(init_from=str(straight), trained=('unet',))
+  precompute.precompute(config, tmp_path / 'cache')
+  config.data.source = 'precomputed'
+  config.data.precomputed.path = str(tmp_path / 'cache')
+  given = train.load_weights(config, task.make_nets(config), None)
+  assert set(given) == {'unet'}
+  config.samples.every = 2
+  assert train.train(config, tmp_path / 'run') == 4
+  assert (tmp_path / 'run' / 'samples' / '0000004.png').is_file()
+  config.trained = ('unet', 'text_encoder')
+  with pytest.raises(ValueError, match='only .*unet.* can learn'):
+    train.train(config, tmp_path / 'run')
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 GAP = 4  # px between the cells of a grid
 GREY = 238  # of the gaps
+SUFFIXES = ('.jpg', '.jpeg', '.png', '.webp', '.gif')
 ORIENTATION = 0x0112  # the EXIF tag; 5 to 8 swap height and width
 TEXT = 14  # px, height of a row of captions
 
@@ -20,62 +21,84 @@ class UnreadableImage(ValueError):
     self.name = str(name)
 
 
-def decode(data, name):
-  """Encoded bytes to uint8 [h, w, 3].
+def decode(data, name, size=None, at_least=None, background='white'):
+  """Encoded bytes to a Pillow image in RGB.
 
-  EXIF orientation is applied, transparency laid on white, and every mode
-  (palette, grey, 16 bit, CMYK) brought to RGB.
+  EXIF orientation is applied, transparency laid on the background, and every
+  mode (palette, grey, 16 bit, CMYK) brought to RGB; of an animation it is the
+  first frame.
 
   Args:
     data: the bytes of a file that Pillow reads.
     name: of the picture, for the error.
+    size: (height, width) that it must have, if that is known.
+    at_least: (height, width) that is enough; a JPEG that is at least twice as
+      large is then decoded at a half, quarter or eighth of its size.
+    background: colour, as Pillow names it.
 
   Raises:
-    UnreadableImage: for bytes that are no whole picture.
+    UnreadableImage: for bytes that are no whole picture, one so large that
+      Pillow takes it for an attack, or one of another size.
   """
   try:
     image = Image.open(io.BytesIO(data))
-    return np.asarray(to_rgb(ImageOps.exif_transpose(image)))
+    if size is not None and size_of(image) != tuple(size):
+      raise ValueError(f'{size_of(image)} px, but the index has {size}')
+    if at_least is not None:
+      h, w = at_least
+      image.draft(None, (h, w) if is_turned(image) else (w, h))
+    return to_rgb(ImageOps.exif_transpose(image), background)
   # Pillow's decoders raise many kinds of error on broken bytes.
   except Exception as error:
     raise UnreadableImage(name, error) from error
 
 
-def to_rgb(image):
-  """Any Pillow image as RGB, transparency laid on white."""
+def is_turned(image):
+  """Whether its EXIF orientation swaps height and width."""
+  # Not image.getexif(), which decodes a PNG to look behind its pixels.
+  return Image.Image.getexif(image).get(ORIENTATION, 1) in (5, 6, 7, 8)
+
+
+def size_of(image):
+  """(height, width) once its orientation is applied."""
+  return image.size if is_turned(image) else image.size[::-1]
+
+
+def to_rgb(image, background='white'):
+  """Any Pillow image as RGB, transparency laid on the background."""
   if image.mode.startswith('I'):  # 16 bit grey, which Pillow would clip
     grey = np.asarray(image, np.float64) / 257
     image = Image.fromarray(grey.round().clip(0, 255).astype(np.uint8))
   if image.has_transparency_data:
     image = image.convert('RGBA')
-    white = Image.new('RGBA', image.size, 'white')
-    return Image.alpha_composite(white, image).convert('RGB')
+    canvas = Image.new('RGBA', image.size, background)
+    return Image.alpha_composite(canvas, image).convert('RGB')
   return image.convert('RGB')
 
 
-def upright_size(path):
-  """(height, width) of a file after its EXIF orientation, from the header.
+def upright_size(file):
+  """(height, width) after EXIF orientation, from the header alone.
+
+  Args:
+    file: a path, or an open file.
 
   Raises:
-    UnreadableImage: where the header cannot be read.
+    UnreadableImage: where the header cannot be read, or tells of so many px
+      that Pillow takes it for an attack.
   """
   try:
-    with Image.open(path) as image:
-      w, h = image.size
-      # Not image.getexif(), which decodes a PNG to look behind its pixels.
-      turned = Image.Image.getexif(image).get(ORIENTATION, 1) in (5, 6, 7, 8)
+    with Image.open(file) as image:
+      return size_of(image)
   except Exception as error:
-    raise UnreadableImage(path, error) from error
-  return (w, h) if turned else (h, w)
+    raise UnreadableImage(file, error) from error
 
 
 def resize(image, size):
-  """uint8 [h, w, 3] to (height, width) `size`, antialiased bicubic."""
-  if image.shape[:2] == tuple(size):
-    return image
+  """A Pillow image to (height, width) `size`, antialiased bicubic."""
   h, w = size
-  resized = Image.fromarray(image).resize((w, h), Image.Resampling.BICUBIC)
-  return np.asarray(resized)
+  if image.size == (w, h):
+    return image
+  return image.resize((w, h), Image.Resampling.BICUBIC)
 
 
 def to_float(image):
@@ -105,13 +128,15 @@ def grid(pictures, columns, captions=None, zoom=1):
   Args:
     pictures: sequence of uint8 [h, w, 3] or float [-1, 1].
     columns: pictures per row.
-    captions: one string per picture, cut to its cell.
+    captions: one string per picture, of as many lines; each is cut to its cell.
     zoom: whole factor by which pixels are repeated.
   """
   pictures = [np.asarray(p) for p in pictures]
   pictures = [p if p.dtype == np.uint8 else to_uint8(p) for p in pictures]
   pictures = [p.repeat(zoom, 0).repeat(zoom, 1) for p in pictures]
-  cell_h = max(p.shape[0] for p in pictures) + GAP + (TEXT if captions else 0)
+  captions = [text.split('\n') for text in captions or []]
+  lines = max(map(len, captions), default=0)
+  cell_h = max(p.shape[0] for p in pictures) + GAP + TEXT * lines
   cell_w = max(p.shape[1] for p in pictures) + GAP
   rows = -(-len(pictures) // columns)
   size = (columns * cell_w + GAP, rows * cell_h + GAP)
@@ -120,10 +145,30 @@ def grid(pictures, columns, captions=None, zoom=1):
   for i, picture in enumerate(pictures):
     x, y = GAP + i % columns * cell_w, GAP + i // columns * cell_h
     canvas.paste(Image.fromarray(picture), (x, y))
-    if captions:
-      text = captions[i]
+    bottom = y + cell_h - GAP - TEXT * lines
+    for number, text in enumerate(captions[i] if captions else []):
       while text and font.getlength(text) > cell_w - GAP:
         text = text[:-1]
-      bottom = y + cell_h - GAP - TEXT
-      pen.text((x, bottom), text, fill='black', font=font)
+      pen.text((x, bottom + TEXT * number), text, fill='black', font=font)
+  return np.asarray(canvas)
+
+
+def bars(rows, width=640):
+  """A bar chart as uint8 [h, w, 3].
+
+  Args:
+    rows: [(label, value)], drawn from top to bottom.
+    width: px of the longest bar.
+  """
+  font = ImageFont.load_default(TEXT - 4)
+  left = 2 * GAP + int(max(font.getlength(label) for label, _ in rows))
+  size = (left + width + 20 * GAP, len(rows) * TEXT + 2 * GAP)
+  canvas = Image.new('RGB', size, (GREY,) * 3)
+  pen = ImageDraw.Draw(canvas)
+  most = max(value for _, value in rows) or 1
+  for number, (label, value) in enumerate(rows):
+    y, end = GAP + number * TEXT, left + round(width * value / most)
+    pen.text((GAP, y), label, fill='black', font=font)
+    pen.rectangle((left, y + 2, end, y + TEXT - 2), fill='teal')
+    pen.text((end + GAP, y), f'{value:,}', fill='black', font=font)
   return np.asarray(canvas)

@@ -4,6 +4,10 @@ An optimizer step takes one or several of them, each of one bucket. The keys of
 a batch of b rows and bucket (h, w):
   image            float32 [b, h, w, 3] in [-1, 1]
   tokens           int32 [b, 2, 77]
+or, where they are precomputed, in bfloat16 or float16,
+  moments          [b, h / 8, w / 8, 8]
+  context, pooled  [b, 77, 2048], [b, 1280]
+and
   original_size    int32 [b, 2], (height, width) before any resize
   crop_top_left    int32 [b, 2], px of the resized image
   target_size      int32 [b, 2], the bucket
@@ -31,11 +35,15 @@ class Slots(grain.MapDataset):
   Part after part, a batch of the schedule is taken in `divisor` equal parts.
   """
 
-  def __init__(self, source, schedule, divisor, rows, seed, settings):
+  def __init__(
+    self, source, schedule, divisor, rows, seed, max_upscale, settings
+  ):
     super().__init__()
     self.source, self.schedule, self.seed = source, schedule, seed
     self.divisor, self.rows, self.settings = divisor, rows, settings
+    self.max_upscale, self.lock = max_upscale, threading.Lock()
     self.substituted = collections.Counter()  # by name of the unreadable
+    self.upscaled = 0  # rows made larger than max_upscale
     # Every slot of a batch asks for the same records.
     self.records = functools.lru_cache(maxsize=64)(schedule.records)
 
@@ -61,7 +69,9 @@ class Slots(grain.MapDataset):
       seed = [self.seed, TRANSFORM, data_pass, record]
       try:
         example = self.source[record]
-        return transforms.transform(example, bucket, seed, **self.settings)
+        row = transforms.transform(example, bucket, seed, **self.settings)
+        self.count_upscale(example['original_size'], bucket)
+        return row
       except images.UnreadableImage as error:
         self.report(error)
         # From the record alone, so that every host chooses alike.
@@ -73,19 +83,26 @@ class Slots(grain.MapDataset):
     )
 
   def report(self, error):
-    if error.name not in self.substituted:
-      logging.warning('replaced by its neighbour: %s', error)
-    self.substituted[error.name] += 1
+    with self.lock:
+      if error.name not in self.substituted:
+        logging.warning('replaced by its neighbour: %s', error)
+      self.substituted[error.name] += 1
+
+  def count_upscale(self, size, bucket):
+    if transforms.scale(size, bucket) > self.max_upscale:
+      with self.lock:
+        self.upscaled += 1
 
 
 def collate(rows, tokenize, lock):
   """Rows as (bucket, batch), their captions tokenized together."""
-  captions = [row.pop('caption') for row in rows]
+  captions = [row.pop('caption', None) for row in rows]
   batch = {key: np.stack([row[key] for row in rows]) for key in rows[0]}
-  # Fast tokenizers hold settings that two threads may not change at once.
-  with lock:
-    batch['tokens'] = np.asarray(tokenize(captions), np.int32)
-  return rows[0]['image'].shape[:2], batch
+  if 'context' not in batch:
+    # Fast tokenizers hold settings that two threads may not change at once.
+    with lock:
+      batch['tokens'] = np.asarray(tokenize(captions), np.int32)
+  return tuple(rows[0]['target_size'].tolist()), batch
 
 
 class Batches:
@@ -97,7 +114,6 @@ class Batches:
 
   def __init__(self, dataset, slots, options):
     self.schedule = slots.schedule
-    self.substituted = slots.substituted
     self._slots = slots
     self._iterator = iter(dataset.to_iter_dataset(options))
 
@@ -114,6 +130,18 @@ class Batches:
   def set_state(self, state):
     taken = state['batches'] * self._slots.divisor
     self._iterator.set_state({'next_index': taken})
+
+  @property
+  def unreadable(self):
+    """{name: times} of the pictures that this host had to replace."""
+    return dict(self._slots.substituted)
+
+  def counts(self):
+    """{metric: rows of this host so far}, those held ready included."""
+    return {
+      'substituted': sum(self._slots.substituted.values()),
+      'upscaled': self._slots.upscaled,
+    }
 
   def record_ids(self, part):
     """int64 [batch_size], the records scheduled for a batch, all hosts'."""
@@ -133,6 +161,8 @@ def make_batches(
   flip_probability=0.0,
   caption_dropout=0.0,
   aesthetic_score=False,
+  background='white',
+  max_upscale=1.0,
   num_threads=4,
   prefetch=4,
 ):
@@ -145,7 +175,9 @@ def make_batches(
       flips and dropped captions.
     rows: which rows of each batch are this host's.
     divisor: parts of a batch of the schedule, each a batch here.
-    flip_probability, caption_dropout, aesthetic_score: see `transforms`.
+    flip_probability, caption_dropout, aesthetic_score, background: see
+      `transforms`.
+    max_upscale: rows whose picture is enlarged more than this are counted.
     num_threads: batches made at once.
     prefetch: batches held ready; each costs its size in host memory.
 
@@ -156,8 +188,11 @@ def make_batches(
     flip_probability=flip_probability,
     caption_dropout=caption_dropout,
     aesthetic_score=aesthetic_score,
+    background=background,
   )
-  slots = Slots(source, schedule, divisor, rows, schedule.seed, settings)
+  slots = Slots(
+    source, schedule, divisor, rows, schedule.seed, max_upscale, settings
+  )
   stack = functools.partial(collate, tokenize=tokenize, lock=threading.Lock())
   # An element is a whole batch here, so Grain's default of 500 would fill the
   # memory.

@@ -6,14 +6,20 @@ threads or batch size.
 """
 
 import numpy as np
+from PIL import Image
 
 from sdxl_jax.data import images
 
 
+def scale(size, bucket):
+  """By which factor a picture grows to just cover the bucket."""
+  return max(b / s for b, s in zip(bucket, size))
+
+
 def cover(size, bucket):
   """The (height, width) that just covers the bucket, aspect kept."""
-  scale = max(b / s for b, s in zip(bucket, size))
-  return tuple(max(b, round(s * scale)) for b, s in zip(bucket, size))
+  factor = scale(size, bucket)
+  return tuple(max(b, round(s * factor)) for b, s in zip(bucket, size))
 
 
 def random_crop(resized, bucket, rng):
@@ -21,11 +27,12 @@ def random_crop(resized, bucket, rng):
   return tuple(int(rng.integers(r - b + 1)) for r, b in zip(resized, bucket))
 
 
-def fit(image, bucket, rng, flip):
+def fit(image, size, bucket, rng, flip):
   """The picture resized, perhaps mirrored, and cropped to the bucket.
 
   Args:
-    image: uint8 [h, w, 3].
+    image: Pillow image, perhaps decoded smaller than it is.
+    size: its own (height, width).
     bucket: (height, width).
     rng: of the crop.
     flip: whether to mirror, before the crop.
@@ -34,13 +41,13 @@ def fit(image, bucket, rng, flip):
     uint8 [*bucket, 3], and the crop's (top, left) in px of the resized picture.
   """
   h, w = bucket
-  resized = images.resize(image, cover(image.shape[:2], bucket))
-  top, left = random_crop(resized.shape[:2], bucket, rng)
+  resized = images.resize(image, cover(size, bucket))
+  top, left = random_crop(resized.size[::-1], bucket, rng)
+  pixels = np.asarray(resized.crop((left, top, left + w, top + h)))
   if flip:
     # The crop of the mirrored picture starts where the other one ended.
-    image = resized[top : top + h, left : left + w][:, ::-1]
-    return image, (top, resized.shape[1] - left - w)
-  return resized[top : top + h, left : left + w], (top, left)
+    return pixels[:, ::-1], (top, resized.width - left - w)
+  return pixels, (top, left)
 
 
 def transform(
@@ -50,21 +57,25 @@ def transform(
   aesthetic_score=False,
   flip_probability=0.0,
   caption_dropout=0.0,
+  background='white',
 ):
   """One source example as one row of a batch, its caption not yet tokens.
 
   Args:
-    example: from a source; the image as bytes or uint8 [h, w, 3].
+    example: from a source; the image as bytes or uint8 [h, w, 3], or computed
+      ahead as in `precomputed`.
     bucket: (height, width) of the row.
     seed: sequence of ints, of everything random here.
     aesthetic_score: whether the row carries one.
     flip_probability: of mirroring, where the example does not forbid it.
     caption_dropout: probability of the caption ''.
+    background: colour behind transparent pictures.
 
   Returns:
-    `image` float32 [h, w, 3] in [-1, 1], `caption`, and (height, width) or
-    (top, left) as int32 [2]: `original_size` before any resize,
-    `crop_top_left` in px of the resized image, `target_size`.
+    `image` float32 [h, w, 3] in [-1, 1] and `caption`, or `moments`, `context`
+    and `pooled`; and (height, width) or (top, left) as int32 [2]:
+    `original_size` before any resize, `crop_top_left` in px of the resized
+    image, `target_size`.
 
   Raises:
     images.UnreadableImage: for a picture that cannot be decoded.
@@ -73,20 +84,48 @@ def transform(
   rng = np.random.default_rng(seed)
   flip = rng.random() < flip_probability and example.get('flippable', True)
   drop = rng.random() < caption_dropout
-  image = example['image']
-  if isinstance(image, bytes):
-    image = images.decode(image, example['name'])
-  image, crop = fit(image, bucket, rng, flip)
-  row = {
-    'image': images.to_float(image),
-    'caption': '' if drop else example['caption'],
-    'original_size': np.array(example['original_size'], np.int32),
-    'crop_top_left': np.array(crop, np.int32),
-    'target_size': np.array(bucket, np.int32),
-  }
+  if 'variants' in example:
+    row = choose(example, bucket, rng, flip, drop)
+  else:
+    image, crop = fit(
+      open_image(example, bucket, background),
+      *(example['original_size'], bucket, rng, flip),
+    )
+    row = {
+      'image': images.to_float(image),
+      'caption': '' if drop else example['caption'],
+      'crop_top_left': np.array(crop, np.int32),
+    }
+  row['original_size'] = np.array(example['original_size'], np.int32)
+  row['target_size'] = np.array(bucket, np.int32)
   if aesthetic_score:
     row['aesthetic_score'] = score(example)
   return row
+
+
+def open_image(example, bucket, background='white'):
+  """An example's picture, decoded no larger than the bucket needs."""
+  if not isinstance(example['image'], bytes):
+    return Image.fromarray(example['image'])
+  size = example['original_size']
+  return images.decode(
+    *(example['image'], example['name'], size),
+    at_least=cover(size, bucket),
+    background=background,
+  )
+
+
+def choose(example, bucket, rng, flip, drop):
+  """One of the crops that were computed ahead, and the encoded text."""
+  if example['bucket'] != bucket:
+    raise ValueError(
+      f'{example["name"]} was precomputed for the bucket {example["bucket"]}, '
+      f'not {bucket}: precompute it with the buckets of this config'
+    )
+  variants = example['variants']
+  crop = int(rng.integers(variants.crops))
+  text = example['uncond'] if drop else example['text']
+  return variants[crop, int(flip)] | text
 
 
 def score(example):
@@ -94,7 +133,7 @@ def score(example):
   if 'aesthetic_score' not in example:
     raise ValueError(
       f'{example["name"]} has no aesthetic_score, which the refiner is trained '
-      'on: give every row of metadata.jsonl or metadata.csv a number '
-      '`aesthetic_score`, about 1 to 10'
+      'on: give every record a number of about 1 to 10, in metadata.jsonl of a '
+      'folder, elsewhere in what the config of the source names as score'
     )
   return np.float32(example['aesthetic_score'])

@@ -111,6 +111,7 @@ def make_diffusion_task(
   min_snr_gamma=None,
   timestep_range=None,  # (0, 200) for the refiner
   parts=1,  # micro-batches per optimizer step, see state.Task
+  precomputed=None,  # dtype of batches that hold moments and encoded text
 ):
   """The Task of denoising latents given text and sizes."""
   if global_batch_size % parts:
@@ -143,7 +144,10 @@ def make_diffusion_task(
     return states.State(state.step + 1, params, opt_state), metrics
 
   def batch_spec(bucket):
-    return image_batch_spec(bucket, global_batch_size // parts, nets.refiner)
+    rows = global_batch_size // parts
+    if precomputed:
+      return precomputed_batch_spec(bucket, rows, nets, precomputed)
+    return image_batch_spec(bucket, rows, nets.refiner)
 
   return states.Task(init, gradients, update, batch_spec, parts)
 
@@ -155,6 +159,7 @@ def make_loss(nets, zeros_dropout, offset_noise, min_snr_gamma, timestep_range):
     moments = batch.get('moments')
     if moments is None:
       moments = nets.encode(params, batch['image'])
+    moments = moments.astype(jnp.float32)
     b, h, w, c = moments.shape
     noise = jax.random.normal(key, (b, h, w, c // 2))
     return vae.sample_latents(moments, noise, nets.vae.scaling_factor)
@@ -198,3 +203,17 @@ def image_batch_spec(bucket, batch_size, refiner):
   if refiner:
     batch['aesthetic_score'] = spec((), jnp.float32)
   return batch
+
+
+def precomputed_batch_spec(bucket, batch_size, nets, dtype):
+  """The same with moments and encoded text, computed ahead."""
+  batch = image_batch_spec(bucket, batch_size, nets.refiner)
+  h, w = (side // nets.vae.downscale for side in bucket)
+  tower = nets.text.text_encoder_2
+  spec = lambda *shape: jax.ShapeDtypeStruct((batch_size, *shape), dtype)
+  del batch['image'], batch['tokens']
+  return batch | {
+    'moments': spec(h, w, 2 * nets.unet.in_channels),
+    'context': spec(tower.max_position_embeddings, nets.unet.context_dim),
+    'pooled': spec(tower.projection_dim),
+  }

@@ -13,6 +13,7 @@ RANGES = {
   'data.flip_probability': (0, 1),
   'data.num_threads': (0, 256),
   'data.prefetch': (1, INF),
+  'data.index_workers': (0, 1024),
   'loss.offset_noise': (0, 1),
   'loss.min_snr_gamma': (0, INF),
   'optimizer.learning_rate': (0, 1),
@@ -30,7 +31,10 @@ RANGES = {
 }
 CHOICES = {
   'uncond': ('zeros', 'empty'),
-  'data.source': ('folder', 'scenes'),
+  'data.source': (
+    *('folder', 'webdataset', 'parquet', 'tfds', 'scenes', 'mixture'),
+    'precomputed',
+  ),
   'unet.attention': ('auto', 'xla', 'cudnn', 'splash'),
   'unet.remat': ('none', 'full', 'dots'),
   'vae.kind': ('kl', 'patch'),
@@ -44,7 +48,8 @@ TREE = (
 )
 # These live in the sections above, but decide how fast and not what.
 SPEED = (
-  *('data.num_threads', 'data.prefetch', 'unet.attention', 'unet.remat'),
+  *('data.num_threads', 'data.prefetch', 'data.index_workers'),
+  *('data.max_upscale', 'unet.attention', 'unet.remat'),
   *('vae.attention', 'vae.remat', 'text_encoder.attention'),
   *('text_encoder.remat', 'text_encoder_2.attention', 'text_encoder_2.remat'),
 )
@@ -67,6 +72,11 @@ def check(config):
       f'config.optimizer.warmup_steps is {warmup}; a cosine decay needs fewer '
       f'than config.total_steps, {config.total_steps}'
     )
+  if is_precomputed(config) and tuple(config.trained) != ('unet',):
+    raise ValueError(
+      f'config.trained is {tuple(config.trained)}, but from precomputed text '
+      "and moments only ('unet',) can learn"
+    )
   buckets = config.data.buckets
   factor = config.vae.get('patch') or 2 ** (
     len(config.vae.block_out_channels) - 1
@@ -77,6 +87,11 @@ def check(config):
         f'config.data.buckets has {tuple(bucket)}; heights and widths must be '
         f'multiples of {factor}, the px that one latent stands for'
       )
+
+
+def is_precomputed(config):
+  """Whether batches hold moments and encoded text."""
+  return config.data.source == 'precomputed'
 
 
 def get(config, field):

@@ -158,5 +158,5 @@ class Reporter:
       'images_per_s': steps * self.batch_size / elapsed,
       'step_s': elapsed / steps,
       'data_wait_s': waited / steps,
-      'substituted': sum(self.batches.substituted.values()),
+      **self.batches.counts(),
     }

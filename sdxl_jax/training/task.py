@@ -11,7 +11,7 @@ from sdxl_jax.diffusion import schedule
 from sdxl_jax.distributed import mesh as meshes
 from sdxl_jax.distributed import sharding
 from sdxl_jax.models import clip, unet, vae
-from sdxl_jax.training import diffusion_task, optimizer
+from sdxl_jax.training import diffusion_task, limits, optimizer
 
 # What `attention = 'auto'` means where.
 ATTENTION = {'tpu': 'splash', 'gpu': 'cudnn', 'cpu': 'xla'}
@@ -131,6 +131,7 @@ def make_task(config, nets):
     min_snr_gamma=config.loss.min_snr_gamma or None,
     timestep_range=tuple(config.loss.timestep_range),
     parts=parts_of(config),
+    precomputed=limits.is_precomputed(config) and config.data.precomputed.dtype,
   )
 
 

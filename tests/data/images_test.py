@@ -1,6 +1,8 @@
 """Decoding to RGB, orientation, errors, saving and grids."""
 
 import io
+import struct
+import zlib
 
 import numpy as np
 import pytest
@@ -15,6 +17,10 @@ def encode(image, **options):
   return file.getvalue()
 
 
+def decode(data, **settings):
+  return np.asarray(images.decode(data, 'x', **settings))
+
+
 @pytest.mark.parametrize('mode', ['1', 'L', 'LA', 'P', 'RGB', 'RGBA', 'I;16'])
 def test_every_mode_becomes_rgb(mode):
   grey = Image.new('L', (5, 3), 255)
@@ -22,22 +28,22 @@ def test_every_mode_becomes_rgb(mode):
     image = Image.fromarray(np.full((3, 5), 65535, np.uint16))
   else:
     image = grey.convert(mode)
-  decoded = images.decode(encode(image), 'x')
+  decoded = decode(encode(image))
   assert decoded.shape == (3, 5, 3) and decoded.dtype == np.uint8
   assert (decoded == 255).all()
 
 
 def test_sixteen_bits_keep_their_grey():
   image = Image.fromarray(np.full((3, 5), 0x8080, np.uint16))
-  assert (images.decode(encode(image), 'x') == 0x80).all()
+  assert (decode(encode(image)) == 0x80).all()
 
 
 def test_transparency_lies_on_white():
   image = Image.new('RGBA', (2, 2), (200, 0, 0, 0))
-  assert (images.decode(encode(image), 'x') == 255).all()
+  assert (decode(encode(image)) == 255).all()
   palette = Image.new('P', (2, 2), 0)
   palette.putpalette([9, 9, 9])
-  assert (images.decode(encode(palette, transparency=0), 'x') == 255).all()
+  assert (decode(encode(palette, transparency=0)) == 255).all()
 
 
 @pytest.mark.parametrize('orientation', range(1, 9))
@@ -47,7 +53,7 @@ def test_orientation(tmp_path, orientation):
   path = tmp_path / 'a.jpg'
   Image.new('RGB', (30, 20)).save(path, exif=exif)
   size = images.upright_size(path)
-  assert size == images.decode(path.read_bytes(), path).shape[:2]
+  assert size == decode(path.read_bytes()).shape[:2]
   assert size == ((20, 30) if orientation < 5 else (30, 20))
 
 
@@ -61,10 +67,13 @@ def test_broken_bytes_name_the_file(cut):
 
 
 def test_resize_is_antialiased_and_keeps_flat_colour():
+  resize = lambda image, size: np.asarray(
+    images.resize(Image.fromarray(image), size)
+  )
   flat = np.full((50, 70, 3), (12, 200, 255), np.uint8)
-  assert (images.resize(flat, (13, 90)) == flat[0, 0]).all()
+  assert (resize(flat, (13, 90)) == flat[0, 0]).all()
   checks = (np.indices((64, 64)).sum(0) % 2 * 255).astype(np.uint8)
-  small = images.resize(np.stack([checks] * 3, -1), (16, 16))
+  small = resize(np.stack([checks] * 3, -1), (16, 16))
   assert abs(small.astype(float) - 127.5).max() < 4
 
 
@@ -81,7 +90,7 @@ def test_save(tmp_path):
   for name, value in (('a', image), ('b', images.to_float(image))):
     path = tmp_path / 'new' / f'{name}.png'
     images.save(path, value)
-    np.testing.assert_array_equal(images.decode(path.read_bytes(), path), image)
+    np.testing.assert_array_equal(decode(path.read_bytes()), image)
 
 
 def test_grid():
@@ -96,3 +105,65 @@ def test_grid():
   assert plain[68, 4, 0] == 30 and plain[100, 100, 0] == images.GREY
   captioned = images.grid(pictures, 2, ['a dog ' * 20, 'b', 'c'])
   assert (captioned[36:48] < 100).any()
+
+
+@pytest.mark.parametrize('orientation', [1, 6])
+@pytest.mark.parametrize('at_least, factor', [(101, 1), (100, 2), (26, 4)])
+def test_large_jpegs_are_decoded_smaller(at_least, factor, orientation):
+  """To no less than asked for, and looking like the whole one made small."""
+  y, x = np.indices((200, 300))
+  waves = 127 + 100 * np.sin(x / 9) * np.cos(y / 7)
+  exif = Image.Exif()
+  exif[0x0112] = orientation
+  picture = Image.fromarray(waves.astype(np.uint8)).convert('RGB')
+  data = encode(picture, format='JPEG', quality=95, exif=exif)
+  size = (at_least, at_least * 3 // 2)
+  size = size if orientation == 1 else size[::-1]
+  whole = images.decode(data, 'x')
+  small = images.decode(data, 'x', at_least=size)
+  assert small.size == tuple(side // factor for side in whole.size)
+  expected = images.resize(whole, small.size[::-1])
+  error = np.abs(np.asarray(small, float) - np.asarray(expected, float))
+  assert error.mean() < 1.5
+
+
+def test_first_frame_of_an_animation():
+  frames = [Image.new('RGB', (6, 4), colour) for colour in ('red', 'blue')]
+  for format in ('GIF', 'WEBP', 'PNG'):
+    data = encode(
+      frames[0],
+      format=format,
+      save_all=True,
+      append_images=frames[1:],
+      **({'lossless': True} if format == 'WEBP' else {}),
+    )
+    assert (decode(data) == (255, 0, 0)).all()
+
+
+def test_cmyk():
+  data = encode(Image.new('CMYK', (16, 16), (0, 255, 255, 0)), format='JPEG')
+  red = decode(data, at_least=(4, 4)).reshape(-1, 3)
+  assert (red[:, 0] > 200).all() and (red[:, 1:] < 60).all()
+
+
+def test_background():
+  image = Image.new('RGBA', (2, 2), (200, 0, 0, 0))
+  assert (decode(encode(image), background='#102030') == (16, 32, 48)).all()
+
+
+def test_another_size_than_the_index_has():
+  data = encode(Image.new('RGB', (30, 20)))
+  decode(data, size=(20, 30))
+  with pytest.raises(images.UnreadableImage, match='index has'):
+    decode(data, size=(30, 20))
+
+
+def test_decompression_bomb():
+  """A few kB that claim a picture of 900 million px."""
+  header = b'IHDR' + struct.pack('>IIBBBBB', 30_000, 30_000, 8, 2, 0, 0, 0)
+  data = encode(Image.new('RGB', (1, 1)))
+  bomb = data[:12] + header + struct.pack('>I', zlib.crc32(header)) + data[33:]
+  with pytest.raises(images.UnreadableImage, match='exceeds limit'):
+    decode(bomb)
+  with pytest.raises(images.UnreadableImage, match='exceeds limit'):
+    images.upright_size(io.BytesIO(bomb))

@@ -1,0 +1,134 @@
+"""The same pictures, stored in every way that a source reads."""
+
+import io
+import json
+import tarfile
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import tensorflow_datasets as tfds
+from PIL import Image
+
+STEP = 12  # so that JPEG does not blur one number into the next
+
+
+def ramp(h, w, number=0):
+  """A picture whose pixels say where they are, and which one it is.
+
+  Red is x / w, green y / h, both of 255; blue is STEP times the number.
+  """
+  y, x = (np.indices((h, w)) + 0.5) / np.array([h, w]).reshape(2, 1, 1) * 255
+  return np.rint(np.stack([x, y, 0 * x + STEP * number], -1)).astype(np.uint8)
+
+
+def encode(image, format='PNG', **options):
+  file = io.BytesIO()
+  image = image if isinstance(image, Image.Image) else Image.fromarray(image)
+  image.save(file, format, **options)
+  return file.getvalue()
+
+
+def example(i, size, format='PNG', **more):
+  """What a dataset holds of record i."""
+  return {
+    'key': f'{i:04d}',
+    'image': encode(ramp(*size, number=i), format),
+    'format': format.lower(),
+    'text': f'picture {i}',
+    'aesthetic_score': 4 + i / 8,
+    'watermark': (i % 4) / 4,
+    **more,
+  }
+
+
+def write_folder(folder, examples):
+  """With metadata.jsonl; returns the settings of the source."""
+  folder.mkdir(parents=True, exist_ok=True)
+  lines = []
+  for e in examples:
+    name = f'{e["key"]}.{e["format"]}'
+    (folder / name).write_bytes(e['image'])
+    fields = {'file_name': name, 'text': e['text'] or ''}
+    lines.append(json.dumps(fields | metadata(e)))
+  (folder / 'metadata.jsonl').write_text('\n'.join(lines))
+  return {'path': str(folder)}
+
+
+def metadata(e):
+  return {name: e[name] for name in ('aesthetic_score', 'watermark')}
+
+
+def write_webdataset(folder, examples, per_tar=5):
+  folder.mkdir(parents=True, exist_ok=True)
+  for start in range(0, len(examples), per_tar):
+    with tarfile.open(folder / f'{start:05d}.tar', 'w') as tar:
+      for e in examples[start : start + per_tar]:
+        members = {e['format']: e['image']}
+        if e['text'] is not None:
+          members['txt'] = e['text'].encode()
+        members['json'] = json.dumps(metadata(e)).encode()
+        for suffix, content in members.items():
+          info = tarfile.TarInfo(f'{e["key"]}.{suffix}')
+          info.size = len(content)
+          tar.addfile(info, io.BytesIO(content))
+  return {'shards': f'{folder}/*.tar'}
+
+
+def write_parquet(folder, examples, per_file=7, row_group_size=3):
+  folder.mkdir(parents=True, exist_ok=True)
+  for start in range(0, len(examples), per_file):
+    rows = examples[start : start + per_file]
+    table = pa.table(
+      {
+        'image': [{'bytes': e['image'], 'path': e['key']} for e in rows],
+        'text': [e['text'] for e in rows],
+        'aesthetic_score': [e['aesthetic_score'] for e in rows],
+        'watermark': [e['watermark'] for e in rows],
+      }
+    )
+    path = folder / f'part-{start:05d}.parquet'
+    pq.write_table(table, path, row_group_size=row_group_size)
+  return {'files': f'{folder}/*.parquet', 'score': 'aesthetic_score'}
+
+
+def write_tfds(folder, examples):
+  builder = Ramps(data_dir=folder, file_format='array_record')
+  builder.examples = examples
+  builder.download_and_prepare()
+  return {'dataset': str(builder.data_dir), 'score': 'aesthetic_score'}
+
+
+class Ramps(tfds.core.GeneratorBasedBuilder):
+  """A TFDS dataset of the examples that it is given."""
+
+  VERSION = tfds.core.Version('1.0.0')
+
+  def _info(self):
+    features = {
+      'image': tfds.features.Image(),
+      'caption': tfds.features.Text(),
+      'aesthetic_score': np.float32,
+      'watermark': np.float32,
+    }
+    return tfds.core.DatasetInfo(
+      builder=self,
+      features=tfds.features.FeaturesDict(features),
+      disable_shuffling=True,  # record i is example i
+    )
+
+  def _split_generators(self, downloads):
+    return {'train': self._generate_examples()}
+
+  def _generate_examples(self):
+    for i, e in enumerate(self.examples):
+      image = io.BytesIO(e['image'])
+      yield i, metadata(e) | {'image': image, 'caption': e['text'] or ''}
+
+
+WRITERS = {
+  'folder': write_folder,
+  'webdataset': write_webdataset,
+  'parquet': write_parquet,
+  'tfds': write_tfds,
+}

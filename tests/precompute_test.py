@@ -1,0 +1,261 @@
+"""A cache holds what the nets make of a dataset, whatever interrupts it."""
+
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+import pytest
+
+from sdxl_jax import pipelines, precompute
+from sdxl_jax.data import (
+  buckets,
+  images,
+  pipeline,
+  precomputed,
+  sources,
+  transforms,
+)
+from sdxl_jax.training import diffusion_task
+from sdxl_jax.training import task as tasks
+from tests import published_config, tiny_config
+from tests.data import conditions_test, datasets
+
+SIZES = ((40, 60), (60, 40), (36, 90), (32, 48), (80, 48), (50, 50), (48, 72))
+BUCKETS = ((32, 48), (48, 32))
+
+
+def write_pictures(folder):
+  examples = [datasets.example(i, size) for i, size in enumerate(SIZES)]
+  return datasets.write_folder(folder, examples)['path']
+
+
+def on_pixels(folder):
+  """A config whose autoencoder is the identity; the towers are random."""
+  config = tiny_config.get_config()
+  config.data.source = 'folder'
+  config.data.folder.path = folder
+  config.data.index_workers = 0
+  config.data.buckets = BUCKETS
+  return config
+
+
+@pytest.fixture
+def random_weights(monkeypatch):
+  def load_nets(source, nets, names, mesh=None):
+    params = nets.init(jax.random.key(0))
+    return {name: params[name] for name in names}
+
+  monkeypatch.setattr(pipelines, 'load_nets', load_nets)
+
+
+def contents(folder):
+  return {p.name: p.read_bytes() for p in folder.iterdir() if p.is_file()}
+
+
+def read(folder, batch_size=4, table=BUCKETS, dtype='bfloat16', **settings):
+  """Batches from a cache."""
+  settings = dict(num_threads=1) | settings
+  source = sources.make_source(
+    'precomputed', {'path': folder, 'dtype': dtype}, say=lambda line: None
+  )
+  schedule = buckets.Schedule(source.sizes, table, 0, batch_size)
+  return pipeline.make_batches(
+    source, None, schedule, range(batch_size), **settings
+  )
+
+
+@pytest.fixture
+def cache(tmp_path, random_weights):
+  """Of pictures, two of which are broken: one in its header."""
+  pictures = tmp_path / 'pictures'
+  config = on_pixels(write_pictures(pictures))
+  (pictures / '0003.png').write_bytes(b'no picture')
+  whole = (pictures / '0005.png').read_bytes()
+  (pictures / '0005.png').write_bytes(whole[: len(whole) // 2])
+  settings = dict(crops=3, flips=True, dtype='float16', shard_size=2)
+  said = []
+  folder = tmp_path / 'cache'
+  make = lambda folder=folder, **more: precompute.precompute(
+    config, folder, **settings | more, say=said.append
+  )
+  make()
+  return folder, make, said
+
+
+def test_conditions_are_true(cache):
+  """What was cropped is what the batch says, for every crop and flip."""
+  nets = tasks.make_nets(on_pixels('x'))
+  batches = read(cache[0], dtype='float16', flip_probability=0.5)
+  seen, flips = set(), 0
+  for _ in range(30):
+    bucket, batch = next(batches)
+    assert set(batch) == {
+      *('moments', 'context', 'pooled', 'original_size', 'crop_top_left'),
+      'target_size',
+    }
+    mean = np.split(np.asarray(batch['moments'], np.float32), 2, -1)[0]
+    pictures = nets.decode({}, mean)
+    for row, picture in enumerate(pictures):
+      size, crop = batch['original_size'][row], batch['crop_top_left'][row]
+      resized = transforms.cover(size, bucket)
+      number, top, left, mirrored = conditions_test.seen(picture, resized)
+      assert tuple(size) == SIZES[number]
+      assert tuple(batch['target_size'][row]) == picture.shape[:2] == bucket
+      assert abs(top - crop[0]) < 0.7 and abs(left - crop[1]) < 0.7
+      seen.add((number, tuple(crop)))
+      flips += mirrored
+  batches.close()
+  assert {number for number, _ in seen} == {0, 1, 2, 4, 6}
+  assert len({crop for number, crop in seen if number == 2}) > 1
+  assert 30 < flips < 90
+
+
+def test_text_and_its_opposite(cache):
+  folder, *_ = cache
+  config = on_pixels('x')
+  nets = tasks.make_nets(config)
+  params = nets.init(jax.random.key(0))
+  tokenize = precompute.tokenizer.load(None)
+  encode = lambda text: nets.text.encode(params, tokenize([text]))
+  source = precomputed.Precomputed(folder, 'float16')
+  for i in range(len(source)):
+    context, pooled = encode(source[i]['caption'])
+    np.testing.assert_allclose(
+      source[i]['text']['context'], context[0], 2e-3, 2e-3
+    )
+    np.testing.assert_allclose(
+      source[i]['text']['pooled'], pooled[0], 2e-3, 2e-3
+    )
+  context, pooled = encode('')
+  np.testing.assert_allclose(source.uncond['context'], context[0], 2e-3, 2e-3)
+  dropped = read(folder, dtype='float16', caption_dropout=1.0)
+  _, batch = next(dropped)
+  dropped.close()
+  assert (batch['context'] == source.uncond['context']).all()
+  assert (batch['pooled'] == source.uncond['pooled']).all()
+
+
+def test_broken_pictures_are_named(cache):
+  folder, _, said = cache
+  assert len(precomputed.Precomputed(folder, 'float16')) == len(SIZES) - 2
+  assert '0005.png' in (folder / 'left_out.txt').read_text()
+  assert said[0] == '1 of 7 records left out: its header cannot be read'
+  assert '5 records in 4 shards' in said[-1] and '1 left out' in said[-1]
+
+
+def test_sums(cache):
+  done = subprocess.run(['sha256sum', '-c', 'SHA256SUMS'], cwd=cache[0])
+  assert done.returncode == 0
+
+
+def test_finished_and_another_cache(cache):
+  folder, make, said = cache
+  before = contents(folder)
+  make()
+  assert said[-1] == f'{folder} is finished'
+  with pytest.raises(ValueError, match=r'another cache.*\n  crops: 3 > 2\n'):
+    make(crops=2)
+  assert contents(folder) == before
+
+
+def test_going_on_gives_the_same_bytes(cache, tmp_path, monkeypatch):
+  """After an error in the second shard, and half of a file left behind."""
+  folder, make, _ = cache
+  write, broken = precomputed.write_rows, tmp_path / 'broken'
+
+  def fail_once(path, rows):
+    if path.name.startswith('00032x00048-00001'):
+      path.with_suffix('.new').write_bytes(b'half')
+      raise OSError('No space left on device')
+    write(path, rows)
+
+  with monkeypatch.context() as patch:
+    patch.setattr(precomputed, 'write_rows', fail_once)
+    with pytest.raises(OSError, match='No space left'):
+      make(broken)
+  assert len(list(broken.glob('*.array_record'))) == 1
+  with pytest.raises(FileNotFoundError, match='no finished cache'):
+    precomputed.Precomputed(broken)
+  make(broken)
+  assert contents(broken) == contents(folder)
+
+
+def test_killed_and_gone_on(tmp_path):
+  """By SIGKILL, in a process of its own."""
+  path = write_pictures(tmp_path / 'pictures')
+  command = [sys.executable, '-m', 'sdxl_jax.precompute']
+  command += ['--config', 'tests/published_config.py', '--shard_size=1']
+  command += [
+    '--config.data.source=folder',
+    f'--config.data.folder.path={path}',
+  ]
+  run = lambda name: subprocess.Popen([*command, '--output', tmp_path / name])
+  first = run('killed')
+  shards = lambda: list((tmp_path / 'killed').glob('*-*.array_record'))
+  while not shards() and first.poll() is None:
+    time.sleep(0.01)
+  first.send_signal(signal.SIGKILL)
+  assert first.wait() == -signal.SIGKILL and 0 < len(shards()) < len(SIZES)
+  assert run('killed').wait() == run('whole').wait() == 0
+  assert contents(tmp_path / 'killed') == contents(tmp_path / 'whole')
+
+
+def test_loss_is_that_of_pixels(tmp_path):
+  """For the same noise, within what storing in bfloat16 costs."""
+  config = published_config.get_config()
+  config.data.source = 'folder'
+  config.data.folder.path = write_pictures(tmp_path / 'pictures')
+  precompute.precompute(config, tmp_path / 'cache', say=print)
+  nets = tasks.make_nets(config)
+  params = pipelines.load_nets(config.init_from, nets, nets.configs)
+  loss = jax.jit(
+    diffusion_task.make_loss(nets, 0.1, 0.0, None, (0, 1000)),
+  )
+  source = sources.make_source('folder', {'path': config.data.folder.path})
+  tokenize = precompute.tokenizer.load(config.init_from)
+  batches = read(tmp_path / 'cache')
+  bucket, stored = next(batches)
+  batches.close()
+  wanted = list(map(tuple, stored['original_size']))
+  examples = [source[SIZES.index(size)] for size in wanted]
+  pictures = []
+  for example, (top, left) in zip(examples, stored['crop_top_left']):
+    image = transforms.open_image(example, bucket)
+    size = transforms.cover(example['original_size'], bucket)
+    whole = np.asarray(images.resize(image, size))
+    cut = whole[top : top + bucket[0], left : left + bucket[1]]
+    pictures.append(images.to_float(cut))
+  pixels = {k: v for k, v in stored.items() if v.ndim == 2 and v.shape[1] == 2}
+  pixels['image'] = np.stack(pictures)
+  pixels['tokens'] = tokenize([example['caption'] for example in examples])
+  for seed in range(3):
+    key = jax.random.key(seed)
+    a, b = (float(loss(params, {}, x, key)[0]) for x in (stored, pixels))
+    assert 0 < abs(a / b - 1) < 3e-3
+
+
+@pytest.mark.parametrize(
+  'settings, message',
+  [
+    ({'dtype': 'bfloat16'}, 'stored in float16, but .*dtype is bfloat16'),
+    ({'table': ((32, 48), (48, 40))}, 'precomputed for the bucket .*48, 32'),
+  ],
+)
+def test_another_config_than_the_caches(cache, settings, message):
+  with pytest.raises(ValueError, match=message):
+    batches = read(cache[0], **{'dtype': 'float16'} | settings)
+    for _ in range(4):
+      next(batches)
+
+
+def test_a_missing_shard_and_flips(cache):
+  folder, make, _ = cache
+  make(folder.parent / 'plain', flips=False)
+  with pytest.raises(ValueError, match='were not precomputed: use --flips'):
+    next(read(folder.parent / 'plain', dtype='float16', flip_probability=1.0))
+  next(folder.glob('*-*.array_record')).unlink()
+  with pytest.raises(ValueError, match='shards are missing, see sha256sum'):
+    read(folder, dtype='float16')
