@@ -46,6 +46,11 @@ class Tokenizer:
       warnings.warn(message, PromptCut, stacklevel=2)
     return np.stack(ids, axis=1)
 
+  def decode(self, tokens):
+    """What CLIP-L reads of token ids int32 [b, 2, 77], as a list of strings."""
+    read = lambda row: self.rows[0].decode(row, skip_special_tokens=True)
+    return [read(row) for row in np.asarray(tokens)[:, 0]]
+
 
 def load(folder=None):
   """The Tokenizer of a diffusers folder, or of the vendored CLIP vocabulary.
