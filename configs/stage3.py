@@ -11,9 +11,11 @@ Planned with sdxl_jax.plan, per device and 64 pictures; square, widest and
 tallest bucket need the same. All devices share one float32 copy of parameters,
 moments and EMA.
 
-  machine    set besides                  GiB          TFLOP/picture  s     MFU
-  v5p:2x2x2  --config.unet.remat=dots     38.5 of 95.7  25.6 (26.4)   1.32  34 %
-  h100x8                                  27.4 of 59.3  25.2 (30.1)   0.68  30 %
+  machine    GiB          TFLOP/picture  s     MFU   with --config.
+  v5p:2x2x2  38.5 of 95.7  25.6 (26.4)   1.32  34 %  unet.remat=dots
+  v5e:4x4    11.7 of 15.8  25.6 (26.4)   2.33  22 %  unet.remat=dots
+                                                     accumulation_steps=2
+  h100x8     27.4 of 59.3  25.2 (30.1)   0.68  30 %
 
 TFLOP in brackets: with rematerialisation. Seconds are estimates, for the
 gradients of a step; plan tells the method.

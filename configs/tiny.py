@@ -9,13 +9,8 @@ one position. The UNet predicts x0: with v it did not learn, in so few steps, to
 pass on the noise in 48 channels, and that loss hid the words. Zero terminal SNR
 lets a drawing start from noise alone.
 
-The paper's stages in miniature, each from the one before, take a few minutes:
-
-  for stage in stage1 stage2 stage3 refiner; do
-    python -m sdxl_jax.train --config configs/tiny.py:$stage \
-      --workdir /tmp/tiny_$stage --config.init_from=$previous
-    previous=/tmp/tiny_$stage
-  done
+configs/tiny.py:stage1, :stage2, :stage3 and :refiner are the paper's stages in
+miniature, each from the workdir of the one before; the README has the loop.
 """
 
 from configs import default

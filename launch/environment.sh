@@ -28,6 +28,11 @@ RESTARTABLE='trap "stopped=143; kill -TERM \$!" TERM; "$@" & '\
 'until wait $!; code=$?; ! kill -0 $! 2>/dev/null; do :; done; '\
 'exit ${stopped:-$code}'
 
+# The verbs that run on several hosts at once.
+on_hosts() {
+  [[ $1 == train || $1 == precompute ]]
+}
+
 # The words as one line that can be pasted into a shell.
 quote() {
   local word line='' escaped="'\\''"

@@ -56,12 +56,12 @@ verb=${1-}
 # exec: xpk sends SIGTERM to the shell that it started, so that must be ours.
 command="exec $(quote bash -c "$RESTARTABLE" bash \
   python -m "sdxl_jax.$verb" "${@:2}")"
-if [[ $verb == train ]]; then
+if on_hosts "$verb"; then
   # How many hosts there are is not typed: GKE gives each the list of its slice.
   command="hosts=(\${TPU_WORKER_HOSTNAMES//,/ }); $command"
   command+=" --config.mesh.processes=\$((\${#hosts[@]} * $slices))"
 elif ((slices > 1)); then
-  fail "only train runs on many slices, not $verb"
+  fail "only train and precompute run on many slices, not $verb"
 fi
 
 # The grace is for saving the checkpoint; Kubernetes' own default is 30 s.

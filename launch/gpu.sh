@@ -43,7 +43,7 @@ settings=(
   XLA_PYTHON_CLIENT_MEM_FRACTION="$GPU_MEMORY_FRACTION"
 )
 if [[ $coordinator$processes$process ]]; then
-  [[ $verb == train ]] || fail "only train runs on many machines, not $verb"
+  on_hosts "$verb" || fail "only train and precompute run on many machines, not $verb"
   [[ $coordinator && $processes && $process ]] ||
     fail 'many machines need --coordinator, --processes and --process'
   settings+=(

@@ -49,10 +49,10 @@ fi
 
 # The allocation says how many nodes there are: it is not typed twice.
 nodes=$SLURM_JOB_NUM_NODES
-if [[ $verb == train ]]; then
+if on_hosts "$verb"; then
   set -- "$@" --config.mesh.processes="$nodes"
 elif ((nodes > 1)); then
-  fail "only train runs on many nodes, and this job has $nodes"
+  fail "only train and precompute run on many nodes, and this job has $nodes"
 fi
 # Under Slurm JAX would give each process one GPU; ours takes all of its node.
 [[ ${SLURM_GPUS_ON_NODE-} ]] || fail 'the job has no GPU: --gpus-per-node=N'

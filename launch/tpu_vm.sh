@@ -104,7 +104,7 @@ start() {
   [[ $verb ]] || fail 'give run a verb, such as train'
   command=$(quote env LIBTPU_INIT_ARGS="$TPU_FLAGS" \
     .venv/bin/python -m "sdxl_jax.$verb" "${@:2}")
-  [[ $verb != train ]] || command+=" --config.mesh.processes=$workers"
+  ! on_hosts "$verb" || command+=" --config.mesh.processes=$workers"
   on all "cd sdxl_jax && { nohup $command > ~/sdxl_jax.log 2>&1 < /dev/null & }"
 }
 

@@ -104,6 +104,11 @@ def load_nets(source, nets, names, mesh=None):
     ValueError: where the source's nets are not ours, naming the fields.
     FileNotFoundError: for no such source, or one that lacks a net.
   """
+  if not source:
+    raise ValueError(
+      f'config.init_from is empty, and {", ".join(names)} must come from '
+      'somewhere: give a diffusers folder or a workdir'
+    )
   if is_published(source):
     return {name: load_net(source, nets, name, mesh) for name in names}
   folder = checkpoint.find(source)

@@ -12,12 +12,12 @@ import dataclasses
 import json
 import math
 import pathlib
-import sys
 
 import tqdm
-from absl import app, flags
+from absl import flags
 from ml_collections import config_flags
 
+from sdxl_jax import command
 from sdxl_jax.distributed import mesh as meshes
 from sdxl_jax.training import limits
 from sdxl_jax.training import planner as planners
@@ -188,24 +188,19 @@ def remedy(planner):
   return 'Take more devices, or some with more memory.'
 
 
-def main(argv):
-  del argv
-  args = flags.FLAGS
-  try:
-    plans, update_peak, planner = plan(
-      args.config, args.topology, args.buckets, args.threads
-    )
-    print(report(plans, update_peak, planner))
-    if args.json:
-      write_json(args.json, plans, update_peak, planner)
-    if args.search:
-      worst = max(plans, key=lambda p: p.memory).bucket
-      print(f'looking for the best batch at {worst}')
-      bucket = tuple(map(int, worst.split('x')))
-      best = search(args.config, args.topology, bucket, print)
-      print(f'best: {as_flags(best[0])}' if best else 'nothing fits')
-  except (ValueError, OSError) as error:
-    sys.exit(f'error: {error}')
+def main(args):
+  plans, update_peak, planner = plan(
+    args.config, args.topology, args.buckets, args.threads
+  )
+  print(report(plans, update_peak, planner))
+  if args.json:
+    write_json(args.json, plans, update_peak, planner)
+  if args.search:
+    worst = max(plans, key=lambda p: p.memory).bucket
+    print(f'looking for the best batch at {worst}')
+    bucket = tuple(map(int, worst.split('x')))
+    best = search(args.config, args.topology, bucket, print)
+    print(f'best: {as_flags(best[0])}' if best else 'nothing fits')
 
 
 def write_json(path, plans, update_peak, planner):
@@ -231,4 +226,4 @@ if __name__ == '__main__':
   flags.DEFINE_bool('search', False, 'look for the best batch and remat')
   flags.DEFINE_integer('threads', 1, 'compiled at once; each takes up to 10 GB')
   flags.mark_flags_as_required(['config', 'topology'])
-  app.run(main)
+  command.run(main)

@@ -20,10 +20,10 @@ import time
 import jax
 import numpy as np
 import tqdm
-from absl import app, flags, logging
+from absl import flags
 from ml_collections import config_flags
 
-from sdxl_jax import pipelines
+from sdxl_jax import command, pipelines
 from sdxl_jax.conditioning import tokenizer
 from sdxl_jax.data import (
   dataset,
@@ -100,9 +100,12 @@ def precompute(
       )
       examples = counted(shards.ahead(pool, make, shard.ids), bar)
       shards.write_shard(shard, folder, layout, examples, encoder)
-  if todo:
+  if todo and multihost.is_first():
     rate = count(todo) / (time.monotonic() - started)
-    say(f'{count(todo):,} pictures at {rate:.1f} per second')
+    say(
+      f'{count(todo):,} pictures at {rate:.1f} per second, in each of '
+      f'{jax.process_count()} processes'
+    )
   multihost.barrier('all shards are written')
   if multihost.is_first():
     finish(folder, layout, every, encoder, say)
@@ -147,9 +150,7 @@ def claim(output, layout):
   folder = pathlib.Path(output).absolute()
   folder.mkdir(parents=True, exist_ok=True)
   there = precomputed.Layout.load(folder)
-  if there is None:
-    layout.save(folder)
-  elif there.identity != layout.identity:
+  if there and there.identity != layout.identity:
     as_dict = lambda x: json.loads(json.dumps(dataclasses.asdict(x)))
     rows = limits.differences(as_dict(there), as_dict(layout))
     listed = ''.join(f'\n  {field}: {row}' for field, row in rows.items())
@@ -157,6 +158,9 @@ def claim(output, layout):
       f'{folder} holds another cache. Changed (there > here):{listed}\nGive '
       'another --output, or remove the folder'
     )
+  multihost.barrier('every process has read the old layout')
+  if multihost.is_first():
+    layout.save(folder)
   return folder
 
 
@@ -228,22 +232,16 @@ def finish(folder, layout, every, encoder, say):
   )
 
 
-def main(argv):
-  del argv
-  args = flags.FLAGS
-  logging.set_verbosity(logging.WARNING)
-  try:
-    precompute(
-      args.config,
-      args.output,
-      crops=args.crops,
-      flips=args.flips,
-      dtype=args.dtype,
-      shard_size=args.shard_size,
-      batch_size=args.batch_size,
-    )
-  except (ValueError, OSError) as error:
-    multihost.leave(f'error: {error}')
+def main(args):
+  precompute(
+    args.config,
+    args.output,
+    crops=args.crops,
+    flips=args.flips,
+    dtype=args.dtype,
+    shard_size=args.shard_size,
+    batch_size=args.batch_size,
+  )
 
 
 if __name__ == '__main__':
@@ -255,4 +253,4 @@ if __name__ == '__main__':
   flags.DEFINE_integer('shard_size', 1024, 'records in a file', 1)
   flags.DEFINE_integer('batch_size', 8, 'encoded at once, per device', 1)
   flags.mark_flags_as_required(['config', 'output'])
-  app.run(main)
+  command.run(main)

@@ -7,14 +7,13 @@ DIR is a diffusers folder or the workdir of a training run.
 
 import functools
 import pathlib
-import sys
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from absl import app, flags, logging
+from absl import flags
 
-from sdxl_jax import pipelines
+from sdxl_jax import command, pipelines
 from sdxl_jax.data import images
 from sdxl_jax.diffusion import denoiser, samplers, schedule, scheduler_config
 from sdxl_jax.distributed import multihost
@@ -269,28 +268,22 @@ def write(output, pictures):
     images.save(path.with_stem(f'{path.stem}-{i}'), picture)
 
 
-def main(argv):
-  del argv
-  args = flags.FLAGS
-  logging.set_verbosity(logging.WARNING)  # orbax tells much
-  try:
-    settings = settings_of(args)
-    for path in filter(None, (args.output, args.save_latents)):
-      pathlib.Path(path).parent.mkdir(parents=True, exist_ok=True)
-    print(f'loading {args.weights}', flush=True)
-    pipeline = pipelines.load(args.weights, args.dtype)
-    height, width = pipeline.size
-    size = (args.height or height, args.width or width)
-    print(f'drawing {args.batch} x {args.prompt!r}', flush=True)
-    pictures, latents = generate(pipeline, size=size, **settings)
-    if args.save_latents:
-      np.save(args.save_latents, latents)
-    write(args.output, pictures)
-  except (ValueError, OSError) as error:
-    sys.exit(f'error: {error}')
+def main(args):
+  settings = settings_of(args)
+  for path in filter(None, (args.output, args.save_latents)):
+    pathlib.Path(path).parent.mkdir(parents=True, exist_ok=True)
+  print(f'loading {args.weights}', flush=True)
+  pipeline = pipelines.load(args.weights, args.dtype)
+  height, width = pipeline.size
+  size = (args.height or height, args.width or width)
+  print(f'drawing {args.batch} x {args.prompt!r}', flush=True)
+  pictures, latents = generate(pipeline, size=size, **settings)
+  if args.save_latents:
+    np.save(args.save_latents, latents)
+  write(args.output, pictures)
   print(f'wrote {args.output}')
 
 
 if __name__ == '__main__':
   define_flags()
-  app.run(main)
+  command.run(main)

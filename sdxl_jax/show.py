@@ -10,14 +10,13 @@ sizes, and SEEN/buckets.png; prints a table of the buckets.
 import pathlib
 
 import numpy as np
-from absl import app, flags, logging
+from absl import flags
 from ml_collections import config_flags
 from PIL import Image
 
-from sdxl_jax import pipelines
+from sdxl_jax import command, pipelines
 from sdxl_jax.conditioning import tokenizer
 from sdxl_jax.data import buckets, dataset, images
-from sdxl_jax.distributed import multihost
 from sdxl_jax.training import limits
 from sdxl_jax.training import task as tasks
 
@@ -129,14 +128,8 @@ def make_decode(config):
   return decode
 
 
-def main(argv):
-  del argv
-  args = flags.FLAGS
-  logging.set_verbosity(logging.WARNING)
-  try:
-    show(args.config, args.output, args.steps)
-  except (ValueError, OSError) as error:
-    multihost.leave(f'error: {error}')
+def main(args):
+  show(args.config, args.output, args.steps)
 
 
 if __name__ == '__main__':
@@ -144,4 +137,4 @@ if __name__ == '__main__':
   flags.DEFINE_string('output', None, 'folder for the pictures')
   flags.DEFINE_integer('steps', 4, 'whose batches are drawn', 1)
   flags.mark_flags_as_required(['config', 'output'])
-  app.run(main)
+  command.run(main)

@@ -5,19 +5,19 @@
 To resume, run the same command again.
 """
 
+import contextlib
 import dataclasses
 import math
 import pathlib
-import sys
 import time
 from typing import Any
 
 import jax
 import numpy as np
-from absl import app, flags, logging
+from absl import flags
 from ml_collections import config_flags
 
-from sdxl_jax import pipelines, sample
+from sdxl_jax import command, pipelines, sample
 from sdxl_jax.conditioning import tokenizer
 from sdxl_jax.data import dataset, images, pipeline
 from sdxl_jax.distributed import mesh as meshes
@@ -54,49 +54,24 @@ def train(config, workdir, accept_changes=False):
   workdir = workdirs.make(workdir)
   checkpoints = checkpoint.Checkpoints(workdir, config.checkpoint.max_to_keep)
   done = checkpoints.latest_step or 0
-  writer = metrics.Writer(
-    workdir, done, config.total_steps, multihost.is_first()
-  )
-  writer.say(multihost.describe())
-  workdirs.write_config(config, workdir, done, accept_changes, writer.say)
-  workdirs.cache_compilations(workdir)
-
-  # Mesh, nets, task and data, alike in all processes.
-  mesh = meshes.make_mesh(
-    config.mesh.data, config.mesh.fsdp, config.mesh.tensor
-  )
-  tasks.check_mesh(config, mesh)
-  nets = tasks.make_nets(config, meshes.platform(mesh))
-  task = tasks.make_task(config, nets)
-  source = make_source(config, workdir, writer.say)
-  batches = make_batches(config, mesh, source)
-  multihost.agree(tasks.facts(config, batches.schedule))
-
-  # Weights go straight to their places; shapes say what to compile ahead.
-  key = jax.random.key(config.seed)
-  given = load_weights(config, nets, mesh)
-  shapes = sharding.with_shardings(jax.eval_shape(task.init, key, given), mesh)
-  frozen = {name: given[name] for name in given if name not in shapes.params}
-  programs = compile_ahead.Programs(
-    *(task, mesh, shapes, frozen, batches.schedule.first_use()),
-    threads=config.compile_threads,
-    say=writer.say,
-  )
-  run = Run(config, workdir, mesh, nets, task, frozen, key, batches, programs)
-  stop = multihost.Stop()
-  try:
-    state = start(checkpoints, task, shapes, key, given, batches)
-    del given
-    done = loop(run, state, done, checkpoints, writer, stop)
+  with contextlib.ExitStack() as stack:
+    keep = lambda thing: stack.enter_context(contextlib.closing(thing))
+    writer = keep(
+      metrics.Writer(workdir, done, config.total_steps, multihost.is_first())
+    )
+    writer.say(multihost.describe())
+    workdirs.write_config(config, workdir, done, accept_changes, writer.say)
+    workdirs.cache_compilations(workdir)
+    stop = keep(multihost.Stop())
+    run, state = prepare(config, workdir, checkpoints, writer, keep)
+    try:
+      done = loop(run, state, done, checkpoints, writer, stop)
+    except (ValueError, OSError):
+      checkpoints.close()  # what was being saved is good
+      raise
     checkpoints.close()
     if done < config.total_steps:
       writer.say(f'stopped, as told, after step {done}, which is saved')
-  except (ValueError, OSError):
-    checkpoints.close()  # what was being saved is good
-    raise
-  finally:
-    for thing in (stop, programs, batches, writer):
-      thing.close()
   return done
 
 
@@ -113,6 +88,37 @@ class Run:
   key: jax.Array
   batches: pipeline.Batches
   programs: compile_ahead.Programs
+
+
+def prepare(config, workdir, checkpoints, writer, keep):
+  """(Run, State): all that a run needs, alike in all processes.
+
+  Hands `keep` what is to be closed in the end.
+  """
+  mesh = meshes.make_mesh(
+    config.mesh.data, config.mesh.fsdp, config.mesh.tensor
+  )
+  tasks.check_mesh(config, mesh)
+  nets = tasks.make_nets(config, meshes.platform(mesh))
+  task = tasks.make_task(config, nets)
+  source = make_source(config, workdir, writer.say)
+  batches = keep(make_batches(config, mesh, source))
+  multihost.agree(tasks.facts(config, batches.schedule))
+
+  # Weights go straight to their places; shapes say what to compile ahead.
+  key = jax.random.key(config.seed)
+  given = load_weights(config, nets, mesh)
+  shapes = sharding.with_shardings(jax.eval_shape(task.init, key, given), mesh)
+  frozen = {name: given[name] for name in given if name not in shapes.params}
+  programs = compile_ahead.Programs(
+    *(task, mesh, shapes, frozen, batches.schedule.first_use()),
+    threads=config.compile_threads,
+    say=writer.say,
+  )
+  keep(programs)
+  state = start(checkpoints, task, shapes, key, given, batches)
+  run = Run(config, workdir, mesh, nets, task, frozen, key, batches, programs)
+  return run, state
 
 
 def loop(run, state, done, checkpoints, writer, stop):
@@ -232,23 +238,8 @@ def draw_samples(run, state, done, writer):
     writer.image('samples', grid, done)
 
 
-def main(argv):
-  del argv
-  args = flags.FLAGS
-  logging.set_verbosity(logging.WARNING)  # orbax tells much
-  try:
-    done = train(args.config, args.workdir, args.accept_changes)
-  except (ValueError, OSError) as error:
-    multihost.leave(f'error: {error}')
-  except jax.errors.JaxRuntimeError as error:
-    if jax.process_count() == 1:
-      raise
-    multihost.leave(
-      f'error: a step failed, most likely since another process is gone; see '
-      f'its log. The last checkpoint is intact: run the same command again in '
-      f'all processes. JAX says: {str(error)[:500]}',
-      multihost.LOST,
-    )
+def main(args):
+  done = train(args.config, args.workdir, args.accept_changes)
   if done < args.config.total_steps or not multihost.is_first():
     return
   c = args.config.samples
@@ -258,17 +249,6 @@ def main(argv):
     f'"{c.prompts[0]}" --steps {c.steps} --guidance_scale {c.guidance_scale} '
     '--output out.png'
   )
-
-
-def parse_flags(argv):
-  """As absl does, but an unknown field of the config is one line."""
-  try:
-    return app.parse_flags_with_usage(argv)
-  except (AttributeError, KeyError, TypeError) as error:
-    sys.exit(
-      f'error: {error}: the config has no such field, or it has another type; '
-      'configs/default.py lists them all'
-    )
 
 
 def define_flags():
@@ -282,4 +262,4 @@ def define_flags():
 
 if __name__ == '__main__':
   define_flags()
-  app.run(main, flags_parser=parse_flags)
+  command.run(main)

@@ -9,11 +9,12 @@ ROOT = pathlib.Path(__file__).parent.parent
 PACKAGE = ROOT / 'sdxl_jax'
 # A file at the door may import any room, and these of its neighbours.
 DOORS = {
-  'train': {'sample', 'pipelines'},
-  'plan': set(),
-  'precompute': {'pipelines'},
-  'show': {'pipelines'},
-  'sample': {'pipelines'},
+  'train': {'command', 'sample', 'pipelines'},
+  'plan': {'command'},
+  'precompute': {'command', 'pipelines'},
+  'show': {'command', 'pipelines'},
+  'sample': {'command', 'pipelines'},
+  'command': set(),
   'pipelines': set(),
 }
 ROOMS = {

@@ -249,9 +249,9 @@ def test_help_is_the_comment_at_the_top(machine, name):
     ('gpu', [], {}, 'give a verb'),
     ('gpu', ['--hosts=3', *TRAIN], {}, 'unknown option --hosts=3'),
     ('gpu', [*HOSTS[:2], *TRAIN], {}, '--process'),
-    ('gpu', HOSTS + HARD, {}, 'only train'),
+    ('gpu', HOSTS + HARD, {}, 'only train and'),
     ('slurm', ['--nodes=2'], {}, 'give a verb'),
-    ('slurm', HARD, JOB, 'only train'),
+    ('slurm', HARD, JOB, 'only train and'),
     ('slurm', TRAIN, JOB | {'SLURM_GPUS_ON_NODE': ''}, '--gpus-per-node'),
     ('tpu_vm', ['create'], {}, '--name=NAME'),
     ('tpu_vm', TPU[:1] + ['create'], {}, '--zone=ZONE'),
@@ -269,7 +269,7 @@ def test_help_is_the_comment_at_the_top(machine, name):
       for given in GKE
     ],
     ('gke_xpk', GKE, {}, 'give a verb'),
-    ('gke_xpk', [*GKE, '--slices=2', *HARD], {}, 'only train'),
+    ('gke_xpk', [*GKE, '--slices=2', *HARD], {}, 'only train and'),
   ],
 )
 def test_what_is_missing_is_one_clear_line(machine, name, arguments, env, says):

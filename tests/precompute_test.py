@@ -20,7 +20,7 @@ from sdxl_jax.data import (
 )
 from sdxl_jax.training import diffusion_task
 from sdxl_jax.training import task as tasks
-from tests import published_config, tiny_config
+from tests import processes, published_config, tiny_config
 from tests.data import conditions_test, datasets
 
 SIZES = ((40, 60), (60, 40), (36, 90), (32, 48), (80, 48), (50, 50), (48, 72))
@@ -201,6 +201,25 @@ def test_killed_and_gone_on(tmp_path):
   assert first.wait() == -signal.SIGKILL and 0 < len(shards()) < len(SIZES)
   assert run('killed').wait() == run('whole').wait() == 0
   assert contents(tmp_path / 'killed') == contents(tmp_path / 'whole')
+
+
+def test_two_processes_write_what_one_writes(tmp_path):
+  path = write_pictures(tmp_path / 'pictures')
+  command = ['sdxl_jax.precompute', '--config', 'tests/published_config.py']
+  command += ['--shard_size=1', '--crops=2', '--config.data.source=folder']
+  command += [f'--config.data.folder.path={path}']
+  for count in (1, 2):
+    logs = [tmp_path / f'{count}-{i}.log' for i in range(count)]
+    output = ['--output', str(tmp_path / str(count))]
+    started = processes.start([*command, *output], logs)
+    assert all(p.wait(300) == 0 for p in started), logs[0].read_text()
+  assert contents(tmp_path / '2') == contents(tmp_path / '1')
+
+
+def test_weights_must_be_given(tmp_path):
+  config = on_pixels(write_pictures(tmp_path / 'pictures'))
+  with pytest.raises(ValueError, match='init_from is empty.*text_encoder_2'):
+    precompute.precompute(config, tmp_path / 'cache')
 
 
 def test_loss_is_that_of_pixels(tmp_path):

@@ -15,32 +15,11 @@ class Run:
   def __init__(self, count, config, workdir, *flags):
     self.workdir = workdir
     workdir.mkdir(parents=True, exist_ok=True)
-    port = free_port()
     self.logs = [workdir / f'{count}-{i}.log' for i in range(count)]
-    self.processes = []
-    for i, log in enumerate(self.logs):
-      environment = os.environ | {
-        'JAX_PLATFORMS': 'cpu',
-        # Quick to compile; how fast it runs does not matter here.
-        'XLA_FLAGS': '--xla_force_host_platform_device_count=1 '
-        '--xla_backend_optimization_level=0',
-        'RECORDS': str(workdir / f'records-{count}-{i}.txt'),
-      }
-      if count > 1:
-        environment |= {
-          'JAX_COORDINATOR_ADDRESS': f'localhost:{port}',
-          'JAX_NUM_PROCESSES': str(count),
-          'JAX_PROCESS_ID': str(i),
-        }
-      command = [sys.executable, '-m', 'tests.recorded_train']
-      command += ['--config', config, '--workdir', str(workdir)]
-      command += [f'--config.mesh.processes={count}', *flags]
-      with open(log, 'w') as output:
-        self.processes.append(
-          subprocess.Popen(
-            command, env=environment, stdout=output, stderr=output
-          )
-        )
+    command = ['tests.recorded_train', '--config', config]
+    command += ['--workdir', str(workdir), *flags]
+    records = lambda i: {'RECORDS': str(workdir / f'records-{count}-{i}.txt')}
+    self.processes = start(command, self.logs, records)
 
   def wait_for_step(self, step, seconds=900):
     """Until so many steps stand in the metrics."""
@@ -76,6 +55,35 @@ class Run:
 
   def tails(self):
     return [log.read_text()[-2000:] for log in self.logs]
+
+
+def start(command, logs, environment=lambda i: {}):
+  """A process of `python -m *command` for each log, as hosts of one run.
+
+  environment(i) are variables of process i.
+  """
+  count, port = len(logs), free_port()
+  command = [sys.executable, '-m', *command, f'--config.mesh.processes={count}']
+  started = []
+  for i, log in enumerate(logs):
+    variables = os.environ | {
+      'JAX_PLATFORMS': 'cpu',
+      # Quick to compile; how fast it runs does not matter here.
+      'XLA_FLAGS': '--xla_force_host_platform_device_count=1 '
+      '--xla_backend_optimization_level=0',
+      **environment(i),
+    }
+    if count > 1:
+      variables |= {
+        'JAX_COORDINATOR_ADDRESS': f'localhost:{port}',
+        'JAX_NUM_PROCESSES': str(count),
+        'JAX_PROCESS_ID': str(i),
+      }
+    with open(log, 'w') as output:
+      started.append(
+        subprocess.Popen(command, env=variables, stdout=output, stderr=output)
+      )
+  return started
 
 
 def free_port():

@@ -12,7 +12,7 @@ def get_config():
   config = tiny_config.get_config()
   config.unlock()
   for name in ('unet', 'vae', 'text_encoder', 'text_encoder_2'):
-    config[name] = dataclasses.asdict(files.load_component(WEIGHTS, name)[0])
+    config[name] = dataclasses.asdict(files.load_config(WEIGHTS, name))
   config.vae.kind = 'kl'
   config.update(init_from=str(WEIGHTS), trained=('unet',))
   config.data.buckets = ((32, 48), (48, 32))

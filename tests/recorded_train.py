@@ -3,9 +3,7 @@
 import os
 import threading
 
-from absl import app
-
-from sdxl_jax import train
+from sdxl_jax import command, train
 from sdxl_jax.data import pipeline, sources
 
 slot_of = threading.local()
@@ -40,7 +38,7 @@ def main():
   sources.make_source = lambda *args, **kw: Noted(make_source(*args, **kw))
   pipeline.Slots.__getitem__ = noted_getitem
   train.define_flags()
-  app.run(train.main, flags_parser=train.parse_flags)
+  command.run(train.main)
 
 
 if __name__ == '__main__':
