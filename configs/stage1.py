@@ -7,6 +7,10 @@ SDXL is a diffusers folder with the frozen autoencoder and text towers. The
 paper's (section 2.5): 600,000 steps, batch 2048, sizes and crop as conditions.
 Ours, since it does not say: AdamW at 1e-4 after 10,000 steps of warm-up, EMA
 0.9999, text dropped from a tenth, bfloat16 compute over float32 parameters.
+
+Planned with sdxl_jax.plan for h100x8x8, of which each GPU takes 32 pictures:
+4.0 of 59.3 GiB, 1.6 TFLOP per picture (1.9 with rematerialisation), the
+gradients of a step in 0.14 s by estimate, MFU 36 %.
 """
 
 from configs import default

@@ -5,6 +5,10 @@
 
 The paper's (section 2.5): 200,000 steps. Ours: stage 1's batch and optimizer,
 since it does not say that they change.
+
+Planned with sdxl_jax.plan for h100x8x8, of which each GPU takes 32 pictures:
+13.0 of 59.3 GiB, 5.9 TFLOP per picture (7.1 with rematerialisation), the
+gradients of a step in 0.43 s by estimate, MFU 45 %.
 """
 
 from configs import stage1

@@ -4,7 +4,8 @@
     --config.data.folder.path=PICTURES
 
 Writes SEEN/batches.png, the crops of the first steps with their captions and
-sizes, and SEEN/buckets.png; prints a table of the buckets.
+sizes (of large batches the first 64), and SEEN/buckets.png; prints a table of
+the buckets.
 """
 
 import pathlib
@@ -21,6 +22,7 @@ from sdxl_jax.training import limits
 from sdxl_jax.training import task as tasks
 
 SIDE = 256  # px, of a picture that is shown
+ROWS = 64  # of a batch, at most, that are shown
 
 
 def show(config, output, steps=4, say=print):
@@ -29,7 +31,7 @@ def show(config, output, steps=4, say=print):
   Args:
     config: as for training.
     output: folder for the pictures.
-    steps: whose batches are drawn.
+    steps: whose batches are drawn, of each at most ROWS.
     say: takes a line for the user.
   """
   limits.check(config)
@@ -41,7 +43,8 @@ def show(config, output, steps=4, say=print):
   images.save(output / 'buckets.png', images.bars(chart))
   tokenize = tokenizer.load(pipelines.origin(config.init_from))
   batch_size = config.global_batch_size // tasks.parts_of(config)
-  batches = dataset.make_batches(config, source, tokenize, range(batch_size))
+  rows = range(min(batch_size, ROWS))
+  batches = dataset.make_batches(config, source, tokenize, rows)
   decode = make_decode(config)
   pictures, captions = [], []
   for _ in range(steps * tasks.parts_of(config)):
@@ -49,7 +52,7 @@ def show(config, output, steps=4, say=print):
     pictures += [shrink(image) for image in decode(batch)]
     captions += describe(batch, tokenize)
   batches.close()
-  columns = min(8, batch_size)
+  columns = min(8, len(rows))
   images.save(output / 'batches.png', images.grid(pictures, columns, captions))
   say(f'{len(pictures)} pictures as training sees them: {output}/batches.png')
 

@@ -3,10 +3,11 @@
 import csv
 import functools
 import json
+import os
 import pathlib
 
-import fsspec
 import pyarrow as pa
+import tqdm
 
 from sdxl_jax.data import images, index, records
 
@@ -34,10 +35,10 @@ class Folder(records.Records):
   def __init__(self, path, columns=(), workers=8):
     self.folder = pathlib.Path(path).absolute()
     files = find(self.folder)
-    tables = [self.folder / n for n in METADATA if self.folder / n in files]
+    tables = [name for name in METADATA if name in files]
     if len(tables) == 2:
       raise ValueError(f'{path} has {" and ".join(METADATA)}; remove one')
-    rows = read_metadata(tables[0]) if tables else pair(files, self.folder)
+    rows = read_metadata(self.folder / tables[0]) if tables else pair(files)
     if not rows:
       raise ValueError(
         f'{path} has no images among its {len(files)} files; images end in '
@@ -76,19 +77,29 @@ def find(folder):
     raise FileNotFoundError(
       f'image folder {folder}: no such folder; check the path'
     )
-  hidden = lambda path: any(
-    part.startswith('.') for part in path.relative_to(folder).parts
-  )
   return sorted(
-    path for path in folder.rglob('*') if path.is_file() and not hidden(path)
+    tqdm.tqdm(walk(folder), desc='looking for pictures', unit='file', delay=2)
   )
 
 
-def pair(files, folder):
+def walk(folder, below=''):
+  """Paths of the visible files below a folder, relative to it."""
+  for entry in os.scandir(folder):
+    if entry.name.startswith('.'):
+      continue
+    if entry.is_dir(follow_symlinks=False):
+      yield from walk(entry.path, f'{below}{entry.name}/')
+    elif entry.is_file():
+      yield below + entry.name
+
+
+def pair(files):
   """Rows {file_name} of pictures that stand beside captions of their name."""
-  pictures = [f for f in files if f.suffix.lower() in images.SUFFIXES]
-  captions = {f for f in files if f.suffix == '.txt'}
-  bare = [f for f in pictures if f.with_suffix('.txt') not in captions]
+  suffix = lambda file: os.path.splitext(file)[1]
+  caption_of = lambda file: f'{os.path.splitext(file)[0]}.txt'
+  pictures = [f for f in files if suffix(f).lower() in images.SUFFIXES]
+  captions = {f for f in files if suffix(f) == '.txt'}
+  bare = [f for f in pictures if caption_of(f) not in captions]
   if bare:
     raise records.complain(
       'images without a caption',
@@ -96,7 +107,7 @@ def pair(files, folder):
       'Write the caption of each into a .txt file of the same name, remove the '
       f'image, or list all in {" or ".join(METADATA)}.',
     )
-  lonely = captions - {f.with_suffix('.txt') for f in pictures}
+  lonely = captions - set(map(caption_of, pictures))
   if lonely:
     raise records.complain(
       'caption files without an image',
@@ -104,7 +115,7 @@ def pair(files, folder):
       f'Add the image of the same name ({" ".join(images.SUFFIXES)}) or remove '
       'the .txt file.',
     )
-  return [{'file_name': str(f.relative_to(folder))} for f in pictures]
+  return [{'file_name': f} for f in pictures]
 
 
 def read_table(path):
@@ -166,10 +177,12 @@ def read_metadata(path):
 
 def chunks(rows, folder):
   """Parts for index.load; a part is as old as its pictures."""
-  fs = fsspec.filesystem('file')
+  progress = tqdm.tqdm(rows, desc='looking for changes', unit='file', delay=2)
+  stats = (os.stat(folder / row['file_name']) for row in progress)
+  stamps = [[stat.st_size, stat.st_mtime_ns] for stat in stats]
   for start in range(0, len(rows), CHUNK):
-    chunk = rows[start : start + CHUNK]
-    yield chunk, [index.stamp(fs, folder / row['file_name']) for row in chunk]
+    chunk = slice(start, start + CHUNK)
+    yield rows[chunk], stamps[chunk]
 
 
 def measure(rows, folder, columns):

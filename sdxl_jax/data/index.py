@@ -127,7 +127,7 @@ def build(path, facts, parts, measure, workers):
 
 
 def join(tables):
-  """One table of many, where a column may lack in some."""
+  """One table of many, where a column may lack in some; copies no rows."""
   try:
     table = pa.concat_tables(tables, promote_options='permissive')
   except pa.ArrowTypeError as error:
@@ -135,7 +135,7 @@ def join(tables):
       f'a column of the metadata holds numbers in places and text in others '
       f'({error}): make them alike, or leave it out of the filters'
     ) from error
-  return table.unify_dictionaries().combine_chunks()
+  return table.unify_dictionaries()
 
 
 @contextlib.contextmanager

@@ -30,7 +30,7 @@ class Records:
     return example
 
   def column(self, name):
-    """Of all records, as numpy; nothing is copied."""
+    """Of all records, as numpy."""
     return self.table[name].to_numpy()
 
   def value(self, name, i):

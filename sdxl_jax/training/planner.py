@@ -19,6 +19,9 @@ KERNEL_SHARE = 0.5
 GPU_SHARE = 0.7
 # The compiler then takes a fifth of its time; programs need as much memory.
 QUICK = {'exec_time_optimization_effort': -1.0}
+# What fits a GPU's matmuls best is tried out on it. Without one the guess of
+# tiles may fit none at all, so they are left to cuBLAS.
+UNTRIED = {'gpu': {'xla_gpu_enable_triton_gemm': False}}
 METHOD = {
   'tpu': 'seconds, of the gradients alone: the cycles that the TPU compiler '
   f'estimates, fused attention at {KERNEL_SHARE} of the peak, and what the '
@@ -56,6 +59,7 @@ class Planner:
       config.mesh.data, config.mesh.fsdp, config.mesh.tensor, self.devices
     )
     self.platform = meshes.platform(self.mesh)
+    self.options = UNTRIED.get(self.platform, {})
     tasks.check_mesh(config, self.mesh)
     self.config = config
     self.task, self.state, self.frozen = self.make(config)
@@ -76,6 +80,7 @@ class Planner:
 
   def update(self, options=None):
     """Peak of the update, with what lives beside it."""
+    options = self.options | (options or {})
     compiled = tasks.compile_update(self.task, self.mesh, self.state, options)
     return cost.memory(compiled).peak + bytes_of(self.frozen)
 
@@ -83,7 +88,7 @@ class Planner:
     """The Plan of a bucket."""
     started = time.monotonic()
     args = self.task, self.mesh, self.state.params, self.frozen, bucket
-    compiled = tasks.compile_gradients(*args, options)
+    compiled = tasks.compile_gradients(*args, self.options | (options or {}))
     compile_seconds = time.monotonic() - started
     text, peak = compiled.as_text(), cost.memory(compiled).peak
     # Not among its arguments, but there: moments and EMA, the sum of the parts

@@ -4,6 +4,7 @@ import concurrent.futures
 import pathlib
 import time
 
+import numpy as np
 import pyarrow as pa
 import pytest
 
@@ -59,11 +60,17 @@ def test_built_once(tmp_path, workers):
   assert {p.suffix for p in tmp_path.iterdir()} == {'.arrow'}
 
 
-def test_rows_are_not_copied(tmp_path):
-  table = load(tmp_path, Measure(tmp_path))
-  assert pa.total_allocated_bytes() < table.nbytes + (1 << 20)
-  assert table['place'].num_chunks == 1
-  table['place'].chunk(0).to_numpy(zero_copy_only=True)
+def test_rows_are_mapped_and_never_copied(tmp_path):
+  """Neither to join the parts nor to read them again."""
+  many = lambda what: pa.table({'place': np.arange(1 << 18)})
+  parts = [(i, 1) for i in range(8)]
+  pool = pa.default_memory_pool()
+  before, earlier = pool.bytes_allocated(), pool.max_memory()
+  for _ in range(2):
+    table = load(tmp_path, many, parts)
+    assert table.nbytes == 8 * 8 << 18
+    assert pool.bytes_allocated() < before + table.nbytes / 8
+    assert pool.max_memory() < max(earlier, before + table.nbytes / 4)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,104 @@
+"""The index of 100 million records in tars, from parts to the first batch.
+
+  python -m tests.benchmarks.index_at_scale
+
+Tars of 100,000 records are made up, not read; all that comes after them is what
+training does. Prints the seconds and the peak memory of each step.
+"""
+
+import pathlib
+import resource
+import tempfile
+import time
+
+import numpy as np
+import pyarrow as pa
+from absl import app, flags
+
+from configs import stage3
+from sdxl_jax.data import buckets, filters, index, records
+
+TAR = 100_000  # records
+FILTERS = filters.Filters(
+  min_side=256,
+  max_aspect=4.0,
+  min_aesthetic_score=5.0,
+  columns=(('punsafe', '<', 0.5),),
+)
+
+
+def measure(tar):
+  """What webdataset.measure returns of a tar."""
+  rng = np.random.default_rng(tar)
+  pictures = rng.integers(20_000, 400_000, TAR)
+  starts = np.cumsum(pictures + 2048)
+  keys = pa.array([f'{tar:05d}{i:06d}' for i in range(TAR)], pa.string())
+  return pa.table(
+    {
+      'height': rng.integers(100, 2000, TAR).astype(np.int32),
+      'width': rng.integers(100, 2000, TAR).astype(np.int32),
+      'problem': np.zeros(TAR, np.uint8),
+      'aesthetic_score': rng.normal(5.5, 1, TAR),
+      'punsafe': rng.random(TAR),
+      'shard': pa.array(
+        [f'/data/laion/{tar:05d}.tar'] * TAR
+      ).dictionary_encode(),
+      'key': keys,
+      'image_start': starts,
+      'image_bytes': pictures,
+      'text_start': starts + pictures,
+      'text_bytes': rng.integers(10, 300, TAR),
+    }
+  )
+
+
+class Tars(records.Records):
+  def name(self, i):
+    return f'{self.value("shard", i)}: {self.value("key", i)}'
+
+  def read(self, i):
+    return {'image': b'', 'caption': ''}
+
+
+def peak(who):
+  return resource.getrusage(who).ru_maxrss / 2**20
+
+
+def timed(what, function):
+  started = time.monotonic()
+  result = function()
+  seconds = time.monotonic() - started
+  print(
+    f'{what}: {seconds:.1f} s; peak so far {peak(resource.RUSAGE_SELF):.2f} GiB'
+    f', of a worker {peak(resource.RUSAGE_CHILDREN):.2f}',
+    flush=True,
+  )
+  return result
+
+
+def main(argv):
+  del argv
+  tars = flags.FLAGS.records // TAR
+  with tempfile.TemporaryDirectory(dir=flags.FLAGS.folder) as folder:
+    folder = pathlib.Path(folder)
+    parts = [(i, [0]) for i in range(tars)]
+    load = lambda: index.load(folder, {}, parts, measure, flags.FLAGS.workers)
+    timed(f'index of {tars * TAR:,} records built', load)
+    size = sum(p.stat().st_size for p in folder.glob('*.arrow'))
+    print(f'  {size / 1e9:.2f} GB, {size / tars / TAR:.0f} bytes per record')
+    table = timed('the same again, read and its digest checked', load)
+    source = timed('sizes', lambda: Tars(table))
+    chosen = timed('filters', lambda: filters.Chosen(source, FILTERS, print))
+    schedule = timed(
+      'schedule', lambda: buckets.Schedule(chosen.sizes, stage3.BUCKETS, 0, 64)
+    )
+    ids = timed('schedule[1,000,000]', lambda: schedule[10**6])[1]
+    rows = timed('the records of a batch', lambda: [chosen[i] for i in ids])
+    print(f'  {rows[0]}')
+
+
+if __name__ == '__main__':
+  flags.DEFINE_integer('records', 100_000_000, 'in all')
+  flags.DEFINE_integer('workers', 2, 'processes that build it')
+  flags.DEFINE_string('folder', None, 'where 8 GB are free; default: /tmp')
+  app.run(main)
