@@ -9,6 +9,10 @@ stage 3's workdir. PICTURES need an `aesthetic_score` each (metadata.jsonl).
 The paper's (section 2.5): same latents, timesteps 0 to 199 only, pictures of
 high quality and resolution. Its net is the published refiner's. Ours: steps,
 batch, and the buckets and offset noise of stage 3.
+
+Planned with sdxl_jax.plan for h100x8, square, widest and tallest bucket alike:
+26.9 of 59.3 GiB, 26.8 TFLOP per picture (32.0 with rematerialisation), the
+gradients of a step in 0.80 s by estimate, MFU 27 %.
 """
 
 from configs import stage3

@@ -15,7 +15,7 @@ moments and EMA.
   v5p:2x2x2  38.5 of 95.7  25.6 (26.4)   1.32  34 %  unet.remat=dots
   v5e:4x4    11.7 of 15.8  25.6 (26.4)   2.33  22 %  unet.remat=dots
                                                      accumulation_steps=2
-  h100x8     27.4 of 59.3  25.2 (30.1)   0.68  30 %
+  h100x8     24.9 of 59.3  25.2 (30.1)   0.65  31 %
 
 TFLOP in brackets: with rematerialisation. Seconds are estimates, for the
 gradients of a step; plan tells the method.

@@ -68,12 +68,14 @@ def conv(
   stride=1,
   padding=1,
   kernel_init=fan_in_uniform,
+  use_bias=True,
 ):
   return nn.Conv(
     features,
     (size, size),
     stride,
     padding,
+    use_bias=use_bias,
     dtype=config.dtype,
     param_dtype=config.param_dtype,
     kernel_init=kernel_init,

