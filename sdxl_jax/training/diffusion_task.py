@@ -4,7 +4,6 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
-import optax
 
 from sdxl_jax.conditioning import micro_conditioning, text_encoder
 from sdxl_jax.diffusion import loss as losses
@@ -134,21 +133,13 @@ def make_diffusion_task(
     key = jax.random.fold_in(key, part)
     return jax.grad(loss, has_aux=True)(params, frozen, batch, key)
 
-  def update(state, gradients):
-    gradients = jax.tree.map(lambda x: x / parts, gradients)
-    updates, opt_state = optimizer.update(
-      gradients, state.opt_state, state.params
-    )
-    params = optax.apply_updates(state.params, updates)
-    metrics = {'grad_norm': optax.tree.norm(gradients)}
-    return states.State(state.step + 1, params, opt_state), metrics
-
   def batch_spec(bucket):
     rows = global_batch_size // parts
     if precomputed:
       return precomputed_batch_spec(bucket, rows, nets, precomputed)
     return image_batch_spec(bucket, rows, nets.refiner)
 
+  update = states.make_update(optimizer, parts)
   return states.Task(init, gradients, update, batch_spec, parts)
 
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import flax
 import jax
+import optax
 
 
 @flax.struct.dataclass
@@ -37,3 +38,18 @@ class Task:
   update: Callable
   batch_spec: Callable
   parts: int = 1
+
+
+def make_update(optimizer, parts):
+  """The `update` of a Task, with gradients summed over so many parts."""
+
+  def update(state, gradients):
+    gradients = jax.tree.map(lambda x: x / parts, gradients)
+    updates, opt_state = optimizer.update(
+      gradients, state.opt_state, state.params
+    )
+    params = optax.apply_updates(state.params, updates)
+    metrics = {'grad_norm': optax.tree.norm(gradients)}
+    return State(state.step + 1, params, opt_state), metrics
+
+  return update

@@ -24,32 +24,15 @@ def image(seed=0, batch=4):
   return rng.uniform(-1, 1, (batch, 48, 32, 3)).astype(np.float32)
 
 
-def in_torch(torch, params):
-  """The reference's NLayerDiscriminator, written with torch's layers."""
-  nn, f = torch.nn, CONFIG.features
-  conv = lambda i, o, stride, bias: nn.Conv2d(i, o, 4, stride, 1, bias=bias)
-  main = [conv(3, f, 2, True), nn.LeakyReLU(0.2)]
-  for i, o, stride in ((f, 2 * f, 2), (2 * f, 4 * f, 2), (4 * f, 8 * f, 1)):
-    main += [conv(i, o, stride, False), nn.BatchNorm2d(o), nn.LeakyReLU(0.2)]
-  main = nn.Sequential(*main, conv(8 * f, 1, 1, True))
-  flat = traverse_util.flatten_dict(params)
-  state = {
-    name.removeprefix('main.'): torch.tensor(names.tensor(flat, slot))
-    for name, slot in names.slots(flat).items()
-  }
-  lacking, extra = main.load_state_dict(state, strict=False)
-  assert not extra and all('running' in n or 'num_' in n for n in lacking)
-  return main.train()
-
-
 def test_as_in_torch(net):
-  torch = pytest.importorskip('torch')
+  pytest.importorskip('torch')
+  from tests.models import in_torch
+
   net, variables = net
-  x = image()
-  logits, pull = jax.vjp(lambda v, x: net.apply(v, x), variables, x)
+  logits, pull = jax.vjp(lambda v, x: net.apply(v, x), variables, image())
   assert logits.shape == (4, 4, 2, 1)
-  theirs = in_torch(torch, variables['params'])
-  x = torch.tensor(x.transpose(0, 3, 1, 2), requires_grad=True)
+  theirs = in_torch.discriminator(variables['params'], CONFIG.features)
+  x = in_torch.image(image()).requires_grad_()
   expected = theirs(x)
   np.testing.assert_allclose(
     logits.transpose(0, 3, 1, 2), expected.detach(), atol=2e-5

@@ -30,22 +30,10 @@ def pairs(size=(64, 48)):
   return x, y
 
 
-def their_distance(params, monkeypatch):
-  """lpips.LPIPS, whose VGG16 is torchvision's, without that package."""
-  torch = pytest.importorskip('torch')
-  nn, layers, width = torch.nn, [], 3
-  for block, channels in zip(lpips.BLOCKS, lpips.CHANNELS):
-    for number in block:
-      conv = nn.Conv2d(width, channels, 3, padding=1)
-      ours = params[f'features_{number}']
-      kernel = np.transpose(ours['kernel'], (3, 2, 0, 1))
-      conv.weight.data = torch.tensor(kernel)
-      conv.bias.data = torch.tensor(np.array(ours['bias']))
-      layers, width = [*layers, conv, nn.ReLU()], channels
-    layers.append(nn.MaxPool2d(2, 2))
-  features = types.SimpleNamespace(features=nn.Sequential(*layers))
+def the_package(net, monkeypatch):
+  """lpips.LPIPS over a VGG16 that torchvision, not needed then, would give."""
   models = types.ModuleType('torchvision.models')
-  models.vgg16 = lambda **settings: features
+  models.vgg16 = lambda **settings: types.SimpleNamespace(features=net)
   vision = types.ModuleType('torchvision')
   vision.models = models
   monkeypatch.setitem(sys.modules, 'torchvision', vision)
@@ -56,16 +44,20 @@ def their_distance(params, monkeypatch):
 
 
 def test_as_the_package(params, monkeypatch):
-  torch = pytest.importorskip('torch')
+  pytest.importorskip('torch')
+  from tests.models import in_torch
+
   x, y = pairs()
   distance = lambda x: lpips.LPIPS().apply({'params': params}, x, y)
   ours, pull = jax.vjp(distance, jnp.array(x))
-  theirs = their_distance(params, monkeypatch)
-  a, b = (torch.tensor(i.transpose(0, 3, 1, 2)) for i in (x, y))
-  a.requires_grad_()
+  theirs = the_package(in_torch.vgg16(params), monkeypatch)
+  a, b = in_torch.image(x).requires_grad_(), in_torch.image(y)
   expected = theirs(a, b)[:, 0, 0, 0]
   np.testing.assert_allclose(ours, expected.detach(), atol=1e-5)
   assert ours[2] == 0 < ours[1] < ours[0]
+  np.testing.assert_allclose(
+    in_torch.distance(params, a, b).detach(), expected.detach(), atol=1e-5
+  )
   expected.sum().backward()
   (gradient,) = pull(jnp.ones(3))
   np.testing.assert_allclose(
