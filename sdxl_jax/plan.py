@@ -84,7 +84,10 @@ def search(config, name, bucket, say):
   for remat in ('none', 'dots', 'full'):
     size = smallest
     while True:
-      fields = {'unet.remat': remat, 'global_batch_size': size}
+      fields = {
+        planners.REMAT[config.task]: remat,
+        'global_batch_size': size,
+      }
       planner = planners.Planner(planners.changed(config, fields), name)
       one = planner.gradients(bucket, planners.QUICK)
       say(f'  {as_flags(fields)}: {one.memory / GIB:.1f} GiB')
@@ -177,9 +180,11 @@ def remedy(planner):
   """What to change first, by what it costs."""
   config, mesh = planner.config, planner.mesh
   rows = config.global_batch_size // tasks.parts_of(config)
-  if config.unet.remat != 'full':
-    following = {'none': 'dots', 'dots': 'full'}[config.unet.remat]
-    return f'Set --config.unet.remat={following}.'
+  field = planners.REMAT[config.task]
+  remat = limits.get(config, field)
+  if remat != 'full':
+    following = {'none': 'dots', 'dots': 'full'}[remat]
+    return f'Set --config.{field}={following}.'
   if rows > meshes.row_devices(mesh):
     more = config.accumulation_steps * 2
     return f'Set --config.accumulation_steps={more}.'

@@ -22,15 +22,20 @@ from sdxl_jax.conditioning import tokenizer
 from sdxl_jax.data import dataset, images, pipeline
 from sdxl_jax.distributed import mesh as meshes
 from sdxl_jax.distributed import multihost, sharding
+from sdxl_jax.evaluation import reconstruction
 from sdxl_jax.training import (
   checkpoint,
   compile_ahead,
   limits,
   metrics,
   optimizer,
+  snapshots,
 )
 from sdxl_jax.training import task as tasks
 from sdxl_jax.training import workdir as workdirs
+from sdxl_jax.weights import perceptual
+
+SHOWN, SHOWN_ROWS = 8, 4  # pictures of an autoencoder's samples
 
 
 def train(config, workdir, accept_changes=False):
@@ -88,6 +93,7 @@ class Run:
   key: jax.Array
   batches: pipeline.Batches
   programs: compile_ahead.Programs
+  pictures: np.ndarray | None  # that samples of an autoencoder show
 
 
 def prepare(config, workdir, checkpoints, writer, keep):
@@ -117,7 +123,11 @@ def prepare(config, workdir, checkpoints, writer, keep):
   )
   keep(programs)
   state = start(checkpoints, task, shapes, key, given, batches)
-  run = Run(config, workdir, mesh, nets, task, frozen, key, batches, programs)
+  pictures = first_pictures(config, source)
+  run = Run(
+    *(config, workdir, mesh, nets, task, frozen, key, batches, programs),
+    pictures=pictures,
+  )
   return run, state
 
 
@@ -140,6 +150,10 @@ def loop(run, state, done, checkpoints, writer, stop):
       reporter.flush()  # a state is saved only once its loss is known
       position = run.batches.get_state()
       checkpoints.save(done, state, position, config.to_dict())
+    c = config.optimizer
+    if is_due(done, c.ema_snapshots, config.total_steps):
+      reporter.flush()
+      snapshots.save(run.workdir, done, state.opt_state, c.ema_widths)
     if is_due(done, config.samples.every, config.total_steps) and not stopping:
       reporter.flush()
       draw_samples(run, state, done, writer)
@@ -185,20 +199,41 @@ def make_batches(config, mesh, source):
   return dataset.make_batches(config, source, tokenize, rows)
 
 
+def first_pictures(config, source):
+  """Those that an autoencoder is shown by, the same in every process."""
+  if config.task != 'autoencoder' or not config.samples.every:
+    return None
+  count = min(SHOWN, config.global_batch_size // tasks.parts_of(config))
+  tokenize = tokenizer.load(pipelines.origin(config.init_from))
+  batches = dataset.make_batches(config, source, tokenize, range(count))
+  _, batch = next(batches)
+  batches.close()
+  return batch['image']
+
+
 def load_weights(config, nets, mesh):
   """{net: params} of `init_from`; without it, every net must be trained."""
   names = [name for name in nets.configs if name not in config.from_scratch]
   if limits.is_precomputed(config) and not config.samples.every:
     names = [name for name in names if name in config.trained]
+  given = {}
+  if 'lpips' in names:
+    names.remove('lpips')
+    given['lpips'] = load_lpips(config, nets, mesh)
   if config.init_from:
-    return pipelines.load_nets(config.init_from, nets, names, mesh)
-  missing = sorted(set(nets.configs) - set(config.trained))
+    return given | pipelines.load_nets(config.init_from, nets, names, mesh)
+  missing = sorted(set(nets.configs) - set(config.trained) - set(given))
   if missing:
     raise ValueError(
       f'config.init_from is empty, but {missing} would stay random: give a '
       'diffusers folder or workdir that has them, or add them to config.trained'
     )
-  return {}
+  return given
+
+
+def load_lpips(config, nets, mesh):
+  place = lambda path, x: sharding.put('/'.join(('lpips', *path)), x, mesh)
+  return perceptual.load_lpips(config.autoencoder.lpips, nets.lpips, place)
 
 
 def start(checkpoints, task, shapes, key, given, batches):
@@ -218,11 +253,20 @@ def start(checkpoints, task, shapes, key, given, batches):
 
 
 def draw_samples(run, state, done, writer):
-  """A grid of the config's prompts, as a PNG and in TensorBoard."""
-  c = run.config.samples
+  """What the EMA parameters can do, as a PNG and in TensorBoard."""
   params = run.frozen | optimizer.ema_params(state.opt_state)
   # So few rows are not shared out, and no fused kernel runs on half a mesh.
   nets = run.nets.replace(attention='xla')
+  draw = {'diffusion': draw_prompts, 'autoencoder': draw_reconstructions}
+  grid = draw[run.config.task](run, nets, params)
+  if multihost.is_first():
+    images.save(run.workdir / 'samples' / f'{done:07d}.png', grid)
+    writer.image('samples', grid, done)
+
+
+def draw_prompts(run, nets, params):
+  """A grid of the config's prompts."""
+  c = run.config.samples
   pictures, _ = sample.generate(
     pipelines.make_pipeline(run.config, nets, params),
     list(c.prompts),
@@ -232,15 +276,23 @@ def draw_samples(run, state, done, writer):
     guidance_scale=c.guidance_scale,
   )
   columns = math.ceil(len(pictures) ** 0.5)
-  grid = images.grid(pictures, columns, list(c.prompts), c.zoom)
-  if multihost.is_first():
-    images.save(run.workdir / 'samples' / f'{done:07d}.png', grid)
-    writer.image('samples', grid, done)
+  return images.grid(pictures, columns, list(c.prompts), c.zoom)
+
+
+def draw_reconstructions(run, nets, params):
+  """The first pictures of the schedule, what becomes of them, what differs."""
+  made = reconstruction.reconstruct(nets.vae, params['vae'], run.pictures)
+  cells = reconstruction.comparison(run.pictures, multihost.fetch(made))
+  columns = 3 * math.ceil(len(cells) / 3 / SHOWN_ROWS)
+  return images.grid(cells, columns, zoom=run.config.samples.zoom)
 
 
 def main(args):
   done = train(args.config, args.workdir, args.accept_changes)
   if done < args.config.total_steps or not multihost.is_first():
+    return
+  if args.config.task == 'autoencoder':
+    print('Now measure it with sdxl_jax.evaluate, or start stage 1 from it')
     return
   c = args.config.samples
   print(

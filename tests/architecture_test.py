@@ -14,6 +14,7 @@ DOORS = {
   'precompute': {'command', 'pipelines'},
   'show': {'command', 'pipelines'},
   'sample': {'command', 'pipelines'},
+  'evaluate': {'command', 'pipelines'},
   'command': set(),
   'pipelines': set(),
 }
@@ -25,6 +26,7 @@ ROOMS = {
   'weights': {'models'},
   'data': {'conditioning.tokenizer'},
   'training': {'models', 'diffusion', 'conditioning', 'distributed'},
+  'evaluation': {'models'},
 }
 # Which of our files alone may import a library.
 OWNERS = {

@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-from configs import refiner, stage1, stage2, stage3, tiny
+from configs import refiner, stage0, stage1, stage2, stage3, tiny
 from sdxl_jax import plan
 from sdxl_jax.data import scenes
 from sdxl_jax.distributed import mesh, sharding
@@ -48,6 +48,26 @@ def test_full_size(module):
   gradients, metrics = traced.out_info
   same = lambda g, p: g.shape == p.shape and g.dtype == p.dtype
   assert jax.tree.all(jax.tree.map(same, gradients, unet))
+  assert metrics['loss'].shape == ()
+
+
+def test_full_size_of_stage_0():
+  config = stage0.get_config()
+  limits.check(config)
+  four = mesh.make_mesh(devices=jax.devices()[:4])
+  nets = task.make_nets(config, 'cpu')
+  made = task.make_task(config, nets)
+  state = jax.eval_shape(made.init, jax.random.key(0))
+  params = sharding.with_shardings(state.params, four)
+  count = lambda net: sum(x.size for x in jax.tree.leaves(params[net]))
+  assert count('vae') == 83_653_863
+  assert count('discriminator') == 2_765_633
+  frozen = {'lpips': jax.eval_shape(nets.init, jax.random.key(0))['lpips']}
+  frozen = sharding.with_shardings(frozen, four)
+  traced = task.trace_gradients(made, four, params, frozen, (256, 256))
+  gradients, metrics = traced.out_info
+  same = lambda g, p: g.shape == p.shape and g.dtype == p.dtype
+  assert jax.tree.all(jax.tree.map(same, gradients, params))
   assert metrics['loss'].shape == ()
 
 

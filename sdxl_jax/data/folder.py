@@ -24,6 +24,7 @@ class Folder(records.Records):
 
   Args:
     path: of the folder.
+    captions: whether there are any; without them all captions are ''.
     columns: others of the table, by which filters choose.
     workers: processes that read headers.
 
@@ -32,13 +33,16 @@ class Folder(records.Records):
     ValueError: for a folder whose images and captions do not match.
   """
 
-  def __init__(self, path, columns=(), workers=8):
-    self.folder = pathlib.Path(path).absolute()
+  def __init__(self, path, captions=True, columns=(), workers=8):
+    self.folder, self.captions = pathlib.Path(path).absolute(), captions
     files = find(self.folder)
     tables = [name for name in METADATA if name in files]
     if len(tables) == 2:
       raise ValueError(f'{path} has {" and ".join(METADATA)}; remove one')
-    rows = read_metadata(self.folder / tables[0]) if tables else pair(files)
+    if tables:
+      rows = read_metadata(self.folder / tables[0], captions)
+    else:
+      rows = pair(files, captions)
     if not rows:
       raise ValueError(
         f'{path} has no images among its {len(files)} files; images end in '
@@ -64,7 +68,7 @@ class Folder(records.Records):
       image = path.read_bytes()
     except OSError as error:
       raise images.UnreadableImage(path, error) from error
-    caption = self.value('caption', i)
+    caption = self.value('caption', i) if self.captions else ''
     if caption is None:
       text = path.with_suffix('.txt').read_text('utf-8', errors='replace')
       caption = text.strip()
@@ -93,11 +97,14 @@ def walk(folder, below=''):
       yield below + entry.name
 
 
-def pair(files):
-  """Rows {file_name} of pictures that stand beside captions of their name."""
+def pair(files, captions):
+  """Rows {file_name} of pictures; captions of their names must be there."""
   suffix = lambda file: os.path.splitext(file)[1]
   caption_of = lambda file: f'{os.path.splitext(file)[0]}.txt'
   pictures = [f for f in files if suffix(f).lower() in images.SUFFIXES]
+  rows = [{'file_name': f} for f in pictures]
+  if not captions:
+    return rows
   captions = {f for f in files if suffix(f) == '.txt'}
   bare = [f for f in pictures if caption_of(f) not in captions]
   if bare:
@@ -115,7 +122,7 @@ def pair(files):
       f'Add the image of the same name ({" ".join(images.SUFFIXES)}) or remove '
       'the .txt file.',
     )
-  return [{'file_name': f} for f in pictures]
+  return rows
 
 
 def read_table(path):
@@ -136,10 +143,10 @@ def read_table(path):
   return rows
 
 
-def read_metadata(path):
+def read_metadata(path, captions):
   """Rows {file_name, text, and more} of a metadata file, checked."""
   rows = read_table(path)
-  for column in ('file_name', 'text'):
+  for column in ('file_name', 'text') if captions else ('file_name',):
     lacking = [
       f'row {n}: {str(row)[:60]}'
       for n, row in enumerate(rows, 1)

@@ -20,7 +20,7 @@ class Parquet(records.Records):
   Args:
     files: pattern of paths, or of URLs that fsspec opens.
     image: column of encoded bytes, or of Hugging Face's {bytes, path}.
-    caption: column of text.
+    caption: column of text; '': none.
     score: column for aesthetic_score; '': none.
     columns: others, by which filters choose.
     workers: processes that read the files.
@@ -69,12 +69,14 @@ class Parquet(records.Records):
     try:
       with self.fs.open(path, 'rb') as file:
         parquet = pq.ParquetFile(file, metadata=self._metadata(path))
-        table = parquet.read_row_group(group, [self.image, self.caption])
+        names = list(filter(None, (self.image, self.caption)))
+        table = parquet.read_row_group(group, names)
     except (OSError, pa.ArrowException) as error:
       raise images.UnreadableImage(self.name(i), error) from error
     row = table.slice(self.value('place', i), 1).to_pylist()[0]
     image = bytes_of(row[self.image])
-    return {'image': image, 'caption': row[self.caption].strip()}
+    caption = row[self.caption].strip() if self.caption else ''
+    return {'image': image, 'caption': caption}
 
   def _metadata(self, path):
     with self.fs.open(path, 'rb') as file:
@@ -91,7 +93,7 @@ def measure(path, fs, image, caption, columns):
   with fs.open(path, 'rb') as file:
     parquet = pq.ParquetFile(file)
     names = parquet.schema_arrow.names
-    lacking = {image, caption, *columns.values()} - set(names)
+    lacking = {image, caption, *columns.values()} - {*names, ''}
     if lacking:
       raise ValueError(f'{path} has no column {sorted(lacking)}, but {names}')
     groups = [
@@ -111,11 +113,12 @@ def measure(path, fs, image, caption, columns):
 
 
 def measure_group(parquet, path, group, image, caption, columns):
-  table = parquet.read_row_group(group, [image, caption, *columns.values()])
+  names = list(filter(None, (image, caption, *columns.values())))
+  table = parquet.read_row_group(group, names)
   n = table.num_rows
   return records.make_table(
     [records.size_of(io.BytesIO(bytes_of(v.as_py()))) for v in table[image]],
-    [text.is_valid for text in table[caption]],
+    [text.is_valid for text in table[caption]] if caption else [True] * n,
     {n: table[name].to_pylist() for n, name in columns.items()},
     file=pa.array([path] * n, pa.string()).dictionary_encode(),
     group=pa.array(np.full(n, group, np.int32)),

@@ -21,7 +21,7 @@ class TFDS(records.Records):
       dataset, which needs no code.
     split: as in TFDS, such as 'train' or 'train[:60%]'.
     data_dir: where TFDS keeps its datasets; '': its default.
-    image, caption: features.
+    image, caption: features; caption '': none.
     score: feature for aesthetic_score; '': none.
     columns: others, by which filters choose.
     workers: processes that read headers.
@@ -44,7 +44,8 @@ class TFDS(records.Records):
   ):
     builder = make_builder(dataset, data_dir)
     columns = records.named(columns, score)
-    check_features(builder, [image, caption, *columns.values()])
+    names = filter(None, [image, caption, *columns.values()])
+    check_features(builder, names)
     self.image, self.caption = image, caption
     self.title = f'{builder.info.full_name} {split}'
     self.source = builder.as_data_source(
@@ -67,7 +68,7 @@ class TFDS(records.Records):
 
   def read(self, i):
     example = self.source[self.value('record', i)]
-    caption = text_of(example[self.caption]).strip()
+    caption = text_of(example[self.caption]).strip() if self.caption else ''
     return {'image': example[self.image], 'caption': caption}
 
 
@@ -116,7 +117,7 @@ def measure(bounds, source, image, caption, columns):
   for i in range(*bounds):
     example = source[i]
     pictures.append(records.size_of(io.BytesIO(example[image])))
-    rows.append({n: text_of(example[n]) for n in (caption, *columns.values())})
+    rows.append({name: text_of(example[name]) for name in columns.values()})
   return records.make_table(
     pictures,
     [True] * len(rows),

@@ -21,7 +21,8 @@ class WebDataset(records.Records):
   Args:
     shards: pattern of paths, or of URLs that fsspec opens: /data/{000..127}.tar
       or gs://bucket/*.tar.
-    caption: 'txt', the member that holds it, or a field of the json member.
+    caption: 'txt', the member that holds it, or a field of the json member;
+      '': there are none.
     score: field of the json member for aesthetic_score.
     columns: others, by which filters choose.
     workers: processes that read the tars.
@@ -62,11 +63,12 @@ class WebDataset(records.Records):
 
   def read(self, i):
     try:
-      image, text = self.member('image', i), self.member('text', i)
+      image = self.member('image', i)
+      text = self.member('text', i) if self.caption else b''
     except OSError as error:
       raise images.UnreadableImage(self.name(i), error) from error
     text = text.decode('utf-8', errors='replace')
-    if self.caption != 'txt':
+    if self.caption not in ('txt', ''):
       text = json.loads(text)[self.caption]
     return {'image': image, 'caption': text.strip()}
 
@@ -114,7 +116,7 @@ def measure_tar(tar, path, caption, columns):
   ]
   # Only then can the caption be read later.
   captioned = [
-    text is not None and (caption == 'txt' or caption in field)
+    not caption or (text is not None and (caption == 'txt' or caption in field))
     for text, field in zip(texts, fields)
   ]
   places = lambda members, what: pa.array(

@@ -32,6 +32,11 @@ class Nets:
     configs = {name: getattr(self, name) for name in fields}
     return {name: c for name, c in configs.items() if c is not None}
 
+  def replace(self, **fields):
+    """The same nets with fields of the autoencoder replaced, as attention."""
+    changed = dataclasses.replace(self.vae, **fields)
+    return dataclasses.replace(self, vae=changed)
+
   def init(self, key):
     """Fresh parameters of every net."""
     keys = jax.random.split(key, 3)
@@ -109,7 +114,6 @@ def make_autoencoder_task(
   nets,
   optimizer,
   *,
-  global_batch_size,
   batch_spec,
   perceptual_weight=1.0,
   kl_weight=1e-6,

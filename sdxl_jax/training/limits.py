@@ -16,6 +16,10 @@ RANGES = {
   'data.index_workers': (0, 1024),
   'loss.offset_noise': (0, 1),
   'loss.min_snr_gamma': (0, INF),
+  'autoencoder.perceptual_weight': (0, INF),
+  'autoencoder.kl_weight': (0, INF),
+  'autoencoder.adversary_weight': (0, INF),
+  'autoencoder.adversary_start': (0, INF),
   'optimizer.learning_rate': (0, 1),
   'optimizer.warmup_steps': (0, INF),
   'optimizer.b1': (0, 1),
@@ -23,6 +27,7 @@ RANGES = {
   'optimizer.weight_decay': (0, INF),
   'optimizer.clip_norm': (0, INF),
   'optimizer.ema_decay': (0, 1),
+  'optimizer.ema_snapshots': (0, INF),
   'checkpoint.every': (1, INF),
   'checkpoint.max_to_keep': (1, INF),
   'samples.every': (0, INF),
@@ -30,6 +35,7 @@ RANGES = {
   'mesh.processes': (1, INF),
 }
 CHOICES = {
+  'task': ('diffusion', 'autoencoder'),
   'uncond': ('zeros', 'empty'),
   'data.source': (
     *('folder', 'webdataset', 'parquet', 'tfds', 'scenes', 'mixture'),
@@ -43,7 +49,17 @@ CHOICES = {
 # the order of the data, and those that decide what the parameters are.
 ORDER = ('seed', 'global_batch_size', 'buckets_per_step', 'data')
 TREE = (
-  *('trained', 'refiner', 'init_from', 'from_scratch', 'unet', 'vae'),
+  *(
+    'task',
+    'autoencoder',
+    'optimizer.ema_widths',
+    'trained',
+    'refiner',
+    'init_from',
+    'from_scratch',
+    'unet',
+    'vae',
+  ),
   *('text_encoder', 'text_encoder_2', 'schedule'),
 )
 # These live in the sections above, but decide how fast and not what.
@@ -71,6 +87,16 @@ def check(config):
     raise ValueError(
       f'config.optimizer.warmup_steps is {warmup}; a cosine decay needs fewer '
       f'than config.total_steps, {config.total_steps}'
+    )
+  if config.optimizer.ema_snapshots and not config.optimizer.ema_widths:
+    raise ValueError(
+      'config.optimizer.ema_snapshots asks for copies of power-function '
+      'averages: set config.optimizer.ema_widths, such as (0.05, 0.1)'
+    )
+  if config.task == 'autoencoder' and config.vae.kind != 'kl':
+    raise ValueError(
+      f'config.vae.kind is {config.vae.kind!r}, which has nothing to train; '
+      "config.task = 'autoencoder' needs 'kl'"
     )
   if is_precomputed(config) and tuple(config.trained) != ('unet',):
     raise ValueError(

@@ -85,13 +85,11 @@ def learning_rate_schedule(learning_rate, warmup_steps, decay_steps=0):
   return optax.linear_schedule(0.0, learning_rate, warmup_steps)
 
 
-def make_optimizer(
-  schedule, *, b1=0.9, b2=0.999, eps=1e-8, weight_decay=0.01, clip_norm=1.0,
-  ema_decay=0.9999,
-):  # fmt: skip
+def make_adamw(
+  schedule, *, b1=0.9, b2=0.999, eps=1e-8, weight_decay=0.01, clip_norm=1.0
+):
   """AdamW (Loshchilov & Hutter 2019) after clipping by the global norm."""
   return optax.chain(
     optax.clip_by_global_norm(clip_norm),
     optax.adamw(schedule, b1, b2, eps, weight_decay=weight_decay, mask=decays),
-    ema(ema_decay),
   )

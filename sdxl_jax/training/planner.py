@@ -22,6 +22,8 @@ QUICK = {'exec_time_optimization_effort': -1.0}
 # What fits a GPU's matmuls best is tried out on it. Without one the guess of
 # tiles may fit none at all, so they are left to cuBLAS.
 UNTRIED = {'gpu': {'xla_gpu_enable_triton_gemm': False}}
+# Where a task's rematerialisation is set.
+REMAT = {'diffusion': 'unet.remat', 'autoencoder': 'vae.remat'}
 METHOD = {
   'tpu': 'seconds, of the gradients alone: the cycles that the TPU compiler '
   f'estimates, fused attention at {KERNEL_SHARE} of the peak, and what the '
@@ -63,7 +65,7 @@ class Planner:
     tasks.check_mesh(config, self.mesh)
     self.config = config
     self.task, self.state, self.frozen = self.make(config)
-    self.plain, *_ = self.make(changed(config, {'unet.remat': 'none'}))
+    self.plain, *_ = self.make(changed(config, {REMAT[config.task]: 'none'}))
 
   def make(self, config):
     # Asking cuDNN needs its device, so GPUs are planned with XLA's attention.

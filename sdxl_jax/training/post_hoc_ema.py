@@ -46,7 +46,9 @@ def inner(t_a, gamma_a, t_b, gamma_b):
 def solve(snapshots, step, sigma_rel):
   """The weight of each snapshot in the average wished for.
 
-  The least squares fit of their weightings to its own.
+  The least squares fit of their weightings to its own, such that they add up
+  to 1. The paper leaves that out, and parameters that hardly change then come
+  out too small: by 0.7 % where there are twelve snapshots of two widths.
 
   Args:
     snapshots: [(step, sigma_rel)], each step and width once.
@@ -71,7 +73,9 @@ def solve(snapshots, step, sigma_rel):
   wished = float(step), gamma_of(sigma_rel)
   gram = inner(t[:, None], gamma[:, None], t[None], gamma[None])
   target = inner(t, gamma, *wished)
-  weights = np.linalg.solve(gram, target)
+  one = np.ones(len(t))
+  bordered = np.block([[gram, one[:, None]], [one, np.zeros(1)]])
+  weights = np.linalg.solve(bordered, np.append(target, 1.0))[:-1]
   norm = inner(*wished, *wished)
   lost = norm - 2 * weights @ target + weights @ gram @ weights
   return weights, float(np.sqrt(max(lost, 0.0) / norm))

@@ -5,13 +5,19 @@ import importlib.metadata
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import optax
 
 from sdxl_jax.conditioning import text_encoder
 from sdxl_jax.diffusion import schedule
 from sdxl_jax.distributed import mesh as meshes
 from sdxl_jax.distributed import sharding
-from sdxl_jax.models import clip, unet, vae
-from sdxl_jax.training import diffusion_task, limits, optimizer
+from sdxl_jax.models import clip, discriminator, lpips, unet, vae
+from sdxl_jax.training import (
+  autoencoder_task,
+  diffusion_task,
+  limits,
+  optimizer,
+)
 
 # What `attention = 'auto'` means where.
 ATTENTION = {'tpu': 'splash', 'gpu': 'cudnn', 'cpu': 'xla'}
@@ -28,7 +34,7 @@ OPTIONS = {
 
 
 def make_nets(config, platform=None):
-  """The diffusion_task.Nets that a config describes.
+  """The Nets, of diffusion_task or autoencoder_task, that a config describes.
 
   `platform` ('tpu', 'gpu' or 'cpu') decides what 'auto' stands for; without it
   that of this process.
@@ -43,13 +49,25 @@ def make_nets(config, platform=None):
   ]
   autoencoder = dict(fields['vae'])
   kinds = {'kl': vae.VAEConfig, 'patch': vae.PatchConfig}
-  make_vae_config = kinds[autoencoder.pop('kind')]
+  autoencoder = kinds[autoencoder.pop('kind')](**autoencoder)
+  if config.task == 'autoencoder':
+    return make_autoencoder_nets(config.autoencoder, autoencoder)
   return diffusion_task.Nets(
     unet=unet.UNetConfig(**fields['unet']),
-    vae=make_vae_config(**autoencoder),
+    vae=autoencoder,
     text=text_encoder.TextEncoder(*towers),
     schedule=schedule.Schedule(**fields['schedule']),
     refiner=config.refiner,
+  )
+
+
+def make_autoencoder_nets(c, autoencoder):
+  return autoencoder_task.Nets(
+    vae=autoencoder,
+    discriminator=discriminator.DiscriminatorConfig(
+      c.adversary_features, c.adversary_layers, autoencoder.dtype
+    ),
+    lpips=lpips.LPIPSConfig() if c.perceptual_weight else None,
   )
 
 
@@ -70,14 +88,26 @@ def make_learning_rate(config):
 
 def make_optimizer(config):
   c = config.optimizer
-  return optimizer.make_optimizer(
+  average = (
+    optimizer.power_ema(*c.ema_widths)
+    if c.ema_widths
+    else optimizer.ema(c.ema_decay)
+  )
+  make_chain = lambda: optimizer.make_adamw(
     make_learning_rate(config),
     b1=c.b1,
     b2=c.b2,
     eps=c.eps,
     weight_decay=c.weight_decay,
     clip_norm=c.clip_norm,
-    ema_decay=c.ema_decay,
+  )
+  if config.task == 'diffusion':
+    return optax.chain(make_chain(), average)
+  return autoencoder_task.make_optimizer(
+    make_chain,
+    average,
+    config.autoencoder.learn_logvar,
+    config.autoencoder.decoder_only,
   )
 
 
@@ -120,6 +150,8 @@ def parts_of(config):
 
 def make_task(config, nets):
   """The Task that a config describes."""
+  if config.task == 'autoencoder':
+    return make_autoencoder_task(config, nets)
   zeros = config.uncond == 'zeros'
   return diffusion_task.make_diffusion_task(
     nets,
@@ -132,6 +164,23 @@ def make_task(config, nets):
     timestep_range=tuple(config.loss.timestep_range),
     parts=parts_of(config),
     precomputed=limits.is_precomputed(config) and config.data.precomputed.dtype,
+  )
+
+
+def make_autoencoder_task(config, nets):
+  c = config.autoencoder
+  rows = config.global_batch_size // parts_of(config)
+  return autoencoder_task.make_autoencoder_task(
+    nets,
+    make_optimizer(config),
+    batch_spec=lambda bucket: diffusion_task.image_batch_spec(
+      bucket, rows, refiner=False
+    ),
+    perceptual_weight=c.perceptual_weight,
+    kl_weight=c.kl_weight,
+    adversary_weight=c.adversary_weight,
+    adversary_start=c.adversary_start,
+    parts=parts_of(config),
   )
 
 

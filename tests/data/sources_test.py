@@ -58,3 +58,30 @@ def test_unusable_records_are_named(kind, tmp_path):
   captions = {source[i]['caption'] for i in range(len(source))}
   assert not captions & {'picture 3', 'picture 7'}
   assert ('picture 9' in captions) != null
+
+
+@pytest.mark.parametrize('kind', KINDS)
+def test_pictures_without_captions(kind, tmp_path):
+  """Where none are asked for, none need be there."""
+  sizes = ((40, 60), (60, 40), (50, 50))
+  examples = [datasets.example(i, size) for i, size in enumerate(sizes)]
+  if kind != 'tfds':  # whose text is never missing
+    for e in examples:
+      e['text'] = None
+  written = datasets.WRITERS[kind](tmp_path, examples)
+  none = {'captions': False} if kind == 'folder' else {'caption': ''}
+  source = sources.make_source(kind, written | none, workers=0)
+  assert len(source) == 3 and not list(source.left_out())
+  for i, e in enumerate(examples):
+    assert source[i]['caption'] == '' and source[i]['image'] == e['image']
+
+
+def test_a_folder_of_nothing_but_pictures(tmp_path):
+  for i in range(3):
+    path = tmp_path / f'{i}.png'
+    path.write_bytes(datasets.example(i, (20, 30))['image'])
+  with pytest.raises(ValueError, match='images without a caption'):
+    sources.make_source('folder', {'path': tmp_path}, workers=0)
+  settings = {'path': tmp_path, 'captions': False}
+  source = sources.make_source('folder', settings, workers=0)
+  assert [source[i]['caption'] for i in range(3)] == [''] * 3

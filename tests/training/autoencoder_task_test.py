@@ -50,7 +50,6 @@ def make_task(nets, transform=None, **changes):
   return autoencoder_task.make_autoencoder_task(
     nets,
     transform or optax.sgd(1.0),
-    global_batch_size=3,
     batch_spec=None,
     **SETTINGS | changes,
   )

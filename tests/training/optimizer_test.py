@@ -41,7 +41,7 @@ def test_only_kernels_decay():
 
 
 def test_gradients_are_clipped_together():
-  chain = optimizer.make_optimizer(lambda _: 1.0, clip_norm=1.0)
+  chain = optimizer.make_adamw(lambda _: 1.0, clip_norm=1.0)
   params = {'kernel': jnp.zeros(2)}
   grads = {'kernel': jnp.array([300.0, 400.0])}
   _, state = chain.update(grads, chain.init(params), params)

@@ -84,6 +84,16 @@ def test_rebuilt_is_tracked(dtype):
       assert error < 0.2 * nearest, width
 
 
+def test_what_never_changes_stays():
+  few = [(step, width) for step in (4, 8, 12) for width in WIDTHS]
+  for width in (0.03, 0.1, 0.25):
+    weights, _ = post_hoc_ema.solve(few, 12, width)
+    assert weights.sum() == pytest.approx(1, abs=1e-9)
+  weights, error = post_hoc_ema.solve(few, 12, 0.1)  # which is one of them
+  np.testing.assert_allclose(weights, [0, 0, 0, 0, 0, 1], atol=1e-6)
+  assert error < 1e-6
+
+
 def test_what_cannot_be_rebuilt():
   with pytest.raises(ValueError, match='no snapshots'):
     post_hoc_ema.solve([], 10, 0.1)

@@ -1,0 +1,150 @@
+"""Evaluate: how near an autoencoder's reconstructions come to the pictures.
+
+  python -m sdxl_jax.evaluate --config configs/stage0.py --weights DIR \
+    --output OUT --config.data.folder.path=PICTURES
+
+DIR is a diffusers folder, or a workdir, whose EMA is taken. Prints PSNR, SSIM
+and LPIPS at the size of the config's bucket, 256 px as in Table 3 of the SDXL
+paper, and what would give the latents unit variance; writes OUT/metrics.json
+and OUT/reconstructions.png.
+"""
+
+import collections
+import concurrent.futures
+import functools
+import json
+import pathlib
+
+import jax
+import numpy as np
+import tqdm
+from absl import flags
+from ml_collections import config_flags
+
+from sdxl_jax import command, pipelines
+from sdxl_jax.data import buckets, dataset, images, transforms
+from sdxl_jax.distributed import mesh as meshes
+from sdxl_jax.distributed import sharding
+from sdxl_jax.evaluation import reconstruction
+from sdxl_jax.training import limits
+from sdxl_jax.training import task as tasks
+from sdxl_jax.weights import perceptual
+
+CROP = 4  # what a seed is drawn for; 0 to 3 belong to training and precompute
+SHOWN = 12  # pictures in the grid
+
+
+def evaluate(config, weights, output, pictures=5000, batch_size=8, say=print):
+  """Measures an autoencoder on the first pictures of a source, one crop each.
+
+  Args:
+    config: as for training stage 0; its `vae` must be that of the weights.
+    weights: diffusers folder, workdir or checkpoint.
+    output: folder to write to.
+    pictures: at most so many.
+    batch_size: on each device.
+    say: takes a line for the user.
+
+  Returns:
+    {metric: [mean, standard deviation over pictures]} and of the latents
+    {'scaling_factor': float, 'shift': [by channel]}.
+  """
+  limits.check(config)
+  output = pathlib.Path(output)
+  output.mkdir(parents=True, exist_ok=True)
+  source = dataset.make_source(config, say)
+  mesh = meshes.make_mesh(devices=jax.local_devices())
+  nets = tasks.make_nets(config, meshes.platform(mesh))
+  params = load(config, nets, weights, mesh, say)
+  measure = jax.jit(functools.partial(reconstruction.measure, nets))
+  size, rows = batch_size * mesh.size, sharding.batch_sharding(mesh)
+  found, cells = collections.defaultdict(list), []
+  bar = tqdm.tqdm(total=min(pictures, len(source)), unit='image')
+  for batch in read(config, source, pictures, size, say):
+    whole = np.concatenate([batch, batch[-1:].repeat(size - len(batch), 0)])
+    values, made = measure(params, jax.device_put(whole, rows))
+    for name, value in values.items():
+      found[name] += list(np.asarray(value)[: len(batch)])
+    if len(cells) < 3 * SHOWN:
+      cells += reconstruction.comparison(batch, np.asarray(made))
+    bar.update(len(batch))
+  bar.close()
+  images.save(
+    output / 'reconstructions.png', images.grid(cells[: 3 * SHOWN], 6)
+  )
+  metrics = reconstruction.summary(found)
+  (output / 'metrics.json').write_text(json.dumps(metrics, indent=2) + '\n')
+  say(describe(metrics, len(found['psnr'])))
+  return metrics
+
+
+def load(config, nets, weights, mesh, say):
+  """{'vae': params}, and LPIPS where the config asks for it."""
+  params = pipelines.load_nets(weights, nets, ['vae'], mesh)
+  if 'lpips' not in nets.configs:
+    say('without LPIPS, since config.autoencoder.perceptual_weight is 0')
+    return params
+  place = lambda path, x: sharding.put('/'.join(('lpips', *path)), x, mesh)
+  files = config.autoencoder.lpips
+  return params | {'lpips': perceptual.load_lpips(files, nets.lpips, place)}
+
+
+def read(config, source, count, size, say):
+  """Batches float32 [<= size, h, w, 3], each of one bucket."""
+  table = tuple(map(tuple, config.data.buckets))
+  assigned = buckets.assign(source.sizes[:count], table)
+
+  def crop(bucket, i):
+    seed = [config.seed, CROP, int(i)]
+    try:
+      background = config.data.background
+      return transforms.transform(
+        source[int(i)], bucket, seed, background=background
+      )['image']
+    except images.UnreadableImage as error:
+      return error
+
+  with concurrent.futures.ThreadPoolExecutor(
+    config.data.num_threads or 1
+  ) as pool:
+    for b, bucket in enumerate(table):
+      ids = np.flatnonzero(assigned == b)
+      for start in range(0, len(ids), size):
+        some = ids[start : start + size]
+        crops = list(pool.map(functools.partial(crop, bucket), some))
+        for broken in crops:
+          if isinstance(broken, Exception):
+            say(f'left out: {broken}')
+        crops = [x for x in crops if not isinstance(x, Exception)]
+        if crops:
+          yield np.stack(crops)
+
+
+def describe(metrics, count):
+  """The metrics as text."""
+  spread = lambda name: '{:.4g} +- {:.2g}'.format(*metrics[name])
+  measured = ', '.join(
+    f'{name} {spread(name)}' for name in reconstruction.NAMES if name in metrics
+  )
+  shift = ', '.join(f'{x:.3g}' for x in metrics['shift'])
+  return (
+    f'{count:,} pictures: {measured}\nlatents have unit variance with '
+    f'scaling_factor {metrics["scaling_factor"]:.5g}, and zero mean with shift '
+    f'{shift}'
+  )
+
+
+def main(args):
+  evaluate(
+    args.config, args.weights, args.output, args.pictures, args.batch_size
+  )
+
+
+if __name__ == '__main__':
+  config_flags.DEFINE_config_file('config', None, 'a file with get_config()')
+  flags.DEFINE_string('weights', None, 'diffusers folder or workdir')
+  flags.DEFINE_string('output', None, 'folder to write to')
+  flags.DEFINE_integer('pictures', 5000, 'to measure, at most', 1)
+  flags.DEFINE_integer('batch_size', 8, 'pictures at once, per device', 1)
+  flags.mark_flags_as_required(['config', 'weights', 'output'])
+  command.run(main)
