@@ -105,11 +105,12 @@ def test_conditions_are_true(cache):
       assert tuple(size) == SIZES[number]
       assert tuple(batch['target_size'][row]) == picture.shape[:2] == bucket
       assert abs(top - crop[0]) < 0.7 and abs(left - crop[1]) < 0.7
-      seen.add((number, tuple(crop)))
+      seen.add((number, mirrored, tuple(crop)))
       flips += mirrored
   batches.close()
-  assert {number for number, _ in seen} == {0, 1, 2, 4, 6}
-  assert len({crop for number, crop in seen if number == 2}) > 1
+  assert {number for number, _, _ in seen} == {0, 1, 2, 4, 6}
+  for mirrored in (False, True):
+    assert len({crop for *which, crop in seen if which == [2, mirrored]}) > 1
   assert 30 < flips < 90
 
 

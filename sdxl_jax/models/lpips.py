@@ -60,6 +60,5 @@ class LPIPS(nn.Module):
 
 def unit(x):
   """Channels divided by their length."""
-  # Where all are 0 the root alone would have no gradient.
-  length = jnp.sqrt(jnp.maximum(jnp.square(x).sum(-1, keepdims=True), 1e-20))
+  length = jnp.sqrt(jnp.square(x).sum(-1, keepdims=True))
   return x / (length + 1e-10)

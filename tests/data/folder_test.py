@@ -1,12 +1,14 @@
 """The folder source: both layouts, and an error for every mistake."""
 
 import json
+import os
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from sdxl_jax.data import filters, folder, images
+from tests.data import datasets
 
 
 def picture(path, size=(20, 30), **options):
@@ -161,3 +163,19 @@ def test_vanished_picture(pictures):
   (pictures / 'b.JPG').unlink()
   with pytest.raises(images.UnreadableImage, match='b.JPG'):
     source[0]
+
+
+def test_a_picture_that_changed_is_measured_again(tmp_path):
+  """Also where its file is as long as before."""
+  path = tmp_path / '0.png'
+  (tmp_path / '0.txt').write_text('a picture')
+  first, second = (
+    datasets.example(0, size)['image'] for size in ((20, 30), (30, 20))
+  )
+  length = max(len(first), len(second))
+  path.write_bytes(first.ljust(length, b' '))
+  sizes = lambda: folder.Folder(tmp_path, workers=0).sizes.tolist()
+  assert sizes() == sizes() == [[20, 30]]
+  path.write_bytes(second.ljust(length, b' '))
+  os.utime(path, ns=(0, path.stat().st_mtime_ns + 1_000_000))
+  assert sizes() == [[30, 20]]
