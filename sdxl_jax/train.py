@@ -7,9 +7,9 @@ To resume, run the same command again.
 
 import contextlib
 import dataclasses
-import math
 import pathlib
 import time
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -17,12 +17,11 @@ import numpy as np
 from absl import flags
 from ml_collections import config_flags
 
-from sdxl_jax import command, pipelines, sample
+from sdxl_jax import command, drawing, pipelines
 from sdxl_jax.conditioning import tokenizer
 from sdxl_jax.data import dataset, images, pipeline
 from sdxl_jax.distributed import mesh as meshes
 from sdxl_jax.distributed import multihost, sharding
-from sdxl_jax.evaluation import reconstruction
 from sdxl_jax.training import (
   checkpoint,
   compile_ahead,
@@ -34,8 +33,6 @@ from sdxl_jax.training import (
 from sdxl_jax.training import task as tasks
 from sdxl_jax.training import workdir as workdirs
 from sdxl_jax.weights import perceptual
-
-SHOWN, SHOWN_ROWS = 8, 4  # pictures of an autoencoder's samples
 
 
 def train(config, workdir, accept_changes=False):
@@ -87,13 +84,12 @@ class Run:
   config: Any
   workdir: pathlib.Path
   mesh: jax.sharding.Mesh
-  nets: Any
   task: Any
   frozen: dict
   key: jax.Array
   batches: pipeline.Batches
   programs: compile_ahead.Programs
-  pictures: np.ndarray | None  # that samples of an autoencoder show
+  draw: Callable
 
 
 def prepare(config, workdir, checkpoints, writer, keep):
@@ -123,11 +119,8 @@ def prepare(config, workdir, checkpoints, writer, keep):
   )
   keep(programs)
   state = start(checkpoints, task, shapes, key, given, batches)
-  pictures = first_pictures(config, source)
-  run = Run(
-    *(config, workdir, mesh, nets, task, frozen, key, batches, programs),
-    pictures=pictures,
-  )
+  draw = drawing.make_draw(config, nets, frozen, source)
+  run = Run(config, workdir, mesh, task, frozen, key, batches, programs, draw)
   return run, state
 
 
@@ -199,18 +192,6 @@ def make_batches(config, mesh, source):
   return dataset.make_batches(config, source, tokenize, rows)
 
 
-def first_pictures(config, source):
-  """Those that an autoencoder is shown by, the same in every process."""
-  if config.task != 'autoencoder' or not config.samples.every:
-    return None
-  count = min(SHOWN, config.global_batch_size // tasks.parts_of(config))
-  tokenize = tokenizer.load(pipelines.origin(config.init_from))
-  batches = dataset.make_batches(config, source, tokenize, range(count))
-  _, batch = next(batches)
-  batches.close()
-  return batch['image']
-
-
 def load_weights(config, nets, mesh):
   """{net: params} of `init_from`; without it, every net must be trained."""
   names = [name for name in nets.configs if name not in config.from_scratch]
@@ -254,37 +235,10 @@ def start(checkpoints, task, shapes, key, given, batches):
 
 def draw_samples(run, state, done, writer):
   """What the EMA parameters can do, as a PNG and in TensorBoard."""
-  params = run.frozen | optimizer.ema_params(state.opt_state)
-  # So few rows are not shared out, and no fused kernel runs on half a mesh.
-  nets = run.nets.replace(attention='xla')
-  draw = {'diffusion': draw_prompts, 'autoencoder': draw_reconstructions}
-  grid = draw[run.config.task](run, nets, params)
+  grid = run.draw(optimizer.ema_params(state.opt_state))
   if multihost.is_first():
     images.save(run.workdir / 'samples' / f'{done:07d}.png', grid)
     writer.image('samples', grid, done)
-
-
-def draw_prompts(run, nets, params):
-  """A grid of the config's prompts."""
-  c = run.config.samples
-  pictures, _ = sample.generate(
-    pipelines.make_pipeline(run.config, nets, params),
-    list(c.prompts),
-    size=c.size,
-    steps=c.steps,
-    sampler=c.sampler,
-    guidance_scale=c.guidance_scale,
-  )
-  columns = math.ceil(len(pictures) ** 0.5)
-  return images.grid(pictures, columns, list(c.prompts), c.zoom)
-
-
-def draw_reconstructions(run, nets, params):
-  """The first pictures of the schedule, what becomes of them, what differs."""
-  made = reconstruction.reconstruct(nets.vae, params['vae'], run.pictures)
-  cells = reconstruction.comparison(run.pictures, multihost.fetch(made))
-  columns = 3 * math.ceil(len(cells) / 3 / SHOWN_ROWS)
-  return images.grid(cells, columns, zoom=run.config.samples.zoom)
 
 
 def main(args):

@@ -9,7 +9,8 @@ ROOT = pathlib.Path(__file__).parent.parent
 PACKAGE = ROOT / 'sdxl_jax'
 # A file at the door may import any room, and these of its neighbours.
 DOORS = {
-  'train': {'command', 'sample', 'pipelines'},
+  'train': {'command', 'drawing', 'pipelines'},
+  'drawing': {'sample', 'pipelines'},
   'plan': {'command'},
   'precompute': {'command', 'pipelines'},
   'show': {'command', 'pipelines'},
