@@ -106,7 +106,7 @@ def get_config():
   config.autoencoder.kl_weight = 1e-6
   config.autoencoder.learn_logvar = True  # how far pictures may be off
   config.autoencoder.decoder_only = False  # the encoder stays as it is
-  config.autoencoder.adversary_weight = 0.5  # 0: no discriminator
+  config.autoencoder.adversary_weight = 0.5  # 0: it only watches
   config.autoencoder.adversary_start = 50_001  # step
   config.autoencoder.adversary_features = 64  # of its first layer
   config.autoencoder.adversary_layers = 3  # with batch norm

@@ -46,7 +46,7 @@ def draw_prompts(config, nets, params):
 
 def draw_reconstructions(config, nets, params, pictures):
   """Pictures, what becomes of them, and what differs."""
-  made = reconstruction.reconstruct(nets.vae, params['vae'], pictures)
+  made, _ = reconstruction.reconstruct(nets, params, pictures)
   cells = reconstruction.comparison(pictures, multihost.fetch(made))
   columns = 3 * math.ceil(len(pictures) / ROWS)
   return images.grid(cells, columns, zoom=config.samples.zoom)

@@ -12,6 +12,7 @@ and OUT/reconstructions.png.
 import collections
 import concurrent.futures
 import functools
+import itertools
 import json
 import pathlib
 
@@ -22,13 +23,12 @@ from absl import flags
 from ml_collections import config_flags
 
 from sdxl_jax import command, pipelines
-from sdxl_jax.data import buckets, dataset, images, transforms
+from sdxl_jax.data import buckets, dataset, images, shards, transforms
 from sdxl_jax.distributed import mesh as meshes
 from sdxl_jax.distributed import sharding
 from sdxl_jax.evaluation import reconstruction
 from sdxl_jax.training import limits
 from sdxl_jax.training import task as tasks
-from sdxl_jax.weights import perceptual
 
 CROP = 4  # what a seed is drawn for; 0 to 3 belong to training and precompute
 SHOWN = 12  # pictures in the grid
@@ -48,8 +48,16 @@ def evaluate(config, weights, output, pictures=5000, batch_size=8, say=print):
   Returns:
     {metric: [mean, standard deviation over pictures]} and of the latents
     {'scaling_factor': float, 'shift': [by channel]}.
+
+  Raises:
+    ValueError: for a config of another task, or if no picture can be read.
   """
   limits.check(config)
+  if config.task != 'autoencoder':
+    raise ValueError(
+      f"config.task is {config.task!r}; only an 'autoencoder' is measured so "
+      'far: give configs/stage0.py'
+    )
   output = pathlib.Path(output)
   output.mkdir(parents=True, exist_ok=True)
   source = dataset.make_source(config, say)
@@ -69,6 +77,8 @@ def evaluate(config, weights, output, pictures=5000, batch_size=8, say=print):
       cells += reconstruction.comparison(batch, np.asarray(made))
     bar.update(len(batch))
   bar.close()
+  if not cells:
+    raise ValueError(f'none of {len(source)} pictures can be read')
   images.save(
     output / 'reconstructions.png', images.grid(cells[: 3 * SHOWN], 6)
   )
@@ -84,9 +94,7 @@ def load(config, nets, weights, mesh, say):
   if 'lpips' not in nets.configs:
     say('without LPIPS, since config.autoencoder.perceptual_weight is 0')
     return params
-  place = lambda path, x: sharding.put('/'.join(('lpips', *path)), x, mesh)
-  files = config.autoencoder.lpips
-  return params | {'lpips': perceptual.load_lpips(files, nets.lpips, place)}
+  return params | {'lpips': pipelines.load_lpips(config, nets, mesh)}
 
 
 def read(config, source, count, size, say):
@@ -96,28 +104,29 @@ def read(config, source, count, size, say):
 
   def crop(bucket, i):
     seed = [config.seed, CROP, int(i)]
+    background = config.data.background
     try:
-      background = config.data.background
-      return transforms.transform(
-        source[int(i)], bucket, seed, background=background
-      )['image']
+      example = source[int(i)]
+      row = transforms.transform(example, bucket, seed, background=background)
+      return row['image']
     except images.UnreadableImage as error:
       return error
 
-  with concurrent.futures.ThreadPoolExecutor(
-    config.data.num_threads or 1
-  ) as pool:
+  def readable(crops):
+    for made in crops:
+      if isinstance(made, images.UnreadableImage):
+        say(f'left out: {made}')
+      else:
+        yield made
+
+  threads = config.data.num_threads or 1
+  with concurrent.futures.ThreadPoolExecutor(threads) as pool:
     for b, bucket in enumerate(table):
-      ids = np.flatnonzero(assigned == b)
-      for start in range(0, len(ids), size):
-        some = ids[start : start + size]
-        crops = list(pool.map(functools.partial(crop, bucket), some))
-        for broken in crops:
-          if isinstance(broken, Exception):
-            say(f'left out: {broken}')
-        crops = [x for x in crops if not isinstance(x, Exception)]
-        if crops:
-          yield np.stack(crops)
+      make = functools.partial(crop, bucket)
+      crops = shards.ahead(pool, make, np.flatnonzero(assigned == b))
+      crops = readable(crops)
+      while batch := list(itertools.islice(crops, size)):
+        yield np.stack(batch)
 
 
 def describe(metrics, count):

@@ -15,7 +15,7 @@ from sdxl_jax.distributed import mesh as meshes
 from sdxl_jax.distributed import sharding
 from sdxl_jax.training import checkpoint, diffusion_task, optimizer
 from sdxl_jax.training import task as tasks
-from sdxl_jax.weights import files
+from sdxl_jax.weights import files, perceptual
 
 # Fields of a net's config that do not belong to its architecture.
 RUNTIME = ('dtype', 'param_dtype', 'attention', 'remat', 'scan_blocks')
@@ -142,6 +142,12 @@ def load_net(folder, nets, name, mesh):
   if mesh is not None:
     place = lambda path, x: sharding.put('/'.join((name, *path)), x, mesh)
   return files.load_component(folder, name, place=place, **fields)[1]
+
+
+def load_lpips(config, nets, mesh):
+  """LPIPS's params from where a config says that they are."""
+  place = lambda path, x: sharding.put('/'.join(('lpips', *path)), x, mesh)
+  return perceptual.load_lpips(config.autoencoder.lpips, nets.lpips, place)
 
 
 def fields_of(nets, name):

@@ -72,7 +72,6 @@ def precompute(
   """
   limits.check(config)
   multihost.start(config.mesh.processes)
-  c = config.data
   source = dataset.make_source(config, say)
   # Each process computes shards of its own, on its own devices.
   mesh = meshes.make_mesh(devices=jax.local_devices())
@@ -84,19 +83,28 @@ def precompute(
     return
   (folder / shards.PARTS).mkdir(exist_ok=True)
   every = list(shards.plan_shards(source, layout.buckets, shard_size))
+  encoder = Encoder(config, nets, mesh, batch_size)
+  write_shards(config, source, layout, folder, every, encoder, say)
+  multihost.barrier('all shards are written')
+  if multihost.is_first():
+    finish(folder, layout, every, encoder, say)
+
+
+def write_shards(config, source, layout, folder, every, encoder, say):
+  """This process's share of the shards, but for those that are there."""
   mine = every[jax.process_index() :: jax.process_count()]
   todo = [shard for shard in mine if shard.read(folder, layout) is None]
-  encoder = Encoder(config, nets, mesh, batch_size)
   count = lambda some: sum(len(shard.ids) for shard in some)
   bar = tqdm.tqdm(
     initial=count(mine) - count(todo), total=count(mine), unit='image'
   )
   started = time.monotonic()
-  with bar, concurrent.futures.ThreadPoolExecutor(c.num_threads or 1) as pool:
+  threads, background = config.data.num_threads or 1, config.data.background
+  with bar, concurrent.futures.ThreadPoolExecutor(threads) as pool:
     for shard in todo:
       make = functools.partial(
         *(shards.make_variants, source, shard, layout),
-        *(config.seed, c.background),
+        *(config.seed, background),
       )
       examples = counted(shards.ahead(pool, make, shard.ids), bar)
       shards.write_shard(shard, folder, layout, examples, encoder)
@@ -106,9 +114,6 @@ def precompute(
       f'{count(todo):,} pictures at {rate:.1f} per second, in each of '
       f'{jax.process_count()} processes'
     )
-  multihost.barrier('all shards are written')
-  if multihost.is_first():
-    finish(folder, layout, every, encoder, say)
 
 
 def counted(examples, bar):

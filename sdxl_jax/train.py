@@ -32,7 +32,6 @@ from sdxl_jax.training import (
 )
 from sdxl_jax.training import task as tasks
 from sdxl_jax.training import workdir as workdirs
-from sdxl_jax.weights import perceptual
 
 
 def train(config, workdir, accept_changes=False):
@@ -200,7 +199,7 @@ def load_weights(config, nets, mesh):
   given = {}
   if 'lpips' in names:
     names.remove('lpips')
-    given['lpips'] = load_lpips(config, nets, mesh)
+    given['lpips'] = pipelines.load_lpips(config, nets, mesh)
   if config.init_from:
     return given | pipelines.load_nets(config.init_from, nets, names, mesh)
   missing = sorted(set(nets.configs) - set(config.trained) - set(given))
@@ -210,11 +209,6 @@ def load_weights(config, nets, mesh):
       'diffusers folder or workdir that has them, or add them to config.trained'
     )
   return given
-
-
-def load_lpips(config, nets, mesh):
-  place = lambda path, x: sharding.put('/'.join(('lpips', *path)), x, mesh)
-  return perceptual.load_lpips(config.autoencoder.lpips, nets.lpips, place)
 
 
 def start(checkpoints, task, shapes, key, given, batches):

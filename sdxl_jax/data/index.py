@@ -9,6 +9,7 @@ and those by which a source finds its records and filters choose them.
 
 import concurrent.futures
 import contextlib
+import functools
 import hashlib
 import json
 import logging
@@ -49,6 +50,26 @@ def load(folder, facts, parts, measure, workers=8):
       if ours:
         build(path, facts, parts, measure, workers)
   return table
+
+
+def load_files(source, pattern, fs, paths, facts, measure, workers):
+  """The index of files, each a part, local or behind a URL.
+
+  Args:
+    source: name of the kind.
+    pattern: what the files were found by.
+    fs, paths: fsspec's file system, and the files on it.
+    facts: how they are read; further arguments of measure.
+    measure: picklable function, (path, fs=fs, **facts) -> pa.Table.
+    workers: as for `load`.
+  """
+  return load(
+    local_folder(fs, paths[0]),
+    {'source': source, 'files': str(pattern), **facts},
+    [(path, stamp(fs, path)) for path in paths],
+    functools.partial(measure, fs=fs, **facts),
+    workers,
+  )
 
 
 def hashed(value):

@@ -50,12 +50,8 @@ class Parquet(records.Records):
     columns = records.named(columns, score)
     facts = dict(image=image, caption=caption, columns=columns)
     super().__init__(
-      index.load(
-        index.local_folder(self.fs, paths[0]),
-        {'source': 'parquet', 'files': str(files), **facts},
-        [(path, index.stamp(self.fs, path)) for path in paths],
-        functools.partial(measure, fs=self.fs, **facts),
-        workers,
+      index.load_files(
+        'parquet', files, self.fs, paths, facts, measure, workers
       )
     )
     self._metadata = functools.lru_cache(maxsize=4096)(self._metadata)

@@ -4,7 +4,6 @@ The members of a record share their path up to the first dot of the name:
 00/000012.jpg, 00/000012.txt and perhaps 00/000012.json.
 """
 
-import functools
 import json
 import re
 import tarfile
@@ -49,12 +48,8 @@ class WebDataset(records.Records):
       )
     facts = dict(caption=caption, columns=records.named(columns, score))
     super().__init__(
-      index.load(
-        index.local_folder(self.fs, paths[0]),
-        {'source': 'webdataset', 'shards': str(shards), **facts},
-        [(path, index.stamp(self.fs, path)) for path in paths],
-        functools.partial(measure, fs=self.fs, **facts),
-        workers,
+      index.load_files(
+        'webdataset', shards, self.fs, paths, facts, measure, workers
       )
     )
 

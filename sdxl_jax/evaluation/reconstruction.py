@@ -6,8 +6,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sdxl_jax.models import vae
-
 WINDOW, SIGMA = 11, 1.5  # px, of SSIM's Gaussian (Wang et al. 2004, section 3)
 K1, K2 = 0.01, 0.03
 NAMES = ('psnr', 'ssim', 'lpips')
@@ -51,15 +49,18 @@ def blur(x):
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def reconstruct(config, params, image):
-  """Image [b, h, w, 3] > the same through the posterior's mean.
+def reconstruct(nets, params, image):
+  """The image through the posterior's mean, and its moments.
 
   Args:
-    config: VAEConfig.
-    params: of the autoencoder.
-    image: in [-1, 1].
+    nets: autoencoder_task.Nets.
+    params: {'vae': parameters}.
+    image: [b, h, w, 3] in [-1, 1].
   """
-  return vae.VAE(config).apply({'params': params}, image).clip(-1, 1)
+  moments = nets.encode(params, image)
+  mean, _ = jnp.split(moments, 2, axis=-1)
+  made = nets.decode(params, mean * nets.vae.scaling_factor)
+  return made.clip(-1, 1), moments
 
 
 def measure(nets, params, image):
@@ -73,9 +74,8 @@ def measure(nets, params, image):
   Returns:
     {name: [b, ...]}, and the reconstruction through the posterior's mean.
   """
-  moments = nets.encode(params, image)
+  made, moments = reconstruct(nets, params, image)
   mean, logvar = jnp.split(moments, 2, axis=-1)
-  made = nets.decode(params, mean * nets.vae.scaling_factor).clip(-1, 1)
   values = {'psnr': psnr(image, made), 'ssim': ssim(image, made)}
   if 'lpips' in params:
     values['lpips'] = nets.distance(params, image, made)

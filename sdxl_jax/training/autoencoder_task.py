@@ -121,12 +121,7 @@ def make_autoencoder_task(
   adversary_start=50_001,  # step from which the discriminator takes part
   parts=1,  # micro-batches per optimizer step, see state.Task
 ):
-  """The Task of reconstructing images.
-
-  Generator and discriminator learn from the same reconstruction, in one step.
-  The reference updates the generator first and draws another reconstruction for
-  the discriminator, which costs a second pass through the autoencoder.
-  """
+  """The Task of reconstructing images."""
 
   def init(key, given=None):
     params = nets.init(key) | (given or {})
@@ -135,8 +130,25 @@ def make_autoencoder_task(
     step = jnp.zeros([], jnp.int32)
     return states.State(step, params, optimizer.init(params))
 
+  gradients = make_gradients(
+    *(nets, perceptual_weight, kl_weight, adversary_weight),
+    start=adversary_start * parts,
+  )
+  update = states.make_update(optimizer, parts)
+  return states.Task(init, gradients, update, batch_spec, parts)
+
+
+def make_gradients(nets, perceptual_weight, kl_weight, adversary_weight, start):
+  """gradients(params, frozen, batch, key, part), as state.Task has it.
+
+  Generator and discriminator learn from the same reconstruction, in one step.
+  The reference updates the generator first and draws another reconstruction for
+  the discriminator, which costs a second pass through the autoencoder. From
+  part `start` on the discriminator takes part.
+  """
+
   def gradients(params, frozen, batch, key, part):
-    image, active = batch['image'], part // parts >= adversary_start
+    image, active = batch['image'], part >= start
     noise_key = jax.random.fold_in(key, part)
 
     def reconstruct(autoencoder):
@@ -149,9 +161,9 @@ def make_autoencoder_task(
     def likeness(x, logvar):
       distance = jnp.zeros(len(image))
       if perceptual_weight:
-        distance = perceptual_weight * nets.distance(frozen, image, x)
+        distance = nets.distance(frozen, image, x)
       aside = {'l1': jnp.abs(image - x).mean(), 'lpips': distance.mean()}
-      return nll(image, x, distance, logvar), aside
+      return nll(image, x, perceptual_weight * distance, logvar), aside
 
     def suspicion(critic):
       judge = lambda image: nets.judge({'discriminator': critic}, image)
@@ -191,8 +203,7 @@ def make_autoencoder_task(
       'discriminator_loss': judged,
     }
 
-  update = states.make_update(optimizer, parts)
-  return states.Task(init, gradients, update, batch_spec, parts)
+  return gradients
 
 
 def last_layer(autoencoder):

@@ -45,6 +45,7 @@ CHOICES = {
   'unet.remat': ('none', 'full', 'dots'),
   'vae.kind': ('kl', 'patch'),
 }
+AUTOENCODER = {'vae', 'discriminator'}  # what stage 0 trains
 # What a resumed run may not change unless told: fields and sections that decide
 # the order of the data, and those that decide what the parameters are.
 ORDER = ('seed', 'global_batch_size', 'buckets_per_step', 'data')
@@ -97,6 +98,11 @@ def check(config):
     raise ValueError(
       f'config.vae.kind is {config.vae.kind!r}, which has nothing to train; '
       "config.task = 'autoencoder' needs 'kl'"
+    )
+  if config.task == 'autoencoder' and set(config.trained) != AUTOENCODER:
+    raise ValueError(
+      f'config.trained is {tuple(config.trained)}; config.task = '
+      f"'autoencoder' trains {sorted(AUTOENCODER)}"
     )
   if is_precomputed(config) and tuple(config.trained) != ('unet',):
     raise ValueError(

@@ -57,9 +57,16 @@ def stop_midway(count, workdir, step):
 
 
 def lose_one(workdir):
-  """kill -9 of one process of four: whether the others end, and how."""
-  run = processes.Run(4, CONFIG, workdir, '--config.total_steps=100000')
-  run.wait_for_step(2)
+  """kill -9 of one process of four: whether the others end, and resume."""
+  start = lambda: processes.Run(
+    4,
+    CONFIG,
+    workdir,
+    '--config.total_steps=100000',
+    '--config.checkpoint.every=2',
+  )
+  run = start()
+  run.wait_for_step(6)
   run.signal(1, signal.SIGKILL)
   started = time.monotonic()
   codes = run.wait()
@@ -70,7 +77,24 @@ def lose_one(workdir):
     f'{codes}, {clear} of them with our message',
     flush=True,
   )
-  return all(codes) and seconds < 120 and clear
+  done = len(run.metrics())
+  again = start()
+  again.wait_for_step(done + 4)
+  again.signal(2)
+  ended = again.wait()
+  lines = [
+    line
+    for path in workdir.glob('records-4-*.txt')
+    for line in path.read_text().splitlines()
+  ]
+  first = [line for line in lines if line.startswith('0 ')]
+  resumed = len(first) == len(set(first))  # nobody read the first batch twice
+  again.records()  # what both read of a row is the same record
+  print(
+    f'the same command again: from step {done} to {len(again.metrics())}, not '
+    f'from the start: {resumed}; exit codes {ended}'
+  )
+  return all(codes) and seconds < 120 and clear and resumed and not any(ended)
 
 
 def main(argv):

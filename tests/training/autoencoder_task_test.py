@@ -109,7 +109,7 @@ def in_torch(nets, params, part):
   metrics = {
     'loss': loss,
     'l1': (image - x).abs().mean(),
-    'lpips': distance.mean() * 0.7,
+    'lpips': distance.mean(),
     'kl': kl,
     'adversary_weight': weight,
     'discriminator_loss': judged,
