@@ -105,7 +105,11 @@ def get_config():
   config.autoencoder.lpips = ()
   config.autoencoder.kl_weight = 1e-6
   config.autoencoder.learn_logvar = True  # how far pictures may be off
-  config.autoencoder.decoder_only = False  # the encoder stays as it is
+  config.autoencoder.decoder_only = False  # encoder and latents stay the same
+  # Pictures by which every checkpoint measures the scaling_factor that it tells
+  # later stages; 0: vae.scaling_factor stays.
+  config.autoencoder.measure_latents = 0
+  config.autoencoder.measure_mean = False  # and latents_mean
   config.autoencoder.adversary_weight = 0.5  # 0: it only watches
   config.autoencoder.adversary_start = 50_001  # step
   config.autoencoder.adversary_features = 64  # of its first layer
@@ -124,9 +128,7 @@ def get_config():
   # Widths of one or two power-function averages to keep instead, as shares of
   # the training, such as (0.05, 0.1); the first is drawn from and exported.
   config.optimizer.ema_widths = ()
-  config.optimizer.ema_snapshots = (
-    0  # steps between two copies of them; 0: none
-  )
+  config.optimizer.ema_snapshots = 0  # steps between copies of them; 0: none
 
   config.checkpoint = config_dict.ConfigDict()
   config.checkpoint.every = 1000  # steps
@@ -172,7 +174,11 @@ def get_config():
   config.vae.block_out_channels = (128, 256, 512, 512)
   config.vae.layers_per_block = 2
   config.vae.norm_num_groups = 32
-  config.vae.scaling_factor = 0.13025
+  # What makes of its latents those that the UNet sees, see models/latents.py;
+  # None: as init_from has it. SDXL's is 0.13025, without mean and std.
+  config.vae.scaling_factor = config_dict.placeholder(float)
+  config.vae.latents_mean = config_dict.placeholder(tuple)  # of each channel
+  config.vae.latents_std = config_dict.placeholder(tuple)
   config.vae.dtype = 'float32'
   config.vae.param_dtype = 'float32'
   config.vae.attention = 'xla'

@@ -4,8 +4,8 @@
     --config.data.folder.path=PICTURES
 
 To go on from published weights, add --config.init_from=SDXL
---config.from_scratch=discriminator; to keep their latents, also
---config.autoencoder.decoder_only=True.
+--config.from_scratch=discriminator; so that UNets trained on their latents can
+use the result, also --config.autoencoder.decoder_only=True.
 
 The paper's (section 2.4): the architecture of Stable Diffusion's, a batch of
 256, and an EMA of the weights. Ours, since it does not say: the losses and
@@ -29,6 +29,7 @@ def get_config():
   config.from_scratch = ('vae', 'discriminator')
   config.total_steps = 250_000
   config.global_batch_size = 256
+  config.autoencoder.measure_latents = 4096
   config.data.buckets = ((256, 256),)
   config.data.flip_probability = 0.5
   # It learns from pictures alone.

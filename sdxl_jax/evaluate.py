@@ -3,10 +3,10 @@
   python -m sdxl_jax.evaluate --config configs/stage0.py --weights DIR \
     --output OUT --config.data.folder.path=PICTURES
 
-DIR is a diffusers folder, or a workdir, whose EMA is taken. Prints PSNR, SSIM
-and LPIPS at the size of the config's bucket, 256 px as in Table 3 of the SDXL
-paper, and what would give the latents unit variance; writes OUT/metrics.json
-and OUT/reconstructions.png.
+DIR is a diffusers folder, or a workdir, of which --average chooses parameters.
+Prints PSNR, SSIM and LPIPS at the size of the config's bucket, 256 px as in
+Table 3 of the SDXL paper, and what would give the latents unit variance; writes
+OUT/metrics.json and OUT/reconstructions.png.
 """
 
 import collections
@@ -34,7 +34,15 @@ CROP = 4  # what a seed is drawn for; 0 to 3 belong to training and precompute
 SHOWN = 12  # pictures in the grid
 
 
-def evaluate(config, weights, output, pictures=5000, batch_size=8, say=print):
+def evaluate(
+  config,
+  weights,
+  output,
+  pictures=5000,
+  batch_size=8,
+  average='ema',
+  say=print,
+):
   """Measures an autoencoder on the first pictures of a source, one crop each.
 
   Args:
@@ -43,11 +51,12 @@ def evaluate(config, weights, output, pictures=5000, batch_size=8, say=print):
     output: folder to write to.
     pictures: at most so many.
     batch_size: on each device.
+    average: which parameters of a workdir, see pipelines.load.
     say: takes a line for the user.
 
   Returns:
     {metric: [mean, standard deviation over pictures]} and of the latents
-    {'scaling_factor': float, 'shift': [by channel]}.
+    {'scaling_factor': float, 'latents_mean': [by channel]}.
 
   Raises:
     ValueError: for a config of another task, or if no picture can be read.
@@ -58,12 +67,13 @@ def evaluate(config, weights, output, pictures=5000, batch_size=8, say=print):
       f"config.task is {config.task!r}; only an 'autoencoder' is measured so "
       'far: give configs/stage0.py'
     )
+  config = pipelines.with_latents(config, weights)
   output = pathlib.Path(output)
   output.mkdir(parents=True, exist_ok=True)
   source = dataset.make_source(config, say)
   mesh = meshes.make_mesh(devices=jax.local_devices())
   nets = tasks.make_nets(config, meshes.platform(mesh))
-  params = load(config, nets, weights, mesh, say)
+  params = load(config, nets, weights, mesh, average, say)
   measure = jax.jit(functools.partial(reconstruction.measure, nets))
   size, rows = batch_size * mesh.size, sharding.batch_sharding(mesh)
   found, cells = collections.defaultdict(list), []
@@ -88,9 +98,9 @@ def evaluate(config, weights, output, pictures=5000, batch_size=8, say=print):
   return metrics
 
 
-def load(config, nets, weights, mesh, say):
+def load(config, nets, weights, mesh, average, say):
   """{'vae': params}, and LPIPS where the config asks for it."""
-  params = pipelines.load_nets(weights, nets, ['vae'], mesh)
+  params = pipelines.load_nets(weights, nets, ['vae'], mesh, average)
   if 'lpips' not in nets.configs:
     say('without LPIPS, since config.autoencoder.perceptual_weight is 0')
     return params
@@ -135,17 +145,18 @@ def describe(metrics, count):
   measured = ', '.join(
     f'{name} {spread(name)}' for name in reconstruction.NAMES if name in metrics
   )
-  shift = ', '.join(f'{x:.3g}' for x in metrics['shift'])
+  mean = ', '.join(f'{x:.3g}' for x in metrics['latents_mean'])
   return (
     f'{count:,} pictures: {measured}\nlatents have unit variance with '
-    f'scaling_factor {metrics["scaling_factor"]:.5g}, and zero mean with shift '
-    f'{shift}'
+    f'scaling_factor {metrics["scaling_factor"]:.5g}, and zero mean with '
+    f'latents_mean ({mean})'
   )
 
 
 def main(args):
   evaluate(
-    args.config, args.weights, args.output, args.pictures, args.batch_size
+    *(args.config, args.weights, args.output),
+    *(args.pictures, args.batch_size, args.average),
   )
 
 
@@ -155,5 +166,6 @@ if __name__ == '__main__':
   flags.DEFINE_string('output', None, 'folder to write to')
   flags.DEFINE_integer('pictures', 5000, 'to measure, at most', 1)
   flags.DEFINE_integer('batch_size', 8, 'pictures at once, per device', 1)
+  flags.DEFINE_string('average', 'ema', pipelines.AVERAGE_HELP)
   flags.mark_flags_as_required(['config', 'weights', 'output'])
   command.run(main)

@@ -13,12 +13,28 @@ from sdxl_jax.conditioning import text_encoder, tokenizer
 from sdxl_jax.diffusion import schedule, scheduler_config
 from sdxl_jax.distributed import mesh as meshes
 from sdxl_jax.distributed import sharding
-from sdxl_jax.training import checkpoint, diffusion_task, optimizer
+from sdxl_jax.training import (
+  checkpoint,
+  diffusion_task,
+  optimizer,
+  snapshots,
+)
 from sdxl_jax.training import task as tasks
 from sdxl_jax.weights import files, perceptual
 
 # Fields of a net's config that do not belong to its architecture.
 RUNTIME = ('dtype', 'param_dtype', 'attention', 'remat', 'scan_blocks')
+# What may be taken of a checkpoint; any other is the width of an EMA put
+# together from its run's snapshots.
+AVERAGES = {
+  'ema': lambda state: optimizer.ema_params(state.opt_state),
+  'none': lambda state: state.params,
+}
+AVERAGE_HELP = (
+  "of a workdir: 'ema', 'none' (the last parameters), or the width of an EMA "
+  'to put together from snapshots, such as 0.05'
+)
+LATENTS = ('scaling_factor', 'latents_mean', 'latents_std')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,23 +49,35 @@ class Pipeline:
   size: tuple[int, int]  # (height, width) in px where none is given
 
 
-def load(folder, dtype='float32'):
-  """The Pipeline of a diffusers folder or of a workdir (its EMA parameters).
+def load(folder, dtype='float32', average='ema'):
+  """The Pipeline of a diffusers folder or of a workdir.
 
   Args:
     folder: path of either, or of one checkpoint of a workdir.
     dtype: compute, 'float32' or 'bfloat16'; parameters are held in it too.
+    average: which parameters of a workdir: 'ema'; 'none', the last ones; or the
+      width of an EMA that is put together from snapshots, such as '0.05'.
   """
   folder = pathlib.Path(folder)
   if is_published(folder):
+    check_published(folder, average)
     return load_published(folder, dtype)
   config = saved_config(folder)
   nets = tasks.make_nets(config).replace(dtype=dtype, param_dtype=dtype)
-  return make_pipeline(config, nets, load_nets(folder, nets, nets.configs))
+  params = load_nets(folder, nets, nets.configs, average=average)
+  return make_pipeline(config, nets, params)
 
 
 def is_published(folder):
   return (pathlib.Path(folder) / 'model_index.json').is_file()
+
+
+def check_published(folder, average):
+  if average != 'ema':
+    raise ValueError(
+      f'average is {average!r}, but {folder} is a diffusers folder, which has '
+      'no averages to choose from: leave it out, or give a workdir'
+    )
 
 
 def saved_config(folder):
@@ -89,7 +117,35 @@ def on_device(path, array):
   return jnp.asarray(array)
 
 
-def load_nets(source, nets, names, mesh=None):
+def with_latents(config, source):
+  """The config, how its latents are scaled told by who has the autoencoder.
+
+  Args:
+    config: of a run; where its vae.scaling_factor is a number it stays.
+    source: diffusers folder, workdir, checkpoint; '': the autoencoder is new.
+
+  Raises:
+    ValueError: where nothing tells the scale of latents that a UNet is to see.
+  """
+  if config.vae.kind != 'kl' or config.vae.scaling_factor is not None:
+    return config
+  if not source:
+    if config.task == 'autoencoder':
+      return config
+    raise ValueError(
+      'config.vae.scaling_factor is None, and no config.init_from tells it: '
+      "give one of them; SDXL's is 0.13025"
+    )
+  if is_published(source):
+    theirs = files.load_config(source, 'vae')
+  else:
+    theirs = tasks.make_nets(saved_config(source)).vae
+  config = config.copy_and_resolve_references().unlock()
+  config.vae.update({name: getattr(theirs, name) for name in LATENTS})
+  return config.lock()
+
+
+def load_nets(source, nets, names, mesh=None, average='ema'):
   """{name: params} of some of the nets, each array straight to its place.
 
   Args:
@@ -99,6 +155,7 @@ def load_nets(source, nets, names, mesh=None):
     nets: diffusion_task.Nets.
     names: of the nets to load.
     mesh: where to; the default device without it.
+    average: as `load` has it, of what that run trained.
 
   Raises:
     ValueError: where the source's nets are not ours, naming the fields.
@@ -110,6 +167,7 @@ def load_nets(source, nets, names, mesh=None):
       'somewhere: give a diffusers folder or a workdir'
     )
   if is_published(source):
+    check_published(source, average)
     return {name: load_net(source, nets, name, mesh) for name in names}
   folder = checkpoint.find(source)
   config = saved_config(folder)
@@ -121,9 +179,10 @@ def load_nets(source, nets, names, mesh=None):
     compared = dataclasses.replace(theirs.configs[name], **fields)
     check_same(name, nets.configs[name], compared, folder)
   if from_here:
-    ema = restore_ema(folder, tasks.make_task(config, theirs), mesh, from_here)
+    task = tasks.make_task(config, theirs)
+    found = restore_average(folder, task, mesh, from_here, average)
     dtypes = {name: nets.configs[name].param_dtype for name in from_here}
-    params = {name: cast(ema[name], dtypes[name]) for name in from_here}
+    params = {name: cast(found[name], dtypes[name]) for name in from_here}
   elsewhere = [name for name in names if name not in config.trained]
   if elsewhere:
     params |= load_nets(config.init_from, nets, elsewhere, mesh)
@@ -184,17 +243,40 @@ def make_pipeline(config, nets, params):
   )
 
 
-def restore_ema(folder, task, mesh, names):
-  """{name: EMA parameters} of a checkpoint; the rest of it stays on disk."""
+def restore_average(folder, task, mesh, names, average='ema'):
+  """{name: parameters} of a checkpoint; the rest of it stays on disk.
+
+  Args:
+    folder: of one checkpoint.
+    task: state.Task of its run.
+    mesh: where to.
+    names: of the nets.
+    average: see AVERAGES.
+  """
   state = jax.eval_shape(task.init, jax.random.key(0))
   if mesh is None:
     mesh = meshes.make_mesh(devices=jax.local_devices()[:1])
   state = sharding.with_shardings(state, mesh)
-  ema = optimizer.ema_params(state.opt_state)
-  wanted = {id(x) for n in names for x in jax.tree.leaves(ema[n])}
+  if average not in AVERAGES:
+    workdir, step = folder.parent.parent, int(folder.name)
+    shapes = state.params
+    return snapshots.rebuild(workdir, step, parse_width(average), shapes)
+  choose = AVERAGES[average]
+  wanted = {id(x) for n in names for x in jax.tree.leaves(choose(state)[n])}
   place = lambda x: x if id(x) in wanted else ocp.PLACEHOLDER
   state, _ = checkpoint.restore(folder, jax.tree.map(place, state))
-  return optimizer.ema_params(state.opt_state)
+  return choose(state)
+
+
+def parse_width(average):
+  """The width of an EMA, as it was typed."""
+  try:
+    return float(average)
+  except ValueError:
+    raise ValueError(
+      f'average is {average!r}; it must be one of {list(AVERAGES)}, or the '
+      'width of an EMA, as 0.05'
+    ) from None
 
 
 def origin(source):

@@ -72,6 +72,7 @@ def precompute(
   """
   limits.check(config)
   multihost.start(config.mesh.processes)
+  config = pipelines.with_latents(config, config.init_from)
   source = dataset.make_source(config, say)
   # Each process computes shards of its own, on its own devices.
   mesh = meshes.make_mesh(devices=jax.local_devices())

@@ -216,6 +216,7 @@ def define_flags():
   for name in ('original_size', 'crop_top_left', 'target_size'):
     flags.DEFINE_list(name, None, 'H,W in px; what the net is told')
   flags.DEFINE_enum('dtype', 'float32', ['float32', 'bfloat16'], 'compute type')
+  flags.DEFINE_string('average', 'ema', pipelines.AVERAGE_HELP)
   flags.DEFINE_string('init_noise', None, '.npy, N(0, 1) [b, h/8, w/8, 4]')
   flags.DEFINE_string('save_latents', None, '.npy to write the latents to')
   flags.mark_flags_as_required(['weights', 'prompt'])
@@ -273,7 +274,7 @@ def main(args):
   for path in filter(None, (args.output, args.save_latents)):
     pathlib.Path(path).parent.mkdir(parents=True, exist_ok=True)
   print(f'loading {args.weights}', flush=True)
-  pipeline = pipelines.load(args.weights, args.dtype)
+  pipeline = pipelines.load(args.weights, args.dtype, args.average)
   height, width = pipeline.size
   size = (args.height or height, args.width or width)
   print(f'drawing {args.batch} x {args.prompt!r}', flush=True)

@@ -18,6 +18,7 @@ from PIL import Image
 from sdxl_jax import command, pipelines
 from sdxl_jax.conditioning import tokenizer
 from sdxl_jax.data import buckets, dataset, images
+from sdxl_jax.models import latents
 from sdxl_jax.training import limits
 from sdxl_jax.training import task as tasks
 
@@ -119,6 +120,7 @@ def make_decode(config):
   """batch -> images; moments are decoded by the autoencoder."""
   if not limits.is_precomputed(config):
     return lambda batch: batch['image']
+  config = pipelines.with_latents(config, config.init_from)
   nets = tasks.make_nets(config)
   params = pipelines.load_nets(
     config.init_from, nets, [n for n in ('vae',) if n in nets.configs]
@@ -126,7 +128,7 @@ def make_decode(config):
 
   def decode(batch):
     mean = np.split(np.asarray(batch['moments'], np.float32), 2, -1)[0]
-    return np.asarray(nets.decode(params, mean * nets.vae.scaling_factor))
+    return np.asarray(nets.decode(params, latents.scale(nets.vae, mean)))
 
   return decode
 

@@ -7,6 +7,7 @@ To resume, run the same command again.
 
 import contextlib
 import dataclasses
+import functools
 import pathlib
 import time
 from collections.abc import Callable
@@ -25,6 +26,7 @@ from sdxl_jax.distributed import multihost, sharding
 from sdxl_jax.training import (
   checkpoint,
   compile_ahead,
+  latent_scale,
   limits,
   metrics,
   optimizer,
@@ -52,6 +54,8 @@ def train(config, workdir, accept_changes=False):
   """
   limits.check(config)
   multihost.start(config.mesh.processes)
+  given = '' if 'vae' in config.from_scratch else config.init_from
+  config = pipelines.with_latents(config, given)
   workdir = workdirs.make(workdir)
   checkpoints = checkpoint.Checkpoints(workdir, config.checkpoint.max_to_keep)
   done = checkpoints.latest_step or 0
@@ -89,6 +93,7 @@ class Run:
   batches: pipeline.Batches
   programs: compile_ahead.Programs
   draw: Callable
+  describe: Callable
 
 
 def prepare(config, workdir, checkpoints, writer, keep):
@@ -103,7 +108,8 @@ def prepare(config, workdir, checkpoints, writer, keep):
   nets = tasks.make_nets(config, meshes.platform(mesh))
   task = tasks.make_task(config, nets)
   source = make_source(config, workdir, writer.say)
-  batches = keep(make_batches(config, mesh, source))
+  take_batches = functools.partial(make_batches, config, mesh, source)
+  batches = keep(take_batches())
   multihost.agree(tasks.facts(config, batches.schedule))
 
   # Weights go straight to their places; shapes say what to compile ahead.
@@ -119,7 +125,13 @@ def prepare(config, workdir, checkpoints, writer, keep):
   keep(programs)
   state = start(checkpoints, task, shapes, key, given, batches)
   draw = drawing.make_draw(config, nets, frozen, source)
-  run = Run(config, workdir, mesh, task, frozen, key, batches, programs, draw)
+  describe = latent_scale.make_describe(
+    *(config, nets, task, mesh, take_batches, writer.say)
+  )
+  run = Run(
+    *(config, workdir, mesh, task, frozen, key, batches, programs),
+    *(draw, describe),
+  )
   return run, state
 
 
@@ -141,7 +153,8 @@ def loop(run, state, done, checkpoints, writer, stop):
     if stopping or is_due(done, config.checkpoint.every, config.total_steps):
       reporter.flush()  # a state is saved only once its loss is known
       position = run.batches.get_state()
-      checkpoints.save(done, state, position, config.to_dict())
+      described = run.describe(optimizer.ema_params(state.opt_state))
+      checkpoints.save(done, state, position, described)
     c = config.optimizer
     if is_due(done, c.ema_snapshots, config.total_steps):
       reporter.flush()

@@ -8,7 +8,7 @@ import pytest
 
 from sdxl_jax import evaluate, pipelines, train
 from sdxl_jax.training import task
-from tests import autoencoder_config, tiny_config
+from tests import autoencoder_config, published_config, tiny_config
 from tests.data import datasets
 
 
@@ -81,7 +81,7 @@ def test_evaluate(trained, tmp_path):
   )
   assert '11 pictures: psnr' in said[-1] and 'without LPIPS' in said[0]
   assert 5 < metrics['psnr'][0] < 40 and -1 < metrics['ssim'][0] < 1
-  assert len(metrics['shift']) == 4
+  assert len(metrics['latents_mean']) == 4
   assert json.loads((tmp_path / 'out' / 'metrics.json').read_text()) == metrics
   assert (tmp_path / 'out' / 'reconstructions.png').is_file()
   again = evaluate.evaluate(
@@ -93,22 +93,62 @@ def test_evaluate(trained, tmp_path):
   )
 
 
-def test_scaling_gives_unit_variance(trained, tmp_path):
-  """With the factor that it found, it finds that 1 is right."""
-  config = autoencoder_config.get_config()
-  one = evaluate.evaluate(
-    config, trained, tmp_path, pictures=32, say=lambda s: 0
+def test_latents_are_measured_and_handed_on(tmp_path):
+  """What stage 0 found is what later stages scale by, and is right."""
+  config = autoencoder_config.get_config().unlock()
+  config.total_steps, config.samples.every = 2, 0
+  config.vae.scaling_factor = None
+  config.autoencoder.update(measure_latents=30, measure_mean=True)
+  first, second = tmp_path / 'stage0', tmp_path / 'stage1'
+  train.train(config, first)
+  found = pipelines.saved_config(first).vae
+  assert found.latents_std == [1.0] * 4 and found.scaling_factor != 1
+  metrics = evaluate.evaluate(config, first, tmp_path, 64, say=lambda s: 0)
+  assert found.scaling_factor == pytest.approx(
+    metrics['scaling_factor'], rel=0.1
   )
+  np.testing.assert_allclose(
+    *(found.latents_mean, metrics['latents_mean']),
+    atol=0.1 / metrics['scaling_factor'],
+  )
+
+  config = tiny_config.get_config().unlock()
+  config.vae = autoencoder_config.get_config().vae
+  config.vae.scaling_factor = None
+  config.unet.in_channels = config.unet.out_channels = 4
+  config.total_steps = 2
+  config.from_scratch = config.trained
+  with pytest.raises(ValueError, match='scaling_factor is None, and no'):
+    train.train(config, second)
+  config.init_from = str(first)
+  train.train(config, second)
+  nets = pipelines.load(second).nets
+  assert nets.vae.scaling_factor == found.scaling_factor
+  assert list(nets.vae.latents_mean) == found.latents_mean
+
+
+def test_averages_to_choose_from(tmp_path):
+  """The last parameters, the average kept, or one put together."""
+  config = autoencoder_config.get_config()
+  config.samples.every, config.total_steps = 0, 6
+  config.optimizer.ema_widths = (0.1, 0.25)
+  config.optimizer.ema_snapshots = 1
+  train.train(config, tmp_path)
   nets = task.make_nets(config)
-  params = pipelines.load_nets(trained, nets, ['vae'])
-  source = evaluate.dataset.make_source(config, print)
-  batch = np.concatenate(list(evaluate.read(config, source, 32, 8, print)))
-  moments = np.asarray(nets.encode(params, batch))
-  mean, logvar = np.split(moments, 2, -1)
-  rng = np.random.default_rng(0)
-  latents = mean + np.exp(logvar / 2) * rng.normal(size=mean.shape)
-  scaled = (latents - one['shift']) * one['scaling_factor']
-  assert np.square(scaled).mean() == pytest.approx(1, rel=0.05)
+
+  def load(average):
+    found = pipelines.load_nets(tmp_path, nets, ['vae'], average=average)
+    return found['vae']['decoder']['conv_out']['kernel']
+
+  assert not np.allclose(load('none'), load('ema'), rtol=1e-4)
+  np.testing.assert_allclose(load('0.1'), load('ema'), atol=1e-4)
+  assert not np.allclose(load('0.25'), load('0.1'), rtol=1e-4)
+  with pytest.raises(ValueError, match=r"average is 'EMA'.*\['ema', 'none'\]"):
+    load('EMA')
+  with pytest.raises(ValueError, match='sigma_rel is 0.4; .* at most 0.289'):
+    load('0.4')
+  with pytest.raises(ValueError, match='is a diffusers folder, which has no'):
+    pipelines.load(published_config.WEIGHTS, average='0.1')
 
 
 def test_a_patch_has_nothing_to_learn():

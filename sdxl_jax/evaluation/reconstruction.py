@@ -6,6 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from sdxl_jax.models import latents
+
 WINDOW, SIGMA = 11, 1.5  # px, of SSIM's Gaussian (Wang et al. 2004, section 3)
 K1, K2 = 0.01, 0.03
 NAMES = ('psnr', 'ssim', 'lpips')
@@ -58,8 +60,8 @@ def reconstruct(nets, params, image):
     image: [b, h, w, 3] in [-1, 1].
   """
   moments = nets.encode(params, image)
-  mean, _ = jnp.split(moments, 2, axis=-1)
-  made = nets.decode(params, mean * nets.vae.scaling_factor)
+  mean, _ = latents.split(moments)
+  made = nets.decode(params, latents.scale(nets.vae, mean))
   return made.clip(-1, 1), moments
 
 
@@ -75,15 +77,11 @@ def measure(nets, params, image):
     {name: [b, ...]}, and the reconstruction through the posterior's mean.
   """
   made, moments = reconstruct(nets, params, image)
-  mean, logvar = jnp.split(moments, 2, axis=-1)
   values = {'psnr': psnr(image, made), 'ssim': ssim(image, made)}
   if 'lpips' in params:
     values['lpips'] = nets.distance(params, image, made)
-  variance = jnp.exp(jnp.clip(logvar, -30.0, 20.0))
-  return values | {
-    'latents': mean.mean((1, 2)),
-    'latents_squared': (mean**2 + variance).mean((1, 2)),
-  }, made
+  values['mean'], values['square'] = latents.statistics(moments)
+  return values, made
 
 
 def summary(found):
@@ -98,12 +96,10 @@ def summary(found):
     for name in NAMES
     if name in found
   }
-  shift = found['latents'].mean(0)
-  variance = found['latents_squared'].mean(0) - shift**2
-  # One factor for all channels, as SDXL has it.
-  metrics['scaling_factor'] = float(variance.mean() ** -0.5)
-  metrics['shift'] = shift.tolist()
-  return metrics
+  factor, mean = latents.standard(
+    found['mean'].mean(0), found['square'].mean(0)
+  )
+  return metrics | {'scaling_factor': factor, 'latents_mean': list(mean)}
 
 
 def comparison(images, reconstructions):

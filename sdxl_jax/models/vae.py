@@ -5,7 +5,7 @@ import dataclasses
 import flax.linen as nn
 import jax.numpy as jnp
 
-from sdxl_jax.models import attention, layers
+from sdxl_jax.models import attention, latents, layers
 
 
 @dataclasses.dataclass(frozen=True)
@@ -17,7 +17,9 @@ class VAEConfig:
   block_out_channels: tuple[int, ...] = (128, 256, 512, 512)
   layers_per_block: int = 2  # one more in the decoder
   norm_num_groups: int = 32
-  scaling_factor: float = 0.13025
+  scaling_factor: float = 0.13025  # these three: see latents.scale
+  latents_mean: tuple[float, ...] | None = None
+  latents_std: tuple[float, ...] | None = None
   dtype: str = 'float32'  # or 'bfloat16'; float16 overflows
   param_dtype: str = 'float32'
   attention: str = 'xla'
@@ -27,6 +29,13 @@ class VAEConfig:
     if self.dtype == 'float16':
       raise ValueError(
         'autoencoder dtype float16 overflows to NaN; use float32 or bfloat16'
+      )
+    counts = {len(x or ()) for x in (self.latents_mean, self.latents_std)}
+    if counts not in ({0}, {self.latent_channels}):
+      raise ValueError(
+        f'latents_mean is {self.latents_mean} and latents_std '
+        f'{self.latents_std}: give both, one value for each of '
+        f'{self.latent_channels} latent_channels, or neither'
       )
 
   @property
@@ -136,15 +145,15 @@ class VAE(nn.Module):
     """Image > moments: mean and logvar of the posterior, float32, unscaled."""
     return self.quant_conv(self.encoder(image)).astype(jnp.float32)
 
-  def decode(self, latents):
+  def decode(self, x):
     """Latents [b, h, w, 4], scaled as the UNet sees them > image, float32."""
-    latents = latents / self.config.scaling_factor
-    return self.decoder(self.post_quant_conv(latents)).astype(jnp.float32)
+    z = latents.unscale(self.config, x)
+    return self.decoder(self.post_quant_conv(z)).astype(jnp.float32)
 
   def __call__(self, image):
     """The image through mean and back; initialises every parameter."""
-    mean, _ = jnp.split(self.encode(image), 2, axis=-1)
-    return self.decode(mean * self.config.scaling_factor)
+    mean, _ = latents.split(self.encode(image))
+    return self.decode(latents.scale(self.config, mean))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -157,6 +166,8 @@ class PatchConfig:
   # it, and noise that a net leaves in it is divided by it on the way back.
   detail: float = 1.0
   scaling_factor: float = 1.0
+  # No fields: what is there without an encoder has no mean to be measured.
+  latents_mean = latents_std = None
 
   @property
   def latent_channels(self):
@@ -181,17 +192,17 @@ class PatchVAE(nn.Module):
     mean = x.reshape(b, h // p, w // p, -1)
     return jnp.concatenate([mean, jnp.full_like(mean, -30.0)], axis=-1)
 
-  def decode(self, latents):
+  def decode(self, x):
     """Latents [b, h, w, 3 p^2] > image [b, p h, p w, 3]."""
-    b, h, w, _ = latents.shape
+    b, h, w, _ = x.shape
     p = self.config.patch
-    x = (latents / self.config.scaling_factor).reshape(b, h, w, p, p, -1)
+    x = latents.unscale(self.config, x).reshape(b, h, w, p, p, -1)
     x = weigh_detail(x, 1 / self.config.detail)
     return x.swapaxes(2, 3).reshape(b, h * p, w * p, -1)
 
   def __call__(self, image):
-    mean, _ = jnp.split(self.encode(image), 2, axis=-1)
-    return self.decode(mean * self.config.scaling_factor)
+    mean, _ = latents.split(self.encode(image))
+    return self.decode(latents.scale(self.config, mean))
 
 
 def weigh_detail(x, gain):
@@ -203,10 +214,3 @@ def weigh_detail(x, gain):
 def make_vae(config):
   """The module that the config describes."""
   return PatchVAE(config) if isinstance(config, PatchConfig) else VAE(config)
-
-
-def sample_latents(moments, noise, scaling_factor):
-  """Latents = scale (mean + std eps), logvar clamped to [-30, 20]."""
-  mean, logvar = jnp.split(moments, 2, axis=-1)
-  std = jnp.exp(0.5 * jnp.clip(logvar, -30.0, 20.0))
-  return scaling_factor * (mean + std * noise)

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from sdxl_jax.models import discriminator, lpips, vae
+from sdxl_jax.models import discriminator, latents, lpips, vae
 from sdxl_jax.training import state as states
 
 ENCODER = ('encoder', 'quant_conv')  # what learning the decoder alone leaves
@@ -89,8 +89,7 @@ def nll(image, reconstruction, distance, logvar):
 
 def kl_divergence(moments):
   """Of the posterior from N(0, 1), summed over latents, mean over images."""
-  mean, logvar = jnp.split(moments, 2, axis=-1)
-  logvar = jnp.clip(logvar, -30.0, 20.0)
+  mean, logvar = latents.split(moments)
   each = 0.5 * (jnp.square(mean) + jnp.exp(logvar) - 1.0 - logvar)
   return each.sum() / len(moments)
 
@@ -155,8 +154,8 @@ def make_gradients(nets, perceptual_weight, kl_weight, adversary_weight, start):
       moments = nets.encode({'vae': autoencoder}, image)
       b, h, w, c = moments.shape
       noise = jax.random.normal(noise_key, (b, h, w, c // 2))
-      latents = vae.sample_latents(moments, noise, nets.vae.scaling_factor)
-      return nets.decode({'vae': autoencoder}, latents), moments
+      x = latents.sample(nets.vae, moments, noise)
+      return nets.decode({'vae': autoencoder}, x), moments
 
     def likeness(x, logvar):
       distance = jnp.zeros(len(image))

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from sdxl_jax.conditioning import micro_conditioning, text_encoder
 from sdxl_jax.diffusion import loss as losses
 from sdxl_jax.diffusion import schedule
-from sdxl_jax.models import unet, vae
+from sdxl_jax.models import latents, unet, vae
 from sdxl_jax.training import state as states
 
 
@@ -153,12 +153,12 @@ def make_loss(nets, zeros_dropout, offset_noise, min_snr_gamma, timestep_range):
     moments = moments.astype(jnp.float32)
     b, h, w, c = moments.shape
     noise = jax.random.normal(key, (b, h, w, c // 2))
-    return vae.sample_latents(moments, noise, nets.vae.scaling_factor)
+    return latents.sample(nets.vae, moments, noise)
 
   def loss(params, frozen, batch, key):
     params = frozen | params
     latents_key, dropout_key, loss_key = jax.random.split(key, 3)
-    latents = latents_of(params, batch, latents_key)
+    x = latents_of(params, batch, latents_key)
     if 'context' in batch:
       context, pooled = batch['context'], batch['pooled']
     else:
@@ -169,7 +169,7 @@ def make_loss(nets, zeros_dropout, offset_noise, min_snr_gamma, timestep_range):
     net = nets.denoiser(params, context, nets.vector(pooled, batch))
     return losses.diffusion_loss(
       net,
-      latents,
+      x,
       loss_key,
       nets.schedule,
       timestep_range=timestep_range,

@@ -18,6 +18,7 @@ RANGES = {
   'loss.min_snr_gamma': (0, INF),
   'autoencoder.perceptual_weight': (0, INF),
   'autoencoder.kl_weight': (0, INF),
+  'autoencoder.measure_latents': (0, INF),
   'autoencoder.adversary_weight': (0, INF),
   'autoencoder.adversary_start': (0, INF),
   'optimizer.learning_rate': (0, 1),
@@ -94,16 +95,8 @@ def check(config):
       'config.optimizer.ema_snapshots asks for copies of power-function '
       'averages: set config.optimizer.ema_widths, such as (0.05, 0.1)'
     )
-  if config.task == 'autoencoder' and config.vae.kind != 'kl':
-    raise ValueError(
-      f'config.vae.kind is {config.vae.kind!r}, which has nothing to train; '
-      "config.task = 'autoencoder' needs 'kl'"
-    )
-  if config.task == 'autoencoder' and set(config.trained) != AUTOENCODER:
-    raise ValueError(
-      f'config.trained is {tuple(config.trained)}; config.task = '
-      f"'autoencoder' trains {sorted(AUTOENCODER)}"
-    )
+  if config.task == 'autoencoder':
+    check_autoencoder(config)
   if is_precomputed(config) and tuple(config.trained) != ('unet',):
     raise ValueError(
       f'config.trained is {tuple(config.trained)}, but from precomputed text '
@@ -119,6 +112,25 @@ def check(config):
         f'config.data.buckets has {tuple(bucket)}; heights and widths must be '
         f'multiples of {factor}, the px that one latent stands for'
       )
+
+
+def check_autoencoder(config):
+  if config.vae.kind != 'kl':
+    raise ValueError(
+      f'config.vae.kind is {config.vae.kind!r}, which has nothing to train; '
+      "config.task = 'autoencoder' needs 'kl'"
+    )
+  if set(config.trained) != AUTOENCODER:
+    raise ValueError(
+      f'config.trained is {tuple(config.trained)}; config.task = '
+      f"'autoencoder' trains {sorted(AUTOENCODER)}"
+    )
+  known = config.vae.scaling_factor or config.autoencoder.measure_latents
+  if 'vae' in config.from_scratch and not known:
+    raise ValueError(
+      'config.autoencoder.measure_latents is 0, and config.vae.scaling_factor '
+      'None: later stages need one of them for the latents of a new encoder'
+    )
 
 
 def is_precomputed(config):

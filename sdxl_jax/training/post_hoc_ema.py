@@ -7,10 +7,13 @@ averages, taken now and then, suffice to put together any other one, as the
 combination of snapshots whose weighting is nearest to the one wished for.
 """
 
+import logging
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+FAR = 0.1  # of which a weighting may be off, relative, without a warning
 WIDEST = 12**-0.5  # sigma_rel of gamma = 0, where all steps weigh the same
 
 
@@ -92,7 +95,14 @@ def rebuild(snapshots, read, step, sigma_rel):
   Returns:
     tree of float32 arrays, where `read` puts them.
   """
-  weights, _ = solve(snapshots, step, sigma_rel)
+  weights, error = solve(snapshots, step, sigma_rel)
+  if error > FAR:
+    logging.warning(
+      'an average of width %g at step %d is out of reach of %d snapshots: its '
+      'weighting is off by %.0f %%; take a width nearer to theirs, or store '
+      'more of them',
+      *(sigma_rel, step, len(snapshots), 100 * error),
+    )
   add = jax.jit(
     lambda total, tree, weight: jax.tree.map(
       lambda s, x: s + weight * x.astype(jnp.float32), total, tree

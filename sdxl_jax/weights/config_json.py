@@ -47,8 +47,6 @@ UNET_FIXED = {
 }
 VAE_FIXED = {
   'act_fn': 'silu',
-  'latents_mean': None,
-  'latents_std': None,
   'mid_block_add_attention': True,
   'shift_factor': None,
   'use_post_quant_conv': True,
@@ -156,7 +154,8 @@ def read_vae(published, where):
   check_fixed(published, VAE_FIXED, where)
   names = {f.name for f in dataclasses.fields(vae.VAEConfig)}
   fields = {k: v for k, v in published.items() if k in names}
-  fields['block_out_channels'] = tuple(published['block_out_channels'])
+  for name in ('block_out_channels', 'latents_mean', 'latents_std'):
+    fields[name] = published.get(name) and tuple(published[name])
   config = vae.VAEConfig(**fields)
   ours = write_vae(config)
   check_known(published, ours, where)
@@ -179,6 +178,8 @@ def write_vae(config):
     'up_block_types': ['UpDecoderBlock2D'] * levels,
     'norm_num_groups': config.norm_num_groups,
     'scaling_factor': config.scaling_factor,
+    'latents_mean': config.latents_mean and list(config.latents_mean),
+    'latents_std': config.latents_std and list(config.latents_std),
     'force_upcast': True,
   }
 

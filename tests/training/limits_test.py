@@ -5,7 +5,7 @@ import pytest
 from configs import default
 from sdxl_jax.models import clip, unet, vae
 from sdxl_jax.training import limits, task
-from tests import tiny_config
+from tests import autoencoder_config, tiny_config
 
 
 def test_default_config_is_sdxl():
@@ -31,6 +31,20 @@ def test_default_config_is_sdxl():
 )
 def test_out_of_range(field, value, message):
   config = tiny_config.get_config()
+  config.update_from_flattened_dict({field: value})
+  with pytest.raises(ValueError, match=message):
+    limits.check(config)
+
+
+@pytest.mark.parametrize(
+  'field, value, message',
+  [
+    ('trained', ('vae',), r"trained is \('vae',\).*'discriminator', 'vae'"),
+    ('vae.scaling_factor', None, 'measure_latents is 0.*new encoder'),
+  ],
+)
+def test_autoencoders_that_cannot_be_trained(field, value, message):
+  config = autoencoder_config.get_config().unlock()
   config.update_from_flattened_dict({field: value})
   with pytest.raises(ValueError, match=message):
     limits.check(config)

@@ -205,12 +205,21 @@ def test_configs_that_we_do_not_build_are_refused(golden):
     read('unet', {'up_block_types': ['AttnUpBlock2D'] * 3})
   with pytest.raises(ValueError, match='unknown option flux_capacity = 1.21'):
     read('unet', {'flux_capacity': 1.21})
-  with pytest.raises(ValueError, match='latents_mean is'):
+  with pytest.raises(ValueError, match='latents_mean is .* give both'):
     read('vae', {'latents_mean': [0.0, 1.0, 2.0, 3.0]})
   with pytest.raises(ValueError, match="hidden_act 'relu' is not one of"):
     read('text_encoder', {'hidden_act': 'relu'})
   with pytest.raises(ValueError, match="lacks 'block_out_channels'"):
     config_json.read('unet', config_json.UNET_FIXED, 'config.json')
+
+
+def test_latents_that_are_shifted(golden):
+  path = golden / 'tiny' / 'base' / 'vae' / 'config.json'
+  change = {'latents_mean': [0.0, 1.0, 2.0, 3.0], 'latents_std': [2.0] * 4}
+  published = json.loads(path.read_text()) | change
+  config = config_json.read('vae', published, 'config.json')
+  assert config.latents_mean == (0.0, 1.0, 2.0, 3.0)
+  assert config_json.write('vae', config).items() >= change.items()
 
 
 def test_configs_without_a_counterpart_are_refused():
