@@ -9,8 +9,9 @@ one position. The UNet predicts x0: with v it did not learn, in so few steps, to
 pass on the noise in 48 channels, and that loss hid the words. Zero terminal SNR
 lets a drawing start from noise alone.
 
-configs/tiny.py:stage1, :stage2, :stage3 and :refiner are the paper's stages in
-miniature, each from the workdir of the one before; the README has the loop.
+configs/tiny.py:stage0 to :stage3 and :refiner are the paper's stages in
+miniature, each from the workdir of the one before, on latents that stage 0
+learned; see launch/recipe.sh.
 """
 
 from configs import default
@@ -31,7 +32,7 @@ PROMPTS = (
 
 
 def get_config(stage=''):
-  """The quick one, or 'stage1', 'stage2', 'stage3' or 'refiner'."""
+  """The quick one, or 'stage0' to 'stage3' or 'refiner'."""
   config = quick()
   if stage:
     config.unlock()
@@ -115,9 +116,31 @@ def quick():
   return config.lock()
 
 
+def stage0(config):
+  """The autoencoder, 4 x 4 pixels to 8 channels, from crops of 48 px."""
+  config.task = 'autoencoder'
+  config.trained = config.from_scratch = ('vae', 'discriminator')
+  config.total_steps = 800
+  config.global_batch_size = 8
+  config.data.buckets = ((48, 48),)
+  config.data.scenes.resolution = 64
+  config.data.scenes.jitter = 1.0
+  config.autoencoder.measure_latents = 256
+  config.autoencoder.adversary_start = 400
+  config.autoencoder.adversary_features = 32
+  config.autoencoder.adversary_layers = 2
+  config.optimizer.learning_rate = 1e-3
+  config.optimizer.weight_decay = 0.0
+  config.optimizer.clip_norm = float('inf')
+  config.samples.every = 200
+  learned_latents(config)
+
+
 def stage1(config):
   """Squares of 16 px; it also trains the text towers, from nothing."""
   config.total_steps = 600
+  config.from_scratch = config.trained
+  learned_latents(config)
   square(config, 16)
 
 
@@ -125,6 +148,7 @@ def stage2(config):
   """Squares of 32 px, from stage 1; the text towers are frozen from here on."""
   config.total_steps = 200
   config.trained = ('unet',)
+  learned_latents(config)
   square(config, 32)
 
 
@@ -134,6 +158,7 @@ def stage3(config):
   config.trained = ('unet',)
   config.data.buckets = (*BUCKETS, (56, 28), (28, 56))
   config.loss.offset_noise = 0.05
+  learned_latents(config)
 
 
 def refiner(config):
@@ -147,10 +172,23 @@ def refiner(config):
   config.uncond = 'empty'
   config.loss.timestep_range = (0, 200)
   config.data.scenes.scored = True
+  learned_latents(config)
   config.text_encoder = None
   config.unet.context_dim = 32
   config.unet.vector_dim = 64 + 5 * 32
   config.samples.every = 0  # it draws nothing alone
+
+
+def learned_latents(config):
+  """Those of stage 0, scaled as it measured them."""
+  config.unet.in_channels = config.unet.out_channels = 8
+  config.vae = default.get_config().vae
+  config.vae.update(
+    latent_channels=8,
+    block_out_channels=(32, 64, 64),
+    layers_per_block=1,
+    norm_num_groups=8,
+  )
 
 
 def square(config, side):
@@ -160,6 +198,7 @@ def square(config, side):
 
 
 STAGES = {
+  'stage0': stage0,
   'stage1': stage1,
   'stage2': stage2,
   'stage3': stage3,

@@ -18,9 +18,6 @@ from sdxl_jax.data import images
 from sdxl_jax.diffusion import denoiser, samplers, schedule, scheduler_config
 from sdxl_jax.distributed import multihost
 
-# What the refiner is told of how a picture is rated (sgm, apply_refiner).
-AESTHETIC_SCORE, NEGATIVE_AESTHETIC_SCORE = 6.0, 2.5
-
 
 def generate(
   pipeline,
@@ -39,7 +36,11 @@ def generate(
   crop_top_left=(0, 0),
   target_size=None,
   negative_sizes=None,
+  aesthetic_score=6.0,
+  negative_aesthetic_score=2.5,
   clip_skip=0,
+  refiner=None,
+  refiner_start=0.8,
   init_noise=None,
 ):
   """Draws one picture per prompt.
@@ -61,7 +62,10 @@ def generate(
       sizes are `size` by default.
     negative_sizes: dict of the same three names for the unconditional branch;
       as the conditional by default.
+    aesthetic_score, negative_aesthetic_score: what a refiner is told of both.
     clip_skip: text encoder blocks left out, see TextEncoder.encode.
+    refiner: pipelines.Pipeline that takes over, without new noise.
+    refiner_start: share of the noise levels after which it does.
     init_noise: N(0, 1) float32 [b, h/8, w/8, 4] in place of the seeds' own.
 
   Returns:
@@ -79,43 +83,41 @@ def generate(
   check_count('seeds', seeds, count)
   keys = jnp.stack([jax.random.key(seed) for seed in seeds])
   shape = latent_shape(nets, size, count)
-  noise = initial_noise(init_noise, keys, shape)
 
   sizes = {
     'original_size': original_size or size,
     'crop_top_left': crop_top_left,
     'target_size': target_size or size,
+    'aesthetic_score': aesthetic_score,
   }
-  texts = pipeline.nets.text.encode_prompts(
-    pipeline.params,
-    pipeline.tokenize,
-    prompts,
-    negative_prompts,
-    force_zeros=pipeline.force_zeros,
+  opposite = sizes | (negative_sizes or {})
+  opposite['aesthetic_score'] = negative_aesthetic_score
+  texts = dict(
+    prompts=prompts,
+    negative_prompts=negative_prompts,
     prompts_2=prompts_2,
     negative_prompts_2=negative_prompts_2,
     clip_skip=clip_skip,
   )
   guided = guidance_scale > 1
-  branches = [(*texts[0], sizes, AESTHETIC_SCORE)]
-  if guided:
-    opposite = sizes | (negative_sizes or {})
-    branches.insert(0, (*texts[1], opposite, NEGATIVE_AESTHETIC_SCORE))
-  contexts, vectors = zip(*(condition(nets, *branch) for branch in branches))
-
-  latents = denoise_latents(
-    nets,
-    {'unet': pipeline.params['unet']},
-    levels.init_scale * noise,
-    jnp.concatenate(contexts),
-    jnp.concatenate(vectors),
-    levels,
-    keys,
-    guidance_scale,
-    guidance_rescale,
-    sampler=sampler,
-    guided=guided,
-  )
+  x = levels.init_scale * initial_noise(init_noise, keys, shape)
+  both = (pipeline, refiner) if refiner else (pipeline,)
+  told = [condition(p, texts, sizes, opposite, guided) for p in both]
+  for who, method, *span in turns(both, sampler, levels, refiner_start):
+    x = denoise_latents(
+      both[who].nets,
+      {'unet': both[who].params['unet']},
+      x,
+      *told[who],
+      levels,
+      keys,
+      span,
+      guidance_scale,
+      guidance_rescale,
+      sampler=method,
+      guided=guided,
+    )
+  latents = levels.final_scale * x
   # One by one: decoding takes more memory than all before.
   vae = {'vae': pipeline.params.get('vae', {})}
   decoded = [decode(nets, vae, latents[i : i + 1]) for i in range(count)]
@@ -125,15 +127,60 @@ def generate(
   )
 
 
-def condition(nets, context, pooled, sizes, score):
-  """(context, vector) of one branch; its sizes are the same for all rows."""
-  rows = len(pooled)
-  batch = {
-    name: jnp.tile(jnp.array(value, jnp.int32), (rows, 1))
-    for name, value in sizes.items()
-  }
-  batch['aesthetic_score'] = jnp.full(rows, score)
-  return context, nets.vector(pooled, batch)
+def turns(pipelines, sampler, levels, refiner_start):
+  """[(which pipeline, sampler, first step, step after its last)] of a run."""
+  steps = len(levels.timesteps)
+  if len(pipelines) == 1:
+    return [(0, sampler, 0, steps)]
+  check_fit(*pipelines)
+  cut = schedule.steps_until(levels, refiner_start)
+  if sampler != 'heun' or not cut:
+    return [(0, sampler, 0, cut), (1, sampler, cut, steps)]
+  # The reference stops between Heun's two calls, after Euler's step, and its
+  # refiner takes that step once more.
+  first = (0, sampler, 0, cut - 1), (0, 'euler', cut - 1, cut)
+  return [*first, (1, sampler, cut - 1, steps)]
+
+
+def check_fit(base, refiner):
+  """Raises ValueError where the second cannot go on from the first."""
+  if base.nets.refiner or not refiner.nets.refiner:
+    raise ValueError(
+      'refiner must be a refiner, which has one text encoder, and the pipeline '
+      'before it a base'
+    )
+  facts = [
+    {name: getattr(p.nets.vae, name) for name in pipelines.LATENTS}
+    | {'schedule': p.nets.schedule, 'channels': p.nets.unet.in_channels}
+    for p in (base, refiner)
+  ]
+  for name, ours in facts[0].items():
+    if ours != facts[1][name]:
+      raise ValueError(
+        f'base and refiner do not fit together: {name} is {ours} of the one '
+        f'and {facts[1][name]} of the other'
+      )
+
+
+def condition(pipeline, texts, sizes, negative_sizes, guided):
+  """Context and vector of all rows, those without prompt first if guided."""
+  nets = pipeline.nets
+  positive, negative = nets.text.encode_prompts(
+    *(pipeline.params, pipeline.tokenize),
+    force_zeros=pipeline.force_zeros,
+    **texts,
+  )
+  branches = [(*positive, sizes)]
+  if guided:
+    branches.insert(0, (*negative, negative_sizes))
+  rows = lambda value, count: jnp.tile(jnp.array(value), (count, 1))
+  contexts, vectors = [], []
+  for context, pooled, told in branches:
+    told = {name: rows(told[name], len(pooled)) for name in told}
+    told['aesthetic_score'] = told['aesthetic_score'][:, 0]
+    contexts.append(context)
+    vectors.append(nets.vector(pooled, told))
+  return jnp.concatenate(contexts), jnp.concatenate(vectors)
 
 
 @functools.partial(jax.jit, static_argnames=('nets', 'sampler', 'guided'))
@@ -145,21 +192,28 @@ def denoise_latents(
   vector,
   levels,
   keys,
+  span,
   guidance_scale,
   guidance_rescale,
   *,
   sampler,
   guided,
 ):
-  """Noise to latents; compiled once per shape, sampler and number of steps."""
+  """x at step span[0] to step span[1].
+
+  Compiled once per shape, sampler and number of all steps.
+  """
   net = nets.denoiser(params, context, vector)
   if guided:
     net = denoiser.guide(net, guidance_scale, guidance_rescale)
   denoise = denoiser.make_denoiser(net, levels)
-  x = samplers.sample(
-    denoise, x, levels.sigmas, samplers.SAMPLERS[sampler], keys=keys
+  start, stop = span
+  return samplers.sample(
+    *(denoise, x, levels.sigmas, samplers.SAMPLERS[sampler]),
+    keys=keys,
+    start=start,
+    stop=stop,
   )
-  return levels.final_scale * x
 
 
 @functools.partial(jax.jit, static_argnames='nets')
@@ -215,6 +269,8 @@ def define_flags():
   flags.DEFINE_integer('batch', 1, 'pictures to draw')
   for name in ('original_size', 'crop_top_left', 'target_size'):
     flags.DEFINE_list(name, None, 'H,W in px; what the net is told')
+  flags.DEFINE_string('refiner', None, 'its diffusers folder or workdir')
+  flags.DEFINE_float('refiner_start', 0.8, 'share of the way that base goes')
   flags.DEFINE_enum('dtype', 'float32', ['float32', 'bfloat16'], 'compute type')
   flags.DEFINE_string('average', 'ema', pipelines.AVERAGE_HELP)
   flags.DEFINE_string('init_noise', None, '.npy, N(0, 1) [b, h/8, w/8, 4]')
@@ -275,6 +331,12 @@ def main(args):
     pathlib.Path(path).parent.mkdir(parents=True, exist_ok=True)
   print(f'loading {args.weights}', flush=True)
   pipeline = pipelines.load(args.weights, args.dtype, args.average)
+  if args.refiner:
+    print(f'loading {args.refiner}', flush=True)
+    settings |= dict(
+      refiner=pipelines.load(args.refiner, args.dtype, args.average),
+      refiner_start=args.refiner_start,
+    )
   height, width = pipeline.size
   size = (args.height or height, args.width or width)
   print(f'drawing {args.batch} x {args.prompt!r}', flush=True)

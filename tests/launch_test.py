@@ -12,7 +12,7 @@ import time
 import pytest
 
 ROOT = pathlib.Path(__file__).parents[1]
-SCRIPTS = ['gpu', 'slurm', 'tpu_vm', 'gke_xpk']
+SCRIPTS = ['gpu', 'slurm', 'tpu_vm', 'gke_xpk', 'recipe']
 TRAIN = ['train', '--config', 'configs/stage3.py', '--workdir', '/my runs/3']
 HARD = ['sample', '--prompt', """a dog's "best" $HOME & `tail`\n*"""]
 TPU = ['--name=pod', '--zone=us-east5-a']
@@ -95,6 +95,7 @@ CASES = [
   ('tpu_vm', [*TPU, 'delete'], {}),
   ('gke_xpk', [*GKE, '--slices=2', '--priority=high', *TRAIN], {}),
   ('gke_xpk', [*GKE, *HARD], {}),
+  ('recipe', ['/my runs'], {}),
 ]
 
 
@@ -269,6 +270,8 @@ def test_help_is_the_comment_at_the_top(machine, name):
       for given in GKE
     ],
     ('gke_xpk', GKE, {}, 'give a verb'),
+    ('recipe', [], {}, 'give one folder'),
+    ('recipe', ['--fast', 'DIR'], {}, 'unknown option --fast'),
     ('gke_xpk', [*GKE, '--slices=2', *HARD], {}, 'only train and'),
   ],
 )

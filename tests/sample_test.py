@@ -30,6 +30,11 @@ def loaded():
   return {f: pipelines.load(f / 'tiny' / 'base') for f in golden_sets.SETS}
 
 
+@pytest.fixture(scope='module')
+def refiners():
+  return {f: pipelines.load(f / 'tiny' / 'refiner') for f in golden_sets.SETS}
+
+
 def arguments(call):
   """Arguments of the diffusers call as ours."""
   kwargs = dict(call['kwargs'])
@@ -102,6 +107,55 @@ def test_recorded_run(case, loaded, close, tolerances, monkeypatch):
   u8 = np.rint((images + 1) * 127.5)
   difference = np.abs(u8 - arrays['image_u8']).max()
   assert difference <= tolerances['pipeline_image_u8_max_diff']
+
+
+HANDOFFS = [
+  (folder, name)
+  for folder in golden_sets.SETS
+  for name in json.loads((folder / 'pipeline' / 'index.json').read_text())
+  if name.startswith('handoff_')
+]
+
+
+@pytest.mark.parametrize('case', HANDOFFS, ids=lambda c: f'{c[0].name}-{c[1]}')
+def test_recorded_handover(case, loaded, refiners, close, tolerances):
+  """Base to refiner, without new noise."""
+  folder, name = case
+  run = json.loads((folder / 'pipeline' / 'index.json').read_text())[name]
+  arrays = np.load(folder / 'pipeline' / f'{name}.npz')
+  nhwc = lambda x: np.moveaxis(x, -3, -1)
+  call, told = run['call'], run['call']['refiner_kwargs'] or {}
+  config = run['base/scheduler']
+  images, latents = sample.generate(
+    dataclasses.replace(loaded[folder], scheduler=config),
+    **arguments(call),
+    sampler=scheduler_config.SAMPLERS[config['_class_name']],
+    init_noise=nhwc(arrays['init_latents']),
+    refiner=refiners[folder],
+    refiner_start=call['cut'],
+    aesthetic_score=told.get('aesthetic_score', 6.0),
+    negative_aesthetic_score=told.get('negative_aesthetic_score', 2.5),
+  )
+  limit = tolerances['pipeline_latents_each_step_and_final']
+  close(latents, nhwc(arrays['final_latents']), limit, name)
+  u8 = np.rint((images + 1) * 127.5)
+  difference = np.abs(u8 - arrays['image_u8']).max()
+  assert difference <= tolerances['pipeline_image_u8_max_diff']
+
+
+def test_a_refiner_that_does_not_fit(loaded, refiners):
+  base, refiner = loaded[golden_sets.SETS[0]], refiners[golden_sets.SETS[0]]
+  draw = lambda *both, **more: sample.generate(
+    both[0], ['a'], size=(64, 64), steps=2, refiner=both[1], **more
+  )
+  with pytest.raises(ValueError, match='refiner must be a refiner'):
+    draw(base, base)
+  with pytest.raises(ValueError, match='refiner_start is 1.5; it must be from'):
+    draw(base, refiner, refiner_start=1.5)
+  vae = dataclasses.replace(base.nets.vae, scaling_factor=1.0)
+  nets = dataclasses.replace(base.nets, vae=vae)
+  with pytest.raises(ValueError, match='scaling_factor is 1.0 of the one'):
+    draw(dataclasses.replace(base, nets=nets), refiner)
 
 
 def test_bad_size_names_the_nearest(loaded):

@@ -1,6 +1,6 @@
 """Samplers: from noise to an image along a list of descending sigmas.
 
-A sampler is a pair (init, step) and `sample` is one scan of step over pairs of
+A sampler is a pair (init, step) and `sample` is one loop of step over pairs of
 sigmas. A step sees the net only as denoise(x, sigma) -> denoised, where
 x = x0 + sigma * eps.
 """
@@ -115,23 +115,35 @@ def draw_noise(keys, step, shape):
 
 
 def sample(
-  denoise, x, sigmas, sampler, *, keys=None, noise=None, collect=False
+  denoise,
+  x,
+  sigmas,
+  sampler,
+  *,
+  keys=None,
+  noise=None,
+  start=0,
+  stop=None,
+  collect=False,
 ):
-  """Takes x from sigmas[0] to sigmas[-1], in one scan over pairs of sigmas.
+  """Takes x from sigmas[start] to sigmas[stop], one step from each to the next.
 
   Args:
     denoise: (x, sigma) -> denoised; see `denoiser.make_denoiser`.
-    x: float32 [b, h, w, c] at noise level sigmas[0].
+    x: float32 [b, h, w, c] at noise level sigmas[start].
     sigmas: float32 [n + 1], descending; only n is static.
     sampler: one of SAMPLERS, or `ancestral(eta)`.
     keys: jax keys [b], one per image, for samplers that add noise.
     noise: the noise itself, [n, b, h, w, c], in place of keys.
+    start, stop: of the steps to take, 0 <= start <= stop <= n; may be traced.
     collect: whether to return x after every step.
 
   Returns:
-    x at sigmas[-1]; if collect, x at sigmas[1:], [n, b, h, w, c].
+    x at sigmas[stop]; if collect, x at sigmas[1:], [n, b, h, w, c], zero where
+    no step was taken.
   """
   x, sigmas = jnp.asarray(x, jnp.float32), jnp.asarray(sigmas, jnp.float32)
+  steps = len(sigmas) - 1
 
   def draw(i):
     if noise is not None:
@@ -140,14 +152,15 @@ def sample(
       raise ValueError('this sampler adds noise: give it keys [b] or noise')
     return draw_noise(keys, i + 1, x.shape)
 
-  def body(carry, pair):
-    x, memory = carry
-    i, sigma, sigma_next = pair
+  def step(i, carry):
+    x, memory, path = carry
     x, memory = sampler.step(
-      denoise, x, sigma, sigma_next, lambda: draw(i), memory
+      denoise, x, sigmas[i], sigmas[i + 1], lambda: draw(i), memory
     )
-    return (x, memory), x if collect else None
+    return x, memory, path.at[i].set(x) if collect else path
 
-  pairs = jnp.arange(len(sigmas) - 1), sigmas[:-1], sigmas[1:]
-  (x, _), path = jax.lax.scan(body, (x, sampler.init(x)), pairs)
+  path = jnp.zeros((steps if collect else 0, *x.shape))
+  carry = x, sampler.init(x), path
+  stop = steps if stop is None else stop
+  x, _, path = jax.lax.fori_loop(start, stop, step, carry)
   return path if collect else x

@@ -202,6 +202,22 @@ def make_levels(schedule, spacing, sampler, steps):
   )
 
 
+def steps_until(levels, share):
+  """How many steps of a run start before this share of all noise levels.
+
+  Args:
+    levels: Levels.
+    share: 0..1 of the trained timesteps, counted from the noisiest.
+
+  Raises:
+    ValueError: for a share outside of 0..1.
+  """
+  if not 0 <= share <= 1:
+    raise ValueError(f'refiner_start is {share}; it must be from 0 to 1')
+  count = len(levels.trained_sigmas)
+  return int((levels.timesteps >= round(count - share * count)).sum())
+
+
 def _run_levels(spacing, habits, trained, steps):
   """The sigmas and timesteps of a run, without the final sigma."""
   snap = np.round if habits.whole_timesteps else np.asarray

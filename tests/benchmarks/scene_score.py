@@ -2,6 +2,7 @@
 
   python -m tests.benchmarks.scene_score --weights DIR --output grid.png
 
+`--refiner DIR` lets a refiner finish them.
 Draws prompts whose combinations training never showed, and reports how many
 have the background colour asked for, and how clean it is: the median over
 pictures of the standard deviation, of 255, along the border. Background colour
@@ -55,6 +56,7 @@ def main(argv):
     steps=args.steps,
     sampler=args.sampler,
     guidance_scale=args.guidance_scale,
+    refiner=pipelines.load(args.refiner) if args.refiner else None,
   )
   pictures = images.to_uint8(drawn)
   share, spread, right = score(pictures, prompts, words.colours)
@@ -71,6 +73,7 @@ def main(argv):
 
 if __name__ == '__main__':
   flags.DEFINE_string('weights', None, 'workdir trained on scenes')
+  flags.DEFINE_string('refiner', None, 'its workdir')
   flags.DEFINE_string('output', 'grid.png', 'PNG to write')
   flags.DEFINE_integer('count', 64, 'prompts')
   flags.DEFINE_integer('steps', 25, 'sampler steps')

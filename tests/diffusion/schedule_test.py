@@ -82,6 +82,28 @@ def test_recorded_levels(golden, tables, close, tolerances):
       assert np.allclose(levels.sigmas, sigmas, rtol=2e-5, atol=0), prefix
 
 
+def test_where_the_refiner_takes_over(golden, base_config):
+  """Calls that the reference leaves to the base; Heun stops between two."""
+  text = (golden / 'schedule' / 'cutoffs.json').read_text()
+  cases = [c for c in json.loads(text)['cases'] if 'cut' in c]
+  seen = set()
+  for case in cases:
+    sampler = case['family'].removesuffix('_karras')
+    if sampler not in samplers.SAMPLERS:
+      continue
+    seen.add(case['family'])
+    config = base_config | {
+      'timestep_spacing': case['spacing'],
+      'use_karras_sigmas': case['family'].endswith('_karras'),
+    }
+    found = scheduler_config.read(config, sampler)
+    levels = schedule.make_levels(*found, sampler, case['steps'])
+    cut = schedule.steps_until(levels, case['cut'])
+    calls = 2 * cut - 1 if sampler == 'heun' else cut
+    assert calls == case['base_calls'], case
+  assert len(seen) == 5
+
+
 @pytest.mark.torch
 @pytest.mark.filterwarnings('ignore:__array__ implementation')
 @pytest.mark.parametrize('name', scheduler_config.SAMPLERS)
