@@ -12,9 +12,12 @@ The paper's (section 2.4): the architecture of Stable Diffusion's, a batch of
 weights of latent diffusion (config.autoencoder), with the log-variance learned
 as in its successor; AdamW without decay at 1e-4, betas 0.5 and 0.9; bfloat16.
 
-Planned with sdxl_jax.plan for h100x8, of which each GPU takes 32 pictures:
-31.0 of 59.3 GiB, 3.8 TFLOP per picture, the gradients of a step in 0.17 s by
-estimate.
+Planned with sdxl_jax.plan, 3.8 TFLOP per picture; seconds are estimates of the
+gradients of a step:
+
+  machine  pictures each  GiB of each   seconds  MFU
+  h100x8   32             31.0 of 59.3  0.17     70 %
+  v5e:4x4  16             11.8 of 15.8  0.43     70 %
 """
 
 from configs import default

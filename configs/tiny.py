@@ -124,14 +124,12 @@ def stage0(config):
   config.global_batch_size = 8
   config.data.buckets = ((48, 48),)
   config.data.scenes.resolution = 64
-  config.data.scenes.jitter = 1.0
   config.autoencoder.measure_latents = 256
   config.autoencoder.adversary_start = 400
   config.autoencoder.adversary_features = 32
   config.autoencoder.adversary_layers = 2
   config.optimizer.learning_rate = 1e-3
   config.optimizer.weight_decay = 0.0
-  config.optimizer.clip_norm = float('inf')
   config.samples.every = 200
   learned_latents(config)
 
