@@ -10,7 +10,7 @@ import orbax.checkpoint as ocp
 from ml_collections import config_dict
 
 from sdxl_jax.conditioning import text_encoder, tokenizer
-from sdxl_jax.diffusion import schedule, scheduler_config
+from sdxl_jax.diffusion import noise_levels, scheduler_config
 from sdxl_jax.distributed import mesh as meshes
 from sdxl_jax.distributed import sharding
 from sdxl_jax.training import (
@@ -47,9 +47,10 @@ class Pipeline:
   scheduler: dict  # as in scheduler_config.json
   force_zeros: bool  # no negative prompt means zeros, not an encoded ''
   size: tuple[int, int]  # (height, width) in px where none is given
+  mesh: jax.sharding.Mesh | None = None  # whose devices share out a batch
 
 
-def load(folder, dtype='float32', average='ema'):
+def load(folder, dtype='float32', average='ema', mesh=None):
   """The Pipeline of a diffusers folder or of a workdir.
 
   Args:
@@ -57,15 +58,16 @@ def load(folder, dtype='float32', average='ema'):
     dtype: compute, 'float32' or 'bfloat16'; parameters are held in it too.
     average: which parameters of a workdir: 'ema'; 'none', the last ones; or the
       width of an EMA that is put together from snapshots, such as '0.05'.
+    mesh: whose devices share out a batch; the default device without it.
   """
   folder = pathlib.Path(folder)
   if is_published(folder):
     check_published(folder, average)
-    return load_published(folder, dtype)
+    return load_published(folder, dtype, mesh)
   config = saved_config(folder)
   nets = tasks.make_nets(config).replace(dtype=dtype, param_dtype=dtype)
-  params = load_nets(folder, nets, nets.configs, average=average)
-  return make_pipeline(config, nets, params)
+  params = load_nets(folder, nets, nets.configs, mesh, average)
+  return make_pipeline(config, nets, params, mesh)
 
 
 def is_published(folder):
@@ -86,7 +88,7 @@ def saved_config(folder):
   return config_dict.ConfigDict(saved)
 
 
-def load_published(folder, dtype):
+def load_published(folder, dtype, mesh):
   index, scheduler = (
     files.load_model_index(folder),
     files.load_scheduler(folder),
@@ -94,7 +96,7 @@ def load_published(folder, dtype):
   configs, params = {'text_encoder': None}, {}
   for name in index.components:
     configs[name], params[name] = files.load_component(
-      folder, name, place=on_device, dtype=dtype, param_dtype=dtype
+      folder, name, place=placer(name, mesh), dtype=dtype, param_dtype=dtype
     )
   towers = configs['text_encoder'], configs['text_encoder_2']
   trained, _ = scheduler_config.read(scheduler, 'euler')
@@ -108,13 +110,15 @@ def load_published(folder, dtype):
   tokenize = tokenizer.load(folder)
   side = files.load_sample_size(folder) * configs['vae'].downscale
   return Pipeline(
-    nets, params, tokenize, scheduler, index.force_zeros, (side, side)
+    nets, params, tokenize, scheduler, index.force_zeros, (side, side), mesh
   )
 
 
-def on_device(path, array):
-  del path
-  return jnp.asarray(array)
+def placer(name, mesh):
+  """place(path, array) of a net's parameters on a mesh, or one device."""
+  if mesh is None:
+    return lambda path, array: jnp.asarray(array)
+  return lambda path, array: sharding.put('/'.join((name, *path)), array, mesh)
 
 
 def with_latents(config, source):
@@ -197,15 +201,13 @@ def load_net(folder, nets, name, mesh):
   ours = nets.configs[name]
   fields = fields_of(nets, name)
   check_same(name, ours, files.load_config(folder, name, **fields), folder)
-  place = on_device
-  if mesh is not None:
-    place = lambda path, x: sharding.put('/'.join((name, *path)), x, mesh)
+  place = placer(name, mesh)
   return files.load_component(folder, name, place=place, **fields)[1]
 
 
 def load_lpips(config, nets, mesh):
   """LPIPS's params from where a config says that they are."""
-  place = lambda path, x: sharding.put('/'.join(('lpips', *path)), x, mesh)
+  place = placer('lpips', mesh)
   return perceptual.load_lpips(config.autoencoder.lpips, nets.lpips, place)
 
 
@@ -229,7 +231,7 @@ def check_same(name, ours, theirs, folder):
     )
 
 
-def make_pipeline(config, nets, params):
+def make_pipeline(config, nets, params, mesh=None):
   """The Pipeline of a training config's nets."""
   # Only 'trailing' visits the last timestep, where zero SNR is.
   spacing = 'trailing' if nets.schedule.zero_terminal_snr else 'leading'
@@ -237,9 +239,12 @@ def make_pipeline(config, nets, params):
     nets=nets,
     params=params,
     tokenize=tokenizer.load(origin(config.init_from)),
-    scheduler=scheduler_config.write(nets.schedule, schedule.Spacing(spacing)),
+    scheduler=scheduler_config.write(
+      nets.schedule, noise_levels.Spacing(spacing)
+    ),
     force_zeros=config.uncond == 'zeros',
     size=tuple(config.samples.size),
+    mesh=mesh,
   )
 
 

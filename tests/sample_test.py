@@ -10,19 +10,24 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sdxl_jax import pipelines, sample
+from sdxl_jax import pipelines, runs, sample
 from sdxl_jax.diffusion import samplers, scheduler_config
 from tests import golden_sets
 
-INDEX = {
+RUNS = {
   (folder, name): run
   for folder in golden_sets.SETS
   for name, run in json.loads(
     (folder / 'pipeline' / 'index.json').read_text()
   ).items()
-  if name.startswith('t2i_')
-  and run['scheduler']['_class_name'] in scheduler_config.SAMPLERS
 }
+
+
+def cases(*kinds):
+  """Recorded runs by the beginning of their names."""
+  found = [case for case in RUNS if case[1].startswith(kinds)]
+  name = lambda case: f'{case[0].name}-{case[1]}'
+  return pytest.mark.parametrize('case', found, ids=name)
 
 
 @pytest.fixture(scope='module')
@@ -71,37 +76,12 @@ def arguments(call):
   )
 
 
-@pytest.mark.parametrize('case', INDEX, ids=lambda c: f'{c[0].name}-{c[1]}')
-def test_recorded_run(case, loaded, close, tolerances, monkeypatch):
-  folder, name = case
-  run = INDEX[case]
-  arrays = np.load(folder / 'pipeline' / f'{name}.npz')
-  nhwc = lambda x: np.moveaxis(x, -3, -1)
-  sampler = scheduler_config.SAMPLERS[run['scheduler']['_class_name']]
-  noise = [nhwc(arrays[k]) for k in sorted(arrays.files) if 'noise/' in k]
-  if noise:
-    replay = samplers.sample
+def nhwc(x):
+  return np.moveaxis(x, -3, -1)
 
-    def recorded(*args, keys, **kwargs):
-      del keys
-      return replay(*args, noise=np.stack(noise), **kwargs)
 
-    monkeypatch.setattr(samplers, 'sample', recorded)
-  pipeline = dataclasses.replace(loaded[folder], scheduler=run['scheduler'])
-  eta = run['call']['kwargs'].get('eta', 0)
-  if eta:
-    sampler_of = {'ddim': samplers.ancestral(eta)}
-    monkeypatch.setattr(samplers, 'SAMPLERS', sampler_of)
-  if noise:
-    sample.denoise_latents.clear_cache()  # it holds the real sampler
-  images, latents = sample.generate(
-    pipeline,
-    **arguments(run['call']),
-    sampler=sampler,
-    init_noise=nhwc(arrays['init_latents']),
-  )
-  if noise:
-    sample.denoise_latents.clear_cache()  # it holds the recorded noise
+def check_drawn(drawn, arrays, close, tolerances, name):
+  images, latents = drawn
   limit = tolerances['pipeline_latents_each_step_and_final']
   close(latents, nhwc(arrays['final_latents']), limit, name)
   u8 = np.rint((images + 1) * 127.5)
@@ -109,38 +89,80 @@ def test_recorded_run(case, loaded, close, tolerances, monkeypatch):
   assert difference <= tolerances['pipeline_image_u8_max_diff']
 
 
-HANDOFFS = [
-  (folder, name)
-  for folder in golden_sets.SETS
-  for name in json.loads((folder / 'pipeline' / 'index.json').read_text())
-  if name.startswith('handoff_')
-]
+@cases('t2i_')
+def test_recorded_run(case, loaded, close, tolerances, monkeypatch):
+  run, (folder, name) = RUNS[case], case
+  arrays = np.load(folder / 'pipeline' / f'{name}.npz')
+  noise = [nhwc(arrays[k]) for k in sorted(arrays.files) if 'noise/' in k]
+  if noise:
+    replay = samplers.advance
+
+    def recorded(*args, keys, **kwargs):
+      del keys
+      return replay(*args, noise=np.stack(noise), **kwargs)
+
+    monkeypatch.setattr(samplers, 'advance', recorded)
+    runs.advance.clear_cache()  # it holds the real sampler
+  drawn = sample.generate(
+    dataclasses.replace(loaded[folder], scheduler=run['scheduler']),
+    **arguments(run['call']),
+    sampler=scheduler_config.sampler_of(run['scheduler']),
+    eta=run['call']['kwargs'].get('eta'),
+    init_noise=nhwc(arrays['init_latents']),
+  )
+  if noise:
+    runs.advance.clear_cache()  # it holds the recorded noise
+  check_drawn(drawn, arrays, close, tolerances, name)
 
 
-@pytest.mark.parametrize('case', HANDOFFS, ids=lambda c: f'{c[0].name}-{c[1]}')
+@cases('img2img_', 'inpaint_')
+def test_recorded_start_from_a_picture(
+  case, loaded, refiners, close, tolerances, monkeypatch
+):
+  """The reference draws for the encoding first, then the noise laid on it."""
+  run, (folder, name) = RUNS[case], case
+  arrays = np.load(folder / 'pipeline' / f'{name}.npz')
+  call = run['call']
+  pipelines = refiners if call['pipe'] == 'refiner' else loaded
+  posterior = nhwc(arrays['noise/00'])
+  rows = [row[None] for row in posterior]  # encoded one by one
+
+  def recorded(keys, number, shape):
+    is_encoding = isinstance(number, int) and number == runs.ENCODING
+    return rows.pop(0) if is_encoding else np.zeros(shape, np.float32)
+
+  monkeypatch.setattr(samplers, 'draw_noise', recorded)
+  monkeypatch.setattr(runs, 'encode', runs.encode.__wrapped__)
+  drawn = sample.generate(
+    dataclasses.replace(pipelines[folder], scheduler=run['scheduler']),
+    **arguments(call),
+    sampler=scheduler_config.sampler_of(run['scheduler']),
+    image=2 * nhwc(arrays['image']) - 1,
+    mask=arrays['mask'][:, 0] if 'mask' in arrays else None,
+    strength=call['kwargs']['strength'],
+    init_noise=nhwc(arrays['noise/01']),
+  )
+  check_drawn(drawn, arrays, close, tolerances, name)
+
+
+@cases('handoff_')
 def test_recorded_handover(case, loaded, refiners, close, tolerances):
   """Base to refiner, without new noise."""
-  folder, name = case
-  run = json.loads((folder / 'pipeline' / 'index.json').read_text())[name]
+  run, (folder, name) = RUNS[case], case
   arrays = np.load(folder / 'pipeline' / f'{name}.npz')
-  nhwc = lambda x: np.moveaxis(x, -3, -1)
   call, told = run['call'], run['call']['refiner_kwargs'] or {}
   config = run['base/scheduler']
-  images, latents = sample.generate(
+  drawn = sample.generate(
     dataclasses.replace(loaded[folder], scheduler=config),
     **arguments(call),
-    sampler=scheduler_config.SAMPLERS[config['_class_name']],
+    sampler=scheduler_config.sampler_of(config),
     init_noise=nhwc(arrays['init_latents']),
     refiner=refiners[folder],
     refiner_start=call['cut'],
     aesthetic_score=told.get('aesthetic_score', 6.0),
     negative_aesthetic_score=told.get('negative_aesthetic_score', 2.5),
   )
-  limit = tolerances['pipeline_latents_each_step_and_final']
-  close(latents, nhwc(arrays['final_latents']), limit, name)
-  u8 = np.rint((images + 1) * 127.5)
-  difference = np.abs(u8 - arrays['image_u8']).max()
-  assert difference <= tolerances['pipeline_image_u8_max_diff']
+  check_drawn(drawn, arrays, close, tolerances, name)
 
 
 def test_a_refiner_that_does_not_fit(loaded, refiners):

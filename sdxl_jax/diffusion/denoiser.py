@@ -6,7 +6,7 @@ between the two is float32. One run reads:
 
   net = denoiser.guide(net, guidance_scale, guidance_rescale)
   denoise = denoiser.make_denoiser(net, levels)
-  x = samplers.sample(denoise, x, levels.sigmas, sampler)
+  x = samplers.sample(denoise, x, levels, sampler)
 """
 
 import jax
@@ -49,7 +49,7 @@ def make_denoiser(net, levels):
   Args:
     net: takes x_in float32 [b, h, w, c] of about unit variance and timestep
       float32 [b]; gives levels.prediction in any float type.
-    levels: schedule.Levels of the run; its arrays may be traced.
+    levels: noise_levels.Levels of the run; its arrays may be traced.
 
   Returns:
     denoise: takes x float32 [b, h, w, c] and a scalar sigma.
@@ -73,7 +73,8 @@ def guide(net, guidance_scale, guidance_rescale=0.0):
   a caller better hands the conditional net alone to `make_denoiser`.
 
   Args:
-    net: (x, timestep) -> prediction over 2 b rows, first b without prompt.
+    net: (x, timestep) -> prediction over 2 b rows, of each image the one
+      without prompt and the one with it, see `in_pairs`.
     guidance_scale: how far to go from uncond towards cond; may be traced.
     guidance_rescale: see `rescale_guidance`; 0 for none; may be traced.
 
@@ -82,12 +83,26 @@ def guide(net, guidance_scale, guidance_rescale=0.0):
   """
 
   def guided(x, timestep):
-    both = net(jnp.concatenate([x, x]), jnp.concatenate([timestep, timestep]))
-    uncond, cond = jnp.split(both.astype(jnp.float32), 2)
+    both = net(in_pairs(x, x), in_pairs(timestep, timestep))
+    uncond, cond = apart(both.astype(jnp.float32))
     prediction = uncond + guidance_scale * (cond - uncond)
     return rescale_guidance(prediction, cond, guidance_rescale)
 
   return guided
+
+
+def in_pairs(uncond, cond):
+  """[b, ...] twice > [2 b, ...], an image's rows side by side.
+
+  So both stay on one device where a batch is shared out by its rows.
+  """
+  return jnp.stack([uncond, cond], 1).reshape(-1, *uncond.shape[1:])
+
+
+def apart(both):
+  """[2 b, ...] > (uncond, cond), [b, ...] each."""
+  both = both.reshape(-1, 2, *both.shape[1:])
+  return both[:, 0], both[:, 1]
 
 
 # Lin et al. 2023, Common Diffusion Noise Schedules, equations 15 and 16.

@@ -12,15 +12,35 @@ import jax
 import jax.numpy as jnp
 
 
-class Sampler(NamedTuple):
-  """init(x) -> memory; step(denoise, x, sigma, sigma_next, draw, memory).
+class Span(NamedTuple):
+  """One step: from sigma down to `down`, and by noise up again to sigma_next.
 
-  A step returns x at sigma_next and its new memory, what it needs to know of
-  the steps before; draw() gives fresh N(0, 1) noise in the shape of x.
+  Without fresh noise `down` is sigma_next.
+  """
+
+  sigma: jax.Array
+  sigma_next: jax.Array
+  down: jax.Array
+
+
+class Sampler(NamedTuple):
+  """init(x) -> memory; step(x, denoised, span, memory, denoise) -> x, memory.
+
+  A step returns x at span.down, and what it needs to know of the steps before.
+  Those of second order by one step alone call the net, denoise, once more.
   """
 
   init: Callable[..., Any]
   step: Callable[..., Any]
+  stochastic: bool = False  # whether it may take fresh noise
+
+
+class Carry(NamedTuple):
+  """A run between two steps; `denoised` is the net's result of the last one."""
+
+  x: jax.Array
+  denoised: jax.Array
+  memory: Any
 
 
 def no_memory(x):
@@ -35,39 +55,19 @@ def toward(x, denoised, sigma, sigma_next):
   return denoised + (sigma_next / sigma) * (x - denoised)
 
 
-# Song et al. 2020, Denoising Diffusion Implicit Models, equation 16, in terms
-# of sigma; the ancestral step of k-diffusion is the same.
-def split_variance(sigma, sigma_next, eta):
-  """(down, up): the sigma to step to and that of the noise added there."""
-  r = sigma_next / sigma
-  down = sigma_next * jnp.sqrt(1 - eta**2 + (eta * r) ** 2)
-  return down, sigma_next * eta * jnp.sqrt(1 - r**2)
+def first_order_step(x, denoised, span, memory, denoise):
+  """Euler's method on the ODE of Karras et al. 2022, and DDIM, which are one.
 
-
-def ancestral(eta):
-  """Steps of first order that replace a share eta of the noise they leave.
-
-  With eta 0 this is Euler's method on the ODE of Karras et al. 2022 and DDIM,
-  which are one; with eta 1 it is ancestral sampling.
+  With fresh noise it is ancestral sampling, DDIM with eta, LCM or TCD.
   """
-  if not 0 <= eta <= 1:
-    raise ValueError(f'eta is {eta}; it must be from 0 to 1')
-
-  def step(denoise, x, sigma, sigma_next, draw, memory):
-    denoised = denoise(x, sigma)
-    if not eta:
-      return toward(x, denoised, sigma, sigma_next), memory
-    down, up = split_variance(sigma, sigma_next, eta)
-    return toward(x, denoised, sigma, down) + up * draw(), memory
-
-  return Sampler(no_memory, step)
+  del denoise
+  return toward(x, denoised, span.sigma, span.down), memory
 
 
 # Karras et al. 2022, Elucidating the Design Space, algorithm 1.
-def heun_step(denoise, x, sigma, sigma_next, draw, memory):
+def heun_step(x, denoised, span, memory, denoise):
   """Second order: the slopes at both ends, so two calls of the net."""
-  del draw
-  denoised = denoise(x, sigma)
+  sigma, sigma_next, _ = span
   euler = toward(x, denoised, sigma, sigma_next)
 
   def correct():
@@ -78,30 +78,134 @@ def heun_step(denoise, x, sigma, sigma_next, draw, memory):
   return jax.lax.cond(sigma_next > 0, correct, lambda: euler), memory
 
 
+# Lu et al. 2022, DPM-Solver++, algorithm 1, as sgm's ancestral sampler uses it.
+def dpmpp_2s_step(x, denoised, span, memory, denoise):
+  """Second order: the net once more, half way down in log(sigma)."""
+
+  def correct():
+    middle = jnp.sqrt(span.sigma * span.down)
+    halfway = toward(x, denoised, span.sigma, middle)
+    return toward(x, denoise(halfway, middle), span.sigma, span.down)
+
+  return jax.lax.cond(span.down > 0, correct, lambda: denoised), memory
+
+
 def no_history(x):
   # An infinitely long step before it has no weight: the first is first order.
   return jnp.zeros_like(x), jnp.float32(jnp.inf)
 
 
 # Lu et al. 2022, DPM-Solver++, algorithm 2, with lambda = -log(sigma).
-def dpmpp_2m_step(denoise, x, sigma, sigma_next, draw, memory):
-  """Second order from one call of the net and the result of the last one."""
-  del draw
-  denoised = denoise(x, sigma)
+def dpmpp_2m_step(x, denoised, span, memory, denoise):
+  """Second order from one call of the net and the result of the last one.
+
+  With fresh noise it is SDE-DPM-Solver++(2M).
+  """
+  del denoise
   denoised_last, h_last = memory
-  h = jnp.log(sigma / sigma_next)
+  h = jnp.log(span.sigma / span.sigma_next)
   # The step to 0 is infinitely long and takes no slope, so first order too.
-  weight = jnp.where(sigma_next > 0, h / (2 * h_last), 0)
+  weight = jnp.where(span.sigma_next > 0, h / (2 * h_last), 0)
   ahead = denoised + weight * (denoised - denoised_last)
-  return toward(x, ahead, sigma, sigma_next), (denoised, h)
+  return toward(x, ahead, span.sigma, span.down), (denoised, h)
 
 
+LMS_ORDER = 4
+# The two points and equal weights that integrate cubics over [-1, 1] exactly.
+GAUSS = 0.5773502691896258
+
+
+def no_slopes(x):
+  # Slopes of nothing, taken ever farther away: the first are of lower order.
+  far = jnp.array([1e8, 1e16, 1e24], jnp.float32)
+  return jnp.zeros((LMS_ORDER - 1, *x.shape)), far
+
+
+# Linear multistep (Adams-Bashforth) on the ODE of Karras et al. 2022.
+def lms_step(x, denoised, span, memory, denoise):
+  """Fourth order: the polynomial through four slopes, integrated over sigma."""
+  del denoise
+  sigma, sigma_next, _ = span
+  slopes, sigmas = memory
+  slope = (x - denoised) / sigma
+  slopes = jnp.concatenate([slope[None], slopes])
+  sigmas = jnp.concatenate([sigma[None], sigmas])
+  middle, half = (sigma_next + sigma) / 2, (sigma_next - sigma) / 2
+  weights = half * (
+    lagrange(sigmas, middle - GAUSS * half)
+    + lagrange(sigmas, middle + GAUSS * half)
+  )
+  x = x + jnp.tensordot(weights, slopes, 1)
+  return x, (slopes[:-1], sigmas[:-1])
+
+
+def lagrange(nodes, at):
+  """The values at a point of the Lagrange polynomials of nodes [n]; [n]."""
+  others = ~jnp.eye(len(nodes), dtype=bool)
+  apart = jnp.where(others, nodes[:, None] - nodes, 1)
+  return jnp.where(others, (at - nodes) / apart, 1).prod(axis=1)
+
+
+def no_predictions(x):
+  far = jnp.float32(jnp.inf)
+  return x, jnp.zeros((2, *x.shape)), jnp.stack([far, far]), jnp.int32(0)
+
+
+# Zhao et al. 2023, UniPC, algorithms 1 and 2: order 2, B(h) = e^h - 1 ("bh2"),
+# on denoised, with lambda = -log(sigma).
+def unipc_step(x, denoised, span, memory, denoise):
+  """Second order: corrects the last step by this call of the net, and goes on.
+
+  Memory is the last x and the last two denoised, their sigmas and number.
+  """
+  del denoise
+  _, denoised_last, sigmas, count = memory
+  sigma, sigma_next, _ = span
+  x = jnp.where(count > 0, unipc_correct(denoised, sigma, memory), x)
+  h = jnp.log(sigma / sigma_next)
+  # First order where there is no step before, and on the step to 0.
+  second = (count > 0) & (sigma_next > 0)
+  slope = (denoised - denoised_last[0]) / jnp.log(sigmas[0] / sigma)
+  ahead = denoised + jnp.where(second, h / 2, 0) * slope
+  memory = (
+    x,
+    jnp.stack([denoised, denoised_last[0]]),
+    jnp.stack([sigma, sigmas[0]]),
+    count + 1,
+  )
+  return toward(x, ahead, sigma, sigma_next), memory
+
+
+def unipc_correct(denoised, sigma, memory):
+  """x at sigma once more, now that the net's result there is known."""
+  x_last, (first, second), sigmas, count = memory
+  h = jnp.log(sigmas[0] / sigma)
+  b = jnp.expm1(-h)
+  # The conditions of order: rho_1 + rho_2 = c_1, r rho_1 + rho_2 = c_2.
+  phi = -b / h - 1
+  c_1, c_2 = phi / b, 2 * (-phi / h - 0.5) / b
+  r = jnp.log(sigmas[0] / sigmas[1]) / h
+  rho_1 = jnp.where(count > 1, (c_1 - c_2) / (1 - r), 0)
+  rho_2 = jnp.where(count > 1, c_1 - rho_1, 0.5)
+  slope = jnp.where(count > 1, (second - first) / r, 0)
+  change = rho_1 * slope + rho_2 * (denoised - first)
+  return toward(x_last, first, sigmas[0], sigma) - b * change
+
+
+EULER = Sampler(no_memory, first_order_step)
+ANCESTRAL = Sampler(no_memory, first_order_step, stochastic=True)
 SAMPLERS = {
-  'euler': ancestral(eta=0.0),
-  'euler_ancestral': ancestral(eta=1.0),
+  'euler': EULER,
+  'euler_ancestral': ANCESTRAL,
   'heun': Sampler(no_memory, heun_step),
-  'ddim': ancestral(eta=0.0),
+  'lms': Sampler(no_slopes, lms_step),
+  'ddim': ANCESTRAL,
   'dpmpp_2m': Sampler(no_history, dpmpp_2m_step),
+  'dpmpp_2m_sde': Sampler(no_history, dpmpp_2m_step, stochastic=True),
+  'dpmpp_2s_ancestral': Sampler(no_memory, dpmpp_2s_step, stochastic=True),
+  'unipc': Sampler(no_predictions, unipc_step),
+  'lcm': ANCESTRAL,
+  'tcd': ANCESTRAL,
 }
 
 
@@ -114,53 +218,53 @@ def draw_noise(keys, step, shape):
   return jax.vmap(lambda key: jax.random.normal(key, shape[1:]))(keys)
 
 
-def sample(
-  denoise,
-  x,
-  sigmas,
-  sampler,
-  *,
-  keys=None,
-  noise=None,
-  start=0,
-  stop=None,
-  collect=False,
+def sample(denoise, x, levels, sampler, *, keys=None, noise=None):
+  """A whole run: x at levels.sigmas[0] to x at levels.sigmas[-1].
+
+  Arguments are those of `advance`.
+  """
+  steps, carry = len(levels.sigmas) - 1, begin(sampler, x)
+  return advance(
+    denoise, carry, levels, sampler, 0, steps, keys=keys, noise=noise
+  ).x
+
+
+def begin(sampler, x):
+  """The carry of a run that starts from x."""
+  x = jnp.asarray(x, jnp.float32)
+  return Carry(x, jnp.zeros_like(x), sampler.init(x))
+
+
+def advance(
+  denoise, carry, levels, sampler, start, stop, *, keys=None, noise=None
 ):
-  """Takes x from sigmas[start] to sigmas[stop], one step from each to the next.
+  """Takes some of a run's steps.
 
   Args:
     denoise: (x, sigma) -> denoised; see `denoiser.make_denoiser`.
-    x: float32 [b, h, w, c] at noise level sigmas[start].
-    sigmas: float32 [n + 1], descending; only n is static.
-    sampler: one of SAMPLERS, or `ancestral(eta)`.
+    carry: of `begin`, or of the steps before; its x, float32 [b, h, w, c], is
+      at noise level levels.sigmas[start].
+    levels: noise_levels.Levels of n steps; only n is static.
+    sampler: one of SAMPLERS, that of the levels.
+    start, stop: of the steps to take, 0 <= start <= stop <= n; may be traced.
     keys: jax keys [b], one per image, for samplers that add noise.
     noise: the noise itself, [n, b, h, w, c], in place of keys.
-    start, stop: of the steps to take, 0 <= start <= stop <= n; may be traced.
-    collect: whether to return x after every step.
 
   Returns:
-    x at sigmas[stop]; if collect, x at sigmas[1:], [n, b, h, w, c], zero where
-    no step was taken.
+    The carry, its x at levels.sigmas[stop].
   """
-  x, sigmas = jnp.asarray(x, jnp.float32), jnp.asarray(sigmas, jnp.float32)
-  steps = len(sigmas) - 1
-
-  def draw(i):
-    if noise is not None:
-      return jnp.asarray(noise)[i]
-    if keys is None:
-      raise ValueError('this sampler adds noise: give it keys [b] or noise')
-    return draw_noise(keys, i + 1, x.shape)
+  levels, noise = jax.tree.map(jnp.asarray, (levels, noise))
+  if sampler.stochastic and keys is None and noise is None:
+    raise ValueError('this sampler adds noise: give it keys [b] or noise')
 
   def step(i, carry):
-    x, memory, path = carry
-    x, memory = sampler.step(
-      denoise, x, sigmas[i], sigmas[i + 1], lambda: draw(i), memory
-    )
-    return x, memory, path.at[i].set(x) if collect else path
+    x, _, memory = carry
+    span = Span(levels.sigmas[i], levels.sigmas[i + 1], levels.downs[i])
+    denoised = denoise(x, span.sigma)
+    x, memory = sampler.step(x, denoised, span, memory, denoise)
+    if sampler.stochastic:
+      fresh = draw_noise(keys, i + 1, x.shape) if noise is None else noise[i]
+      x = x + levels.ups[i] * fresh
+    return Carry(x, denoised, memory)
 
-  path = jnp.zeros((steps if collect else 0, *x.shape))
-  carry = x, sampler.init(x), path
-  stop = steps if stop is None else stop
-  x, _, path = jax.lax.fori_loop(start, stop, step, carry)
-  return path if collect else x
+  return jax.lax.fori_loop(start, stop, step, carry)

@@ -2,15 +2,19 @@
 
 import numpy as np
 
-from sdxl_jax.diffusion import schedule
+from sdxl_jax.diffusion import noise_levels, schedule
 
 # The sampler that a scheduler_config.json names.
 SAMPLERS = {
   'EulerDiscreteScheduler': 'euler',
   'EulerAncestralDiscreteScheduler': 'euler_ancestral',
   'HeunDiscreteScheduler': 'heun',
+  'LMSDiscreteScheduler': 'lms',
   'DDIMScheduler': 'ddim',
   'DPMSolverMultistepScheduler': 'dpmpp_2m',
+  'UniPCMultistepScheduler': 'unipc',
+  'LCMScheduler': 'lcm',
+  'TCDScheduler': 'tcd',
 }
 # Our names of what a net predicts, and diffusers'.
 PREDICTION_TYPES = {'eps': 'epsilon', 'v': 'v_prediction', 'x0': 'sample'}
@@ -23,20 +27,45 @@ SUPPORTED = {
   'timestep_type': ('discrete',),
   'clip_sample': (False,),
   'thresholding': (False,),
-  'use_exponential_sigmas': (False,),
   'use_beta_sigmas': (False,),
   'sigma_min': (None,),
   'sigma_max': (None,),
 }
 SUPPORTED_MULTISTEP = SUPPORTED | {
-  'algorithm_type': ('dpmsolver++',),
   'solver_order': (2,),
-  'solver_type': ('midpoint', 'bh1', 'bh2', 'logrho'),  # all mean midpoint
-  'use_lu_lambdas': (False,),
   'use_flow_sigmas': (False,),
-  'lambda_min_clipped': ('-inf', -np.inf),
   'final_sigmas_type': ('zero',),
 }
+SUPPORTED_DPMPP = SUPPORTED_MULTISTEP | {
+  'algorithm_type': ('dpmsolver++', 'sde-dpmsolver++'),
+  'solver_type': ('midpoint', 'bh1', 'bh2', 'logrho'),  # all mean midpoint
+  'use_lu_lambdas': (False,),
+  'lambda_min_clipped': ('-inf', -np.inf),
+}
+SUPPORTED_UNIPC = SUPPORTED_MULTISTEP | {
+  'solver_type': ('bh2', 'midpoint', 'heun', 'logrho'),  # all mean bh2
+  'predict_x0': (True,),
+  'disable_corrector': ([],),
+  'solver_p': (None,),
+}
+SUPPORTED_DISTILLED = SUPPORTED | {'original_inference_steps': (50,)}
+# Of the samplers that ask for more.
+SUPPORTED_BY = {
+  'dpmpp_2m': SUPPORTED_DPMPP,
+  'dpmpp_2m_sde': SUPPORTED_DPMPP,
+  'unipc': SUPPORTED_UNIPC,
+  'lcm': SUPPORTED_DISTILLED,
+  'tcd': SUPPORTED_DISTILLED,
+}
+# Whose reference schedulers know no re-spaced sigmas.
+TRAINED_ONLY = ('ddim', 'euler_ancestral', 'lcm', 'tcd')
+
+
+def sampler_of(config):
+  """The name of the sampler of a scheduler_config.json, or None."""
+  name = SAMPLERS.get(config.get('_class_name'))
+  sde = config.get('algorithm_type') == 'sde-dpmsolver++'
+  return 'dpmpp_2m_sde' if name == 'dpmpp_2m' and sde else name
 
 
 def read(config, sampler):
@@ -48,15 +77,13 @@ def read(config, sampler):
     sampler: name of the sampler.
 
   Returns:
-    (schedule.Schedule, schedule.Spacing).
+    (schedule.Schedule, noise_levels.Spacing).
 
   Raises:
     ValueError: on a missing entry or one that the samplers do not support.
   """
-  schedule.check_choice('sampler', sampler, schedule.HABITS)
-  multistep = sampler == 'dpmpp_2m'
-  supported = SUPPORTED_MULTISTEP if multistep else SUPPORTED
-  for name, allowed in supported.items():
+  schedule.check_choice('sampler', sampler, noise_levels.HABITS)
+  for name, allowed in SUPPORTED_BY.get(sampler, SUPPORTED).items():
     if name in config:
       schedule.check_choice(
         f'{name} of the scheduler config', config[name], allowed
@@ -76,15 +103,22 @@ def read(config, sampler):
   to_zero = {
     'euler': config.get('final_sigmas_type', 'zero') == 'zero',
     'ddim': config.get('set_alpha_to_one', True),
+    'tcd': False,
   }
-  # The reference schedulers of these two know no Karras sigmas.
-  knows_karras = sampler not in ('ddim', 'euler_ancestral')
-  return trained, schedule.Spacing(
+  return trained, noise_levels.Spacing(
     kind=kind,
     steps_offset=config.get('steps_offset', 0),
-    karras=knows_karras and config.get('use_karras_sigmas', False),
+    sigmas='trained' if sampler in TRAINED_ONLY else sigmas_of(config),
     final_sigma='zero' if to_zero.get(sampler, True) else 'smallest',
   )
+
+
+def sigmas_of(config):
+  """How the config re-spaces its sigmas."""
+  for name in ('karras', 'exponential'):
+    if config.get(f'use_{name}_sigmas', False):
+      return name
+  return 'trained'
 
 
 def write(trained, spacing):
@@ -99,7 +133,7 @@ def write(trained, spacing):
     'rescale_betas_zero_snr': trained.zero_terminal_snr,
     'timestep_spacing': spacing.kind,
     'steps_offset': spacing.steps_offset,
-    'use_karras_sigmas': spacing.karras,
+    'use_karras_sigmas': spacing.sigmas == 'karras',
     'interpolation_type': 'linear',
     'set_alpha_to_one': False,
   }

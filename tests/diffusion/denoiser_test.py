@@ -7,13 +7,18 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sdxl_jax.diffusion import denoiser, schedule, scheduler_config
+from sdxl_jax.diffusion import (
+  denoiser,
+  noise_levels,
+  schedule,
+  scheduler_config,
+)
 
 
 def levels_of(prediction='eps', steps=10, sampler='euler', **spacing):
   trained = schedule.Schedule(prediction=prediction)
-  return schedule.make_levels(
-    trained, schedule.Spacing(**spacing), sampler, steps
+  return noise_levels.make_levels(
+    trained, noise_levels.Spacing(**spacing), sampler, steps
   )
 
 
@@ -41,7 +46,7 @@ def test_live_denoised(prediction):
   diffusers = pytest.importorskip('diffusers')
   trained = schedule.Schedule(prediction=prediction)
   reference = diffusers.EulerDiscreteScheduler.from_config(
-    scheduler_config.write(trained, schedule.Spacing())
+    scheduler_config.write(trained, noise_levels.Spacing())
   )
   reference.set_timesteps(5)
   x, predicted = np.random.default_rng(0).normal(size=(2, 1, 4, 4, 2))
@@ -62,8 +67,8 @@ def test_live_denoised(prediction):
   [
     (dict(kind='leading'), 'euler'),
     (dict(kind='linspace'), 'euler'),
-    (dict(kind='trailing', karras=True), 'heun'),
-    (dict(karras=True), 'dpmpp_2m'),
+    (dict(kind='trailing', sigmas='karras'), 'heun'),
+    (dict(sigmas='karras'), 'dpmpp_2m'),
   ],
 )
 def test_timesteps_are_exact_at_the_sigmas_of_the_run(spacing, sampler):
@@ -92,9 +97,9 @@ def test_guidance():
 
   def net(x, timestep):
     assert x.shape == (4, 3, 3, 1)
-    assert (timestep == jnp.array([7, 8, 7, 8])).all()
-    assert (x[:2] == x[2:]).all()
-    return jnp.concatenate([uncond, cond])
+    assert (timestep == jnp.array([7, 7, 8, 8])).all()
+    assert (x[::2] == x[1::2]).all()
+    return denoiser.in_pairs(uncond, cond)
 
   x, timestep = jnp.zeros((2, 3, 3, 1)), jnp.array([7.0, 8.0])
   assert (denoiser.guide(net, 5.0)(x, timestep) == 6).all()
@@ -123,7 +128,8 @@ def test_recorded_guidance(golden, close):
     call, run = index[path.stem]['call'], np.load(path)
     if call['gs'] <= 1 or 'unet0/out' not in run:
       continue
-    net = lambda x, timestep: run['unet0/out']  # noqa: B023
+    recorded = denoiser.in_pairs(*np.split(run['unet0/out'], 2))
+    net = lambda x, timestep: recorded  # noqa: B023
     guide = denoiser.guide(net, call['gs'], call['gr'])
     guided = guide(run['step0_sample'], jnp.zeros(call['B']))
     close(guided, run['model_output_steps'][0], 1e-5, path.stem)

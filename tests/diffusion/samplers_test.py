@@ -1,7 +1,9 @@
 """Samplers against recorded runs, and on a Gaussian that is solved exactly."""
 
+import dataclasses
 import functools
 import json
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -9,18 +11,51 @@ import numpy as np
 import pytest
 from jax.experimental import io_callback
 
-from sdxl_jax.diffusion import denoiser, samplers, schedule, scheduler_config
+from sdxl_jax.diffusion import (
+  denoiser,
+  noise_levels,
+  samplers,
+  schedule,
+  scheduler_config,
+)
 
-VARIANCE_PRESERVING = ('ddim', 'dpmpp_2m')
 
-
-def levels_of(config, steps):
+def levels_of(config, steps, eta=None):
   """(sampler, Levels) of a recorded run; the sampler is None if not ours."""
-  sampler = scheduler_config.SAMPLERS.get(config['_class_name'])
+  sampler = scheduler_config.sampler_of(config)
   if sampler is None:
     return None, None
   settings = scheduler_config.read(config, sampler)
-  return sampler, schedule.make_levels(*settings, sampler, steps)
+  return sampler, noise_levels.make_levels(*settings, sampler, steps, eta)
+
+
+def levels_at(sigmas):
+  """Levels of a run without fresh noise at any sigmas."""
+  trained = schedule.Schedule(), noise_levels.Spacing('trailing')
+  sigmas = np.asarray(sigmas, np.float32)
+  return dataclasses.replace(
+    noise_levels.make_levels(*trained, 'euler', len(sigmas) - 1),
+    sigmas=sigmas,
+    downs=sigmas[1:],
+    ups=np.zeros(len(sigmas) - 1, np.float32),
+  )
+
+
+RECORDED = set(samplers.SAMPLERS) - {
+  'dpmpp_2m_sde',
+  'dpmpp_2s_ancestral',
+  'lcm',
+  'tcd',
+}
+
+
+def levels_of_sampler(name, sigmas):
+  """Levels with the fresh noise of a sampler at any sigmas."""
+  levels = levels_at(sigmas)
+  habits = noise_levels.HABITS[name]
+  downs = habits.downs(levels.sigmas, None, None, habits.eta)
+  ups = np.sqrt(levels.sigmas[1:] ** 2 - downs**2)
+  return dataclasses.replace(levels, downs=downs, ups=ups)
 
 
 class Tape:
@@ -41,32 +76,44 @@ class Tape:
 TAPE = Tape()
 
 
-@functools.partial(jax.jit, static_argnames=['name', 'eta'])
-def replay_tape(x, levels, noise, name, eta):
+def path(denoise, x, levels, sampler, noise=None):
+  """x after each step."""
+
+  def step(carry, i):
+    carry = samplers.advance(
+      denoise, carry, levels, sampler, i, i + 1, noise=noise
+    )
+    return carry, carry.x
+
+  steps = jnp.arange(len(levels.sigmas) - 1)
+  return jax.lax.scan(step, samplers.begin(sampler, x), steps)[1]
+
+
+@functools.partial(jax.jit, static_argnames=['name'])
+def replay_tape(x, levels, noise, name):
   denoise = denoiser.make_denoiser(TAPE.net, levels)
-  sampler = samplers.SAMPLERS[name]
-  if name == 'ddim':
-    sampler = samplers.ancestral(eta)
-  return samplers.sample(
-    denoise, x, levels.sigmas, sampler, noise=noise, collect=True
-  )
+  return path(denoise, x, levels, samplers.SAMPLERS[name], noise)
 
 
-def replay(x, levels, name, outputs, timesteps, noise=None, eta=0.0):
+def replay(x, levels, name, outputs, timesteps, noise=None):
   """x after each step of a net that repeats recorded outputs, and the tape."""
   TAPE.__init__()
   TAPE.outputs = list(outputs)
-  path = replay_tape(x, levels, noise, name, eta)
-  path = np.asarray(jax.block_until_ready(path))
+  if noise is None:
+    noise = np.zeros((len(levels.ups), *x.shape), np.float32)
+  elif len(noise) < len(levels.ups):  # the last step took none
+    noise = np.concatenate([noise, np.zeros_like(noise[:1])])
+  replayed = replay_tape(x, levels, noise, name)
+  replayed = np.asarray(jax.block_until_ready(replayed))
   assert len(TAPE.inputs) == len(outputs)
   told = np.stack(TAPE.timesteps)
   assert np.abs(told - timesteps[:, None]).max() < 1e-3
-  return path, np.stack(TAPE.inputs)
+  return replayed, np.stack(TAPE.inputs)
 
 
 def as_recorded(path, levels, name):
   """Our x in the coordinates of the reference."""
-  if name not in VARIANCE_PRESERVING:
+  if not noise_levels.HABITS[name].variance_preserving:
     return path
   return path / np.sqrt(1 + levels.sigmas[1:, None, None, None, None] ** 2)
 
@@ -95,9 +142,9 @@ def test_recorded_trajectories(golden, close, tolerances):
       continue
     run = lambda array: arrays.get(f'{key}/{array}')  # noqa: B023
     x = run('sample0')
-    if name in VARIANCE_PRESERVING:
+    if noise_levels.HABITS[name].variance_preserving:
       x = x * np.sqrt(1 + levels.sigmas[0] ** 2)
-    path, inputs = replay(
+    replayed, inputs = replay(
       x,
       levels,
       name,
@@ -108,10 +155,10 @@ def test_recorded_trajectories(golden, close, tolerances):
     zero = config['rescale_betas_zero_snr'] if name == 'euler' else False
     limit = 'schedule_trajectories' + '_euler_zero_snr' * zero
     expected = last_calls(run('prev_samples'), name)
-    close(as_recorded(path, levels, name), expected, tolerances[limit], key)
+    close(as_recorded(replayed, levels, name), expected, tolerances[limit], key)
     close(inputs, run('scaled_inputs'), tolerances[limit], key)
     seen.add(name)
-  assert seen == set(samplers.SAMPLERS)
+  assert seen == RECORDED
 
 
 def test_recorded_pipelines(golden, close, tolerances):
@@ -121,25 +168,25 @@ def test_recorded_pipelines(golden, close, tolerances):
   for file in sorted((golden / 'pipeline').glob('t2i_*.npz')):
     entry, run = index[file.stem], np.load(file)
     call, config = entry['call'], entry['scheduler']
-    name, levels = levels_of(config, call['steps'])
+    eta = call['kwargs'].get('eta')
+    name, levels = levels_of(config, call['steps'], eta)
     if name is None or skip_uneven(name, config, run['timesteps_called']):
       continue
     noise = [run[n] for n in sorted(run.files) if n.startswith('noise/')]
-    path, _ = replay(
+    replayed, _ = replay(
       levels.init_scale * run['init_latents'],
       levels,
       name,
       run['model_output_steps'],
       run['timesteps_called'],
       noise=np.stack(noise) if noise else None,
-      eta=call['kwargs'].get('eta', 0.0),
     )
     expected = last_calls(run['latents_steps'], name)
-    close(as_recorded(path, levels, name), expected, limit, file.stem)
-    final = levels.final_scale * path[-1]
+    close(as_recorded(replayed, levels, name), expected, limit, file.stem)
+    final = levels.final_scale * replayed[-1]
     close(final, run['final_latents'], limit, file.stem)
     seen.add(name)
-  assert seen == set(samplers.SAMPLERS)
+  assert seen == RECORDED
 
 
 MEAN, STD = 0.7, 0.5
@@ -155,7 +202,16 @@ def spread(sigma):
 
 
 @pytest.mark.parametrize(
-  'name, order', [('euler', 1), ('ddim', 1), ('heun', 2), ('dpmpp_2m', 2)]
+  'name, order',
+  [
+    ('euler', 1),
+    ('ddim', 1),
+    ('heun', 2),
+    ('dpmpp_2m', 2),
+    ('dpmpp_2s_ancestral', 2),
+    ('unipc', 2.8),  # its first steps are of lower order
+    ('lms', 3.5),
+  ],
 )
 def test_order_of_convergence(name, order):
   start, end = 10.0, 0.3
@@ -165,7 +221,8 @@ def test_order_of_convergence(name, order):
 
   def error(steps):
     sigmas = np.geomspace(start, end, steps + 1)
-    y = samplers.sample(gaussian, x, sigmas, samplers.SAMPLERS[name])
+    sampler = samplers.SAMPLERS[name]._replace(stochastic=False)
+    y = samplers.sample(gaussian, x, levels_at(sigmas), sampler)
     return np.abs(y - exact).max()
 
   errors = [error(steps) for steps in (20, 40, 80)]
@@ -173,15 +230,16 @@ def test_order_of_convergence(name, order):
   assert order - 0.1 < orders.min() <= orders.max() < order + 0.5, errors
 
 
-@pytest.mark.parametrize('name', samplers.SAMPLERS)
+# The other two are for nets that were distilled.
+@pytest.mark.parametrize('name', set(samplers.SAMPLERS) - {'lcm', 'tcd'})
 def test_samples_have_the_right_distribution(name):
-  levels = schedule.make_levels(
-    schedule.Schedule(), schedule.Spacing('trailing'), name, 200
+  levels = noise_levels.make_levels(
+    schedule.Schedule(), noise_levels.Spacing('trailing'), name, 200
   )
   keys = jax.random.split(jax.random.key(0), 4)
   x = levels.init_scale * samplers.draw_noise(keys, 0, (4, 64, 64, 1))
   x = levels.final_scale * samplers.sample(
-    gaussian, x, levels.sigmas, samplers.SAMPLERS[name], keys=keys
+    gaussian, x, levels, samplers.SAMPLERS[name], keys=keys
   )
   assert abs(x.mean() - MEAN) < 0.03
   assert abs(x.std() - STD) < 0.03  # of first order in 200 steps
@@ -189,8 +247,8 @@ def test_samples_have_the_right_distribution(name):
 
 @pytest.mark.parametrize('name', ['euler_ancestral', 'dpmpp_2m'])
 def test_a_picture_does_not_depend_on_its_batch(name):
-  levels = schedule.make_levels(
-    schedule.Schedule(), schedule.Spacing(), name, 8
+  levels = noise_levels.make_levels(
+    schedule.Schedule(), noise_levels.Spacing(), name, 8
   )
   keys = jax.random.split(jax.random.key(3), 5)
 
@@ -198,7 +256,7 @@ def test_a_picture_does_not_depend_on_its_batch(name):
   def pictures(keys):
     x = samplers.draw_noise(keys, 0, (len(keys), 8, 8, 4)) * levels.init_scale
     sampler = samplers.SAMPLERS[name]
-    return samplers.sample(gaussian, x, levels.sigmas, sampler, keys=keys)
+    return samplers.sample(gaussian, x, levels, sampler, keys=keys)
 
   together, alone = pictures(keys), pictures(keys[3:4])
   assert (together[3] == alone[0]).all()
@@ -216,23 +274,129 @@ def test_only_the_number_of_steps_compiles_again(name):
     net = denoiser.guide(net, guidance_scale, guidance_rescale)
     denoise = denoiser.make_denoiser(net, levels)
     sampler = samplers.SAMPLERS[name]
-    return samplers.sample(denoise, x, levels.sigmas, sampler, keys=keys)
+    return samplers.sample(denoise, x, levels, sampler, keys=keys)
 
   trained = schedule.Schedule()
   x = jnp.ones((2, 4, 4, 3))
   for i, spacing in enumerate(
     [
-      schedule.Spacing(),
-      schedule.Spacing('trailing', final_sigma='smallest'),
-      schedule.Spacing('linspace', karras=name != 'ddim'),
+      noise_levels.Spacing(),
+      noise_levels.Spacing('trailing', final_sigma='smallest'),
+      noise_levels.Spacing('linspace', sigmas='karras'),
     ]
   ):
     keys = jax.random.split(jax.random.key(i), 2)
-    levels = schedule.make_levels(trained, spacing, name, 6)
+    levels = noise_levels.make_levels(trained, spacing, name, 6)
     assert jnp.isfinite(run(x, levels, 1.0 + i, 0.1 * i, keys)).all()
   assert len(traces) == 1
-  run(x, schedule.make_levels(trained, spacing, name, 7), 1.0, 0.0, keys)
+  run(x, noise_levels.make_levels(trained, spacing, name, 7), 1.0, 0.0, keys)
   assert len(traces) == 2
+
+
+def test_eta_needs_no_new_program():
+  traces = []
+
+  @jax.jit
+  def run(x, levels, keys):
+    traces.append(1)
+    sampler = samplers.SAMPLERS['ddim']
+    return samplers.sample(gaussian, x, levels, sampler, keys=keys)
+
+  trained = schedule.Schedule(), noise_levels.Spacing()
+  keys = jax.random.split(jax.random.key(0), 1)
+  found = [
+    run(
+      jnp.ones((1, 4, 4, 1)),
+      noise_levels.make_levels(*trained, 'ddim', 6, eta),
+      keys,
+    )
+    for eta in (0.0, 0.5, 1.0)
+  ]
+  assert len(traces) == 1
+  assert np.abs(found[0] - found[1]).max() > 1e-3
+  assert np.abs(found[1] - found[2]).max() > 1e-3
+
+
+def test_dpmpp_2s_ancestral_as_its_formula():
+  """In t = -log(sigma), with expm1, as the reference (sgm) writes it."""
+  sigma, sigma_next = 3.0, 2.0
+  levels = levels_of_sampler('dpmpp_2s_ancestral', [sigma, sigma_next, 0.0])
+  x, fresh = np.random.default_rng(0).normal(size=(2, 1, 4, 4, 1))
+  up = min(
+    sigma_next,
+    np.sqrt(sigma_next**2 * (sigma**2 - sigma_next**2) / sigma**2),
+  )
+  down = np.sqrt(sigma_next**2 - up**2)
+  t, t_down = -np.log(sigma), -np.log(down)
+  h = t_down - t
+  s = np.exp(-(t + h / 2))
+  x_2 = s / sigma * x - np.expm1(-h / 2) * gaussian(x, sigma)
+  expected = down / sigma * x - np.expm1(-h) * gaussian(x_2, s) + up * fresh
+  sampler = samplers.SAMPLERS['dpmpp_2s_ancestral']
+  noise = np.stack([fresh, fresh])
+  found = path(gaussian, np.float32(x), levels, sampler, noise)
+  assert np.abs(found[0] - expected).max() < 1e-6
+  last = gaussian(expected, sigma_next)  # to 0: no second call, no noise
+  assert np.abs(found[1] - last).max() < 1e-6
+
+
+@pytest.mark.torch
+@pytest.mark.filterwarnings('ignore:__array__ implementation')
+@pytest.mark.parametrize(
+  'prediction, steps', [('eps', 1), ('eps', 4), ('v', 20)]
+)
+@pytest.mark.parametrize(
+  'scheduler, config, eta, limit',
+  [
+    ('DDIMScheduler', {'clip_sample': False}, 0.7, 3e-6),
+    (
+      'DPMSolverMultistepScheduler',
+      {'algorithm_type': 'sde-dpmsolver++'},
+      None,
+      3e-6,
+    ),
+    ('LCMScheduler', {}, None, 2e-5),
+    ('TCDScheduler', {}, 0.3, 3e-6),
+    ('TCDScheduler', {}, 0.8, 3e-6),
+    ('UniPCMultistepScheduler', {}, None, 3e-6),
+    ('LMSDiscreteScheduler', {}, None, 2e-5),
+  ],
+)
+def test_live_trajectories(
+  scheduler, config, eta, limit, steps, prediction, monkeypatch, close
+):
+  """A net that sees its input, and the same fresh noise on both sides."""
+  torch = pytest.importorskip('torch')
+  diffusers = pytest.importorskip('diffusers')
+  written = scheduler_config.write(
+    schedule.Schedule(prediction=prediction), noise_levels.Spacing()
+  )
+  config = written | config | {'_class_name': scheduler}
+  reference = getattr(diffusers, scheduler).from_config(config)
+  reference.set_timesteps(steps)
+  name, levels = levels_of(config, steps, eta)
+  rng = np.random.default_rng(0)
+  x, *noise = rng.normal(size=(steps + 1, 1, 4, 4, 2)).astype(np.float32)
+  draws = iter(noise)
+  monkeypatch.setattr(
+    sys.modules[type(reference).__module__],
+    'randn_tensor',
+    lambda *args, **kwargs: torch.from_numpy(next(draws)),
+    raising=False,
+  )
+  net = lambda x: 0.9 * x + 0.1 * x[..., ::-1]
+  y = torch.from_numpy(x) * reference.init_noise_sigma
+  for t in reference.timesteps:
+    seen = reference.scale_model_input(y, t).numpy()
+    told = torch.from_numpy(np.ascontiguousarray(net(seen)))
+    more = {} if eta is None else {'eta': eta}
+    y = reference.step(told, t, y, **more).prev_sample
+  denoise = denoiser.make_denoiser(lambda x, timestep: net(x), levels)
+  found = samplers.sample(
+    *(denoise, levels.init_scale * x, levels, samplers.SAMPLERS[name]),
+    noise=np.stack(noise),
+  )
+  close(levels.final_scale * found, y.numpy(), limit)
 
 
 def test_heun_skips_the_call_at_zero():
@@ -243,10 +407,8 @@ def test_heun_skips_the_call_at_zero():
     return gaussian(x, sigma)
 
   x = jnp.ones((1, 2, 2, 1))
-  sigmas = jnp.array([3.0, 2.0, 1.0, 0.0])
-  jax.jit(
-    lambda x: samplers.sample(denoise, x, sigmas, samplers.SAMPLERS['heun'])
-  )(x)
+  levels, sampler = levels_at([3.0, 2.0, 1.0, 0.0]), samplers.SAMPLERS['heun']
+  jax.jit(lambda x: samplers.sample(denoise, x, levels, sampler))(x)
   jax.effects_barrier()
   assert sorted(calls) == [1, 1, 2, 2, 3]
 
@@ -255,23 +417,21 @@ def test_heun_skips_the_call_at_zero():
 def test_first_step_from_zero_terminal_snr(name):
   trained = schedule.Schedule(prediction='v', zero_terminal_snr=True)
   noise, v = jax.random.normal(jax.random.key(0), (2, 1, 8, 8, 4))
-  levels = schedule.make_levels(trained, schedule.Spacing('trailing'), name, 4)
-  denoise = denoiser.make_denoiser(lambda x, timestep: v, levels)
-  x = samplers.sample(
-    denoise,
-    levels.init_scale * noise,
-    levels.sigmas[:2],
-    samplers.SAMPLERS[name],
+  levels = noise_levels.make_levels(
+    trained, noise_levels.Spacing('trailing'), name, 4
   )
+  denoise = denoiser.make_denoiser(lambda x, timestep: v, levels)
+  sampler = samplers.SAMPLERS[name]
+  carry = samplers.begin(sampler, levels.init_scale * noise)
+  keys = jax.random.split(jax.random.key(1), 1)
+  x = samplers.advance(denoise, carry, levels, sampler, 0, 1, keys=keys).x
   # Pure noise says nothing of the image: all of it comes from the net.
   expected = levels.sigmas[1] * noise - v
   assert np.abs(x - expected).max() < 20 / levels.sigmas[0] + 1e-5
 
 
 def test_noise_is_asked_for():
-  x, sigmas = jnp.ones((1, 2, 2, 1)), jnp.array([2.0, 1.0, 0.0])
+  x, levels = jnp.ones((1, 2, 2, 1)), levels_at([2.0, 1.0, 0.0])
   sampler = samplers.SAMPLERS['euler_ancestral']
   with pytest.raises(ValueError, match='give it keys'):
-    samplers.sample(gaussian, x, sigmas, sampler)
-  with pytest.raises(ValueError, match='eta is 1.5'):
-    samplers.ancestral(1.5)
+    samplers.sample(gaussian, x, levels, sampler)

@@ -5,10 +5,15 @@ import json
 import numpy as np
 import pytest
 
-from sdxl_jax.diffusion import samplers, schedule, scheduler_config
+from sdxl_jax.diffusion import (
+  noise_levels,
+  samplers,
+  schedule,
+  scheduler_config,
+)
 
 SDXL = schedule.Schedule()
-TRAILING = schedule.Spacing(kind='trailing')
+TRAILING = noise_levels.Spacing(kind='trailing')
 
 
 @pytest.fixture(scope='module')
@@ -18,7 +23,7 @@ def tables(golden):
 
 def test_every_sampler_has_levels():
   for sampler in samplers.SAMPLERS:
-    schedule.make_levels(SDXL, TRAILING, sampler, 5)
+    noise_levels.make_levels(SDXL, TRAILING, sampler, 5)
 
 
 def test_trained_schedule(tables, close):
@@ -49,7 +54,7 @@ def families(golden):
     config = index['families'][family]
     sampler = scheduler_config.SAMPLERS.get(config['class'])
     config = config['config'] | {'timestep_spacing': spacing}
-    if sampler and not config.get('use_exponential_sigmas'):
+    if sampler:
       yield sampler, config, key.removesuffix('timesteps'), int(steps)
 
 
@@ -60,9 +65,9 @@ def once(array, sampler):
 
 def test_recorded_levels(golden, tables, close, tolerances):
   runs = list(families(golden))
-  assert len({sampler for sampler, *_ in runs}) == 5
+  assert len({sampler for sampler, *_ in runs}) == 7
   for sampler, config, prefix, steps in runs:
-    levels = schedule.make_levels(
+    levels = noise_levels.make_levels(
       *scheduler_config.read(config, sampler), sampler, steps
     )
     timesteps = once(tables[prefix + 'timesteps'], sampler)
@@ -70,7 +75,9 @@ def test_recorded_levels(golden, tables, close, tolerances):
     assert np.abs(levels.timesteps - timesteps).max() <= limit, prefix
 
     init_scale = levels.init_scale
-    if sampler in ('ddim', 'dpmpp_2m'):  # which know x / sqrt(1 + sigma^2)
+    if noise_levels.HABITS[
+      sampler
+    ].variance_preserving:  # which know x / sqrt(1 + sigma^2)
       init_scale = init_scale / np.sqrt(1 + levels.sigmas[0] ** 2)
     expected = tables[prefix + 'init_noise_sigma']
     assert init_scale == pytest.approx(expected, 1e-5), prefix
@@ -97,32 +104,37 @@ def test_where_the_refiner_takes_over(golden, base_config):
       'use_karras_sigmas': case['family'].endswith('_karras'),
     }
     found = scheduler_config.read(config, sampler)
-    levels = schedule.make_levels(*found, sampler, case['steps'])
-    cut = schedule.steps_until(levels, case['cut'])
+    levels = noise_levels.make_levels(*found, sampler, case['steps'])
+    cut = noise_levels.steps_until(levels, case['cut'])
     calls = 2 * cut - 1 if sampler == 'heun' else cut
     assert calls == case['base_calls'], case
-  assert len(seen) == 5
+  assert len(seen) == 7
 
 
 @pytest.mark.torch
 @pytest.mark.filterwarnings('ignore:__array__ implementation')
 @pytest.mark.parametrize('name', scheduler_config.SAMPLERS)
-@pytest.mark.parametrize('karras', [False, True])
-@pytest.mark.parametrize('kind', schedule.SPACINGS)
-def test_live_levels(name, karras, kind, base_config):
+@pytest.mark.parametrize('sigmas', ['trained', 'karras', 'exponential'])
+@pytest.mark.parametrize('kind', noise_levels.SPACINGS)
+def test_live_levels(name, sigmas, kind, base_config):
   scheduler = getattr(pytest.importorskip('diffusers'), name)
   sampler = scheduler_config.SAMPLERS[name]
-  config = base_config | {'timestep_spacing': kind, 'use_karras_sigmas': karras}
+  config = base_config | {'timestep_spacing': kind}
+  config |= {f'use_{s}_sigmas': s == sigmas for s in ('karras', 'exponential')}
   reference = scheduler.from_config(config)
   settings = scheduler_config.read(config, sampler)
   for steps in (1, 2, 7, 16, 48, 333):
+    if steps > 50 and sampler in ('lcm', 'tcd'):
+      continue
     reference.set_timesteps(steps)
-    levels = schedule.make_levels(*settings, sampler, steps)
+    levels = noise_levels.make_levels(*settings, sampler, steps)
     timesteps = once(reference.timesteps.numpy(), sampler)
-    assert np.abs(levels.timesteps - timesteps).max() < 2e-3, steps
+    # It cuts 998.9999 of its exponential multistep timesteps to 998.
+    limit = 1 if sigmas == 'exponential' else 2e-3
+    assert np.abs(levels.timesteps - timesteps).max() <= limit, steps
     if hasattr(reference, 'sigmas'):
-      sigmas = once(reference.sigmas.numpy(), sampler)
-      assert np.allclose(levels.sigmas, sigmas, rtol=1e-5, atol=0), steps
+      expected = once(reference.sigmas.numpy(), sampler)
+      assert np.allclose(levels.sigmas, expected, rtol=1e-5, atol=0), steps
 
 
 @pytest.fixture
@@ -134,12 +146,12 @@ def base_config(keys):
 
 def test_published_config_is_the_default(base_config):
   settings = scheduler_config.read(base_config, 'euler')
-  assert settings == (SDXL, schedule.Spacing())
+  assert settings == (SDXL, noise_levels.Spacing())
 
 
 def test_ddim_ends_at_the_smallest_sigma(base_config):
   settings = scheduler_config.read(base_config, 'ddim')
-  levels = schedule.make_levels(*settings, 'ddim', 5)
+  levels = noise_levels.make_levels(*settings, 'ddim', 5)
   assert levels.sigmas[-1] == levels.trained_sigmas[0]
   assert levels.final_scale == pytest.approx(0.99957, 1e-5)
 
@@ -149,7 +161,7 @@ def test_ddim_ends_at_the_smallest_sigma(base_config):
   [
     ({'prediction_type': 'flow_prediction'}, 'prediction_type'),
     ({'beta_schedule': 'squaredcos_cap_v2'}, 'scaled_linear'),
-    ({'use_exponential_sigmas': True}, 'use_exponential_sigmas'),
+    ({'use_beta_sigmas': True}, 'use_beta_sigmas'),
     ({'trained_betas': [0.1]}, 'trained_betas'),
     ({'solver_order': 3}, 'solver_order'),
     ({'timestep_spacing': 'log'}, 'trailing'),
@@ -176,23 +188,25 @@ def test_incomplete_config(base_config):
 
 @pytest.mark.parametrize('steps', [0, -1, 1001])
 def test_steps_out_of_range(steps):
-  with pytest.raises(ValueError, match=f'{steps}; the limit is 1 to 1000'):
-    schedule.make_levels(SDXL, TRAILING, 'euler', steps)
+  with pytest.raises(
+    ValueError, match=f'{steps}; the limit of euler is 1 to 1000'
+  ):
+    noise_levels.make_levels(SDXL, TRAILING, 'euler', steps)
 
 
 def test_all_1000_steps_fit_only_trailing():
-  levels = schedule.make_levels(SDXL, TRAILING, 'dpmpp_2m', 1000)
+  levels = noise_levels.make_levels(SDXL, TRAILING, 'dpmpp_2m', 1000)
   assert (levels.timesteps == np.arange(1000)[::-1]).all()
   for sampler in ('euler', 'dpmpp_2m'):
     with pytest.raises(ValueError, match="fewer steps or the spacing 'tra"):
-      schedule.make_levels(SDXL, schedule.Spacing(), sampler, 1000)
+      noise_levels.make_levels(SDXL, noise_levels.Spacing(), sampler, 1000)
 
 
 def test_unknown_names():
-  with pytest.raises(ValueError, match="'lms'; choose one of .*'heun'"):
-    schedule.make_levels(SDXL, TRAILING, 'lms', 10)
+  with pytest.raises(ValueError, match="'plms'; choose one of .*'heun'"):
+    noise_levels.make_levels(SDXL, TRAILING, 'plms', 10)
   with pytest.raises(ValueError, match="'even'; choose one of"):
-    schedule.Spacing(kind='even')
+    noise_levels.Spacing(kind='even')
   with pytest.raises(ValueError, match="'flow'; choose one of .*'x0'"):
     schedule.Schedule(prediction='flow')
   with pytest.raises(ValueError, match='beta_end 2'):
