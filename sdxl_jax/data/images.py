@@ -1,10 +1,12 @@
-"""Pictures: bytes to arrays and back, resizing, grids."""
+"""Pictures: bytes to arrays and back, resizing, files with text, grids."""
 
 import io
+import os
 import pathlib
+import secrets
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont, ImageOps
+from PIL import Image, ImageDraw, ImageFont, ImageOps, PngImagePlugin
 
 GAP = 4  # px between the cells of a grid
 GREY = 238  # of the gaps
@@ -112,14 +114,90 @@ def to_uint8(image):
   return np.clip(np.rint(scaled), 0, 255).astype(np.uint8)
 
 
-def save(path, image):
-  """Writes uint8 [h, w, 3] or float [-1, 1] as PNG, making its folder."""
+def save(path, image, text=None):
+  """Writes a picture as PNG, making its folder; whole or not at all.
+
+  Args:
+    path: of the file, which is replaced if it exists.
+    image: uint8 [h, w, 3] or float [-1, 1].
+    text: {key: string} to keep in the file, where `load_text` finds it.
+
+  Raises:
+    ValueError: for a key or string that a PNG cannot hold.
+    OSError: naming `path`, if it cannot be written.
+  """
   image = np.asarray(image)
   if image.dtype != np.uint8:
     image = to_uint8(image)
-  path = pathlib.Path(path)
+  data = io.BytesIO()
+  Image.fromarray(image).save(data, format='PNG', pnginfo=to_chunks(text or {}))
+  try:
+    write_whole(path, data.getvalue())
+  except OSError as error:
+    # By its number Python makes it the kind that it was.
+    raise OSError(error.errno, error.strerror, str(path)) from error
+
+
+def to_chunks(text):
+  """{key: string} for Pillow: Latin-1 as tEXt, anything else as iTXt."""
+  chunks = PngImagePlugin.PngInfo()
+  for key, string in text.items():
+    # PNG specification, third edition, section 11.3.3.1, but for its accents.
+    plain = key.isascii() and key.isprintable() and key == key.strip()
+    if not (plain and 0 < len(key) < 80):
+      raise ValueError(
+        f'a PNG keeps no text under {key!r}; name it by 1 to 79 printable '
+        'ASCII characters without spaces at the ends'
+      )
+    if '\0' in string:
+      raise ValueError(f'a PNG keeps no NUL, as the text under {key!r} has')
+    chunks.add_text(key, string)
+  return chunks
+
+
+def write_whole(path, data):
+  """Writes bytes under another name in the same folder, then renames them."""
+  path = pathlib.Path(os.path.realpath(path))  # so that a link stays one
   path.parent.mkdir(parents=True, exist_ok=True)
-  Image.fromarray(image).save(path, format='PNG')
+  if path.exists() and not path.is_file():
+    path.write_bytes(data)  # a device takes them; a folder raises its error
+    return
+  # A name that no other process or thread has, and no picture's, so that
+  # nobody reads what a killed run leaves.
+  new = path.with_name(f'.{secrets.token_hex(8)}.new')
+  try:
+    with open(new, 'xb') as file:
+      file.write(data)
+    new.replace(path)
+  finally:
+    new.unlink(missing_ok=True)
+
+
+def load_text(path, *keys):
+  """The {key: string} that a PNG file holds.
+
+  Args:
+    path: of the file.
+    *keys: that must be among them.
+
+  Raises:
+    ValueError: for a file that is broken, is no PNG, or lacks one of `keys`.
+  """
+  data = pathlib.Path(path).read_bytes()
+  try:
+    with Image.open(io.BytesIO(data)) as image:
+      kind, text = image.format, getattr(image, 'text', {})
+  # Pillow's decoders raise many kinds of error on broken bytes.
+  except Exception as error:
+    raise UnreadableImage(path, error) from error
+  if kind != 'PNG':
+    raise ValueError(f'{path}: a {kind} file; text is kept in PNG files only')
+  if missing := set(keys) - set(text):
+    raise ValueError(
+      f'{path}: no text under {sorted(missing)}, but under {sorted(text)}; '
+      'give the file as it was written, for editors often drop text'
+    )
+  return {key: str(string) for key, string in text.items()}
 
 
 def grid(pictures, columns, captions=None, zoom=1):

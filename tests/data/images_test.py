@@ -1,7 +1,12 @@
-"""Decoding to RGB, orientation, errors, saving and grids."""
+"""Decoding to RGB, orientation, errors, saving, text and grids."""
 
 import io
+import pathlib
+import re
+import signal
 import struct
+import subprocess
+import sys
 import zlib
 
 import numpy as np
@@ -85,12 +90,137 @@ def test_float_and_back():
   assert images.to_uint8(np.array([-3.0, 3.0])).tolist() == [0, 255]
 
 
+def noise(seed=0):
+  return np.random.default_rng(seed).integers(0, 256, (32, 24, 3), np.uint8)
+
+
 def test_save(tmp_path):
   image = np.random.default_rng(0).integers(0, 256, (6, 9, 3), np.uint8)
   for name, value in (('a', image), ('b', images.to_float(image))):
     path = tmp_path / 'new' / f'{name}.png'
     images.save(path, value)
     np.testing.assert_array_equal(decode(path.read_bytes()), image)
+
+
+TEXT = {
+  'parameters': 'a café\nSteps: 20, Seed: 7',
+  'sdxl_jax': '{"prompt": "狐 🦊 – “zorro”", "empty": ""}',
+  'Comment': '',
+}
+
+
+def test_text(tmp_path):
+  path = tmp_path / 'a.png'
+  images.save(path, noise(), TEXT)
+  np.testing.assert_array_equal(decode(path.read_bytes()), noise())
+  text = images.load_text(path, 'sdxl_jax', 'Comment')
+  assert text == TEXT and all(type(s) is str for s in text.values())
+  # Other programs look for Latin-1 in tEXt, and for the rest in iTXt.
+  data = path.read_bytes()
+  assert b'tEXtparameters\0a caf\xe9\n' in data
+  assert b'iTXtsdxl_jax\0\0\0\0\0' + TEXT['sdxl_jax'].encode() in data
+  images.save(path, noise())
+  assert images.load_text(path) == {}
+
+
+@pytest.mark.parametrize('key', ['', 'a' * 80, 'é', 'a\0b', 'a\nb', ' a'])
+def test_keys_that_a_png_cannot_hold(tmp_path, key):
+  with pytest.raises(ValueError, match=re.escape(f'no text under {key!r}')):
+    images.save(tmp_path / 'a.png', noise(), {key: 'x'})
+  with pytest.raises(ValueError, match="NUL, as the text under 'k'"):
+    images.save(tmp_path / 'a.png', noise(), {'k': 'a\0b'})
+  assert not list(tmp_path.iterdir())
+  images.save(tmp_path / 'a.png', noise(), {'a' * 79: 'x'})
+  assert images.load_text(tmp_path / 'a.png') == {'a' * 79: 'x'}
+
+
+def test_files_without_text(tmp_path):
+  path = tmp_path / 'a.png'
+  images.save(path, noise(), {'other': 'x'})
+  message = r"a\.png: no text under \['b', 'c'\], but under \['other'\]"
+  with pytest.raises(ValueError, match=message):
+    images.load_text(path, 'c', 'other', 'b')
+  path.write_bytes(path.read_bytes()[:200])
+  with pytest.raises(images.UnreadableImage, match=r'a\.png: not a readable'):
+    images.load_text(path)
+  path.write_bytes(encode(Image.fromarray(noise()), format='JPEG'))
+  with pytest.raises(ValueError, match=r'a\.png: a JPEG file; text is kept in'):
+    images.load_text(path)
+  path.write_text('not a picture')
+  with pytest.raises(images.UnreadableImage, match=r'a\.png: not a readable'):
+    images.load_text(path)
+  with pytest.raises(FileNotFoundError, match=r'none\.png'):
+    images.load_text(tmp_path / 'none.png')
+
+
+WRITE = """
+import resource, signal, sys
+import numpy as np
+from sdxl_jax.data import images
+signal.signal(signal.SIGXFSZ, signal.{action})
+resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
+images.save(sys.argv[1], np.random.default_rng(1).random((64, 64, 3)))
+"""
+
+
+@pytest.mark.parametrize('old', [True, False])
+@pytest.mark.parametrize('action', ['SIG_DFL', 'SIG_IGN'])
+def test_whole_or_not_at_all(tmp_path, action, old):
+  """A run that may write 1,000 bytes and no more is killed, or told so."""
+  path = tmp_path / 'a.png'
+  if old:
+    images.save(path, noise())
+  command = [sys.executable, '-c', WRITE.format(action=action), str(path)]
+  root = pathlib.Path(__file__).parents[2]
+  run = subprocess.run(command, cwd=root, capture_output=True, text=True)
+  killed = action == 'SIG_DFL'
+  assert run.returncode == (-signal.SIGXFSZ if killed else 1), run.stderr
+  if not killed:
+    assert run.stderr.strip().endswith(f": '{path}'")
+  if old:
+    np.testing.assert_array_equal(decode(path.read_bytes()), noise())
+  left = [file for file in tmp_path.iterdir() if file != path or not old]
+  assert not [file for file in left if file.suffix in images.SUFFIXES]
+  # What a killed run had written lies under another name, and only then.
+  assert [file.stat().st_size for file in left] == [1000] * killed
+
+
+def test_nothing_but_the_picture_is_left(tmp_path):
+  """Even of the longest name; who reads the old one still reads it whole."""
+  path, plain = tmp_path / ('n' * 251 + '.png'), tmp_path / 'plain'
+  images.save(path, noise(1))
+  with open(path, 'rb') as reader:
+    images.save(path, noise(2))
+    np.testing.assert_array_equal(decode(reader.read()), noise(1))
+  assert list(tmp_path.iterdir()) == [path]
+  np.testing.assert_array_equal(decode(path.read_bytes()), noise(2))
+  plain.touch()
+  assert path.stat().st_mode == plain.stat().st_mode
+
+
+def test_links_and_devices_stay(tmp_path):
+  link, device = tmp_path / 'link.png', tmp_path / 'null.png'
+  link.symlink_to(tmp_path / 'there' / 'a.png')
+  device.symlink_to('/dev/null')
+  for path in (link, device):
+    images.save(path, noise())
+    assert path.is_symlink()
+  written = (tmp_path / 'there' / 'a.png').read_bytes()
+  np.testing.assert_array_equal(decode(written), noise())
+
+
+@pytest.mark.parametrize('name', ['folder', 'file/a.png', 'n' * 256, 'full'])
+def test_unwritable_names_the_path(tmp_path, name):
+  (tmp_path / 'folder').mkdir()
+  (tmp_path / 'file').touch()
+  (tmp_path / 'full').symlink_to('/dev/full')
+  before = sorted(tmp_path.rglob('*'))
+  with pytest.raises(OSError) as caught:
+    images.save(tmp_path / name, noise())
+  assert str(caught.value).endswith(f": '{tmp_path / name}'")
+  assert caught.value.errno and caught.value.filename == str(tmp_path / name)
+  assert sorted(tmp_path.rglob('*')) == before
 
 
 def test_grid():
