@@ -5,7 +5,9 @@ import functools
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
+from sdxl_jax.conditioning import tokenizer
 from sdxl_jax.models import clip
 
 
@@ -58,6 +60,26 @@ class TextEncoder:
       contexts.append(hidden_states[-2 - clip_skip])
     return jnp.concatenate(contexts, axis=-1), pooled
 
+  def encode_chunks(self, params, tokens, weights, empty, clip_skip=0):
+    """[b, k, 2, 77] > context [b, 77 k, 2048], pooled [b, 1280].
+
+    Each chunk is encoded by itself; pooled is the first one's. `weights` move
+    the context only, see `emphasize`; `empty` [2, 77] are the tokens of ''.
+    """
+    b, k, rows, length = tokens.shape
+    tokens, weights = (x.reshape(-1, rows, length) for x in (tokens, weights))
+    context, pooled = self.encode(params, tokens, clip_skip)
+    if (weights != 1).any():
+      origin, _ = self.encode(params, empty[None], clip_skip)
+      context = emphasize(context, origin, self.channel_weights(weights))
+    return context.reshape(b, k * length, -1), pooled.reshape(b, k, -1)[:, 0]
+
+  def channel_weights(self, weights):
+    """[b, 2, 77] > [b, 77, 2048]: each tower's channels have its own row's."""
+    widths = [net.config.hidden_size for _, net in self.towers.values()]
+    rows = weights[:, list(self.towers)].swapaxes(1, 2)
+    return np.repeat(rows, widths, axis=-1)
+
   def encode_prompts(
     self,
     params,
@@ -69,6 +91,8 @@ class TextEncoder:
     prompts_2=None,
     negative_prompts_2=None,
     clip_skip=0,
+    weighted=False,
+    long=False,
   ):
     """Lists of prompts > (context, pooled) of them and of their opposites.
 
@@ -76,10 +100,13 @@ class TextEncoder:
     base's model_index.json says so), else the encoded '' (the refiner's). An
     explicit '' is always encoded. `prompts_2` are for bigG; `clip_skip` does
     not apply to negative prompts.
+
+    `weighted` reads (words:1.3) as a weight, see emphasis.parse and
+    `emphasize`. `long` cuts no prompt, see Tokenizer.chunks: the context is
+    [b, 77 k, 2048], the k chunks that the longest of all these prompts takes.
+    So beside a longer one, a prompt's context has chunks of '' at its end.
     """
-    cond = self.encode(params, tokenize(prompts, prompts_2), clip_skip)
-    if negative_prompts is None and force_zeros:
-      return cond, jax.tree.map(jnp.zeros_like, cond)
+    zeros = negative_prompts is None and force_zeros
     if negative_prompts is None:
       negative_prompts = [''] * len(prompts)
     if len(negative_prompts) != len(prompts):
@@ -87,8 +114,30 @@ class TextEncoder:
         f'{len(negative_prompts)} negative prompts for {len(prompts)} prompts: '
         'give one for each'
       )
-    tokens = tokenize(negative_prompts, negative_prompts_2)
-    return cond, self.encode(params, tokens)
+    texts = [(prompts, prompts_2), (negative_prompts, negative_prompts_2)]
+    chunks = [
+      tokenize.chunks(*pair, weighted=weighted, long=long)
+      for pair in texts[: 1 if zeros else 2]
+    ]
+    count = max(tokens.shape[1] for tokens, _ in chunks)
+    empty = tokenize.empty
+    chunks = [tokenizer.lengthen(*c, empty, count) for c in chunks]
+    cond = self.encode_chunks(params, *chunks[0], empty, clip_skip)
+    if zeros:
+      return cond, jax.tree.map(jnp.zeros_like, cond)
+    return cond, self.encode_chunks(params, *chunks[1], empty)
+
+
+def emphasize(context, empty, w):
+  """empty + w (context - empty): a token's weight, as ComfyUI understands it.
+
+  It draws the context away from, or towards, what '' has at that position.
+  Written so that weight 1 gives the context itself bit for bit, and 0 the empty
+  one; other tokens have read a token of weight 0 all the same. AUTOMATIC1111's
+  web UI multiplies instead and rescales the whole to its old mean, by which
+  the weight of one word changes all others.
+  """
+  return (w * context + (1 - w) * empty).astype(context.dtype)
 
 
 def drop(key, context, pooled, rate, together=True):

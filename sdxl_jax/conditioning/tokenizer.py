@@ -13,7 +13,10 @@ import warnings
 
 import numpy as np
 
+from sdxl_jax.conditioning import emphasis
+
 LENGTH = 77
+CONTENT = LENGTH - 2  # without start and end
 PADS = {'tokenizer': '<|endoftext|>', 'tokenizer_2': '!'}
 VOCABULARY = pathlib.Path(__file__).with_name('vocabulary')
 
@@ -34,17 +37,42 @@ class Tokenizer:
     Where `prompts_2` is given, bigG reads it instead of `prompts`. Text beyond
     77 tokens is cut, the end of text kept, and a PromptCut warning quotes it.
     """
+    tokens, _ = self.chunks(prompts, prompts_2)
+    return tokens[:, 0]
+
+  def chunks(self, prompts, prompts_2=None, *, weighted=False, long=False):
+    """Token ids, int32 [b, k, 2, 77], and their weights, float32 [b, k, 2, 77].
+
+    weighted: the prompts bear the marks of emphasis.parse. A token has the
+      weight of its text; start, end and padding have 1.
+    long: nothing is cut. A prompt goes on in chunks of up to 75 tokens, each
+      with its own start, end and padding. A chunk ends where a word does, as
+      CLIP divides words, unless one is longer than a chunk. All prompts have
+      the k of the longest, with chunks of '' at the end. Each row is divided
+      by itself, as bigG may read more tokens than CLIP-L: see '!' above.
+    """
     prompts_2 = prompts if prompts_2 is None else prompts_2
     if isinstance(prompts, str) or isinstance(prompts_2, str):
       raise TypeError(f'prompts must be a list of strings, not {prompts!r}')
     if len(prompts) != len(prompts_2):
       raise ValueError(f'{len(prompts)} prompts but {len(prompts_2)} prompts_2')
     texts = prompts, prompts_2
-    ids, cut = zip(*(encode(r, t) for r, t in zip(self.rows, texts)))
+    found, cut = zip(
+      *(encode(r, t, weighted, long) for r, t in zip(self.rows, texts))
+    )
     for text in dict.fromkeys(cut[0] + cut[1]):
       message = f'a prompt is longer than {LENGTH} tokens; cut: {text!r}'
-      warnings.warn(message, PromptCut, stacklevel=2)
-    return np.stack(ids, axis=1)
+      warnings.warn(message, PromptCut, stacklevel=3)
+    return stack(found, self.empty)
+
+  @property
+  def empty(self):
+    """The tokens of '', int32 [2, 77]."""
+    tokens = np.empty((len(self.rows), LENGTH), np.int32)
+    for ids, row in zip(tokens, self.rows):
+      ids[:2] = row.bos_token_id, row.eos_token_id
+      ids[2:] = row.pad_token_id
+    return tokens
 
   def decode(self, tokens):
     """What CLIP-L reads of token ids int32 [b, 2, 77], as a list of strings."""
@@ -110,17 +138,59 @@ def byte_symbols():
   return [chr(code) for code in (*printable, *others)]
 
 
-def encode(row, prompts):
-  """(ids [b, 77], the texts cut) of one tokenizer."""
+def encode(row, prompts, weighted, long):
+  """([[(ids, weights) of each chunk] of each prompt], the texts cut) of a row.
+
+  Ids are without start, end and padding.
+  """
+  plain = lambda prompt: (prompt, np.ones(len(prompt)))
+  texts, weights = zip(*map(emphasis.parse if weighted else plain, prompts))
   # Padding and cutting here leaves the tokenizer as it is: its own way sets
   # fields, which threads may not do at once.
-  encoded = row(prompts, return_offsets_mapping=True, verbose=False)
-  ids = np.full((len(prompts), LENGTH), row.pad_token_id, np.int32)
-  cut = []
-  for i, tokens in enumerate(encoded['input_ids']):
-    if len(tokens) > LENGTH:
-      begin, _ = encoded['offset_mapping'][i][LENGTH - 1]
-      cut.append(prompts[i][begin:])
-      tokens = tokens[: LENGTH - 1] + tokens[-1:]
-    ids[i, : len(tokens)] = tokens
-  return ids, cut
+  encoded = row(list(texts), return_offsets_mapping=True, verbose=False)
+  found, cut = [], []
+  for i, text in enumerate(texts):
+    ids = encoded['input_ids'][i][1:-1]
+    begins = [begin for begin, _ in encoded['offset_mapping'][i][1:-1]]
+    ends = [min(len(ids), CONTENT)]
+    if len(ids) > CONTENT and long:
+      ends = chunk_ends(encoded.word_ids(i)[1:-1])
+    elif len(ids) > CONTENT:
+      cut.append(text[begins[CONTENT] :])
+    spans = [slice(*span) for span in zip([0, *ends], ends)]
+    found.append([(ids[s], weights[i][begins[s]]) for s in spans])
+  return found, cut
+
+
+def chunk_ends(words):
+  """Where chunks end, given which word each token is of."""
+  count, found = len(words), [0]
+  ends = [i for i in range(1, count) if words[i] != words[i - 1]] + [count]
+  while found[-1] < count:
+    limit = found[-1] + CONTENT
+    whole = [end for end in ends if found[-1] < end <= limit]
+    found.append(max(whole, default=limit))
+  return found[1:]
+
+
+def stack(rows, empty):
+  """What `encode` found of each row > ids and weights [b, k, 2, 77]."""
+  count = max(len(chunks) for found in rows for chunks in found)
+  tokens = np.tile(empty, (len(rows[0]), count, 1, 1))
+  weights = np.ones(tokens.shape, np.float32)
+  for row, found in enumerate(rows):
+    for i, chunks in enumerate(found):
+      for j, (ids, ids_weights) in enumerate(chunks):
+        end = 1 + len(ids)
+        tokens[i, j, row, 1:end] = ids
+        tokens[i, j, row, end] = empty[row, 1]
+        weights[i, j, row, 1:end] = ids_weights
+  return tokens, weights
+
+
+def lengthen(tokens, weights, empty, count):
+  """Chunks of '' after the others, so that there are `count`."""
+  b, k = tokens.shape[:2]
+  more = np.tile(empty, (b, count - k, 1, 1))
+  ones = np.ones(more.shape, np.float32)
+  return np.concatenate([tokens, more], 1), np.concatenate([weights, ones], 1)

@@ -12,25 +12,15 @@ from flax import traverse_util
 from sdxl_jax.conditioning import text_encoder, tokenizer
 from sdxl_jax.models import clip
 from sdxl_jax.weights import files, names
+from tests.conditioning import towers
 
 LIMIT = 'text_encoders_and_encode_prompt'
-TOWERS = ['text_encoder', 'text_encoder_2']
 
 
 def load_tower(golden, name):
   config, params = files.load_component(golden / 'tiny' / 'base', name)
   net = clip.CLIPText(config)
   return jax.jit(lambda params, ids: net.apply({'params': params}, ids)), params
-
-
-def load_encoder(folder):
-  found = files.load_model_index(folder).components
-  towers = {n: files.load_component(folder, n) for n in TOWERS if n in found}
-  configs = {n: config for n, (config, _) in towers.items()}
-  encoder = text_encoder.TextEncoder(
-    configs.get('text_encoder'), configs['text_encoder_2']
-  )
-  return encoder, {n: params for n, (_, params) in towers.items()}
 
 
 def final_norm(params, x):
@@ -41,7 +31,7 @@ def final_norm(params, x):
   return x * norm['scale'] + norm['bias']
 
 
-@pytest.mark.parametrize('name', TOWERS)
+@pytest.mark.parametrize('name', towers.NAMES)
 def test_towers(golden, close, tolerances, name):
   apply, params = load_tower(golden, name)
   arrays = np.load(golden / 'tiny' / 'fixtures' / f'{name}.npz')
@@ -55,7 +45,7 @@ def test_towers(golden, close, tolerances, name):
   assert len(hidden) == len(arrays['hidden_states'])
 
 
-@pytest.mark.parametrize('name', TOWERS)
+@pytest.mark.parametrize('name', towers.NAMES)
 def test_small_inputs_meet_the_right_epsilon(golden, close, tolerances, name):
   apply, params = load_tower(golden, name)
   fixtures = golden / 'tiny' / 'fixtures'
@@ -73,7 +63,7 @@ def test_small_inputs_meet_the_right_epsilon(golden, close, tolerances, name):
   close(last, arrays['last_hidden_state_f64'], limit, 'last')
 
 
-@pytest.mark.parametrize('name', TOWERS)
+@pytest.mark.parametrize('name', towers.NAMES)
 def test_gradients(golden, tolerances, name):
   apply, params = load_tower(golden, name)
   fixtures = golden / 'tiny' / 'fixtures'
@@ -113,10 +103,10 @@ def prompts_of(kwargs):
   return ours
 
 
-@pytest.mark.parametrize('model', ['base', 'refiner'])
+@pytest.mark.parametrize('model', towers.MODELS)
 def test_encode_prompts(golden, close, tolerances, model):
   folder, fixtures = golden / 'tiny' / model, golden / 'tiny' / 'fixtures'
-  encoder, params = load_encoder(folder)
+  encoder, params = towers.load_encoder(folder)
   tokenize = tokenizer.load(folder)
   force_zeros = files.load_model_index(folder).force_zeros
   arrays = np.load(fixtures / 'encode_prompt.npz')
@@ -144,7 +134,7 @@ def test_encode_prompts(golden, close, tolerances, model):
 
 def test_what_cannot_be_encoded(golden):
   folder = golden / 'tiny' / 'base'
-  encoder, params = load_encoder(folder)
+  encoder, params = towers.load_encoder(folder)
   tokenize = tokenizer.load(folder)
   encode = lambda *args, **kwargs: encoder.encode_prompts(
     params, tokenize, *args, force_zeros=True, **kwargs
@@ -153,10 +143,12 @@ def test_what_cannot_be_encoded(golden):
     encode(['a', 'b'], [''])
   with pytest.raises(ValueError, match='clip_skip 30 is not in 0..'):
     encode(['a'], clip_skip=30)
+  with pytest.raises(ValueError, match="character 7 of the prompt 'a fox .b'"):
+    encode(['a'], ['a fox (b'], weighted=True)
 
 
 def test_init_has_the_shapes_of_the_files(golden):
-  encoder, params = load_encoder(golden / 'tiny' / 'base')
+  encoder, params = towers.load_encoder(golden / 'tiny' / 'base')
   fresh = jax.eval_shape(encoder.init, jax.random.key(0))
   assert jax.tree.map(jnp.shape, fresh) == jax.tree.map(jnp.shape, params)
 
