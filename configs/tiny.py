@@ -136,7 +136,7 @@ def stage0(config):
 
 def stage1(config):
   """Squares of 16 px; it also trains the text towers, from nothing."""
-  config.total_steps = 600
+  config.total_steps = 1500
   config.from_scratch = config.trained
   learned_latents(config)
   square(config, 16)
@@ -144,7 +144,7 @@ def stage1(config):
 
 def stage2(config):
   """Squares of 32 px, from stage 1; the text towers are frozen from here on."""
-  config.total_steps = 200
+  config.total_steps = 800
   config.trained = ('unet',)
   learned_latents(config)
   square(config, 32)
@@ -152,7 +152,7 @@ def stage2(config):
 
 def stage3(config):
   """Seven buckets around 40 px, from stage 2, with offset noise."""
-  config.total_steps = 300
+  config.total_steps = 1200
   config.trained = ('unet',)
   config.data.buckets = (*BUCKETS, (56, 28), (28, 56))
   config.loss.offset_noise = 0.05
@@ -164,7 +164,7 @@ def refiner(config):
 
   Its pictures are noisy by degrees, and a score says by how much.
   """
-  config.total_steps = 300
+  config.total_steps = 400
   config.trained = config.from_scratch = ('unet',)
   config.refiner = True
   config.uncond = 'empty'

@@ -33,5 +33,6 @@ for stage in stage0 stage1 stage2 stage3 refiner; do
   previous=$dir/$stage
 done
 run python -m sdxl_jax.sample --weights "$dir/stage3" \
-  --refiner "$dir/refiner" --steps 25 --guidance_scale 3 --batch 9 \
-  --prompt 'a fish on a pink background' --output "$dir/recipe.png"
+  --refiner "$dir/refiner" --steps 25 --guidance_scale 3 --repeat 9 --batch 9 \
+  --prompt 'a fish on a pink background' \
+  --output "$dir/{i}.png" --grid "$dir/recipe.png"

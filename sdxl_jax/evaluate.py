@@ -7,6 +7,11 @@ DIR is a diffusers folder, or a workdir, of which --average chooses parameters.
 Prints PSNR, SSIM and LPIPS at the size of the config's bucket, 256 px as in
 Table 3 of the SDXL paper, and what would give the latents unit variance; writes
 OUT/metrics.json and OUT/reconstructions.png.
+
+LPIPS is the calibrated distance of the package `lpips`, by which SDXL's
+autoencoder is known to have about 0.055 on COCO at 256 px. The paper's 0.88 is
+of another scale, which it does not name: without the calibrated weights, the
+same features give 10 to 12 times ours.
 """
 
 import collections
