@@ -147,9 +147,9 @@ def condition(pipeline, rows, texts, sizes, negative_sizes, guided):
   """(context, vector) of all rows, in pairs with those without prompt first."""
   nets = pipeline.nets
   positive, negative = nets.text.encode_prompts(
-    pipeline.params,
-    lambda *prompts: rows.place(pipeline.tokenize(*prompts)),
+    *(pipeline.params, pipeline.tokenize),
     force_zeros=pipeline.force_zeros,
+    place=rows.place,
     **texts,
   )
   told = [

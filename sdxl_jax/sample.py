@@ -2,318 +2,139 @@
 
   python -m sdxl_jax.sample --weights DIR --prompt "..." --output out.png
 
-DIR is a diffusers folder or the workdir of a training run.
+DIR is a diffusers folder or the workdir of a training run. From Python:
+sample.generate(pipelines.load(DIR), ['a fox', 'a pig']).
 """
 
-import dataclasses
+import os
 import pathlib
-import warnings
+import time
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from absl import flags
+import tqdm
 
-from sdxl_jax import command, pipelines, runs
-from sdxl_jax.data import images
-from sdxl_jax.diffusion import noise_levels, samplers, scheduler_config
-from sdxl_jax.distributed import rows as batch_rows
+from sdxl_jax import command, generation, pipelines, requests, sample_flags
+from sdxl_jax.data import images, watermark
+from sdxl_jax.distributed import mesh as meshes
 
-
-class OffSize(UserWarning):
-  """A size that the model was hardly trained on."""
+generate = generation.generate
 
 
-def generate(
-  pipeline,
-  prompts,
-  *,
-  negative_prompts=None,
-  prompts_2=None,
-  negative_prompts_2=None,
-  size=None,
-  seeds=None,
-  steps=50,
-  sampler='euler',
-  spacing=None,
-  sigmas=None,
-  eta=None,
-  guidance_scale=5.0,
-  guidance_rescale=0.0,
-  original_size=None,
-  crop_top_left=(0, 0),
-  target_size=None,
-  negative_sizes=None,
-  aesthetic_score=6.0,
-  negative_aesthetic_score=2.5,
-  clip_skip=0,
-  image=None,
-  latents=None,
-  mask=None,
-  strength=None,
-  refiner=None,
-  refiner_start=0.8,
-  refiner_strength=None,
-  init_noise=None,
-  watch=None,
-  watch_every=1,
-):
-  """Draws one picture per prompt, from noise or from another picture.
-
-  A picture depends on weights, prompt, seed and settings, not on its batch nor
-  on the devices that share it out (the pipeline's mesh).
+def draw(asked, names, models, args):
+  """Draws Requests in batches, each picture written as soon as it is done.
 
   Args:
-    pipeline: pipelines.Pipeline.
-    prompts: list of strings, one per picture.
-    negative_prompts: list of strings, or None for no text at all.
-    prompts_2, negative_prompts_2: what bigG reads instead, where given.
-    size: (height, width) in px; that of the picture, or the pipeline's own.
-    seeds: list of ints, one per picture; 0, 1, ... by default.
-    steps: sampler steps.
-    sampler: name, see samplers.SAMPLERS.
-    spacing, sigmas: see noise_levels.Spacing; as the scheduler's config by
-      default.
-    eta: 0..1, how much fresh noise a stochastic sampler takes; None: its own.
-    guidance_scale: 1 or less for no guidance, at half the cost.
-    guidance_rescale: 0..1, see denoiser.rescale_guidance.
-    original_size, crop_top_left, target_size: what the net is told, px; the
-      sizes are `size` by default.
-    negative_sizes: dict of the same three names for the unconditional branch;
-      as the conditional by default.
-    aesthetic_score, negative_aesthetic_score: what a refiner is told of both.
-    clip_skip: text encoder blocks left out, see TextEncoder.encode.
-    image: float [-1, 1] [h, w, 3] for all or [b, h, w, 3] to start from.
-    latents: scaled [b, h/8, w/8, 4] in place of an image.
-    mask: [h, w] or [b, h, w] from 0 to 1: repaint the image from 0.5 on.
-    strength: 0..1, the share of the steps that are taken from an image; 0.3 by
-      default; with a mask 1.0, which forgets what is under it.
-    refiner: pipelines.Pipeline that goes on where the base ends.
-    refiner_start: share of the noise levels after which it takes over.
-    refiner_strength: instead it starts from the base's picture, made noisy.
-    init_noise: N(0, 1) float32 [b, h/8, w/8, 4] in place of the seeds' own.
-    watch: called as watch(steps done, steps in all, preview) while sampling;
-      preview() gives the images as far as the net sees them.
-    watch_every: steps between two calls.
-
-  Returns:
-    (images, latents): float32 [b, h, w, 3] in [-1, 1], clipped, and float32
-    [b, h/8, w/8, 4], numpy.
-
-  Raises:
-    ValueError: on sizes, counts or names that do not fit; it says which.
+    asked: list of requests.Request.
+    names: the file of each.
+    models: see sample_flags.models.
+    args: the other flags.
   """
-  runs.check_nets(pipeline)
-  given = latents if image is None else image
-  unit = pipeline.nets.vae.downscale if image is None else 1
-  size = size or own_size(given, unit) or pipeline.size
-  size = check_size(size, pipeline)
-  strength = check_strength(strength, given, mask)
-  check_count('seeds', seeds, len(prompts))
-  if refiner:
-    runs.check_fit(pipeline, refiner)
-  levels = make_levels(pipeline, sampler, steps, spacing, sigmas, eta)
-  rows = batch_rows.Rows(pipeline.mesh, len(prompts))
-  seeds = range(len(prompts)) if seeds is None else seeds
-  keys = rows.put(jnp.stack([jax.random.key(seed) for seed in seeds]))
-  shape = runs.latent_shape(pipeline.nets, size)
-  start = runs.make_start(
-    *(pipeline, levels, keys, size),
-    image=rows.put_each('image', image, (*size, 3)),
-    latents=rows.put_each('latents', latents, shape),
-    mask=rows.put_each('mask', mask, size),
-    strength=strength,
-    noise=rows.put_each('init_noise', init_noise, shape),
-  )
-  sizes = {
-    'original_size': original_size or size,
-    'crop_top_left': crop_top_left,
-    'target_size': target_size or size,
-    'aesthetic_score': aesthetic_score,
-  }
-  opposite = sizes | (negative_sizes or {})
-  opposite['aesthetic_score'] = negative_aesthetic_score
-  texts = dict(
-    prompts=rows.fill(prompts),
-    negative_prompts=rows.fill(negative_prompts),
-    prompts_2=rows.fill(prompts_2),
-    negative_prompts_2=rows.fill(negative_prompts_2),
-    clip_skip=clip_skip,
-  )
-  guidance = runs.Guidance(float(guidance_scale), float(guidance_rescale))
-  experts = [pipeline, refiner] if refiner else [pipeline]
-  told = [
-    runs.condition(p, rows, texts, sizes, opposite, guidance.scale > 1)
-    for p in experts
-  ]
-  plan = runs.turns(
-    *(levels, sampler, start.first),
-    refiner_start=refiner_start if refiner else None,
-    refiner_strength=refiner_strength if refiner else None,
-  )
-  show = lambda z: runs.decode_all(pipeline, z)[: rows.count]
-  seen = watch and (lambda done, total, z: watch(done, total, lambda: show(z)))
-  drawn = runs.run(
-    *(experts, told, plan, start, levels, keys, guidance, seen, watch_every)
-  )
-  return show(drawn), rows.fetch(drawn)
+  mesh = meshes.make_mesh(devices=jax.local_devices())
+  noise = None if args.init_noise is None else np.load(args.init_noise)
+  clock = Clock()
+  base, refiner = load_models(mesh, **models)
+  clock.stop('loading')
+  size, kept, latents = args.batch or mesh.size, [], []
+  for batch in requests.batches(asked, size):
+    done = len(latents)
+    # A program for fewer pictures would take longer to compile than these.
+    surplus = [batch[-1]] * (size - len(batch) if done else 0)
+    with tqdm.tqdm(unit='step', desc=f'{done} of {len(asked)}') as bar:
+      drawn, z = generate(
+        base,
+        **requests.arguments([*batch, *surplus], base.size),
+        refiner=refiner,
+        init_noise=None if noise is None else noise[done : done + size],
+        watch=watcher(bar, args.preview),
+        watch_every=args.preview_every if args.preview else 1,
+      )
+    pictures = images.to_uint8(drawn[: len(batch)])
+    if args.watermark:
+      pictures = [watermark.embed(picture) for picture in pictures]
+    for request, name, picture in zip(batch, names[done:], pictures):
+      images.save(name, picture, requests.to_text(request, models))
+    kept.extend(pictures if args.grid else [])
+    latents.extend(z[: len(batch)])
+    clock.stop('drawing')
+  if args.grid:
+    images.save(args.grid, images.grid(kept, columns=round(len(kept) ** 0.5)))
+  if args.save_latents:
+    np.save(args.save_latents, np.stack(latents))
+  print(f'wrote {names[0]}' + f' ... {names[-1]}' * (len(names) > 1))
+  print(clock.summary(len(asked)))
 
 
-def make_levels(pipeline, sampler, steps, spacing, sigmas, eta):
-  """The noise levels of the pipeline's scheduler, but for what is given."""
-  trained, found = scheduler_config.read(pipeline.scheduler, sampler)
-  given = {'kind': spacing, 'sigmas': sigmas}
-  given = {name: value for name, value in given.items() if value is not None}
-  found = dataclasses.replace(found, **given)
-  return noise_levels.make_levels(trained, found, sampler, steps, eta)
+def load_models(mesh, weights, refiner, dtype, average):
+  """(base, refiner or None); a part of the mesh's devices where it is one."""
+  mesh = mesh if mesh.size > 1 else None
+  print(f'loading {weights}', flush=True)
+  base = pipelines.load(weights, dtype, average, mesh)
+  if refiner is None:
+    return base, None
+  print(f'loading {refiner}', flush=True)
+  # Only a workdir has averages to choose from.
+  average = 'ema' if pipelines.is_published(refiner) else average
+  return base, pipelines.load(refiner, dtype, average, mesh)
 
 
-def own_size(array, unit):
-  """(height, width) in px of [..., h, w, c] whose elements are `unit` px."""
-  if array is None:
-    return None
-  return tuple(unit * side for side in np.shape(array)[-3:-1])
+def watcher(bar, preview):
+  """watch(done, total, preview) that moves a bar and writes a picture."""
+
+  def watch(done, total, show):
+    jax.block_until_ready(done)
+    bar.total = total
+    bar.update(done - bar.n)
+    if preview and done < total:
+      pictures = show()
+      columns = round(len(pictures) ** 0.5)
+      images.save(preview, images.grid(pictures, columns))
+
+  return watch
 
 
-def check_size(size, pipeline):
-  """(height, width) as ints, or an error with the nearest that fit."""
-  (h, w), factor = size, pipeline.nets.vae.downscale
-  if h < factor or w < factor or h % factor or w % factor:
-    near = tuple(max(factor, round(s / factor) * factor) for s in size)
-    raise ValueError(
-      f'size {h} x {w} (height x width): both must be positive multiples of '
-      f'{factor}; the nearest such size is {near[0]} x {near[1]}'
+class Clock:
+  """Seconds by what they were spent for; compiling is told apart."""
+
+  def __init__(self):
+    self.spent, self.compiling = {}, 0.0
+    self.last = time.monotonic()
+    jax.monitoring.register_event_duration_secs_listener(self.listen)
+
+  def listen(self, event, seconds, **details):
+    del details
+    if event.endswith('backend_compile_duration'):
+      self.compiling += seconds
+
+  def stop(self, what):
+    now = time.monotonic()
+    self.spent[what] = self.spent.get(what, 0.0) + now - self.last
+    self.last = now
+
+  def summary(self, pictures):
+    drawing = max(0.0, self.spent['drawing'] - self.compiling)
+    return (
+      f'loading {self.spent["loading"]:.1f} s, compiling {self.compiling:.1f} '
+      f's, drawing {drawing:.1f} s: {drawing / pictures:.2f} s a picture'
     )
-  side = pipeline.size[0]
-  if side >= 512 and not is_trained((h, w), side):
-    warnings.warn(
-      f'size {h} x {w} is none that SDXL was trained on, which have about the '
-      f'area of {side} x {side}, sides that are multiples of 64, and 1 : 4 at '
-      'most; what you get may be cropped, or have everything twice',
-      OffSize,
-      stacklevel=3,
-    )
-  return int(h), int(w)
 
 
-# The areas of the 40 buckets of the SDXL paper, appendix I, are 88 to 100 %.
-def is_trained(size, side):
-  """Whether a size is like those of the paper's buckets around side x side."""
-  h, w = size
-  area = h * w / side**2
-  return not (h % 64 or w % 64) and 0.85 < area < 1.05 and 1 / 4 <= h / w <= 4
-
-
-def check_strength(strength, given, mask):
-  """The strength, by default what fits; an error without a picture."""
-  if given is None:
-    for name, value in (('strength', strength), ('mask', mask)):
-      if value is not None:
-        raise ValueError(f'{name} is given without an image: give one too')
-    return None
-  if strength is None:
-    return 0.3 if mask is None else 1.0
-  return strength
-
-
-def check_count(name, values, count):
-  if values is not None and len(values) != count:
-    raise ValueError(f'{len(values)} {name} for {count} prompts: give one each')
-
-
-def define_flags():
-  flags.DEFINE_string('weights', None, 'diffusers folder or workdir')
-  flags.DEFINE_string('prompt', None, 'what to draw')
-  flags.DEFINE_string('output', 'out.png', 'PNG to write')
-  flags.DEFINE_string('negative_prompt', None, 'what not to draw')
-  flags.DEFINE_integer('height', None, 'px; default: what the net was made for')
-  flags.DEFINE_integer('width', None, 'px')
-  flags.DEFINE_integer('steps', 50, 'sampler steps')
-  flags.DEFINE_enum('sampler', 'euler', list(samplers.SAMPLERS), 'sampler')
-  flags.DEFINE_float('guidance_scale', 5.0, '1 or less: no guidance')
-  flags.DEFINE_float('guidance_rescale', 0.0, '0..1')
-  flags.DEFINE_integer('seed', 0, 'of the first picture; the next has seed + 1')
-  flags.DEFINE_integer('batch', 1, 'pictures to draw')
-  for name in ('original_size', 'crop_top_left', 'target_size'):
-    flags.DEFINE_list(name, None, 'H,W in px; what the net is told')
-  flags.DEFINE_string('refiner', None, 'its diffusers folder or workdir')
-  flags.DEFINE_float('refiner_start', 0.8, 'share of the way that base goes')
-  flags.DEFINE_enum('dtype', 'float32', ['float32', 'bfloat16'], 'compute type')
-  flags.DEFINE_string('average', 'ema', pipelines.AVERAGE_HELP)
-  flags.DEFINE_string('init_noise', None, '.npy, N(0, 1) [b, h/8, w/8, 4]')
-  flags.DEFINE_string('save_latents', None, '.npy to write the latents to')
-  flags.mark_flags_as_required(['weights', 'prompt'])
-
-
-def settings_of(args):
-  """The flags as arguments of `generate`, apart from the size."""
-  pair = lambda name: parse_pair(name, args[name].value)
-  noise, count = args['init_noise'].value, args['batch'].value
-  if count < 1:
-    raise ValueError(f'batch is {count}; it must be at least 1')
-  negative = args['negative_prompt'].value
-  first = args['seed'].value
-  return dict(
-    prompts=[args['prompt'].value] * count,
-    negative_prompts=None if negative is None else [negative] * count,
-    seeds=range(first, first + count),
-    steps=args['steps'].value,
-    sampler=args['sampler'].value,
-    guidance_scale=args['guidance_scale'].value,
-    guidance_rescale=args['guidance_rescale'].value,
-    original_size=pair('original_size'),
-    crop_top_left=pair('crop_top_left') or (0, 0),
-    target_size=pair('target_size'),
-    init_noise=None if noise is None else np.load(noise),
-  )
-
-
-def parse_pair(name, value):
-  if value is None:
-    return None
-  try:
-    first, second = map(int, value)
-  except ValueError:
-    raise ValueError(
-      f'--{name}={",".join(value)} must be two whole numbers in px, as '
-      '1024,1024'
-    ) from None
-  return first, second
-
-
-def write(output, pictures):
-  """One PNG, or a grid and each picture by itself beside it."""
-  path = pathlib.Path(output)
-  if len(pictures) == 1:
-    images.save(path, pictures[0])
-    return
-  images.save(path, images.grid(pictures, columns=int(len(pictures) ** 0.5)))
-  for i, picture in enumerate(pictures):
-    images.save(path.with_stem(f'{path.stem}-{i}'), picture)
+def check_writable(path):
+  """Raises OSError before anything is drawn that could not be kept."""
+  path.parent.mkdir(parents=True, exist_ok=True)
+  if path.is_dir() or not os.access(path.parent, os.W_OK):
+    raise OSError(f'{path} cannot be written: choose another --output')
 
 
 def main(args):
-  settings = settings_of(args)
-  for path in filter(None, (args.output, args.save_latents)):
-    pathlib.Path(path).parent.mkdir(parents=True, exist_ok=True)
-  print(f'loading {args.weights}', flush=True)
-  pipeline = pipelines.load(args.weights, args.dtype, args.average)
-  if args.refiner:
-    print(f'loading {args.refiner}', flush=True)
-    settings |= dict(
-      refiner=pipelines.load(args.refiner, args.dtype, args.average),
-      refiner_start=args.refiner_start,
-    )
-  height, width = pipeline.size
-  size = (args.height or height, args.width or width)
-  print(f'drawing {args.batch} x {args.prompt!r}', flush=True)
-  pictures, latents = generate(pipeline, size=size, **settings)
-  if args.save_latents:
-    np.save(args.save_latents, latents)
-  write(args.output, pictures)
-  print(f'wrote {args.output}')
+  asked = sample_flags.read(args)
+  names = sample_flags.names(args.output, asked)
+  files = *names, args.grid, args.preview, args.save_latents
+  for path in filter(None, files):
+    check_writable(pathlib.Path(path))
+  draw(asked, names, sample_flags.models(args), args)
 
 
 if __name__ == '__main__':
-  define_flags()
+  sample_flags.define()
   command.run(main)

@@ -1,218 +1,198 @@
-"""Whole pictures: recorded runs of diffusers, and what users do wrong."""
+"""The command: flags, files of prompts, pictures that tell how to draw them."""
 
-import dataclasses
+import functools
 import json
-import pathlib
+import re
 import subprocess
 import sys
 
 import numpy as np
 import pytest
+from absl import flags as absl_flags
 from PIL import Image
 
-from sdxl_jax import pipelines, runs, sample
-from sdxl_jax.diffusion import samplers, scheduler_config
+from sdxl_jax import requests, sample, sample_flags
+from sdxl_jax.data import images, starting_pictures, watermark
 from tests import golden_sets
 
-RUNS = {
-  (folder, name): run
-  for folder in golden_sets.SETS
-  for name, run in json.loads(
-    (folder / 'pipeline' / 'index.json').read_text()
-  ).items()
-}
+TINY = golden_sets.SETS[0] / 'tiny'
+SMALL = '--height=64', '--width=96', '--steps=2'
 
 
-def cases(*kinds):
-  """Recorded runs by the beginning of their names."""
-  found = [case for case in RUNS if case[1].startswith(kinds)]
-  name = lambda case: f'{case[0].name}-{case[1]}'
-  return pytest.mark.parametrize('case', found, ids=name)
-
-
-@pytest.fixture(scope='module')
-def loaded():
-  return {f: pipelines.load(f / 'tiny' / 'base') for f in golden_sets.SETS}
-
-
-@pytest.fixture(scope='module')
-def refiners():
-  return {f: pipelines.load(f / 'tiny' / 'refiner') for f in golden_sets.SETS}
-
-
-def arguments(call):
-  """Arguments of the diffusers call as ours."""
-  kwargs = dict(call['kwargs'])
-  each = kwargs.get('num_images_per_prompt', 1)
-
-  def listed(value):
-    if value is None:
-      return None
-    value = value if isinstance(value, list) else [value]
-    return [v for v in value for _ in range(each)]
-
-  negative = {
-    ours: kwargs.get(f'negative_{theirs}')
-    for ours, theirs in (
-      ('original_size', 'original_size'),
-      ('crop_top_left', 'crops_coords_top_left'),
-      ('target_size', 'target_size'),
-    )
-  }
-  return dict(
-    prompts=listed(kwargs['prompt']),
-    negative_prompts=listed(kwargs.get('negative_prompt')),
-    prompts_2=listed(kwargs.get('prompt_2')),
-    negative_prompts_2=listed(kwargs.get('negative_prompt_2')),
-    size=call['hw'],
-    steps=call['steps'],
-    guidance_scale=call['gs'],
-    guidance_rescale=call['gr'],
-    original_size=kwargs.get('original_size'),
-    crop_top_left=kwargs.get('crops_coords_top_left', (0, 0)),
-    target_size=kwargs.get('target_size'),
-    negative_sizes={k: v for k, v in negative.items() if v is not None},
-    clip_skip=kwargs.get('clip_skip') or 0,
-  )
-
-
-def nhwc(x):
-  return np.moveaxis(x, -3, -1)
-
-
-def check_drawn(drawn, arrays, close, tolerances, name):
-  images, latents = drawn
-  limit = tolerances['pipeline_latents_each_step_and_final']
-  close(latents, nhwc(arrays['final_latents']), limit, name)
-  u8 = np.rint((images + 1) * 127.5)
-  difference = np.abs(u8 - arrays['image_u8']).max()
-  assert difference <= tolerances['pipeline_image_u8_max_diff']
-
-
-@cases('t2i_')
-def test_recorded_run(case, loaded, close, tolerances, monkeypatch):
-  run, (folder, name) = RUNS[case], case
-  arrays = np.load(folder / 'pipeline' / f'{name}.npz')
-  noise = [nhwc(arrays[k]) for k in sorted(arrays.files) if 'noise/' in k]
-  if noise:
-    replay = samplers.advance
-
-    def recorded(*args, keys, **kwargs):
-      del keys
-      return replay(*args, noise=np.stack(noise), **kwargs)
-
-    monkeypatch.setattr(samplers, 'advance', recorded)
-    runs.advance.clear_cache()  # it holds the real sampler
-  drawn = sample.generate(
-    dataclasses.replace(loaded[folder], scheduler=run['scheduler']),
-    **arguments(run['call']),
-    sampler=scheduler_config.sampler_of(run['scheduler']),
-    eta=run['call']['kwargs'].get('eta'),
-    init_noise=nhwc(arrays['init_latents']),
-  )
-  if noise:
-    runs.advance.clear_cache()  # it holds the recorded noise
-  check_drawn(drawn, arrays, close, tolerances, name)
-
-
-@cases('img2img_', 'inpaint_')
-def test_recorded_start_from_a_picture(
-  case, loaded, refiners, close, tolerances, monkeypatch
-):
-  """The reference draws for the encoding first, then the noise laid on it."""
-  run, (folder, name) = RUNS[case], case
-  arrays = np.load(folder / 'pipeline' / f'{name}.npz')
-  call = run['call']
-  pipelines = refiners if call['pipe'] == 'refiner' else loaded
-  posterior = nhwc(arrays['noise/00'])
-  rows = [row[None] for row in posterior]  # encoded one by one
-
-  def recorded(keys, number, shape):
-    is_encoding = isinstance(number, int) and number == runs.ENCODING
-    return rows.pop(0) if is_encoding else np.zeros(shape, np.float32)
-
-  monkeypatch.setattr(samplers, 'draw_noise', recorded)
-  monkeypatch.setattr(runs, 'encode', runs.encode.__wrapped__)
-  drawn = sample.generate(
-    dataclasses.replace(pipelines[folder], scheduler=run['scheduler']),
-    **arguments(call),
-    sampler=scheduler_config.sampler_of(run['scheduler']),
-    image=2 * nhwc(arrays['image']) - 1,
-    mask=arrays['mask'][:, 0] if 'mask' in arrays else None,
-    strength=call['kwargs']['strength'],
-    init_noise=nhwc(arrays['noise/01']),
-  )
-  check_drawn(drawn, arrays, close, tolerances, name)
-
-
-@cases('handoff_')
-def test_recorded_handover(case, loaded, refiners, close, tolerances):
-  """Base to refiner, without new noise."""
-  run, (folder, name) = RUNS[case], case
-  arrays = np.load(folder / 'pipeline' / f'{name}.npz')
-  call, told = run['call'], run['call']['refiner_kwargs'] or {}
-  config = run['base/scheduler']
-  drawn = sample.generate(
-    dataclasses.replace(loaded[folder], scheduler=config),
-    **arguments(call),
-    sampler=scheduler_config.sampler_of(config),
-    init_noise=nhwc(arrays['init_latents']),
-    refiner=refiners[folder],
-    refiner_start=call['cut'],
-    aesthetic_score=told.get('aesthetic_score', 6.0),
-    negative_aesthetic_score=told.get('negative_aesthetic_score', 2.5),
-  )
-  check_drawn(drawn, arrays, close, tolerances, name)
-
-
-def test_a_refiner_that_does_not_fit(loaded, refiners):
-  base, refiner = loaded[golden_sets.SETS[0]], refiners[golden_sets.SETS[0]]
-  draw = lambda *both, **more: sample.generate(
-    both[0], ['a'], size=(64, 64), steps=2, refiner=both[1], **more
-  )
-  with pytest.raises(ValueError, match='refiner must be a refiner'):
-    draw(base, base)
-  with pytest.raises(ValueError, match='refiner_start is 1.5; it must be from'):
-    draw(base, refiner, refiner_start=1.5)
-  vae = dataclasses.replace(base.nets.vae, scaling_factor=1.0)
-  nets = dataclasses.replace(base.nets, vae=vae)
-  with pytest.raises(ValueError, match='scaling_factor is 1.0 of the one'):
-    draw(dataclasses.replace(base, nets=nets), refiner)
-
-
-def test_bad_size_names_the_nearest(loaded):
-  pipeline = next(iter(loaded.values()))
-  with pytest.raises(ValueError, match='nearest such size is 64 x 96'):
-    sample.generate(pipeline, ['a'], size=(60, 100), steps=1)
-
-
-def test_folder_without_weights(tmp_path):
-  with pytest.raises(FileNotFoundError, match='model_index.json'):
-    pipelines.load(pathlib.Path(tmp_path))
+def run(*args, cwd=None):
+  command = (sys.executable, '-m', 'sdxl_jax.sample', *map(str, args))
+  return subprocess.run(command, capture_output=True, text=True, cwd=cwd)
 
 
 def test_command(tmp_path):
-  def run(weights, *more):
-    command = (sys.executable, '-m', 'sdxl_jax.sample', '--prompt', 'a fox')
-    return subprocess.run(
-      [*command, '--weights', weights, *more], capture_output=True, text=True
-    )
-
-  # Flags first: weights may take minutes.
-  wrong = run('nowhere', '--crop_top_left', '3')
-  assert wrong.returncode == 1
-  assert wrong.stderr.strip().endswith('two whole numbers in px, as 1024,1024')
-
-  folder = tmp_path / 'new'
-  right = run(
-    golden_sets.SETS[0] / 'tiny' / 'base',
-    *('--height', '64', '--width', '96', '--steps', '1', '--batch', '2'),
-    *('--output', folder / 'fox.png'),
-    *('--save_latents', folder / 'fox.npy'),
+  """Prompts with settings of their own, batches, and a picture drawn again."""
+  file = tmp_path / 'prompts.jsonl'
+  lines = [
+    {'prompt': 'a fox', 'negative_prompt': ''},
+    {'prompt': 'ein Füchschen', 'negative_prompt': 'x', 'seed': 7},
+    {'prompt': 'a pig', 'sampler': 'ddim', 'eta': 0.5},
+  ]
+  text = '\n\n'.join(json.dumps(line) for line in lines)
+  file.write_text(text, encoding='utf-8')
+  out = tmp_path / 'new'
+  first = run(
+    *('--weights', TINY / 'base', '--prompts_file', file, '--batch=2', *SMALL),
+    *('--repeat=2', '--output', out / '{i}-{seed}.png'),
+    *('--grid', out / 'grid.png', '--save_latents', out / 'all.npy'),
+    *('--refiner', TINY / 'refiner', '--preview', out / 'preview.png'),
+    '--preview_every=1',
   )
-  assert right.returncode == 0, right.stderr
-  names = {path.name for path in folder.iterdir()}
-  assert names == {'fox.png', 'fox-0.png', 'fox-1.png', 'fox.npy'}
-  assert np.load(folder / 'fox.npy').shape[0] == 2
-  with Image.open(folder / 'fox-1.png') as picture:
+  assert first.returncode == 0, first.stderr
+  names = ['0-0', '1-1', '2-7', '3-8', '4-0', '5-1']
+  found = {path.name for path in out.iterdir()}
+  assert found == {f'{n}.png' for n in names} | {
+    *('grid.png', 'all.npy', 'preview.png')
+  }
+  assert np.load(out / 'all.npy').shape == (6, 8, 12, 4)
+  assert 'a picture' in first.stdout and '4 of 6: 100%' in first.stderr
+  told, models = requests.from_text(out / '3-8.png')
+  assert told['prompt'] == 'ein Füchschen' and told['seed'] == 8
+  assert models['refiner'] == str(TINY / 'refiner')
+  with Image.open(out / '3-8.png') as picture:
     assert picture.size == (96, 64)
+
+  again = run('--from_png', out / '3-8.png', '--output', out / 'again.png')
+  assert again.returncode == 0, again.stderr
+  pixels = [np.asarray(Image.open(out / n)) for n in ('3-8.png', 'again.png')]
+  assert np.abs(np.int32(pixels[0]) - pixels[1]).max() <= 1
+
+  # From a picture with an odd side and transparency, under a mask.
+  Image.new('RGBA', (99, 70), (255, 0, 0, 99)).save(tmp_path / 'image.png')
+  Image.new('L', (99, 70), 255).save(tmp_path / 'mask.png')
+  painted = run(
+    *('--weights', TINY / 'base', '--prompt', 'a fox', '--steps=2'),
+    *('--image', tmp_path / 'image.png', '--mask', tmp_path / 'mask.png'),
+    *('--output', out / 'painted.png', '--preset=lcm'),
+  )
+  assert painted.returncode == 0, painted.stderr
+  told, _ = requests.from_text(out / 'painted.png')
+  assert told['sampler'] == 'lcm' and told['steps'] == 2
+  with Image.open(out / 'painted.png') as picture:
+    assert picture.size == (96, 64)
+
+
+def test_watermark(tmp_path):
+  drawn = run(
+    *('--weights', TINY / 'base', '--prompt', 'a fox', '--watermark'),
+    *('--height=256', '--width=256', '--steps=1'),
+    *('--output', tmp_path / 'a.png'),
+  )
+  assert drawn.returncode == 0, drawn.stderr
+  pixels = np.asarray(Image.open(tmp_path / 'a.png'))
+  assert watermark.detect(pixels) >= watermark.LIKELY
+
+
+@pytest.mark.parametrize(
+  'args, message',
+  [
+    (['--crop_top_left', '3'], 'two whole numbers in px, as 1024,1024'),
+    (['--prompts_file', 'none.txt'], "No such file or directory: 'none.txt'"),
+    (['--prompts_file', 'empty.txt'], 'empty.txt has no prompts'),
+    (['--prompts_file', 'prompts.txt'], 'both given: leave one out'),
+    (['--output', 'a.jpg'], '--output=a.jpg: pictures are written as .png'),
+    (['--output', 'file/a.png'], "File exists: 'file'"),
+    (['--output', '{k}.png'], "'k'; braces may hold i and seed"),
+    (['--repeat=2', '--output', 'a{seed:.1}.png'], 'Precision not allowed'),
+    (['--dtype=int8'], '--dtype=int8 is not float32 or bfloat16'),
+    (['--from_png', 'plain.png'], "no text under ['sdxl_jax']"),
+    (['--weights='], 'nothing to draw with: give --weights'),
+  ],
+)
+def test_bad_flags(tmp_path, args, message, flags, monkeypatch):
+  """Before weights are loaded, which may take minutes."""
+  (tmp_path / 'empty.txt').write_text('\n \n')
+  (tmp_path / 'prompts.txt').write_text('a fox\n')
+  (tmp_path / 'file').write_text('')
+  images.save(tmp_path / 'plain.png', np.zeros((8, 8, 3)))
+  monkeypatch.chdir(tmp_path)
+  monkeypatch.setattr(sample, 'load_models', None)
+  with pytest.raises((ValueError, OSError), match=re.escape(message)):
+    flags(['sample', '--weights=x', '--prompt=a', *args])
+    sample.main(flags)
+
+
+@pytest.fixture
+def flags():
+  """The command's flags, not shared with other tests."""
+  values = absl_flags.FlagValues()
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(absl_flags, 'FLAGS', values)
+    for kind in ('string', 'integer', 'float', 'bool', 'enum', 'list'):
+      define = getattr(absl_flags, f'DEFINE_{kind}')
+      patch.setattr(
+        sample_flags.flags,
+        f'DEFINE_{kind}',
+        functools.partial(define, flag_values=values),
+      )
+    sample_flags.define()
+  return values
+
+
+def test_prompts_files(tmp_path):
+  read = sample_flags.read_prompts
+  plain = tmp_path / 'a.txt'
+  plain.write_text('\ufeff a fox \n\n  \na pig', encoding='utf-8')
+  assert read(plain) == [{'prompt': 'a fox'}, {'prompt': 'a pig'}]
+  lines = tmp_path / 'a.jsonl'
+  for text, message in (
+    ('{"prompt": "a"}\n{"prompt"', 'line 2 is not JSON'),
+    ('["a"]', 'line 1 is not an object'),
+    ('{"seed": 1}', 'line 1 has no "prompt"'),
+    ('{"prompt": 3}', 'prompt is 3, which is no'),
+    ('{"prompt": "a", "seed": 1.5}', 'seed is 1.5'),
+    ('{"prompt": "a", "seed": null}', 'seed is None'),
+    ('{"prompt": "a", "weighted_prompts": 1}', 'weighted_prompts is 1'),
+    ('{"prompt": "a", "target_size": [1]}', 'target_size is'),
+    ('{"prompt": "a", "cfg": 1}', "no setting 'cfg'; there are"),
+  ):
+    lines.write_text(text)
+    with pytest.raises(ValueError, match=message):
+      read(lines)
+  lines.write_text('{"prompt": "a", "target_size": [8, 9], "eta": 1}')
+  assert read(lines) == [{'prompt': 'a', 'target_size': (8, 9), 'eta': 1}]
+
+
+def test_batches_share_their_settings():
+  ask = lambda i, **more: requests.Request(prompt='a', seed=i, **more)
+  asked = [
+    *(ask(0), ask(1), ask(2), ask(3, steps=4), ask(4, steps=4)),
+    ask(5, steps=4, negative_prompt=''),
+  ]
+  found = [[r.seed for r in b] for b in requests.batches(asked, 2)]
+  assert found == [[0, 1], [2], [3, 4], [5]]
+
+
+def test_what_a_picture_tells_is_what_was_asked(tmp_path):
+  asked = requests.Request(
+    prompt='ein "Fuchs"\n🦊', seed=3, target_size=(8, 9), long_prompts=True
+  )
+  path = tmp_path / 'a.png'
+  text = requests.to_text(asked, {'weights': 'W'})
+  images.save(path, np.zeros((8, 8, 3)), text)
+  told, models = requests.from_text(path)
+  assert requests.Request(**told) == asked and models == {'weights': 'W'}
+
+
+def test_starting_pictures(tmp_path):
+  image, mask = tmp_path / 'image.png', tmp_path / 'mask.png'
+  images.save(image, np.zeros((70, 99, 3)))
+  load = starting_pictures.load
+  assert load(None, None, (None, 32), (64, 64))['size'] == (64, 32)
+  found = load(image, None, (None, None), (64, 64))
+  assert found['size'] == (64, 96) and found['image'].shape == (64, 96, 3)
+  with pytest.raises(ValueError, match='given without an image'):
+    load(None, mask, (None, None), (64, 64))
+  images.save(mask, np.ones((70, 98, 3)))
+  with pytest.raises(ValueError, match='98 x 70 px and .* 99 x 70'):
+    load(image, mask, (None, None), (64, 64))
+  images.save(mask, -np.ones((70, 99, 3)))
+  with pytest.raises(ValueError, match='nowhere white'):
+    load(image, mask, (None, None), (64, 64))
+  images.save(mask, np.ones((70, 99, 3)))
+  found = load(image, mask, (128, 64), (64, 64))
+  assert found['mask'].shape == (128, 64) and (found['mask'] == 1).all()

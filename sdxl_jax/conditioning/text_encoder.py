@@ -60,7 +60,7 @@ class TextEncoder:
       contexts.append(hidden_states[-2 - clip_skip])
     return jnp.concatenate(contexts, axis=-1), pooled
 
-  def encode_chunks(self, params, tokens, weights, empty, clip_skip=0):
+  def encode_chunks(self, params, tokens, weights, empty, clip_skip, place):
     """[b, k, 2, 77] > context [b, 77 k, 2048], pooled [b, 1280].
 
     Each chunk is encoded by itself; pooled is the first one's. `weights` move
@@ -68,7 +68,7 @@ class TextEncoder:
     """
     b, k, rows, length = tokens.shape
     tokens, weights = (x.reshape(-1, rows, length) for x in (tokens, weights))
-    context, pooled = self.encode(params, tokens, clip_skip)
+    context, pooled = self.encode(params, place(tokens), clip_skip)
     if (weights != 1).any():
       origin, _ = self.encode(params, empty[None], clip_skip)
       context = emphasize(context, origin, self.channel_weights(weights))
@@ -93,6 +93,7 @@ class TextEncoder:
     clip_skip=0,
     weighted=False,
     long=False,
+    place=jnp.asarray,
   ):
     """Lists of prompts > (context, pooled) of them and of their opposites.
 
@@ -105,6 +106,8 @@ class TextEncoder:
     `emphasize`. `long` cuts no prompt, see Tokenizer.chunks: the context is
     [b, 77 k, 2048], the k chunks that the longest of all these prompts takes.
     So beside a longer one, a prompt's context has chunks of '' at its end.
+
+    `place` puts tokens, int32 [n, 2, 77], on the devices that share them out.
     """
     zeros = negative_prompts is None and force_zeros
     if negative_prompts is None:
@@ -122,10 +125,10 @@ class TextEncoder:
     count = max(tokens.shape[1] for tokens, _ in chunks)
     empty = tokenize.empty
     chunks = [tokenizer.lengthen(*c, empty, count) for c in chunks]
-    cond = self.encode_chunks(params, *chunks[0], empty, clip_skip)
+    cond = self.encode_chunks(params, *chunks[0], empty, clip_skip, place)
     if zeros:
       return cond, jax.tree.map(jnp.zeros_like, cond)
-    return cond, self.encode_chunks(params, *chunks[1], empty)
+    return cond, self.encode_chunks(params, *chunks[1], empty, 0, place)
 
 
 def emphasize(context, empty, w):

@@ -1,0 +1,372 @@
+"""Whole pictures: recorded runs of diffusers, and what users ask for."""
+
+import dataclasses
+import json
+import pathlib
+
+import jax
+import numpy as np
+import pytest
+
+from sdxl_jax import generation, pipelines, runs
+from sdxl_jax.diffusion import samplers, scheduler_config
+from sdxl_jax.distributed import mesh as meshes
+from tests import golden_sets
+
+RUNS = {
+  (folder, name): run
+  for folder in golden_sets.SETS
+  for name, run in json.loads(
+    (folder / 'pipeline' / 'index.json').read_text()
+  ).items()
+}
+
+
+def cases(*kinds):
+  """Recorded runs by the beginning of their names."""
+  found = [case for case in RUNS if case[1].startswith(kinds)]
+  name = lambda case: f'{case[0].name}-{case[1]}'
+  return pytest.mark.parametrize('case', found, ids=name)
+
+
+@pytest.fixture(scope='module')
+def loaded():
+  return {f: pipelines.load(f / 'tiny' / 'base') for f in golden_sets.SETS}
+
+
+@pytest.fixture(scope='module')
+def refiners():
+  return {f: pipelines.load(f / 'tiny' / 'refiner') for f in golden_sets.SETS}
+
+
+def arguments(call):
+  """Arguments of the diffusers call as ours."""
+  kwargs = dict(call['kwargs'])
+  each = kwargs.get('num_images_per_prompt', 1)
+
+  def listed(value):
+    if value is None:
+      return None
+    value = value if isinstance(value, list) else [value]
+    return [v for v in value for _ in range(each)]
+
+  negative = {
+    ours: kwargs.get(f'negative_{theirs}')
+    for ours, theirs in (
+      ('original_size', 'original_size'),
+      ('crop_top_left', 'crops_coords_top_left'),
+      ('target_size', 'target_size'),
+    )
+  }
+  return dict(
+    prompts=listed(kwargs['prompt']),
+    negative_prompts=listed(kwargs.get('negative_prompt')),
+    prompts_2=listed(kwargs.get('prompt_2')),
+    negative_prompts_2=listed(kwargs.get('negative_prompt_2')),
+    size=call['hw'],
+    steps=call['steps'],
+    guidance_scale=call['gs'],
+    guidance_rescale=call['gr'],
+    original_size=kwargs.get('original_size'),
+    crop_top_left=kwargs.get('crops_coords_top_left', (0, 0)),
+    target_size=kwargs.get('target_size'),
+    negative_sizes={k: v for k, v in negative.items() if v is not None},
+    clip_skip=kwargs.get('clip_skip') or 0,
+  )
+
+
+def nhwc(x):
+  return np.moveaxis(x, -3, -1)
+
+
+def check_drawn(drawn, arrays, close, tolerances, name):
+  images, latents = drawn
+  limit = tolerances['pipeline_latents_each_step_and_final']
+  close(latents, nhwc(arrays['final_latents']), limit, name)
+  u8 = np.rint((images + 1) * 127.5)
+  difference = np.abs(u8 - arrays['image_u8']).max()
+  assert difference <= tolerances['pipeline_image_u8_max_diff']
+
+
+@cases('t2i_')
+def test_recorded_run(case, loaded, close, tolerances, monkeypatch):
+  run, (folder, name) = RUNS[case], case
+  arrays = np.load(folder / 'pipeline' / f'{name}.npz')
+  noise = [nhwc(arrays[k]) for k in sorted(arrays.files) if 'noise/' in k]
+  if noise:
+    replay = samplers.advance
+
+    def recorded(*args, keys, **kwargs):
+      del keys
+      return replay(*args, noise=np.stack(noise), **kwargs)
+
+    monkeypatch.setattr(samplers, 'advance', recorded)
+    runs.advance.clear_cache()  # it holds the real sampler
+  drawn = generation.generate(
+    dataclasses.replace(loaded[folder], scheduler=run['scheduler']),
+    **arguments(run['call']),
+    sampler=scheduler_config.sampler_of(run['scheduler']),
+    eta=run['call']['kwargs'].get('eta'),
+    init_noise=nhwc(arrays['init_latents']),
+  )
+  if noise:
+    runs.advance.clear_cache()  # it holds the recorded noise
+  check_drawn(drawn, arrays, close, tolerances, name)
+
+
+@cases('img2img_', 'inpaint_')
+def test_recorded_start_from_a_picture(
+  case, loaded, refiners, close, tolerances, monkeypatch
+):
+  """The reference draws for the encoding first, then the noise laid on it."""
+  run, (folder, name) = RUNS[case], case
+  arrays = np.load(folder / 'pipeline' / f'{name}.npz')
+  call = run['call']
+  pipelines = refiners if call['pipe'] == 'refiner' else loaded
+  posterior = nhwc(arrays['noise/00'])
+  rows = [row[None] for row in posterior]  # encoded one by one
+
+  def recorded(keys, number, shape):
+    is_encoding = isinstance(number, int) and number == runs.ENCODING
+    return rows.pop(0) if is_encoding else np.zeros(shape, np.float32)
+
+  monkeypatch.setattr(samplers, 'draw_noise', recorded)
+  monkeypatch.setattr(runs, 'encode', runs.encode.__wrapped__)
+  drawn = generation.generate(
+    dataclasses.replace(pipelines[folder], scheduler=run['scheduler']),
+    **arguments(call),
+    sampler=scheduler_config.sampler_of(run['scheduler']),
+    image=2 * nhwc(arrays['image']) - 1,
+    mask=arrays['mask'][:, 0] if 'mask' in arrays else None,
+    strength=call['kwargs']['strength'],
+    init_noise=nhwc(arrays['noise/01']),
+  )
+  check_drawn(drawn, arrays, close, tolerances, name)
+
+
+@cases('handoff_')
+def test_recorded_handover(case, loaded, refiners, close, tolerances):
+  """Base to refiner, without new noise."""
+  run, (folder, name) = RUNS[case], case
+  arrays = np.load(folder / 'pipeline' / f'{name}.npz')
+  call, told = run['call'], run['call']['refiner_kwargs'] or {}
+  config = run['base/scheduler']
+  drawn = generation.generate(
+    dataclasses.replace(loaded[folder], scheduler=config),
+    **arguments(call),
+    sampler=scheduler_config.sampler_of(config),
+    init_noise=nhwc(arrays['init_latents']),
+    refiner=refiners[folder],
+    refiner_start=call['cut'],
+    aesthetic_score=told.get('aesthetic_score', 6.0),
+    negative_aesthetic_score=told.get('negative_aesthetic_score', 2.5),
+  )
+  check_drawn(drawn, arrays, close, tolerances, name)
+
+
+def test_a_refiner_that_does_not_fit(loaded, refiners):
+  base, refiner = loaded[golden_sets.SETS[0]], refiners[golden_sets.SETS[0]]
+  draw = lambda *both, **more: generation.generate(
+    both[0], ['a'], size=(64, 64), steps=2, refiner=both[1], **more
+  )
+  with pytest.raises(ValueError, match='refiner must be a refiner'):
+    draw(base, base)
+  with pytest.raises(ValueError, match='refiner_start is 1.5; it must be from'):
+    draw(base, refiner, refiner_start=1.5)
+  vae = dataclasses.replace(base.nets.vae, scaling_factor=1.0)
+  nets = dataclasses.replace(base.nets, vae=vae)
+  with pytest.raises(ValueError, match='scaling_factor is 1.0 of the one'):
+    draw(dataclasses.replace(base, nets=nets), refiner)
+
+
+def test_bad_size_names_the_nearest(loaded):
+  pipeline = next(iter(loaded.values()))
+  with pytest.raises(ValueError, match='nearest such size is 64 x 96'):
+    generation.generate(pipeline, ['a'], size=(60, 100), steps=1)
+
+
+def test_folder_without_weights(tmp_path):
+  with pytest.raises(FileNotFoundError, match='model_index.json'):
+    pipelines.load(pathlib.Path(tmp_path))
+
+
+SMALL = dict(size=(64, 64), steps=4)
+
+
+@pytest.fixture
+def base(loaded):
+  return loaded[golden_sets.SETS[0]]
+
+
+@pytest.fixture
+def refiner(refiners):
+  return refiners[golden_sets.SETS[0]]
+
+
+@pytest.fixture
+def picture():
+  return np.random.default_rng(0).uniform(-1, 1, (64, 64, 3)).astype(np.float32)
+
+
+def test_one_program_for_all_prompts_seeds_scales_and_strengths(base, picture):
+  jitted = runs.advance, runs.encode, runs.decode, runs.vector
+  counts = []
+  for i in range(10):
+    generation.generate(
+      base,
+      [f'picture {i}', 'another ' * i],
+      negative_prompts=['', 'bad ' * i],
+      seeds=[i, 100 - i],
+      guidance_scale=2 + i,
+      guidance_rescale=i / 10,
+      crop_top_left=(i, 2 * i),
+      sampler='ddim',
+      eta=i / 10,
+      spacing=('leading', 'trailing')[i % 2],
+      image=picture,
+      strength=0.25 + i / 20,
+      **SMALL,
+    )
+    counts.append([f._cache_size() for f in jitted])
+  assert counts[0] == counts[-1], counts
+
+
+def test_a_picture_is_the_same_in_any_batch_and_on_any_devices(base):
+  """To the last bit of float32 sums: XLA orders them by the shape."""
+  folder = golden_sets.SETS[0] / 'tiny' / 'base'
+  mesh = meshes.make_mesh()
+  assert mesh.size == 4
+  spread = pipelines.load(folder, mesh=mesh)
+  settings = dict(sampler='dpmpp_2m_sde', **SMALL)
+  prompts = [f'picture {i}' for i in range(8)]
+  _, alone = generation.generate(base, prompts[5:6], seeds=[5], **settings)
+  _, together = generation.generate(base, prompts, **settings)
+  _, shared = generation.generate(spread, prompts, **settings)
+  _, few = generation.generate(
+    spread, prompts[3:6], seeds=[3, 4, 5], **settings
+  )
+  scale = np.abs(alone).max()
+  for other in (together[5:6], shared[5:6], few[2:3]):
+    assert np.abs(other - alone).max() < 2e-6 * scale
+  assert np.abs(together[4] - alone[0]).max() > 0.1 * scale
+
+
+def test_a_batch_is_shared_out_and_never_gathered(base):
+  """Each device computes its own rows, and none asks for another's."""
+  folder = golden_sets.SETS[0] / 'tiny' / 'base'
+  spread = pipelines.load(folder, mesh=meshes.make_mesh())
+  seen = {}
+  whole = runs.advance
+
+  def advance(*args, **kwargs):
+    seen.setdefault('text', whole.lower(*args, **kwargs).compile().as_text())
+    return whole(*args, **kwargs)
+
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(runs, 'advance', advance)
+    generation.generate(spread, ['a'] * 4, **SMALL)
+  for collective in ('all-gather', 'all-reduce', 'all-to-all', 'permute('):
+    assert collective not in seen['text'], collective
+
+
+def test_previews_lead_to_the_picture(base, refiner):
+  seen = []
+  watch = lambda done, total, preview: seen.append((done, total, preview()))
+  images, _ = generation.generate(
+    base, ['a', 'b'], refiner=refiner, watch=watch, size=(64, 64), steps=10
+  )
+  assert [s[:2] for s in seen] == [(i + 1, 10) for i in range(10)]
+  assert {s[2].shape for s in seen} == {(2, 64, 64, 3)}
+  away = [np.abs(s[2] - images).mean() for s in seen]
+  assert away[0] > 3 * away[-1]
+  assert away[-1] < 1e-5  # the last step ends at what the net sees
+
+
+@pytest.mark.parametrize('sampler', ['lms', 'unipc', 'dpmpp_2m', 'heun'])
+def test_watching_changes_nothing(base, sampler):
+  settings = dict(sampler=sampler, size=(64, 64), steps=6)
+  _, unseen = generation.generate(base, ['a'], **settings)
+  _, seen = generation.generate(
+    base, ['a'], watch=lambda *args: None, watch_every=2, **settings
+  )
+  assert (seen == unseen).all()
+
+
+def test_inpainting_keeps_what_is_not_under_the_mask(base, picture):
+  mask = np.zeros((64, 64))
+  mask[:, 32:] = 1
+  latents = np.random.default_rng(1).normal(size=(8, 8, 4)).astype(np.float32)
+  for strength in (0.5, 1.0):
+    _, found = generation.generate(
+      base, ['a'], latents=latents, mask=mask, strength=strength, **SMALL
+    )
+    assert np.abs(found[0, :, :4] - latents[:, :4]).max() < 1e-6
+    assert np.abs(found[0, :, 4:] - latents[:, 4:]).max() > 0.1
+
+
+def test_a_refiner_goes_over_a_picture_with_new_noise(base, refiner):
+  both = dict(size=(64, 64), steps=10)
+  _, plain = generation.generate(base, ['a'], **both)
+  _, gone_over = generation.generate(
+    base, ['a'], refiner=refiner, refiner_strength=0.3, **both
+  )
+  by_hand = generation.generate(
+    refiner,
+    ['a'],
+    latents=plain,
+    strength=0.3,
+    init_noise=np.asarray(
+      samplers.draw_noise(jax.random.key(0)[None], runs.REFINING, plain.shape)
+    ),
+    **both,
+  )[1]
+  assert np.abs(gone_over - by_hand).max() < 1e-5 * np.abs(by_hand).max()
+
+
+def test_weighted_and_long_prompts_reach_the_net(base):
+  draw = lambda prompt, **more: generation.generate(
+    base, [prompt], **SMALL, **more
+  )[1]
+  plain, words = draw('a red fox'), 'a red fox ' * 40
+  assert (draw('a red fox', weighted_prompts=True) == plain).all()
+  assert np.abs(draw('a (red:1.5) fox', weighted_prompts=True) - plain).max()
+  with pytest.warns(match='longer than 77 tokens'):
+    cut = draw(words)
+  assert np.abs(draw(words, long_prompts=True) - cut).max() > 1e-3
+
+
+@pytest.mark.parametrize(
+  'change, message',
+  [
+    (dict(strength=0.0), 'strength 0.0 takes none of 4 steps'),
+    (dict(strength=0.2), 'give at least 0.25, or more steps'),
+    (dict(strength=1.1), 'strength is 1.1; it must be from 0 to 1'),
+    (dict(mask=np.ones((64, 32))), r'mask has shape \(64, 32\)'),
+    (dict(image=np.zeros((64, 64, 4))), r'image has shape \(64, 64, 4\)'),
+    (dict(image=None), 'mask is given without an image'),
+    (dict(image=None, mask=None, strength=0.5), 'strength is given without'),
+    (dict(size=(64, 128)), r'image has shape .* take \(64, 128, 3\)'),
+    (dict(seeds=[1, 2]), '2 seeds for 1 prompts'),
+    (dict(sampler='plms'), "sampler is 'plms'; choose one of"),
+    (dict(eta=0.5), 'eta is 0.5, but euler has none'),
+    (dict(steps=0), 'steps is 0; the limit of euler is 1 to 1000'),
+    (dict(spacing='even'), "spacing is 'even'; choose one of"),
+  ],
+)
+def test_what_does_not_fit(base, picture, change, message):
+  settings = dict(image=picture, mask=np.ones((64, 64)), steps=4) | change
+  with pytest.raises(ValueError, match=message):
+    generation.generate(base, ['a'], **settings)
+
+
+def test_one_step(base):
+  images, _ = generation.generate(base, ['a'], size=(64, 64), steps=1)
+  assert np.isfinite(images).all()
+
+
+def test_sizes_that_sdxl_was_not_trained_on(base):
+  full = dataclasses.replace(base, size=(1024, 1024))
+  with pytest.warns(generation.OffSize, match='size 1024 x 520 is none'):
+    generation.check_size((1024, 520), full)
+  for size in ((1024, 1024), (512, 2048), (1728, 576), (768, 1344)):
+    generation.check_size(size, full)  # a warning would be an error
