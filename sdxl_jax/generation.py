@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sdxl_jax import runs
+from sdxl_jax import coding, runs
 from sdxl_jax.diffusion import noise_levels, scheduler_config
 from sdxl_jax.distributed import rows as batch_rows
 
@@ -49,6 +49,7 @@ def generate(
   refiner_start=0.8,
   refiner_strength=None,
   init_noise=None,
+  tile=None,
   watch=None,
   watch_every=1,
 ):
@@ -89,6 +90,8 @@ def generate(
     refiner_start: share of the noise levels after which it takes over.
     refiner_strength: instead it starts from the base's picture, made noisy.
     init_noise: N(0, 1) float32 [b, h/8, w/8, 4] in place of the seeds' own.
+    tile: px; decodes in tiles, which takes less memory and more time, and gives
+      the same picture; see tiling.decode.
     watch: called as watch(steps done, steps in all, preview) while sampling;
       preview() gives the images as far as the net sees them.
     watch_every: steps between two calls.
@@ -100,6 +103,7 @@ def generate(
   Raises:
     ValueError: on sizes, counts or names that do not fit; it says which.
   """
+  check_prompts(prompts)
   runs.check_nets(pipeline)
   given = latents if image is None else image
   unit = pipeline.nets.vae.downscale if image is None else 1
@@ -150,7 +154,7 @@ def generate(
     refiner_start=refiner_start if refiner else None,
     refiner_strength=refiner_strength if refiner else None,
   )
-  show = lambda z: runs.decode_all(pipeline, z)[: rows.count]
+  show = lambda z: coding.decode_all(pipeline, z, tile)[: rows.count]
   seen = watch and (lambda done, total, z: watch(done, total, lambda: show(z)))
   drawn = runs.run(
     *(experts, told, plan, start, levels, keys, guidance, seen, watch_every)
@@ -213,6 +217,13 @@ def check_strength(strength, given, mask):
   if strength is None:
     return 0.3 if mask is None else 1.0
   return strength
+
+
+def check_prompts(prompts):
+  if isinstance(prompts, str) or not len(prompts):
+    raise ValueError(
+      f'prompts is {prompts!r}; give a list with one string for each picture'
+    )
 
 
 def check_count(name, values, count):

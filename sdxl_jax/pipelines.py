@@ -74,6 +74,12 @@ def is_published(folder):
   return (pathlib.Path(folder) / 'model_index.json').is_file()
 
 
+def check_source(folder):
+  """Raises FileNotFoundError for what is no source of weights."""
+  if not is_published(folder):
+    checkpoint.find(folder)
+
+
 def check_published(folder, average):
   if average != 'ema':
     raise ValueError(

@@ -70,6 +70,9 @@ class Request:
     None, '0..1, share of the steps taken from an image; default: 0.3, or 1.0 '
     'with a mask'
   )  # fmt: skip
+  tile: int | None = setting(
+    None, 'px; decode in tiles, for large pictures on small devices'
+  )
   refiner_start: float = setting(0.8, 'share of the way that the base goes')
   refiner_strength: float | None = setting(
     None, "0..1, the refiner goes over the base's picture instead"
@@ -194,18 +197,15 @@ def arguments(batch, default_size):
   )
 
 
-def to_text(request, models):
+def to_text(request, models, size):
   """What a PNG is to tell of its picture, see `from_text`.
 
   Args:
     request: Request.
     models: {flag: value} of what drew it.
+    size: (height, width) in px that it has become.
   """
-  told = {
-    name: value
-    for name, value in dataclasses.asdict(request).items()
-    if value != FIELDS[name].default
-  }
+  told = dataclasses.asdict(request) | dict(zip(('height', 'width'), size))
   return {TEXT: json.dumps({'models': models} | told, ensure_ascii=False)}
 
 

@@ -7,23 +7,19 @@ import functools
 from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
-from sdxl_jax import pipelines
+from sdxl_jax import coding, pipelines
 from sdxl_jax.diffusion import (
   denoiser,
   noise_levels,
   samplers,
   starts,
 )
-from sdxl_jax.distributed import multihost
-from sdxl_jax.distributed import rows as batch_rows
-from sdxl_jax.models import latents as latent_space
 
-# What an image's key draws, beside the numbers of its steps: the encoding of a
-# picture, the noise laid on that, and that on what a refiner goes over.
-ENCODING, NOISING, REFINING = range(2**30, 2**30 + 3)
+# What an image's key draws, beside the numbers of its steps and the encoding of
+# a picture: the noise laid on that, and that on what a refiner goes over.
+NOISING, REFINING = coding.ENCODING + 1, coding.ENCODING + 2
 
 
 class Start(NamedTuple):
@@ -54,7 +50,7 @@ def make_start(
   if noise is None:
     noise = samplers.draw_noise(keys, NOISING, shape)
   if latents is None:
-    latents = encode_all(pipeline, image, keys)
+    latents = coding.encode_all(pipeline, image, keys)
   first = starts.first_step(len(levels.timesteps), strength)
   x = starts.from_latents(latents, noise, levels, first)
   if mask is None:
@@ -263,44 +259,3 @@ def finish(levels, kept, x):
   if kept is None:
     return latents
   return kept.mask * latents + (1 - kept.mask) * kept.latents
-
-
-def encode_all(pipeline, image, keys):
-  """Images [b, h, w, 3] > latents, of a draw by each one's key."""
-  vae = {'vae': pipeline.params.get('vae', {})}
-  rows = batch_rows.Rows(pipeline.mesh, len(image))
-  parts = [
-    multihost.fetch(encode(pipeline.nets, vae, *map(rows.place, part)))
-    for part in in_parts(rows, image, keys)
-  ]
-  return rows.place(np.concatenate(parts))
-
-
-def decode_all(pipeline, latents):
-  """Latents [b, h, w, c] > images [b, 8 h, 8 w, 3] in [-1, 1], numpy."""
-  vae = {'vae': pipeline.params.get('vae', {})}
-  rows = batch_rows.Rows(pipeline.mesh, len(latents))
-  parts = [
-    multihost.fetch(decode(pipeline.nets, vae, rows.place(part)))
-    for (part,) in in_parts(rows, multihost.fetch(latents))
-  ]
-  return np.concatenate(parts)
-
-
-def in_parts(rows, *arrays):
-  """One row for each device at a time: pixels take much memory."""
-  for i in range(0, rows.count, rows.parts):
-    yield [array[i : i + rows.parts] for array in arrays]
-
-
-@functools.partial(jax.jit, static_argnames='nets')
-def encode(nets, params, image, keys):
-  moments = nets.encode(params, image)
-  shape = *moments.shape[:-1], nets.vae.latent_channels
-  noise = samplers.draw_noise(keys, ENCODING, shape)
-  return latent_space.sample(nets.vae, moments, noise)
-
-
-@functools.partial(jax.jit, static_argnames='nets')
-def decode(nets, params, latents):
-  return jnp.clip(nets.decode(params, latents), -1, 1)

@@ -53,7 +53,8 @@ def draw(asked, names, models, args):
     if args.watermark:
       pictures = [watermark.embed(picture) for picture in pictures]
     for request, name, picture in zip(batch, names[done:], pictures):
-      images.save(name, picture, requests.to_text(request, models))
+      text = requests.to_text(request, models, picture.shape)
+      images.save(name, picture, text)
     kept.extend(pictures if args.grid else [])
     latents.extend(z[: len(batch)])
     clock.stop('drawing')
@@ -68,6 +69,8 @@ def draw(asked, names, models, args):
 def load_models(mesh, weights, refiner, dtype, average):
   """(base, refiner or None); a part of the mesh's devices where it is one."""
   mesh = mesh if mesh.size > 1 else None
+  for folder in filter(None, (weights, refiner)):
+    pipelines.check_source(folder)  # before one of them takes minutes
   print(f'loading {weights}', flush=True)
   base = pipelines.load(weights, dtype, average, mesh)
   if refiner is None:

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import pytest
 
-from sdxl_jax import generation, pipelines, runs
+from sdxl_jax import coding, generation, pipelines, runs
 from sdxl_jax.diffusion import samplers, scheduler_config
 from sdxl_jax.distributed import mesh as meshes
 from tests import golden_sets
@@ -127,11 +127,11 @@ def test_recorded_start_from_a_picture(
   rows = [row[None] for row in posterior]  # encoded one by one
 
   def recorded(keys, number, shape):
-    is_encoding = isinstance(number, int) and number == runs.ENCODING
+    is_encoding = isinstance(number, int) and number == coding.ENCODING
     return rows.pop(0) if is_encoding else np.zeros(shape, np.float32)
 
   monkeypatch.setattr(samplers, 'draw_noise', recorded)
-  monkeypatch.setattr(runs, 'encode', runs.encode.__wrapped__)
+  monkeypatch.setattr(coding, 'encode', coding.encode.__wrapped__)
   drawn = generation.generate(
     dataclasses.replace(pipelines[folder], scheduler=run['scheduler']),
     **arguments(call),
@@ -209,7 +209,7 @@ def picture():
 
 
 def test_one_program_for_all_prompts_seeds_scales_and_strengths(base, picture):
-  jitted = runs.advance, runs.encode, runs.decode, runs.vector
+  jitted = runs.advance, runs.vector, coding.encode, coding.decode
   counts = []
   for i in range(10):
     generation.generate(
@@ -304,6 +304,15 @@ def test_inpainting_keeps_what_is_not_under_the_mask(base, picture):
     assert np.abs(found[0, :, 4:] - latents[:, 4:]).max() > 0.1
 
 
+def test_tiles_give_the_same_picture(base):
+  settings = dict(size=(128, 192), steps=2)
+  whole, _ = generation.generate(base, ['a'], **settings)
+  tiled, _ = generation.generate(base, ['a'], tile=64, **settings)
+  assert np.abs(tiled - whole).max() < 1e-4
+  with pytest.raises(ValueError, match='tile is 7 px'):
+    generation.generate(base, ['a'], tile=7, **settings)
+
+
 def test_a_refiner_goes_over_a_picture_with_new_noise(base, refiner):
   both = dict(size=(64, 64), steps=10)
   _, plain = generation.generate(base, ['a'], **both)
@@ -357,6 +366,12 @@ def test_what_does_not_fit(base, picture, change, message):
   settings = dict(image=picture, mask=np.ones((64, 64)), steps=4) | change
   with pytest.raises(ValueError, match=message):
     generation.generate(base, ['a'], **settings)
+
+
+@pytest.mark.parametrize('prompts', ['a fox', []])
+def test_prompts_are_a_list(base, prompts):
+  with pytest.raises(ValueError, match='give a list with one string'):
+    generation.generate(base, prompts)
 
 
 def test_one_step(base):

@@ -1,5 +1,6 @@
 """The command: flags, files of prompts, pictures that tell how to draw them."""
 
+import dataclasses
 import functools
 import json
 import re
@@ -11,7 +12,7 @@ import pytest
 from absl import flags as absl_flags
 from PIL import Image
 
-from sdxl_jax import requests, sample, sample_flags
+from sdxl_jax import pipelines, requests, sample, sample_flags
 from sdxl_jax.data import images, starting_pictures, watermark
 from tests import golden_sets
 
@@ -101,6 +102,8 @@ def test_watermark(tmp_path):
     (['--dtype=int8'], '--dtype=int8 is not float32 or bfloat16'),
     (['--from_png', 'plain.png'], "no text under ['sdxl_jax']"),
     (['--weights='], 'nothing to draw with: give --weights'),
+    ([], 'x is no diffusers folder'),
+    (['--weights', TINY / 'base', '--refiner=x'], 'x is no diffusers folder'),
   ],
 )
 def test_bad_flags(tmp_path, args, message, flags, monkeypatch):
@@ -110,9 +113,9 @@ def test_bad_flags(tmp_path, args, message, flags, monkeypatch):
   (tmp_path / 'file').write_text('')
   images.save(tmp_path / 'plain.png', np.zeros((8, 8, 3)))
   monkeypatch.chdir(tmp_path)
-  monkeypatch.setattr(sample, 'load_models', None)
+  monkeypatch.setattr(pipelines, 'load', None)
   with pytest.raises((ValueError, OSError), match=re.escape(message)):
-    flags(['sample', '--weights=x', '--prompt=a', *args])
+    flags(['sample', '--weights=x', '--prompt=a', *map(str, args)])
     sample.main(flags)
 
 
@@ -172,10 +175,12 @@ def test_what_a_picture_tells_is_what_was_asked(tmp_path):
     prompt='ein "Fuchs"\n🦊', seed=3, target_size=(8, 9), long_prompts=True
   )
   path = tmp_path / 'a.png'
-  text = requests.to_text(asked, {'weights': 'W'})
+  text = requests.to_text(asked, {'weights': 'W'}, (8, 8, 3))
   images.save(path, np.zeros((8, 8, 3)), text)
   told, models = requests.from_text(path)
+  asked = dataclasses.replace(asked, height=8, width=8)
   assert requests.Request(**told) == asked and models == {'weights': 'W'}
+  assert set(told) == set(requests.FIELDS)  # whatever the defaults will be
 
 
 def test_starting_pictures(tmp_path):

@@ -6,7 +6,8 @@
           pixels; all else by xla
 
 The fused ones never write the n x m weights of pixels to memory, which for
-XLA's is most of what a block at 1024 px moves.
+XLA's is most of what a block at 1024 px moves. For larger pictures XLA's takes
+the queries in chunks.
 """
 
 import jax
@@ -22,6 +23,9 @@ from jax.sharding import PartitionSpec
 IMPLEMENTATIONS = ('xla', 'cudnn', 'splash')
 # The name of what fused kernels give, for rematerialisation policies.
 SAVED = 'attention'
+# Weights of one head beyond which XLA's takes chunks, and those of a chunk. At
+# 2048 px the autoencoder has 2^32, which are 16 GiB.
+MOST_WEIGHTS, CHUNK_WEIGHTS = 2**28, 2**26
 # Below this the weights are so few that a kernel of its own costs more.
 SPLASH_PIXELS = 512
 # Pixels that one step of the kernel takes as queries, as keys. The buckets have
@@ -47,9 +51,23 @@ def attend(q, k, v, implementation, causal):
     implementation = 'xla'
   if implementation == 'cudnn' and q.dtype == jnp.float32:
     implementation = 'xla'
+  n, m = q.shape[1], k.shape[1]
+  if implementation == 'xla' and n * m > MOST_WEIGHTS and not causal:
+    return in_chunks(q, k, v, max(1, CHUNK_WEIGHTS // m))
   return jax.nn.dot_product_attention(
     q, k, v, is_causal=causal, implementation=implementation
   )
+
+
+def in_chunks(q, k, v, rows):
+  """The formula for `rows` queries at a time; each has a softmax of its own."""
+  b, n, heads, d = q.shape
+  count = -(-n // rows)
+  q = jnp.pad(q, ((0, 0), (0, count * rows - n), (0, 0), (0, 0)))
+  q = q.reshape(b, count, rows, heads, d).swapaxes(0, 1)
+  one = lambda q: jax.nn.dot_product_attention(q, k, v, implementation='xla')
+  out = jax.lax.map(one, q).swapaxes(0, 1)
+  return out.reshape(b, count * rows, heads, d)[:, :n]
 
 
 def splash(q, k, v):

@@ -45,6 +45,18 @@ def inputs(b, n, c):
   return [jnp.float32(rng.normal(size=(b, n, c))) for _ in range(3)]
 
 
+@pytest.mark.parametrize('rows', [1, 4, 5])
+def test_chunks_of_queries(rows, monkeypatch):
+  args = inputs(2, 13, 8)
+  expected = attention.attention(*args, 2)
+  monkeypatch.setattr(attention, 'MOST_WEIGHTS', 13 * 13 - 1)
+  monkeypatch.setattr(attention, 'CHUNK_WEIGHTS', rows * 13)
+  traced = str(jax.make_jaxpr(lambda *x: attention.attention(*x, 2))(*args))
+  assert 'scan' in traced
+  out = attention.attention(*args, 2)
+  np.testing.assert_allclose(out, expected, rtol=1e-5, atol=1e-6)
+
+
 def with_gradients(implementation, *args):
   def loss(q, k, v):
     out = attention.attention(q, k, v, 2, implementation)
