@@ -26,7 +26,7 @@ from sdxl_jax.training import task as tasks
 from sdxl_jax.weights import files
 
 SMALL = vae.VAEConfig(
-  block_out_channels=(32, 64, 128, 128), norm_num_groups=8, scaling_factor=1.0
+  block_out_channels=(32, 64, 64, 64), norm_num_groups=8, scaling_factor=1.0
 )
 CELL = 1024  # px of a picture in the PNG, at most
 GIB = 2**30
