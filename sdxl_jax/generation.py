@@ -105,6 +105,7 @@ def generate(
   """
   check_prompts(prompts)
   runs.check_nets(pipeline)
+  check_given(image, latents)
   given = latents if image is None else image
   unit = pipeline.nets.vae.downscale if image is None else 1
   size = size or own_size(given, unit) or pipeline.size
@@ -205,6 +206,11 @@ def is_trained(size, side):
   h, w = size
   area = h * w / side**2
   return not (h % 64 or w % 64) and 0.85 < area < 1.05 and 1 / 4 <= h / w <= 4
+
+
+def check_given(image, latents):
+  if image is not None and latents is not None:
+    raise ValueError('image and latents are both given: leave one out')
 
 
 def check_strength(strength, given, mask):

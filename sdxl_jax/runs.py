@@ -215,6 +215,7 @@ def run(
       )
       done += stop - i
       if watch:
+        carry.x.block_until_ready()  # what is dispatched is not done
         watch(done, total, carry.denoised)
     x = carry.x
   return finish(levels, start.kept, x)

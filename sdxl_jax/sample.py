@@ -13,6 +13,7 @@ import time
 import jax
 import numpy as np
 import tqdm
+from absl import flags
 
 from sdxl_jax import command, generation, pipelines, requests, sample_flags
 from sdxl_jax.data import images, watermark
@@ -21,17 +22,18 @@ from sdxl_jax.distributed import mesh as meshes
 generate = generation.generate
 
 
-def draw(asked, names, models, args):
+def draw(asked, names, models, noise, args):
   """Draws Requests in batches, each picture written as soon as it is done.
 
   Args:
     asked: list of requests.Request.
     names: the file of each.
     models: see sample_flags.models.
+    noise: N(0, 1) of each, [n, h/8, w/8, 4], or None for the seeds' own.
     args: the other flags.
   """
+  check_arrays(asked, noise, args)
   mesh = meshes.make_mesh(devices=jax.local_devices())
-  noise = None if args.init_noise is None else np.load(args.init_noise)
   clock = Clock()
   base, refiner = load_models(mesh, **models)
   clock.stop('loading')
@@ -39,13 +41,18 @@ def draw(asked, names, models, args):
   for batch in requests.batches(asked, size):
     done = len(latents)
     # A program for fewer pictures would take longer to compile than these.
-    surplus = [batch[-1]] * (size - len(batch) if done else 0)
+    surplus = size - len(batch) if done else 0
+    settings = requests.arguments([*batch, *[batch[-1]] * surplus], base.size)
+    if args.watermark:
+      watermark.check(np.empty((*settings['size'], 3), np.uint8))
+    if noise is not None:
+      ours = noise[done : done + len(batch)]
+      settings['init_noise'] = [*ours, *[ours[-1]] * surplus]
     with tqdm.tqdm(unit='step', desc=f'{done} of {len(asked)}') as bar:
       drawn, z = generate(
         base,
-        **requests.arguments([*batch, *surplus], base.size),
+        **settings,
         refiner=refiner,
-        init_noise=None if noise is None else noise[done : done + size],
         watch=watcher(bar, args.preview),
         watch_every=args.preview_every if args.preview else 1,
       )
@@ -85,7 +92,6 @@ def watcher(bar, preview):
   """watch(done, total, preview) that moves a bar and writes a picture."""
 
   def watch(done, total, show):
-    jax.block_until_ready(done)
     bar.total = total
     bar.update(done - bar.n)
     if preview and done < total:
@@ -101,7 +107,7 @@ class Clock:
 
   def __init__(self):
     self.spent, self.compiling = {}, 0.0
-    self.last = time.monotonic()
+    self.last = self.now()
     jax.monitoring.register_event_duration_secs_listener(self.listen)
 
   def listen(self, event, seconds, **details):
@@ -109,16 +115,35 @@ class Clock:
     if event.endswith('backend_compile_duration'):
       self.compiling += seconds
 
+  def now(self):
+    """Seconds that nothing was compiled in."""
+    return time.monotonic() - self.compiling
+
   def stop(self, what):
-    now = time.monotonic()
+    now = self.now()
     self.spent[what] = self.spent.get(what, 0.0) + now - self.last
     self.last = now
 
   def summary(self, pictures):
-    drawing = max(0.0, self.spent['drawing'] - self.compiling)
+    drawing = self.spent['drawing']
     return (
       f'loading {self.spent["loading"]:.1f} s, compiling {self.compiling:.1f} '
       f's, drawing {drawing:.1f} s: {drawing / pictures:.2f} s a picture'
+    )
+
+
+def check_arrays(asked, noise, args):
+  """Raises ValueError for what one array of all pictures cannot hold."""
+  if noise is not None and len(noise) != len(asked):
+    raise ValueError(
+      f'--init_noise={args.init_noise} has noise for {len(noise)} pictures, '
+      f'and {len(asked)} are asked for: give one each'
+    )
+  sizes = {(request.height, request.width, request.image) for request in asked}
+  if args.save_latents and len(sizes) > 1:
+    raise ValueError(
+      f'--save_latents={args.save_latents} is one array, and the pictures may '
+      'be of several sizes: draw them by one command for each size'
     )
 
 
@@ -135,9 +160,11 @@ def main(args):
   files = *names, args.grid, args.preview, args.save_latents
   for path in filter(None, files):
     check_writable(pathlib.Path(path))
-  draw(asked, names, sample_flags.models(args), args)
+  noise = None if args.init_noise is None else np.load(args.init_noise)
+  draw(asked, names, sample_flags.models(args), noise, args)
 
 
 if __name__ == '__main__':
   sample_flags.define()
+  flags.adopt_module_key_flags(sample_flags)  # so that --help lists them
   command.run(main)

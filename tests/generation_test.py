@@ -217,7 +217,7 @@ def test_one_program_for_all_prompts_seeds_scales_and_strengths(base, picture):
       [f'picture {i}', 'another ' * i],
       negative_prompts=['', 'bad ' * i],
       seeds=[i, 100 - i],
-      guidance_scale=2 + i,
+      guidance_scale=2 + i if i % 2 else 2.5 + i,
       guidance_rescale=i / 10,
       crop_top_left=(i, 2 * i),
       sampler='ddim',
@@ -329,6 +329,8 @@ def test_a_refiner_goes_over_a_picture_with_new_noise(base, refiner):
     ),
     **both,
   )[1]
+  # Not the noise that the base began with, nor any of its steps'.
+  assert runs.REFINING not in range(1001)
   assert np.abs(gone_over - by_hand).max() < 1e-5 * np.abs(by_hand).max()
 
 
@@ -353,6 +355,7 @@ def test_weighted_and_long_prompts_reach_the_net(base):
     (dict(mask=np.ones((64, 32))), r'mask has shape \(64, 32\)'),
     (dict(image=np.zeros((64, 64, 4))), r'image has shape \(64, 64, 4\)'),
     (dict(image=None), 'mask is given without an image'),
+    (dict(latents=np.zeros((8, 8, 4))), 'image and latents are both given'),
     (dict(image=None, mask=None, strength=0.5), 'strength is given without'),
     (dict(size=(64, 128)), r'image has shape .* take \(64, 128, 3\)'),
     (dict(seeds=[1, 2]), '2 seeds for 1 prompts'),

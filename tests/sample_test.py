@@ -57,7 +57,9 @@ def test_command(tmp_path):
   with Image.open(out / '3-8.png') as picture:
     assert picture.size == (96, 64)
 
-  again = run('--from_png', out / '3-8.png', '--output', out / 'again.png')
+  again = run(
+    *('--from_png', out / '3-8.png', '--output', out / 'again.png'),
+  )
   assert again.returncode == 0, again.stderr
   pixels = [np.asarray(Image.open(out / n)) for n in ('3-8.png', 'again.png')]
   assert np.abs(np.int32(pixels[0]) - pixels[1]).max() <= 1
@@ -101,6 +103,7 @@ def test_watermark(tmp_path):
     (['--repeat=2', '--output', 'a{seed:.1}.png'], 'Precision not allowed'),
     (['--dtype=int8'], '--dtype=int8 is not float32 or bfloat16'),
     (['--from_png', 'plain.png'], "no text under ['sdxl_jax']"),
+    (['--init_noise=two.npy'], 'noise for 2 pictures, and 1 are asked for'),
     (['--weights='], 'nothing to draw with: give --weights'),
     ([], 'x is no diffusers folder'),
     (['--weights', TINY / 'base', '--refiner=x'], 'x is no diffusers folder'),
@@ -112,6 +115,7 @@ def test_bad_flags(tmp_path, args, message, flags, monkeypatch):
   (tmp_path / 'prompts.txt').write_text('a fox\n')
   (tmp_path / 'file').write_text('')
   images.save(tmp_path / 'plain.png', np.zeros((8, 8, 3)))
+  np.save(tmp_path / 'two.npy', np.zeros((2, 8, 8, 4)))
   monkeypatch.chdir(tmp_path)
   monkeypatch.setattr(pipelines, 'load', None)
   with pytest.raises((ValueError, OSError), match=re.escape(message)):
@@ -134,6 +138,55 @@ def flags():
       )
     sample_flags.define()
   return values
+
+
+def test_given_noise(tmp_path, flags, monkeypatch):
+  """Each picture has its own, also in a last batch that is not full."""
+  monkeypatch.chdir(tmp_path)
+  noise = np.random.default_rng(0).normal(size=(3, 8, 12, 4))
+
+  def draw(noise, *args):
+    np.save('noise.npy', noise)
+    flags.unparse_flags()
+    flags(
+      [
+        *('sample', f'--weights={TINY / "base"}', '--prompt=a', *SMALL, *args),
+        *('--init_noise=noise.npy', '--save_latents=latents.npy'),
+      ]
+    )
+    sample.main(flags)
+    return np.load('latents.npy')
+
+  together = draw(noise, '--repeat=3', '--batch=2')
+  alone = draw(noise[2:], '--repeat=1')
+  assert np.abs(together[2] - alone[0]).max() < 1e-5 * np.abs(alone).max()
+  assert np.abs(together[1] - alone[0]).max() > 0.1
+
+
+def test_help_lists_the_flags():
+  listed = run('--help').stdout
+  for flag in ('--prompt:', '--refiner_start:', '--weights:', '--grid:'):
+    assert flag in listed
+
+
+def test_latents_of_several_sizes_are_no_array(flags):
+  asked = [requests.Request(prompt='a', height=side) for side in (64, 128)]
+  flags(['sample', '--save_latents=a.npy'])
+  with pytest.raises(ValueError, match='one command for each size'):
+    sample.check_arrays(asked, None, flags)
+
+
+def test_the_clock_tells_compiling_apart(monkeypatch):
+  now = iter([0.0, 3.0, 10.0])
+  monkeypatch.setattr(sample.time, 'monotonic', lambda: next(now))
+  clock = sample.Clock()
+  clock.listen('/jax/core/compile/backend_compile_duration', 1.0)
+  clock.stop('loading')
+  clock.listen('/jax/core/compile/backend_compile_duration', 5.0)
+  clock.listen('/jax/something_else_duration', 5.0)
+  clock.stop('drawing')
+  assert clock.spent == {'loading': 2.0, 'drawing': 2.0}
+  assert 'compiling 6.0 s, drawing 2.0 s: 0.50 s a picture' in clock.summary(4)
 
 
 def test_prompts_files(tmp_path):

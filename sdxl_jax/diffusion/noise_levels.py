@@ -179,9 +179,8 @@ def make_levels(schedule, spacing, sampler, steps, eta=None):
     ValueError: on an unknown sampler, or steps that the schedule cannot hold.
   """
   schedules.check_choice('sampler', sampler, HABITS)
-  limit = schedule.num_train_timesteps
   habits = HABITS[sampler]
-  limit = habits.distilled or limit
+  limit = habits.distilled or schedule.num_train_timesteps
   if not 1 <= steps <= limit:
     raise ValueError(
       f'steps is {steps}; the limit of {sampler} is 1 to {limit}'

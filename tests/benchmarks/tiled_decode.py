@@ -24,6 +24,7 @@ from sdxl_jax.data import images
 from sdxl_jax.models import latents, tiling, vae
 from sdxl_jax.training import task as tasks
 from sdxl_jax.weights import files
+from tests import random_params
 
 SMALL = vae.VAEConfig(
   block_out_channels=(32, 64, 64, 64), norm_num_groups=8, scaling_factor=1.0
@@ -35,26 +36,16 @@ GIB = 2**30
 def load(folder):
   """(config, params) of an autoencoder."""
   if folder is None:
-    return SMALL, random_params(SMALL)
+    return SMALL, random_params.draw(fresh_params(SMALL))
   if (pathlib.Path(folder) / 'vae' / 'config.json').is_file():
     return files.load_component(folder, 'vae')
   nets = tasks.make_nets(pipelines.saved_config(folder))
   return nets.vae, pipelines.load_nets(folder, nets, ['vae'])['vae']
 
 
-def random_params(config):
-  """Unlike those of a new net, whose residual blocks do nothing."""
+def fresh_params(config):
   image = jnp.zeros((1, 64, 64, 3))
-  fresh = jax.jit(vae.VAE(config).init)(jax.random.key(0), image)['params']
-  rng = np.random.default_rng(0)
-
-  def draw(x):
-    noise = rng.normal(size=x.shape).astype(np.float32)
-    if x.ndim == 1:
-      return x + 0.2 * noise
-    return noise / np.sqrt(np.prod(x.shape[:-1]), dtype=np.float32)
-
-  return jax.tree.map(draw, fresh)
+  return jax.jit(vae.VAE(config).init)(jax.random.key(0), image)['params']
 
 
 def random_latents(side, channels):

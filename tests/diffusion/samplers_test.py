@@ -231,7 +231,7 @@ def test_order_of_convergence(name, order):
 
 
 # The other two are for nets that were distilled.
-@pytest.mark.parametrize('name', set(samplers.SAMPLERS) - {'lcm', 'tcd'})
+@pytest.mark.parametrize('name', sorted({*samplers.SAMPLERS} - {'lcm', 'tcd'}))
 def test_samples_have_the_right_distribution(name):
   levels = noise_levels.make_levels(
     schedule.Schedule(), noise_levels.Spacing('trailing'), name, 200

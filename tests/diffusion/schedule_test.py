@@ -202,6 +202,34 @@ def test_all_1000_steps_fit_only_trailing():
       noise_levels.make_levels(SDXL, noise_levels.Spacing(), sampler, 1000)
 
 
+@pytest.mark.parametrize(
+  'sampler', ['euler_ancestral', 'ddim', 'dpmpp_2m_sde', 'dpmpp_2s_ancestral']
+)
+def test_eta_is_the_share_of_fresh_noise(sampler):
+  none, some, much = (
+    noise_levels.make_levels(SDXL, TRAILING, sampler, 9, eta)
+    for eta in (0.0, 0.5, 1.0)
+  )
+  assert (none.downs == none.sigmas[1:]).all() and (none.ups == 0).all()
+  assert ((0 < some.ups) & (some.ups < much.ups))[:-1].all()
+  for levels in (some, much):
+    variance = levels.downs**2 + levels.ups**2
+    assert np.allclose(variance, levels.sigmas[1:] ** 2, rtol=1e-5)
+  with pytest.raises(ValueError, match='eta is 1.5; it must be from 0 to 1'):
+    noise_levels.make_levels(SDXL, TRAILING, sampler, 9, 1.5)
+
+
+@pytest.mark.parametrize('sampler', ['euler', 'dpmpp_2m'])
+def test_edm_sigmas(sampler):
+  """Of rho 3 between all trained ones, as sgm's api has them."""
+  spacing = noise_levels.Spacing(sigmas='edm')
+  levels = noise_levels.make_levels(SDXL, spacing, sampler, 9)
+  expected = np.linspace(14.614641 ** (1 / 3), 0.029167 ** (1 / 3), 9) ** 3
+  assert np.allclose(levels.sigmas[:-1], expected, rtol=1e-4)
+  assert levels.sigmas[-1] == 0
+  assert np.abs(levels.timesteps[[0, -1]] - [999, 0]).max() < 1e-3
+
+
 def test_unknown_names():
   with pytest.raises(ValueError, match="'plms'; choose one of .*'heun'"):
     noise_levels.make_levels(SDXL, TRAILING, 'plms', 10)

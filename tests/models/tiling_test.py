@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from sdxl_jax.models import attention, tiling, vae
+from tests import random_params
 
 CONFIG = vae.VAEConfig(
   block_out_channels=(8, 16, 16),
@@ -33,18 +34,9 @@ def tiled(tile, config=CONFIG):
 
 @pytest.fixture(scope='module')
 def params(jit):
-  """Random ones: in a new net, residual blocks do nothing."""
   image = jnp.zeros((1, 16, 16, 3))
   fresh = jit(vae.VAE(CONFIG).init)(jax.random.key(0), image)['params']
-  rng = np.random.default_rng(0)
-
-  def draw(x):
-    noise = rng.normal(size=x.shape).astype(np.float32)
-    if x.ndim == 1:
-      return x + 0.2 * noise
-    return noise / np.sqrt(np.prod(x.shape[:-1]), dtype=np.float32)
-
-  return jax.tree.map(draw, fresh)
+  return random_params.draw(fresh)
 
 
 @pytest.fixture(scope='module')
