@@ -18,7 +18,7 @@ ENCODING = 2**30
 
 def encode_all(pipeline, image, keys):
   """Images [b, h, w, 3] > latents, of a draw by each one's key."""
-  vae = {'vae': pipeline.params.get('vae', {})}
+  vae = pipeline.on_device('vae')
   rows = batch_rows.Rows(pipeline.mesh, len(image))
   parts = [
     multihost.fetch(encode(pipeline.nets, vae, *map(rows.place, part)))
@@ -32,7 +32,7 @@ def decode_all(pipeline, latents, tile=None):
 
   `tile` as tiling.decode takes it; None: whole.
   """
-  vae = {'vae': pipeline.params.get('vae', {})}
+  vae = pipeline.on_device('vae')
   rows = batch_rows.Rows(pipeline.mesh, len(latents))
   parts = [
     multihost.fetch(decode(pipeline.nets, vae, rows.place(part), tile))

@@ -31,6 +31,15 @@ def run(main):
   app.run(whole, flags_parser=parse_flags)
 
 
+def table(columns, things):
+  """Text of one line for each thing; columns are (name, show(thing))."""
+  rows = [[name for name, _ in columns]]
+  rows += [[show(thing) for _, show in columns] for thing in things]
+  widths = [max(map(len, column)) for column in zip(*rows)]
+  line = lambda cells: '  '.join(x.rjust(w) for x, w in zip(cells, widths))
+  return '\n'.join(map(line, rows))
+
+
 def parse_flags(argv):
   """As absl does, but an unknown field of the config is one line."""
   try:

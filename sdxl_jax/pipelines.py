@@ -1,12 +1,14 @@
 """All that drawing needs, from a diffusers folder or the workdir of a run."""
 
 import dataclasses
+import functools
 import pathlib
 from typing import Any
 
 import jax
-import jax.numpy as jnp
+import numpy as np
 import orbax.checkpoint as ocp
+from flax import traverse_util
 from ml_collections import config_dict
 
 from sdxl_jax.conditioning import text_encoder, tokenizer
@@ -34,6 +36,7 @@ AVERAGE_HELP = (
   "of a workdir: 'ema', 'none' (the last parameters), or the width of an EMA "
   'to put together from snapshots, such as 0.05'
 )
+DTYPES = 'float32', 'bfloat16'
 LATENTS = ('scaling_factor', 'latents_mean', 'latents_std')
 
 
@@ -49,25 +52,60 @@ class Pipeline:
   size: tuple[int, int]  # (height, width) in px where none is given
   mesh: jax.sharding.Mesh | None = None  # whose devices share out a batch
 
+  def on_device(self, *names):
+    """{net: parameters} of some nets, for them to run.
 
-def load(folder, dtype='float32', average='ema', mesh=None):
+    Those of an offloaded pipeline are copied there now: let go of them after
+    use, and wait for what uses them before other nets are asked for.
+    """
+    return sharding.fetch({n: self.params.get(n, {}) for n in names})
+
+
+def load(
+  folder,
+  dtype='float32',
+  average='ema',
+  mesh=None,
+  *,
+  vae_dtype='float32',
+  attention='auto',
+  offload=False,
+):
   """The Pipeline of a diffusers folder or of a workdir.
 
   Args:
     folder: path of either, or of one checkpoint of a workdir.
-    dtype: compute, 'float32' or 'bfloat16'; parameters are held in it too.
+    dtype: compute, one of DTYPES; parameters are held in it too.
     average: which parameters of a workdir: 'ema'; 'none', the last ones; or the
       width of an EMA that is put together from snapshots, such as '0.05'.
     mesh: whose devices share out a batch; the default device without it.
+    vae_dtype: the same of the autoencoder.
+    attention: of the UNet, see models/attention.py; 'auto': the fastest here.
+    offload: keeps parameters in the host's memory while their net is idle.
   """
   folder = pathlib.Path(folder)
+  fields = functools.partial(
+    runtime, dtype=dtype, vae_dtype=vae_dtype, attention=attention
+  )
+  memory = 'pinned_host' if offload else 'device'
   if is_published(folder):
     check_published(folder, average)
-    return load_published(folder, dtype, mesh)
+    return load_published(folder, fields, mesh, memory)
   config = saved_config(folder)
-  nets = tasks.make_nets(config).replace(dtype=dtype, param_dtype=dtype)
-  params = load_nets(folder, nets, nets.configs, mesh, average)
+  nets = tasks.make_nets(config).replace_each(fields)
+  params = load_nets(folder, nets, nets.configs, mesh, average, memory)
   return make_pipeline(config, nets, params, mesh)
+
+
+def runtime(name, dtype, vae_dtype, attention):
+  """Fields of a net's config that say how it runs where pictures are drawn."""
+  dtype = vae_dtype if name == 'vae' else dtype
+  fields = {'dtype': dtype, 'param_dtype': dtype}
+  if name != 'unet':
+    return fields
+  if attention == 'auto':
+    attention = tasks.fastest_attention()
+  return fields | {'attention': attention}
 
 
 def is_published(folder):
@@ -94,15 +132,13 @@ def saved_config(folder):
   return config_dict.ConfigDict(saved)
 
 
-def load_published(folder, dtype, mesh):
-  index, scheduler = (
-    files.load_model_index(folder),
-    files.load_scheduler(folder),
-  )
+def load_published(folder, fields_of, mesh, memory):
+  index = files.load_model_index(folder)
+  scheduler = files.load_scheduler(folder)
   configs, params = {'text_encoder': None}, {}
   for name in index.components:
     configs[name], params[name] = files.load_component(
-      folder, name, place=placer(name, mesh), dtype=dtype, param_dtype=dtype
+      folder, name, place=placer(name, mesh, memory), **fields_of(name)
     )
   towers = configs['text_encoder'], configs['text_encoder_2']
   trained, _ = scheduler_config.read(scheduler, 'euler')
@@ -120,11 +156,18 @@ def load_published(folder, dtype, mesh):
   )
 
 
-def placer(name, mesh):
-  """place(path, array) of a net's parameters on a mesh, or one device."""
+def placer(name, mesh, memory='device'):
+  """place(path, array) of a net's parameters on a mesh, or one device.
+
+  `memory` is the device's, or the host's from which it fetches: 'pinned_host'.
+  """
   if mesh is None:
-    return lambda path, array: jnp.asarray(array)
-  return lambda path, array: sharding.put('/'.join((name, *path)), array, mesh)
+    one = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    one = one.with_memory_kind(memory)
+    return lambda path, array: jax.device_put(array, one)
+  return lambda path, array: sharding.put(
+    '/'.join((name, *path)), array, mesh, memory
+  )
 
 
 def with_latents(config, source):
@@ -155,7 +198,7 @@ def with_latents(config, source):
   return config.lock()
 
 
-def load_nets(source, nets, names, mesh=None, average='ema'):
+def load_nets(source, nets, names, mesh=None, average='ema', memory='device'):
   """{name: params} of some of the nets, each array straight to its place.
 
   Args:
@@ -166,6 +209,7 @@ def load_nets(source, nets, names, mesh=None, average='ema'):
     names: of the nets to load.
     mesh: where to; the default device without it.
     average: as `load` has it, of what that run trained.
+    memory: see `placer`.
 
   Raises:
     ValueError: where the source's nets are not ours, naming the fields.
@@ -178,7 +222,8 @@ def load_nets(source, nets, names, mesh=None, average='ema'):
     )
   if is_published(source):
     check_published(source, average)
-    return {name: load_net(source, nets, name, mesh) for name in names}
+    load = lambda name: load_net(source, nets, name, mesh, memory)
+    return {name: load(name) for name in names}
   folder = checkpoint.find(source)
   config = saved_config(folder)
   theirs, params = tasks.make_nets(config), {}
@@ -190,12 +235,15 @@ def load_nets(source, nets, names, mesh=None, average='ema'):
     check_same(name, nets.configs[name], compared, folder)
   if from_here:
     task = tasks.make_task(config, theirs)
-    found = restore_average(folder, task, mesh, from_here, average)
-    dtypes = {name: nets.configs[name].param_dtype for name in from_here}
-    params = {name: cast(found[name], dtypes[name]) for name in from_here}
+    offload = memory != 'device'
+    found = restore_average(folder, task, mesh, from_here, average, offload)
+    for name in from_here:
+      params[name] = cast(found.pop(name), nets.configs[name].param_dtype)
+      if offload:
+        params[name] = move(params[name], placer(name, mesh, memory))
   elsewhere = [name for name in names if name not in config.trained]
   if elsewhere:
-    params |= load_nets(config.init_from, nets, elsewhere, mesh)
+    params |= load_nets(config.init_from, nets, elsewhere, mesh, memory=memory)
   return params
 
 
@@ -203,11 +251,18 @@ def cast(params, dtype):
   return jax.tree.map(lambda x: x.astype(dtype), params)
 
 
-def load_net(folder, nets, name, mesh):
+def move(params, place):
+  """Each array where place(path, array) puts it."""
+  flat = traverse_util.flatten_dict(params)
+  moved = {path: place(path, np.asarray(x)) for path, x in flat.items()}
+  return traverse_util.unflatten_dict(moved)
+
+
+def load_net(folder, nets, name, mesh, memory='device'):
   ours = nets.configs[name]
   fields = fields_of(nets, name)
   check_same(name, ours, files.load_config(folder, name, **fields), folder)
-  place = placer(name, mesh)
+  place = placer(name, mesh, memory)
   return files.load_component(folder, name, place=place, **fields)[1]
 
 
@@ -254,7 +309,7 @@ def make_pipeline(config, nets, params, mesh=None):
   )
 
 
-def restore_average(folder, task, mesh, names, average='ema'):
+def restore_average(folder, task, mesh, names, average='ema', offload=False):
   """{name: parameters} of a checkpoint; the rest of it stays on disk.
 
   Args:
@@ -263,10 +318,12 @@ def restore_average(folder, task, mesh, names, average='ema'):
     mesh: where to.
     names: of the nets.
     average: see AVERAGES.
+    offload: to the host instead, since the device may not hold it all.
   """
   state = jax.eval_shape(task.init, jax.random.key(0))
-  if mesh is None:
-    mesh = meshes.make_mesh(devices=jax.local_devices()[:1])
+  if mesh is None or offload:
+    devices = jax.local_devices(backend='cpu' if offload else None)
+    mesh = meshes.make_mesh(devices=devices[:1])
   state = sharding.with_shardings(state, mesh)
   if average not in AVERAGES:
     workdir, step = folder.parent.parent, int(folder.name)

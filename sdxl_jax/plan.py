@@ -4,7 +4,8 @@
 
 Says of each bucket's step, per device: memory, FLOPs, traffic, an estimate of
 its time; then whether all fits, and what to change. --search looks for the
-largest batch and the least rematerialisation that fit.
+largest batch and the least rematerialisation that fit. --sample says the same
+of drawing with the config's nets.
 """
 
 import concurrent.futures
@@ -17,7 +18,9 @@ import tqdm
 from absl import flags
 from ml_collections import config_flags
 
-from sdxl_jax import command
+from sdxl_jax import command, pipelines, sample_plan
+from sdxl_jax.diffusion import samplers
+from sdxl_jax.distributed import machine as machines
 from sdxl_jax.distributed import mesh as meshes
 from sdxl_jax.training import limits
 from sdxl_jax.training import planner as planners
@@ -75,7 +78,7 @@ def search(config, name, bucket, say):
     ValueError: for a machine whose memory and speed are not known.
   """
   planner, found = planners.Planner(config, name), []
-  if planner.chip.memory is None:
+  if planner.machine.chip.memory is None:
     raise ValueError(
       f'--search needs to know the memory of the devices, and that of {name!r} '
       'is not known: name a machine'
@@ -131,17 +134,9 @@ def others(collectives):
   return sum(collectives.values()) - counted
 
 
-def table(plans):
-  rows = [[name for name, _ in COLUMNS]]
-  rows += [[show(p) for _, show in COLUMNS] for p in plans]
-  widths = [max(map(len, column)) for column in zip(*rows)]
-  line = lambda cells: '  '.join(x.rjust(w) for x, w in zip(cells, widths))
-  return '\n'.join(map(line, rows))
-
-
 def report(plans, update_peak, planner):
   """All that the command prints of a plan, as text."""
-  chip, devices = planner.chip, planner.devices
+  chip = planner.machine.chip
   state = planner.state
   axes = ', '.join(f'{n}={size}' for n, size in planner.mesh.shape.items())
   limit = (
@@ -149,14 +144,14 @@ def report(plans, update_peak, planner):
   )
   return '\n'.join(
     [
-      f'{len(devices)} x {chip.name}, {limit}; mesh {axes}',
+      f'{planner.machine.size} x {chip.name}, {limit}; mesh {axes}',
       'of each device: parameters '
-      f'{planners.bytes_of(state.params) / GIB:.2f} GiB, moments and EMA '
-      f'{planners.bytes_of(state.opt_state) / GIB:.2f}, frozen nets '
-      f'{planners.bytes_of(planner.frozen) / GIB:.2f}; the update peaks at '
+      f'{machines.bytes_of(state.params) / GIB:.2f} GiB, moments and EMA '
+      f'{machines.bytes_of(state.opt_state) / GIB:.2f}, frozen nets '
+      f'{machines.bytes_of(planner.frozen) / GIB:.2f}; the update peaks at '
       f'{update_peak / GIB:.1f}',
-      table(plans),
-      planners.METHOD[planner.platform],
+      command.table(COLUMNS, plans),
+      f'{machines.METHOD[planner.machine.platform]}; {planners.OF}',
       verdict(plans, update_peak, planner),
     ]
   )
@@ -166,13 +161,13 @@ def verdict(plans, update_peak, planner):
   worst = max(plans, key=lambda p: p.memory)
   peak = max(worst.memory, update_peak)
   most = worst.bucket if peak == worst.memory else 'the update'
-  if planner.chip.memory is None:
+  if planner.machine.chip.memory is None:
     return f'Most is taken by {most}: {peak / GIB:.2f} GiB.'
-  share = peak / planner.chip.memory
+  share = peak / planner.machine.chip.memory
   where = f'{most} takes {share:.0%} of the memory of a device'
-  if planner.fits(peak):
+  if planner.machine.fits(peak):
     return f'It fits: {where}.'
-  limit = f'{1 - planners.SPARE:.0%} is the limit'
+  limit = f'{1 - machines.SPARE:.0%} is the limit'
   return f'It does not fit: {where}, {limit}. {remedy(planner)}'
 
 
@@ -188,12 +183,38 @@ def remedy(planner):
   if rows > meshes.row_devices(mesh):
     more = config.accumulation_steps * 2
     return f'Set --config.accumulation_steps={more}.'
-  if mesh.shape['fsdp'] < len(planner.devices):
+  if mesh.shape['fsdp'] < planner.machine.size:
     return 'Set --config.mesh.fsdp=-1 --config.mesh.data=1.'
   return 'Take more devices, or some with more memory.'
 
 
+def plan_sampling(args):
+  """Prints what drawing needs."""
+  machine = machines.make_machine(args.topology)
+  height, width = args.size or args.config.samples.size
+  asked = sample_plan.Asked(
+    batch=args.batch,
+    size=(int(height), int(width)),
+    steps=args.steps,
+    sampler=args.sampler,
+    guided=args.guidance_scale > 1,
+    tile=args.tile,
+    dtype=args.dtype,
+    vae_dtype=args.vae_dtype,
+    offload=args.offload,
+  )
+  configs = [c for c in (args.config, args.refiner) if c is not None]
+  phases = sample_plan.plan(machine, configs, asked)
+  print(sample_plan.report(phases, machine, asked))
+  if args.json:
+    found = [dataclasses.asdict(phase) for phase in phases]
+    save_json(args.json, dataclasses.asdict(asked) | {'phases': found})
+
+
 def main(args):
+  if args.sample:
+    plan_sampling(args)
+    return
   plans, update_peak, planner = plan(
     args.config, args.topology, args.buckets, args.threads
   )
@@ -209,18 +230,38 @@ def main(args):
 
 
 def write_json(path, plans, update_peak, planner):
-  chip = dataclasses.asdict(planner.chip)
+  chip = dataclasses.asdict(planner.machine.chip)
   content = {
-    'chip': chip | {'count': len(planner.devices)},
+    'chip': chip | {'count': planner.machine.size},
     'mesh': dict(planner.mesh.shape),
-    'parameter_bytes': planners.bytes_of(planner.state.params),
-    'optimizer_bytes': planners.bytes_of(planner.state.opt_state),
-    'frozen_bytes': planners.bytes_of(planner.frozen),
+    'parameter_bytes': machines.bytes_of(planner.state.params),
+    'optimizer_bytes': machines.bytes_of(planner.state.opt_state),
+    'frozen_bytes': machines.bytes_of(planner.frozen),
     'update_peak': update_peak,
-    'method': planners.METHOD[planner.platform],
+    'method': f'{machines.METHOD[planner.machine.platform]}; {planners.OF}',
     'buckets': [dataclasses.asdict(p) for p in plans],
   }
+  save_json(path, content)
+
+
+def save_json(path, content):
   pathlib.Path(path).write_text(json.dumps(content, indent=2) + '\n')
+
+
+def define_sampling():
+  """Flags of --sample, named as those of the command `sample`."""
+  flags.DEFINE_bool('sample', False, 'plan drawing instead of training')
+  flags.DEFINE_integer('batch', 1, 'pictures of each device', 1)
+  flags.DEFINE_list('size', None, "H,W in px; default: the config's samples'")
+  flags.DEFINE_integer('steps', 20, 'sampler steps', 1)
+  flags.DEFINE_enum('sampler', 'euler', list(samplers.SAMPLERS), 'sampler')
+  flags.DEFINE_float('guidance_scale', 5.0, '1 or less: no guidance')
+  flags.DEFINE_integer('tile', None, 'px; decode in tiles', 2)
+  dtypes = list(pipelines.DTYPES)
+  flags.DEFINE_enum('dtype', 'float32', dtypes, 'of the nets')
+  flags.DEFINE_enum('vae_dtype', 'float32', dtypes, 'of the autoencoder')
+  flags.DEFINE_bool('offload', False, 'idle nets lie in the memory of the host')
+  config_flags.DEFINE_config_file('refiner', None, "a refiner's config")
 
 
 if __name__ == '__main__':
@@ -230,5 +271,6 @@ if __name__ == '__main__':
   flags.DEFINE_string('json', None, 'a file to write the same figures to')
   flags.DEFINE_bool('search', False, 'look for the best batch and remat')
   flags.DEFINE_integer('threads', 1, 'compiled at once; each takes up to 10 GB')
+  define_sampling()
   flags.mark_flags_as_required(['config', 'topology'])
   command.run(main)

@@ -99,7 +99,8 @@ PRESETS = {
 MODELS = {
   'weights': (None, 'diffusers folder or workdir'),
   'refiner': (None, "a refiner's diffusers folder or workdir"),
-  'dtype': ('float32', "compute type: 'float32' or 'bfloat16'"),
+  'dtype': ('float32', f'of the nets: {", ".join(pipelines.DTYPES)}'),
+  'vae_dtype': ('float32', 'the same of the autoencoder'),
   'average': ('ema', pipelines.AVERAGE_HELP),
 }
 

@@ -16,6 +16,7 @@ from sdxl_jax.diffusion import (
   samplers,
   starts,
 )
+from sdxl_jax.distributed import mesh as meshes
 
 # What an image's key draws, beside the numbers of its steps and the encoding of
 # a picture: the noise laid on that, and that on what a refiner goes over.
@@ -142,8 +143,9 @@ def check_fit(base, refiner):
 def condition(pipeline, rows, texts, sizes, negative_sizes, guided):
   """(context, vector) of all rows, in pairs with those without prompt first."""
   nets = pipeline.nets
+  towers = pipeline.on_device('text_encoder', 'text_encoder_2')
   positive, negative = nets.text.encode_prompts(
-    *(pipeline.params, pipeline.tokenize),
+    *(towers, pipeline.tokenize),
     force_zeros=pipeline.force_zeros,
     place=rows.place,
     **texts,
@@ -155,7 +157,8 @@ def condition(pipeline, rows, texts, sizes, negative_sizes, guided):
       (positive, sizes),
     )
   ]
-  return jax.tree.map(denoiser.in_pairs, *told) if guided else told[1]
+  told = jax.tree.map(denoiser.in_pairs, *told) if guided else told[1]
+  return jax.block_until_ready(told)  # before the towers go
 
 
 def like(pooled, sizes):
@@ -198,27 +201,39 @@ def run(
   """
   x, done, total = start.x, 0, sum(t.stop - t.start for t in plan)
   for turn in plan:
-    nets, params = experts[turn.who].nets, experts[turn.who].params['unet']
     if turn.renewed:
       noise = samplers.draw_noise(keys, REFINING, x.shape)
       latents = finish(levels, start.kept, x)
       x = starts.from_latents(latents, noise, levels, turn.start)
-    carry = samplers.begin(samplers.SAMPLERS[turn.sampler], x)
-    leap = every if watch else turn.stop - turn.start
-    for i in range(turn.start, turn.stop, leap or 1):
-      stop = min(i + leap, turn.stop)
+    seen = watch and (lambda i, *rest, done=done: watch(done + i, total, *rest))
+    x = take(
+      *(turn, experts[turn.who], told[turn.who], x, start.kept, levels),
+      *(keys, guidance, seen, every),
+    )
+    done += turn.stop - turn.start
+  return finish(levels, start.kept, x)
+
+
+def take(
+  turn, expert, told, x, kept, levels, keys, guidance, watch=None, every=1
+):
+  """Takes the steps of one Turn; arguments as `run` has them."""
+  params = expert.on_device('unet')
+  carry = samplers.begin(samplers.SAMPLERS[turn.sampler], x)
+  leap = every if watch else turn.stop - turn.start
+  for i in range(turn.start, turn.stop, leap or 1):
+    stop = min(i + leap, turn.stop)
+    with meshes.use(expert.mesh):
       carry = advance(
-        *(nets, {'unet': params}, carry, told[turn.who], levels, keys),
-        *(np.int32(i), np.int32(stop), guidance, start.kept),
+        *(expert.nets, params, carry, told, levels, keys),
+        *(np.int32(i), np.int32(stop), guidance, kept),
         sampler=turn.sampler,
         guided=guidance.scale > 1,
       )
-      done += stop - i
-      if watch:
-        carry.x.block_until_ready()  # what is dispatched is not done
-        watch(done, total, carry.denoised)
-    x = carry.x
-  return finish(levels, start.kept, x)
+    if watch:
+      carry.x.block_until_ready()  # what is dispatched is not done
+      watch(stop - turn.start, carry.denoised)
+  return carry.x.block_until_ready()  # before the net goes
 
 
 @functools.partial(jax.jit, static_argnames=('nets', 'sampler', 'guided'))

@@ -35,7 +35,7 @@ def draw(asked, names, models, noise, args):
   check_arrays(asked, noise, args)
   mesh = meshes.make_mesh(devices=jax.local_devices())
   clock = Clock()
-  base, refiner = load_models(mesh, **models)
+  base, refiner = load_models(mesh, **models, offload=args.offload)
   clock.stop('loading')
   size, kept, latents = args.batch or mesh.size, [], []
   for batch in requests.batches(asked, size):
@@ -73,19 +73,19 @@ def draw(asked, names, models, noise, args):
   print(clock.summary(len(asked)))
 
 
-def load_models(mesh, weights, refiner, dtype, average):
+def load_models(mesh, weights, refiner, average, **settings):
   """(base, refiner or None); a part of the mesh's devices where it is one."""
   mesh = mesh if mesh.size > 1 else None
   for folder in filter(None, (weights, refiner)):
     pipelines.check_source(folder)  # before one of them takes minutes
   print(f'loading {weights}', flush=True)
-  base = pipelines.load(weights, dtype, average, mesh)
+  base = pipelines.load(weights, average=average, mesh=mesh, **settings)
   if refiner is None:
     return base, None
   print(f'loading {refiner}', flush=True)
   # Only a workdir has averages to choose from.
   average = 'ema' if pipelines.is_published(refiner) else average
-  return base, pipelines.load(refiner, dtype, average, mesh)
+  return base, pipelines.load(refiner, average=average, mesh=mesh, **settings)
 
 
 def watcher(bar, preview):

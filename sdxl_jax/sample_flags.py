@@ -6,7 +6,7 @@ import pathlib
 
 from absl import flags
 
-from sdxl_jax import requests
+from sdxl_jax import pipelines, requests
 
 
 def define():
@@ -36,6 +36,11 @@ def define():
   flags.DEFINE_string('prompts_file', None, 'a prompt a line; or .jsonl')
   flags.DEFINE_string('from_png', None, 'a picture to draw again, by its text')
   flags.DEFINE_integer('repeat', 1, 'pictures of each prompt', 1)
+  flags.DEFINE_bool(
+    'offload',
+    False,
+    "keep idle nets in the host's memory: slower, for small devices",
+  )
   flags.DEFINE_integer('batch', None, 'at once; default: one a device', 1)
   flags.DEFINE_string('output', 'out.png', 'PNG; {i} and {seed} may be in it')
   flags.DEFINE_string('grid', None, 'PNG of all pictures to write')
@@ -92,8 +97,10 @@ def models(args):
     found[name] = told.get(name, default) if given is None else given
   if not found['weights']:
     raise ValueError('nothing to draw with: give --weights')
-  if found['dtype'] not in ('float32', 'bfloat16'):
-    raise ValueError(f'--dtype={found["dtype"]} is not float32 or bfloat16')
+  for name in ('dtype', 'vae_dtype'):
+    if found[name] not in pipelines.DTYPES:
+      known = ' or '.join(pipelines.DTYPES)
+      raise ValueError(f'--{name}={found[name]} is not {known}')
   return found
 
 

@@ -11,7 +11,7 @@ PACKAGE = ROOT / 'sdxl_jax'
 DOORS = {
   'train': {'command', 'drawing', 'pipelines'},
   'drawing': {'sample', 'pipelines'},
-  'plan': {'command'},
+  'plan': {'command', 'pipelines', 'sample_plan'},
   'precompute': {'command', 'pipelines'},
   'show': {'command', 'pipelines'},
   'sample': {
@@ -21,7 +21,8 @@ DOORS = {
     'requests',
     'sample_flags',
   },
-  'sample_flags': {'requests'},
+  'sample_flags': {'pipelines', 'requests'},
+  'sample_plan': {'coding', 'command', 'pipelines', 'runs'},
   'requests': {'pipelines'},
   'generation': {'coding', 'runs'},
   'runs': {'coding', 'pipelines'},

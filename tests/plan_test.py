@@ -9,6 +9,7 @@ import pytest
 
 from configs import stage3
 from sdxl_jax import plan
+from sdxl_jax.distributed import machine as machines
 from sdxl_jax.distributed import topology
 from sdxl_jax.training import planner as planners
 from tests import tiny_config
@@ -29,7 +30,7 @@ def test_plan(made, tmp_path):
   assert wide.model_flops > square.model_flops > 0
   assert wide.flops >= wide.model_flops
   assert square.collectives['all-gather'] > 0
-  state = planners.bytes_of(planner.state)
+  state = machines.bytes_of(planner.state)
   assert state < square.memory <= wide.memory
   assert update > state
   text = plan.report(plans, update, planner)
@@ -54,7 +55,9 @@ def test_plan(made, tmp_path):
 )
 def test_what_does_not_fit(made, fields, advice):
   plans, update, planner = made
-  small = dataclasses.replace(planner.chip, memory=int(1.02 * plans[1].memory))
+  small = dataclasses.replace(
+    planner.machine.chip, memory=int(1.02 * plans[1].memory)
+  )
   planner = Smaller(planner, small, planners.changed(planner.config, fields))
   text = plan.verdict(plans, update, planner)
   assert 'It does not fit: 16x24 takes 98% of the memory of a device' in text
@@ -65,19 +68,20 @@ class Smaller(planners.Planner):
   """A Planner that has compiled already, with another chip."""
 
   def __init__(self, planner, chip, config):
-    self.__dict__ |= vars(planner) | {'chip': chip, 'config': config}
+    machine = dataclasses.replace(planner.machine, chip=chip)
+    self.__dict__ |= vars(planner) | {'machine': machine, 'config': config}
 
 
 def test_verdict_when_it_fits(made):
   plans, update, planner = made
-  chip = dataclasses.replace(planner.chip, memory=2 * plans[1].memory)
+  chip = dataclasses.replace(planner.machine.chip, memory=2 * plans[1].memory)
   text = plan.verdict(plans, update, Smaller(planner, chip, planner.config))
   assert text == 'It fits: 16x24 takes 50% of the memory of a device.'
 
 
 def test_verdict_where_the_update_takes_most(made):
   plans, update, planner = made
-  chip = dataclasses.replace(planner.chip, memory=4 * update)
+  chip = dataclasses.replace(planner.machine.chip, memory=4 * update)
   text = plan.verdict(plans, 2 * update, Smaller(planner, chip, planner.config))
   assert text.startswith('It fits: the update takes 50%')
 

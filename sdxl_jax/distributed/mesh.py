@@ -5,6 +5,8 @@ fsdp    parts of the parameters, gathered on use; other rows too
 tensor  parts of each layer's heads and channels; the same rows
 """
 
+import contextlib
+
 import jax
 import numpy as np
 from jax.experimental import mesh_utils
@@ -48,6 +50,17 @@ def platform(mesh):
   """'tpu', 'gpu' or 'cpu'."""
   name = mesh.devices.flat[0].platform
   return 'gpu' if name == 'cuda' else name
+
+
+def use(mesh):
+  """A context in which nets find the mesh, for kernels of one device each."""
+  return jax.set_mesh(mesh) if mesh else contextlib.nullcontext()
+
+
+def is_ampere(device):
+  """Whether a GPU has what cuDNN's fused attention asks for."""
+  # Devices that are only compiled for do not tell.
+  return float(getattr(device, 'compute_capability', 8.0)) >= 8
 
 
 def row_devices(mesh):

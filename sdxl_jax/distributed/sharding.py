@@ -64,11 +64,25 @@ def with_shardings(tree, mesh):
   return jax.tree.map(spec, tree, tree_shardings(tree, mesh))
 
 
-def put(path, array, mesh):
-  """A parameter, as numpy and the same in every process > onto the mesh."""
-  place = NamedSharding(mesh, partition(path, array.shape, mesh))
+def put(path, array, mesh, memory='device'):
+  """A parameter, as numpy and the same in every process > onto the mesh.
+
+  Or into the memory of its hosts, 'pinned_host', see `fetch`.
+  """
+  spec = partition(path, array.shape, mesh)
+  place = NamedSharding(mesh, spec, memory_kind=memory)
   part = lambda index: array[index]
   return jax.make_array_from_callback(array.shape, place, part)
+
+
+def fetch(tree):
+  """Arrays in the memory of their devices; those of the host are copied."""
+  here = lambda x: (
+    jax.device_put(x, x.sharding.with_memory_kind('device'))
+    if x.sharding.memory_kind == 'pinned_host'
+    else x
+  )
+  return jax.tree.map(here, tree)
 
 
 def keep_rows(mesh, batch_size):

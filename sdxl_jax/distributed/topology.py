@@ -49,7 +49,7 @@ TPUS = {
 }
 # The shapes below a cube that Google rents; larger ones are made of cubes.
 SMALL_BLOCKS = ('2x2x1', '2x2x2', '2x2x4', '2x4x4')
-PLANES = ('2x2', '2x4', '4x4', '4x8', '8x8', '8x16', '16x16')
+PLANES = ('1x1', '2x2', '2x4', '4x4', '4x8', '8x8', '8x16', '16x16')
 LARGEST_BLOCK = {'v4': 4096, 'v5p': 6144}  # chips
 
 # Data sheets of A100, H100 and H200 SXM: FLOPs without sparsity, bandwidth,
@@ -140,6 +140,8 @@ def tpu_devices(generation, shape):
   os.environ.setdefault('ALLOW_MULTIPLE_LIBTPU_LOAD', '1')
   # Both cores of a v4 chip as one device, as v5p does by itself.
   options = {'chip_config_name': 'megacore'} if generation == 'v4' else {}
+  if shape == '1x1':
+    options['chips_per_host_bounds'] = [1, 1, 1]
   devices = compile_only(
     "pip install 'jax[tpu]'", f'{generation}:{shape}', 'tpu', **options
   )

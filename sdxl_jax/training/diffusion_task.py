@@ -40,7 +40,14 @@ class Nets:
 
   def replace(self, **fields):
     """The same nets with fields of all their configs replaced, as dtype."""
-    new = {n: dataclasses.replace(c, **fields) for n, c in self.configs.items()}
+    return self.replace_each(lambda name: fields)
+
+  def replace_each(self, fields_of):
+    """The same nets with the fields_of(net) replaced in their configs."""
+    new = {
+      name: dataclasses.replace(config, **fields_of(name))
+      for name, config in self.configs.items()
+    }
     towers = new.get('text_encoder'), new['text_encoder_2']
     return dataclasses.replace(
       self,

@@ -42,7 +42,7 @@ def make_nets(config, platform=None):
   fields = with_tuples(config.to_dict())
   for net in ('unet', 'vae', 'text_encoder', 'text_encoder_2'):
     if fields[net] and fields[net].get('attention') == 'auto':
-      fields[net]['attention'] = ATTENTION[platform or jax.default_backend()]
+      fields[net]['attention'] = fastest_attention(platform)
   towers = [
     fields[name] and clip.CLIPTextConfig(**fields[name])
     for name in ('text_encoder', 'text_encoder_2')
@@ -60,6 +60,14 @@ def make_nets(config, platform=None):
     schedule=schedule.Schedule(**fields['schedule']),
     refiner=config.refiner,
   )
+
+
+def fastest_attention(platform=None):
+  """What `attention = 'auto'` stands for on a platform, or here."""
+  platform = platform or jax.default_backend()
+  if platform == 'gpu' and not meshes.is_ampere(jax.local_devices()[0]):
+    return 'xla'
+  return ATTENTION[platform]
 
 
 def make_autoencoder_nets(c, autoencoder):

@@ -16,9 +16,8 @@ import jax
 from absl import app, flags
 
 from configs import stage3
-from sdxl_jax.distributed import cost, sharding, topology
+from sdxl_jax.distributed import cost, machine, sharding, topology
 from sdxl_jax.distributed import mesh as meshes
-from sdxl_jax.training import planner
 from sdxl_jax.training import task as tasks
 
 SIZE = (1024, 1024)
@@ -52,15 +51,15 @@ def measure(config, devices, chip):
   kernels = cost.flops_by_kernel(tasks.trace_gradients(*arguments).jaxpr)
   kernels.pop(None)
   fused = sum(kernels.values()) / len(devices)
-  in_kernels = fused / (planner.KERNEL_SHARE * chip.flops) * chip.clock
-  peak = cost.memory(compiled).peak + planner.bytes_of(state.opt_state)
+  in_kernels = fused / (machine.KERNEL_SHARE * chip.flops) * chip.clock
+  peak = cost.memory(compiled).peak + machine.bytes_of(state.opt_state)
   cycles = cost.cycles(compiled.as_text()).estimated
   update = cost.memory(tasks.compile_update(task, mesh, state)).peak
   print(
     f'  peak {max(peak, update) / 2**30:.1f} GiB per chip, moments and EMA '
     f'included (gradients {peak / 2**30:.1f}, update {update / 2**30:.1f}); '
     f'{cycles / 1e6:.0f} M cycles and {in_kernels / 1e6:.0f} M in kernels at '
-    f'{planner.KERNEL_SHARE} of the peak; compiled in {seconds[0]:.0f} s '
+    f'{machine.KERNEL_SHARE} of the peak; compiled in {seconds[0]:.0f} s '
     f'({seconds[1]:.0f} s of CPU)',
     flush=True,
   )
