@@ -7,6 +7,7 @@ import functools
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from sdxl_jax import coding, pipelines
@@ -18,8 +19,9 @@ from sdxl_jax.diffusion import (
 )
 
 # What an image's key draws, beside the numbers of its steps and the encoding of
-# a picture: the noise laid on that, and that on what a refiner goes over.
-NOISING, REFINING = coding.ENCODING + 1, coding.ENCODING + 2
+# a picture: the noise laid on that, that on what a refiner goes over, and the
+# encoding of what a mask leaves.
+NOISING, REFINING, LEAVING = (coding.ENCODING + i for i in (1, 2, 3))
 
 
 class Start(NamedTuple):
@@ -28,6 +30,7 @@ class Start(NamedTuple):
   x: jax.Array
   first: int
   kept: starts.Kept | None = None
+  beside: jax.Array | None = None  # what nets that see the mask get beside x
 
 
 def make_start(
@@ -59,7 +62,12 @@ def make_start(
     x = levels.init_scale * noise
   picked = starts.to_latent_mask(mask, pipeline.nets.vae.downscale)
   kept = starts.Kept(latents, noise, picked, levels.sigmas[first])
-  return Start(x, first, kept)
+  if not sees_mask(pipeline.nets):
+    return Start(x, first, kept)
+  left = coding.encode_all(
+    pipeline, image * (mask < 0.5)[..., None], keys, LEAVING
+  )
+  return Start(x, first, kept, jnp.concatenate([picked, left], -1))
 
 
 def latent_shape(nets, size):
@@ -108,14 +116,28 @@ def turns(levels, sampler, first, refiner_start=None, refiner_strength=None):
   ]
 
 
-def check_nets(pipeline):
-  """Raises ValueError for nets of another kind than SDXL's."""
-  unet, vae = pipeline.nets.unet, pipeline.nets.vae
-  if unet.in_channels != vae.latent_channels:
+def sees_mask(nets):
+  """Whether the UNet is given, beside x, the mask and what it leaves."""
+  return nets.unet.in_channels == 2 * nets.vae.latent_channels + 1
+
+
+def is_guided(nets, guidance):
+  """Whether the UNet is asked without prompt too, and not told the scale."""
+  return guidance.scale > 1 and not nets.unet.guidance_embed_dim
+
+
+def check_nets(nets, image, mask):
+  """Raises ValueError for a UNet of another kind, or without what it sees."""
+  taken, c = nets.unet.in_channels, nets.vae.latent_channels
+  if taken != c and not sees_mask(nets):
     raise ValueError(
-      f'the UNet takes {unet.in_channels} channels and the autoencoder gives '
-      f'{vae.latent_channels}: nets that see a mask are not supported; any '
-      'base model repaints what is under one'
+      f'the UNet takes {taken} channels and the autoencoder gives {c}: it must '
+      f'take {c}, or {2 * c + 1} with a mask and what that leaves of an image'
+    )
+  if sees_mask(nets) and (image is None or mask is None):
+    raise ValueError(
+      f'the UNet takes {taken} channels, as it repaints what is under a mask: '
+      'give it image and mask, or take a base model'
     )
 
 
@@ -128,8 +150,11 @@ def check_fit(base, refiner):
     )
   facts = [
     {name: getattr(p.nets.vae, name) for name in pipelines.LATENTS}
-    | {'schedule': p.nets.schedule, 'channels': p.nets.unet.in_channels}
-    for p in (base, refiner)
+    | {'schedule': p.nets.schedule, 'channels': channels}
+    for p, channels in (
+      (base, base.nets.unet.out_channels),
+      (refiner, refiner.nets.unet.in_channels),
+    )
   ]
   for name, ours in facts[0].items():
     if ours != facts[1][name]:
@@ -139,23 +164,24 @@ def check_fit(base, refiner):
       )
 
 
-def condition(pipeline, rows, texts, sizes, negative_sizes, guided):
-  """(context, vector) of all rows, in pairs with those without prompt first."""
-  nets = pipeline.nets
-  positive, negative = nets.text.encode_prompts(
+def condition(pipeline, rows, texts, sizes, negative_sizes, guidance):
+  """(context, vector) of all rows; guided, in pairs with those without prompt.
+
+  These come first.
+  """
+  nets, guided = pipeline.nets, is_guided(pipeline.nets, guidance)
+  encoded = nets.text.encode_prompts(
     *(pipeline.params, pipeline.tokenize),
     force_zeros=pipeline.force_zeros,
+    guided=guided,
     place=rows.place,
     **texts,
   )
   told = [
     (context, vector(nets, pooled, like(pooled, sizes)))
-    for (context, pooled), sizes in (
-      (negative, negative_sizes),
-      (positive, sizes),
-    )
+    for (context, pooled), sizes in zip(encoded, (sizes, negative_sizes))
   ]
-  return jax.tree.map(denoiser.in_pairs, *told) if guided else told[1]
+  return jax.tree.map(denoiser.in_pairs, *told[::-1]) if guided else told[0]
 
 
 def like(pooled, sizes):
@@ -197,28 +223,32 @@ def run(
     Latents [b, h, w, c].
   """
   x, done, total = start.x, 0, sum(t.stop - t.start for t in plan)
+  kept = None
   for turn in plan:
     nets, params = experts[turn.who].nets, experts[turn.who].params['unet']
     if turn.renewed:
       noise = samplers.draw_noise(keys, REFINING, x.shape)
-      latents = finish(levels, start.kept, x)
+      latents = finish(levels, kept, x)
       x = starts.from_latents(latents, noise, levels, turn.start)
+    # A net that sees the mask fills it in by itself.
+    beside = start.beside if sees_mask(nets) else None
+    kept = start.kept if beside is None else None
     carry = samplers.begin(samplers.SAMPLERS[turn.sampler], x)
     leap = every if watch else turn.stop - turn.start
     for i in range(turn.start, turn.stop, leap or 1):
       stop = min(i + leap, turn.stop)
       carry = advance(
         *(nets, {'unet': params}, carry, told[turn.who], levels, keys),
-        *(np.int32(i), np.int32(stop), guidance, start.kept),
+        *(np.int32(i), np.int32(stop), guidance, kept, beside),
         sampler=turn.sampler,
-        guided=guidance.scale > 1,
+        guided=is_guided(nets, guidance),
       )
       done += stop - i
       if watch:
         carry.x.block_until_ready()  # what is dispatched is not done
         watch(done, total, carry.denoised)
     x = carry.x
-  return finish(levels, start.kept, x)
+  return finish(levels, kept, x)
 
 
 @functools.partial(jax.jit, static_argnames=('nets', 'sampler', 'guided'))
@@ -233,6 +263,7 @@ def advance(
   stop,
   guidance,
   kept,
+  beside,
   *,
   sampler,
   guided,
@@ -241,9 +272,11 @@ def advance(
 
   Compiled once per shape, sampler and number of all steps.
   """
-  net = nets.denoiser(params, *told)
+  net = nets.denoiser(params, *told, guidance.scale)
   if guided:
     net = denoiser.guide(net, *guidance)
+  if beside is not None:
+    net = denoiser.beside(net, beside)
   denoise = denoiser.make_denoiser(net, levels)
   if kept is not None:
     denoise = starts.keeping(denoise, kept)
