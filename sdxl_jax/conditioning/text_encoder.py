@@ -115,7 +115,7 @@ class TextEncoder:
     Raises:
       ValueError: for lists of other lengths, or pictures of several k.
     """
-    zeros = not guided or (negative_prompts is None and force_zeros)
+    zeros = negative_prompts is None and force_zeros
     if negative_prompts is None:
       negative_prompts = [''] * len(prompts)
     if len(negative_prompts) != len(prompts):
@@ -126,7 +126,7 @@ class TextEncoder:
     texts = [(prompts, prompts_2), (negative_prompts, negative_prompts_2)]
     chunks = [
       tokenize.chunks(*pair, weighted=weighted, long=long)
-      for pair in texts[: 1 if zeros else 2]
+      for pair in texts[: 2 if guided and not zeros else 1]
     ]
     empty = tokenize.empty
     taken = [tokenizer.count(tokens, empty) for tokens, _ in chunks]
@@ -140,7 +140,7 @@ class TextEncoder:
     chunks = [tokenizer.lengthen(*c, empty, counts[0]) for c in chunks]
     cond = self.encode_chunks(params, *chunks[0], empty, clip_skip, place)
     if not guided:
-      return [cond]
+      return (cond,)
     if zeros:
       return cond, jax.tree.map(jnp.zeros_like, cond)
     return cond, self.encode_chunks(params, *chunks[1], empty, 0, place)

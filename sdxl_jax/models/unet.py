@@ -45,7 +45,7 @@ REFINER = UNetConfig(
 
 
 class Embedding(nn.Module):
-  """Linear, SiLU, Linear: for the timestep and for the vector."""
+  """Linear, SiLU, Linear: for timestep (with guidance) and for the vector."""
 
   config: UNetConfig
 
@@ -235,10 +235,11 @@ class UNet(nn.Module):
 
     # Embed: the timestep and the vector meet as a sum.
     t = layers.sinusoid(timestep, config.block_out_channels[0])
-    guidance = None
     if config.guidance_embed_dim:
       scale = jnp.broadcast_to(guidance_scale, timestep.shape)
       guidance = guidance_sinusoid(scale, config.guidance_embed_dim)
+    else:
+      guidance = None
     temb = Embedding(config, name='time_embedding')(t, guidance)
     temb = temb + Embedding(config, name='add_embedding')(vector)
     channels = config.block_out_channels[0]
