@@ -230,13 +230,11 @@ def test_batches_have_one_number_of_chunks():
     *('fox ' * count for count in words), long_prompts=True, **more
   )
   marks = '(fox:1.1) ' * 75, 'fox'  # 75 tokens
+  both = dict(weighted_prompts=True, long_prompts=True)
   asked = [
     *(ask(3), ask(75), ask(76), ask(150), ask(151)),
     *(ask(3, 76), ask(75, 100), ask(76, 3), ask(3, prompt_2='fox ' * 76)),
-    *(
-      dataclasses.replace(ask(1), prompt=p, weighted_prompts=True)
-      for p in marks
-    ),
+    *(requests.Request(p, **both) for p in marks),
   ]
   found = [len(batch) for batch in requests.batches(asked, 9, tokenize)]
   assert found == [2, 2, 1, 2, 1, 1, 2]
