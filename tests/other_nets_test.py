@@ -84,7 +84,9 @@ def reference(monkeypatch):
 
   def load(folder, scheduler, numbers):
     pipeline = diffusers_pipeline(folder)
-    found = getattr(diffusers, scheduler).from_config(pipeline.scheduler.config)
+    found = getattr(diffusers, scheduler).from_config(
+      files.load_scheduler(folder)
+    )
     pipeline.scheduler, numbers = found, iter(numbers)
 
     def drawn(shape, *args, **kwargs):
