@@ -16,12 +16,12 @@ from sdxl_jax.models import tiling
 ENCODING = 2**30
 
 
-def encode_all(pipeline, image, keys):
-  """Images [b, h, w, 3] > latents, of a draw by each one's key."""
+def encode_all(pipeline, image, keys, number=ENCODING):
+  """Images [b, h, w, 3] > latents, of a draw by each one's key and a number."""
   vae = pipeline.on_device('vae')
   rows = batch_rows.Rows(pipeline.mesh, len(image))
   parts = [
-    multihost.fetch(encode(pipeline.nets, vae, *map(rows.place, part)))
+    multihost.fetch(encode(pipeline.nets, vae, *map(rows.place, part), number))
     for part in in_parts(rows, image, keys)
   ]
   return rows.place(np.concatenate(parts))
@@ -48,10 +48,10 @@ def in_parts(rows, *arrays):
 
 
 @functools.partial(jax.jit, static_argnames='nets')
-def encode(nets, params, image, keys):
+def encode(nets, params, image, keys, number=ENCODING):
   moments = nets.encode(params, image)
   shape = *moments.shape[:-1], nets.vae.latent_channels
-  noise = samplers.draw_noise(keys, ENCODING, shape)
+  noise = samplers.draw_noise(keys, number, shape)
   return latent_space.sample(nets.vae, moments, noise)
 
 

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from sdxl_jax import coding, runs
+from sdxl_jax.data import buckets
 from sdxl_jax.diffusion import noise_levels, scheduler_config
 from sdxl_jax.distributed import rows as batch_rows
 
@@ -70,7 +71,8 @@ def generate(
     spacing, sigmas: see noise_levels.Spacing; as the scheduler's config by
       default.
     eta: 0..1, how much fresh noise a stochastic sampler takes; None: its own.
-    guidance_scale: 1 or less for no guidance, at half the cost.
+    guidance_scale: 1 or less for no guidance, at half the cost. Nets distilled
+      with guidance are told it, at half the cost too and without negatives.
     guidance_rescale: 0..1, see denoiser.rescale_guidance.
     original_size, crop_top_left, target_size: what the net is told, px; the
       sizes are `size` by default.
@@ -80,10 +82,11 @@ def generate(
     clip_skip: text encoder blocks left out, see TextEncoder.encode.
     weighted_prompts: whether (words:1.3) is a weight, see emphasis.parse.
     long_prompts: whether text beyond 77 tokens is read and not cut, see
-      Tokenizer.chunks.
+      Tokenizer.chunks; then all pictures must take as many of these.
     image: float [-1, 1] [h, w, 3] for all or [b, h, w, 3] to start from.
     latents: scaled [b, h/8, w/8, 4] in place of an image.
-    mask: [h, w] or [b, h, w] from 0 to 1: repaint the image from 0.5 on.
+    mask: [h, w] or [b, h, w] from 0 to 1: repaint the image from 0.5 on. Nets
+      of 9 channels must have it, and give the rest as they have learnt.
     strength: 0..1, the share of the steps that are taken from an image; 0.3 by
       default; with a mask 1.0, which forgets what is under it.
     refiner: pipelines.Pipeline that goes on where the base ends.
@@ -104,8 +107,8 @@ def generate(
     ValueError: on sizes, counts or names that do not fit; it says which.
   """
   check_prompts(prompts)
-  runs.check_nets(pipeline)
   check_given(image, latents)
+  runs.check_nets(pipeline.nets, image, mask)
   given = latents if image is None else image
   unit = pipeline.nets.vae.downscale if image is None else 1
   size = size or own_size(given, unit) or pipeline.size
@@ -147,8 +150,7 @@ def generate(
   guidance = runs.Guidance(float(guidance_scale), float(guidance_rescale))
   experts = [pipeline, refiner] if refiner else [pipeline]
   told = [
-    runs.condition(p, rows, texts, sizes, opposite, guidance.scale > 1)
-    for p in experts
+    runs.condition(p, rows, texts, sizes, opposite, guidance) for p in experts
   ]
   plan = runs.turns(
     *(levels, sampler, start.first),
@@ -188,24 +190,35 @@ def check_size(size, pipeline):
       f'size {h} x {w} (height x width): both must be positive multiples of '
       f'{factor}; the nearest such size is {near[0]} x {near[1]}'
     )
-  side = pipeline.size[0]
-  if side >= 512 and not is_trained((h, w), side):
+  fault = untrained((h, w), pipeline)
+  if fault:
     warnings.warn(
-      f'size {h} x {w} is none that SDXL was trained on, which have about the '
-      f'area of {side} x {side}, sides that are multiples of 64, and 1 : 4 at '
-      'most; what you get may be cropped, or have everything twice',
+      f'size {h} x {w} is none {fault}; what you get may be cropped, or have '
+      'everything twice',
       OffSize,
       stacklevel=3,
     )
   return int(h), int(w)
 
 
-# The areas of the 40 buckets of the SDXL paper, appendix I, are 88 to 100 %.
-def is_trained(size, side):
-  """Whether a size is like those of the paper's buckets around side x side."""
-  h, w = size
-  area = h * w / side**2
-  return not (h % 64 or w % 64) and 0.85 < area < 1.05 and 1 / 4 <= h / w <= 4
+def untrained(size, pipeline):
+  """What trained sizes a size is none of; '' if it is one."""
+  (h, w), side = size, pipeline.size[0]
+  if size in pipeline.buckets:
+    return ''
+  if pipeline.buckets:
+    near = pipeline.buckets[buckets.assign([size], pipeline.buckets)[0]]
+    return (
+      f"of the run's buckets, the nearest of which is {near[0]} x {near[1]}"
+    )
+  # The areas of the paper's 40 buckets, appendix I, are 88 to 100 %.
+  alike = 0.85 < h * w / side**2 < 1.05 and 1 / 4 <= h / w <= 4
+  if side < 512 or (alike and not (h % 64 or w % 64)):
+    return ''
+  return (
+    'that SDXL was trained on, which have about the area of '
+    f'{side} x {side}, sides that are multiples of 64, and 1 : 4 at most'
+  )
 
 
 def check_given(image, latents):

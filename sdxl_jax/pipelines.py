@@ -51,6 +51,7 @@ class Pipeline:
   force_zeros: bool  # no negative prompt means zeros, not an encoded ''
   size: tuple[int, int]  # (height, width) in px where none is given
   mesh: jax.sharding.Mesh | None = None  # whose devices share out a batch
+  buckets: tuple = ()  # (height, width)s in px that a workdir was trained on
 
   def on_device(self, *names):
     """{net: parameters} of some nets, for them to run.
@@ -306,6 +307,7 @@ def make_pipeline(config, nets, params, mesh=None):
     force_zeros=config.uncond == 'zeros',
     size=tuple(config.samples.size),
     mesh=mesh,
+    buckets=tuple(map(tuple, config.data.buckets)),
   )
 
 

@@ -147,22 +147,46 @@ def check(fields, where):
   return found
 
 
-def batches(asked, size):
-  """Requests that can be drawn at once, at most `size`, in order."""
-  batch = []
+def batches(asked, size, tokenize):
+  """Requests that can be drawn at once, at most `size`, in order.
+
+  Args:
+    asked: Requests.
+    size: of a batch.
+    tokenize: tokenizer.Tokenizer.
+  """
+  batch, common = [], None
   for request in asked:
-    if batch and (len(batch) == size or shared(batch[0]) != shared(request)):
+    theirs = shared(request, tokenize)
+    if batch and (len(batch) == size or common != theirs):
       yield batch
       batch = []
-    batch.append(request)
+    batch, common = [*batch, request], theirs
   if batch:
     yield batch
 
 
-def shared(request):
+def shared(request, tokenize):
   """What the Requests of a batch have in common."""
   absent = [name for name in OWN if getattr(request, name) is None]
-  return dataclasses.replace(request, **{n: None for n in OWN}), absent
+  same = dataclasses.replace(request, **{n: None for n in OWN})
+  return same, absent, request.long_prompts and chunks(request, tokenize)
+
+
+def chunks(request, tokenize):
+  """How many chunks prompt and negative prompt take."""
+  texts = (
+    (request.prompt, request.prompt_2),
+    (request.negative_prompt, request.negative_prompt_2),
+  )
+  found = []
+  for text, text_2 in texts:
+    listed = [[text or ''], None if text_2 is None else [text_2]]
+    tokens, _ = tokenize.chunks(
+      *listed, weighted=request.weighted_prompts, long=True
+    )
+    found.append(tokens.shape[1])
+  return found
 
 
 def arguments(batch, default_size):

@@ -7,6 +7,7 @@ import functools
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from sdxl_jax import coding, pipelines
@@ -19,8 +20,9 @@ from sdxl_jax.diffusion import (
 from sdxl_jax.distributed import mesh as meshes
 
 # What an image's key draws, beside the numbers of its steps and the encoding of
-# a picture: the noise laid on that, and that on what a refiner goes over.
-NOISING, REFINING = coding.ENCODING + 1, coding.ENCODING + 2
+# a picture: the noise laid on that, that on what a refiner goes over, and the
+# encoding of what a mask leaves.
+NOISING, REFINING, LEAVING = (coding.ENCODING + i for i in (1, 2, 3))
 
 
 class Start(NamedTuple):
@@ -29,6 +31,7 @@ class Start(NamedTuple):
   x: jax.Array
   first: int
   kept: starts.Kept | None = None
+  beside: jax.Array | None = None  # what nets that see the mask get beside x
 
 
 def make_start(
@@ -60,7 +63,12 @@ def make_start(
     x = levels.init_scale * noise
   picked = starts.to_latent_mask(mask, pipeline.nets.vae.downscale)
   kept = starts.Kept(latents, noise, picked, levels.sigmas[first])
-  return Start(x, first, kept)
+  if not sees_mask(pipeline.nets):
+    return Start(x, first, kept)
+  left = coding.encode_all(
+    pipeline, image * (mask < 0.5)[..., None], keys, LEAVING
+  )
+  return Start(x, first, kept, jnp.concatenate([picked, left], -1))
 
 
 def latent_shape(nets, size):
@@ -109,14 +117,28 @@ def turns(levels, sampler, first, refiner_start=None, refiner_strength=None):
   ]
 
 
-def check_nets(pipeline):
-  """Raises ValueError for nets of another kind than SDXL's."""
-  unet, vae = pipeline.nets.unet, pipeline.nets.vae
-  if unet.in_channels != vae.latent_channels:
+def sees_mask(nets):
+  """Whether the UNet is given, beside x, the mask and what it leaves."""
+  return nets.unet.in_channels == 2 * nets.vae.latent_channels + 1
+
+
+def is_guided(nets, guidance):
+  """Whether the UNet is asked without prompt too, and not told the scale."""
+  return guidance.scale > 1 and not nets.unet.guidance_embed_dim
+
+
+def check_nets(nets, image, mask):
+  """Raises ValueError for a UNet of another kind, or without what it sees."""
+  taken, c = nets.unet.in_channels, nets.vae.latent_channels
+  if taken != c and not sees_mask(nets):
     raise ValueError(
-      f'the UNet takes {unet.in_channels} channels and the autoencoder gives '
-      f'{vae.latent_channels}: nets that see a mask are not supported; any '
-      'base model repaints what is under one'
+      f'the UNet takes {taken} channels and the autoencoder gives {c}: it must '
+      f'take {c}, or {2 * c + 1} with a mask and what that leaves of an image'
+    )
+  if sees_mask(nets) and (image is None or mask is None):
+    raise ValueError(
+      f'the UNet takes {taken} channels, as it repaints what is under a mask: '
+      'give it image and mask, or take a base model'
     )
 
 
@@ -129,8 +151,11 @@ def check_fit(base, refiner):
     )
   facts = [
     {name: getattr(p.nets.vae, name) for name in pipelines.LATENTS}
-    | {'schedule': p.nets.schedule, 'channels': p.nets.unet.in_channels}
-    for p in (base, refiner)
+    | {'schedule': p.nets.schedule, 'channels': channels}
+    for p, channels in (
+      (base, base.nets.unet.out_channels),
+      (refiner, refiner.nets.unet.in_channels),
+    )
   ]
   for name, ours in facts[0].items():
     if ours != facts[1][name]:
@@ -140,24 +165,25 @@ def check_fit(base, refiner):
       )
 
 
-def condition(pipeline, rows, texts, sizes, negative_sizes, guided):
-  """(context, vector) of all rows, in pairs with those without prompt first."""
-  nets = pipeline.nets
+def condition(pipeline, rows, texts, sizes, negative_sizes, guidance):
+  """(context, vector) of all rows; guided, in pairs with those without prompt.
+
+  These come first.
+  """
+  nets, guided = pipeline.nets, is_guided(pipeline.nets, guidance)
   towers = pipeline.on_device('text_encoder', 'text_encoder_2')
-  positive, negative = nets.text.encode_prompts(
+  encoded = nets.text.encode_prompts(
     *(towers, pipeline.tokenize),
     force_zeros=pipeline.force_zeros,
+    guided=guided,
     place=rows.place,
     **texts,
   )
   told = [
     (context, vector(nets, pooled, like(pooled, sizes)))
-    for (context, pooled), sizes in (
-      (negative, negative_sizes),
-      (positive, sizes),
-    )
+    for (context, pooled), sizes in zip(encoded, (sizes, negative_sizes))
   ]
-  told = jax.tree.map(denoiser.in_pairs, *told) if guided else told[1]
+  told = jax.tree.map(denoiser.in_pairs, *told[::-1]) if guided else told[0]
   return jax.block_until_ready(told)  # before the towers go
 
 
@@ -200,24 +226,28 @@ def run(
     Latents [b, h, w, c].
   """
   x, done, total = start.x, 0, sum(t.stop - t.start for t in plan)
+  kept = None
   for turn in plan:
     if turn.renewed:
       noise = samplers.draw_noise(keys, REFINING, x.shape)
-      latents = finish(levels, start.kept, x)
+      latents = finish(levels, kept, x)
       x = starts.from_latents(latents, noise, levels, turn.start)
+    # A net that sees the mask fills it in by itself.
+    sees = sees_mask(experts[turn.who].nets)
+    kept, beside = (None, start.beside) if sees else (start.kept, None)
     seen = watch and (lambda i, *rest, done=done: watch(done + i, total, *rest))
     x = take(
-      *(turn, experts[turn.who], told[turn.who], x, start.kept, levels),
+      *(turn, experts[turn.who], told[turn.who], x, kept, beside, levels),
       *(keys, guidance, seen, every),
     )
     done += turn.stop - turn.start
-  return finish(levels, start.kept, x)
+  return finish(levels, kept, x)
 
 
 def take(
-  turn, expert, told, x, kept, levels, keys, guidance, watch=None, every=1
+  turn, expert, told, x, kept, beside, levels, keys, guidance, watch, every
 ):
-  """Takes the steps of one Turn; arguments as `run` has them."""
+  """Takes the steps of one Turn; arguments as `run` and `advance` have them."""
   params = expert.on_device('unet')
   carry = samplers.begin(samplers.SAMPLERS[turn.sampler], x)
   leap = every if watch else turn.stop - turn.start
@@ -226,9 +256,9 @@ def take(
     with meshes.use(expert.mesh):
       carry = advance(
         *(expert.nets, params, carry, told, levels, keys),
-        *(np.int32(i), np.int32(stop), guidance, kept),
+        *(np.int32(i), np.int32(stop), guidance, kept, beside),
         sampler=turn.sampler,
-        guided=guidance.scale > 1,
+        guided=is_guided(expert.nets, guidance),
       )
     if watch:
       carry.x.block_until_ready()  # what is dispatched is not done
@@ -248,6 +278,7 @@ def advance(
   stop,
   guidance,
   kept,
+  beside,
   *,
   sampler,
   guided,
@@ -256,9 +287,11 @@ def advance(
 
   Compiled once per shape, sampler and number of all steps.
   """
-  net = nets.denoiser(params, *told)
+  net = nets.denoiser(params, *told, guidance.scale)
   if guided:
     net = denoiser.guide(net, *guidance)
+  if beside is not None:
+    net = denoiser.beside(net, beside)
   denoise = denoiser.make_denoiser(net, levels)
   if kept is not None:
     denoise = starts.keeping(denoise, kept)

@@ -38,7 +38,7 @@ def draw(asked, names, models, noise, args):
   base, refiner = load_models(mesh, **models, offload=args.offload)
   clock.stop('loading')
   size, kept, latents = args.batch or mesh.size, [], []
-  for batch in requests.batches(asked, size):
+  for batch in requests.batches(asked, size, base.tokenize):
     done = len(latents)
     # A program for fewer pictures would take longer to compile than these.
     surplus = size - len(batch) if done else 0

@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 
 from sdxl_jax import coding, generation, pipelines, runs
+from sdxl_jax.conditioning import text_encoder
 from sdxl_jax.diffusion import samplers, scheduler_config
 from sdxl_jax.distributed import mesh as meshes
+from sdxl_jax.distributed import rows as batch_rows
 from tests import golden_sets
 
 RUNS = {
@@ -346,6 +348,30 @@ def test_weighted_and_long_prompts_reach_the_net(base):
   assert np.abs(draw(words, long_prompts=True) - cut).max() > 1e-3
 
 
+def test_prompts_of_several_lengths_are_refused(base):
+  with pytest.raises(ValueError, match='some prompts take 1 and some 2 chunks'):
+    generation.generate(base, ['a', 'fox ' * 76], long_prompts=True, **SMALL)
+
+
+@pytest.mark.parametrize('scale, calls', [(1.0, 1), (5.0, 2)])
+def test_text_that_nothing_reads_is_not_encoded(
+  base, scale, calls, monkeypatch
+):
+  seen, encode = [], text_encoder.TextEncoder.encode_chunks
+  monkeypatch.setattr(
+    *(text_encoder.TextEncoder, 'encode_chunks'),
+    lambda *args: seen.append(args) or encode(*args),
+  )
+  told = dict(prompts=['a'], negative_prompts=['fox ' * 76], long=True)
+  rows = batch_rows.Rows(None, 1)
+  sizes = dict.fromkeys(('original_size', 'crop_top_left'), (64, 64))
+  sizes |= {'target_size': (64, 64), 'aesthetic_score': 6.0}
+  guidance = runs.Guidance(scale, 0.0)
+  context, vector = runs.condition(base, rows, told, sizes, sizes, guidance)
+  assert len(seen) == calls == len(context) == len(vector)
+  assert context.shape[1] == 77 * calls  # nor do its chunks lengthen the other
+
+
 @pytest.mark.parametrize(
   'change, message',
   [
@@ -382,9 +408,23 @@ def test_one_step(base):
   assert np.isfinite(images).all()
 
 
+@pytest.mark.filterwarnings('error::sdxl_jax.generation.OffSize')
 def test_sizes_that_sdxl_was_not_trained_on(base):
   full = dataclasses.replace(base, size=(1024, 1024))
-  with pytest.warns(generation.OffSize, match='size 1024 x 520 is none'):
+  with pytest.warns(generation.OffSize, match='1024 x 520 is none that SDXL'):
     generation.check_size((1024, 520), full)
   for size in ((1024, 1024), (512, 2048), (1728, 576), (768, 1344)):
-    generation.check_size(size, full)  # a warning would be an error
+    generation.check_size(size, full)
+  generation.check_size((512, 512), dataclasses.replace(full, size=(512, 512)))
+  generation.check_size((64, 96), base)  # too small for the rule
+
+
+@pytest.mark.filterwarnings('error::sdxl_jax.generation.OffSize')
+def test_sizes_that_a_run_was_not_trained_on(base):
+  buckets = (512, 512), (384, 640), (64, 48)
+  ours = dataclasses.replace(base, size=(512, 512), buckets=buckets)
+  for size in buckets:
+    assert generation.check_size(size, ours) == size
+  for size, near in (((512, 704), '384 x 640'), ((1024, 960), '512 x 512')):
+    with pytest.warns(generation.OffSize, match=f'the nearest .* {near}'):
+      generation.check_size(size, ours)

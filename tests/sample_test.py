@@ -13,6 +13,7 @@ from absl import flags as absl_flags
 from PIL import Image
 
 from sdxl_jax import pipelines, requests, sample, sample_flags
+from sdxl_jax.conditioning import tokenizer
 from sdxl_jax.data import images, starting_pictures, watermark
 from tests import golden_sets
 
@@ -219,8 +220,27 @@ def test_batches_share_their_settings():
     *(ask(0), ask(1), ask(2), ask(3, steps=4), ask(4, steps=4)),
     ask(5, steps=4, negative_prompt=''),
   ]
-  found = [[r.seed for r in b] for b in requests.batches(asked, 2)]
+  found = [[r.seed for r in b] for b in requests.batches(asked, 2, None)]
   assert found == [[0, 1], [2], [3, 4], [5]]
+
+
+def test_batches_have_one_number_of_chunks():
+  tokenize = tokenizer.load()
+  ask = lambda *words, **more: requests.Request(
+    *('fox ' * count for count in words), long_prompts=True, **more
+  )
+  marks = '(fox:1.1) ' * 75, 'fox'  # 75 tokens
+  both = dict(weighted_prompts=True, long_prompts=True)
+  asked = [
+    *(ask(3), ask(75), ask(76), ask(150), ask(151)),
+    *(ask(3, 76), ask(75, 100), ask(76, 3), ask(3, prompt_2='fox ' * 76)),
+    *(requests.Request(p, **both) for p in marks),
+  ]
+  found = [len(batch) for batch in requests.batches(asked, 9, tokenize)]
+  assert found == [2, 2, 1, 2, 1, 1, 2]
+  asked = [dataclasses.replace(r, long_prompts=False) for r in asked[:5]]
+  found = [len(batch) for batch in requests.batches(asked, 9, tokenize)]
+  assert found == [5]
 
 
 def test_what_a_picture_tells_is_what_was_asked(tmp_path):

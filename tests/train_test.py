@@ -199,6 +199,7 @@ def test_another_config_in_the_same_workdir(straight):
 
 def test_sampling_from_a_workdir(straight):
   pipeline = pipelines.load(straight)
+  assert pipeline.buckets == ((16, 16), (16, 24))
   drawn, latents = sample.generate(
     pipeline, ['a fox', 'a pig'], steps=2, seeds=[3, 4]
   )

@@ -188,6 +188,11 @@ def stack(rows, empty):
   return tokens, weights
 
 
+def count(tokens, empty):
+  """How many chunks [b, k, 2, 77] each prompt takes, [b]; '' takes one."""
+  return np.maximum((tokens != empty).any((2, 3)).sum(1), 1)
+
+
 def lengthen(tokens, weights, empty, count):
   """Chunks of '' after the others, so that there are `count`."""
   b, k = tokens.shape[:2]

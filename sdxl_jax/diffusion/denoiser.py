@@ -66,6 +66,16 @@ def make_denoiser(net, levels):
   return denoise
 
 
+def beside(net, channels):
+  """Makes a net of more channels one of x alone: (x, timestep) -> prediction.
+
+  Args:
+    net: takes x and after it the `channels`, in one array.
+    channels: [b, h, w, k], not made noisy nor scaled, as inpainting nets ask.
+  """
+  return lambda x, timestep: net(jnp.concatenate([x, channels], -1), timestep)
+
+
 def guide(net, guidance_scale, guidance_rescale=0.0):
   """Makes an unconditional and conditional net one net, guided.
 

@@ -4,6 +4,7 @@ import dataclasses
 
 import flax.linen as nn
 import jax.numpy as jnp
+import numpy as np
 
 from sdxl_jax.models import attention, layers
 
@@ -22,6 +23,8 @@ class UNetConfig:
   context_dim: int = 2048
   vector_dim: int = 2816  # pooled text and size sinusoids
   size_embed_dim: int = 256  # width of each size sinusoid
+  # Width of the guidance scale's sinusoid, of nets distilled with guidance.
+  guidance_embed_dim: int | None = None
   norm_num_groups: int = 32
   dtype: str = 'float32'  # compute
   param_dtype: str = 'float32'  # storage
@@ -42,15 +45,31 @@ REFINER = UNetConfig(
 
 
 class Embedding(nn.Module):
-  """Linear, SiLU, Linear: for the timestep and for the vector."""
+  """Linear, SiLU, Linear: for timestep (with guidance) and for the vector."""
 
   config: UNetConfig
 
   @nn.compact
-  def __call__(self, x):
+  def __call__(self, x, guidance=None):
     width = 4 * self.config.block_out_channels[0]
+    if guidance is not None:
+      project = layers.dense(self.config, x.shape[-1], 'cond_proj', False)
+      x = x + project(guidance)
     x = nn.silu(layers.dense(self.config, width, 'linear_1')(x))
     return layers.dense(self.config, width, 'linear_2')(x)
+
+
+# Meng et al. 2022, On Distillation of Guided Diffusion Models, as Luo et al.
+# 2023, Latent Consistency Models, embed w.
+def guidance_sinusoid(guidance_scale, width):
+  """[b] > [b, width] float32, of w = guidance_scale - 1.
+
+  sin(1000 w f_i), cos(1000 w f_i), f_i = 10000^(-2i / (width - 2)): sines first
+  and another divisor, unlike the timestep's.
+  """
+  f = np.float32(np.logspace(0, -4, width // 2))
+  angles = 1000 * (jnp.float32(guidance_scale) - 1)[..., None] * f
+  return jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=-1)
 
 
 class Attention(nn.Module):
@@ -203,19 +222,25 @@ class UNet(nn.Module):
 
   Takes latents [b, h, w, in_channels] scaled by c_in, timestep [b] (0..999, may
   be fractional), context [b, n, context_dim] and vector [b, vector_dim]; gives
-  [b, h, w, out_channels] in float32.
+  [b, h, w, out_channels] in float32. Nets with guidance_embed_dim are told the
+  guidance scale, one for all, and predict what others do when guided by it.
   """
 
   config: UNetConfig
 
   @nn.compact
-  def __call__(self, latents, timestep, context, vector):
+  def __call__(self, latents, timestep, context, vector, guidance_scale=1.0):
     config = self.config
     levels = len(config.block_out_channels)
 
     # Embed: the timestep and the vector meet as a sum.
     t = layers.sinusoid(timestep, config.block_out_channels[0])
-    temb = Embedding(config, name='time_embedding')(t)
+    if config.guidance_embed_dim:
+      scale = jnp.broadcast_to(guidance_scale, timestep.shape)
+      guidance = guidance_sinusoid(scale, config.guidance_embed_dim)
+    else:
+      guidance = None
+    temb = Embedding(config, name='time_embedding')(t, guidance)
     temb = temb + Embedding(config, name='add_embedding')(vector)
     channels = config.block_out_channels[0]
     x = layers.conv(config, channels, 'conv_in')(latents)

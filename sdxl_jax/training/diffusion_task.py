@@ -98,12 +98,13 @@ class Nets:
     target = sizes['target_size']
     return micro_conditioning.base_vector(pooled, *first, target, width)
 
-  def denoiser(self, params, context, vector):
-    """net(x, timestep) -> eps, v or x0, as diffusion/ asks for it."""
+  def denoiser(self, params, *told):
+    """net(x, timestep) -> eps, v or x0, as diffusion/ asks for it.
+
+    `told` are context, vector and perhaps guidance_scale, see unet.UNet.
+    """
     net, variables = unet.UNet(self.unet), {'params': params['unet']}
-    return lambda x, timestep: net.apply(
-      variables, x, timestep, context, vector
-    )
+    return lambda x, timestep: net.apply(variables, x, timestep, *told)
 
 
 def make_diffusion_task(

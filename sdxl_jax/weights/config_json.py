@@ -37,7 +37,6 @@ UNET_FIXED = {
   'resnet_skip_time_act': False,
   'resnet_time_scale_shift': 'default',
   'reverse_transformer_layers_per_block': None,
-  'time_cond_proj_dim': None,
   'time_embedding_act_fn': None,
   'time_embedding_dim': None,
   'time_embedding_type': 'positional',
@@ -61,6 +60,9 @@ CLIP_FIXED = {
 SILENT = {'addition_embed_type': None, 'use_linear_projection': False}
 # Of no consequence here: a hint for pipelines, and for float16.
 IGNORED = {'sample_size', 'force_upcast', 'addition_embed_type_num_heads'}
+# How an average over the training was kept, which diffusers saves beside it.
+IGNORED |= {'decay', 'min_decay', 'optimization_step', 'update_after_step'}
+IGNORED |= {'use_ema_warmup', 'inv_gamma', 'power'}
 
 
 def check_fixed(published, fixed, where):
@@ -110,6 +112,7 @@ def read_unet(published, where):
     context_dim=published['cross_attention_dim'],
     vector_dim=published['projection_class_embeddings_input_dim'],
     size_embed_dim=published['addition_time_embed_dim'],
+    guidance_embed_dim=published.get('time_cond_proj_dim'),
     norm_num_groups=published['norm_num_groups'],
   )
   ours = write_unet(config)
@@ -145,6 +148,7 @@ def write_unet(config):
     'cross_attention_dim': config.context_dim,
     'projection_class_embeddings_input_dim': config.vector_dim,
     'addition_time_embed_dim': config.size_embed_dim,
+    'time_cond_proj_dim': config.guidance_embed_dim,
     'norm_num_groups': config.norm_num_groups,
   }
 

@@ -53,6 +53,7 @@ class ModelIndex:
 
   refiner: bool  # one text tower, and an aesthetic score for the target size
   force_zeros: bool  # zeros instead of an encoded '' without negative prompt
+  inpainting: bool = False  # its UNet sees a mask
 
   @property
   def components(self):
@@ -75,6 +76,7 @@ def load_model_index(folder):
   return ModelIndex(
     refiner=index.get('requires_aesthetics_score', False),
     force_zeros=index.get('force_zeros_for_empty_prompt', True),
+    inpainting='Inpaint' in pipeline,
   )
 
 
@@ -223,9 +225,10 @@ def save(
 def model_index_json(model_index, scheduler):
   absent = {'text_encoder', 'tokenizer'} if model_index.refiner else set()
   parts = {n: (None, None) if n in absent else v for n, v in LIBRARIES.items()}
-  pipeline = 'StableDiffusionXL' + 'Img2Img' * model_index.refiner + 'Pipeline'
+  kind = 'Img2Img' * model_index.refiner
+  kind = 'Inpaint' if model_index.inpainting else kind
   index = {
-    '_class_name': pipeline,
+    '_class_name': f'StableDiffusionXL{kind}Pipeline',
     'force_zeros_for_empty_prompt': model_index.force_zeros,
     'add_watermarker': None,
     'scheduler': ('diffusers', scheduler),

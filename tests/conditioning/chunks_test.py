@@ -111,25 +111,36 @@ def test_long_prompts(golden, close, tolerances, model):
   encode, _ = towers.load(golden / 'tiny' / model)
   words = ['red', 'fox', 'on', 'white', 'snow'] * 40
   texts = [' '.join(words[:n]) for n in (200, 76, 3)]
-  negative = [' '.join(words[::-1][:n]) for n in (0, 75, 150)]
-  for positive in (texts, texts[::-1]):
-    ours = encode(positive, negative, long=True)
-    for (context, pooled), theirs in zip(ours, (positive, negative)):
+  negative = [' '.join(words[::-1][:n]) for n in (0, 151, 200)]
+  for positive, opposite in ((texts, negative), (negative, texts)):
+    ours = encode(positive, opposite, long=True)
+    for (context, pooled), theirs in zip(ours, (positive, opposite)):
       expected = torch_context(golden / 'tiny' / model, theirs, 3)
       assert context.shape[1] == 231
       close(context, expected[0], tolerances[LIMIT], 'context')
       close(pooled, expected[1], tolerances[LIMIT], 'pooled')
-  # The longest may be a negative one, or one for bigG.
-  short = ['a', 'b', 'c']
-  longest = dict(prompts_2=texts, long=True)
-  for outputs in encode(short, texts, long=True), encode(short, **longest):
-    assert [x.shape[1] for x, _ in outputs] == [231, 231]
+  # The longer may be one for bigG.
+  for outputs in encode(['a'], prompts_2=texts[:1], long=True):
+    assert outputs[0].shape[1] == 231
+
+
+def test_no_text_depends_on_its_neighbours(golden):
+  encode, _ = towers.load(golden / 'tiny' / 'base')
+  texts, negative = ['fox ' * 100, 'red'], ['', 'pig ' * 76]
+  together = encode(texts, negative, long=True)
+  for i in range(2):
+    alone = encode(texts[i : i + 1], negative[i : i + 1], long=True)
+    for ours, theirs in zip(jax.tree.leaves(alone), jax.tree.leaves(together)):
+      assert ours[0].shape == theirs[i].shape
+      np.testing.assert_allclose(ours[0], theirs[i], atol=1e-5)
+  with pytest.raises(ValueError, match='1 and some 2 chunks of up to 75'):
+    encode(texts, long=True)
 
 
 @pytest.mark.parametrize('model', towers.MODELS)
 def test_long_prompts_without_negative_ones(golden, close, model):
   encode, _ = towers.load(golden / 'tiny' / model)
-  prompts = ['fox ' * 76, 'fox']
+  prompts = ['fox ' * 76, 'fox ' * 150]
   (context, _), (uncond, pooled) = encode(prompts, long=True)
   assert uncond.shape == context.shape and uncond.shape[1] == 154
   if model == 'base':
@@ -157,8 +168,8 @@ def test_compiled_once_per_number_of_chunks(golden):
   encode, _ = towers.load(golden / 'tiny' / 'base')
   encode(['a', 'b', 'c', 'd'])
   compiled = text_encoder.TextEncoder.encode._cache_size()
-  encode(['fox ' * 100, 'b'], long=True)
-  encode(['c', 'fox ' * 100], ['d', ''], long=True, prompts_2=['x', 'y'])
+  encode(['fox ' * 100, 'b ' * 76], long=True)
+  encode(['c', 'fox ' * 100], ['d ' * 76, ''], long=True, prompts_2=['x', 'y'])
   encode(['a', 'b', 'c', 'd'], [''] * 4, long=True)
   assert text_encoder.TextEncoder.encode._cache_size() == compiled
 

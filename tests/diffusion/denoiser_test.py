@@ -92,6 +92,23 @@ def test_timesteps_between_the_sigmas_of_the_run():
   assert abs(denoiser.timestep_of(s, levels) - 400.5) < 0.01
 
 
+def test_channels_beside():
+  """Neither made noisy nor scaled, and the same with and without prompt."""
+  channels = jnp.arange(4.0).reshape(2, 1, 1, 2) * jnp.ones((2, 3, 3, 2))
+
+  def net(x, timestep):
+    assert x.shape == (4, 3, 3, 3)
+    assert (x[::2] == x[1::2]).all() and (x[::2, ..., 1:] == channels).all()
+    return x[..., :1]
+
+  net = denoiser.beside(denoiser.guide(net, 5.0), channels)
+  levels = levels_of()
+  x, sigma = jnp.ones((2, 3, 3, 1)), levels.sigmas[2]
+  denoised = denoiser.make_denoiser(net, levels)(x, sigma)
+  c_in = 1 / np.sqrt(1 + sigma**2)
+  assert np.allclose(denoised, 1 - sigma * c_in, rtol=1e-5)
+
+
 def test_guidance():
   uncond, cond = jnp.full((2, 3, 3, 1), 1.0), jnp.full((2, 3, 3, 1), 2.0)
 

@@ -167,6 +167,15 @@ def test_scan_and_remat_change_nothing(close, jit):
       close(ours, expected[name], 1e-4, f'{remat}, {scan}: {name}')
 
 
+def test_guidance_scale(close, jit):
+  """As embedded by diffusers: sines first, by width / 2 - 1."""
+  scales = np.float32([1, 1.5, 8, 14])
+  angles = 1000 * (scales[:, None] - 1) * 10000.0 ** (-np.arange(8) / 7)
+  expected = np.concatenate([np.sin(angles), np.cos(angles)], axis=-1)
+  found = jit(unet.guidance_sinusoid, static_argnums=1)(scales, 16)
+  close(found, expected, 1e-3)  # float32 of up to 13000 radians
+
+
 def test_bfloat16(golden, jit):
   net, params = load(golden, 'base', dtype='bfloat16')
   name, arrays = next(iter(load_cases(golden, 'base').items()))

@@ -213,6 +213,19 @@ def test_configs_that_we_do_not_build_are_refused(golden):
     config_json.read('unet', config_json.UNET_FIXED, 'config.json')
 
 
+def test_kinds_of_unets(golden):
+  """That see a mask; that are told the guidance; that tell of their average."""
+  path = golden / 'tiny' / 'base' / 'unet' / 'config.json'
+  change = {'in_channels': 9, 'time_cond_proj_dim': 256}
+  average = {'decay': 0.9999, 'optimization_step': 37000, 'inv_gamma': 1.0}
+  published = json.loads(path.read_text()) | change | average
+  config = config_json.read('unet', published, 'config.json')
+  assert config_json.write('unet', config).items() >= change.items()
+  index = files.ModelIndex(False, True, inpainting=True)
+  name = files.model_index_json(index, 'EulerDiscreteScheduler')['_class_name']
+  assert name == 'StableDiffusionXLInpaintPipeline'
+
+
 def test_latents_that_are_shifted(golden):
   path = golden / 'tiny' / 'base' / 'vae' / 'config.json'
   change = {'latents_mean': [0.0, 1.0, 2.0, 3.0], 'latents_std': [2.0] * 4}
