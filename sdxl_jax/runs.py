@@ -140,7 +140,10 @@ def check_fit(base, refiner):
 
 
 def condition(pipeline, rows, texts, sizes, negative_sizes, guided):
-  """(context, vector) of all rows, in pairs with those without prompt first."""
+  """(context, vector) of all rows, in pairs with those without prompt first.
+
+  The context comes as the UNet projects it.
+  """
   nets = pipeline.nets
   positive, negative = nets.text.encode_prompts(
     *(pipeline.params, pipeline.tokenize),
@@ -155,7 +158,10 @@ def condition(pipeline, rows, texts, sizes, negative_sizes, guided):
       (positive, sizes),
     )
   ]
-  return jax.tree.map(denoiser.in_pairs, *told) if guided else told[1]
+  context, vectors = (
+    jax.tree.map(denoiser.in_pairs, *told) if guided else told[1]
+  )
+  return project(nets, {'unet': pipeline.params['unet']}, context), vectors
 
 
 def like(pooled, sizes):
@@ -168,6 +174,11 @@ def like(pooled, sizes):
 @functools.partial(jax.jit, static_argnames='nets')
 def vector(nets, pooled, sizes):
   return nets.vector(pooled, sizes)
+
+
+@functools.partial(jax.jit, static_argnames='nets')
+def project(nets, params, context):
+  return nets.project(params, context)
 
 
 class Guidance(NamedTuple):
@@ -184,7 +195,7 @@ def run(
 
   Args:
     experts: pipelines.Pipelines.
-    told: (context, vector) of each.
+    told: of each, what `condition` returns.
     plan: list of Turns.
     start: Start.
     levels: noise_levels.Levels.

@@ -91,9 +91,31 @@ class Nets:
     target = sizes['target_size']
     return micro_conditioning.base_vector(pooled, *first, target, width)
 
+  def project(self, params, context):
+    """Context [b, n, 2048] > the UNet's keys and values of it.
+
+    They are the same at every step, and so computed once for all of them.
+    """
+    b, config = len(context), self.unet
+    side = 2 ** len(config.block_out_channels)
+    _, kept = unet.UNet(config).apply(
+      {'params': params['unet']},
+      jnp.zeros((b, side, side, config.in_channels)),
+      jnp.zeros(b),
+      context,
+      jnp.zeros((b, config.vector_dim)),
+      mutable=['context'],
+    )
+    return kept['context']
+
   def denoiser(self, params, context, vector):
-    """net(x, timestep) -> eps, v or x0, as diffusion/ asks for it."""
+    """net(x, timestep) -> eps, v or x0, as diffusion/ asks for it.
+
+    Takes context [b, n, 2048], or what `project` makes of it.
+    """
     net, variables = unet.UNet(self.unet), {'params': params['unet']}
+    if isinstance(context, dict):
+      variables['context'], context = context, None
     return lambda x, timestep: net.apply(
       variables, x, timestep, context, vector
     )
