@@ -199,6 +199,11 @@ def vector(nets, pooled, sizes):
   return nets.vector(pooled, sizes)
 
 
+@functools.partial(jax.jit, static_argnames='nets')
+def project(nets, params, context):
+  return nets.project(params, context)
+
+
 class Guidance(NamedTuple):
   """How far from the prediction without prompt; 1 or less: it is not asked."""
 
@@ -248,17 +253,20 @@ def take(
   turn, expert, told, x, kept, beside, levels, keys, guidance, watch, every
 ):
   """Takes the steps of one Turn; arguments as `run` and `advance` have them."""
-  params = expert.on_device('unet')
+  nets, params = expert.nets, expert.on_device('unet')
+  context, *rest = told
+  # The same at every step, so the words are projected once for all of them.
+  told = project(nets, params, context), *rest
   carry = samplers.begin(samplers.SAMPLERS[turn.sampler], x)
   leap = every if watch else turn.stop - turn.start
   for i in range(turn.start, turn.stop, leap or 1):
     stop = min(i + leap, turn.stop)
     with meshes.use(expert.mesh):
       carry = advance(
-        *(expert.nets, params, carry, told, levels, keys),
+        *(nets, params, carry, told, levels, keys),
         *(np.int32(i), np.int32(stop), guidance, kept, beside),
         sampler=turn.sampler,
-        guided=is_guided(expert.nets, guidance),
+        guided=is_guided(nets, guidance),
       )
     if watch:
       carry.x.block_until_ready()  # what is dispatched is not done

@@ -142,12 +142,14 @@ def trace_steps(mesh, asked, expert, params):
     nets.schedule, noise_levels.Spacing(), asked.sampler, asked.steps
   )
 
-  def step(params, x, told, levels, keys):
+  def step(params, x, context, vector, levels, keys):
     carry = samplers.begin(sampler, x)
+    told = nets.project(params, context), vector
     guidance = runs.Guidance(5.0, 0.0)
     return runs.advance.__wrapped__(
       *(nets, params, carry, told, levels, keys, 0, asked.steps, guidance),
       kept=None,
+      beside=None,
       sampler=asked.sampler,
       guided=asked.guided,
     )
@@ -159,7 +161,7 @@ def trace_steps(mesh, asked, expert, params):
   return jax.jit(step).trace(
     params,
     rows(mesh, shape),
-    told_shapes(mesh, asked, expert),
+    *told_shapes(mesh, asked, expert),
     levels,
     rows(mesh, keys.shape, keys.dtype),
   )

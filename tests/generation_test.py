@@ -211,7 +211,10 @@ def picture():
 
 
 def test_one_program_for_all_prompts_seeds_scales_and_strengths(base, picture):
-  jitted = runs.advance, runs.vector, coding.encode, coding.decode
+  jitted = (
+    *(runs.advance, runs.vector, runs.project),
+    *(coding.encode, coding.decode),
+  )
   counts = []
   for i in range(10):
     generation.generate(
@@ -258,17 +261,27 @@ def test_a_batch_is_shared_out_and_never_gathered(base):
   folder = golden_sets.SETS[0] / 'tiny' / 'base'
   spread = pipelines.load(folder, mesh=meshes.make_mesh())
   seen = {}
-  whole = runs.advance
 
-  def advance(*args, **kwargs):
-    seen.setdefault('text', whole.lower(*args, **kwargs).compile().as_text())
-    return whole(*args, **kwargs)
+  def watched(name):
+    whole = getattr(runs, name)
+
+    def call(*args, **kwargs):
+      seen.setdefault(name, whole.lower(*args, **kwargs).compile().as_text())
+      return whole(*args, **kwargs)
+
+    return call
 
   with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(runs, 'advance', advance)
+    for name in ('advance', 'project'):
+      patch.setattr(runs, name, watched(name))
     generation.generate(spread, ['a'] * 4, **SMALL)
-  for collective in ('all-gather', 'all-reduce', 'all-to-all', 'permute('):
-    assert collective not in seen['text'], collective
+  for name, text in seen.items():
+    for collective in ('all-gather', 'all-reduce', 'all-to-all', 'permute('):
+      assert collective not in text, f'{name}: {collective}'
+  # Keys and values of the words are computed once, and not at every step.
+  assert 'attn2/to_k' in seen['project'] and 'attn2/to_q' in seen['advance']
+  assert 'attn2/to_k' not in seen['advance']
+  assert 'attn2/to_q' not in seen['project']
 
 
 def test_previews_lead_to_the_picture(base, refiner):

@@ -7,8 +7,10 @@
 
 The fused ones never write the n x m weights of pixels to memory, which for
 XLA's is most of what a block at 1024 px moves. For larger pictures XLA's takes
-the queries in chunks.
+the queries in chunks, and on a CPU in chunks that its cache holds.
 """
+
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -25,7 +27,10 @@ IMPLEMENTATIONS = ('xla', 'cudnn', 'splash')
 SAVED = 'attention'
 # Weights of one head beyond which XLA's takes chunks, and those of a chunk. At
 # 2048 px the autoencoder has 2^32, which are 16 GiB.
-MOST_WEIGHTS, CHUNK_WEIGHTS = 2**28, 2**26
+LIMITS = (2**28, 2**26)
+# On a CPU a chunk is 1 MiB for each row of the batch, and that is 2 to 4 times
+# as fast as all weights at once from 1024 pixels on.
+CPU_LIMITS = (2**15, 2**18)
 # Below this the weights are so few that a kernel of its own costs more.
 SPLASH_PIXELS = 512
 # Pixels that one step of the kernel takes as queries, as keys. The buckets have
@@ -51,23 +56,61 @@ def attend(q, k, v, implementation, causal):
     implementation = 'xla'
   if implementation == 'cudnn' and q.dtype == jnp.float32:
     implementation = 'xla'
-  n, m = q.shape[1], k.shape[1]
-  if implementation == 'xla' and n * m > MOST_WEIGHTS and not causal:
-    return in_chunks(q, k, v, max(1, CHUNK_WEIGHTS // m))
+  if implementation == 'xla' and not causal:
+    return by_xla(q, k, v)
   return jax.nn.dot_product_attention(
     q, k, v, is_causal=causal, implementation=implementation
   )
 
 
+@jax.custom_jvp
+def by_xla(q, k, v):
+  """The formula, in chunks as the platform likes them."""
+  if k.shape[1] * q.shape[1] <= CPU_LIMITS[0]:
+    return formula(q, k, v, LIMITS)
+  on = lambda limits: functools.partial(formula, limits=limits)
+  return jax.lax.platform_dependent(
+    q, k, v, cpu=on(CPU_LIMITS), default=on(LIMITS)
+  )
+
+
+@by_xla.defjvp
+def by_xla_jvp(primals, tangents):
+  # What is kept for a gradient would be kept for every platform's way.
+  return jax.jvp(functools.partial(formula, limits=LIMITS), primals, tangents)
+
+
+def formula(q, k, v, limits):
+  most, chunk = limits
+  n, m = q.shape[1], k.shape[1]
+  if n * m > most:
+    return in_chunks(q, k, v, min(n, max(1, chunk // m)))
+  return jax.nn.dot_product_attention(q, k, v, implementation='xla')
+
+
 def in_chunks(q, k, v, rows):
-  """The formula for `rows` queries at a time; each has a softmax of its own."""
-  b, n, heads, d = q.shape
+  """The formula, one head at a time and `rows` of its queries at a time."""
+  b, n, _, d = q.shape
   count = -(-n // rows)
-  q = jnp.pad(q, ((0, 0), (0, count * rows - n), (0, 0), (0, 0)))
-  q = q.reshape(b, count, rows, heads, d).swapaxes(0, 1)
-  one = lambda q: jax.nn.dot_product_attention(q, k, v, implementation='xla')
-  out = jax.lax.map(one, q).swapaxes(0, 1)
-  return out.reshape(b, count * rows, heads, d)[:, :n]
+
+  def one_head(head):
+    q, k, v = head
+    q = jnp.pad(q, ((0, 0), (0, count * rows - n), (0, 0)))
+    q = q.reshape(b, count, rows, d).swapaxes(0, 1)
+    out = jax.lax.map(lambda q: one_chunk(q, k, v), q)
+    return out.swapaxes(0, 1).reshape(b, count * rows, d)[:, :n]
+
+  heads_first = [jnp.moveaxis(x, 2, 0) for x in (q, k, v)]
+  return jnp.moveaxis(jax.lax.map(one_head, heads_first), 0, 2)
+
+
+def one_chunk(q, k, v):
+  """Attention of q [b, rows, d] to k and v [b, m, d]; its sums are float32."""
+  product = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
+  logits = product('bnd,bmd->bnm', q, k) * q.shape[-1] ** -0.5
+  weights = jnp.exp(logits - logits.max(axis=-1, keepdims=True))
+  out = product('bnm,bmd->bnd', weights.astype(v.dtype), v)
+  return (out / weights.sum(axis=-1, keepdims=True)).astype(v.dtype)
 
 
 def splash(q, k, v):

@@ -73,17 +73,28 @@ def guidance_sinusoid(guidance_scale, width):
 
 
 class Attention(nn.Module):
-  """Multi-head attention of x to context; q, k, v have no bias."""
+  """Multi-head attention of x to context; q, k, v have no bias.
+
+  Of a context that stays the same over calls, k and v are kept in the
+  collection `context`, if that is mutable, and come from there for None.
+  """
 
   config: UNetConfig
   num_heads: int
+  keep: bool = False  # k and v
 
   @nn.compact
   def __call__(self, x, context):
     c = x.shape[-1]
     q = layers.dense(self.config, c, 'to_q', use_bias=False)(x)
-    k = layers.dense(self.config, c, 'to_k', use_bias=False)(context)
-    v = layers.dense(self.config, c, 'to_v', use_bias=False)(context)
+    if context is None:
+      k, v = (self.get_variable('context', name) for name in 'kv')
+    else:
+      k = layers.dense(self.config, c, 'to_k', use_bias=False)(context)
+      v = layers.dense(self.config, c, 'to_v', use_bias=False)(context)
+    if self.keep and self.is_mutable_collection('context'):
+      self.put_variable('context', 'k', k)
+      self.put_variable('context', 'v', v)
     x = attention.attention(q, k, v, self.num_heads, self.config.attention)
     return layers.dense(self.config, c, 'to_out_0')(x)
 
@@ -122,7 +133,8 @@ class BasicTransformerBlock(nn.Module):
     h = layers.layer_norm(self.config, 'norm1')(x)
     x = x + Attention(self.config, self.num_heads, name='attn1')(h, h)
     h = layers.layer_norm(self.config, 'norm2')(x)
-    x = x + Attention(self.config, self.num_heads, name='attn2')(h, context)
+    cross = Attention(self.config, self.num_heads, keep=True, name='attn2')
+    x = x + cross(h, context)
     h = layers.layer_norm(self.config, 'norm3')(x)
     x = x + FeedForward(self.config, name='ff')(h)
     return x, None
@@ -224,6 +236,9 @@ class UNet(nn.Module):
   be fractional), context [b, n, context_dim] and vector [b, vector_dim]; gives
   [b, h, w, out_channels] in float32. Nets with guidance_embed_dim are told the
   guidance scale, one for all, and predict what others do when guided by it.
+
+  Keys and values of the context stand in the collection `context` after a call
+  where it is mutable; with it, the next calls take None for the context.
   """
 
   config: UNetConfig

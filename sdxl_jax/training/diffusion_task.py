@@ -98,13 +98,33 @@ class Nets:
     target = sizes['target_size']
     return micro_conditioning.base_vector(pooled, *first, target, width)
 
-  def denoiser(self, params, *told):
+  def project(self, params, context):
+    """Context [b, n, 2048] > the UNet's keys and values of it.
+
+    They are the same at every step, and so computed once for all of them.
+    """
+    b, config = len(context), self.unet
+    side = 2 ** len(config.block_out_channels)
+    _, kept = unet.UNet(config).apply(
+      {'params': params['unet']},
+      jnp.zeros((b, side, side, config.in_channels)),
+      jnp.zeros(b),
+      context,
+      jnp.zeros((b, config.vector_dim)),
+      mutable=['context'],
+    )
+    return kept['context']
+
+  def denoiser(self, params, context, *told):
     """net(x, timestep) -> eps, v or x0, as diffusion/ asks for it.
 
-    `told` are context, vector and perhaps guidance_scale, see unet.UNet.
+    Takes context [b, n, 2048], or what `project` makes of it; `told` are vector
+    and perhaps guidance_scale, see unet.UNet.
     """
     net, variables = unet.UNet(self.unet), {'params': params['unet']}
-    return lambda x, timestep: net.apply(variables, x, timestep, *told)
+    if isinstance(context, dict):
+      variables['context'], context = context, None
+    return lambda x, timestep: net.apply(variables, x, timestep, context, *told)
 
 
 def make_diffusion_task(

@@ -49,12 +49,37 @@ def inputs(b, n, c):
 def test_chunks_of_queries(rows, monkeypatch):
   args = inputs(2, 13, 8)
   expected = attention.attention(*args, 2)
-  monkeypatch.setattr(attention, 'MOST_WEIGHTS', 13 * 13 - 1)
-  monkeypatch.setattr(attention, 'CHUNK_WEIGHTS', rows * 13)
+  monkeypatch.setattr(attention, 'LIMITS', (13 * 13 - 1, rows * 13))
   traced = str(jax.make_jaxpr(lambda *x: attention.attention(*x, 2))(*args))
   assert 'scan' in traced
   out = attention.attention(*args, 2)
   np.testing.assert_allclose(out, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_chunks_are_small_on_a_cpu_only():
+  """And a gradient is of all weights at once, as elsewhere."""
+  x = jax.ShapeDtypeStruct((1, 256, 8), jnp.float32)
+  draw = lambda *x: attention.attention(*x, 2)
+  slope = jax.grad(lambda *x: draw(*x).sum())
+
+  def loops(function, platform):
+    traced = jax.jit(function).trace(x, x, x)
+    text = traced.lower(lowering_platforms=(platform,)).as_text()
+    return text.count('stablehlo.while')
+
+  assert loops(draw, 'cpu')
+  for platform in ('tpu', 'cuda'):
+    assert not loops(draw, platform)
+  assert not loops(slope, 'cpu')
+  args = inputs(2, 300, 8)
+  np.testing.assert_allclose(
+    jax.jit(draw)(*args),
+    attention.formula(
+      *(y.reshape(2, 300, 2, 4) for y in args), (2**20, 0)
+    ).reshape(2, 300, 8),
+    rtol=1e-5,
+    atol=1e-6,
+  )
 
 
 def with_gradients(implementation, *args):

@@ -176,6 +176,33 @@ def test_guidance_scale(close, jit):
   close(found, expected, 1e-3)  # float32 of up to 13000 radians
 
 
+@pytest.mark.parametrize('scan', [True, False])
+def test_a_context_is_projected_once_for_many_calls(close, scan):
+  config = unet.UNetConfig(
+    num_heads=(2,),
+    mid_transformer_depth=2,
+    norm_num_groups=4,
+    scan_blocks=scan,
+  )
+  generator = np.random.default_rng(0)
+  draw = lambda *shape: generator.normal(size=shape).astype(np.float32)
+  first, x, temb, context = (
+    *(draw(2, 6, 4, 8), draw(2, 6, 4, 8)),
+    *(draw(2, 32), draw(2, 7, 12)),
+  )
+  net = unet.MidBlock(config)
+  tree = jax.eval_shape(net.init, jax.random.key(0), x, temb, context)
+  params = jax.tree.map(lambda leaf: 0.3 * draw(*leaf.shape), tree['params'])
+  variables = {'params': params}
+  _, kept = net.apply(variables, first, temb, context, mutable=['context'])
+  paths = traverse_util.flatten_dict(kept['context'])
+  assert {path[-2:] for path in paths} == {('attn2', 'k'), ('attn2', 'v')}
+  once = net.apply(variables | kept, x, temb, None)
+  close(once, net.apply(variables, x, temb, context), 1e-6)
+  other = jax.tree.map(lambda leaf: 2 * leaf, kept)
+  assert np.abs(net.apply(variables | other, x, temb, None) - once).max() > 0.01
+
+
 def test_bfloat16(golden, jit):
   net, params = load(golden, 'base', dtype='bfloat16')
   name, arrays = next(iter(load_cases(golden, 'base').items()))
