@@ -145,9 +145,11 @@ def condition(pipeline, rows, texts, sizes, negative_sizes, guided):
   The context comes as the UNet projects it.
   """
   nets = pipeline.nets
+  if not guided:  # nor is what would lead away from it encoded
+    texts = texts | {'negative_prompts': None, 'negative_prompts_2': None}
   positive, negative = nets.text.encode_prompts(
     *(pipeline.params, pipeline.tokenize),
-    force_zeros=pipeline.force_zeros,
+    force_zeros=pipeline.force_zeros or not guided,
     place=rows.place,
     **texts,
   )

@@ -359,6 +359,13 @@ def test_weighted_and_long_prompts_reach_the_net(base):
   assert np.abs(draw(words, long_prompts=True) - cut).max() > 1e-3
 
 
+def test_without_guidance_a_negative_prompt_is_not_read(base):
+  draw = lambda **more: generation.generate(
+    base, ['a fox'], guidance_scale=1, long_prompts=True, **SMALL, **more
+  )[1]
+  assert (draw(negative_prompts=['ugly ' * 100]) == draw()).all()
+
+
 @pytest.mark.parametrize(
   'change, message',
   [
