@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sdxl_jax.distributed import mesh
+from sdxl_jax.distributed import mesh, sharding
 from sdxl_jax.models import attention
 
 
@@ -80,6 +80,18 @@ def test_chunks_are_small_on_a_cpu_only():
     rtol=1e-5,
     atol=1e-6,
   )
+
+
+def test_chunks_leave_rows_on_their_devices(close):
+  rows = sharding.batch_sharding(mesh.make_mesh(devices=jax.devices()[:4]))
+  args = inputs(4, 300, 8)
+  draw = jax.jit(lambda *x: attention.attention(*x, 2))
+  spread = [jax.device_put(x, rows) for x in args]
+  text = draw.lower(*spread).compile().as_text()
+  for word in ('all-gather', 'all-reduce', 'all-to-all', 'permute('):
+    assert word not in text, word
+  assert ' conditional(' not in text  # the platform was chosen before
+  close(draw(*spread), draw(*args), 1e-6)
 
 
 def with_gradients(implementation, *args):
