@@ -1,11 +1,10 @@
-"""All that drawing needs, from a diffusers folder or the workdir of a run."""
+"""All that drawing needs, from published weights or the workdir of a run."""
 
 import dataclasses
 import pathlib
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import orbax.checkpoint as ocp
 from ml_collections import config_dict
 
@@ -20,7 +19,7 @@ from sdxl_jax.training import (
   snapshots,
 )
 from sdxl_jax.training import task as tasks
-from sdxl_jax.weights import files, perceptual
+from sdxl_jax.weights import perceptual, published, recognise
 
 # Fields of a net's config that do not belong to its architecture.
 RUNTIME = ('dtype', 'param_dtype', 'attention', 'remat', 'scan_blocks')
@@ -51,17 +50,18 @@ class Pipeline:
 
 
 def load(folder, dtype='float32', average='ema', mesh=None):
-  """The Pipeline of a diffusers folder or of a workdir.
+  """The Pipeline of published weights or of a workdir.
 
   Args:
-    folder: path of either, or of one checkpoint of a workdir.
+    folder: diffusers folder, single file or orbax export; workdir, or one of
+      its checkpoints.
     dtype: compute, 'float32' or 'bfloat16'; parameters are held in it too.
     average: which parameters of a workdir: 'ema'; 'none', the last ones; or the
       width of an EMA that is put together from snapshots, such as '0.05'.
     mesh: whose devices share out a batch; the default device without it.
   """
   folder = pathlib.Path(folder)
-  if is_published(folder):
+  if recognise.is_published(folder):
     check_published(folder, average)
     return load_published(folder, dtype, mesh)
   config = saved_config(folder)
@@ -70,21 +70,17 @@ def load(folder, dtype='float32', average='ema', mesh=None):
   return make_pipeline(config, nets, params, mesh)
 
 
-def is_published(folder):
-  return (pathlib.Path(folder) / 'model_index.json').is_file()
-
-
 def check_source(folder):
   """Raises FileNotFoundError for what is no source of weights."""
-  if not is_published(folder):
+  if not recognise.is_published(folder):
     checkpoint.find(folder)
 
 
 def check_published(folder, average):
   if average != 'ema':
     raise ValueError(
-      f'average is {average!r}, but {folder} is a diffusers folder, which has '
-      'no averages to choose from: leave it out, or give a workdir'
+      f'average is {average!r}, but {folder} is no workdir and has no averages '
+      'to choose from: leave it out, or give a workdir'
     )
 
 
@@ -94,37 +90,40 @@ def saved_config(folder):
   return config_dict.ConfigDict(saved)
 
 
-def load_published(folder, dtype, mesh):
-  index, scheduler = (
-    files.load_model_index(folder),
-    files.load_scheduler(folder),
-  )
+def load_published(path, dtype, mesh):
+  model = recognise.open_model(path)
+  published.check_whole(model)
   configs, params = {'text_encoder': None}, {}
-  for name in index.components:
-    configs[name], params[name] = files.load_component(
-      folder, name, place=placer(name, mesh), dtype=dtype, param_dtype=dtype
+  for name in model.index.components:
+    configs[name], params[name] = model.net(name).load(
+      sharder(mesh), dtype=dtype, param_dtype=dtype
     )
   towers = configs['text_encoder'], configs['text_encoder_2']
-  trained, _ = scheduler_config.read(scheduler, 'euler')
+  trained, _ = scheduler_config.read(model.scheduler, 'euler')
   nets = diffusion_task.Nets(
     unet=configs['unet'],
     vae=configs['vae'],
     text=text_encoder.TextEncoder(*towers),
     schedule=trained,
-    refiner=index.refiner,
+    refiner=model.index.refiner,
   )
-  tokenize = tokenizer.load(folder)
-  side = files.load_sample_size(folder) * configs['vae'].downscale
+  side = model.sample_size * configs['vae'].downscale
   return Pipeline(
-    nets, params, tokenize, scheduler, index.force_zeros, (side, side), mesh
+    nets=nets,
+    params=params,
+    tokenize=tokenizer.load(path),
+    scheduler=model.scheduler,
+    force_zeros=model.index.force_zeros,
+    size=(side, side),
+    mesh=mesh,
   )
 
 
-def placer(name, mesh):
-  """place(path, array) of a net's parameters on a mesh, or one device."""
+def sharder(mesh):
+  """shard(tree of shapes): where arrays go on a mesh, or on one device."""
   if mesh is None:
-    return lambda path, array: jnp.asarray(array)
-  return lambda path, array: sharding.put('/'.join((name, *path)), array, mesh)
+    mesh = meshes.make_mesh(devices=jax.local_devices()[:1])
+  return lambda target: sharding.with_shardings(target, mesh)
 
 
 def with_latents(config, source):
@@ -132,7 +131,7 @@ def with_latents(config, source):
 
   Args:
     config: of a run; where its vae.scaling_factor is a number it stays.
-    source: diffusers folder, workdir, checkpoint; '': the autoencoder is new.
+    source: published weights, workdir, checkpoint; '': the autoencoder is new.
 
   Raises:
     ValueError: where nothing tells the scale of latents that a UNet is to see.
@@ -146,8 +145,8 @@ def with_latents(config, source):
       'config.vae.scaling_factor is None, and no config.init_from tells it: '
       "give one of them; SDXL's is 0.13025"
     )
-  if is_published(source):
-    theirs = files.load_config(source, 'vae')
+  if recognise.is_published(source):
+    theirs = recognise.open_model(source).net('vae').config()
   else:
     theirs = tasks.make_nets(saved_config(source)).vae
   config = config.copy_and_resolve_references().unlock()
@@ -159,7 +158,7 @@ def load_nets(source, nets, names, mesh=None, average='ema'):
   """{name: params} of some of the nets, each array straight to its place.
 
   Args:
-    source: diffusers folder; workdir of a run or one of its checkpoints, of
+    source: published weights; workdir of a run or one of its checkpoints, of
       which the EMA parameters are taken. What that run did not train comes from
       where it started.
     nets: diffusion_task.Nets.
@@ -176,9 +175,10 @@ def load_nets(source, nets, names, mesh=None, average='ema'):
       f'config.init_from is empty, and {", ".join(names)} must come from '
       'somewhere: give a diffusers folder or a workdir'
     )
-  if is_published(source):
+  if recognise.is_published(source):
     check_published(source, average)
-    return {name: load_net(source, nets, name, mesh) for name in names}
+    model = recognise.open_model(source)
+    return {name: load_net(model, nets, name, mesh) for name in names}
   folder = checkpoint.find(source)
   config = saved_config(folder)
   theirs, params = tasks.make_nets(config), {}
@@ -203,18 +203,16 @@ def cast(params, dtype):
   return jax.tree.map(lambda x: x.astype(dtype), params)
 
 
-def load_net(folder, nets, name, mesh):
-  ours = nets.configs[name]
-  fields = fields_of(nets, name)
-  check_same(name, ours, files.load_config(folder, name, **fields), folder)
-  place = placer(name, mesh)
-  return files.load_component(folder, name, place=place, **fields)[1]
+def load_net(model, nets, name, mesh):
+  net, fields = model.net(name), fields_of(nets, name)
+  check_same(name, nets.configs[name], net.config(**fields), net.where)
+  return net.load(sharder(mesh), **fields)[1]
 
 
 def load_lpips(config, nets, mesh):
   """LPIPS's params from where a config says that they are."""
-  place = placer('lpips', mesh)
-  return perceptual.load_lpips(config.autoencoder.lpips, nets.lpips, place)
+  paths = config.autoencoder.lpips
+  return perceptual.load_lpips(paths, nets.lpips, sharder(mesh))
 
 
 def fields_of(nets, name):
@@ -239,19 +237,22 @@ def check_same(name, ours, theirs, folder):
 
 def make_pipeline(config, nets, params, mesh=None):
   """The Pipeline of a training config's nets."""
-  # Only 'trailing' visits the last timestep, where zero SNR is.
-  spacing = 'trailing' if nets.schedule.zero_terminal_snr else 'leading'
   return Pipeline(
     nets=nets,
     params=params,
     tokenize=tokenizer.load(origin(config.init_from)),
-    scheduler=scheduler_config.write(
-      nets.schedule, noise_levels.Spacing(spacing)
-    ),
+    scheduler=scheduler_of(nets),
     force_zeros=config.uncond == 'zeros',
     size=tuple(config.samples.size),
     mesh=mesh,
   )
+
+
+def scheduler_of(nets):
+  """The scheduler_config.json that nets of a run are drawn with."""
+  # Only 'trailing' visits the last timestep, where zero SNR is.
+  spacing = 'trailing' if nets.schedule.zero_terminal_snr else 'leading'
+  return scheduler_config.write(nets.schedule, noise_levels.Spacing(spacing))
 
 
 def restore_average(folder, task, mesh, names, average='ema'):
@@ -291,7 +292,7 @@ def parse_width(average):
 
 
 def origin(source):
-  """The diffusers folder that a chain of runs started from, or None."""
-  while source and not is_published(source):
+  """The published weights that a chain of runs started from, or None."""
+  while source and not recognise.is_published(source):
     source = saved_config(source).init_from
   return source or None

@@ -64,13 +64,6 @@ def with_shardings(tree, mesh):
   return jax.tree.map(spec, tree, tree_shardings(tree, mesh))
 
 
-def put(path, array, mesh):
-  """A parameter, as numpy and the same in every process > onto the mesh."""
-  place = NamedSharding(mesh, partition(path, array.shape, mesh))
-  part = lambda index: array[index]
-  return jax.make_array_from_callback(array.shape, place, part)
-
-
 def keep_rows(mesh, batch_size):
   """An interceptor for flax.linen.intercept_methods, under which nets run.
 
