@@ -78,10 +78,11 @@ def convert(
   published.check_whole(model)
   dtype = files.VARIANTS[variant] if variant else dtype
   size = describe(model, dtype, say)
-  say(f'to {target}: {to}, {size / 1e9:.3g} GB')
   if to == 'single_file':
     save = functools.partial(single_file.save, dtype=dtype, title=title)
     single_file.metadata(model, title)  # which says what a file cannot tell
+    tensors = single_file.tensors(model)
+    size = sum(tensor_file.sizes(tensors, dtype).values())
     for note in single_file.notes(model):
       say(f'note: {note}')
   elif to == 'orbax':
@@ -93,6 +94,7 @@ def convert(
       variant=variant,
       max_shard_bytes=int(shard_gb * 1e9),
     )
+  say(f'to {target}: {to}, {size / 1e9:.3g} GB')
   if dry_run:
     return
   read = [path for path in (source, base) if path]

@@ -187,39 +187,18 @@ def shards_of(index):
   return [index.parent / file for file in sorted(set(files))]
 
 
-def save(
-  folder,
-  model,
-  *,
-  form='safetensors',
-  dtype=None,
-  variant=None,
-  max_shard_bytes=MAX_SHARD_BYTES,
-  watch=lambda count: None,
-):
+def save(folder, model, **settings):
   """Writes a model into a new folder, which diffusers loads.
 
   Args:
     folder: which is not there yet; see whole.target.
     model: published.Model with all its nets and tokenizers.
-    form: of the weights, 'safetensors' or 'orbax'.
-    dtype: what weights are cast to; None: as they are.
-    variant: 'fp16' or 'bf16' casts them to that, and marks the files.
-    max_shard_bytes: of a safetensors file, unless of a single tensor.
-    watch: called with the bytes of what has been written.
+    **settings: of save_net.
   """
   published.check_whole(model)
   folder.mkdir(parents=True)
-  dtype = VARIANTS[variant] if variant else dtype
   for name in model.index.components:
-    net = model.net(name)
-    (folder / name).mkdir()
-    write_json(folder / name / 'config.json', net.published)
-    if form == 'orbax':
-      save_tree(folder / name / trees.FOLDER, net, dtype, watch)
-    else:
-      tag = f'.{variant}' if variant else ''
-      save_tensors(folder / name, net, dtype, tag, max_shard_bytes, watch)
+    save_net(folder / name, model.net(name), **settings)
   for name, write in model.tokenizers.items():
     write(folder / name)
   (folder / 'scheduler').mkdir()
@@ -227,6 +206,37 @@ def save(
   write_json(path, model.scheduler)
   index = model_index_json(model.index, model.scheduler['_class_name'])
   write_json(folder / 'model_index.json', index)
+
+
+def save_net(
+  folder,
+  net,
+  *,
+  form='safetensors',
+  dtype=None,
+  variant=None,
+  max_shard_bytes=MAX_SHARD_BYTES,
+  watch=lambda count: None,
+):
+  """Writes config.json and the weights of a net into a new folder.
+
+  Args:
+    folder: which is not there yet.
+    net: published.Net.
+    form: of the weights, 'safetensors' or 'orbax'.
+    dtype: what weights are cast to; None: as they are.
+    variant: 'fp16' or 'bf16' casts them to that, and marks the files.
+    max_shard_bytes: of a safetensors file, unless of a single tensor.
+    watch: called with the bytes of what has been written.
+  """
+  folder.mkdir()
+  write_json(folder / 'config.json', net.published)
+  if form == 'orbax':
+    save_tree(folder / trees.FOLDER, net, dtype, watch)
+    return
+  dtype = VARIANTS[variant] if variant else dtype
+  tag = f'.{variant}' if variant else ''
+  save_tensors(folder, net, dtype, tag, max_shard_bytes, watch)
 
 
 def model_index_json(model_index, scheduler):
@@ -245,15 +255,8 @@ def model_index_json(model_index, scheduler):
   return index
 
 
-def save_tensors(
-  folder,
-  net,
-  dtype=None,
-  tag='',
-  max_shard_bytes=MAX_SHARD_BYTES,
-  watch=lambda count: None,
-):
-  """Writes the weights of a net as safetensors."""
+def save_tensors(folder, net, dtype, tag, max_shard_bytes, watch):
+  """Writes the weights of a net as safetensors, their names with a tag."""
   tensors, stem, weight_map = net.tensors(), STEMS[net.name], {}
   sizes = tensor_file.sizes(tensors, dtype)
   shards = split(sizes, max_shard_bytes)
@@ -269,7 +272,7 @@ def save_tensors(
     write_json(folder / f'{stem}.safetensors.index{tag}.json', index)
 
 
-def save_tree(folder, net, dtype=None, watch=lambda count: None):
+def save_tree(folder, net, dtype, watch):
   """Writes the weights of a net as our tree, of one dtype."""
   dtype = dtype or trees.dtype_of(net.tensors()).name
   _, params = net.load(param_dtype=dtype)

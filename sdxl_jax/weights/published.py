@@ -67,7 +67,17 @@ class Net:
 
   def tensors(self):
     """{published name of today: Tensor} of all that the net consists of."""
-    return self._named(names.matched, abstract_params(self.config()))
+    return self._named(names.matched, self.shapes(self.config()))
+
+  def shapes(self, config):
+    """The tree of shapes and dtypes of the net, stacked as the config says."""
+    try:
+      return abstract_params(config)
+    except Exception as error:  # a layer's own, of any kind
+      reason = ' '.join(str(error).split())[:200]
+      raise ValueError(
+        f'{self.where}: no net can be built as its config says ({reason})'
+      ) from error
 
   def load(self, shard=lambda target: target, **fields):
     """(config, params), each array straight to its place.
@@ -78,7 +88,7 @@ class Net:
       **fields: of the config; numbers are cast to its param_dtype.
     """
     config = self.config(**fields)
-    target = shard(abstract_params(config))
+    target = shard(self.shapes(config))
     if self.restore:
       return config, self.restore(target)
     return config, self._named(names.from_published, target)

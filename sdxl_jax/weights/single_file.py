@@ -7,6 +7,7 @@ names. What a net predicts is told as ComfyUI reads it, by empty tensors named
 v_pred and ztsnr, and by modelspec's prediction_type.
 """
 
+import dataclasses
 import functools
 import json
 import pathlib
@@ -129,16 +130,22 @@ def read_ours(file):
   """What our metadata tell: {'nets': {name: config.json}, 'index', ...}."""
   try:
     told = json.loads(file.metadata.get(OURS, '{}'))
-    kinds = [isinstance(value, dict) for value in (told, *told.values())]
-    kinds += [isinstance(c, dict) for c in told.get('nets', {}).values()]
-    fits = all(kinds) and set(told.get('index', {})) in (
-      *(set(), {'refiner', 'force_zeros'}),
-    )
+    parts = [told, *told.values(), *told.get('nets', {}).values()]
+    fits = all(isinstance(part, dict) for part in parts)
+    kind = told.get('scheduler', {}).get('prediction_type', '')
+    index = told.get('index', {})
+    fits = fits and isinstance(kind, str) and (not index or is_index(index))
   except (ValueError, RecursionError, AttributeError):
     fits = False
   if not fits:
     raise ValueError(f'{file.path}: its metadata {OURS!r} are broken')
   return told
+
+
+def is_index(index):
+  names = {field.name for field in dataclasses.fields(published.ModelIndex)}
+  values = index.values()
+  return set(index) == names and all(isinstance(v, bool) for v in values)
 
 
 def predictions(file):
@@ -186,7 +193,7 @@ def read_original(component, part, net):
 def original_table(net):
   """{original name: [(diffusers name, what to do)]} of a Net."""
   config = net.config()
-  wanted = names.slots(names.flat(published.abstract_params(config)))
+  wanted = names.slots(names.flat(net.shapes(config)))
   return original.table(net.name, wanted, original.layout(config))
 
 
@@ -242,7 +249,7 @@ def metadata(model, title):
     f'{SPEC}title': title or told.get(f'{SPEC}title') or model.path.stem,
     f'{SPEC}resolution': f'{side}x{side}',
     f'{SPEC}prediction_type': PREDICTIONS[predicted],
-    OURS: json.dumps(ours),
+    OURS: json.dumps(ours, sort_keys=True),
   }
 
 
