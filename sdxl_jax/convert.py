@@ -100,15 +100,19 @@ def convert(
   read = [path for path in (source, base) if path]
   bar = tqdm.tqdm(total=size, unit='B', unit_scale=True)
   with bar, whole.target(target, size, overwrite, read) as partial:
-    save(partial, model, watch=bar.update)
+    try:
+      save(partial, model, watch=bar.update)
+    except ValueError as error:
+      raise ValueError(f'{model.path}: {error}') from error
   say(f'wrote {target}')
 
 
 def with_tokenizers(model):
   """The model, with the vocabulary that comes with us where it has none."""
-  wanted = [published.TOKENIZERS.get(name) for name in model.openers]
-  ours = {n: functools.partial(tokenizer.save, name=n) for n in wanted if n}
-  return dataclasses.replace(model, tokenizers=ours | model.tokenizers)
+  wanted = [n for c, n in published.TOKENIZERS.items() if c in model.openers]
+  ours = {n: functools.partial(tokenizer.save, name=n) for n in wanted}
+  found = {n: model.tokenizers.get(n, ours[n]) for n in wanted}
+  return dataclasses.replace(model, tokenizers=found)
 
 
 def describe(model, dtype, say):

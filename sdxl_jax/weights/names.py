@@ -117,8 +117,8 @@ def lazy(shapes, load):
     shapes: tree of jax.ShapeDtypeStruct.
     load: () -> the tree; it is held as long as one of the Tensors.
   """
-  load = functools.cache(load)
-  read = lambda slot: tensor(flat(load()), slot)
+  leaves = functools.cache(lambda: flat(load()))
+  read = lambda slot: tensor(leaves(), slot)
   return {
     name: dataclasses.replace(empty, read=functools.partial(read, slot))
     for (name, slot), empty in zip(

@@ -153,7 +153,7 @@ def check_metadata(metadata):
 
 def check_entry(name, entry):
   """(dtype, shape, begin, end) of a tensor's entry in the header."""
-  if len(name) > MAX_NAME or not name.isprintable():
+  if not 0 < len(name) <= MAX_NAME or not name.isprintable():
     raise ValueError(f'a tensor has the odd name {name[:MAX_NAME]!r}')
   fields = {'dtype', 'shape', 'data_offsets'}
   if not isinstance(entry, dict) or set(entry) != fields:

@@ -15,7 +15,7 @@ from absl import app, flags
 
 from sdxl_jax import convert
 from tests import golden_sets
-from tests.weights import broken_test, headers
+from tests.weights import broken_test
 
 
 def main(argv):
