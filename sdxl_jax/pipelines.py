@@ -173,7 +173,7 @@ def load_nets(source, nets, names, mesh=None, average='ema'):
   if not source:
     raise ValueError(
       f'config.init_from is empty, and {", ".join(names)} must come from '
-      'somewhere: give a diffusers folder or a workdir'
+      'somewhere: give published weights or a workdir'
     )
   if recognise.is_published(source):
     check_published(source, average)

@@ -1,5 +1,6 @@
 """Weights from any format into any other, and what comes back."""
 
+import dataclasses
 import json
 import os
 import pathlib
@@ -13,11 +14,11 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from sdxl_jax import convert, pipelines
+from sdxl_jax import convert, pipelines, sample, train
 from sdxl_jax.conditioning import tokenizer
 from sdxl_jax.distributed import mesh as meshes
 from sdxl_jax.weights import files, original, recognise, single_file
-from tests import golden_sets
+from tests import golden_sets, published_config
 from tests.weights import headers
 
 TINY = golden_sets.SETS[0] / 'tiny'

@@ -7,7 +7,6 @@ names. What a net predicts is told as ComfyUI reads it, by empty tensors named
 v_pred and ztsnr, and by modelspec's prediction_type.
 """
 
-import dataclasses
 import functools
 import json
 import pathlib
@@ -87,10 +86,7 @@ def open_model(path, base=None):
       refiner = prefix == original.REFINER_TOWER
   if rest or not openers:
     refuse(path, rest)
-  index = None
-  if refiner is not None:
-    index = published.ModelIndex(refiner, not refiner)
-    index = published.ModelIndex(**told.get('index', vars(index)))
+  index = None if refiner is None else read_index(file, told, refiner)
   scheduler = published.SCHEDULER if index else {}
   return published.Model(
     kind='a single file' if index else 'a file of ' + ' and '.join(openers),
@@ -133,8 +129,7 @@ def read_ours(file):
     parts = [told, *told.values(), *told.get('nets', {}).values()]
     fits = all(isinstance(part, dict) for part in parts)
     kind = told.get('scheduler', {}).get('prediction_type', '')
-    index = told.get('index', {})
-    fits = fits and isinstance(kind, str) and (not index or is_index(index))
+    fits = fits and isinstance(kind, str)
   except (ValueError, RecursionError, AttributeError):
     fits = False
   if not fits:
@@ -142,10 +137,16 @@ def read_ours(file):
   return told
 
 
-def is_index(index):
-  names = {field.name for field in dataclasses.fields(published.ModelIndex)}
-  values = index.values()
-  return set(index) == names and all(isinstance(v, bool) for v in values)
+def read_index(file, told, refiner):
+  """The ModelIndex of a whole model, which its second tower's place tells."""
+  ours = vars(published.ModelIndex(refiner, force_zeros=not refiner))
+  index = told.get('index', ours)
+  kinds = {name: type(value) for name, value in index.items()}
+  if kinds != dict.fromkeys(ours, bool) or index['refiner'] != refiner:
+    raise ValueError(
+      f'{file.path}: its metadata {OURS!r} tell of another model'
+    )
+  return published.ModelIndex(**index)
 
 
 def predictions(file):
