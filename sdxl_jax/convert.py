@@ -79,29 +79,26 @@ def convert(
   dtype = files.VARIANTS[variant] if variant else dtype
   size = describe(model, dtype, say)
   if to == 'single_file':
-    save = functools.partial(single_file.save, dtype=dtype, title=title)
+    size = single_file.size(model, dtype)
     single_file.metadata(model, title)  # which says what a file cannot tell
-    tensors = single_file.tensors(model)
-    size = sum(tensor_file.sizes(tensors, dtype).values())
     for note in single_file.notes(model):
       say(f'note: {note}')
-  elif to == 'orbax':
-    save = functools.partial(files.save, form=to, dtype=dtype)
-  else:
-    save = functools.partial(
-      files.save,
-      dtype=dtype,
-      variant=variant,
-      max_shard_bytes=int(shard_gb * 1e9),
-    )
   say(f'to {target}: {to}, {size / 1e9:.3g} GB')
   if dry_run:
     return
   read = [path for path in (source, base) if path]
   bar = tqdm.tqdm(total=size, unit='B', unit_scale=True)
   with bar, whole.target(target, size, overwrite, read) as partial:
+    settings = dict(dtype=dtype, watch=bar.update)
     try:
-      save(partial, model, watch=bar.update)
+      if to == 'single_file':
+        single_file.save(partial, model, title=title, **settings)
+      elif to == 'orbax':
+        files.save(partial, model, form='orbax', **settings)
+      else:
+        limit = int(shard_gb * 1e9)
+        settings |= dict(variant=variant, max_shard_bytes=limit)
+        files.save(partial, model, **settings)
     except ValueError as error:
       raise ValueError(f'{model.path}: {error}') from error
   say(f'wrote {target}')

@@ -9,7 +9,7 @@ import jax
 from sdxl_jax import pipelines
 from sdxl_jax.training import checkpoint
 from sdxl_jax.training import task as tasks
-from sdxl_jax.weights import published, recognise
+from sdxl_jax.weights import config_json, published, recognise
 
 
 def open_source(path, base=None, average='ema'):
@@ -48,6 +48,8 @@ def open_run(source, average='ema'):
   if config.task == 'autoencoder':
     kind = f'a run that trained an autoencoder, {step}'
     return published.Model(kind, folder, openers, None, {})
+  if 'vae' not in nets.configs:
+    config_json.write('vae', nets.vae)  # which says that no format has it
   index = published.ModelIndex(config.refiner, config.uncond == 'zeros')
   tokenizers = {}
   if config.init_from and set(index.components) - set(mine):

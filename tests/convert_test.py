@@ -1,6 +1,7 @@
 """Weights from any format into any other, and what comes back."""
 
 import dataclasses
+import functools
 import json
 import os
 import pathlib
@@ -17,8 +18,16 @@ import safetensors.numpy
 from sdxl_jax import convert, pipelines, sample, train
 from sdxl_jax.conditioning import tokenizer
 from sdxl_jax.distributed import mesh as meshes
-from sdxl_jax.weights import files, original, recognise, single_file
-from tests import golden_sets, published_config
+from sdxl_jax.training import checkpoint, optimizer
+from sdxl_jax.training import task as tasks
+from sdxl_jax.weights import (
+  files,
+  original,
+  published,
+  recognise,
+  single_file,
+)
+from tests import autoencoder_config, golden_sets, random_params, tiny_config
 from tests.weights import headers
 
 TINY = golden_sets.SETS[0] / 'tiny'
@@ -326,35 +335,59 @@ def test_the_command(tmp_path):
   assert 'Traceback' not in broken.stderr
 
 
-def train_tiny(model, workdir):
-  """A run on the reference's tiny base or refiner: two steps of its UNet."""
-  config = published_config.get_config()
-  config.unlock()
-  source = TINY / model
-  for name in files.load_model_index(source).components:
-    config[name] = dataclasses.asdict(files.load_config(source, name))
-  config.vae.kind = 'kl'
-  config.init_from = str(source)
-  config.total_steps = 2
-  config.data.buckets = ((32, 48),)
-  config.samples.size = (32, 48)
-  config.optimizer.learning_rate = 1e-2
-  config.optimizer.ema_decay = 0.5
+def tiny_run(model, source):
+  """The config of a run that learns a UNet from nothing, on random nets."""
+  config = autoencoder_config.get_config()
+  autoencoder, tiny = config.vae, tiny_config.get_config()
+  tiny.unlock()
+  tiny.vae, tiny.init_from = autoencoder, str(source)
+  tiny.trained = tiny.from_scratch = ('unet',)
+  tiny.total_steps = 2
+  tiny.data.buckets = ((16, 24),)
+  tiny.samples.size = (16, 24)
+  tiny.unet.in_channels = tiny.unet.out_channels = 4
+  tiny.optimizer.ema_decay = 0.5
+  tiny.schedule.update(prediction='eps', zero_terminal_snr=False)
   if model == 'refiner':
-    config.refiner, config.text_encoder, config.uncond = True, None, 'empty'
-    config.data.scenes.scored = True
-    config.loss.timestep_range = (0, 200)
-  train.train(config.lock(), workdir)
+    tiny.refiner, tiny.text_encoder, tiny.uncond = True, None, 'empty'
+    tiny.unet.update(context_dim=8, vector_dim=8 + 5 * 4)
+    tiny.data.scenes.scored = True
+    tiny.loss.timestep_range = (0, 200)
+  return tiny.lock()
+
+
+def write_random(config, folder):
+  """A diffusers folder of all the nets of a config, with random numbers."""
+  nets = tasks.make_nets(config)
+
+  def random_net(name):
+    shapes = published.abstract_params(nets.configs[name])
+    draw = random_params.draw(jax.tree.map(lambda x: np.zeros(x.shape), shapes))
+    single = jax.tree.map(np.float32, draw)
+    return published.of_tree(name, nets.configs[name], lambda target: single)
+
+  index = published.ModelIndex(config.refiner, config.uncond == 'zeros')
+  openers = {n: functools.partial(random_net, n) for n in index.components}
+  model = published.Model('random', folder, openers, index, published.SCHEDULER)
+  files.save(folder, convert.with_tokenizers(model))
 
 
 @pytest.fixture(scope='module')
-def workdir(model, tmp_path_factory):
+def started(model, tmp_path_factory):
+  """The folder of random nets that a run starts from."""
+  folder = tmp_path_factory.mktemp('start') / model
+  write_random(tiny_run(model, ''), folder)
+  return folder
+
+
+@pytest.fixture(scope='module')
+def workdir(model, started, tmp_path_factory):
   path = tmp_path_factory.mktemp('run') / model
-  train_tiny(model, path)
+  train.train(tiny_run(model, started), path)
   return path
 
 
-def test_a_run_is_written_as_it_draws(model, workdir, tmp_path):
+def test_a_run_is_written_as_it_draws(started, workdir, tmp_path):
   """EMA or last parameters of the UNet, and the frozen nets it began from."""
   drawn = lambda path, **kw: pipelines.load(path, **kw).params
   for average, to in (('ema', 'diffusers'), ('none', 'single_file')):
@@ -366,11 +399,55 @@ def test_a_run_is_written_as_it_draws(model, workdir, tmp_path):
   ours = drawn(tmp_path / 'orbax', dtype='bfloat16')
   expected = drawn(tmp_path / 'diffusers', dtype='bfloat16')
   jax.tree.map(np.testing.assert_array_equal, ours, expected)
-  frozen = tensors(TINY / model / 'vae')
-  check_same(tensors(tmp_path / 'diffusers' / 'vae'), frozen)
-  unet = tensors(TINY / model / 'unet').values()
-  trained = tensors(tmp_path / 'diffusers' / 'unet').values()
-  assert not any(np.array_equal(a, b) for a, b in zip(trained, unet))
+  frozen, found = tensors(started), tensors(tmp_path / 'diffusers')
+  assert frozen.keys() == found.keys()
+  for (component, name), array in frozen.items():
+    same = np.array_equal(found[component, name], array)
+    assert same == (component != 'unet') or array.ndim == 1
+
+
+def save_random(config, workdir):
+  """A checkpoint of a run that never was; returns its EMA parameters."""
+  task = tasks.make_task(config, tasks.make_nets(config))
+  draw = lambda x: np.random.default_rng(x.size).normal(size=x.shape)
+  shapes = jax.eval_shape(task.init, jax.random.key(0))
+  state = jax.tree.map(lambda x: jax.numpy.asarray(draw(x), x.dtype), shapes)
+  workdir.mkdir()
+  saved = checkpoint.Checkpoints(workdir)
+  saved.save(1, state, {}, json.loads(config.to_json()))
+  saved.close()
+  return optimizer.ema_params(state.opt_state)
+
+
+def test_an_autoencoder_of_a_run_replaces_that_of_a_base(tmp_path):
+  config = autoencoder_config.get_config().unlock()
+  config.vae.update(latent_channels=4, scaling_factor=0.5)
+  params = save_random(config.lock(), tmp_path / 'run')
+  with pytest.raises(FileNotFoundError, match='has only vae, no unet'):
+    run(tmp_path / 'run', tmp_path / 'a', 'diffusers')
+  run(tmp_path / 'run', tmp_path / 'a', 'diffusers', base=TINY / 'base')
+  found, ours = files.load_component(tmp_path / 'a', 'vae')
+  assert found.scaling_factor == 0.5
+  jax.tree.map(np.testing.assert_array_equal, ours, params['vae'])
+  assert 'its latents are scaled by 0.5' in run(
+    tmp_path / 'a', tmp_path / 'b', 'single_file', dry_run=True
+  )
+
+
+def test_runs_that_no_format_has(tmp_path):
+  save_random(tiny_config.get_config(), tmp_path / 'run')
+  with pytest.raises(
+    ValueError, match='identity autoencoder .* no counterpart'
+  ):
+    run(tmp_path / 'run', tmp_path / 'a', 'diffusers')
+
+
+def test_a_single_file_cannot_tell_of_x0(tmp_path):
+  model = files.open_model(TINY / 'base')
+  told = model.scheduler | {'prediction_type': 'sample'}
+  model = dataclasses.replace(model, scheduler=told)
+  with pytest.raises(ValueError, match="predicts 'sample', and a single file"):
+    single_file.metadata(model, '')
 
 
 @pytest.mark.torch
@@ -381,15 +458,15 @@ def test_diffusers_draws_a_trained_model_alike(
   diffusers = pytest.importorskip('diffusers')
   run(workdir, tmp_path / 'folder', 'diffusers')
   rng = np.random.default_rng(0)
-  size, settings = (32, 48), {'guidance_scale': 5.0}
-  noise = rng.normal(size=(1, 4, 6, 4)).astype(np.float32)
+  size, settings = (16, 24), {'guidance_scale': 5.0}
+  noise = rng.normal(size=(1, 8, 12, 4)).astype(np.float32)
   ours = pipelines.load(workdir)
   torch_noise = torch.tensor(noise.transpose(0, 3, 1, 2))
   if model == 'base':
     theirs = diffusers.StableDiffusionXLPipeline.from_pretrained(
       tmp_path / 'folder', add_watermarker=False
     )
-    given = {'latents': torch_noise, 'height': 32, 'width': 48}
+    given = {'latents': torch_noise, 'height': 16, 'width': 24}
     mine = {'init_noise': noise}
   else:
     theirs = diffusers.StableDiffusionXLImg2ImgPipeline.from_pretrained(

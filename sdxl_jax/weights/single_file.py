@@ -221,6 +221,11 @@ def tensors(model):
   return dict(sorted((found | kept).items()))
 
 
+def size(model, dtype=None):
+  """Bytes of the tensors that `save` writes."""
+  return sum(tensor_file.sizes(tensors(model), dtype).values())
+
+
 def metadata(model, title):
   """modelspec 1.0.0, and what only we read."""
   predicted = model.scheduler['prediction_type']
