@@ -17,8 +17,9 @@ def get_config():
   config.accumulation_steps = 1  # parts of these batches, one after another
   config.log_every = 50  # steps between two lines of metrics
   config.compile_threads = 2  # steps compiled at once, ahead of their use
-  # A diffusers folder, or another run's workdir or one of its checkpoints/STEP,
-  # of which the EMA is taken; '' starts from random parameters.
+  # A diffusers folder, a single file or an orbax export; or another run's
+  # workdir or one of its checkpoints/STEP, of which the EMA is taken; '' starts
+  # from random parameters.
   config.init_from = ''
   config.from_scratch = ()  # nets that start random nevertheless
 

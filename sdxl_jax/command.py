@@ -8,14 +8,19 @@ from absl import app, flags, logging
 from sdxl_jax.distributed import multihost
 
 
-def run(main):
-  """Runs main(flags); bad input ends it with one line that says what to do."""
+def run(main, *names):
+  """Runs main(flags, *arguments); bad input ends it with one line.
+
+  Args:
+    main: raises ValueError or OSError with that line, which says what to do.
+    names: of the arguments that are no flags.
+  """
 
   def whole(argv):
-    del argv
     logging.set_verbosity(logging.ERROR)  # orbax tells much
     try:
-      main(flags.FLAGS)
+      check_arguments(argv[1:], names)
+      main(flags.FLAGS, *argv[1:])
     except (ValueError, OSError) as error:
       multihost.leave(f'error: {error}')
     except jax.errors.JaxRuntimeError as error:
@@ -38,6 +43,14 @@ def table(columns, things):
   widths = [max(map(len, column)) for column in zip(*rows)]
   line = lambda cells: '  '.join(x.rjust(w) for x, w in zip(cells, widths))
   return '\n'.join(map(line, rows))
+
+
+def check_arguments(given, names):
+  if len(given) != len(names):
+    raise ValueError(
+      f'besides flags, {" and ".join(names) or "nothing"} must be given, not '
+      f'{" ".join(given) or "nothing"}; --help lists the flags'
+    )
 
 
 def parse_flags(argv):

@@ -3,7 +3,7 @@
   python -m sdxl_jax.evaluate --config configs/stage0.py --weights DIR \
     --output OUT --config.data.folder.path=PICTURES
 
-DIR is a diffusers folder, or a workdir, of which --average chooses parameters.
+DIR is published weights, or a workdir, of which --average chooses parameters.
 Prints PSNR, SSIM and LPIPS at the size of the config's bucket, 256 px as in
 Table 3 of the SDXL paper, and what would give the latents unit variance; writes
 OUT/metrics.json and OUT/reconstructions.png.
@@ -52,7 +52,7 @@ def evaluate(
 
   Args:
     config: as for training stage 0; its `vae` must be that of the weights.
-    weights: diffusers folder, workdir or checkpoint.
+    weights: published ones, workdir or checkpoint.
     output: folder to write to.
     pictures: at most so many.
     batch_size: on each device.
@@ -167,7 +167,7 @@ def main(args):
 
 if __name__ == '__main__':
   config_flags.DEFINE_config_file('config', None, 'a file with get_config()')
-  flags.DEFINE_string('weights', None, 'diffusers folder or workdir')
+  flags.DEFINE_string('weights', None, 'published ones, or a workdir')
   flags.DEFINE_string('output', None, 'folder to write to')
   flags.DEFINE_integer('pictures', 5000, 'to measure, at most', 1)
   flags.DEFINE_integer('batch_size', 8, 'pictures at once, per device', 1)

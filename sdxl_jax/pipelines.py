@@ -1,4 +1,4 @@
-"""All that drawing needs, from a diffusers folder or the workdir of a run."""
+"""All that drawing needs, from published weights or the workdir of a run."""
 
 import dataclasses
 import functools
@@ -8,7 +8,6 @@ from typing import Any
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
-from flax import traverse_util
 from ml_collections import config_dict
 
 from sdxl_jax.conditioning import text_encoder, tokenizer
@@ -22,7 +21,7 @@ from sdxl_jax.training import (
   snapshots,
 )
 from sdxl_jax.training import task as tasks
-from sdxl_jax.weights import files, perceptual
+from sdxl_jax.weights import perceptual, published, recognise
 
 # Fields of a net's config that do not belong to its architecture.
 RUNTIME = ('dtype', 'param_dtype', 'attention', 'remat', 'scan_blocks')
@@ -72,10 +71,11 @@ def load(
   attention='auto',
   offload=False,
 ):
-  """The Pipeline of a diffusers folder or of a workdir.
+  """The Pipeline of published weights or of a workdir.
 
   Args:
-    folder: path of either, or of one checkpoint of a workdir.
+    folder: diffusers folder, single file or orbax export; workdir, or one of
+      its checkpoints.
     dtype: compute, one of DTYPES; parameters are held in it too.
     average: which parameters of a workdir: 'ema'; 'none', the last ones; or the
       width of an EMA that is put together from snapshots, such as '0.05'.
@@ -89,7 +89,7 @@ def load(
     runtime, dtype=dtype, vae_dtype=vae_dtype, attention=attention
   )
   memory = 'pinned_host' if offload else 'device'
-  if is_published(folder):
+  if recognise.is_published(folder):
     check_published(folder, average)
     return load_published(folder, fields, mesh, memory)
   config = saved_config(folder)
@@ -109,21 +109,17 @@ def runtime(name, dtype, vae_dtype, attention):
   return fields | {'attention': attention}
 
 
-def is_published(folder):
-  return (pathlib.Path(folder) / 'model_index.json').is_file()
-
-
 def check_source(folder):
   """Raises FileNotFoundError for what is no source of weights."""
-  if not is_published(folder):
+  if not recognise.is_published(folder):
     checkpoint.find(folder)
 
 
 def check_published(folder, average):
   if average != 'ema':
     raise ValueError(
-      f'average is {average!r}, but {folder} is a diffusers folder, which has '
-      'no averages to choose from: leave it out, or give a workdir'
+      f'average is {average!r}, but {folder} is no workdir and has no averages '
+      'to choose from: leave it out, or give a workdir'
     )
 
 
@@ -133,42 +129,43 @@ def saved_config(folder):
   return config_dict.ConfigDict(saved)
 
 
-def load_published(folder, fields_of, mesh, memory):
-  index = files.load_model_index(folder)
-  scheduler = files.load_scheduler(folder)
+def load_published(path, fields_of, mesh, memory):
+  model = recognise.open_model(path)
+  published.check_whole(model)
   configs, params = {'text_encoder': None}, {}
-  for name in index.components:
-    configs[name], params[name] = files.load_component(
-      folder, name, place=placer(name, mesh, memory), **fields_of(name)
+  for name in model.index.components:
+    configs[name], params[name] = model.net(name).load(
+      sharder(mesh, memory), **fields_of(name)
     )
   towers = configs['text_encoder'], configs['text_encoder_2']
-  trained, _ = scheduler_config.read(scheduler, 'euler')
+  trained, _ = scheduler_config.read(model.scheduler, 'euler')
   nets = diffusion_task.Nets(
     unet=configs['unet'],
     vae=configs['vae'],
     text=text_encoder.TextEncoder(*towers),
     schedule=trained,
-    refiner=index.refiner,
+    refiner=model.index.refiner,
   )
-  tokenize = tokenizer.load(folder)
-  side = files.load_sample_size(folder) * configs['vae'].downscale
+  side = model.sample_size * configs['vae'].downscale
   return Pipeline(
-    nets, params, tokenize, scheduler, index.force_zeros, (side, side), mesh
+    nets=nets,
+    params=params,
+    tokenize=tokenizer.load(path),
+    scheduler=model.scheduler,
+    force_zeros=model.index.force_zeros,
+    size=(side, side),
+    mesh=mesh,
   )
 
 
-def placer(name, mesh, memory='device'):
-  """place(path, array) of a net's parameters on a mesh, or one device.
+def sharder(mesh, memory='device'):
+  """shard(tree of shapes): where arrays go on a mesh, or on one device.
 
   `memory` is the device's, or the host's from which it fetches: 'pinned_host'.
   """
   if mesh is None:
-    one = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    one = one.with_memory_kind(memory)
-    return lambda path, array: jax.device_put(array, one)
-  return lambda path, array: sharding.put(
-    '/'.join((name, *path)), array, mesh, memory
-  )
+    mesh = meshes.make_mesh(devices=jax.local_devices()[:1])
+  return lambda target: sharding.with_shardings(target, mesh, memory)
 
 
 def with_latents(config, source):
@@ -176,7 +173,7 @@ def with_latents(config, source):
 
   Args:
     config: of a run; where its vae.scaling_factor is a number it stays.
-    source: diffusers folder, workdir, checkpoint; '': the autoencoder is new.
+    source: published weights, workdir, checkpoint; '': the autoencoder is new.
 
   Raises:
     ValueError: where nothing tells the scale of latents that a UNet is to see.
@@ -190,8 +187,8 @@ def with_latents(config, source):
       'config.vae.scaling_factor is None, and no config.init_from tells it: '
       "give one of them; SDXL's is 0.13025"
     )
-  if is_published(source):
-    theirs = files.load_config(source, 'vae')
+  if recognise.is_published(source):
+    theirs = recognise.open_model(source).net('vae').config()
   else:
     theirs = tasks.make_nets(saved_config(source)).vae
   config = config.copy_and_resolve_references().unlock()
@@ -203,14 +200,14 @@ def load_nets(source, nets, names, mesh=None, average='ema', memory='device'):
   """{name: params} of some of the nets, each array straight to its place.
 
   Args:
-    source: diffusers folder; workdir of a run or one of its checkpoints, of
+    source: published weights; workdir of a run or one of its checkpoints, of
       which the EMA parameters are taken. What that run did not train comes from
       where it started.
     nets: diffusion_task.Nets.
     names: of the nets to load.
     mesh: where to; the default device without it.
     average: as `load` has it, of what that run trained.
-    memory: see `placer`.
+    memory: see `sharder`.
 
   Raises:
     ValueError: where the source's nets are not ours, naming the fields.
@@ -219,11 +216,12 @@ def load_nets(source, nets, names, mesh=None, average='ema', memory='device'):
   if not source:
     raise ValueError(
       f'config.init_from is empty, and {", ".join(names)} must come from '
-      'somewhere: give a diffusers folder or a workdir'
+      'somewhere: give published weights or a workdir'
     )
-  if is_published(source):
+  if recognise.is_published(source):
     check_published(source, average)
-    load = lambda name: load_net(source, nets, name, mesh, memory)
+    model = recognise.open_model(source)
+    load = lambda name: load_net(model, nets, name, mesh, memory)
     return {name: load(name) for name in names}
   folder = checkpoint.find(source)
   config = saved_config(folder)
@@ -241,7 +239,7 @@ def load_nets(source, nets, names, mesh=None, average='ema', memory='device'):
     for name in from_here:
       params[name] = cast(found.pop(name), nets.configs[name].param_dtype)
       if offload:
-        params[name] = move(params[name], placer(name, mesh, memory))
+        params[name] = move(params[name], sharder(mesh, memory))
   elsewhere = [name for name in names if name not in config.trained]
   if elsewhere:
     params |= load_nets(config.init_from, nets, elsewhere, mesh, memory=memory)
@@ -252,25 +250,22 @@ def cast(params, dtype):
   return jax.tree.map(lambda x: x.astype(dtype), params)
 
 
-def move(params, place):
-  """Each array where place(path, array) puts it."""
-  flat = traverse_util.flatten_dict(params)
-  moved = {path: place(path, np.asarray(x)) for path, x in flat.items()}
-  return traverse_util.unflatten_dict(moved)
+def move(params, shard):
+  """Each array where shard(tree of shapes) says."""
+  place = lambda x, there: jax.device_put(np.asarray(x), there.sharding)
+  return jax.tree.map(place, params, shard(params))
 
 
-def load_net(folder, nets, name, mesh, memory='device'):
-  ours = nets.configs[name]
-  fields = fields_of(nets, name)
-  check_same(name, ours, files.load_config(folder, name, **fields), folder)
-  place = placer(name, mesh, memory)
-  return files.load_component(folder, name, place=place, **fields)[1]
+def load_net(model, nets, name, mesh, memory='device'):
+  net, fields = model.net(name), fields_of(nets, name)
+  check_same(name, nets.configs[name], net.config(**fields), net.where)
+  return net.load(sharder(mesh, memory), **fields)[1]
 
 
 def load_lpips(config, nets, mesh):
   """LPIPS's params from where a config says that they are."""
-  place = placer('lpips', mesh)
-  return perceptual.load_lpips(config.autoencoder.lpips, nets.lpips, place)
+  paths = config.autoencoder.lpips
+  return perceptual.load_lpips(paths, nets.lpips, sharder(mesh))
 
 
 def fields_of(nets, name):
@@ -295,20 +290,23 @@ def check_same(name, ours, theirs, folder):
 
 def make_pipeline(config, nets, params, mesh=None):
   """The Pipeline of a training config's nets."""
-  # Only 'trailing' visits the last timestep, where zero SNR is.
-  spacing = 'trailing' if nets.schedule.zero_terminal_snr else 'leading'
   return Pipeline(
     nets=nets,
     params=params,
     tokenize=tokenizer.load(origin(config.init_from)),
-    scheduler=scheduler_config.write(
-      nets.schedule, noise_levels.Spacing(spacing)
-    ),
+    scheduler=scheduler_of(nets),
     force_zeros=config.uncond == 'zeros',
     size=tuple(config.samples.size),
     mesh=mesh,
     buckets=tuple(map(tuple, config.data.buckets)),
   )
+
+
+def scheduler_of(nets):
+  """The scheduler_config.json that nets of a run are drawn with."""
+  # Only 'trailing' visits the last timestep, where zero SNR is.
+  spacing = 'trailing' if nets.schedule.zero_terminal_snr else 'leading'
+  return scheduler_config.write(nets.schedule, noise_levels.Spacing(spacing))
 
 
 def restore_average(folder, task, mesh, names, average='ema', offload=False):
@@ -350,7 +348,7 @@ def parse_width(average):
 
 
 def origin(source):
-  """The diffusers folder that a chain of runs started from, or None."""
-  while source and not is_published(source):
+  """The published weights that a chain of runs started from, or None."""
+  while source and not recognise.is_published(source):
     source = saved_config(source).init_from
   return source or None

@@ -97,8 +97,8 @@ PRESETS = {
 
 # What draws them, with its default: by flags, or as a picture tells.
 MODELS = {
-  'weights': (None, 'diffusers folder or workdir'),
-  'refiner': (None, "a refiner's diffusers folder or workdir"),
+  'weights': (None, 'diffusers folder, single file or workdir'),
+  'refiner': (None, "a refiner's, likewise"),
   'dtype': ('float32', f'of the nets: {", ".join(pipelines.DTYPES)}'),
   'vae_dtype': ('float32', 'the same of the autoencoder'),
   'average': ('ema', pipelines.AVERAGE_HELP),

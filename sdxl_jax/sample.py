@@ -2,7 +2,7 @@
 
   python -m sdxl_jax.sample --weights DIR --prompt "..." --output out.png
 
-DIR is a diffusers folder or the workdir of a training run. From Python:
+DIR is a diffusers folder, a single file, or the workdir of a run. From Python:
 sample.generate(pipelines.load(DIR), ['a fox', 'a pig']).
 """
 
@@ -18,6 +18,7 @@ from absl import flags
 from sdxl_jax import command, generation, pipelines, requests, sample_flags
 from sdxl_jax.data import images, watermark
 from sdxl_jax.distributed import mesh as meshes
+from sdxl_jax.weights import recognise
 
 generate = generation.generate
 
@@ -84,7 +85,7 @@ def load_models(mesh, weights, refiner, average, **settings):
     return base, None
   print(f'loading {refiner}', flush=True)
   # Only a workdir has averages to choose from.
-  average = 'ema' if pipelines.is_published(refiner) else average
+  average = 'ema' if recognise.is_published(refiner) else average
   return base, pipelines.load(refiner, average=average, mesh=mesh, **settings)
 
 

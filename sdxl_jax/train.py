@@ -219,7 +219,7 @@ def load_weights(config, nets, mesh):
   if missing:
     raise ValueError(
       f'config.init_from is empty, but {missing} would stay random: give a '
-      'diffusers folder or workdir that has them, or add them to config.trained'
+      'source of weights that has them, or add them to config.trained'
     )
   return given
 

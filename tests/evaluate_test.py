@@ -147,7 +147,7 @@ def test_averages_to_choose_from(tmp_path):
     load('EMA')
   with pytest.raises(ValueError, match='sigma_rel is 0.4; .* at most 0.289'):
     load('0.4')
-  with pytest.raises(ValueError, match='is a diffusers folder, which has no'):
+  with pytest.raises(ValueError, match='is no workdir and has no'):
     pipelines.load(published_config.WEIGHTS, average='0.1')
 
 

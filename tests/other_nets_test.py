@@ -12,8 +12,8 @@ from flax import traverse_util
 
 from sdxl_jax import coding, generation, pipelines, runs
 from sdxl_jax.diffusion import samplers, scheduler_config
-from sdxl_jax.weights import files
-from tests import golden_sets
+from sdxl_jax.weights import files, published
+from tests import folders, golden_sets
 
 TINY = golden_sets.SETS[0] / 'tiny'
 SIZE = 64, 96
@@ -23,20 +23,18 @@ PROMPTS = ['a red fox', 'snow']
 def write(folder, index, **fields):
   """The tiny base with another UNet, what is new in it random; as a folder."""
   source = TINY / 'base'
-  components = {n: files.load_component(source, n) for n in index.components}
+  components = folders.load_all(source)
   config, params = components['unet']
   config = dataclasses.replace(config, **fields)
   flat, rng = traverse_util.flatten_dict(params), np.random.default_rng(0)
   for path, leaf in traverse_util.flatten_dict(
-    files.abstract_params(config)
+    published.abstract_params(config)
   ).items():
     if path not in flat or flat[path].shape != leaf.shape:
       scale = np.prod(leaf.shape[:-1]) ** -0.5
       flat[path] = np.float32(scale * rng.normal(size=leaf.shape))
   components['unet'] = config, traverse_util.unflatten_dict(flat)
-  tokenizers = {path.name: path for path in source.glob('tokenizer*')}
-  scheduler = files.load_scheduler(source)
-  files.save(folder, components, index, scheduler, tokenizers)
+  folders.save_all(source, folder, components, index)
   return dataclasses.replace(pipelines.load(folder), size=SIZE)
 
 
@@ -44,14 +42,14 @@ def write(folder, index, **fields):
 def inpainting(tmp_path_factory):
   """(its folder, its Pipeline)."""
   folder = tmp_path_factory.mktemp('nets') / 'inpainting'
-  index = files.ModelIndex(False, True, inpainting=True)
+  index = published.ModelIndex(False, True, inpainting=True)
   return folder, write(folder, index, in_channels=9)
 
 
 @pytest.fixture(scope='module')
 def distilled(tmp_path_factory):
   folder = tmp_path_factory.mktemp('nets') / 'distilled'
-  index = files.ModelIndex(False, True)
+  index = published.ModelIndex(False, True)
   return folder, write(folder, index, guidance_embed_dim=16)
 
 

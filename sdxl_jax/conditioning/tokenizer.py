@@ -7,6 +7,7 @@ special token to the second, and no '!' ever merges with its neighbours there.
 
 import dataclasses
 import gzip
+import json
 import os
 import pathlib
 import warnings
@@ -84,11 +85,12 @@ def load(folder=None):
   """The Tokenizer of a diffusers folder, or of the vendored CLIP vocabulary.
 
   Each row comes from the folder's tokenizer/ and tokenizer_2/. Where one is
-  absent (the refiner brings only tokenizer_2/, a workdir neither), the row is
-  the vendored vocabulary, which is the same in every published SDXL.
+  absent (the refiner brings only tokenizer_2/, a workdir and a single file
+  neither), the row is the vendored vocabulary, which is the same in every
+  published SDXL.
   """
-  if folder is not None and not pathlib.Path(folder).is_dir():
-    raise FileNotFoundError(f'{folder} is not a folder of weights')
+  if folder is not None and not pathlib.Path(folder).exists():
+    raise FileNotFoundError(f'{folder} is not there')
   return Tokenizer(tuple(load_row(folder, name) for name in PADS))
 
 
@@ -129,6 +131,42 @@ def vendored_vocabulary():
   tokens += [''.join(merge) for merge in merges]
   tokens += ['<|startoftext|>', '<|endoftext|>']
   return {token: i for i, token in enumerate(tokens)}, merges
+
+
+def save(folder, name):
+  """Writes the vendored vocabulary as a folder, as SDXL is published with it.
+
+  Args:
+    folder: which is made.
+    name: 'tokenizer' or 'tokenizer_2'.
+  """
+  vocabulary, merges = vendored_vocabulary()
+  start, end = '<|startoftext|>', '<|endoftext|>'
+  special = {
+    'bos_token': start,
+    'eos_token': end,
+    'pad_token': PADS[name],
+    'unk_token': end,
+  }
+  config = special | {
+    'add_prefix_space': False,
+    'model_max_length': LENGTH,
+    'do_lower_case': True,
+    'errors': 'replace',
+    'clean_up_tokenization_spaces': True,
+    'tokenizer_class': 'CLIPTokenizer',
+  }
+  folder = pathlib.Path(folder)
+  folder.mkdir()
+  lines = ['#version: 0.2', *map(' '.join, merges)]
+  (folder / 'merges.txt').write_text('\n'.join(lines) + '\n', 'utf-8')
+  for file, content in {
+    'vocab.json': vocabulary,
+    'special_tokens_map.json': special,
+    'tokenizer_config.json': config,
+  }.items():
+    text = json.dumps(content, indent=2, ensure_ascii=False) + '\n'
+    (folder / file).write_text(text, 'utf-8')
 
 
 def byte_symbols():

@@ -58,21 +58,17 @@ def tree_shardings(tree, mesh):
   return jax.tree_util.tree_map_with_path(sharding, tree)
 
 
-def with_shardings(tree, mesh):
-  """Shapes of a tree > the same with where each array will live."""
-  spec = lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s)
-  return jax.tree.map(spec, tree, tree_shardings(tree, mesh))
+def with_shardings(tree, mesh, memory='device'):
+  """Shapes of a tree > the same with where each array will live.
 
-
-def put(path, array, mesh, memory='device'):
-  """A parameter, as numpy and the same in every process > onto the mesh.
-
-  Or into the memory of its hosts, 'pinned_host', see `fetch`.
+  In the devices' memory, or in that of their hosts, 'pinned_host', see `fetch`.
   """
-  spec = partition(path, array.shape, mesh)
-  place = NamedSharding(mesh, spec, memory_kind=memory)
-  part = lambda index: array[index]
-  return jax.make_array_from_callback(array.shape, place, part)
+
+  def spec(x, place):
+    place = place.with_memory_kind(memory)
+    return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place)
+
+  return jax.tree.map(spec, tree, tree_shardings(tree, mesh))
 
 
 def fetch(tree):

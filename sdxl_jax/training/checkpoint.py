@@ -102,7 +102,7 @@ def find(source):
     return source
   if not (source / FOLDER).is_dir():
     raise FileNotFoundError(
-      f'{source} is no diffusers folder (model_index.json), no workdir of a '
+      f'{source} is no diffusers folder, no single file, no workdir of a '
       f'training run and none of its {FOLDER}/STEP: check the path'
     )
   checkpoints = Checkpoints(source, read_only=True)

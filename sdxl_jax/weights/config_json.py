@@ -253,6 +253,10 @@ def read(name, published, where):
     return READ[name](published, where)
   except KeyError as error:
     raise ValueError(f'{where} lacks {error}: copy it again') from error
+  except (TypeError, AttributeError, IndexError) as error:
+    raise ValueError(
+      f'{where} has a value of the wrong kind ({error}): copy it again'
+    ) from error
 
 
 def write(name, config):

@@ -1,30 +1,20 @@
-"""Read and write SDXL as a folder in the diffusers layout, base or refiner.
+"""SDXL as a folder in the diffusers layout, base or refiner, read and written.
 
   DIR/model_index.json            which model, which components
   DIR/unet/config.json            and weights, as one or several safetensors
   DIR/vae  text_encoder  text_encoder_2  scheduler  tokenizer  tokenizer_2
 
-Tensors pass one at a time, so that the host needs memory for the tree and one
-tensor more.
+The same folder may hold a net's weights as our tree instead, an orbax
+checkpoint DIR/unet/params. Tensors pass one at a time, so that the host needs
+memory for one of them; for our tree, for that of one net.
 """
 
-import contextlib
-import dataclasses
 import functools
 import json
-import math
-import os
 import pathlib
 import shutil
-import struct
 
-import jax
-import jax.numpy as jnp
-import safetensors
-from flax import traverse_util
-
-from sdxl_jax.models import clip, unet, vae
-from sdxl_jax.weights import config_json, names
+from sdxl_jax.weights import names, published, tensor_file, trees
 
 # Components and the stem of their files' names.
 STEMS = {
@@ -43,22 +33,7 @@ LIBRARIES = {
 }
 # What a variant of the weights is stored in.
 VARIANTS = {'fp16': 'float16', 'bf16': 'bfloat16'}
-DTYPES = {'float32': 'F32', 'float16': 'F16', 'bfloat16': 'BF16'}
 MAX_SHARD_BYTES = 10 * 10**9  # as diffusers splits
-
-
-@dataclasses.dataclass(frozen=True)
-class ModelIndex:
-  """What model_index.json says of the model."""
-
-  refiner: bool  # one text tower, and an aesthetic score for the target size
-  force_zeros: bool  # zeros instead of an encoded '' without negative prompt
-  inpainting: bool = False  # its UNet sees a mask
-
-  @property
-  def components(self):
-    """Names of the nets that the folder holds."""
-    return [n for n in STEMS if n != 'text_encoder' or not self.refiner]
 
 
 def load_model_index(folder):
@@ -70,10 +45,10 @@ def load_model_index(folder):
       'model_index.json and a folder for each component'
     )
   index = read_json(path)
-  pipeline = index.get('_class_name', 'thing without _class_name')
+  pipeline = str(index.get('_class_name', 'thing without _class_name'))
   if not pipeline.startswith('StableDiffusionXL'):
     raise ValueError(f'{path} describes a {pipeline}, not an SDXL model')
-  return ModelIndex(
+  return published.ModelIndex(
     refiner=index.get('requires_aesthetics_score', False),
     force_zeros=index.get('force_zeros_for_empty_prompt', True),
     inpainting='Inpaint' in pipeline,
@@ -85,72 +60,104 @@ def load_scheduler(folder):
   return read_json(pathlib.Path(folder) / 'scheduler' / 'scheduler_config.json')
 
 
-def load_sample_size(folder):
-  """Side in latents of the pictures that the UNet was made for."""
-  config = read_json(pathlib.Path(folder) / 'unet' / 'config.json')
-  return config.get('sample_size', 128)
+def open_model(folder, variant=None):
+  """The published.Model of a folder; of its weights nothing is read."""
+  folder = pathlib.Path(folder)
+  index = load_model_index(folder)
+  stored = (folder / 'unet' / trees.FOLDER).is_dir()
+  found = published.TOKENIZERS.values()
+  return published.Model(
+    kind='an orbax export' if stored else 'a folder in the diffusers layout',
+    path=folder,
+    openers={
+      name: functools.partial(open_net, folder / name, name, variant)
+      for name in index.components
+    },
+    index=index,
+    scheduler=load_scheduler(folder),
+    tokenizers={
+      n: functools.partial(shutil.copytree, folder / n)
+      for n in found
+      if (folder / n).is_dir()
+    },
+  )
+
+
+def open_part(folder):
+  """The published.Model of the folder of a single net, such as a VAE's."""
+  folder = pathlib.Path(folder)
+  name = part_of(folder)
+  return published.Model(
+    kind=f'a folder of {name}',
+    path=folder,
+    openers={name: functools.partial(open_net, folder, name)},
+    index=None,
+    scheduler={},
+  )
+
+
+def part_of(folder):
+  """The component that a folder is of by its config.json, or None."""
+  path = pathlib.Path(folder) / 'config.json'
+  config = read_json(path) if path.is_file() else {}
+  classes = [config.get('_class_name'), *(config.get('architectures') or [])]
+  ours = {of: name for name, (_, of) in LIBRARIES.items() if name in STEMS}
+  return next((ours[of] for of in classes if of in ours), None)
+
+
+def open_net(path, name, variant=None):
+  """The published.Net of a component's folder.
+
+  Without `variant` the plain files are read, else the fp16 ones.
+  """
+  path = pathlib.Path(path)
+  config, tree = read_json(path / 'config.json'), path / trees.FOLDER
+  if tree.is_dir():
+    read = functools.partial(trees.lazy, tree)
+    restore = functools.partial(trees.restore, tree)
+  else:
+    read, restore = lambda: read_tensors(path, STEMS[name], variant), None
+  return published.Net(name, config, str(path), read, restore)
 
 
 def load_config(folder, name, **fields):
   """The config of a component, with some of its fields replaced."""
-  where = pathlib.Path(folder) / name / 'config.json'
-  config = config_json.read(name, read_json(where), where)
-  return dataclasses.replace(config, **fields)
+  return open_net(pathlib.Path(folder) / name, name).config(**fields)
 
 
-def load_component(folder, name, variant=None, place=names.keep, **fields):
-  """(config, params) of 'unet', 'vae', 'text_encoder' or 'text_encoder_2'.
-
-  `fields` replace fields of the config: dtype, param_dtype (to which tensors
-  are cast as they are read), scan_blocks, attention, remat. Params are what
-  `place(path, array)` makes of each numpy array once it is read. Without
-  `variant` the plain file is read, else the fp16 one.
-  """
-  path = pathlib.Path(folder) / name
-  config = load_config(folder, name, **fields)
-  target = abstract_params(config)
-  with contextlib.ExitStack() as stack:
-    owners = {}
-    for file in weight_files(path, STEMS[name], variant):
-      tensors = stack.enter_context(open_tensors(file))
-      owners |= dict.fromkeys(tensors.keys(), tensors)
-    read = lambda tensor: owners[tensor].get_tensor(tensor)
-    try:
-      params = names.from_published(list(owners), read, target, place)
-    except ValueError as error:
-      raise ValueError(f'{path}: {error}') from None
-  return config, params
-
-
-@functools.cache  # tracing a net takes seconds
-def abstract_params(config):
-  """The tree of shapes and dtypes of the net that a config describes."""
-  if isinstance(config, unet.UNetConfig):
-    inputs = (
-      jnp.zeros((1, 8, 8, config.in_channels)),
-      jnp.zeros(1),
-      jnp.zeros((1, 77, config.context_dim)),
-      jnp.zeros((1, config.vector_dim)),
-    )
-    net = unet.UNet(config)
-  elif isinstance(config, clip.CLIPTextConfig):
-    ids = jnp.zeros((1, config.max_position_embeddings), jnp.int32)
-    inputs, net = (ids,), clip.CLIPText(config)
-  else:
-    inputs = (jnp.zeros((1, 64, 64, config.in_channels)),)
-    net = vae.make_vae(config)
-  return jax.eval_shape(net.init, jax.random.key(0), *inputs).get('params', {})
+def load_component(folder, name, variant=None, **fields):
+  """(config, params) of a component; see open_net and published.Net.load."""
+  net = open_net(pathlib.Path(folder) / name, name, variant)
+  return net.load(**fields)
 
 
 def read_json(path):
+  """The object in a JSON file."""
   if not path.is_file():
     raise FileNotFoundError(
       f'{path} is not there: the folder is not whole, copy it again'
     )
   try:
-    return json.loads(path.read_text())
-  except json.JSONDecodeError as error:
+    found = json.loads(path.read_text())
+  except (ValueError, RecursionError) as error:
     raise ValueError(f'{path} is not JSON ({error}): copy it again') from error
+  if not isinstance(found, dict):
+    raise ValueError(f'{path} holds no JSON object: copy it again')
+  return found
+
+
+def read_tensors(folder, stem, variant=None):
+  """{name: Tensor} of all the files of a component."""
+  found = {}
+  for path in weight_files(folder, stem, variant):
+    if not path.is_file():
+      raise FileNotFoundError(f'{path} is not there, but its index names it')
+    tensors = tensor_file.load(path).tensors
+    twice = sorted(set(tensors) & set(found))
+    if twice:
+      raise ValueError(f'{path}: {names.listed(twice)} is in another file too')
+    found |= tensors
+  return found
 
 
 def weight_files(folder, stem, variant=None):
@@ -162,8 +169,7 @@ def weight_files(folder, stem, variant=None):
     if single.is_file():
       return [single]
     if index.is_file():
-      shards = set(read_json(index)['weight_map'].values())
-      return [folder / shard for shard in sorted(shards)]
+      return shards_of(index)
     looked_for += [single.name, index.name]
   raise FileNotFoundError(
     f'{folder} has no weights: none of {", ".join(looked_for)} is there. '
@@ -172,54 +178,66 @@ def weight_files(folder, stem, variant=None):
   )
 
 
-def open_tensors(path):
-  """The tensors of a safetensors file, mapped and not read."""
-  if not path.is_file():
-    raise FileNotFoundError(f'{path} is not there, but its index names it')
-  try:
-    return safetensors.safe_open(path, framework='numpy')
-  except safetensors.SafetensorError as error:
-    raise ValueError(
-      f'{path} is no whole safetensors file ({error}): copy it again'
-    ) from error
+def shards_of(index):
+  """The files that an index names, which lie beside it."""
+  weight_map = read_json(index).get('weight_map')
+  files = weight_map.values() if isinstance(weight_map, dict) else [None]
+  for file in files:
+    if not isinstance(file, str) or pathlib.PurePath(file).name != file:
+      raise ValueError(f'{index} names {file!r}, no file beside it')
+  return [index.parent / file for file in sorted(set(files))]
 
 
-def save(
+def save(folder, model, **settings):
+  """Writes a model into a new folder, which diffusers loads.
+
+  Args:
+    folder: which is not there yet; see whole.target.
+    model: published.Model with all its nets and tokenizers.
+    **settings: of save_net.
+  """
+  published.check_whole(model)
+  folder.mkdir(parents=True)
+  for name in model.index.components:
+    save_net(folder / name, model.net(name), **settings)
+  for name, write in model.tokenizers.items():
+    write(folder / name)
+  (folder / 'scheduler').mkdir()
+  path = folder / 'scheduler' / 'scheduler_config.json'
+  write_json(path, model.scheduler)
+  index = model_index_json(model.index, model.scheduler['_class_name'])
+  write_json(folder / 'model_index.json', index)
+
+
+def save_net(
   folder,
-  components,
-  model_index,
-  scheduler,
-  tokenizers=None,
+  net,
+  *,
+  form='safetensors',
+  dtype=None,
   variant=None,
   max_shard_bytes=MAX_SHARD_BYTES,
+  watch=lambda count: None,
 ):
-  """Write a folder that diffusers loads; it appears whole or not at all.
+  """Writes config.json and the weights of a net into a new folder.
 
-  `components` is {name: (config, params)}, `scheduler` the dict of
-  scheduler_config.json, and `tokenizers` {name: folder to copy}. A `variant`,
-  'fp16' or 'bf16', casts the weights and marks their files.
+  Args:
+    folder: which is not there yet.
+    net: published.Net.
+    form: of the weights, 'safetensors' or 'orbax'.
+    dtype: what weights are cast to; None: as they are.
+    variant: 'fp16' or 'bf16' casts them to that, and marks the files.
+    max_shard_bytes: of a safetensors file, unless of a single tensor.
+    watch: called with the bytes of what has been written.
   """
-  folder = pathlib.Path(folder)
-  if folder.exists():
-    raise FileExistsError(f'{folder} exists: remove it or write elsewhere')
-  if set(components) != set(model_index.components):
-    raise ValueError(
-      f'the model consists of {model_index.components}, not {list(components)}'
-    )
-  partial = folder.with_name(f'{folder.name}.partial')
-  shutil.rmtree(partial, ignore_errors=True)
-  partial.mkdir(parents=True)
-  for name, (config, params) in components.items():
-    save_component(
-      partial / name, name, config, params, variant, max_shard_bytes
-    )
-  for name, source in (tokenizers or {}).items():
-    shutil.copytree(source, partial / name)
-  (partial / 'scheduler').mkdir()
-  write_json(partial / 'scheduler' / 'scheduler_config.json', scheduler)
-  index = model_index_json(model_index, scheduler['_class_name'])
-  write_json(partial / 'model_index.json', index)
-  os.rename(partial, folder)
+  folder.mkdir()
+  write_json(folder / 'config.json', net.published)
+  if form == 'orbax':
+    save_tree(folder / trees.FOLDER, net, dtype, watch)
+    return
+  dtype = VARIANTS[variant] if variant else dtype
+  tag = f'.{variant}' if variant else ''
+  save_tensors(folder, net, dtype, tag, max_shard_bytes, watch)
 
 
 def model_index_json(model_index, scheduler):
@@ -239,61 +257,44 @@ def model_index_json(model_index, scheduler):
   return index
 
 
-def save_component(
-  folder, name, config, params, variant=None, max_shard_bytes=MAX_SHARD_BYTES
-):
-  """Write config.json and the weights of one component into a new folder."""
-  published = config_json.write(name, config)
-  folder.mkdir()
-  write_json(folder / 'config.json', published)
-  flat = traverse_util.flatten_dict(params)
-  dtype = VARIANTS[variant] if variant else next(iter(flat.values())).dtype.name
-  slots, tag = names.slots(flat), f'.{variant}' if variant else ''
-  shards = split(slots, jnp.dtype(dtype).itemsize, max_shard_bytes)
-  stem, weight_map = STEMS[name], {}
+def save_tensors(folder, net, dtype, tag, max_shard_bytes, watch):
+  """Writes the weights of a net as safetensors, their names with a tag."""
+  tensors, stem, weight_map = net.tensors(), STEMS[net.name], {}
+  sizes = tensor_file.sizes(tensors, dtype)
+  shards = split(sizes, max_shard_bytes)
   for i, shard in enumerate(shards, 1):
     number = f'-{i:05d}-of-{len(shards):05d}' if len(shards) > 1 else ''
     file = f'{stem}{tag}{number}.safetensors'
-    write_tensors(folder / file, flat, {n: slots[n] for n in shard}, dtype)
+    part = {name: tensors.pop(name) for name in shard}
+    tensor_file.write(folder / file, part, dtype, watch=watch)
     weight_map |= dict.fromkeys(shard, file)
   if len(shards) > 1:
-    size = sum(math.prod(s.shape) for s in slots.values())
-    total = {'total_size': size * jnp.dtype(dtype).itemsize}
+    total = {'total_size': sum(sizes.values())}
     index = {'metadata': total, 'weight_map': weight_map}
     write_json(folder / f'{stem}.safetensors.index{tag}.json', index)
 
 
-def split(slots, itemsize, max_bytes):
+def save_tree(folder, net, dtype, watch):
+  """Writes the weights of a net as our tree, of one dtype."""
+  dtype = dtype or trees.dtype_of(net.tensors()).name
+  _, params = net.load(param_dtype=dtype)
+  tensors = names.tensors(params)
+  for name, tensor in tensors.items():
+    tensor_file.check(name, tensor.read(), dtype)
+  trees.save(folder, params)
+  watch(sum(tensor_file.sizes(tensors).values()))
+
+
+def split(sizes, max_bytes):
   """Names in order, in groups of at most `max_bytes` (or of one tensor)."""
-  shards, size = [[]], 0
-  for name, slot in slots.items():
-    size += math.prod(slot.shape) * itemsize
-    if size > max_bytes and shards[-1]:
+  shards, total = [[]], 0
+  for name, size in sizes.items():
+    total += size
+    if total > max_bytes and shards[-1]:
       shards.append([])
-      size = math.prod(slot.shape) * itemsize
+      total = size
     shards[-1].append(name)
   return shards
-
-
-def write_tensors(path, flat, slots, dtype):
-  """A safetensors file, streamed: the library would hold all of it at once.
-
-  Format: length of the header (uint64), header (JSON), the tensors' bytes.
-  """
-  header, end = {'__metadata__': {'format': 'pt'}}, 0
-  for name, slot in slots.items():
-    begin, end = end, end + math.prod(slot.shape) * jnp.dtype(dtype).itemsize
-    header[name] = {
-      'dtype': DTYPES[dtype],
-      'shape': slot.shape,
-      'data_offsets': (begin, end),
-    }
-  text = json.dumps(header).encode()
-  text += b' ' * (-len(text) % 8)
-  with open(path, 'wb') as file:
-    file.write(struct.pack('<Q', len(text)) + text)
-    for slot in slots.values():
-      names.tensor(flat, slot).astype(dtype, order='C').tofile(file)
 
 
 def write_json(path, value):

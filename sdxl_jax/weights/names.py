@@ -12,10 +12,14 @@ Our modules bear the published names, so a rule is enough:
 
 import collections
 import dataclasses
+import functools
 import re
 
+import jax
 import numpy as np
 from flax import traverse_util
+
+from sdxl_jax.weights import tensor_file
 
 STACKS = ('transformer_blocks', 'layers')
 
@@ -88,48 +92,120 @@ def tensor(flat, slot):
   return array.transpose(axes(slot.path, array.ndim))
 
 
-def keep(path, array):
-  del path
-  return array
+def flat(tree):
+  """{path: leaf} of a tree of ours."""
+  return traverse_util.flatten_dict(tree)
 
 
-def from_published(found, read, target, place=keep):
+def tensors(params):
+  """{published name: Tensor} of our tree, as views."""
+  leaves = flat(params)
+  return {
+    name: tensor_file.Tensor(
+      slot.shape,
+      np.dtype(leaves[slot.path].dtype),
+      functools.partial(tensor, leaves, slot),
+    )
+    for name, slot in slots(leaves).items()
+  }
+
+
+def lazy(shapes, load):
+  """{published name: Tensor} of a tree that is loaded when one is read.
+
+  Args:
+    shapes: tree of jax.ShapeDtypeStruct.
+    load: () -> the tree; it is held as long as one of the Tensors.
+  """
+  leaves = functools.cache(lambda: flat(load()))
+  read = lambda slot: tensor(leaves(), slot)
+  return {
+    name: dataclasses.replace(empty, read=functools.partial(read, slot))
+    for (name, slot), empty in zip(
+      slots(flat(shapes)).items(), tensors(shapes).values()
+    )
+  }
+
+
+def matched(found, target):
+  """Published tensors under the names of today, each in the shape of the net.
+
+  Args:
+    found: {published name, of an older or newer library: Tensor}.
+    target: our tree of shapes.
+
+  Raises:
+    ValueError: for names that are left over on either side, another shape, or
+      numbers that are not floating; nothing is read.
+  """
+  wanted = slots(flat(target))
+  # A buffer of older transformers: 0..76.
+  found = {n: t for n, t in found.items() if not n.endswith('.position_ids')}
+  today = {current(name): name for name in found}
+  if len(today) < len(found):
+    twice = sorted(set(found) - set(today.values()))
+    raise ValueError(f'{listed(twice)}: there under another name too')
+  check_leftovers(today, wanted)
+  return {
+    name: fit(found[today[name]], slot.shape, today[name])
+    for name, slot in wanted.items()
+  }
+
+
+def from_published(found, target):
   """Published tensors > our tree, one array at a time.
 
-  `found` are the published names, `read(name)` gives a tensor, and `target` is
-  our tree of shapes and dtypes, stacked or not; tensors are cast to its dtypes.
-  `place(path, array)` says what becomes of each numpy array once it is whole.
-  Raises ValueError on names that are left over on either side, before anything
-  is read, and on a tensor of another shape.
+  Args:
+    found: {published name: Tensor}.
+    target: our tree of shapes and dtypes, stacked or not; tensors are cast to
+      its dtypes. An array goes where its leaf has a `sharding`; without one
+      it stays in numpy.
+
+  Raises:
+    ValueError: as `matched` does, before anything is read.
   """
-  flat = traverse_util.flatten_dict(target)
-  wanted = slots(flat)
-  # A buffer of older transformers: 0..76.
-  found = {current(n): n for n in found if not n.endswith('.position_ids')}
-  check_leftovers(found, wanted)
-  parts = collections.defaultdict(list)
-  for name, slot in wanted.items():
+  found, parts = matched(found, target), collections.defaultdict(list)
+  for name, slot in slots(flat(target)).items():
     parts[slot.path].append((found[name], slot))
   tree = {}
-  for path, leaf in flat.items():
+  for path, leaf in flat(target).items():
     array = np.empty(leaf.shape, leaf.dtype)
-    for name, slot in parts[path]:
-      tensor({path: array}, slot)[...] = fit(read(name), slot.shape, name)
-    tree[path] = place(path, array)
+    for part, slot in parts[path]:
+      tensor({path: array}, slot)[...] = part.read()
+    tree[path] = put(array, getattr(leaf, 'sharding', None))
   return traverse_util.unflatten_dict(tree)
 
 
-def fit(array, shape, name):
-  """The tensor in the shape that a net asks for."""
+def put(array, sharding):
+  """An array, as numpy and the same in every process > to its place."""
+  if sharding is None:
+    return array
+  part = lambda index: array[index]
+  return jax.make_array_from_callback(array.shape, sharding, part)
+
+
+def fit(found, shape, name):
+  """The Tensor in the shape that a net asks for."""
   # The first autoencoders stored attention as convolutions of size one.
-  if array.ndim == 4 and len(shape) == 2 and array.shape[2:] == (1, 1):
-    array = array[:, :, 0, 0]
-  if array.shape != shape:
+  if len(found.shape) == 4 and len(shape) == 2 and found.shape[2:] == (1, 1):
+    found = reshaped(found, found.shape[:2])
+  if found.shape != shape:
     raise ValueError(
-      f'{name} has the shape {array.shape}, but the config asks for '
+      f'{name} has the shape {found.shape}, but the config asks for '
       f'{shape}: the weights are of another architecture'
     )
-  return array
+  if not tensor_file.is_floating(found.dtype):
+    raise ValueError(
+      f'{name} is stored as {found.dtype}: quantised weights are not read, '
+      'take those in float16 or longer'
+    )
+  return found
+
+
+def reshaped(found, shape):
+  return dataclasses.replace(
+    found, shape=tuple(shape), read=lambda: found.read().reshape(shape)
+  )
 
 
 def check_leftovers(found, wanted):

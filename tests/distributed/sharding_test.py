@@ -102,11 +102,3 @@ def test_rows():
   put = sharding.put_batch(batch, four, spec)
   np.testing.assert_array_equal(put['x'], batch['x'])
   assert {s.data.shape for s in put['x'].addressable_shards} == {(2, 3)}
-
-
-def test_put():
-  four = mesh.make_mesh(1, 4, devices=jax.devices()[:4])
-  array = np.arange(64.0).reshape(8, 8)
-  put = sharding.put('unet/x/kernel', array, four)
-  assert {s.data.shape for s in put.addressable_shards} == {(2, 8)}
-  np.testing.assert_array_equal(put, array)

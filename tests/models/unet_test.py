@@ -133,10 +133,7 @@ def test_gradients(golden, close, tolerances, jit, check_grads, model):
 
 def restack(params, target):
   """The same weights in another net's tree, stacked or not."""
-  flat = traverse_util.flatten_dict(params)
-  slots = names.slots(flat)
-  read = lambda name: names.tensor(flat, slots[name])
-  return names.from_published(slots, read, target)
+  return names.from_published(names.tensors(params), target)
 
 
 def test_scan_and_remat_change_nothing(close, jit):

@@ -11,7 +11,8 @@ import pytest
 import safetensors.numpy
 
 from sdxl_jax.models import clip, layers, unet, vae
-from sdxl_jax.weights import config_json, files
+from sdxl_jax.weights import config_json, files, published
+from tests import folders
 
 MODELS = ['base', 'refiner']
 
@@ -19,13 +20,6 @@ MODELS = ['base', 'refiner']
 def load_all(folder, **kwargs):
   components = files.load_model_index(folder).components
   return {n: files.load_component(folder, n, **kwargs) for n in components}
-
-
-def save_all(source, target, components, **kwargs):
-  tokenizers = {p.name: p for p in source.glob('tokenizer*')}
-  index = files.load_model_index(source)
-  scheduler = files.load_scheduler(source)
-  files.save(target, components, index, scheduler, tokenizers, **kwargs)
 
 
 def tensors(folder):
@@ -48,7 +42,7 @@ def assert_same(actual, expected):
 def test_round_trip(golden, tmp_path, model, max_shard_bytes):
   source, target = golden / 'tiny' / model, tmp_path / 'written'
   components = load_all(source)
-  save_all(source, target, components, max_shard_bytes=max_shard_bytes)
+  folders.save_all(source, target, components, max_shard_bytes=max_shard_bytes)
   for name in components:
     assert_same(tensors(target / name), tensors(source / name))
     sharded = len(list((target / name).glob('*.safetensors'))) > 1
@@ -82,7 +76,7 @@ def test_variants(golden, tmp_path, variant, max_shard_bytes):
   source = golden / 'tiny' / 'refiner'
   limit = {'max_shard_bytes': max_shard_bytes}
   components = load_all(source)
-  save_all(source, tmp_path / 'a', components, variant=variant, **limit)
+  folders.save_all(source, tmp_path / 'a', components, variant=variant, **limit)
   dtype = {'fp16': np.float16, 'bf16': ml_dtypes.bfloat16}[variant]
   expected = {k: v.astype(dtype) for k, v in tensors(source / 'vae').items()}
   assert_same(tensors(tmp_path / 'a' / 'vae'), expected)
@@ -93,18 +87,18 @@ def test_variants(golden, tmp_path, variant, max_shard_bytes):
   _, params = files.load_component(
     tmp_path / 'a', 'vae', **asked, param_dtype=np.dtype(dtype).name
   )
-  files.save_component(
-    tmp_path / 'b', 'vae', components['vae'][0], params, variant
-  )
+  net = folders.net_of('vae', components['vae'][0], params)
+  files.save_net(tmp_path / 'b', net, variant=variant)
   assert_same(tensors(tmp_path / 'b'), expected)
 
 
 def test_plain_weights_come_first(golden, tmp_path):
   folder = tmp_path / 'vae'
   config, params = files.load_component(golden / 'tiny' / 'base', 'vae')
-  files.save_component(folder, 'vae', config, params)
+  files.save_net(folder, folders.net_of('vae', config, params))
   zeros = jax.tree.map(np.zeros_like, params)
-  files.save_component(tmp_path / 'b', 'vae', config, zeros, 'fp16')
+  net = folders.net_of('vae', config, zeros)
+  files.save_net(tmp_path / 'b', net, variant='fp16')
   for path in (tmp_path / 'b').glob('*.safetensors'):
     shutil.copy(path, folder)
   for variant, expected in (None, params), ('fp16', zeros):
@@ -147,7 +141,8 @@ def test_truncated_files_are_refused(folder, tmp_path):
 
 def test_a_missing_shard_is_named(folder, tmp_path):
   config, params = files.load_component(folder, 'vae')
-  files.save_component(tmp_path / 'vae', 'vae', config, params, None, 10**5)
+  net = folders.net_of('vae', config, params)
+  files.save_net(tmp_path / 'vae', net, max_shard_bytes=10**5)
   next((tmp_path / 'vae').glob('*-00002-of-*')).unlink()
   with pytest.raises(FileNotFoundError, match='00002-of-.*its index names it'):
     files.load_component(tmp_path, 'vae')
@@ -218,10 +213,10 @@ def test_kinds_of_unets(golden):
   path = golden / 'tiny' / 'base' / 'unet' / 'config.json'
   change = {'in_channels': 9, 'time_cond_proj_dim': 256}
   average = {'decay': 0.9999, 'optimization_step': 37000, 'inv_gamma': 1.0}
-  published = json.loads(path.read_text()) | change | average
-  config = config_json.read('unet', published, 'config.json')
+  told = json.loads(path.read_text()) | change | average
+  config = config_json.read('unet', told, 'config.json')
   assert config_json.write('unet', config).items() >= change.items()
-  index = files.ModelIndex(False, True, inpainting=True)
+  index = published.ModelIndex(False, True, inpainting=True)
   name = files.model_index_json(index, 'EulerDiscreteScheduler')['_class_name']
   assert name == 'StableDiffusionXLInpaintPipeline'
 
@@ -245,11 +240,11 @@ def test_configs_without_a_counterpart_are_refused():
 
 def test_save_never_overwrites(golden, folder, tmp_path):
   components = load_all(folder)
-  with pytest.raises(FileExistsError, match='remove it or write elsewhere'):
-    save_all(folder, folder, components)
+  with pytest.raises(FileExistsError, match='exists: remove it, write else'):
+    folders.save_all(folder, folder, components)
   del components['vae']
-  with pytest.raises(ValueError, match='the model consists of'):
-    save_all(folder, tmp_path / 'b', components)
+  with pytest.raises(FileNotFoundError, match='text_encoder_2, no vae'):
+    folders.save_all(folder, tmp_path / 'b', components)
   assert not (tmp_path / 'b').exists()
 
 
@@ -258,10 +253,9 @@ def test_a_failed_save_leaves_no_folder(golden, tmp_path):
   components = load_all(source)
   components['vae'] = vae.PatchConfig(), components['vae'][1]
   with pytest.raises(ValueError, match='identity'):
-    save_all(source, tmp_path / 'b', components)
-  assert not (tmp_path / 'b').exists()
-  # What the failed attempt left behind is no obstacle.
-  save_all(source, tmp_path / 'b', load_all(source))
+    folders.save_all(source, tmp_path / 'b', components)
+  assert not list(tmp_path.iterdir())
+  folders.save_all(source, tmp_path / 'b', load_all(source))
   assert [p.name for p in tmp_path.iterdir()] == ['b']
 
 
@@ -272,12 +266,12 @@ def test_tensors_pass_one_at_a_time(tmp_path):
     num_hidden_layers=8,
     num_attention_heads=2,
   )
-  shapes = files.abstract_params(config)
+  shapes = published.abstract_params(config)
   params = jax.tree.map(lambda x: np.ones(x.shape, x.dtype), shapes)
   sizes = [leaf.nbytes for leaf in jax.tree.leaves(params)]
   folder = tmp_path / 'text_encoder'
   tracemalloc.start()
-  files.save_component(folder, 'text_encoder', config, params)
+  files.save_net(folder, folders.net_of('text_encoder', config, params))
   _, saving = tracemalloc.get_traced_memory()
   tracemalloc.reset_peak()
   before, _ = tracemalloc.get_traced_memory()
@@ -296,7 +290,9 @@ def test_diffusers_loads_what_we_wrote(golden, tmp_path, close):
   source = golden / 'tiny' / 'base'
   components = load_all(source)
   # Large nets in shards, the autoencoder in one file.
-  save_all(source, tmp_path / 'written', components, max_shard_bytes=10**6)
+  folders.save_all(
+    source, tmp_path / 'written', components, max_shard_bytes=10**6
+  )
   pipeline = diffusers.StableDiffusionXLPipeline.from_pretrained(
     tmp_path / 'written'
   )

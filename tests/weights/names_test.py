@@ -9,8 +9,16 @@ import numpy as np
 import pytest
 from flax import traverse_util
 
+from sdxl_jax.distributed import mesh as meshes
+from sdxl_jax.distributed import sharding
 from sdxl_jax.models import clip, unet, vae
-from sdxl_jax.weights import config_json, files, names
+from sdxl_jax.weights import (
+  config_json,
+  files,
+  names,
+  published,
+  tensor_file,
+)
 
 # Key list, folder of the config, our config, number of parameters.
 FULL_SIZE = {
@@ -25,7 +33,7 @@ LAYOUTS += [('base.unet', False), ('refiner.unet', False)]
 
 
 def flat_params(config):
-  return traverse_util.flatten_dict(files.abstract_params(config))
+  return traverse_util.flatten_dict(published.abstract_params(config))
 
 
 @pytest.mark.parametrize('name,scan', LAYOUTS)
@@ -94,10 +102,9 @@ def test_names_of_older_and_newer_files(old, new):
 @pytest.mark.parametrize('conv', [True, False], ids=['conv', 'linear'])
 def test_an_old_autoencoder_reads_alike(golden, conv):
   config, params = files.load_component(golden / 'tiny' / 'base', 'vae')
-  flat = traverse_util.flatten_dict(params)
   old = {}
-  for name, slot in names.slots(flat).items():
-    array = names.tensor(flat, slot)
+  for name, tensor in names.tensors(params).items():
+    array = tensor.read()
     if '.to_' in name and name.endswith('weight') and conv:
       array = array[:, :, None, None]
     for today, then in [
@@ -107,9 +114,9 @@ def test_an_old_autoencoder_reads_alike(golden, conv):
       ('to_v', 'value'),
     ]:
       name = name.replace(f'.{today}.', f'.{then}.')
-    old[name] = array
-  target = files.abstract_params(config)
-  read = names.from_published(list(old), old.__getitem__, target)
+    old[name] = tensor_file.of(array)
+  target = published.abstract_params(config)
+  read = names.from_published(old, target)
   jax.tree.map(np.testing.assert_array_equal, read, params)
 
 
@@ -119,7 +126,8 @@ def test_leftovers_and_shapes_are_refused():
 
   def read(changes):
     found = {k: v for k, v in (tensors | changes).items() if v is not None}
-    return names.from_published(list(found), found.__getitem__, target)
+    found = {name: tensor_file.of(array) for name, array in found.items()}
+    return names.from_published(found, target)
 
   assert read({})['conv']['kernel'].shape == (3, 3, 4, 8)
   assert read({'embeddings.position_ids': np.arange(77)})
@@ -130,3 +138,24 @@ def test_leftovers_and_shapes_are_refused():
   message = r'conv.weight has the shape \(8, 5, 3, 3\).*\(8, 4, 3, 3\)'
   with pytest.raises(ValueError, match=message):
     read({'conv.weight': np.zeros((8, 5, 3, 3))})
+  with pytest.raises(ValueError, match='conv.bias is stored as int8: quant'):
+    read({'conv.bias': np.zeros(8, np.int8)})
+
+
+def test_a_tensor_under_two_names_is_refused():
+  target = {'encoder': {'attentions_0': {'to_q': {'bias': np.zeros(8)}}}}
+  old, new = (f'encoder.attentions.0.{n}.bias' for n in ('query', 'to_q'))
+  found = dict.fromkeys([old, new], tensor_file.of(np.zeros(8)))
+  with pytest.raises(ValueError, match=f'{old}: there under another name too'):
+    names.from_published(found, target)
+
+
+def test_arrays_go_where_the_target_says():
+  four = meshes.make_mesh(1, 4, devices=jax.devices()[:4])
+  array = np.arange(64.0, dtype=np.float32).reshape(8, 8)
+  shapes = {'conv': {'kernel': jax.ShapeDtypeStruct((8, 8), np.float32)}}
+  target = sharding.with_shardings(shapes, four)
+  found = {'conv.weight': tensor_file.of(array.T)}
+  put = names.from_published(found, target)['conv']['kernel']
+  assert {s.data.shape for s in put.addressable_shards} == {(2, 8)}
+  np.testing.assert_array_equal(put, array)

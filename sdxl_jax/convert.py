@@ -1,0 +1,167 @@
+"""Convert weights: any format that is known > diffusers, single file or orbax.
+
+  python -m sdxl_jax.convert SOURCE TARGET --to diffusers|single_file|orbax
+
+SOURCE is told by looking: a diffusers folder, a single safetensors file, an
+orbax export, a workdir of a run or one of its WORKDIR/checkpoints/STEP. A file
+or folder with a UNet or an autoencoder alone replaces that of --base. TARGET
+appears whole or not at all. --dry_run says what would be read and written.
+
+What does not come back: metadata of a file, from a folder; and position_ids and
+logit_scale, which nothing reads and which a single file gets anew.
+"""
+
+import dataclasses
+import functools
+
+import tqdm
+from absl import flags
+
+from sdxl_jax import command, exports, pipelines
+from sdxl_jax.conditioning import tokenizer
+from sdxl_jax.weights import (
+  files,
+  names,
+  published,
+  single_file,
+  tensor_file,
+  whole,
+)
+
+FORMATS = ('diffusers', 'single_file', 'orbax')
+DTYPES = ('float32', 'float16', 'bfloat16')
+
+
+def convert(
+  source,
+  target,
+  to,
+  *,
+  base=None,
+  average='ema',
+  dtype=None,
+  variant=None,
+  shard_gb=10.0,
+  title='',
+  overwrite=False,
+  dry_run=False,
+  say=print,
+):
+  """Writes the model at one path to another, in another format.
+
+  Args:
+    source: see above.
+    target: path of the folder or file to write.
+    to: 'diffusers', 'single_file' or 'orbax'.
+    base: source of the nets that `source` lacks.
+    average: which parameters of a workdir, see pipelines.load.
+    dtype: of what is written; None: as it is stored.
+    variant: 'fp16' or 'bf16', of a diffusers folder: that dtype, and its mark
+      in the names of files.
+    shard_gb: size of a file in a diffusers folder, at most.
+    title: of a single file, in its metadata.
+    overwrite: whether a model at `target` may be replaced.
+    dry_run: whether nothing is to be written.
+    say: takes a line for the user.
+
+  Raises:
+    ValueError: for weights that are broken or of another kind.
+    OSError: for paths that cannot be read or written.
+  """
+  if variant and (to != 'diffusers' or dtype):
+    raise ValueError(
+      f'variant is {variant!r}, which is of diffusers folders and is itself a '
+      'dtype: leave it out, or the other'
+    )
+  whole.check_free(target, overwrite)
+  model = with_tokenizers(exports.open_source(source, base, average))
+  published.check_whole(model)
+  dtype = files.VARIANTS[variant] if variant else dtype
+  size = describe(model, dtype, say)
+  if to == 'single_file':
+    size = single_file.size(model, dtype)
+    single_file.metadata(model, title)  # which says what a file cannot tell
+    for note in single_file.notes(model):
+      say(f'note: {note}')
+  say(f'to {target}: {to}, {size / 1e9:.3g} GB')
+  if dry_run:
+    return
+  read = [path for path in (source, base) if path]
+  bar = tqdm.tqdm(total=size, unit='B', unit_scale=True)
+  with bar, whole.target(target, size, overwrite, read) as partial:
+    settings = dict(dtype=dtype, watch=bar.update)
+    try:
+      if to == 'single_file':
+        single_file.save(partial, model, title=title, **settings)
+      elif to == 'orbax':
+        files.save(partial, model, form='orbax', **settings)
+      else:
+        limit = int(shard_gb * 1e9)
+        settings |= dict(variant=variant, max_shard_bytes=limit)
+        files.save(partial, model, **settings)
+    except ValueError as error:
+      raise ValueError(f'{model.path}: {error}') from error
+  say(f'wrote {target}')
+
+
+def with_tokenizers(model):
+  """The model, with the vocabulary that comes with us where it has none."""
+  wanted = [n for c, n in published.TOKENIZERS.items() if c in model.openers]
+  ours = {n: functools.partial(tokenizer.save, name=n) for n in wanted}
+  found = {n: model.tokenizers.get(n, ours[n]) for n in wanted}
+  return dataclasses.replace(model, tokenizers=found)
+
+
+def describe(model, dtype, say):
+  """Says what was recognised; returns the bytes that will be written."""
+  say(f'{model.path}: {model.kind}')
+  total = 0
+  for name in model.index.components:
+    net = model.net(name)
+    tensors = net.tensors()
+    size = sum(tensor_file.sizes(tensors, dtype).values())
+    stored = sorted({tensor.dtype.name for tensor in tensors.values()})
+    say(
+      f'  {name}: {len(tensors):,} tensors, {" and ".join(stored)} > '
+      f'{dtype or "the same"}, from {net.where}'
+    )
+    total += size
+  predicted = model.scheduler['prediction_type']
+  zero_snr = model.scheduler.get('rescale_betas_zero_snr')
+  say(
+    f'  {"refiner" if model.index.refiner else "base"}, predicts {predicted}'
+    + ', down to zero SNR' * bool(zero_snr)
+  )
+  if model.extras:
+    say(f'  belong to no net: {names.listed(list(model.extras))}')
+  return total
+
+
+def main(args, source, target):
+  convert(
+    source,
+    target,
+    args.to,
+    base=args.base,
+    average=args.average,
+    dtype=args.dtype,
+    variant=args.variant,
+    shard_gb=args.shard_gb,
+    title=args.title,
+    overwrite=args.overwrite,
+    dry_run=args.dry_run,
+  )
+
+
+if __name__ == '__main__':
+  flags.DEFINE_enum('to', None, FORMATS, 'format of TARGET')
+  flags.DEFINE_string('base', None, 'weights, for the nets that SOURCE lacks')
+  flags.DEFINE_string('average', 'ema', pipelines.AVERAGE_HELP)
+  flags.DEFINE_enum('dtype', None, DTYPES, 'default: as it is stored')
+  flags.DEFINE_enum('variant', None, files.VARIANTS, 'of a diffusers folder')
+  flags.DEFINE_float('shard_gb', 10.0, 'of a file in a folder, at most', 1e-3)
+  flags.DEFINE_string('title', '', 'of a single file; default: its name')
+  flags.DEFINE_bool('overwrite', False, 'replace the model at TARGET')
+  flags.DEFINE_bool('dry_run', False, 'say what would be done, and do nothing')
+  flags.mark_flag_as_required('to')
+  command.run(main, 'SOURCE', 'TARGET')

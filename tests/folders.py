@@ -1,0 +1,33 @@
+"""Folders in the diffusers layout, made of trees of ours."""
+
+import dataclasses
+import functools
+
+from sdxl_jax.weights import files, published, whole
+
+
+def load_all(folder):
+  """{name: (config, params)} of a folder's nets."""
+  model = files.open_model(folder)
+  return {name: model.net(name).load() for name in model.openers}
+
+
+def net_of(name, config, params):
+  return published.of_tree(name, config, lambda target: params)
+
+
+def save_all(source, target, components, index=None, **kwargs):
+  """The components as trees of ours, and all else as the source has it.
+
+  `index` replaces the source's published.ModelIndex, where given.
+  """
+  model = files.open_model(source)
+  openers = {
+    name: functools.partial(net_of, name, config, params)
+    for name, (config, params) in components.items()
+  }
+  model = dataclasses.replace(
+    model, openers=openers, index=index or model.index
+  )
+  with whole.target(target) as partial:
+    files.save(partial, model, **kwargs)
