@@ -6,34 +6,18 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import orbax.checkpoint as ocp
 from ml_collections import config_dict
 
+from sdxl_jax import averages
 from sdxl_jax.conditioning import text_encoder, tokenizer
 from sdxl_jax.diffusion import noise_levels, scheduler_config
-from sdxl_jax.distributed import mesh as meshes
-from sdxl_jax.distributed import sharding
-from sdxl_jax.training import (
-  checkpoint,
-  diffusion_task,
-  optimizer,
-  snapshots,
-)
+from sdxl_jax.distributed import multihost, sharding
+from sdxl_jax.training import checkpoint, diffusion_task
 from sdxl_jax.training import task as tasks
-from sdxl_jax.weights import files, perceptual
+from sdxl_jax.weights import files, lora, lora_files, perceptual
 
 # Fields of a net's config that do not belong to its architecture.
 RUNTIME = ('dtype', 'param_dtype', 'attention', 'remat', 'scan_blocks')
-# What may be taken of a checkpoint; any other is the width of an EMA put
-# together from its run's snapshots.
-AVERAGES = {
-  'ema': lambda state: optimizer.ema_params(state.opt_state),
-  'none': lambda state: state.params,
-}
-AVERAGE_HELP = (
-  "of a workdir: 'ema', 'none' (the last parameters), or the width of an EMA "
-  'to put together from snapshots, such as 0.05'
-)
 LATENTS = ('scaling_factor', 'latents_mean', 'latents_std')
 
 
@@ -50,7 +34,7 @@ class Pipeline:
   mesh: jax.sharding.Mesh | None = None  # whose devices share out a batch
 
 
-def load(folder, dtype='float32', average='ema', mesh=None):
+def load(folder, dtype='float32', average='ema', mesh=None, loras=()):
   """The Pipeline of a diffusers folder or of a workdir.
 
   Args:
@@ -59,15 +43,21 @@ def load(folder, dtype='float32', average='ema', mesh=None):
     average: which parameters of a workdir: 'ema'; 'none', the last ones; or the
       width of an EMA that is put together from snapshots, such as '0.05'.
     mesh: whose devices share out a batch; the default device without it.
+    loras: LoRA files to merge in, each as 'FILE' or 'FILE:WEIGHT'.
   """
   folder = pathlib.Path(folder)
   if is_published(folder):
     check_published(folder, average)
-    return load_published(folder, dtype, mesh)
-  config = saved_config(folder)
-  nets = tasks.make_nets(config).replace(dtype=dtype, param_dtype=dtype)
-  params = load_nets(folder, nets, nets.configs, mesh, average)
-  return make_pipeline(config, nets, params, mesh)
+    pipeline = load_published(folder, dtype, mesh)
+  else:
+    config = saved_config(folder)
+    nets = tasks.make_nets(config).replace(dtype=dtype, param_dtype=dtype)
+    params = load_nets(folder, nets, nets.configs, mesh, average)
+    pipeline = make_pipeline(config, nets, params, mesh)
+  if not loras:
+    return pipeline
+  params = lora_files.add(pipeline.params, loras)
+  return dataclasses.replace(pipeline, params=params)
 
 
 def is_published(folder):
@@ -190,13 +180,57 @@ def load_nets(source, nets, names, mesh=None, average='ema'):
     check_same(name, nets.configs[name], compared, folder)
   if from_here:
     task = tasks.make_task(config, theirs)
-    found = restore_average(folder, task, mesh, from_here, average)
+    found = averages.restore(folder, task, mesh, from_here, average)
     dtypes = {name: nets.configs[name].param_dtype for name in from_here}
     params = {name: cast(found[name], dtypes[name]) for name in from_here}
   elsewhere = [name for name in names if name not in config.trained]
   if elsewhere:
     params |= load_nets(config.init_from, nets, elsewhere, mesh)
+  if 'lora' in config.trained:
+    made = load_trained_lora(folder, config, mesh, average)
+    params = lora.merge(params, [(made.of(params), 1.0)])
   return params
+
+
+def load_trained_lora(folder, config, mesh=None, average='ema'):
+  """The lora.Lora of one checkpoint of a run that trained low-rank factors."""
+  nets = tasks.make_nets(config)
+  task = tasks.make_task(config, nets)
+  found = averages.restore(folder, task, mesh, ['lora'], average)['lora']
+  return lora.from_training(jax.tree.map(multihost.fetch, found), nets.targets)
+
+
+def save_lora(workdir, path, dialect='kohya', average='ema', dtype='float32'):
+  """Writes the low-rank factors that a run has trained as a file.
+
+  Args:
+    workdir: of the run, or one of its checkpoints.
+    path: of the safetensors file.
+    dialect: whose names it has, see weights/lora_names.py. 'kohya' is read by
+      ComfyUI, AUTOMATIC1111's web UI, kohya's scripts and diffusers.
+    average: as `load` has it.
+    dtype: stored, 'float32', 'float16' or 'bfloat16'.
+
+  Raises:
+    ValueError: for a run that trained no low-rank factors.
+  """
+  folder = checkpoint.find(workdir)
+  config = saved_config(folder)
+  if 'lora' not in config.trained:
+    raise ValueError(
+      f'{workdir} trained {tuple(config.trained)} and no low-rank factors, '
+      "which a LoRA file holds: give the workdir of a run with 'lora' in "
+      'config.trained'
+    )
+  made = load_trained_lora(folder, config, average=average)
+  nets = tasks.make_nets(config)
+  shapes = jax.eval_shape(nets.init, jax.random.key(0))
+  kind = {'eps': 'epsilon', 'v': 'v'}.get(nets.schedule.prediction)
+  metadata = {'modelspec.title': pathlib.Path(path).stem}
+  metadata |= {'modelspec.prediction_type': kind} if kind else {}
+  if nets.refiner:
+    metadata['modelspec.architecture'] = 'stable-diffusion-xl-v1-refiner/lora'
+  lora_files.save(path, made, shapes, dialect, dtype, metadata)
 
 
 def cast(params, dtype):
@@ -252,42 +286,6 @@ def make_pipeline(config, nets, params, mesh=None):
     size=tuple(config.samples.size),
     mesh=mesh,
   )
-
-
-def restore_average(folder, task, mesh, names, average='ema'):
-  """{name: parameters} of a checkpoint; the rest of it stays on disk.
-
-  Args:
-    folder: of one checkpoint.
-    task: state.Task of its run.
-    mesh: where to.
-    names: of the nets.
-    average: see AVERAGES.
-  """
-  state = jax.eval_shape(task.init, jax.random.key(0))
-  if mesh is None:
-    mesh = meshes.make_mesh(devices=jax.local_devices()[:1])
-  state = sharding.with_shardings(state, mesh)
-  if average not in AVERAGES:
-    workdir, step = folder.parent.parent, int(folder.name)
-    shapes = state.params
-    return snapshots.rebuild(workdir, step, parse_width(average), shapes)
-  choose = AVERAGES[average]
-  wanted = {id(x) for n in names for x in jax.tree.leaves(choose(state)[n])}
-  place = lambda x: x if id(x) in wanted else ocp.PLACEHOLDER
-  state, _ = checkpoint.restore(folder, jax.tree.map(place, state))
-  return choose(state)
-
-
-def parse_width(average):
-  """The width of an EMA, as it was typed."""
-  try:
-    return float(average)
-  except ValueError:
-    raise ValueError(
-      f'average is {average!r}; it must be one of {list(AVERAGES)}, or the '
-      'width of an EMA, as 0.05'
-    ) from None
 
 
 def origin(source):

@@ -8,7 +8,7 @@ import dataclasses
 import json
 import typing
 
-from sdxl_jax import pipelines
+from sdxl_jax import averages
 from sdxl_jax.data import images, starting_pictures
 from sdxl_jax.diffusion import noise_levels, samplers
 
@@ -100,7 +100,11 @@ MODELS = {
   'weights': (None, 'diffusers folder or workdir'),
   'refiner': (None, "a refiner's diffusers folder or workdir"),
   'dtype': ('float32', "compute type: 'float32' or 'bfloat16'"),
-  'average': ('ema', pipelines.AVERAGE_HELP),
+  'average': ('ema', averages.HELP),
+  'lora': (
+    (),
+    'FILE or FILE:WEIGHT, a LoRA for the weights; may be repeated',
+  ),
 }
 
 

@@ -198,7 +198,8 @@ def run(
   """
   x, done, total = start.x, 0, sum(t.stop - t.start for t in plan)
   for turn in plan:
-    nets, params = experts[turn.who].nets, experts[turn.who].params['unet']
+    nets, params = experts[turn.who].nets, experts[turn.who].params
+    params = {n: params[n] for n in ('unet', 'lora') if n in params}
     if turn.renewed:
       noise = samplers.draw_noise(keys, REFINING, x.shape)
       latents = finish(levels, start.kept, x)
@@ -208,7 +209,7 @@ def run(
     for i in range(turn.start, turn.stop, leap or 1):
       stop = min(i + leap, turn.stop)
       carry = advance(
-        *(nets, {'unet': params}, carry, told[turn.who], levels, keys),
+        *(nets, params, carry, told[turn.who], levels, keys),
         *(np.int32(i), np.int32(stop), guidance, start.kept),
         sampler=turn.sampler,
         guided=guidance.scale > 1,

@@ -22,13 +22,14 @@ DOORS = {
     'sample_flags',
   },
   'sample_flags': {'requests'},
-  'requests': {'pipelines'},
+  'requests': {'averages'},
   'generation': {'coding', 'runs'},
   'runs': {'coding', 'pipelines'},
   'coding': set(),
-  'evaluate': {'command', 'pipelines'},
+  'evaluate': {'averages', 'command', 'pipelines'},
   'command': set(),
-  'pipelines': set(),
+  'pipelines': {'averages'},
+  'averages': set(),
 }
 ROOMS = {
   'models': set(),

@@ -20,7 +20,7 @@ import struct
 
 import jax
 import jax.numpy as jnp
-import safetensors
+import safetensors.numpy
 from flax import traverse_util
 
 from sdxl_jax.models import clip, unet, vae
@@ -291,6 +291,13 @@ def write_tensors(path, flat, slots, dtype):
     file.write(struct.pack('<Q', len(text)) + text)
     for slot in slots.values():
       names.tensor(flat, slot).astype(dtype, order='C').tofile(file)
+
+
+def save_tensors(path, tensors, metadata):
+  """A safetensors file of {name: array}; it appears whole or not at all."""
+  partial = path.with_name(f'{path.name}.partial')
+  safetensors.numpy.save_file(tensors, partial, metadata)
+  os.rename(partial, path)
 
 
 def write_json(path, value):
