@@ -28,9 +28,8 @@ factor that Adam does not see. Twenty pictures beside two hundred are gone
 through ten times as often.
 
 Rank 16 beside all attention of the UNet: 23 M of 2567 M parameters, 93 MB in
-float32 as in a file, four times that with moments and EMA in a checkpoint. The
-base is held in bfloat16, 5.1 GB of UNet and 1.6 GB of towers, and float32 for
-the autoencoder, so that one accelerator of 16 GB holds it all.
+float32 as in a file, four times that with moments and EMA in a checkpoint. UNet
+and towers are held in bfloat16: with the autoencoder they take 7.1 GB.
 
 Measured in miniature (configs/tiny.py:lora).
 """
