@@ -98,10 +98,10 @@ def merge(params, loras):
   for (net, name), summands in terms.items():
     slot = layers[net, name]
     # A sum of products is one product of all ranks together.
-    down = np.concatenate([np.float32(f.down) for f, _ in summands])
-    ups = [np.float32(f.up).reshape(slot.shape[0], -1) * s for f, s in summands]
-    a = down.reshape(len(down), *slot.shape[1:]).T
+    as_layer = lambda down, shape=slot.shape: down.reshape(-1, *shape[1:])
+    a = np.concatenate([np.float32(as_layer(f.down)) for f, _ in summands]).T
     a = a.swapaxes(0, 1) if a.ndim == 4 else a  # WHIR > HWIR
+    ups = [s * np.float32(f.up).reshape(slot.shape[0], -1) for f, s in summands]
     b = np.concatenate(ups, axis=1).T
     kernel = jnp.asarray(flat[net][slot.path])
     flat[net][slot.path] = adder(kernel.sharding)(kernel, slot.index, a, b)

@@ -20,6 +20,7 @@ OTHERS = {
   'lokr_w1': 'LoKr',
   'oft_blocks': 'OFT',
   'diff': 'a difference of whole weights',
+  'diff_b': 'a difference of whole biases',
   'lora_B.bias': 'LoRA with biases',
 }
 
@@ -53,7 +54,7 @@ def load(path, params):
     raise ValueError(
       f'{path}: {len(leftover)} of {len(found)} tensors belong to no layer of '
       f'the base model: {names.listed(sorted(leftover))}. It is made for '
-      f'another one{told(metadata)}'
+      f'another one{base_of(metadata)}'
     )
   dialect = lora_names.dialect_of(found)
   alphas = read_alphas(path, dialect, metadata)
@@ -62,6 +63,11 @@ def load(path, params):
     layer, made = fit(path, stem, given, known[stem], layers)
     if made.alpha is None and alphas:
       made = made._replace(alpha=alphas(*layer, len(made.down)))
+    if layer in factors:
+      raise ValueError(
+        f'{path} has the layer {".".join(layer)} twice, by two names; one of '
+        f'them is {stem}: write it again with the tool it is from'
+      )
     factors[layer] = made
   return lora.Lora(factors, dialect, metadata)
 
@@ -87,7 +93,7 @@ def check_method(path, found):
         )
 
 
-def told(metadata):
+def base_of(metadata):
   base = metadata.get('ss_base_model_version')
   return f': {base}' if base else ''
 

@@ -299,6 +299,29 @@ def test_files_that_do_not_fit(base, golden, tmp_path, changes, message):
     lora_files.load(write(tmp_path / 'x.safetensors', tensors), base)
 
 
+def test_a_layer_by_two_names(base, golden, tmp_path):
+  tensors = read(golden / 'tiny' / 'lora' / 'kohya.safetensors')
+  tensors |= rename('kohya_diffusers', base, tensors)
+  path = write(tmp_path / 'x.safetensors', tensors)
+  with pytest.raises(ValueError, match='has the layer unet.* twice.*lora_unet'):
+    lora_files.load(path, base)
+
+
+def test_linear_layers_stored_as_convolutions(base, golden, tmp_path):
+  tensors = read(golden / 'tiny' / 'lora' / 'kohya.safetensors')
+  as_conv = lambda x: x[..., None, None] if x.ndim == 2 else x
+  other = {name: as_conv(x) for name, x in tensors.items()}
+  loras = [
+    lora_files.load(write(tmp_path / f'{i}.safetensors', t), base)
+    for i, t in enumerate((tensors, other))
+  ]
+  copy = jax.tree.map(np.copy, base)
+  twice = lora.merge(base, [(made, 0.5) for made in loras])
+  once = lora.merge(copy, [(loras[0], 1.0)])
+  near = lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
+  jax.tree.map(near, twice, once)
+
+
 def test_files_of_other_models(base, tmp_path):
   name = 'lora_unet_double_blocks_0_img_attn_proj.alpha'
   path = write(
