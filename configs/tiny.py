@@ -194,8 +194,10 @@ def lora(config):
     rank=8,
     alpha=8.0,
   )
-  config.total_steps = 300
+  config.total_steps = 200
+  config.global_batch_size = 8
   config.data.source = 'folder'
+  config.data.buckets = BUCKETS[:1]
   config.checkpoint.every = config.samples.every = 100
   config.samples.prompts = (
     *(f'an elephant on a {colour} background' for colour in LORA_UNSEEN),

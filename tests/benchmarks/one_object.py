@@ -15,7 +15,7 @@ from absl import app, flags
 from configs import tiny
 from sdxl_jax.data import images, objects, scenes
 
-COUNT, THING = 20, 'elephant'
+COUNT, SIDE, THING = 20, 80, 'elephant'
 
 
 def make(i):
@@ -26,8 +26,7 @@ def make(i):
   every = [combination for combination in every if combination.visible]
   shown = every[i % len(every)]
   rng = np.random.default_rng(i)
-  h, w = ((80, 80), (80, 64), (64, 80))[i % 3]
-  return scenes.paint(shown, h, w, rng, 0.3), scenes.caption(shown, rng)
+  return scenes.paint(shown, SIDE, SIDE, rng, 0.3), scenes.caption(shown, rng)
 
 
 def main(argv):
