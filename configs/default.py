@@ -95,6 +95,10 @@ def get_config():
   config.data.scenes.jitter = 1.0  # 0..1: objects' freedom in place and size
   config.data.scenes.scored = False  # noise, and an aesthetic_score that tells
 
+  # {name: dict(layers=pattern, rank=16, alpha=16.0)}: low-rank factors to train
+  # in place of whole nets, see configs/lora.py; then trained = ('lora',).
+  config.lora = config_dict.ConfigDict()
+
   config.loss = config_dict.ConfigDict()
   config.loss.offset_noise = 0.0  # 0.05 in the paper's last stage
   config.loss.min_snr_gamma = 0.0  # 0: every timestep weighs the same

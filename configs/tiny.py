@@ -11,7 +11,8 @@ lets a drawing start from noise alone.
 
 configs/tiny.py:stage0 to :stage3 and :refiner are the paper's stages in
 miniature, each from the workdir of the one before, on latents that stage 0
-learned; see launch/recipe.sh.
+learned; see launch/recipe.sh. configs/tiny.py:lora teaches the quick one a new
+thing from 20 pictures of it.
 """
 
 from configs import default
@@ -30,9 +31,12 @@ PROMPTS = (
   'two octopuses on a white background',
 )
 
+# Of 'an elephant', which the quick one never saw, and :lora not on these.
+LORA_UNSEEN = ('red', 'yellow', 'purple')
+
 
 def get_config(stage=''):
-  """The quick one, or 'stage0' to 'stage3' or 'refiner'."""
+  """The quick one, or 'stage0' to 'stage3', 'refiner' or 'lora'."""
   config = quick()
   if stage:
     config.unlock()
@@ -177,6 +181,30 @@ def refiner(config):
   config.samples.every = 0  # it draws nothing alone
 
 
+def lora(config):
+  """Factors beside the quick one's kernels, and its towers': a new word."""
+  config.trained = ('lora',)
+  config.lora.unet = dict(
+    layers=r'unet/.*/(to_[qkv]|to_out_0|proj|net_2|proj_in|proj_out)',
+    rank=8,
+    alpha=8.0,
+  )
+  config.lora.text = dict(
+    layers=r'text_encoder(_2)?/.*/(([qkv]|out)_proj|fc[12])',
+    rank=8,
+    alpha=8.0,
+  )
+  config.total_steps = 200
+  config.global_batch_size = 8
+  config.data.source = 'folder'
+  config.data.buckets = BUCKETS[:1]
+  config.checkpoint.every = config.samples.every = 100
+  config.samples.prompts = (
+    *(f'an elephant on a {colour} background' for colour in LORA_UNSEEN),
+    *PROMPTS[:3],  # what it knew before
+  )
+
+
 def learned_latents(config):
   """Those of stage 0, scaled as it measured them."""
   config.unet.in_channels = config.unet.out_channels = 8
@@ -201,4 +229,5 @@ STAGES = {
   'stage2': stage2,
   'stage3': stage3,
   'refiner': refiner,
+  'lora': lora,
 }

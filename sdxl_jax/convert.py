@@ -17,7 +17,7 @@ import functools
 import tqdm
 from absl import flags
 
-from sdxl_jax import command, exports, pipelines
+from sdxl_jax import averages, command, exports
 from sdxl_jax.conditioning import tokenizer
 from sdxl_jax.weights import (
   files,
@@ -156,7 +156,7 @@ def main(args, source, target):
 if __name__ == '__main__':
   flags.DEFINE_enum('to', None, FORMATS, 'format of TARGET')
   flags.DEFINE_string('base', None, 'weights, for the nets that SOURCE lacks')
-  flags.DEFINE_string('average', 'ema', pipelines.AVERAGE_HELP)
+  flags.DEFINE_string('average', 'ema', averages.HELP)
   flags.DEFINE_enum('dtype', None, DTYPES, 'default: as it is stored')
   flags.DEFINE_enum('variant', None, files.VARIANTS, 'of a diffusers folder')
   flags.DEFINE_float('shard_gb', 10.0, 'of a file in a folder, at most', 1e-3)

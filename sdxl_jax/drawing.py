@@ -33,7 +33,7 @@ def draw_prompts(config, nets, params):
   """A grid of the config's prompts."""
   c = config.samples
   pictures, _ = sample.generate(
-    pipelines.make_pipeline(config, nets, params),
+    pipelines.make_pipeline(config, nets, nets.ready(params)),
     list(c.prompts),
     size=c.size,
     steps=c.steps,

@@ -27,7 +27,7 @@ import tqdm
 from absl import flags
 from ml_collections import config_flags
 
-from sdxl_jax import command, pipelines
+from sdxl_jax import averages, command, pipelines
 from sdxl_jax.data import buckets, dataset, images, shards, transforms
 from sdxl_jax.distributed import mesh as meshes
 from sdxl_jax.distributed import sharding
@@ -171,6 +171,6 @@ if __name__ == '__main__':
   flags.DEFINE_string('output', None, 'folder to write to')
   flags.DEFINE_integer('pictures', 5000, 'to measure, at most', 1)
   flags.DEFINE_integer('batch_size', 8, 'pictures at once, per device', 1)
-  flags.DEFINE_string('average', 'ema', pipelines.AVERAGE_HELP)
+  flags.DEFINE_string('average', 'ema', averages.HELP)
   flags.mark_flags_as_required(['config', 'weights', 'output'])
   command.run(main)

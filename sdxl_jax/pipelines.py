@@ -7,34 +7,19 @@ from typing import Any
 
 import jax
 import numpy as np
-import orbax.checkpoint as ocp
 from ml_collections import config_dict
 
+from sdxl_jax import averages
 from sdxl_jax.conditioning import text_encoder, tokenizer
 from sdxl_jax.diffusion import noise_levels, scheduler_config
 from sdxl_jax.distributed import mesh as meshes
-from sdxl_jax.distributed import sharding
-from sdxl_jax.training import (
-  checkpoint,
-  diffusion_task,
-  optimizer,
-  snapshots,
-)
+from sdxl_jax.distributed import multihost, sharding
+from sdxl_jax.training import checkpoint, diffusion_task
 from sdxl_jax.training import task as tasks
-from sdxl_jax.weights import perceptual, published, recognise
+from sdxl_jax.weights import lora, lora_files, perceptual, published, recognise
 
 # Fields of a net's config that do not belong to its architecture.
 RUNTIME = ('dtype', 'param_dtype', 'attention', 'remat', 'scan_blocks')
-# What may be taken of a checkpoint; any other is the width of an EMA put
-# together from its run's snapshots.
-AVERAGES = {
-  'ema': lambda state: optimizer.ema_params(state.opt_state),
-  'none': lambda state: state.params,
-}
-AVERAGE_HELP = (
-  "of a workdir: 'ema', 'none' (the last parameters), or the width of an EMA "
-  'to put together from snapshots, such as 0.05'
-)
 DTYPES = 'float32', 'bfloat16'
 LATENTS = ('scaling_factor', 'latents_mean', 'latents_std')
 
@@ -53,12 +38,13 @@ class Pipeline:
   buckets: tuple = ()  # (height, width)s in px that a workdir was trained on
 
   def on_device(self, *names):
-    """{net: parameters} of some nets, for them to run.
+    """{net: parameters} of some nets, for them to run, and low-rank factors.
 
     Those of an offloaded pipeline are copied there now: let go of them after
     use, and wait for what uses them before other nets are asked for.
     """
-    return sharding.fetch({n: self.params.get(n, {}) for n in names})
+    there = {name: self.params.get(name, {}) for name in (*names, 'lora')}
+    return sharding.fetch(there)
 
 
 def load(
@@ -67,6 +53,7 @@ def load(
   average='ema',
   mesh=None,
   *,
+  loras=(),
   vae_dtype='float32',
   attention='auto',
   offload=False,
@@ -80,6 +67,7 @@ def load(
     average: which parameters of a workdir: 'ema'; 'none', the last ones; or the
       width of an EMA that is put together from snapshots, such as '0.05'.
     mesh: whose devices share out a batch; the default device without it.
+    loras: LoRA files to merge in, each as 'FILE' or 'FILE:WEIGHT'.
     vae_dtype: the same of the autoencoder.
     attention: of the UNet, see models/attention.py; 'auto': the fastest here.
     offload: keeps parameters in the host's memory while their net is idle.
@@ -91,11 +79,16 @@ def load(
   memory = 'pinned_host' if offload else 'device'
   if recognise.is_published(folder):
     check_published(folder, average)
-    return load_published(folder, fields, mesh, memory)
-  config = saved_config(folder)
-  nets = tasks.make_nets(config).replace_each(fields)
-  params = load_nets(folder, nets, nets.configs, mesh, average, memory)
-  return make_pipeline(config, nets, params, mesh)
+    pipeline = load_published(folder, fields, mesh, memory)
+  else:
+    config = saved_config(folder)
+    nets = tasks.make_nets(config).replace_each(fields)
+    params = load_nets(folder, nets, nets.configs, mesh, average, memory)
+    pipeline = make_pipeline(config, nets, params, mesh)
+  if not loras:
+    return pipeline
+  params = lora_files.add(pipeline.params, loras)
+  return dataclasses.replace(pipeline, params=params)
 
 
 def runtime(name, dtype, vae_dtype, attention):
@@ -235,7 +228,7 @@ def load_nets(source, nets, names, mesh=None, average='ema', memory='device'):
   if from_here:
     task = tasks.make_task(config, theirs)
     offload = memory != 'device'
-    found = restore_average(folder, task, mesh, from_here, average, offload)
+    found = averages.restore(folder, task, mesh, from_here, average, offload)
     for name in from_here:
       params[name] = cast(found.pop(name), nets.configs[name].param_dtype)
       if offload:
@@ -243,7 +236,51 @@ def load_nets(source, nets, names, mesh=None, average='ema', memory='device'):
   elsewhere = [name for name in names if name not in config.trained]
   if elsewhere:
     params |= load_nets(config.init_from, nets, elsewhere, mesh, memory=memory)
+  if 'lora' in config.trained:
+    made = load_trained_lora(folder, config, mesh, average)
+    params = lora.merge(params, [(made.of(params), 1.0)])
   return params
+
+
+def load_trained_lora(folder, config, mesh=None, average='ema'):
+  """The lora.Lora of one checkpoint of a run that trained low-rank factors."""
+  nets = tasks.make_nets(config)
+  task = tasks.make_task(config, nets)
+  found = averages.restore(folder, task, mesh, ['lora'], average)['lora']
+  return lora.from_training(jax.tree.map(multihost.fetch, found), nets.targets)
+
+
+def save_lora(workdir, path, dialect='kohya', average='ema', dtype='float32'):
+  """Writes the low-rank factors that a run has trained as a file.
+
+  Args:
+    workdir: of the run, or one of its checkpoints.
+    path: of the safetensors file.
+    dialect: whose names it has, see weights/lora_names.py. 'kohya' is read by
+      ComfyUI, AUTOMATIC1111's web UI, kohya's scripts and diffusers.
+    average: as `load` has it.
+    dtype: stored, 'float32', 'float16' or 'bfloat16'.
+
+  Raises:
+    ValueError: for a run that trained no low-rank factors.
+  """
+  folder = checkpoint.find(workdir)
+  config = saved_config(folder)
+  if 'lora' not in config.trained:
+    raise ValueError(
+      f'{workdir} trained {tuple(config.trained)} and no low-rank factors, '
+      "which a LoRA file holds: give the workdir of a run with 'lora' in "
+      'config.trained'
+    )
+  made = load_trained_lora(folder, config, average=average)
+  nets = tasks.make_nets(config)
+  shapes = jax.eval_shape(nets.init, jax.random.key(0))
+  kind = {'eps': 'epsilon', 'v': 'v'}.get(nets.schedule.prediction)
+  metadata = {'modelspec.title': pathlib.Path(path).stem}
+  metadata |= {'modelspec.prediction_type': kind} if kind else {}
+  if nets.refiner:
+    metadata['modelspec.architecture'] = 'stable-diffusion-xl-v1-refiner/lora'
+  lora_files.save(path, made, shapes, dialect, dtype, metadata)
 
 
 def cast(params, dtype):
@@ -307,44 +344,6 @@ def scheduler_of(nets):
   # Only 'trailing' visits the last timestep, where zero SNR is.
   spacing = 'trailing' if nets.schedule.zero_terminal_snr else 'leading'
   return scheduler_config.write(nets.schedule, noise_levels.Spacing(spacing))
-
-
-def restore_average(folder, task, mesh, names, average='ema', offload=False):
-  """{name: parameters} of a checkpoint; the rest of it stays on disk.
-
-  Args:
-    folder: of one checkpoint.
-    task: state.Task of its run.
-    mesh: where to.
-    names: of the nets.
-    average: see AVERAGES.
-    offload: to the host instead, since the device may not hold it all.
-  """
-  state = jax.eval_shape(task.init, jax.random.key(0))
-  if mesh is None or offload:
-    devices = jax.local_devices(backend='cpu' if offload else None)
-    mesh = meshes.make_mesh(devices=devices[:1])
-  state = sharding.with_shardings(state, mesh)
-  if average not in AVERAGES:
-    workdir, step = folder.parent.parent, int(folder.name)
-    shapes = state.params
-    return snapshots.rebuild(workdir, step, parse_width(average), shapes)
-  choose = AVERAGES[average]
-  wanted = {id(x) for n in names for x in jax.tree.leaves(choose(state)[n])}
-  place = lambda x: x if id(x) in wanted else ocp.PLACEHOLDER
-  state, _ = checkpoint.restore(folder, jax.tree.map(place, state))
-  return choose(state)
-
-
-def parse_width(average):
-  """The width of an EMA, as it was typed."""
-  try:
-    return float(average)
-  except ValueError:
-    raise ValueError(
-      f'average is {average!r}; it must be one of {list(AVERAGES)}, or the '
-      'width of an EMA, as 0.05'
-    ) from None
 
 
 def origin(source):

@@ -8,7 +8,7 @@ import dataclasses
 import json
 import typing
 
-from sdxl_jax import pipelines
+from sdxl_jax import averages, pipelines
 from sdxl_jax.data import images, starting_pictures
 from sdxl_jax.diffusion import noise_levels, samplers
 
@@ -101,7 +101,11 @@ MODELS = {
   'refiner': (None, "a refiner's, likewise"),
   'dtype': ('float32', f'of the nets: {", ".join(pipelines.DTYPES)}'),
   'vae_dtype': ('float32', 'the same of the autoencoder'),
-  'average': ('ema', pipelines.AVERAGE_HELP),
+  'average': ('ema', averages.HELP),
+  'lora': (
+    (),
+    'FILE or FILE:WEIGHT, a LoRA for the weights; may be repeated',
+  ),
 }
 
 

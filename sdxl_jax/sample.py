@@ -18,7 +18,7 @@ from absl import flags
 from sdxl_jax import command, generation, pipelines, requests, sample_flags
 from sdxl_jax.data import images, watermark
 from sdxl_jax.distributed import mesh as meshes
-from sdxl_jax.weights import recognise
+from sdxl_jax.weights import lora_files, recognise
 
 generate = generation.generate
 
@@ -74,13 +74,17 @@ def draw(asked, names, models, noise, args):
   print(clock.summary(len(asked)))
 
 
-def load_models(mesh, weights, refiner, average, **settings):
+def load_models(mesh, weights, refiner, average, lora, **settings):
   """(base, refiner or None); a part of the mesh's devices where it is one."""
   mesh = mesh if mesh.size > 1 else None
   for folder in filter(None, (weights, refiner)):
     pipelines.check_source(folder)  # before one of them takes minutes
+  for spec in lora:
+    lora_files.find(lora_files.parse(spec)[0])
   print(f'loading {weights}', flush=True)
-  base = pipelines.load(weights, average=average, mesh=mesh, **settings)
+  base = pipelines.load(
+    weights, average=average, mesh=mesh, loras=lora, **settings
+  )
   if refiner is None:
     return base, None
   print(f'loading {refiner}', flush=True)

@@ -28,8 +28,9 @@ def define():
       flags.DEFINE_string(name, None, about)
     else:
       flags.DEFINE_list(name, None, about)
-  for name, (_, about) in requests.MODELS.items():
-    flags.DEFINE_string(name, None, about)
+  for name, (default, about) in requests.MODELS.items():
+    one = flags.DEFINE_multi_string if default == () else flags.DEFINE_string
+    one(name, None, about)
   flags.DEFINE_enum(
     'preset', None, list(requests.PRESETS), 'for distilled nets'
   )

@@ -208,7 +208,7 @@ def load_weights(config, nets, mesh):
   """{net: params} of `init_from`; without it, every net must be trained."""
   names = [name for name in nets.configs if name not in config.from_scratch]
   if limits.is_precomputed(config) and not config.samples.every:
-    names = [name for name in names if name in config.trained]
+    names = ['unet'] if 'unet' in names else []
   given = {}
   if 'lpips' in names:
     names.remove('lpips')

@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-from configs import refiner, stage0, stage1, stage2, stage3, tiny
+from configs import lora, refiner, stage0, stage1, stage2, stage3, tiny
 from sdxl_jax import plan
 from sdxl_jax.data import scenes
 from sdxl_jax.distributed import mesh, sharding
@@ -69,6 +69,30 @@ def test_full_size_of_stage_0():
   same = lambda g, p: g.shape == p.shape and g.dtype == p.dtype
   assert jax.tree.all(jax.tree.map(same, gradients, params))
   assert metrics['loss'].shape == ()
+
+
+@pytest.mark.parametrize('kind', ['', 'prior'])
+def test_full_size_of_lora(kind):
+  config = lora.get_config(kind)
+  limits.check(config)
+  four = mesh.make_mesh(1, 4, devices=jax.devices()[:4])
+  nets = task.make_nets(config, 'cpu')
+  made = task.make_task(config, nets)
+  state = jax.eval_shape(made.init, jax.random.key(0))
+  assert sum(x.size for x in jax.tree.leaves(state.params)) == 23_224_320
+  assert {x.dtype for x in jax.tree.leaves(state.params)} == {np.float32}
+  if kind:  # the same nets
+    return
+  params = sharding.with_shardings(state.params, four)
+  frozen = jax.eval_shape(nets.init, jax.random.key(0))
+  frozen = {n: frozen[n] for n in nets.configs}
+  size = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(frozen))
+  assert size < 7.2e9
+  frozen = sharding.with_shardings(frozen, four)
+  traced = task.trace_gradients(made, four, params, frozen, (1024, 1024))
+  gradients, _ = traced.out_info
+  same = lambda g, p: g.shape == p.shape and g.dtype == p.dtype
+  assert jax.tree.all(jax.tree.map(same, gradients, params))
 
 
 def test_the_chain_of_stages():

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from sdxl_jax.conditioning import tokenizer
-from sdxl_jax.models import clip
+from sdxl_jax.models import clip, lora
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,8 +50,7 @@ class TextEncoder:
     """
     contexts = []
     for row, (name, net) in self.towers.items():
-      variables = {'params': params[name]}
-      hidden_states, pooled = net.apply(variables, tokens[:, row])
+      hidden_states, pooled = lora.apply(net, name, params, tokens[:, row])
       if not 0 <= clip_skip <= len(hidden_states) - 2:
         raise ValueError(
           f'clip_skip {clip_skip} is not in 0..{len(hidden_states) - 2}, the '

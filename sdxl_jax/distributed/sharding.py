@@ -8,15 +8,16 @@ from jax.sharding import NamedSharding, PartitionSpec
 # What the mesh axis `tensor` splits: (end of a parameter's path, its last
 # axes). A pair of layers is split by columns, then by rows, so that each device
 # works on its own heads or channels and one sum at the end joins them
-# (Shoeybi et al. 2019, Megatron-LM, section 3).
+# (Shoeybi et al. 2019, Megatron-LM, section 3). Of a kernel's low-rank factors,
+# b [r, out] is split by columns and a [in, r] by rows.
 TABLE = (
-  (r'(to_[qkv]|[qkv]_proj|fc1|net_0/proj)/kernel', (None, 'tensor')),
+  (r'(to_[qkv]|[qkv]_proj|fc1|net_0/proj)/(kernel|b)', (None, 'tensor')),
   (r'([qkv]_proj|fc1|net_0/proj)/bias', ('tensor',)),
-  (r'(to_out_0|out_proj|fc2|net_2)/kernel', ('tensor', None)),
-  (r'resnets_\d+/(conv1|time_emb_proj)/kernel', (None, 'tensor')),
+  (r'(to_out_0|out_proj|fc2|net_2)/(kernel|a)', ('tensor', None)),
+  (r'resnets_\d+/(conv1|time_emb_proj)/(kernel|b)', (None, 'tensor')),
   (r'resnets_\d+/(conv1|time_emb_proj)/bias', ('tensor',)),
   (r'resnets_\d+/norm2/(scale|bias)', ('tensor',)),
-  (r'resnets_\d+/conv2/kernel', ('tensor', None)),
+  (r'resnets_\d+/conv2/(kernel|a)', ('tensor', None)),
 )
 ROWS = PartitionSpec(('data', 'fsdp'))
 

@@ -119,7 +119,7 @@ def scan_blocks(block, config, depth):
   block = maybe_remat(block, config.remat, prevent_cse=False)
   return nn.scan(
     block,
-    variable_axes={'params': 0, 'context': 0},
+    variable_axes={'params': 0, 'context': 0, 'lora': 0},
     split_rngs={'params': True},
     in_axes=nn.broadcast,
     length=depth,

@@ -1,4 +1,4 @@
-"""Stages 1 to 3 and the refiner: one task, they differ in config only."""
+"""Stages 1 to 3, refiner and LoRA: one task, they differ in config only."""
 
 import dataclasses
 
@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from sdxl_jax.conditioning import micro_conditioning, text_encoder
 from sdxl_jax.diffusion import loss as losses
 from sdxl_jax.diffusion import schedule
-from sdxl_jax.models import latents, unet, vae
+from sdxl_jax.models import latents, lora, unet, vae
 from sdxl_jax.training import state as states
 
 
@@ -17,7 +17,8 @@ class Nets:
   """The nets of one SDXL, base or refiner, without their parameters.
 
   Parameters are {'unet', 'vae', 'text_encoder', 'text_encoder_2'}, where the
-  refiner has no 'text_encoder' and a PatchVAE none at all.
+  refiner has no 'text_encoder' and a PatchVAE none at all; with targets there
+  are also the low-rank factors of all nets, 'lora'.
   """
 
   unet: unet.UNetConfig
@@ -25,6 +26,7 @@ class Nets:
   text: text_encoder.TextEncoder
   schedule: schedule.Schedule
   refiner: bool = False
+  targets: tuple[lora.Target, ...] = ()
 
   @property
   def configs(self):
@@ -70,11 +72,21 @@ class Nets:
     )
     image = jnp.zeros((1, size, size, self.vae.in_channels))
     autoencoder = vae.make_vae(self.vae).init(vae_key, image)
-    return {
+    params = {
       'unet': params['params'],
       'vae': autoencoder.get('params', {}),
       **self.text.init(text_key),
     }
+    if self.targets:
+      lora_key = jax.random.fold_in(key, 3)
+      params['lora'] = lora.init(lora_key, params, self.targets)
+    return params
+
+  def ready(self, params):
+    """Parameters as the nets take them: low-rank factors have their scale."""
+    if 'lora' not in params:
+      return params
+    return params | {'lora': lora.scaled(params['lora'], self.targets)}
 
   def encode(self, params, image):
     """Image [b, h, w, 3] > moments [b, h/8, w/8, 8]."""
@@ -105,14 +117,14 @@ class Nets:
     """
     b, config = len(context), self.unet
     side = 2 ** len(config.block_out_channels)
-    _, kept = unet.UNet(config).apply(
-      {'params': params['unet']},
+    inputs = (
       jnp.zeros((b, side, side, config.in_channels)),
       jnp.zeros(b),
       context,
       jnp.zeros((b, config.vector_dim)),
-      mutable=['context'],
     )
+    net = unet.UNet(config)
+    _, kept = lora.apply(net, 'unet', params, *inputs, mutable=['context'])
     return kept['context']
 
   def denoiser(self, params, context, *told):
@@ -121,10 +133,12 @@ class Nets:
     Takes context [b, n, 2048], or what `project` makes of it; `told` are vector
     and perhaps guidance_scale, see unet.UNet.
     """
-    net, variables = unet.UNet(self.unet), {'params': params['unet']}
+    net, kept = unet.UNet(self.unet), {}
     if isinstance(context, dict):
-      variables['context'], context = context, None
-    return lambda x, timestep: net.apply(variables, x, timestep, context, *told)
+      kept['context'], context = context, None
+    return lambda x, timestep: lora.apply(
+      *(net, 'unet', params, x, timestep, context), *told, variables=kept
+    )
 
 
 def make_diffusion_task(
@@ -184,7 +198,7 @@ def make_loss(nets, zeros_dropout, offset_noise, min_snr_gamma, timestep_range):
     return latents.sample(nets.vae, moments, noise)
 
   def loss(params, frozen, batch, key):
-    params = frozen | params
+    params = nets.ready(frozen | params)
     latents_key, dropout_key, loss_key = jax.random.split(key, 3)
     x = latents_of(params, batch, latents_key)
     if 'context' in batch:

@@ -1,5 +1,7 @@
 """What the fields of a config may hold, checked before anything is built."""
 
+import re
+
 INF = float('inf')
 # Field: (lowest, highest), both allowed.
 RANGES = {
@@ -56,6 +58,7 @@ TREE = (
     'autoencoder',
     'optimizer.ema_widths',
     'trained',
+    'lora',
     'refiner',
     'init_from',
     'from_scratch',
@@ -97,11 +100,9 @@ def check(config):
     )
   if config.task == 'autoencoder':
     check_autoencoder(config)
-  if is_precomputed(config) and tuple(config.trained) != ('unet',):
-    raise ValueError(
-      f'config.trained is {tuple(config.trained)}, but from precomputed text '
-      "and moments only ('unet',) can learn"
-    )
+  check_lora(config)
+  if is_precomputed(config):
+    check_precomputed(config)
   buckets = config.data.buckets
   factor = config.vae.get('patch') or 2 ** (
     len(config.vae.block_out_channels) - 1
@@ -112,6 +113,39 @@ def check(config):
         f'config.data.buckets has {tuple(bucket)}; heights and widths must be '
         f'multiples of {factor}, the px that one latent stands for'
       )
+
+
+def check_lora(config):
+  if bool(config.lora) != ('lora' in config.trained):
+    raise ValueError(
+      f'config.trained is {tuple(config.trained)} and config.lora has '
+      f"{list(config.lora)}: low-rank factors are trained with 'lora' in the "
+      'one and a dict(layers=pattern, rank=16, alpha=16.0) in the other'
+    )
+  for name, group in config.lora.items():
+    for field, least in ('rank', 1), ('alpha', 1e-6):
+      if not group[field] >= least:
+        raise ValueError(
+          f'config.lora.{name}.{field} is {group[field]}; it must be at least '
+          f'{least}'
+        )
+    try:
+      re.compile(group.layers)
+    except re.error as error:
+      raise ValueError(
+        f'config.lora.{name}.layers is {group.layers!r}, which is no regular '
+        f'expression: {error}'
+      ) from None
+
+
+def check_precomputed(config):
+  towers = [g for g in config.lora.values() if not g.layers.startswith('unet/')]
+  if towers or tuple(config.trained) not in (('unet',), ('lora',)):
+    raise ValueError(
+      f'config.trained is {tuple(config.trained)}, but from precomputed text '
+      "and moments only ('unet',) can learn, or ('lora',) with patterns of "
+      'config.lora that begin with unet/'
+    )
 
 
 def check_autoencoder(config):

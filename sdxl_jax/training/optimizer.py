@@ -70,9 +70,9 @@ def ema_params(opt_state, which=0):
 
 
 def decays(params):
-  """Mask of weight decay: kernels, but no bias, norm or embedding."""
+  """Mask of weight decay: kernels and their factors, but no bias or norm."""
   return jax.tree_util.tree_map_with_path(
-    lambda path, _: path[-1].key == 'kernel', params
+    lambda path, _: path[-1].key in ('kernel', 'a', 'b'), params
   )
 
 

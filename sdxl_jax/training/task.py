@@ -11,7 +11,7 @@ from sdxl_jax.conditioning import text_encoder
 from sdxl_jax.diffusion import schedule
 from sdxl_jax.distributed import mesh as meshes
 from sdxl_jax.distributed import sharding
-from sdxl_jax.models import clip, discriminator, lpips, unet, vae
+from sdxl_jax.models import clip, discriminator, lora, lpips, unet, vae
 from sdxl_jax.training import (
   autoencoder_task,
   diffusion_task,
@@ -59,6 +59,7 @@ def make_nets(config, platform=None):
     text=text_encoder.TextEncoder(*towers),
     schedule=schedule.Schedule(**fields['schedule']),
     refiner=config.refiner,
+    targets=tuple(lora.Target(name, **t) for name, t in fields['lora'].items()),
   )
 
 

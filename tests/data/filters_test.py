@@ -1,5 +1,7 @@
 """What filters leave out, what they say of it, and what they refuse."""
 
+import collections
+
 import numpy as np
 import pytest
 
@@ -128,3 +130,20 @@ def test_a_share_of_nothing(tmp_path):
 def test_unknown_kind():
   with pytest.raises(ValueError, match=r"'laion'; choose one of \['folder'"):
     sources.make_source('laion', {})
+
+
+@pytest.mark.parametrize('weight', [1.0, 0.25])
+def test_shares_weigh_a_prior(weight):
+  """Of a few pictures and many of their class; see configs/lora.py."""
+  kind = {'source': 'scenes', 'resolution': 32}
+  parts = {
+    'mine': kind | {'length': 20, 'share': 1.0},
+    'others': kind | {'length': 200, 'share': weight},
+  }
+  source = sources.make_source('mixture', parts, workers=0)
+  mine, others = source.lengths
+  assert others / mine == pytest.approx(weight)
+  assert others == 200 and mine == 200 / weight
+  seen = [source[i]['name'] for i in range(mine)]
+  times = collections.Counter(seen)
+  assert len(times) == 20 and set(times.values()) == {mine // 20}

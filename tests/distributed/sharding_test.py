@@ -36,6 +36,12 @@ BLOCK = 'unet/down_blocks_2/attentions_0/transformer_blocks'
     ('x/resnets_1/conv1/kernel', (3, 3, 960, 640), P(None, *COLUMNS)),
     ('x/resnets_1/conv2/kernel', (3, 3, 640, 640), P(None, *ROWS)),
     ('x/resnets_1/norm2/scale', (640,), P('tensor')),
+    # Low-rank factors go with the sides of the kernel that they are beside.
+    (f'{BLOCK}/attn1/to_q/a', (10, 1280, 16), P(None, 'fsdp', None)),
+    (f'{BLOCK}/attn1/to_q/b', (10, 16, 1280), COLUMNS),
+    (f'{BLOCK}/ff/net_2/a', (10, 5120, 16), ROWS),
+    (f'{BLOCK}/ff/net_2/b', (10, 16, 1280), P(None, None, 'fsdp')),
+    ('x/resnets_1/conv2/a', (3, 3, 640, 16), P(None, *ROWS)),
     ('unet/conv_in/kernel', (3, 3, 4, 320), P(None, None, None, 'fsdp')),
     ('unet/conv_out/bias', (4,), P('fsdp')),
     ('unet/odd/kernel', (3, 7), P(None, None)),

@@ -22,27 +22,45 @@ def random_batch(spec):
   return jax.tree.map(make, spec)
 
 
-@pytest.fixture(scope='module')
-def parts():
+LORA = {
+  'linear': dict(layers='.*/(to_[qkv]|to_out_0|net_2)', rank=2, alpha=1.0),
+  'text': dict(layers='text_encoder.*/(q_proj|fc2)', rank=2, alpha=2.0),
+  'conv': dict(layers='unet/.*(conv[12]|conv_in)', rank=3, alpha=9.0),
+}
+
+
+@pytest.fixture(scope='module', params=['whole', 'lora'])
+def parts(request):
   config = tiny_config.get_config()
+  if request.param == 'lora':
+    with config.unlocked():
+      config.update(trained=('lora',), lora=LORA)
   nets = task.make_nets(config)
   made = task.make_task(config, nets)
   state = jax.jit(made.init)(jax.random.key(0))
   # Zero-initialised outputs would hide errors upstream.
   state = state.replace(params=jax.tree.map(lambda x: x + 0.02, state.params))
-  return config, nets, made, state, random_batch(made.batch_spec((16, 24)))
+  frozen = jax.jit(nets.init)(jax.random.key(0))
+  frozen = {n: frozen[n] for n in nets.configs if n not in config.trained}
+  frozen = jax.tree.map(lambda x: x + 0.02, frozen)
+  batch = random_batch(made.batch_spec((16, 24)))
+  return config, nets, made, state, frozen, batch
 
 
 @pytest.mark.parametrize('axes', [(2, 2, 1), (1, 2, 2)])
 def test_meshes_do_not_change_gradients(parts, close, axes):
-  _, _, made, state, batch = parts
-  expected, metrics = jax.jit(made.gradients)(state.params, {}, batch, KEY, 0)
+  _, _, made, state, frozen, batch = parts
+  gradients = jax.jit(made.gradients)
+  expected, metrics = gradients(state.params, frozen, batch, KEY, 0)
+  assert expected.keys() == state.params.keys()
   four = mesh.make_mesh(*axes, devices=jax.devices()[:4])
   shapes = sharding.with_shardings(state.params, four)
-  compiled = task.compile_gradients(made, four, shapes, {}, (16, 24))
+  still = sharding.with_shardings(frozen, four)
+  compiled = task.compile_gradients(made, four, shapes, still, (16, 24))
+  place = lambda tree: jax.device_put(tree, sharding.tree_shardings(tree, four))
   grads, metrics_4 = compiled(
-    jax.device_put(state.params, sharding.tree_shardings(shapes, four)),
-    {},
+    place(state.params),
+    place(frozen),
     sharding.put_batch(batch, four, made.batch_spec((16, 24))),
     KEY,
     np.int32(0),
@@ -50,10 +68,11 @@ def test_meshes_do_not_change_gradients(parts, close, axes):
   close(metrics_4['loss'], metrics['loss'], 1e-5)
   for a, b in zip(jax.tree.leaves(grads), jax.tree.leaves(expected)):
     np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5)
+    assert np.any(np.asarray(b))
 
 
 def test_update_takes_the_mean_of_the_parts(parts):
-  config, nets, made, state, _ = parts
+  config, nets, made, state, *_ = parts
   halves = diffusion_task.make_diffusion_task(
     nets,
     task.make_optimizer(config),

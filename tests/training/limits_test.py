@@ -50,6 +50,36 @@ def test_autoencoders_that_cannot_be_trained(field, value, message):
     limits.check(config)
 
 
+ATTENTION = dict(layers='unet/.*to_q', rank=4, alpha=4.0)
+
+
+@pytest.mark.parametrize(
+  'groups, changes, message',
+  [
+    ({}, {}, r"\('lora',\) and config.lora has \[\].*dict\(layers="),
+    ({'a': ATTENTION}, {'trained': ('unet',)}, r"'unet',\) and .* has \['a'\]"),
+    ({'a': ATTENTION | {'rank': 0}}, {}, 'config.lora.a.rank is 0; .*least 1'),
+    ({'a': ATTENTION | {'alpha': 0.0}}, {}, 'config.lora.a.alpha is 0.0'),
+    ({'a': ATTENTION | {'layers': '(to_q'}}, {}, r"'\(to_q', which is no reg"),
+    ({'a': ATTENTION | {'layers': '.*'}}, {'data.source': 'precomputed'},
+     'patterns of config.lora that begin with unet/'),
+  ],
+)  # fmt: skip
+def test_factors_that_cannot_be_trained(groups, changes, message):
+  config = tiny_config.get_config().unlock()
+  config.update(trained=('lora',), lora=groups)
+  config.update_from_flattened_dict(changes)
+  with pytest.raises(ValueError, match=message):
+    limits.check(config)
+
+
+def test_factors_from_precomputed_text():
+  config = tiny_config.get_config().unlock()
+  config.update(trained=('lora',), lora={'a': ATTENTION})
+  config.data.source = 'precomputed'
+  limits.check(config)
+
+
 def test_unknown_field():
   config = tiny_config.get_config()
   with pytest.raises((AttributeError, KeyError), match='learning_rat'):

@@ -1,0 +1,150 @@
+"""What LoRA files call the layers of a base model, by rule and not by table.
+
+  kohya            lora_unet_input_blocks_4_1_proj_in.lora_down.weight
+  kohya_diffusers  lora_unet_down_blocks_1_attentions_0_proj_in.lora_down.weight
+  diffusers        unet.down_blocks.1.attentions.0.proj_in.lora_A.weight
+  diffusers_old    unet. ... .attn1.to_q.lora.down.weight
+  peft             base_model.model.down_blocks.1. ... .lora_A.weight
+
+kohya's names the UNet's layers as the original repository does. All have CLIP's
+towers as transformers has them: lora_te1, lora_te2, text_encoder, ...
+"""
+
+import collections
+import re
+from typing import NamedTuple
+
+DIALECTS = ('kohya', 'kohya_diffusers', 'diffusers', 'diffusers_old', 'peft')
+PREFIXES = {
+  'unet': 'lora_unet',
+  'text_encoder': 'lora_te1',
+  'text_encoder_2': 'lora_te2',
+}
+# The parts of a layer, by the ends of their names.
+PARTS = {
+  'down': ('lora_down', 'lora_A', 'lora.down', 'lora_linear_layer.down'),
+  'up': ('lora_up', 'lora_B', 'lora.up', 'lora_linear_layer.up'),
+}
+ENDS = {f'.{end}.weight': part for part, ends in PARTS.items() for end in ends}
+ENDS['.alpha'] = 'alpha'
+# In the old dialect of diffusers only attention bears the old names.
+OLD_UNET = r'to_[qkv]|to_out\.0'
+OLD_TEXT = r'[qkv]_proj|out_proj'
+# Of blocks, ours and the original repository's.
+INNER = {
+  'conv1': 'in_layers.2',
+  'time_emb_proj': 'emb_layers.1',
+  'conv2': 'out_layers.3',
+  'conv_shortcut': 'skip_connection',
+}
+OUTER = {
+  'conv_in': 'input_blocks.0.0',
+  'conv_out': 'out.2',
+  'time_embedding.linear_1': 'time_embed.0',
+  'time_embedding.linear_2': 'time_embed.2',
+  'add_embedding.linear_1': 'label_emb.0.0',
+  'add_embedding.linear_2': 'label_emb.0.2',
+}
+
+
+class Layout(NamedTuple):
+  """Of a UNet, what the original repository's numbers depend on."""
+
+  depth: int  # residual blocks of a level going down
+  attended: frozenset[int]  # levels going up that have attention
+
+  @classmethod
+  def of(cls, layers):
+    """By the published names of all its layers."""
+    first = [x for x in layers if re.match(r'down_blocks\.0\..*\.conv1$', x)]
+    up = (re.match(r'up_blocks\.(\d+)\.attentions', x) for x in layers)
+    return cls(len(first), frozenset(int(match[1]) for match in up if match))
+
+
+def original(layer, layout):
+  """A published layer of the UNet > its name in the original repository."""
+  if layer in OUTER:
+    return OUTER[layer]
+  way, level, kind, j, rest = re.fullmatch(
+    r'(down|mid|up)_block(?:s\.(\d+))?\.(\w+)\.(\d+)\.(.+)', layer
+  ).groups()
+  rest = INNER.get(rest, rest)
+  second = kind == 'attentions'  # in its block, after the residual one
+  if way == 'mid':
+    return f'middle_block.{1 if second else 2 * int(j)}.{rest}'
+  i, j, depth = int(level), int(j), layout.depth
+  if way == 'down':
+    if kind == 'downsamplers':
+      return f'input_blocks.{(i + 1) * (depth + 1)}.0.op'
+    return f'input_blocks.{1 + i * (depth + 1) + j}.{int(second)}.{rest}'
+  if kind == 'upsamplers':
+    number = i * (depth + 1) + depth
+    return f'output_blocks.{number}.{1 + (i in layout.attended)}.{rest}'
+  return f'output_blocks.{i * (depth + 1) + j}.{int(second)}.{rest}'
+
+
+def stem(dialect, net, layer, layout):
+  """What a layer's tensors are called, but for their ends."""
+  if dialect == 'peft':
+    return f'base_model.model.{layer}'
+  if dialect.startswith('diffusers'):
+    return f'{net}.{layer}'
+  if dialect == 'kohya' and net == 'unet':
+    layer = original(layer, layout)
+  return f'{PREFIXES[net]}_{layer.replace(".", "_")}'
+
+
+def end(dialect, net, layer, part):
+  """The end of the name of a layer's 'down' or 'up'."""
+  kohya, today, old_unet, old_text = PARTS[part]
+  if dialect.startswith('kohya'):
+    return f'.{kohya}.weight'
+  if dialect == 'diffusers_old':
+    attention, old = (
+      (OLD_UNET, old_unet) if net == 'unet' else (OLD_TEXT, old_text)
+    )
+    if re.search(rf'\.({attention})$', layer):
+      return f'.{old}.weight'
+  return f'.{today}.weight'
+
+
+def split(name):
+  """A tensor's name > (stem, 'down', 'up' or 'alpha'), or None."""
+  # The oldest spelling: attn1.processor.to_q_lora.down.weight.
+  name = re.sub(r'\.processor\.(to_\w)_lora\.', r'.\1.lora.', name)
+  name = name.replace('.processor.to_out_lora.', '.to_out.0.lora.')
+  for end, part in ENDS.items():
+    if name.endswith(end):
+      return name.removesuffix(end), part
+  return None
+
+
+def stems(layers):
+  """{stem: {(net, layer)}} in all dialects; two towers may share one.
+
+  Args:
+    layers: {net: published names of its layers}.
+  """
+  found = collections.defaultdict(set)
+  for net, names in layers.items():
+    layout = Layout.of(names)
+    for layer in names:
+      every = {stem(dialect, net, layer, layout) for dialect in DIALECTS}
+      every.add(f'{net}.base_model.model.{layer}')
+      for s in every:
+        found[s].add((net, layer))
+        # transformers 5 drops this prefix.
+        found[s.replace('.text_model.', '.')].add((net, layer))
+  return found
+
+
+def dialect_of(names):
+  """The dialect of a file, by the names of its tensors."""
+  has = lambda pattern: any(re.match(pattern, name) for name in names)
+  if has('lora_'):
+    ours = 'lora_unet_(down|mid|up|conv|time_embedding|add)_'
+    return 'kohya_diffusers' if has(ours) else 'kohya'
+  if has(r'(\w+\.)?base_model\.'):
+    return 'peft'
+  old = has(r'.*\.(lora|lora_linear_layer|to_\w+_lora)\.down')
+  return 'diffusers_old' if old else 'diffusers'

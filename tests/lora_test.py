@@ -1,0 +1,212 @@
+"""Low-rank factors from training to file to picture, ours and diffusers'."""
+
+import json
+import shutil
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+from sdxl_jax import generation, pipelines, requests, train
+from sdxl_jax.data import images
+from sdxl_jax.models import lora
+from sdxl_jax.training import checkpoint, task
+from sdxl_jax.weights import lora as factors_files
+from sdxl_jax.weights import lora_files
+from tests import golden_sets, tiny_config
+
+FILES = [
+  folder / 'tiny' / 'lora' / f'{name}.safetensors'
+  for folder in golden_sets.SETS
+  for name in ('kohya', 'peft')
+]
+BASE = golden_sets.SETS[0] / 'tiny' / 'base'
+GROUPS = {
+  'linear': dict(
+    layers=r'.*/(to_[qkv]|to_out_0|net_0/proj|fc1)', rank=2, alpha=4.0
+  ),
+  'conv': dict(layers=r'unet/.*/(conv2|conv_shortcut)', rank=3, alpha=1.0),
+}
+
+
+@pytest.fixture(scope='module')
+def base(tmp_path_factory):
+  """A workdir with a base model: random, and never trained."""
+  folder = tmp_path_factory.mktemp('base')
+  config = tiny_config.get_config()
+  made = task.make_task(config, task.make_nets(config))
+  state = jax.jit(made.init)(jax.random.key(0))
+  # Layers that begin with zeros would hide what is before them.
+  state = jax.tree.map(lambda x: x + 0.05 if x.ndim else x, state)
+  checkpoints = checkpoint.Checkpoints(folder)
+  checkpoints.save(1, state, {'batches': 0}, config.to_dict())
+  checkpoints.close()
+  return folder
+
+
+def get_config(base):
+  """A few large steps beside it."""
+  config = tiny_config.get_config()
+  config.unlock()
+  config.update(init_from=str(base), trained=('lora',), lora=GROUPS)
+  config.data.buckets = ((16, 24),)
+  config.samples.update(every=4, size=(16, 24), steps=2, prompts=('a fox',))
+  config.optimizer.learning_rate = 0.1
+  return config.lock()
+
+
+@pytest.fixture(scope='module')
+def workdir(base, tmp_path_factory):
+  """Of a finished run."""
+  folder = tmp_path_factory.mktemp('lora')
+  assert train.train(get_config(base), folder) == 4
+  return folder
+
+
+@pytest.fixture(scope='module')
+def loaded(workdir):
+  return pipelines.load(workdir)
+
+
+def read(path):
+  with Image.open(path) as picture:
+    return np.asarray(picture.convert('RGB'))
+
+
+def draw(pipeline):
+  return generation.generate(pipeline, ['a fox'], steps=2, size=(16, 24))[0]
+
+
+@pytest.fixture(scope='module')
+def drawn(loaded):
+  return draw(loaded)
+
+
+def test_a_run_keeps_factors_alone(workdir):
+  saved = checkpoint.find(workdir) / 'state' / '_METADATA'
+  arrays = json.loads(saved.read_text())['tree_metadata']
+  params = [name for name in arrays if "'params'" in name]
+  assert len(params) > 100 and all("'lora'" in name for name in params)
+  losses = [
+    json.loads(line)['loss']
+    for line in (workdir / 'metrics.jsonl').read_text().splitlines()
+  ]
+  assert len(losses) == 4 and np.isfinite(losses).all()
+
+
+def test_resuming_equals_no_stop(base, workdir, tmp_path):
+  shutil.copytree(workdir, tmp_path / 'run')
+  shutil.rmtree(tmp_path / 'run' / 'checkpoints' / '4')
+  config = get_config(base)
+  config.samples.every = 0
+  assert train.train(config, tmp_path / 'run') == 4
+  a, b = (
+    pipelines.load_trained_lora(checkpoint.find(f), config)
+    for f in (workdir, tmp_path / 'run')
+  )
+  assert a.factors.keys() == b.factors.keys()
+  for key, factors in a.factors.items():
+    jax.tree.map(np.testing.assert_array_equal, factors, b.factors[key])
+
+
+def test_pictures_during_and_after_training(base, workdir, drawn):
+  """By added products, and by merged ones; and not those of the base."""
+  grid = images.to_float(read(workdir / 'samples' / '0000004.png'))
+  alone = drawn[0]
+  zoom = get_config(base).samples.zoom
+  part = grid[: 16 * zoom : zoom, : 24 * zoom : zoom]
+  assert np.abs(part - alone).max() < 0.02
+  assert np.abs(draw(pipelines.load(base)) - drawn).max() > 0.1
+
+
+def test_averages(workdir):
+  last = pipelines.load(workdir, average='none')
+  average = pipelines.load(workdir, average='ema')
+  equal = jax.tree.map(np.array_equal, last.params, average.params)
+  assert not jax.tree.all(equal['unet'])
+
+
+@pytest.mark.parametrize('dialect', ['kohya', 'diffusers'])
+def test_a_file_of_a_run(base, workdir, loaded, tmp_path, close, dialect):
+  path = tmp_path / 'mine.safetensors'
+  pipelines.save_lora(workdir, path, dialect)
+  merged = pipelines.load(base, loras=[str(path)]).params
+  jax.tree.map(lambda a, b: close(a, b, 1e-6), merged, loaded.params)
+  if dialect == 'kohya':
+    told = lora_files.load(path, merged).metadata
+    assert told['ss_network_dim'] == 'Dynamic'
+    assert told['modelspec.title'] == 'mine'
+    assert 'modelspec.prediction_type' not in told  # it has no word for x0
+
+
+def test_a_run_without_factors(base, tmp_path):
+  with pytest.raises(ValueError, match="'lora' in config.trained"):
+    pipelines.save_lora(base, tmp_path / 'x.safetensors')
+
+
+def test_command(tmp_path):
+  """A picture tells which files it was drawn with."""
+  specs = [str(FILES[0]), f'{FILES[1]}:0.5']
+  out = tmp_path / 'out.png'
+  command = [sys.executable, '-m', 'sdxl_jax.sample', '--weights', str(BASE)]
+  command += ['--prompt=a fox', '--steps=2', '--height=32', '--width=48']
+  command += [f'--lora={spec}' for spec in specs] + ['--output', str(out)]
+  done = subprocess.run(command, capture_output=True, text=True)
+  assert done.returncode == 0, done.stderr
+  _, models = requests.from_text(out)
+  assert models['lora'] == specs
+  expected, _ = generation.generate(
+    pipelines.load(BASE, loras=specs), ['a fox'], size=(32, 48), steps=2
+  )
+  assert np.abs(np.int32(read(out)) - images.to_uint8(expected)[0]).max() <= 1
+  command[-3] = '--lora=none.safetensors'
+  done = subprocess.run(command, capture_output=True, text=True)
+  assert done.returncode and 'LoRA none.safetensors: no such' in done.stderr
+
+
+def save_ours(path, dialect):
+  """Random factors beside many layers of the reference's base, as a file."""
+  params = pipelines.load(BASE).params
+  targets = tuple(lora.Target(name, **group) for name, group in GROUPS.items())
+  tree = lora.init(jax.random.key(0), params, targets)
+  tree = jax.tree.map(lambda x: x + 0.1, tree)
+  made = factors_files.from_training(tree, targets)
+  lora_files.save(path, made, params, dialect)
+
+
+@pytest.mark.torch
+def test_pictures_of_diffusers(tmp_path, close, tolerances):
+  """With the same file, the reference's and our own in two dialects."""
+  torch = pytest.importorskip('torch')
+  diffusers = pytest.importorskip('diffusers')
+  pytest.importorskip('peft')
+  files = {path: path.parents[1] / 'base' for path in FILES}
+  for dialect in 'kohya', 'diffusers':
+    path = tmp_path / f'{dialect}.safetensors'
+    save_ours(path, dialect)
+    files[path] = BASE
+  rng = np.random.default_rng(0)
+  noise = rng.standard_normal((1, 8, 12, 4)).astype(np.float32)
+  settings = dict(
+    latents=torch.from_numpy(noise.transpose(0, 3, 1, 2).copy()),
+    num_inference_steps=3,
+    height=64,
+    width=96,
+    output_type='latent',
+  )
+  for path, folder in files.items():
+    theirs = diffusers.StableDiffusionXLPipeline.from_pretrained(folder)
+    theirs.set_progress_bar_config(disable=True)
+    plain = theirs('a fox', **settings).images
+    theirs.load_lora_weights(path)
+    expected = theirs('a fox', **settings).images
+    assert (expected - plain).abs().max() > 0.1 * plain.abs().max()
+    pipeline = pipelines.load(folder, loras=[str(path)])
+    _, ours = generation.generate(
+      pipeline, ['a fox'], size=(64, 96), steps=3, init_noise=noise
+    )
+    limit = tolerances['pipeline_latents_each_step_and_final']
+    close(ours.transpose(0, 3, 1, 2), expected.numpy(), limit, path.name)
