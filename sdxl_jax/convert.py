@@ -1,11 +1,13 @@
-"""Convert weights: any format that is known > diffusers, single file or orbax.
+"""Convert weights: any format that is known > any other, LoRAs too.
 
-  python -m sdxl_jax.convert SOURCE TARGET --to diffusers|single_file|orbax
+  python -m sdxl_jax.convert SOURCE TARGET --to diffusers|single_file|orbax|lora
 
 SOURCE is told by looking: a diffusers folder, a single safetensors file, an
 orbax export, a workdir of a run or one of its WORKDIR/checkpoints/STEP. A file
 or folder with a UNet or an autoencoder alone replaces that of --base. TARGET
 appears whole or not at all. --dry_run says what would be read and written.
+--lora adds LoRAs to a model. --to lora writes a LoRA file, of another one or of
+the workdir that trained it, in the names of --dialect.
 
 What does not come back: metadata of a file, from a folder; and position_ids and
 logit_scale, which nothing reads and which a single file gets anew.
@@ -13,6 +15,7 @@ logit_scale, which nothing reads and which a single file gets anew.
 
 import dataclasses
 import functools
+import pathlib
 
 import tqdm
 from absl import flags
@@ -21,6 +24,9 @@ from sdxl_jax import averages, command, exports
 from sdxl_jax.conditioning import tokenizer
 from sdxl_jax.weights import (
   files,
+  lora,
+  lora_files,
+  lora_names,
   names,
   published,
   single_file,
@@ -28,7 +34,7 @@ from sdxl_jax.weights import (
   whole,
 )
 
-FORMATS = ('diffusers', 'single_file', 'orbax')
+FORMATS = ('diffusers', 'single_file', 'orbax', 'lora')
 DTYPES = ('float32', 'float16', 'bfloat16')
 
 
@@ -43,6 +49,7 @@ def convert(
   variant=None,
   shard_gb=10.0,
   title='',
+  loras=(),
   overwrite=False,
   dry_run=False,
   say=print,
@@ -60,6 +67,7 @@ def convert(
       in the names of files.
     shard_gb: size of a file in a diffusers folder, at most.
     title: of a single file, in its metadata.
+    loras: LoRA files to add, each as 'FILE' or 'FILE:WEIGHT'.
     overwrite: whether a model at `target` may be replaced.
     dry_run: whether nothing is to be written.
     say: takes a line for the user.
@@ -76,6 +84,7 @@ def convert(
   whole.check_free(target, overwrite)
   model = with_tokenizers(exports.open_source(source, base, average))
   published.check_whole(model)
+  model = with_loras(model, loras)
   dtype = files.VARIANTS[variant] if variant else dtype
   size = describe(model, dtype, say)
   if to == 'single_file':
@@ -86,7 +95,8 @@ def convert(
   say(f'to {target}: {to}, {size / 1e9:.3g} GB')
   if dry_run:
     return
-  read = [path for path in (source, base) if path]
+  files_of_loras = [lora_files.parse(spec)[0] for spec in loras]
+  read = [path for path in (source, base, *files_of_loras) if path]
   bar = tqdm.tqdm(total=size, unit='B', unit_scale=True)
   with bar, whole.target(target, size, overwrite, read) as partial:
     settings = dict(dtype=dtype, watch=bar.update)
@@ -110,6 +120,56 @@ def with_tokenizers(model):
   ours = {n: functools.partial(tokenizer.save, name=n) for n in wanted}
   found = {n: model.tokenizers.get(n, ours[n]) for n in wanted}
   return dataclasses.replace(model, tokenizers=found)
+
+
+def with_loras(model, specs):
+  """The model, with LoRA files added, as 'FILE' or 'FILE:WEIGHT'."""
+  if not specs:
+    return model
+  nets = {name: model.net(name) for name in model.index.components}
+  shapes = {n: net.shapes(net.config()) for n, net in nets.items()}
+  pairs = [lora_files.parse(spec) for spec in specs]
+  loras = [(lora_files.load(file, shapes), weight) for file, weight in pairs]
+  added = {n: lora.merge_published(net, loras) for n, net in nets.items()}
+  openers = {n: functools.partial(lambda net: net, x) for n, x in added.items()}
+  return dataclasses.replace(model, openers=model.openers | openers)
+
+
+def convert_lora(
+  source,
+  target,
+  dialect='kohya',
+  *,
+  base=None,
+  average='ema',
+  dtype=None,
+  title='',
+  overwrite=False,
+  dry_run=False,
+  say=print,
+):
+  """Writes a LoRA file; arguments as `convert` has them.
+
+  Dialect 'kohya' is read by ComfyUI, AUTOMATIC1111's web UI, kohya's scripts and
+  diffusers; for the others see weights/lora_names.py. Of a file for a model of
+  other sizes than SDXL's, `base` is that model.
+  """
+  whole.check_free(target, overwrite)
+  made, shapes = exports.open_lora(source, base, average)
+  ranks = sorted({len(factors.down) for factors in made.factors.values()})
+  nets = sorted({net for net, _ in made.factors})
+  say(
+    f'{source}: a LoRA in the names of {made.dialect}, {len(made.factors):,} '
+    f'layers of {" and ".join(nets)}, rank {" and ".join(map(str, ranks))}'
+  )
+  say(f'to {target}: in the names of {dialect}, {dtype or "types as they are"}')
+  if dry_run:
+    return
+  told = {'modelspec.title': title or pathlib.Path(target).stem}
+  lora_files.save(
+    *(target, made, shapes, dialect, dtype, made.metadata | told, overwrite)
+  )
+  say(f'wrote {target}')
 
 
 def describe(model, dtype, say):
@@ -138,6 +198,17 @@ def describe(model, dtype, say):
 
 
 def main(args, source, target):
+  if args.to == 'lora':
+    convert_lora(
+      *(source, target, args.dialect),
+      base=args.base,
+      average=args.average,
+      dtype=args.dtype,
+      title=args.title,
+      overwrite=args.overwrite,
+      dry_run=args.dry_run,
+    )
+    return
   convert(
     source,
     target,
@@ -148,6 +219,7 @@ def main(args, source, target):
     variant=args.variant,
     shard_gb=args.shard_gb,
     title=args.title,
+    loras=args.lora,
     overwrite=args.overwrite,
     dry_run=args.dry_run,
   )
@@ -161,6 +233,9 @@ if __name__ == '__main__':
   flags.DEFINE_enum('variant', None, files.VARIANTS, 'of a diffusers folder')
   flags.DEFINE_float('shard_gb', 10.0, 'of a file in a folder, at most', 1e-3)
   flags.DEFINE_string('title', '', 'of a single file; default: its name')
+  flags.DEFINE_multi_string('lora', [], 'FILE or FILE:WEIGHT to add')
+  dialects = lora_names.DIALECTS
+  flags.DEFINE_enum('dialect', 'kohya', dialects, 'names in a LoRA file')
   flags.DEFINE_bool('overwrite', False, 'replace the model at TARGET')
   flags.DEFINE_bool('dry_run', False, 'say what would be done, and do nothing')
   flags.mark_flag_as_required('to')

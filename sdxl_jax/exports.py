@@ -7,9 +7,11 @@ import pathlib
 import jax
 
 from sdxl_jax import pipelines
+from sdxl_jax.models import clip, unet
+from sdxl_jax.models import lora as lora_models
 from sdxl_jax.training import checkpoint
 from sdxl_jax.training import task as tasks
-from sdxl_jax.weights import config_json, published, recognise
+from sdxl_jax.weights import config_json, lora_files, published, recognise
 
 
 def open_source(path, base=None, average='ema'):
@@ -39,8 +41,11 @@ def open_run(source, average='ema'):
   config = pipelines.saved_config(folder)
   nets = tasks.make_nets(config)
   step = f'step {folder.name}, average {average}'
+  changed = set(config.trained)
+  if 'lora' in changed:  # low-rank factors go into their nets
+    changed |= set(lora_models.NETS)
   mine = [n for n in published.COMPONENTS if n in nets.configs]
-  mine = [n for n in mine if n in config.trained]
+  mine = [n for n in mine if n in changed]
   openers = {
     n: functools.partial(open_trained, config, folder, nets, n, average)
     for n in mine
@@ -92,3 +97,63 @@ def open_frozen(start, nets, name):
   theirs = net.config(**pipelines.fields_of(nets, name))
   pipelines.check_same(name, nets.configs[name], theirs, net.where)
   return net
+
+
+def open_lora(path, base=None, average='ema'):
+  """(lora.Lora, {net: shapes} of its base model) at a path.
+
+  Args:
+    path: LoRA file, or its folder; or a workdir that trained low-rank factors.
+    base: source of the model that a file is for; None: SDXL.
+    average: which of a workdir's.
+
+  Raises:
+    ValueError: for a file that is broken or of another base model, or a run
+      that trained no low-rank factors.
+  """
+  if is_lora(path):
+    shapes = shapes_of(base)
+    return lora_files.load(path, shapes), shapes
+  folder = checkpoint.find(path)
+  config = pipelines.saved_config(folder)
+  if 'lora' not in config.trained:
+    raise ValueError(
+      f'{path} trained {tuple(config.trained)} and no low-rank factors, which '
+      "a LoRA file holds: give the workdir of a run with 'lora' in "
+      'config.trained'
+    )
+  nets = tasks.make_nets(config)
+  shapes = jax.eval_shape(nets.init, jax.random.key(0))
+  made = pipelines.load_trained_lora(folder, config, average=average)
+  return dataclasses.replace(made, metadata=spec_of(nets)), shapes
+
+
+def is_lora(path):
+  """Whether a path holds a LoRA file, and no workdir."""
+  try:
+    return bool(lora_files.find(path))
+  except FileNotFoundError:
+    return False
+
+
+def spec_of(nets):
+  """What a LoRA's metadata tell of the nets that it was trained beside."""
+  kind = {'eps': 'epsilon', 'v': 'v'}.get(nets.schedule.prediction)
+  told = {'modelspec.prediction_type': kind} if kind else {}
+  if nets.refiner:
+    told['modelspec.architecture'] = 'stable-diffusion-xl-v1-refiner/lora'
+  return told
+
+
+def shapes_of(base):
+  """{net: shapes} of the nets of a source that a LoRA may change."""
+  configs = {
+    'unet': unet.BASE,
+    'text_encoder': clip.VIT_L,
+    'text_encoder_2': clip.VIT_BIGG,
+  }
+  if base:
+    model = open_source(base)
+    names = [n for n in lora_models.NETS if n in model.openers]
+    configs = {name: model.net(name).config() for name in names}
+  return {n: published.abstract_params(c) for n, c in configs.items()}

@@ -250,39 +250,6 @@ def load_trained_lora(folder, config, mesh=None, average='ema'):
   return lora.from_training(jax.tree.map(multihost.fetch, found), nets.targets)
 
 
-def save_lora(workdir, path, dialect='kohya', average='ema', dtype='float32'):
-  """Writes the low-rank factors that a run has trained as a file.
-
-  Args:
-    workdir: of the run, or one of its checkpoints.
-    path: of the safetensors file.
-    dialect: whose names it has, see weights/lora_names.py. 'kohya' is read by
-      ComfyUI, AUTOMATIC1111's web UI, kohya's scripts and diffusers.
-    average: as `load` has it.
-    dtype: stored, 'float32', 'float16' or 'bfloat16'.
-
-  Raises:
-    ValueError: for a run that trained no low-rank factors.
-  """
-  folder = checkpoint.find(workdir)
-  config = saved_config(folder)
-  if 'lora' not in config.trained:
-    raise ValueError(
-      f'{workdir} trained {tuple(config.trained)} and no low-rank factors, '
-      "which a LoRA file holds: give the workdir of a run with 'lora' in "
-      'config.trained'
-    )
-  made = load_trained_lora(folder, config, average=average)
-  nets = tasks.make_nets(config)
-  shapes = jax.eval_shape(nets.init, jax.random.key(0))
-  kind = {'eps': 'epsilon', 'v': 'v'}.get(nets.schedule.prediction)
-  metadata = {'modelspec.title': pathlib.Path(path).stem}
-  metadata |= {'modelspec.prediction_type': kind} if kind else {}
-  if nets.refiner:
-    metadata['modelspec.architecture'] = 'stable-diffusion-xl-v1-refiner/lora'
-  lora_files.save(path, made, shapes, dialect, dtype, metadata)
-
-
 def cast(params, dtype):
   return jax.tree.map(lambda x: x.astype(dtype), params)
 

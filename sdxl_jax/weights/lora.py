@@ -112,6 +112,36 @@ def merge(params, loras):
   return params | merged
 
 
+def merge_published(net, loras):
+  """The published.Net with factors added to its tensors as they are read."""
+  terms = collections.defaultdict(list)
+  for made, weight in loras:
+    for (name, layer), factors in made.factors.items():
+      if name == net.name:
+        scaled = weight * factors.scale, factors
+        terms[f'{layer}.weight'].append(scaled)
+
+  def read():
+    found = net.tensors()
+    for name, summands in terms.items():
+      tensor = found[name]
+      added = functools.partial(read_added, tensor, summands)
+      found[name] = dataclasses.replace(tensor, read=added)
+    return found
+
+  return dataclasses.replace(net, read=read, restore=None) if terms else net
+
+
+def read_added(tensor, summands):
+  total = np.float32(tensor.read())
+  for scale, factors in summands:
+    up = np.float32(factors.up).reshape(len(factors.up), -1)
+    down = np.float32(factors.down)
+    product = up @ down.reshape(len(down), -1)
+    total = total + np.float32(scale) * product.reshape(total.shape)
+  return total.astype(tensor.dtype)
+
+
 @functools.cache
 def adder(sharding):
   return jax.jit(add, donate_argnums=0, out_shardings=sharding)

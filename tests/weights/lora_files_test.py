@@ -11,7 +11,14 @@ import safetensors.numpy
 from flax import traverse_util
 
 from sdxl_jax.models import clip, layers, unet
-from sdxl_jax.weights import files, lora, lora_files, lora_names
+from sdxl_jax.weights import (
+  files,
+  lora,
+  lora_files,
+  lora_names,
+  published,
+  tensor_file,
+)
 
 # Full-size lists of the reference, and what we call their dialects.
 LISTS = {
@@ -30,7 +37,7 @@ def full_size():
   configs = unet.BASE, clip.VIT_L, clip.VIT_BIGG
   nets = 'unet', 'text_encoder', 'text_encoder_2'
   found = lora.layers_of(
-    {n: files.abstract_params(c) for n, c in zip(nets, configs)}
+    {n: published.abstract_params(c) for n, c in zip(nets, configs)}
   )
   names = lora_files.by_net(found)
   return found, names, lora_names.Layout.of(names['unet'])
@@ -88,8 +95,7 @@ def test_full_size_names_and_shapes(keys, full_size, file):
 
 
 def read(path):
-  with files.open_tensors(path) as tensors:
-    return {n: tensors.get_tensor(n) for n in tensors.keys()}
+  return {n: t.read() for n, t in tensor_file.load(path).tensors.items()}
 
 
 def assert_same(actual, expected):
@@ -125,10 +131,10 @@ def test_a_round_trip_changes_nothing(base, file, tmp_path, dtype):
   for dialect in dialects:
     tensors = rename(dialect, base, given)
     path = tmp_path / f'{dialect}.safetensors'
-    files.save_tensors(path, tensors, {'ss_note': 'kept'})
+    write(path, tensors, {'ss_note': 'kept'})
     made = lora_files.load(path, base)
     assert made.dialect == dialect
-    lora_files.save(tmp_path / 'again.safetensors', made, base)
+    lora_files.save(tmp_path / 'again.safetensors', made, base, overwrite=True)
     assert_same(read(tmp_path / 'again.safetensors'), tensors)
     again = lora_files.load(tmp_path / 'again.safetensors', base)
     assert again.metadata['ss_note'] == 'kept'

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sdxl_jax import generation, pipelines, requests, train
+from sdxl_jax import convert, generation, pipelines, requests, train
 from sdxl_jax.data import images
 from sdxl_jax.models import lora
 from sdxl_jax.training import checkpoint, task
@@ -132,7 +132,7 @@ def test_averages(workdir):
 @pytest.mark.parametrize('dialect', ['kohya', 'diffusers'])
 def test_a_file_of_a_run(base, workdir, loaded, tmp_path, close, dialect):
   path = tmp_path / 'mine.safetensors'
-  pipelines.save_lora(workdir, path, dialect)
+  convert.convert_lora(workdir, path, dialect)
   merged = pipelines.load(base, loras=[str(path)]).params
   jax.tree.map(lambda a, b: close(a, b, 1e-6), merged, loaded.params)
   if dialect == 'kohya':
@@ -144,7 +144,7 @@ def test_a_file_of_a_run(base, workdir, loaded, tmp_path, close, dialect):
 
 def test_a_run_without_factors(base, tmp_path):
   with pytest.raises(ValueError, match="'lora' in config.trained"):
-    pipelines.save_lora(base, tmp_path / 'x.safetensors')
+    convert.convert_lora(base, tmp_path / 'x.safetensors')
 
 
 def test_command(tmp_path):
