@@ -20,6 +20,7 @@ import struct
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import safetensors.numpy
 from flax import traverse_util
 
@@ -296,6 +297,8 @@ def write_tensors(path, flat, slots, dtype):
 def save_tensors(path, tensors, metadata):
   """A safetensors file of {name: array}; it appears whole or not at all."""
   partial = path.with_name(f'{path.name}.partial')
+  # The library writes memory as it lies, also that of a transposed view.
+  tensors = {n: np.asarray(x, order='C') for n, x in tensors.items()}
   safetensors.numpy.save_file(tensors, partial, metadata)
   os.rename(partial, path)
 
