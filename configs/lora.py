@@ -31,7 +31,12 @@ Rank 16 beside all attention of the UNet: 23 M of 2567 M parameters, 93 MB in
 float32 as in a file, four times that with moments and EMA in a checkpoint. UNet
 and towers are held in bfloat16: with the autoencoder they take 7.1 GB.
 
-Measured in miniature (configs/tiny.py:lora).
+Full size is not trained yet. In miniature (configs/tiny.py:lora, pictures by
+tests/benchmarks/one_object.py), 200 steps of 8 pictures take three minutes of
+CPU time: a base that never saw an elephant draws it on three colours that none
+of the 20 pictures has. The file has 0.83 MB, a checkpoint 5 where one of all
+nets has 64. Without a prior, a banana on blue, a colour of the 20, becomes an
+elephant too; apple and fish stay.
 """
 
 from configs import default

@@ -150,8 +150,8 @@ def convert_lora(
 ):
   """Writes a LoRA file; arguments as `convert` has them.
 
-  Dialect 'kohya' is read by ComfyUI, AUTOMATIC1111's web UI, kohya's scripts and
-  diffusers; for the others see weights/lora_names.py. Of a file for a model of
+  Dialect 'kohya' is read by ComfyUI, AUTOMATIC1111's web UI, kohya's scripts
+  and diffusers; for others see weights/lora_names.py. Of a file for a model of
   other sizes than SDXL's, `base` is that model.
   """
   whole.check_free(target, overwrite)

@@ -176,7 +176,7 @@ def test_other_dialects_say_the_same(base, golden, tmp_path):
   made = lora_files.load(source, base)
   path = tmp_path / 'other.safetensors'
   for dialect in 'kohya_diffusers', 'diffusers', 'diffusers_old':
-    lora_files.save(path, made, base, dialect)
+    lora_files.save(path, made, base, dialect, overwrite=True)
     other = lora_files.load(path, base)
     assert other.dialect == dialect
     assert other.factors.keys() == made.factors.keys()
@@ -199,7 +199,9 @@ def test_alpha_beside_the_names_of_diffusers(base, golden, tmp_path):
   made = lora_files.load(tmp_path, base)
   scales = {net: f.scale for (net, _), f in made.factors.items()}
   assert scales == {'unet': 2.0, 'text_encoder': 1.0, 'text_encoder_2': 0.5}
-  lora_files.save(path, made, base)  # now in the tensors, for all readers
+  lora_files.save(
+    path, made, base, overwrite=True
+  )  # now in the tensors, for all readers
   with files.open_tensors(path) as tensors:
     assert 'lora_adapter_metadata' not in tensors.metadata()
   again = lora_files.load(path, base)
