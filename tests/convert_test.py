@@ -406,7 +406,7 @@ def test_a_run_is_written_as_it_draws(started, workdir, tmp_path):
     check_same(numbers(tmp_path / to), numbers(workdir, average=average))
   last = workdir / 'checkpoints' / '2'
   run(last, tmp_path / 'orbax', 'orbax', dtype='bfloat16')
-  short = {'dtype': 'bfloat16'}
+  short = {'dtype': 'bfloat16', 'vae_dtype': 'bfloat16'}
   check_same(numbers(tmp_path / 'orbax', **short), numbers(workdir, **short))
   frozen, found = tensors(started), tensors(tmp_path / 'diffusers')
   assert frozen.keys() == found.keys()

@@ -195,15 +195,14 @@ def test_alpha_beside_the_names_of_diffusers(base, golden, tmp_path):
   told = {'unet.lora_alpha': 8, 'unet.r': 4, 'text_encoder_2.lora_alpha': 2}
   path = tmp_path / 'pytorch_lora_weights.safetensors'
   metadata = {'lora_adapter_metadata': json.dumps(told)}
-  files.save_tensors(path, read(source), metadata)
+  write(path, read(source), metadata)
   made = lora_files.load(tmp_path, base)
   scales = {net: f.scale for (net, _), f in made.factors.items()}
   assert scales == {'unet': 2.0, 'text_encoder': 1.0, 'text_encoder_2': 0.5}
   lora_files.save(
     path, made, base, overwrite=True
   )  # now in the tensors, for all readers
-  with files.open_tensors(path) as tensors:
-    assert 'lora_adapter_metadata' not in tensors.metadata()
+  assert 'lora_adapter_metadata' not in tensor_file.load(path).metadata
   again = lora_files.load(path, base)
   for key, factors in again.factors.items():
     assert factors.scale == 1
