@@ -348,7 +348,7 @@ def tiny_run(model, source):
   tiny.data.buckets = ((16, 24),)
   tiny.samples.size = (16, 24)
   tiny.unet.in_channels = tiny.unet.out_channels = 4
-  tiny.optimizer.ema_decay = 0.5
+  tiny.optimizer.update(ema_decay=0.5, learning_rate=0.05)  # it must matter
   tiny.schedule.update(prediction='eps', zero_terminal_snr=False)
   if model == 'refiner':
     tiny.refiner, tiny.text_encoder, tiny.uncond = True, None, 'empty'
@@ -461,7 +461,7 @@ def test_a_single_file_cannot_tell_of_x0(tmp_path):
 
 @pytest.mark.torch
 def test_diffusers_draws_a_trained_model_alike(
-  model, workdir, tmp_path, close, tolerances
+  model, workdir, tmp_path, close, tolerances, monkeypatch
 ):
   torch = pytest.importorskip('torch')
   diffusers = pytest.importorskip('diffusers')
@@ -490,7 +490,7 @@ def test_diffusers_draws_a_trained_model_alike(
     given |= {'original_size': size, 'target_size': size}
     mine = {'latents': latents, 'strength': 0.5, 'init_noise': noise}
     module = sys.modules[theirs.__module__]
-    module.randn_tensor = lambda *args, **kw: next(draws)
+    monkeypatch.setattr(module, 'randn_tensor', lambda *args, **kw: next(draws))
   theirs.set_progress_bar_config(disable=True)
   expected = theirs(
     'a fox', **given, num_inference_steps=6, output_type='latent', **settings
@@ -500,6 +500,12 @@ def test_diffusers_draws_a_trained_model_alike(
   )
   limit = tolerances['pipeline_latents_each_step_and_final']
   close(found, expected.transpose(0, 2, 3, 1), limit)
+  # Other weights of the same run draw something else.
+  last = pipelines.load(workdir, average='none')
+  _, other = sample.generate(
+    last, ['a fox'], size=size, steps=6, **mine, **settings
+  )
+  assert np.abs(other - found).max() > 100 * limit * np.abs(found).max()
 
 
 @pytest.mark.torch
