@@ -77,7 +77,8 @@ def read(path):
 
 
 def draw(pipeline):
-  return generation.generate(pipeline, ['a fox'], steps=2, size=(16, 24))[0]
+  settings = dict(steps=2, size=(16, 24), guidance_scale=3.0)
+  return generation.generate(pipeline, ['a fox'], **settings)[0]
 
 
 @pytest.fixture(scope='module')
