@@ -154,8 +154,12 @@ def check_arrays(asked, noise, args):
 
 def check_writable(path):
   """Raises OSError before anything is drawn that could not be kept."""
-  path.parent.mkdir(parents=True, exist_ok=True)
-  if path.is_dir() or not os.access(path.parent, os.W_OK):
+  try:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    writable = os.access(path.parent, os.W_OK) and not path.is_dir()
+  except OSError:
+    writable = False
+  if not writable:
     raise OSError(f'{path} cannot be written: choose another --output')
 
 
