@@ -2,6 +2,10 @@
 
 Text, steps and decoding follow one another. While one runs, the parameters of
 all nets lie on the device beside it; of an offloaded pipeline only its own do.
+
+SDXL's base and refiner in bfloat16, their autoencoder in float32, with guidance
+at 1024 px: 14.3 of the 15.8 GiB of a TPU v5e, and 6.5 where they are offloaded
+(--topology v5e:1x1 --refiner configs/refiner.py --dtype bfloat16).
 """
 
 import dataclasses
