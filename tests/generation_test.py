@@ -188,7 +188,7 @@ def test_bad_size_names_the_nearest(loaded):
 
 
 def test_folder_without_weights(tmp_path):
-  with pytest.raises(FileNotFoundError, match='model_index.json'):
+  with pytest.raises(FileNotFoundError, match='is no diffusers folder, no sin'):
     pipelines.load(pathlib.Path(tmp_path))
 
 

@@ -130,7 +130,8 @@ def flags():
   values = absl_flags.FlagValues()
   with pytest.MonkeyPatch.context() as patch:
     patch.setattr(absl_flags, 'FLAGS', values)
-    for kind in ('string', 'integer', 'float', 'bool', 'enum', 'list'):
+    kinds = 'string', 'integer', 'float', 'bool', 'enum', 'list', 'multi_string'
+    for kind in kinds:
       define = getattr(absl_flags, f'DEFINE_{kind}')
       patch.setattr(
         sample_flags.flags,

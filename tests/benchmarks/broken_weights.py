@@ -15,7 +15,7 @@ from absl import app, flags
 
 from sdxl_jax import convert
 from tests import golden_sets
-from tests.weights import broken_test
+from tests.weights import broken_weights_test
 
 
 def main(argv):
@@ -30,7 +30,7 @@ def main(argv):
     data = whole.read_bytes()
     for seed in range(flags.FLAGS.files):
       started = time.monotonic()
-      fault, reason = broken_test.try_one(data, seed, place)
+      fault, reason = broken_weights_test.try_one(data, seed, place)
       spent = time.monotonic() - started
       found[fault][reason] += 1
       longest[fault] = max(longest.get(fault, 0), spent)

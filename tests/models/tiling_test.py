@@ -102,8 +102,7 @@ def test_bfloat16(jit, params, given, expected):
 
 def test_memory(params, monkeypatch):
   """Much less than the whole takes, attention being in chunks in both."""
-  monkeypatch.setattr(attention, 'MOST_WEIGHTS', 2**16)
-  monkeypatch.setattr(attention, 'CHUNK_WEIGHTS', 2**16)
+  monkeypatch.setattr(attention, 'CPU_LIMITS', (2**16, 2**16))
   params, x = jax.eval_shape(lambda: (params, jnp.zeros((1, 64, 64, 4))))
   peak = lambda f: (
     jax.jit(f).lower(params, x).compile().memory_analysis().temp_size_in_bytes
