@@ -68,7 +68,9 @@ def test_meshes_do_not_change_gradients(parts, close, axes):
   close(metrics_4['loss'], metrics['loss'], 1e-5)
   for a, b in zip(jax.tree.leaves(grads), jax.tree.leaves(expected)):
     np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5)
-    assert np.any(np.asarray(b))
+  # Of a whole net some are zero by nature: a bias of keys changes no softmax.
+  if 'lora' in expected:
+    assert all(np.any(np.asarray(x)) for x in jax.tree.leaves(expected))
 
 
 def test_update_takes_the_mean_of_the_parts(parts):
