@@ -200,7 +200,7 @@ def save(
     if dialect.startswith('diffusers'):
       factors = fold(factors)
     for part in ('down', 'up'):
-      end = lora_names.end(dialect, net, layer, part)
+      end = lora_names.end(dialect, net, part)
       tensors[stem + end] = as_dtype(getattr(factors, part), dtype)
     if dialect.startswith('kohya') and factors.alpha is not None:
       tensors[f'{stem}.alpha'] = as_dtype(factors.alpha, dtype)

@@ -3,7 +3,8 @@
   kohya            lora_unet_input_blocks_4_1_proj_in.lora_down.weight
   kohya_diffusers  lora_unet_down_blocks_1_attentions_0_proj_in.lora_down.weight
   diffusers        unet.down_blocks.1.attentions.0.proj_in.lora_A.weight
-  diffusers_old    unet. ... .attn1.to_q.lora.down.weight
+  diffusers_old    unet. ... .proj_in.lora.down.weight
+                   text_encoder. ... .lora_linear_layer.down.weight
   peft             base_model.model.down_blocks.1. ... .lora_A.weight
 
 kohya's names the UNet's layers as the original repository does. All have CLIP's
@@ -27,9 +28,6 @@ PARTS = {
 }
 ENDS = {f'.{end}.weight': part for part, ends in PARTS.items() for end in ends}
 ENDS['.alpha'] = 'alpha'
-# In the old dialect of diffusers only attention bears the old names.
-OLD_UNET = r'to_[qkv]|to_out\.0'
-OLD_TEXT = r'[qkv]_proj|out_proj'
 # Of blocks, ours and the original repository's.
 INNER = {
   'conv1': 'in_layers.2',
@@ -94,17 +92,14 @@ def stem(dialect, net, layer, layout):
   return f'{PREFIXES[net]}_{layer.replace(".", "_")}'
 
 
-def end(dialect, net, layer, part):
-  """The end of the name of a layer's 'down' or 'up'."""
+def end(dialect, net, part):
+  """The end of the names of a net's 'down' or 'up'."""
   kohya, today, old_unet, old_text = PARTS[part]
   if dialect.startswith('kohya'):
     return f'.{kohya}.weight'
   if dialect == 'diffusers_old':
-    attention, old = (
-      (OLD_UNET, old_unet) if net == 'unet' else (OLD_TEXT, old_text)
-    )
-    if re.search(rf'\.({attention})$', layer):
-      return f'.{old}.weight'
+    # Throughout: of a file with names of both kinds, diffusers drops one.
+    return f'.{old_unet if net == "unet" else old_text}.weight'
   return f'.{today}.weight'
 
 

@@ -86,7 +86,7 @@ def test_full_size_names_and_shapes(keys, full_size, file):
     parts.setdefault((net, layer), {})[part] = np.empty(entry['shape'])
     end = '.alpha'
     if part != 'alpha':
-      end = lora_names.end(LISTS[file], net, layer, part)
+      end = lora_names.end(LISTS[file], net, part)
     assert name == lora_names.stem(LISTS[file], net, layer, layout) + end
   for key, given in parts.items():
     made = lora.Factors(given['down'], given['up'])
@@ -116,7 +116,7 @@ def rename(dialect, base, tensors):
     ((net, layer),) = known[stem]
     end = '.alpha'
     if part != 'alpha':
-      end = lora_names.end(dialect, net, layer, part)
+      end = lora_names.end(dialect, net, part)
     renamed[lora_names.stem(dialect, net, layer, layout) + end] = array
   return renamed
 

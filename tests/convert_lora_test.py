@@ -1,0 +1,122 @@
+"""LoRA files into models, and into the names of other dialects."""
+
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from sdxl_jax import convert, pipelines
+from sdxl_jax.weights import files, lora_files, tensor_file
+from tests import golden_sets
+from tests.conversions import check_same, run, tensors
+
+TINY = golden_sets.SETS[0] / 'tiny'
+BASE = TINY / 'base'
+KOHYA, PEFT = (TINY / 'lora' / f'{n}.safetensors' for n in ('kohya', 'peft'))
+
+
+def run_lora(source, target, *args, **settings):
+  """The lines that a conversion of a LoRA says."""
+  lines = []
+  convert.convert_lora(source, target, *args, say=lines.append, **settings)
+  return '\n'.join(lines)
+
+
+@pytest.mark.parametrize('to', ['diffusers', 'single_file', 'orbax'])
+@pytest.mark.parametrize('loras', [[KOHYA], [KOHYA, f'{PEFT}:-0.5']], ids=len)
+def test_added_to_a_model(tmp_path, close, to, loras):
+  """The same as when they are added to what is loaded."""
+  loras = [str(spec) for spec in loras]
+  run(BASE, tmp_path / 'merged', to, loras=loras)
+  found = pipelines.load(tmp_path / 'merged').params
+  expected = pipelines.load(BASE, loras=loras).params
+  jax.tree.map(lambda a, b: close(a, b, 1e-6), found, expected)
+  plain = pipelines.load(BASE).params
+  for net in 'unet', 'text_encoder', 'text_encoder_2':
+    equal = jax.tree.map(np.array_equal, found[net], plain[net])
+    assert not jax.tree.all(equal), net
+
+
+def test_added_and_then_rounded(tmp_path):
+  settings = dict(loras=[str(KOHYA)], dtype='bfloat16')
+  run(BASE, tmp_path / 'merged', 'diffusers', **settings)
+  _, found = files.load_component(tmp_path / 'merged', 'unet')
+  exact = pipelines.load(BASE, loras=[str(KOHYA)]).params['unet']
+  ulp = float(jnp.finfo(jnp.bfloat16).eps)
+  for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(exact)):
+    np.testing.assert_allclose(a, b, rtol=0.51 * ulp, atol=1e-30)
+  stored = files.open_model(tmp_path / 'merged').net('unet').tensors()
+  assert {t.dtype for t in stored.values()} == {jnp.dtype('bfloat16')}
+
+
+def test_added_to_a_net_that_lacks_its_layers(tmp_path):
+  with pytest.raises(ValueError, match='belong to no layer'):
+    run(TINY / 'refiner', tmp_path / 'x', 'orbax', loras=[str(KOHYA)])
+  with pytest.raises(FileNotFoundError, match='LoRA none: no such file'):
+    run(BASE, tmp_path / 'x', 'orbax', loras=['none'])
+  assert not list(tmp_path.iterdir())
+
+
+def test_there_and_back(tmp_path):
+  """kohya's > itself is every number; > others and back every product."""
+  path = tmp_path / 'a.safetensors'
+  told = run_lora(KOHYA, path, base=BASE)
+  assert 'a LoRA in the names of kohya, ' in told and f'wrote {path}' in told
+  check_same(tensors(path), tensors(KOHYA))
+  given = tensor_file.load(KOHYA).metadata
+  metadata = tensor_file.load(path).metadata
+  assert given.items() <= metadata.items()
+  assert metadata['modelspec.title'] == 'a'
+  for dialect in 'diffusers', 'diffusers_old', 'kohya_diffusers':
+    other, back = (tmp_path / f'{dialect}{i}.safetensors' for i in (1, 2))
+    run_lora(KOHYA, other, dialect, base=BASE)
+    run_lora(other, back, base=BASE)
+    check_products(back, KOHYA)
+  check_same(tensors(back), tensors(KOHYA))  # this one has alphas, too
+
+
+def check_products(found, expected):
+  shapes = pipelines.load(BASE).params
+  found, expected = (
+    lora_files.load(f, shapes).factors for f in (found, expected)
+  )
+  assert found.keys() == expected.keys()
+  for key, factors in expected.items():
+    np.testing.assert_array_equal(found[key].down, factors.down)
+    scaled = [x.scale * x.up for x in (found[key], factors)]
+    np.testing.assert_array_equal(*scaled)
+
+
+def test_shorter_numbers(tmp_path):
+  path = tmp_path / 'half.safetensors'
+  run_lora(PEFT, path, 'diffusers', base=BASE, dtype='float16', title='Mine')
+  found, expected = tensors(path), tensors(PEFT)
+  check_same(found, {n: x.astype(np.float16) for n, x in expected.items()})
+  assert tensor_file.load(path).metadata['modelspec.title'] == 'Mine'
+
+
+def test_refused(tmp_path):
+  target = tmp_path / 'x.safetensors'
+  with pytest.raises(ValueError, match='another base model'):
+    run_lora(KOHYA, target)  # SDXL itself
+  told = run_lora(KOHYA, target, base=BASE, dry_run=True)
+  assert 'wrote' not in told and not target.exists()
+  target.write_text('mine')
+  with pytest.raises(FileExistsError, match='--overwrite'):
+    run_lora(KOHYA, target, base=BASE)
+  assert target.read_text() == 'mine'
+
+
+def test_the_command(tmp_path):
+  command = [sys.executable, '-m', 'sdxl_jax.convert']
+  target = tmp_path / 'x.safetensors'
+  flags = ['--to=lora', '--dialect=diffusers', f'--base={BASE}']
+  done = subprocess.run(
+    [*command, KOHYA, target, *flags], capture_output=True, text=True
+  )
+  assert done.returncode == 0, done.stderr
+  assert 'to ' in done.stdout and 'in the names of diffusers' in done.stdout
+  assert all(name.endswith('.weight') for _, name in tensors(target))
