@@ -36,15 +36,6 @@ def run(main, *names):
   app.run(whole, flags_parser=parse_flags)
 
 
-def table(columns, things):
-  """Text of one line for each thing; columns are (name, show(thing))."""
-  rows = [[name for name, _ in columns]]
-  rows += [[show(thing) for _, show in columns] for thing in things]
-  widths = [max(map(len, column)) for column in zip(*rows)]
-  line = lambda cells: '  '.join(x.rjust(w) for x, w in zip(cells, widths))
-  return '\n'.join(map(line, rows))
-
-
 def check_arguments(given, names):
   if len(given) != len(names):
     raise ValueError(

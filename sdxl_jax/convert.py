@@ -20,8 +20,9 @@ import pathlib
 import tqdm
 from absl import flags
 
-from sdxl_jax import averages, command, exports
+from sdxl_jax import command, exports
 from sdxl_jax.conditioning import tokenizer
+from sdxl_jax.sampling import averages
 from sdxl_jax.weights import (
   files,
   lora,

@@ -27,11 +27,12 @@ import tqdm
 from absl import flags
 from ml_collections import config_flags
 
-from sdxl_jax import averages, command, pipelines
+from sdxl_jax import command
 from sdxl_jax.data import buckets, dataset, images, shards, transforms
 from sdxl_jax.distributed import mesh as meshes
 from sdxl_jax.distributed import sharding
 from sdxl_jax.evaluation import reconstruction
+from sdxl_jax.sampling import averages, origins
 from sdxl_jax.training import limits
 from sdxl_jax.training import task as tasks
 
@@ -72,7 +73,7 @@ def evaluate(
       f"config.task is {config.task!r}; only an 'autoencoder' is measured so "
       'far: give configs/stage0.py'
     )
-  config = pipelines.with_latents(config, weights)
+  config = origins.with_latents(config, weights)
   output = pathlib.Path(output)
   output.mkdir(parents=True, exist_ok=True)
   source = dataset.make_source(config, say)
@@ -105,11 +106,11 @@ def evaluate(
 
 def load(config, nets, weights, mesh, average, say):
   """{'vae': params}, and LPIPS where the config asks for it."""
-  params = pipelines.load_nets(weights, nets, ['vae'], mesh, average)
+  params = origins.load_nets(weights, nets, ['vae'], mesh, average)
   if 'lpips' not in nets.configs:
     say('without LPIPS, since config.autoencoder.perceptual_weight is 0')
     return params
-  return params | {'lpips': pipelines.load_lpips(config, nets, mesh)}
+  return params | {'lpips': origins.load_lpips(config, nets, mesh)}
 
 
 def read(config, source, count, size, say):

@@ -6,9 +6,9 @@ import pathlib
 
 import jax
 
-from sdxl_jax import pipelines
 from sdxl_jax.models import clip, unet
 from sdxl_jax.models import lora as lora_models
+from sdxl_jax.sampling import origins, pipelines
 from sdxl_jax.training import checkpoint
 from sdxl_jax.training import task as tasks
 from sdxl_jax.weights import config_json, lora_files, published, recognise
@@ -31,14 +31,14 @@ def open_source(path, base=None, average='ema'):
     model = open_run(path, average)
   else:
     model = recognise.open_model(path, base)
-    pipelines.check_published(path, average)
+    origins.check_published(path, average)
   return published.join(model, base) if base else model
 
 
 def open_run(source, average='ema'):
   """The published.Model of a run: what it trained, and what it started from."""
   folder = checkpoint.find(source)
-  config = pipelines.saved_config(folder)
+  config = origins.saved_config(folder)
   nets = tasks.make_nets(config)
   step = f'step {folder.name}, average {average}'
   changed = set(config.trained)
@@ -81,7 +81,7 @@ def open_trained(config, folder, nets, name, average):
   def restore(target):
     # The tree is stacked as it was saved, whatever the target's form.
     ours = nets.replace(param_dtype=jax.tree.leaves(target)[0].dtype.name)
-    return pipelines.load_nets(folder, ours, [name], None, average)[name]
+    return origins.load_nets(folder, ours, [name], None, average)[name]
 
   net = published.of_tree(name, nets.configs[name], restore)
   if name != 'unet':
@@ -94,8 +94,8 @@ def open_trained(config, folder, nets, name, average):
 def open_frozen(start, nets, name):
   """The Net that a run took from where it started."""
   net = start.net(name)
-  theirs = net.config(**pipelines.fields_of(nets, name))
-  pipelines.check_same(name, nets.configs[name], theirs, net.where)
+  theirs = net.config(**origins.fields_of(nets, name))
+  origins.check_same(name, nets.configs[name], theirs, net.where)
   return net
 
 
@@ -115,7 +115,7 @@ def open_lora(path, base=None, average='ema'):
     shapes = shapes_of(base)
     return lora_files.load(path, shapes), shapes
   folder = checkpoint.find(path)
-  config = pipelines.saved_config(folder)
+  config = origins.saved_config(folder)
   if 'lora' not in config.trained:
     raise ValueError(
       f'{path} trained {tuple(config.trained)} and no low-rank factors, which '
@@ -124,7 +124,7 @@ def open_lora(path, base=None, average='ema'):
     )
   nets = tasks.make_nets(config)
   shapes = jax.eval_shape(nets.init, jax.random.key(0))
-  made = pipelines.load_trained_lora(folder, config, average=average)
+  made = origins.load_trained_lora(folder, config, average=average)
   return dataclasses.replace(made, metadata=spec_of(nets)), shapes
 
 

@@ -18,10 +18,13 @@ import tqdm
 from absl import flags
 from ml_collections import config_flags
 
-from sdxl_jax import command, pipelines, sample_plan
+from sdxl_jax import command
 from sdxl_jax.diffusion import samplers
+from sdxl_jax.distributed import cost
 from sdxl_jax.distributed import machine as machines
 from sdxl_jax.distributed import mesh as meshes
+from sdxl_jax.sampling import pipelines
+from sdxl_jax.sampling import plan as sample_plan
 from sdxl_jax.training import limits
 from sdxl_jax.training import planner as planners
 from sdxl_jax.training import task as tasks
@@ -150,7 +153,7 @@ def report(plans, update_peak, planner):
       f'{machines.bytes_of(state.opt_state) / GIB:.2f}, frozen nets '
       f'{machines.bytes_of(planner.frozen) / GIB:.2f}; the update peaks at '
       f'{update_peak / GIB:.1f}',
-      command.table(COLUMNS, plans),
+      cost.table(COLUMNS, plans),
       f'{machines.METHOD[planner.machine.platform]}; {planners.OF}',
       verdict(plans, update_peak, planner),
     ]

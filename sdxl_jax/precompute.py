@@ -23,7 +23,7 @@ import tqdm
 from absl import flags
 from ml_collections import config_flags
 
-from sdxl_jax import command, pipelines
+from sdxl_jax import command
 from sdxl_jax.conditioning import tokenizer
 from sdxl_jax.data import (
   dataset,
@@ -34,6 +34,7 @@ from sdxl_jax.data import (
 )
 from sdxl_jax.distributed import mesh as meshes
 from sdxl_jax.distributed import multihost, sharding
+from sdxl_jax.sampling import origins
 from sdxl_jax.training import limits
 from sdxl_jax.training import task as tasks
 
@@ -72,7 +73,7 @@ def precompute(
   """
   limits.check(config)
   multihost.start(config.mesh.processes)
-  config = pipelines.with_latents(config, config.init_from)
+  config = origins.with_latents(config, config.init_from)
   source = dataset.make_source(config, say)
   # Each process computes shards of its own, on its own devices.
   mesh = meshes.make_mesh(devices=jax.local_devices())
@@ -178,8 +179,8 @@ class Encoder:
 
   def __init__(self, config, nets, mesh, batch_size):
     names = [name for name in nets.configs if name != 'unet']
-    self.params = pipelines.load_nets(config.init_from, nets, names, mesh)
-    self.tokenize = tokenizer.load(pipelines.origin(config.init_from))
+    self.params = origins.load_nets(config.init_from, nets, names, mesh)
+    self.tokenize = tokenizer.load(origins.first(config.init_from))
     self.size = batch_size * mesh.size
     self.place = sharding.batch_sharding(mesh)
     self.nets, self.encode = nets, jax.jit(nets.encode)

@@ -3,7 +3,7 @@
   python -m sdxl_jax.sample --weights DIR --prompt "..." --output out.png
 
 DIR is a diffusers folder, a single file, or the workdir of a run. From Python:
-sample.generate(pipelines.load(DIR), ['a fox', 'a pig']).
+sample.generate(sample.load(DIR), ['a fox', 'a pig']).
 """
 
 import os
@@ -15,12 +15,19 @@ import numpy as np
 import tqdm
 from absl import flags
 
-from sdxl_jax import command, generation, pipelines, requests, sample_flags
+from sdxl_jax import command
 from sdxl_jax.data import images, watermark
 from sdxl_jax.distributed import mesh as meshes
+from sdxl_jax.sampling import (
+  command_line,
+  generation,
+  origins,
+  pipelines,
+  requests,
+)
 from sdxl_jax.weights import lora_files, recognise
 
-generate = generation.generate
+load, generate = pipelines.load, generation.generate
 
 
 def draw(asked, names, models, noise, args):
@@ -29,7 +36,7 @@ def draw(asked, names, models, noise, args):
   Args:
     asked: list of requests.Request.
     names: the file of each.
-    models: see sample_flags.models.
+    models: see command_line.models.
     noise: N(0, 1) of each, [n, h/8, w/8, 4], or None for the seeds' own.
     args: the other flags.
   """
@@ -78,7 +85,7 @@ def load_models(mesh, weights, refiner, average, lora, **settings):
   """(base, refiner or None); a part of the mesh's devices where it is one."""
   mesh = mesh if mesh.size > 1 else None
   for folder in filter(None, (weights, refiner)):
-    pipelines.check_source(folder)  # before one of them takes minutes
+    origins.check_source(folder)  # before one of them takes minutes
   for spec in lora:
     lora_files.find(lora_files.parse(spec)[0])
   print(f'loading {weights}', flush=True)
@@ -164,16 +171,16 @@ def check_writable(path):
 
 
 def main(args):
-  asked = sample_flags.read(args)
-  names = sample_flags.names(args.output, asked)
+  asked = command_line.read(args)
+  names = command_line.names(args.output, asked)
   files = *names, args.grid, args.preview, args.save_latents
   for path in filter(None, files):
     check_writable(pathlib.Path(path))
   noise = None if args.init_noise is None else np.load(args.init_noise)
-  draw(asked, names, sample_flags.models(args), noise, args)
+  draw(asked, names, command_line.models(args), noise, args)
 
 
 if __name__ == '__main__':
-  sample_flags.define()
-  flags.adopt_module_key_flags(sample_flags)  # so that --help lists them
+  command_line.define()
+  flags.adopt_module_key_flags(command_line)  # so that --help lists them
   command.run(main)

@@ -15,10 +15,11 @@ from absl import flags
 from ml_collections import config_flags
 from PIL import Image
 
-from sdxl_jax import command, pipelines
+from sdxl_jax import command
 from sdxl_jax.conditioning import tokenizer
 from sdxl_jax.data import buckets, dataset, images
 from sdxl_jax.models import latents
+from sdxl_jax.sampling import origins
 from sdxl_jax.training import limits
 from sdxl_jax.training import task as tasks
 
@@ -42,7 +43,7 @@ def show(config, output, steps=4, say=print):
   output = pathlib.Path(output)
   chart = [(row['bucket'], row['pictures']) for row in table]
   images.save(output / 'buckets.png', images.bars(chart))
-  tokenize = tokenizer.load(pipelines.origin(config.init_from))
+  tokenize = tokenizer.load(origins.first(config.init_from))
   batch_size = config.global_batch_size // tasks.parts_of(config)
   rows = range(min(batch_size, ROWS))
   batches = dataset.make_batches(config, source, tokenize, rows)
@@ -120,9 +121,9 @@ def make_decode(config):
   """batch -> images; moments are decoded by the autoencoder."""
   if not limits.is_precomputed(config):
     return lambda batch: batch['image']
-  config = pipelines.with_latents(config, config.init_from)
+  config = origins.with_latents(config, config.init_from)
   nets = tasks.make_nets(config)
-  params = pipelines.load_nets(
+  params = origins.load_nets(
     config.init_from, nets, [n for n in ('vae',) if n in nets.configs]
   )
 

@@ -18,11 +18,12 @@ import numpy as np
 from absl import flags
 from ml_collections import config_flags
 
-from sdxl_jax import command, drawing, pipelines
+from sdxl_jax import command
 from sdxl_jax.conditioning import tokenizer
 from sdxl_jax.data import dataset, images, pipeline
 from sdxl_jax.distributed import mesh as meshes
 from sdxl_jax.distributed import multihost, sharding
+from sdxl_jax.sampling import drawing, origins
 from sdxl_jax.training import (
   checkpoint,
   compile_ahead,
@@ -55,7 +56,7 @@ def train(config, workdir, accept_changes=False):
   limits.check(config)
   multihost.start(config.mesh.processes)
   given = '' if 'vae' in config.from_scratch else config.init_from
-  config = pipelines.with_latents(config, given)
+  config = origins.with_latents(config, given)
   workdir = workdirs.make(workdir)
   checkpoints = checkpoint.Checkpoints(workdir, config.checkpoint.max_to_keep)
   done = checkpoints.latest_step or 0
@@ -198,7 +199,7 @@ def make_source(config, workdir, say):
 
 def make_batches(config, mesh, source):
   """pipeline.Batches of this process's rows."""
-  tokenize = tokenizer.load(pipelines.origin(config.init_from))
+  tokenize = tokenizer.load(origins.first(config.init_from))
   batch_size = config.global_batch_size // tasks.parts_of(config)
   rows = sharding.local_rows(mesh, batch_size)
   return dataset.make_batches(config, source, tokenize, rows)
@@ -212,9 +213,9 @@ def load_weights(config, nets, mesh):
   given = {}
   if 'lpips' in names:
     names.remove('lpips')
-    given['lpips'] = pipelines.load_lpips(config, nets, mesh)
+    given['lpips'] = origins.load_lpips(config, nets, mesh)
   if config.init_from:
-    return given | pipelines.load_nets(config.init_from, nets, names, mesh)
+    return given | origins.load_nets(config.init_from, nets, names, mesh)
   missing = sorted(set(nets.configs) - set(config.trained) - set(given))
   if missing:
     raise ValueError(

@@ -9,30 +9,15 @@ ROOT = pathlib.Path(__file__).parent.parent
 PACKAGE = ROOT / 'sdxl_jax'
 # A file at the door may import any room, and these of its neighbours.
 DOORS = {
-  'train': {'command', 'drawing', 'pipelines'},
-  'drawing': {'sample', 'pipelines'},
-  'plan': {'command', 'pipelines', 'sample_plan'},
-  'precompute': {'command', 'pipelines'},
-  'show': {'command', 'pipelines'},
-  'sample': {
-    'command',
-    'pipelines',
-    'generation',
-    'requests',
-    'sample_flags',
-  },
-  'sample_flags': {'pipelines', 'requests'},
-  'sample_plan': {'coding', 'command', 'pipelines', 'runs'},
-  'requests': {'averages', 'pipelines'},
-  'generation': {'coding', 'runs'},
-  'runs': {'coding', 'pipelines'},
-  'coding': set(),
-  'convert': {'averages', 'command', 'exports'},
-  'exports': {'pipelines'},
-  'evaluate': {'averages', 'command', 'pipelines'},
+  'train': {'command'},
+  'plan': {'command'},
+  'precompute': {'command'},
+  'show': {'command'},
+  'sample': {'command'},
+  'convert': {'command', 'exports'},
+  'exports': set(),
+  'evaluate': {'command'},
   'command': set(),
-  'pipelines': {'averages'},
-  'averages': set(),
 }
 ROOMS = {
   'models': set(),
@@ -43,6 +28,10 @@ ROOMS = {
   'data': {'conditioning.tokenizer'},
   'training': {'models', 'diffusion', 'conditioning', 'distributed'},
   'evaluation': {'models'},
+  'sampling': {
+    *('models', 'diffusion', 'conditioning', 'distributed', 'data'),
+    *('training', 'evaluation', 'weights'),
+  },
 }
 # Which of our files alone may import a library.
 OWNERS = {

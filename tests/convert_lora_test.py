@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sdxl_jax import convert, pipelines
+from sdxl_jax import convert
+from sdxl_jax.sampling import pipelines
 from sdxl_jax.weights import files, lora_files, tensor_file
 from tests import golden_sets
 from tests.conversions import check_same, run, tensors

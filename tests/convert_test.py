@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from sdxl_jax import pipelines
 from sdxl_jax.conditioning import tokenizer
 from sdxl_jax.distributed import mesh as meshes
+from sdxl_jax.sampling import origins, pipelines
 from sdxl_jax.weights import (
   files,
   original,
@@ -94,7 +94,7 @@ def test_orbax_onto_a_mesh_and_into_other_forms(orbax):
   """Sharded, cast, and with blocks that are not stacked."""
   mesh = meshes.make_mesh(1, 4, devices=jax.devices()[:4])
   net = recognise.open_model(orbax).net('unet')
-  _, params = net.load(pipelines.sharder(mesh), param_dtype='bfloat16')
+  _, params = net.load(origins.sharder(mesh), param_dtype='bfloat16')
   kernel = params['mid_block']['resnets_0']['conv1']['kernel']
   parts = {s.data.shape for s in kernel.addressable_shards}
   assert parts == {(*kernel.shape[:2], kernel.shape[2] // 4, kernel.shape[3])}

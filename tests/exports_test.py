@@ -9,7 +9,8 @@ import jax
 import numpy as np
 import pytest
 
-from sdxl_jax import convert, pipelines, sample, train
+from sdxl_jax import convert, sample, train
+from sdxl_jax.sampling import pipelines
 from sdxl_jax.training import checkpoint, optimizer
 from sdxl_jax.training import task as tasks
 from sdxl_jax.weights import files, names, published, single_file

@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sdxl_jax import convert, generation, pipelines, requests, train
+from sdxl_jax import convert, train
 from sdxl_jax.data import images
 from sdxl_jax.models import lora
+from sdxl_jax.sampling import generation, origins, pipelines, requests
 from sdxl_jax.training import checkpoint, task
 from sdxl_jax.weights import lora as factors_files
 from sdxl_jax.weights import lora_files, lora_names
@@ -107,7 +108,7 @@ def test_resuming_equals_no_stop(base, workdir, tmp_path):
   config.samples.every = 0
   assert train.train(config, tmp_path / 'run') == 4
   a, b = (
-    pipelines.load_trained_lora(checkpoint.find(f), config)
+    origins.load_trained_lora(checkpoint.find(f), config)
     for f in (workdir, tmp_path / 'run')
   )
   assert a.factors.keys() == b.factors.keys()

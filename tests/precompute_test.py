@@ -9,7 +9,7 @@ import jax
 import numpy as np
 import pytest
 
-from sdxl_jax import pipelines, precompute
+from sdxl_jax import precompute
 from sdxl_jax.data import (
   buckets,
   images,
@@ -18,6 +18,7 @@ from sdxl_jax.data import (
   sources,
   transforms,
 )
+from sdxl_jax.sampling import origins
 from sdxl_jax.training import diffusion_task
 from sdxl_jax.training import task as tasks
 from tests import processes, published_config, tiny_config
@@ -48,7 +49,7 @@ def random_weights(monkeypatch):
     params = nets.init(jax.random.key(0))
     return {name: params[name] for name in names}
 
-  monkeypatch.setattr(pipelines, 'load_nets', load_nets)
+  monkeypatch.setattr(origins, 'load_nets', load_nets)
 
 
 def contents(folder):
@@ -230,7 +231,7 @@ def test_loss_is_that_of_pixels(tmp_path):
   config.data.folder.path = write_pictures(tmp_path / 'pictures')
   precompute.precompute(config, tmp_path / 'cache', say=print)
   nets = tasks.make_nets(config)
-  params = pipelines.load_nets(config.init_from, nets, nets.configs)
+  params = origins.load_nets(config.init_from, nets, nets.configs)
   loss = jax.jit(
     diffusion_task.make_loss(nets, 0.1, 0.0, None, (0, 1000)),
   )

@@ -12,9 +12,10 @@ import pytest
 from absl import flags as absl_flags
 from PIL import Image
 
-from sdxl_jax import pipelines, requests, sample, sample_flags
+from sdxl_jax import sample
 from sdxl_jax.conditioning import tokenizer
 from sdxl_jax.data import images, starting_pictures, watermark
+from sdxl_jax.sampling import command_line, pipelines, requests
 from tests import golden_sets
 
 TINY = golden_sets.SETS[0] / 'tiny'
@@ -134,11 +135,11 @@ def flags():
     for kind in kinds:
       define = getattr(absl_flags, f'DEFINE_{kind}')
       patch.setattr(
-        sample_flags.flags,
+        command_line.flags,
         f'DEFINE_{kind}',
         functools.partial(define, flag_values=values),
       )
-    sample_flags.define()
+    command_line.define()
   return values
 
 
@@ -192,7 +193,7 @@ def test_the_clock_tells_compiling_apart(monkeypatch):
 
 
 def test_prompts_files(tmp_path):
-  read = sample_flags.read_prompts
+  read = command_line.read_prompts
   plain = tmp_path / 'a.txt'
   plain.write_text('\ufeff a fox \n\n  \na pig', encoding='utf-8')
   assert read(plain) == [{'prompt': 'a fox'}, {'prompt': 'a pig'}]

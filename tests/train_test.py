@@ -8,9 +8,10 @@ import jax
 import numpy as np
 import pytest
 
-from sdxl_jax import drawing, pipelines, precompute, sample, train
+from sdxl_jax import precompute, sample, train
 from sdxl_jax.data import images
 from sdxl_jax.distributed import mesh
+from sdxl_jax.sampling import drawing, origins, pipelines
 from sdxl_jax.training import checkpoint, metrics, optimizer, task
 from tests import published_config, tiny_config
 from tests.data import datasets
@@ -18,7 +19,7 @@ from tests.data import datasets
 
 def final_params(workdir):
   nets = task.make_nets(tiny_config.get_config())
-  return pipelines.load_nets(workdir, nets, nets.configs)
+  return origins.load_nets(workdir, nets, nets.configs)
 
 
 class Compilations:
@@ -133,7 +134,7 @@ def test_from_another_run(straight, tmp_path):
   config.buckets_per_step, config.global_batch_size = 2, 8
   train.train(config, tmp_path / 'second')
   nets = task.make_nets(config)
-  load = lambda source: pipelines.load_nets(source, nets, nets.configs)
+  load = lambda source: origins.load_nets(source, nets, nets.configs)
   whole = load(tmp_path / 'second')
   assert set(whole) == set(nets.configs)
   equal = lambda a, b: jax.tree.all(jax.tree.map(np.array_equal, a, b))
@@ -155,7 +156,7 @@ def test_nets_from_scratch(straight):
 def test_where_no_run_is(tmp_path):
   nets = task.make_nets(tiny_config.get_config())
   with pytest.raises(FileNotFoundError, match='no workdir'):
-    pipelines.load_nets(tmp_path, nets, nets.configs)
+    origins.load_nets(tmp_path, nets, nets.configs)
 
 
 def test_a_run_of_another_architecture(straight):
@@ -163,7 +164,7 @@ def test_a_run_of_another_architecture(straight):
   config.unet.num_heads = (1, 1)
   nets = task.make_nets(config)
   with pytest.raises(ValueError, match='another unet.*\n.*num_heads'):
-    pipelines.load_nets(straight, nets, nets.configs)
+    origins.load_nets(straight, nets, nets.configs)
 
 
 def test_resuming_equals_no_stop(straight, workdir, monkeypatch):

@@ -180,3 +180,12 @@ def conv_flops(e):
 
 
 PRODUCTS = {'dot_general': dot_flops, 'conv_general_dilated': conv_flops}
+
+
+def table(columns, things):
+  """Text of one line for each thing; columns are (name, show(thing))."""
+  rows = [[name for name, _ in columns]]
+  rows += [[show(thing) for _, show in columns] for thing in things]
+  widths = [max(map(len, column)) for column in zip(*rows)]
+  line = lambda cells: '  '.join(x.rjust(w) for x, w in zip(cells, widths))
+  return '\n'.join(map(line, rows))

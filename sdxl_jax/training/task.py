@@ -47,7 +47,7 @@ def make_nets(config, platform=None):
     fields[name] and clip.CLIPTextConfig(**fields[name])
     for name in ('text_encoder', 'text_encoder_2')
   ]
-  # What is left open is SDXL's; pipelines.with_latents fills it in.
+  # What is left open is SDXL's; origins.with_latents fills it in.
   autoencoder = {k: v for k, v in fields['vae'].items() if v is not None}
   kinds = {'kl': vae.VAEConfig, 'patch': vae.PatchConfig}
   autoencoder = kinds[autoencoder.pop('kind')](**autoencoder)

@@ -43,9 +43,9 @@ STEPS = {
   'folder > file': f"{CONVERT}('folder', 'a.safetensors', 'single_file')",
   'file > folder': f"{CONVERT}('a.safetensors', 'back', 'diffusers')",
   'folder > orbax': f"{CONVERT}('folder', 'orbax', 'orbax')",
-  'ours': "from sdxl_jax import pipelines; x = pipelines.load('folder')",
+  'ours': "from sdxl_jax import sample; x = sample.load('folder')",
   'ours, bfloat16': (
-    "from sdxl_jax import pipelines; x = pipelines.load('folder', 'bfloat16')"
+    "from sdxl_jax import sample; x = sample.load('folder', 'bfloat16')"
   ),
   'diffusers': (
     'import diffusers; x = diffusers.StableDiffusionXLPipeline.from_pretrained('

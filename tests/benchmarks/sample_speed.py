@@ -17,7 +17,8 @@ import time
 import numpy as np
 from absl import app, flags, logging
 
-from sdxl_jax import pipelines, sample
+from sdxl_jax import sample
+from sdxl_jax.sampling import pipelines
 from tests import golden_sets
 
 TINY = golden_sets.SETS[0] / 'tiny' / 'base'

@@ -15,8 +15,9 @@ import pathlib
 import numpy as np
 from absl import app, flags, logging
 
-from sdxl_jax import pipelines, sample
+from sdxl_jax import sample
 from sdxl_jax.data import images, scenes
+from sdxl_jax.sampling import pipelines
 
 BORDER = 3  # px at each side, kept free of objects by the scenes
 

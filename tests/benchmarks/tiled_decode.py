@@ -19,9 +19,9 @@ import jax.numpy as jnp
 import numpy as np
 from absl import app, flags
 
-from sdxl_jax import pipelines
 from sdxl_jax.data import images
 from sdxl_jax.models import latents, tiling, vae
+from sdxl_jax.sampling import origins
 from sdxl_jax.training import task as tasks
 from sdxl_jax.weights import files
 from tests import random_params
@@ -39,8 +39,8 @@ def load(folder):
     return SMALL, random_params.draw(fresh_params(SMALL))
   if (pathlib.Path(folder) / 'vae' / 'config.json').is_file():
     return files.load_component(folder, 'vae')
-  nets = tasks.make_nets(pipelines.saved_config(folder))
-  return nets.vae, pipelines.load_nets(folder, nets, ['vae'])['vae']
+  nets = tasks.make_nets(origins.saved_config(folder))
+  return nets.vae, origins.load_nets(folder, nets, ['vae'])['vae']
 
 
 def fresh_params(config):

@@ -7,8 +7,9 @@ import jax
 import numpy as np
 import pytest
 
-from sdxl_jax import pipelines, sample
+from sdxl_jax import sample
 from sdxl_jax.models import latents, vae
+from sdxl_jax.sampling import pipelines
 
 MEAN, STD = (0.5, -1.0, 2.0, 0.0), (1.0, 0.5, 2.0, 3.0)
 SHIFTED = vae.VAEConfig(scaling_factor=0.25, latents_mean=MEAN, latents_std=STD)

@@ -8,11 +8,11 @@ import jax
 import numpy as np
 import pytest
 
-from sdxl_jax import coding, generation, pipelines, runs
 from sdxl_jax.conditioning import text_encoder
 from sdxl_jax.diffusion import samplers, scheduler_config
 from sdxl_jax.distributed import mesh as meshes
 from sdxl_jax.distributed import rows as batch_rows
+from sdxl_jax.sampling import beginning, coding, generation, pipelines, runs
 from tests import golden_sets
 
 RUNS = {
@@ -340,12 +340,14 @@ def test_a_refiner_goes_over_a_picture_with_new_noise(base, refiner):
     latents=plain,
     strength=0.3,
     init_noise=np.asarray(
-      samplers.draw_noise(jax.random.key(0)[None], runs.REFINING, plain.shape)
+      samplers.draw_noise(
+        jax.random.key(0)[None], beginning.REFINING, plain.shape
+      )
     ),
     **both,
   )[1]
   # Not the noise that the base began with, nor any of its steps'.
-  assert runs.REFINING not in range(1001)
+  assert beginning.REFINING not in range(1001)
   assert np.abs(gone_over - by_hand).max() < 1e-5 * np.abs(by_hand).max()
 
 

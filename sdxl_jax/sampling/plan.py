@@ -16,12 +16,12 @@ import jax
 import jax.numpy as jnp
 import tqdm
 
-from sdxl_jax import coding, command, pipelines, runs
 from sdxl_jax.conditioning import text_encoder
 from sdxl_jax.diffusion import noise_levels, samplers
 from sdxl_jax.distributed import cost, sharding
 from sdxl_jax.distributed import machine as machines
 from sdxl_jax.distributed import mesh as meshes
+from sdxl_jax.sampling import beginning, coding, pipelines, runs
 from sdxl_jax.training import diffusion_task
 from sdxl_jax.training import task as tasks
 
@@ -140,7 +140,7 @@ def trace_text(mesh, asked, expert, params):
 def trace_steps(mesh, asked, expert, params):
   """Of all steps, as one of the two experts takes them."""
   nets, count = expert.nets, asked.batch * mesh.size
-  shape = count, *runs.latent_shape(nets, asked.size)
+  shape = count, *beginning.latent_shape(nets, asked.size)
   sampler = samplers.SAMPLERS[asked.sampler]
   levels = noise_levels.make_levels(
     nets.schedule, noise_levels.Spacing(), asked.sampler, asked.steps
@@ -184,7 +184,7 @@ def told_shapes(mesh, asked, expert):
 
 def trace_decoding(mesh, asked, expert, params):
   """Of one picture a device, as `coding` decodes a batch."""
-  shape = mesh.size, *runs.latent_shape(expert.nets, asked.size)
+  shape = mesh.size, *beginning.latent_shape(expert.nets, asked.size)
   x = rows(mesh, shape)
   return coding.decode.trace(expert.nets, params, x, asked.tile)
 
@@ -211,7 +211,7 @@ def report(phases, machine, asked):
       f'{asked.size[0]} x {asked.size[1]} px on each, {asked.steps} steps of '
       f'{asked.sampler}{" with guidance" * asked.guided}, {asked.dtype}, '
       f'autoencoder {asked.vae_dtype}{", offloaded" * asked.offload}',
-      command.table(COLUMNS, phases),
+      cost.table(COLUMNS, phases),
       machines.METHOD[machine.platform],
       verdict(phases, machine, asked),
     ]

@@ -2,11 +2,11 @@
 
 import math
 
-from sdxl_jax import pipelines, sample
 from sdxl_jax.conditioning import tokenizer
 from sdxl_jax.data import dataset, images
 from sdxl_jax.distributed import multihost
 from sdxl_jax.evaluation import reconstruction
+from sdxl_jax.sampling import generation, origins, pipelines
 from sdxl_jax.training import task as tasks
 
 SHOWN, ROWS = 8, 4  # pictures that an autoencoder is shown by, and rows of them
@@ -32,7 +32,7 @@ def make_draw(config, nets, frozen, source):
 def draw_prompts(config, nets, params):
   """A grid of the config's prompts."""
   c = config.samples
-  pictures, _ = sample.generate(
+  pictures, _ = generation.generate(
     pipelines.make_pipeline(config, nets, nets.ready(params)),
     list(c.prompts),
     size=c.size,
@@ -55,7 +55,7 @@ def draw_reconstructions(config, nets, params, pictures):
 def first_pictures(config, source):
   """The first ones of the schedule, as training sees them."""
   count = min(SHOWN, config.global_batch_size // tasks.parts_of(config))
-  tokenize = tokenizer.load(pipelines.origin(config.init_from))
+  tokenize = tokenizer.load(origins.first(config.init_from))
   batches = dataset.make_batches(config, source, tokenize, range(count))
   _, batch = next(batches)
   batches.close()

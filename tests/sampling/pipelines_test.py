@@ -5,8 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sdxl_jax import coding, generation, pipelines, train
+from sdxl_jax import train
 from sdxl_jax.distributed import mesh as meshes
+from sdxl_jax.sampling import coding, generation, pipelines
 from tests import golden_sets, tiny_config
 
 BASE = golden_sets.SETS[0] / 'tiny' / 'base'

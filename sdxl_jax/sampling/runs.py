@@ -1,16 +1,11 @@
-"""One run of sampling: where it starts, and who takes which of its steps.
-
-`sample.generate` puts these together.
-"""
+"""One run of sampling: who takes which of its steps, and what he is told."""
 
 import functools
 from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
-from sdxl_jax import coding, pipelines
 from sdxl_jax.diffusion import (
   denoiser,
   noise_levels,
@@ -18,62 +13,7 @@ from sdxl_jax.diffusion import (
   starts,
 )
 from sdxl_jax.distributed import mesh as meshes
-
-# What an image's key draws, beside the numbers of its steps and the encoding of
-# a picture: the noise laid on that, that on what a refiner goes over, and the
-# encoding of what a mask leaves.
-NOISING, REFINING, LEAVING = (coding.ENCODING + i for i in (1, 2, 3))
-
-
-class Start(NamedTuple):
-  """x at the noise level of a run's step `first`."""
-
-  x: jax.Array
-  first: int
-  kept: starts.Kept | None = None
-  beside: jax.Array | None = None  # what nets that see the mask get beside x
-
-
-def make_start(
-  pipeline, levels, keys, size, *, image, latents, mask, strength, noise
-):
-  """The Start of noise, of a picture, or of one part of it.
-
-  Args:
-    pipeline: pipelines.Pipeline.
-    levels: noise_levels.Levels of the run.
-    keys: [b], one per image.
-    size: (height, width) in px.
-    image, latents, mask, strength: see sample.generate, with all rows.
-    noise: N(0, 1) in place of the keys' own, or None.
-  """
-  shape = len(keys), *latent_shape(pipeline.nets, size)
-  if image is None and latents is None:
-    noise = samplers.draw_noise(keys, 0, shape) if noise is None else noise
-    return Start(levels.init_scale * noise, 0)
-  if noise is None:
-    noise = samplers.draw_noise(keys, NOISING, shape)
-  if latents is None:
-    latents = coding.encode_all(pipeline, image, keys)
-  first = starts.first_step(len(levels.timesteps), strength)
-  x = starts.from_latents(latents, noise, levels, first)
-  if mask is None:
-    return Start(x, first)
-  if strength == 1:  # nothing is known of what is under the mask
-    x = levels.init_scale * noise
-  picked = starts.to_latent_mask(mask, pipeline.nets.vae.downscale)
-  kept = starts.Kept(latents, noise, picked, levels.sigmas[first])
-  if not sees_mask(pipeline.nets):
-    return Start(x, first, kept)
-  left = coding.encode_all(
-    pipeline, image * (mask < 0.5)[..., None], keys, LEAVING
-  )
-  return Start(x, first, kept, jnp.concatenate([picked, left], -1))
-
-
-def latent_shape(nets, size):
-  f = nets.vae.downscale
-  return size[0] // f, size[1] // f, nets.vae.latent_channels
+from sdxl_jax.sampling import beginning, kinds
 
 
 class Turn(NamedTuple):
@@ -117,60 +57,12 @@ def turns(levels, sampler, first, refiner_start=None, refiner_strength=None):
   ]
 
 
-def sees_mask(nets):
-  """Whether the UNet is given, beside x, the mask and what it leaves."""
-  return nets.unet.in_channels == 2 * nets.vae.latent_channels + 1
-
-
-def is_guided(nets, guidance):
-  """Whether the UNet is asked without prompt too, and not told the scale."""
-  return guidance.scale > 1 and not nets.unet.guidance_embed_dim
-
-
-def check_nets(nets, image, mask):
-  """Raises ValueError for a UNet of another kind, or without what it sees."""
-  taken, c = nets.unet.in_channels, nets.vae.latent_channels
-  if taken != c and not sees_mask(nets):
-    raise ValueError(
-      f'the UNet takes {taken} channels and the autoencoder gives {c}: it must '
-      f'take {c}, or {2 * c + 1} with a mask and what that leaves of an image'
-    )
-  if sees_mask(nets) and (image is None or mask is None):
-    raise ValueError(
-      f'the UNet takes {taken} channels, as it repaints what is under a mask: '
-      'give it image and mask, or take a base model'
-    )
-
-
-def check_fit(base, refiner):
-  """Raises ValueError where the second cannot go on from the first."""
-  if base.nets.refiner or not refiner.nets.refiner:
-    raise ValueError(
-      'refiner must be a refiner, which has one text encoder, and the pipeline '
-      'before it a base'
-    )
-  facts = [
-    {name: getattr(p.nets.vae, name) for name in pipelines.LATENTS}
-    | {'schedule': p.nets.schedule, 'channels': channels}
-    for p, channels in (
-      (base, base.nets.unet.out_channels),
-      (refiner, refiner.nets.unet.in_channels),
-    )
-  ]
-  for name, ours in facts[0].items():
-    if ours != facts[1][name]:
-      raise ValueError(
-        f'base and refiner do not fit together: {name} is {ours} of the one '
-        f'and {facts[1][name]} of the other'
-      )
-
-
 def condition(pipeline, rows, texts, sizes, negative_sizes, guidance):
   """(context, vector) of all rows; guided, in pairs with those without prompt.
 
   These come first.
   """
-  nets, guided = pipeline.nets, is_guided(pipeline.nets, guidance)
+  nets, guided = pipeline.nets, kinds.is_guided(pipeline.nets, guidance)
   towers = pipeline.on_device('text_encoder', 'text_encoder_2')
   encoded = nets.text.encode_prompts(
     *(towers, pipeline.tokenize),
@@ -220,7 +112,7 @@ def run(
     experts: pipelines.Pipelines.
     told: (context, vector) of each.
     plan: list of Turns.
-    start: Start.
+    start: beginning.Start.
     levels: noise_levels.Levels.
     keys: [b], one per image.
     guidance: Guidance.
@@ -234,11 +126,11 @@ def run(
   kept = None
   for turn in plan:
     if turn.renewed:
-      noise = samplers.draw_noise(keys, REFINING, x.shape)
+      noise = samplers.draw_noise(keys, beginning.REFINING, x.shape)
       latents = finish(levels, kept, x)
       x = starts.from_latents(latents, noise, levels, turn.start)
     # A net that sees the mask fills it in by itself.
-    sees = sees_mask(experts[turn.who].nets)
+    sees = kinds.sees_mask(experts[turn.who].nets)
     kept, beside = (None, start.beside) if sees else (start.kept, None)
     seen = watch and (lambda i, *rest, done=done: watch(done + i, total, *rest))
     x = take(
@@ -266,7 +158,7 @@ def take(
         *(nets, params, carry, told, levels, keys),
         *(np.int32(i), np.int32(stop), guidance, kept, beside),
         sampler=turn.sampler,
-        guided=is_guided(nets, guidance),
+        guided=kinds.is_guided(nets, guidance),
       )
     if watch:
       carry.x.block_until_ready()  # what is dispatched is not done

@@ -5,8 +5,8 @@ import dataclasses
 import jax
 import pytest
 
-from sdxl_jax import sample_plan
 from sdxl_jax.distributed import machine as machines
+from sdxl_jax.sampling import plan as sample_plan
 from sdxl_jax.training import task as tasks
 from tests import tiny_config
 

@@ -6,7 +6,7 @@ import pathlib
 
 from absl import flags
 
-from sdxl_jax import pipelines, requests
+from sdxl_jax.sampling import pipelines, requests
 
 
 def define():

@@ -7,10 +7,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sdxl_jax import coding, runs
 from sdxl_jax.data import buckets
 from sdxl_jax.diffusion import noise_levels, scheduler_config
 from sdxl_jax.distributed import rows as batch_rows
+from sdxl_jax.sampling import beginning, coding, kinds, runs
 
 
 class OffSize(UserWarning):
@@ -108,7 +108,7 @@ def generate(
   """
   check_prompts(prompts)
   check_given(image, latents)
-  runs.check_nets(pipeline.nets, image, mask)
+  kinds.check_nets(pipeline.nets, image, mask)
   given = latents if image is None else image
   unit = pipeline.nets.vae.downscale if image is None else 1
   size = size or own_size(given, unit) or pipeline.size
@@ -116,13 +116,13 @@ def generate(
   strength = check_strength(strength, given, mask)
   check_count('seeds', seeds, len(prompts))
   if refiner:
-    runs.check_fit(pipeline, refiner)
+    kinds.check_fit(pipeline, refiner)
   levels = make_levels(pipeline, sampler, steps, spacing, sigmas, eta)
   rows = batch_rows.Rows(pipeline.mesh, len(prompts))
   seeds = range(len(prompts)) if seeds is None else seeds
   keys = rows.put(jnp.stack([jax.random.key(seed) for seed in seeds]))
-  shape = runs.latent_shape(pipeline.nets, size)
-  start = runs.make_start(
+  shape = beginning.latent_shape(pipeline.nets, size)
+  start = beginning.make_start(
     *(pipeline, levels, keys, size),
     image=rows.put_each('image', image, (*size, 3)),
     latents=rows.put_each('latents', latents, shape),

@@ -8,9 +8,9 @@ import dataclasses
 import json
 import typing
 
-from sdxl_jax import averages, pipelines
 from sdxl_jax.data import images, starting_pictures
 from sdxl_jax.diffusion import noise_levels, samplers
+from sdxl_jax.sampling import averages, pipelines
 
 TEXT = 'sdxl_jax'  # under which a PNG holds its Request
 

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from flax import traverse_util
 
-from sdxl_jax import coding, generation, pipelines, runs
 from sdxl_jax.diffusion import samplers, scheduler_config
+from sdxl_jax.sampling import beginning, coding, generation, pipelines, runs
 from sdxl_jax.weights import files, published
 from tests import folders, golden_sets
 
@@ -130,7 +130,7 @@ def test_live_inpainting(
     steps = itertools.count(1 if strength == 1 else 3)
     theirs = reference(
       *(folder, scheduler),
-      itertools.chain(first, [runs.NOISING, runs.LEAVING], steps),
+      itertools.chain(first, [beginning.NOISING, beginning.LEAVING], steps),
     )
     settings, sampler = same_settings(theirs)
     expected = theirs(

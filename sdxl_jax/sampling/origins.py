@@ -1,0 +1,189 @@
+"""Where parameters come from: published weights, or the workdir of a run.
+
+A workdir has what its run trained; the rest lies where that run began.
+"""
+
+import dataclasses
+
+import jax
+import numpy as np
+from ml_collections import config_dict
+
+from sdxl_jax.distributed import mesh as meshes
+from sdxl_jax.distributed import multihost, sharding
+from sdxl_jax.sampling import averages
+from sdxl_jax.training import checkpoint
+from sdxl_jax.training import task as tasks
+from sdxl_jax.weights import lora, perceptual, recognise
+
+# Fields of a net's config that do not belong to its architecture.
+RUNTIME = ('dtype', 'param_dtype', 'attention', 'remat', 'scan_blocks')
+LATENTS = ('scaling_factor', 'latents_mean', 'latents_std')
+
+
+def check_source(folder):
+  """Raises FileNotFoundError for what is no source of weights."""
+  if not recognise.is_published(folder):
+    checkpoint.find(folder)
+
+
+def check_published(folder, average):
+  if average != 'ema':
+    raise ValueError(
+      f'average is {average!r}, but {folder} is no workdir and has no averages '
+      'to choose from: leave it out, or give a workdir'
+    )
+
+
+def saved_config(folder):
+  """The config of a workdir's latest, or of one, checkpoint."""
+  saved = checkpoint.read_config(checkpoint.find(folder))
+  return config_dict.ConfigDict(saved)
+
+
+def first(source):
+  """The published weights that a chain of runs started from, or None."""
+  while source and not recognise.is_published(source):
+    source = saved_config(source).init_from
+  return source or None
+
+
+def with_latents(config, source):
+  """The config, how its latents are scaled told by who has the autoencoder.
+
+  Args:
+    config: of a run; where its vae.scaling_factor is a number it stays.
+    source: published weights, workdir, checkpoint; '': the autoencoder is new.
+
+  Raises:
+    ValueError: where nothing tells the scale of latents that a UNet is to see.
+  """
+  if config.vae.kind != 'kl' or config.vae.scaling_factor is not None:
+    return config
+  if not source:
+    if config.task == 'autoencoder':
+      return config
+    raise ValueError(
+      'config.vae.scaling_factor is None, and no config.init_from tells it: '
+      "give one of them; SDXL's is 0.13025"
+    )
+  if recognise.is_published(source):
+    theirs = recognise.open_model(source).net('vae').config()
+  else:
+    theirs = tasks.make_nets(saved_config(source)).vae
+  config = config.copy_and_resolve_references().unlock()
+  config.vae.update({name: getattr(theirs, name) for name in LATENTS})
+  return config.lock()
+
+
+def load_nets(source, nets, names, mesh=None, average='ema', memory='device'):
+  """{name: params} of some of the nets, each array straight to its place.
+
+  Args:
+    source: published weights; workdir of a run or one of its checkpoints, of
+      which the EMA parameters are taken. What that run did not train comes from
+      where it started.
+    nets: diffusion_task.Nets.
+    names: of the nets to load.
+    mesh: where to; the default device without it.
+    average: as `load` has it, of what that run trained.
+    memory: see `sharder`.
+
+  Raises:
+    ValueError: where the source's nets are not ours, naming the fields.
+    FileNotFoundError: for no such source, or one that lacks a net.
+  """
+  if not source:
+    raise ValueError(
+      f'config.init_from is empty, and {", ".join(names)} must come from '
+      'somewhere: give published weights or a workdir'
+    )
+  if recognise.is_published(source):
+    check_published(source, average)
+    model = recognise.open_model(source)
+    load = lambda name: load_net(model, nets, name, mesh, memory)
+    return {name: load(name) for name in names}
+  folder = checkpoint.find(source)
+  config = saved_config(folder)
+  theirs, params = tasks.make_nets(config), {}
+  from_here = [name for name in names if name in config.trained]
+  for name in from_here:
+    fields = fields_of(nets, name)
+    fields.pop('scan_blocks', None)  # arrays are stacked as they were saved
+    compared = dataclasses.replace(theirs.configs[name], **fields)
+    check_same(name, nets.configs[name], compared, folder)
+  if from_here:
+    task = tasks.make_task(config, theirs)
+    offload = memory != 'device'
+    found = averages.restore(folder, task, mesh, from_here, average, offload)
+    for name in from_here:
+      params[name] = cast(found.pop(name), nets.configs[name].param_dtype)
+      if offload:
+        params[name] = move(params[name], sharder(mesh, memory))
+  elsewhere = [name for name in names if name not in config.trained]
+  if elsewhere:
+    params |= load_nets(config.init_from, nets, elsewhere, mesh, memory=memory)
+  if 'lora' in config.trained:
+    made = load_trained_lora(folder, config, mesh, average)
+    params = lora.merge(params, [(made.of(params), 1.0)])
+  return params
+
+
+def load_net(model, nets, name, mesh, memory='device'):
+  net, fields = model.net(name), fields_of(nets, name)
+  check_same(name, nets.configs[name], net.config(**fields), net.where)
+  return net.load(sharder(mesh, memory), **fields)[1]
+
+
+def load_trained_lora(folder, config, mesh=None, average='ema'):
+  """The lora.Lora of one checkpoint of a run that trained low-rank factors."""
+  nets = tasks.make_nets(config)
+  task = tasks.make_task(config, nets)
+  found = averages.restore(folder, task, mesh, ['lora'], average)['lora']
+  return lora.from_training(jax.tree.map(multihost.fetch, found), nets.targets)
+
+
+def load_lpips(config, nets, mesh):
+  """LPIPS's params from where a config says that they are."""
+  paths = config.autoencoder.lpips
+  return perceptual.load_lpips(paths, nets.lpips, sharder(mesh))
+
+
+def cast(params, dtype):
+  return jax.tree.map(lambda x: x.astype(dtype), params)
+
+
+def move(params, shard):
+  """Each array where shard(tree of shapes) says."""
+  place = lambda x, there: jax.device_put(np.asarray(x), there.sharding)
+  return jax.tree.map(place, params, shard(params))
+
+
+def sharder(mesh, memory='device'):
+  """shard(tree of shapes): where arrays go on a mesh, or on one device.
+
+  `memory` is the device's, or the host's from which it fetches: 'pinned_host'.
+  """
+  if mesh is None:
+    mesh = meshes.make_mesh(devices=jax.local_devices()[:1])
+  return lambda target: sharding.with_shardings(target, mesh, memory)
+
+
+def fields_of(nets, name):
+  """The fields of a net's config that do not belong to its architecture."""
+  config = nets.configs[name]
+  return {f: getattr(config, f) for f in RUNTIME if hasattr(config, f)}
+
+
+def check_same(name, ours, theirs, folder):
+  rows = [
+    f'{f.name}: {getattr(ours, f.name)} here, {getattr(theirs, f.name)} there'
+    for f in dataclasses.fields(ours)
+    if getattr(ours, f.name) != getattr(theirs, f.name)
+  ]
+  if rows:
+    raise ValueError(
+      f'{folder} has another {name} than config.{name}:\n  '
+      + '\n  '.join(rows)
+      + '\nChange these fields of the config, or take other weights'
+    )
