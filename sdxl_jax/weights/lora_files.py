@@ -193,7 +193,7 @@ def save(
   """
   path, dialect = pathlib.Path(path), dialect or made.dialect
   check_dialect(dialect, made)
-  layout = lora_names.Layout.of(by_net(lora.layers_of(params))['unet'])
+  layout = lora_names.layout_of(by_net(lora.layers_of(params))['unet'])
   tensors = {}
   for (net, layer), factors in made.factors.items():
     stem = lora_names.stem(dialect, net, layer, layout)

@@ -13,7 +13,8 @@ towers as transformers has them: lora_te1, lora_te2, text_encoder, ...
 
 import collections
 import re
-from typing import NamedTuple
+
+from sdxl_jax.weights import original
 
 DIALECTS = ('kohya', 'kohya_diffusers', 'diffusers', 'diffusers_old', 'peft')
 PREFIXES = {
@@ -28,57 +29,22 @@ PARTS = {
 }
 ENDS = {f'.{end}.weight': part for part, ends in PARTS.items() for end in ends}
 ENDS['.alpha'] = 'alpha'
-# Of blocks, ours and the original repository's.
-INNER = {
-  'conv1': 'in_layers.2',
-  'time_emb_proj': 'emb_layers.1',
-  'conv2': 'out_layers.3',
-  'conv_shortcut': 'skip_connection',
-}
-OUTER = {
-  'conv_in': 'input_blocks.0.0',
-  'conv_out': 'out.2',
-  'time_embedding.linear_1': 'time_embed.0',
-  'time_embedding.linear_2': 'time_embed.2',
-  'add_embedding.linear_1': 'label_emb.0.0',
-  'add_embedding.linear_2': 'label_emb.0.2',
-}
 
 
-class Layout(NamedTuple):
-  """Of a UNet, what the original repository's numbers depend on."""
-
-  depth: int  # residual blocks of a level going down
-  attended: frozenset[int]  # levels going up that have attention
-
-  @classmethod
-  def of(cls, layers):
-    """By the published names of all its layers."""
-    first = [x for x in layers if re.match(r'down_blocks\.0\..*\.conv1$', x)]
-    up = (re.match(r'up_blocks\.(\d+)\.attentions', x) for x in layers)
-    return cls(len(first), frozenset(int(match[1]) for match in up if match))
+def layout_of(layers):
+  """The original.Layout of the UNet with these published layers."""
+  depth = sum(bool(re.match(r'down_blocks\.0\..*\.conv1$', x)) for x in layers)
+  ups = [re.match(r'up_blocks\.(\d+)\.(attentions)?', x) for x in layers]
+  ups = {(int(up[1]), bool(up[2])) for up in ups if up}
+  levels = sorted({level for level, _ in ups}, reverse=True)
+  return original.Layout(depth, tuple((i, True) in ups for i in levels))
 
 
-def original(layer, layout):
+def original_of(layer, layout):
   """A published layer of the UNet > its name in the original repository."""
-  if layer in OUTER:
-    return OUTER[layer]
-  way, level, kind, j, rest = re.fullmatch(
-    r'(down|mid|up)_block(?:s\.(\d+))?\.(\w+)\.(\d+)\.(.+)', layer
-  ).groups()
-  rest = INNER.get(rest, rest)
-  second = kind == 'attentions'  # in its block, after the residual one
-  if way == 'mid':
-    return f'middle_block.{1 if second else 2 * int(j)}.{rest}'
-  i, j, depth = int(level), int(j), layout.depth
-  if way == 'down':
-    if kind == 'downsamplers':
-      return f'input_blocks.{(i + 1) * (depth + 1)}.0.op'
-    return f'input_blocks.{1 + i * (depth + 1) + j}.{int(second)}.{rest}'
-  if kind == 'upsamplers':
-    number = i * (depth + 1) + depth
-    return f'output_blocks.{number}.{1 + (i in layout.attended)}.{rest}'
-  return f'output_blocks.{i * (depth + 1) + j}.{int(second)}.{rest}'
+  name, _ = original.original('unet', f'{layer}.weight', layout)
+  # A net that is told the guidance scale has one layer more than that knew.
+  return name.removesuffix('.weight') if name else layer
 
 
 def stem(dialect, net, layer, layout):
@@ -88,7 +54,7 @@ def stem(dialect, net, layer, layout):
   if dialect.startswith('diffusers'):
     return f'{net}.{layer}'
   if dialect == 'kohya' and net == 'unet':
-    layer = original(layer, layout)
+    layer = original_of(layer, layout)
   return f'{PREFIXES[net]}_{layer.replace(".", "_")}'
 
 
@@ -122,7 +88,7 @@ def stems(layers):
   """
   found = collections.defaultdict(set)
   for net, names in layers.items():
-    layout = Layout.of(names)
+    layout = layout_of(names)
     for layer in names:
       every = {stem(dialect, net, layer, layout) for dialect in DIALECTS}
       every.add(f'{net}.base_model.model.{layer}')

@@ -40,7 +40,7 @@ def full_size():
     {n: published.abstract_params(c) for n, c in zip(nets, configs)}
   )
   names = lora_files.by_net(found)
-  return found, names, lora_names.Layout.of(names['unet'])
+  return found, names, lora_names.layout_of(names['unet'])
 
 
 @pytest.fixture
@@ -72,6 +72,15 @@ def test_kohyas_names_are_those_of_the_reference(keys, full_size):
     *('lora_unet_time_embed', 'lora_unet_label_emb_0', 'lora_unet_out'),
     *('lora_unet_input_blocks_0', 'lora_te2_text'),
   }
+
+
+def test_a_layer_that_the_original_lacks(full_size):
+  """Of a UNet that is told the guidance scale."""
+  _, names, layout = full_size
+  layer = 'time_embedding.cond_proj'
+  known = lora_names.stems({'unet': [*names['unet'], layer]})
+  stem = lora_names.stem('kohya', 'unet', layer, layout)
+  assert known[stem] == {('unet', layer)}
 
 
 @pytest.mark.parametrize('file', LISTS)
@@ -109,7 +118,7 @@ def rename(dialect, base, tensors):
   """A file's tensors in another dialect, by its names alone."""
   found = lora.layers_of(base)
   names = lora_files.by_net(found)
-  known, layout = lora_names.stems(names), lora_names.Layout.of(names['unet'])
+  known, layout = lora_names.stems(names), lora_names.layout_of(names['unet'])
   renamed = {}
   for name, array in tensors.items():
     stem, part = lora_names.split(name)
