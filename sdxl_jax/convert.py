@@ -30,6 +30,7 @@ from sdxl_jax.weights import (
   lora_names,
   names,
   published,
+  saving,
   single_file,
   tensor_file,
   whole,
@@ -105,11 +106,11 @@ def convert(
       if to == 'single_file':
         single_file.save(partial, model, title=title, **settings)
       elif to == 'orbax':
-        files.save(partial, model, form='orbax', **settings)
+        saving.save(partial, model, form='orbax', **settings)
       else:
         limit = int(shard_gb * 1e9)
         settings |= dict(variant=variant, max_shard_bytes=limit)
-        files.save(partial, model, **settings)
+        saving.save(partial, model, **settings)
     except ValueError as error:
       raise ValueError(f'{model.path}: {error}') from error
   say(f'wrote {target}')

@@ -20,6 +20,7 @@ from sdxl_jax.weights import (
   files,
   original,
   recognise,
+  saving,
   single_file,
 )
 from tests import golden_sets
@@ -253,7 +254,7 @@ def test_targets_are_not_lost(tmp_path, monkeypatch):
     run(source, target, 'diffusers')
   before = tensors(target)
   with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-    patch.setattr(files, 'model_index_json', interrupt)
+    patch.setattr(saving, 'model_index_json', interrupt)
     run(source, target, 'diffusers', overwrite=True)
   check_same(tensors(target), before)
   assert [path.name for path in tmp_path.iterdir()] == ['model']

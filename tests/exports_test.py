@@ -13,7 +13,7 @@ from sdxl_jax import convert, sample, train
 from sdxl_jax.sampling import pipelines
 from sdxl_jax.training import checkpoint, optimizer
 from sdxl_jax.training import task as tasks
-from sdxl_jax.weights import files, names, published, single_file
+from sdxl_jax.weights import files, names, published, saving, single_file
 from tests import autoencoder_config, golden_sets, random_params, tiny_config
 from tests.conversions import check_same, run, tensors
 
@@ -59,7 +59,7 @@ def write_random(config, folder):
   index = published.ModelIndex(config.refiner, config.uncond == 'zeros')
   openers = {n: functools.partial(random_net, n) for n in index.components}
   model = published.Model('random', folder, openers, index, published.SCHEDULER)
-  files.save(folder, convert.with_tokenizers(model))
+  saving.save(folder, convert.with_tokenizers(model))
 
 
 @pytest.fixture(scope='module')

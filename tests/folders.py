@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 
-from sdxl_jax.weights import files, published, whole
+from sdxl_jax.weights import files, published, saving, whole
 
 
 def load_all(folder):
@@ -30,4 +30,4 @@ def save_all(source, target, components, index=None, **kwargs):
     model, openers=openers, index=index or model.index
   )
   with whole.target(target) as partial:
-    files.save(partial, model, **kwargs)
+    saving.save(partial, model, **kwargs)

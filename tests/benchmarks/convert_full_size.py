@@ -25,9 +25,9 @@ from sdxl_jax.conditioning import tokenizer
 from sdxl_jax.models import clip, unet, vae
 from sdxl_jax.weights import (
   config_json,
-  files,
   names,
   published,
+  saving,
   tensor_file,
 )
 
@@ -73,7 +73,7 @@ def make(folder):
       for name in tokenizer.PADS
     },
   )
-  files.save(folder, model)
+  saving.save(folder, model)
 
 
 def random_net(name):
