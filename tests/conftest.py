@@ -1,7 +1,10 @@
 """Fixtures shared by all tests; golden numbers live in tests/golden."""
 
+import atexit
 import json
 import os
+import shutil
+import tempfile
 
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')
 os.environ.setdefault(
@@ -9,6 +12,12 @@ os.environ.setdefault(
   '--xla_force_host_platform_device_count=4 '
   '--xla_backend_optimization_level=0',  # most of the time goes to compiling
 )
+# Programs are compiled once for all workers, and for the commands they start.
+if 'JAX_COMPILATION_CACHE_DIR' not in os.environ:
+  programs = tempfile.mkdtemp(prefix='programs')
+  atexit.register(shutil.rmtree, programs, ignore_errors=True)
+  os.environ['JAX_COMPILATION_CACHE_DIR'] = programs
+  os.environ['JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'] = '0.1'
 
 import jax
 import numpy as np
@@ -17,6 +26,13 @@ import pytest
 from tests.golden_sets import GOLDEN, SETS
 
 jax.config.update('jax_default_matmul_precision', 'highest')
+
+
+@pytest.fixture(scope='module', autouse=True)
+def spare_memory():
+  """What one file's tests compiled is of no use to the next one's."""
+  yield
+  jax.clear_caches()
 
 
 @pytest.fixture(scope='session', params=SETS, ids=lambda p: p.name)

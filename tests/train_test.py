@@ -7,6 +7,7 @@ import shutil
 import jax
 import numpy as np
 import pytest
+from jax.experimental.compilation_cache import compilation_cache
 
 from sdxl_jax import precompute, sample, train
 from sdxl_jax.data import images
@@ -43,6 +44,17 @@ class Compilations:
 
   def close(self):
     self._open = False
+
+
+@pytest.fixture(scope='module', autouse=True)
+def caches_of_workdirs():
+  """Programs go where a user has them who says nothing."""
+  before = jax.config.jax_compilation_cache_dir
+  with pytest.MonkeyPatch.context() as patch:
+    patch.delenv('JAX_COMPILATION_CACHE_DIR')
+    yield
+  jax.config.update('jax_compilation_cache_dir', before)
+  compilation_cache.reset_cache()
 
 
 @pytest.fixture(scope='module')

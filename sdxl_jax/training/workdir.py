@@ -1,6 +1,7 @@
 """The folder that a run writes to and resumes from, the same for all hosts."""
 
 import json
+import os
 import pathlib
 
 import jax
@@ -50,7 +51,12 @@ def replace(path, text):
 
 
 def cache_compilations(workdir):
-  """Compiled programs survive the run, so that resuming starts at once."""
+  """Compiled programs survive the run, so that resuming starts at once.
+
+  They go into the workdir, or where JAX_COMPILATION_CACHE_DIR has them go.
+  """
+  if os.environ.get('JAX_COMPILATION_CACHE_DIR'):
+    return
   jax.config.update('jax_compilation_cache_dir', str(workdir / 'compiled'))
   jax.config.update('jax_persistent_cache_min_compile_time_secs', 1.0)
   # XLA's own caches write the folder's path into the key of every program, so
