@@ -12,7 +12,7 @@ from jax.experimental.compilation_cache import compilation_cache
 from sdxl_jax import precompute, sample, train
 from sdxl_jax.data import images
 from sdxl_jax.distributed import mesh
-from sdxl_jax.sampling import drawing, origins, pipelines
+from sdxl_jax.sampling import drawing, generation, origins, pipelines
 from sdxl_jax.training import checkpoint, metrics, optimizer, task
 from tests import published_config, tiny_config
 from tests.data import datasets
@@ -124,7 +124,7 @@ def test_samples_need_no_fused_kernel(monkeypatch):
     drawn.append(pipeline.nets.unet.attention)
     return np.zeros((len(prompts), 16, 16, 3), np.float32), None
 
-  monkeypatch.setattr(sample, 'generate', generate)
+  monkeypatch.setattr(generation, 'generate', generate)
   state = jax.jit(task.make_task(config, nets).init)(jax.random.key(0))
   draw = drawing.make_draw(config, nets, {}, source=None)
   grid = draw(optimizer.ema_params(state.opt_state))

@@ -423,7 +423,7 @@ def test_one_step(base):
   assert np.isfinite(images).all()
 
 
-@pytest.mark.filterwarnings('error::sdxl_jax.generation.OffSize')
+@pytest.mark.filterwarnings('error::sdxl_jax.sampling.generation.OffSize')
 def test_sizes_that_sdxl_was_not_trained_on(base):
   full = dataclasses.replace(base, size=(1024, 1024))
   with pytest.warns(generation.OffSize, match='1024 x 520 is none that SDXL'):
@@ -434,7 +434,7 @@ def test_sizes_that_sdxl_was_not_trained_on(base):
   generation.check_size((64, 96), base)  # too small for the rule
 
 
-@pytest.mark.filterwarnings('error::sdxl_jax.generation.OffSize')
+@pytest.mark.filterwarnings('error::sdxl_jax.sampling.generation.OffSize')
 def test_sizes_that_a_run_was_not_trained_on(base):
   buckets = (512, 512), (384, 640), (64, 48)
   ours = dataclasses.replace(base, size=(512, 512), buckets=buckets)
