@@ -28,9 +28,9 @@ SAVED = 'attention'
 # Weights of one head beyond which XLA's takes chunks, and those of a chunk. At
 # 2048 px the autoencoder has 2^32, which are 16 GiB.
 LIMITS = (2**28, 2**26)
-# On a CPU a chunk is 1 MiB for each row of the batch, and that is 2 to 4 times
+# On a CPU a chunk is 2 MiB for each row of the batch, and that is 2 to 4 times
 # as fast as all weights at once from 1024 pixels on.
-CPU_LIMITS = (2**15, 2**18)
+CPU_LIMITS = (2**15, 2**19)
 # Below this the weights are so few that a kernel of its own costs more.
 SPLASH_PIXELS = 512
 # Pixels that one step of the kernel takes as queries, as keys. The buckets have
