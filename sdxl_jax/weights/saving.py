@@ -96,7 +96,7 @@ def save_tensors(folder, net, dtype, tag, max_shard_bytes, watch):
 def save_tree(folder, net, dtype, watch):
   """Writes the weights of a net as our tree, of one dtype."""
   dtype = dtype or trees.dtype_of(net.tensors()).name
-  _, params = net.load(param_dtype=dtype)
+  _, params = net.load(trees.on_host, param_dtype=dtype)
   tensors = names.tensors(params)
   for name, tensor in tensors.items():
     tensor_file.check(name, tensor.read(), dtype)

@@ -14,12 +14,23 @@ import orbax.checkpoint as ocp
 from sdxl_jax.weights import names
 
 FOLDER = 'params'  # in that of a net
+COPIED_GB = 1  # of arrays, at once, on their way to the disk
+
+
+def on_host(target):
+  """A tree of shapes, their arrays to be JAX's and in the host's memory."""
+  host = jax.local_devices(backend='cpu')[0]
+  there = jax.sharding.SingleDeviceSharding(host)
+  place = lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=there)
+  return jax.tree.map(place, target)
 
 
 def save(folder, params):
-  """Writes a tree of arrays."""
-  with ocp.StandardCheckpointer() as writer:
-    writer.save(pathlib.Path(folder).absolute(), params)
+  """Writes a tree of arrays; of those in numpy orbax would hold two copies."""
+  handler = ocp.PyTreeCheckpointHandler(save_concurrent_gb=COPIED_GB)
+  with ocp.Checkpointer(handler) as writer:
+    save = ocp.args.PyTreeSave(params)
+    writer.save(pathlib.Path(folder).absolute(), args=save)
 
 
 def shapes(folder):
