@@ -18,8 +18,14 @@ COPIED_GB = 1  # of arrays, at once, on their way to the disk
 
 
 def on_host(target):
-  """A tree of shapes, their arrays to be JAX's and in the host's memory."""
-  host = jax.local_devices(backend='cpu')[0]
+  """A tree of shapes, their arrays to be JAX's and in the host's memory.
+
+  Where JAX_PLATFORMS leaves out the CPU they are numpy's.
+  """
+  try:
+    host = jax.local_devices(backend='cpu')[0]
+  except RuntimeError:
+    return target
   there = jax.sharding.SingleDeviceSharding(host)
   place = lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=there)
   return jax.tree.map(place, target)

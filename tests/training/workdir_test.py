@@ -4,7 +4,9 @@ import errno
 import json
 import pathlib
 
+import jax
 import pytest
+from jax.experimental.compilation_cache import compilation_cache
 
 from sdxl_jax.training import workdir
 from tests import tiny_config
@@ -64,3 +66,17 @@ def test_config_of_a_run_that_has_steps(tmp_path):
   assert saved['seed'] == 7 and not said
   write(config, 4, accept=True)
   assert 'seed: 7 > 8' in said[0]
+
+
+def test_a_cache_that_the_user_named_is_kept(tmp_path, monkeypatch):
+  before = jax.config.jax_compilation_cache_dir
+  monkeypatch.setenv('JAX_COMPILATION_CACHE_DIR', str(before))
+  workdir.cache_compilations(tmp_path)
+  assert jax.config.jax_compilation_cache_dir == before
+  monkeypatch.delenv('JAX_COMPILATION_CACHE_DIR')
+  try:
+    workdir.cache_compilations(tmp_path)
+    assert jax.config.jax_compilation_cache_dir == str(tmp_path / 'compiled')
+  finally:
+    jax.config.update('jax_compilation_cache_dir', before)
+    compilation_cache.reset_cache()
