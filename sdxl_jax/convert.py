@@ -20,21 +20,17 @@ import pathlib
 import tqdm
 from absl import flags
 
-from sdxl_jax import command, exports
-from sdxl_jax.conditioning import tokenizer
-from sdxl_jax.sampling import averages
-from sdxl_jax.weights import (
-  files,
-  lora,
-  lora_files,
-  lora_names,
-  names,
-  published,
-  saving,
-  single_file,
-  tensor_file,
-  whole,
+from sdxl_jax import atomic_write, cli
+from sdxl_jax.checkpoints import export, run_params
+from sdxl_jax.text import tokenizer
+from sdxl_jax.weights import pretrained, safetensors_file
+from sdxl_jax.weights.diffusers import (
+  folder_reader,
+  folder_writer,
+  tensor_names,
 )
+from sdxl_jax.weights.lora import lora_file, lora_names, merge
+from sdxl_jax.weights.single_file import ldm_file
 
 FORMATS = ('diffusers', 'single_file', 'orbax', 'lora')
 DTYPES = ('float32', 'float16', 'bfloat16')
@@ -83,34 +79,34 @@ def convert(
       f'variant is {variant!r}, which is of diffusers folders and is itself a '
       'dtype: leave it out, or the other'
     )
-  whole.check_free(target, overwrite)
-  model = with_tokenizers(exports.open_source(source, base, average))
-  published.check_whole(model)
+  atomic_write.check_free(target, overwrite)
+  model = with_tokenizers(export.open_source(source, base, average))
+  pretrained.check_complete(model)
   model = with_loras(model, loras)
-  dtype = files.VARIANTS[variant] if variant else dtype
+  dtype = folder_reader.VARIANTS[variant] if variant else dtype
   size = describe(model, dtype, say)
   if to == 'single_file':
-    size = single_file.size(model, dtype)
-    single_file.metadata(model, title)  # which says what a file cannot tell
-    for note in single_file.notes(model):
+    size = ldm_file.size(model, dtype)
+    ldm_file.metadata(model, title)  # which says what a file cannot tell
+    for note in ldm_file.notes(model):
       say(f'note: {note}')
   say(f'to {target}: {to}, {size / 1e9:.3g} GB')
   if dry_run:
     return
-  files_of_loras = [lora_files.parse(spec)[0] for spec in loras]
+  files_of_loras = [lora_file.parse(spec)[0] for spec in loras]
   read = [path for path in (source, base, *files_of_loras) if path]
   bar = tqdm.tqdm(total=size, unit='B', unit_scale=True)
-  with bar, whole.target(target, size, overwrite, read) as partial:
+  with bar, atomic_write.atomic_path(target, size, overwrite, read) as partial:
     settings = dict(dtype=dtype, watch=bar.update)
     try:
       if to == 'single_file':
-        single_file.save(partial, model, title=title, **settings)
+        ldm_file.save(partial, model, title=title, **settings)
       elif to == 'orbax':
-        saving.save(partial, model, form='orbax', **settings)
+        folder_writer.save(partial, model, form='orbax', **settings)
       else:
         limit = int(shard_gb * 1e9)
         settings |= dict(variant=variant, max_shard_bytes=limit)
-        saving.save(partial, model, **settings)
+        folder_writer.save(partial, model, **settings)
     except ValueError as error:
       raise ValueError(f'{model.path}: {error}') from error
   say(f'wrote {target}')
@@ -118,7 +114,7 @@ def convert(
 
 def with_tokenizers(model):
   """The model, with the vocabulary that comes with us where it has none."""
-  wanted = [n for c, n in published.TOKENIZERS.items() if c in model.openers]
+  wanted = [n for c, n in pretrained.TOKENIZERS.items() if c in model.openers]
   ours = {n: functools.partial(tokenizer.save, name=n) for n in wanted}
   found = {n: model.tokenizers.get(n, ours[n]) for n in wanted}
   return dataclasses.replace(model, tokenizers=found)
@@ -130,9 +126,9 @@ def with_loras(model, specs):
     return model
   nets = {name: model.net(name) for name in model.index.components}
   shapes = {n: net.shapes(net.config()) for n, net in nets.items()}
-  pairs = [lora_files.parse(spec) for spec in specs]
-  loras = [(lora_files.load(file, shapes), weight) for file, weight in pairs]
-  added = {n: lora.merge_published(net, loras) for n, net in nets.items()}
+  pairs = [lora_file.parse(spec) for spec in specs]
+  loras = [(lora_file.load(file, shapes), weight) for file, weight in pairs]
+  added = {n: merge.merge_published(net, loras) for n, net in nets.items()}
   openers = {n: functools.partial(lambda net: net, x) for n, x in added.items()}
   return dataclasses.replace(model, openers=model.openers | openers)
 
@@ -153,11 +149,11 @@ def convert_lora(
   """Writes a LoRA file; arguments as `convert` has them.
 
   Dialect 'kohya' is read by ComfyUI, AUTOMATIC1111's web UI, kohya's scripts
-  and diffusers; for others see weights/lora_names.py. Of a file for a model of
-  other sizes than SDXL's, `base` is that model.
+  and diffusers; for others see weights/lora/lora_names.py. For a file made for a
+  model of other sizes than SDXL's, `base` is that model.
   """
-  whole.check_free(target, overwrite)
-  made, shapes = exports.open_lora(source, base, average)
+  atomic_write.check_free(target, overwrite)
+  made, shapes = export.open_lora(source, base, average)
   ranks = sorted({len(factors.down) for factors in made.factors.values()})
   nets = sorted({net for net, _ in made.factors})
   say(
@@ -168,7 +164,7 @@ def convert_lora(
   if dry_run:
     return
   told = {'modelspec.title': title or pathlib.Path(target).stem}
-  lora_files.save(
+  lora_file.save(
     *(target, made, shapes, dialect, dtype, made.metadata | told, overwrite)
   )
   say(f'wrote {target}')
@@ -181,7 +177,7 @@ def describe(model, dtype, say):
   for name in model.index.components:
     net = model.net(name)
     tensors = net.tensors()
-    size = sum(tensor_file.sizes(tensors, dtype).values())
+    size = sum(safetensors_file.sizes(tensors, dtype).values())
     stored = sorted({tensor.dtype.name for tensor in tensors.values()})
     say(
       f'  {name}: {len(tensors):,} tensors, {" and ".join(stored)} > '
@@ -195,7 +191,7 @@ def describe(model, dtype, say):
     + ', down to zero SNR' * bool(zero_snr)
   )
   if model.extras:
-    say(f'  belong to no net: {names.listed(list(model.extras))}')
+    say(f'  belong to no net: {tensor_names.format_list(list(model.extras))}')
   return total
 
 
@@ -230,15 +226,17 @@ def main(args, source, target):
 if __name__ == '__main__':
   flags.DEFINE_enum('to', None, FORMATS, 'format of TARGET')
   flags.DEFINE_string('base', None, 'weights, for the nets that SOURCE lacks')
-  flags.DEFINE_string('average', 'ema', averages.HELP)
+  flags.DEFINE_string('average', 'ema', run_params.HELP)
   flags.DEFINE_enum('dtype', None, DTYPES, 'default: as it is stored')
-  flags.DEFINE_enum('variant', None, files.VARIANTS, 'of a diffusers folder')
+  flags.DEFINE_enum(
+    'variant', None, folder_reader.VARIANTS, 'of a diffusers folder'
+  )
   flags.DEFINE_float('shard_gb', 10.0, 'of a file in a folder, at most', 1e-3)
   flags.DEFINE_string('title', '', 'of a single file; default: its name')
   flags.DEFINE_multi_string('lora', [], 'FILE or FILE:WEIGHT to add')
-  dialects = lora_names.DIALECTS
+  dialects = lora_names.KEY_FORMATS
   flags.DEFINE_enum('dialect', 'kohya', dialects, 'names in a LoRA file')
   flags.DEFINE_bool('overwrite', False, 'replace the model at TARGET')
   flags.DEFINE_bool('dry_run', False, 'say what would be done, and do nothing')
   flags.mark_flag_as_required('to')
-  command.run(main, 'SOURCE', 'TARGET')
+  cli.run(main, 'SOURCE', 'TARGET')

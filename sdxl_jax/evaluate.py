@@ -27,14 +27,19 @@ import tqdm
 from absl import flags
 from ml_collections import config_flags
 
-from sdxl_jax import command
-from sdxl_jax.data import buckets, dataset, images, shards, transforms
-from sdxl_jax.distributed import mesh as meshes
-from sdxl_jax.distributed import sharding
+from sdxl_jax import cli
+from sdxl_jax.checkpoints import loading, run_params
+from sdxl_jax.data import (
+  buckets,
+  dataset,
+  images,
+  precompute_writer,
+  transforms,
+)
+from sdxl_jax.distributed import device_mesh, sharding
 from sdxl_jax.evaluation import reconstruction
-from sdxl_jax.sampling import averages, origins
-from sdxl_jax.training import limits
-from sdxl_jax.training import task as tasks
+from sdxl_jax.models import from_config
+from sdxl_jax.training import config_validation
 
 CROP = 4  # what a seed is drawn for; 0 to 3 belong to training and precompute
 SHOWN = 12  # pictures in the grid
@@ -67,18 +72,18 @@ def evaluate(
   Raises:
     ValueError: for a config of another task, or if no picture can be read.
   """
-  limits.check(config)
+  config_validation.check(config)
   if config.task != 'autoencoder':
     raise ValueError(
       f"config.task is {config.task!r}; only an 'autoencoder' is measured so "
       'far: give configs/stage0.py'
     )
-  config = origins.with_latents(config, weights)
+  config = loading.with_latent_scaling(config, weights)
   output = pathlib.Path(output)
   output.mkdir(parents=True, exist_ok=True)
   source = dataset.make_source(config, say)
-  mesh = meshes.make_mesh(devices=jax.local_devices())
-  nets = tasks.make_nets(config, meshes.platform(mesh))
+  mesh = device_mesh.make_mesh(devices=jax.local_devices())
+  nets = from_config.make_model(config, device_mesh.platform(mesh))
   params = load(config, nets, weights, mesh, average, say)
   measure = jax.jit(functools.partial(reconstruction.measure, nets))
   size, rows = batch_size * mesh.size, sharding.batch_sharding(mesh)
@@ -106,11 +111,11 @@ def evaluate(
 
 def load(config, nets, weights, mesh, average, say):
   """{'vae': params}, and LPIPS where the config asks for it."""
-  params = origins.load_nets(weights, nets, ['vae'], mesh, average)
+  params = loading.load_params(weights, nets, ['vae'], mesh, average)
   if 'lpips' not in nets.configs:
     say('without LPIPS, since config.autoencoder.perceptual_weight is 0')
     return params
-  return params | {'lpips': origins.load_lpips(config, nets, mesh)}
+  return params | {'lpips': loading.load_lpips(config, nets, mesh)}
 
 
 def read(config, source, count, size, say):
@@ -139,7 +144,9 @@ def read(config, source, count, size, say):
   with concurrent.futures.ThreadPoolExecutor(threads) as pool:
     for b, bucket in enumerate(table):
       make = functools.partial(crop, bucket)
-      crops = shards.ahead(pool, make, np.flatnonzero(assigned == b))
+      crops = precompute_writer.prefetch(
+        pool, make, np.flatnonzero(assigned == b)
+      )
       crops = readable(crops)
       while batch := list(itertools.islice(crops, size)):
         yield np.stack(batch)
@@ -172,6 +179,6 @@ if __name__ == '__main__':
   flags.DEFINE_string('output', None, 'folder to write to')
   flags.DEFINE_integer('pictures', 5000, 'to measure, at most', 1)
   flags.DEFINE_integer('batch_size', 8, 'pictures at once, per device', 1)
-  flags.DEFINE_string('average', 'ema', averages.HELP)
+  flags.DEFINE_string('average', 'ema', run_params.HELP)
   flags.mark_flags_as_required(['config', 'weights', 'output'])
-  command.run(main)
+  cli.run(main)

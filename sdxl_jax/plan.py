@@ -18,16 +18,12 @@ import tqdm
 from absl import flags
 from ml_collections import config_flags
 
-from sdxl_jax import command
+from sdxl_jax import cli
 from sdxl_jax.diffusion import samplers
-from sdxl_jax.distributed import cost
-from sdxl_jax.distributed import machine as machines
-from sdxl_jax.distributed import mesh as meshes
+from sdxl_jax.distributed import device_mesh
+from sdxl_jax.planning import cost, machines, sampling_plan, training_plan
 from sdxl_jax.sampling import pipelines
-from sdxl_jax.sampling import plan as sample_plan
-from sdxl_jax.training import limits
-from sdxl_jax.training import planner as planners
-from sdxl_jax.training import task as tasks
+from sdxl_jax.training import config_validation, tasks
 
 GIB = 2**30
 
@@ -53,9 +49,9 @@ def choose_buckets(config, choice):
 
 def plan(config, name, choice='extremes', threads=1):
   """(Plans of the buckets, peak bytes of the update, Planner)."""
-  limits.check(config)
+  config_validation.check(config)
   buckets = choose_buckets(config, choice)
-  planner = planners.Planner(config, name)
+  planner = training_plan.Planner(config, name)
   bar = tqdm.tqdm(total=len(buckets) + 1, desc='compiling', unit='program')
   with concurrent.futures.ThreadPoolExecutor(threads) as pool:
     jobs = [pool.submit(planner.gradients, bucket) for bucket in buckets]
@@ -80,22 +76,26 @@ def search(config, name, bucket, say):
   Raises:
     ValueError: for a machine whose memory and speed are not known.
   """
-  planner, found = planners.Planner(config, name), []
+  planner, found = training_plan.Planner(config, name), []
   if planner.machine.chip.memory is None:
     raise ValueError(
       f'--search needs to know the memory of the devices, and that of {name!r} '
       'is not known: name a machine'
     )
-  smallest = meshes.row_devices(planner.mesh) * tasks.parts_of(config)
+  smallest = device_mesh.row_devices(planner.mesh) * tasks.micro_batches_of(
+    config
+  )
   for remat in ('none', 'dots', 'full'):
     size = smallest
     while True:
       fields = {
-        planners.REMAT[config.task]: remat,
+        training_plan.REMAT[config.task]: remat,
         'global_batch_size': size,
       }
-      planner = planners.Planner(planners.changed(config, fields), name)
-      one = planner.gradients(bucket, planners.QUICK)
+      planner = training_plan.Planner(
+        training_plan.changed(config, fields), name
+      )
+      one = planner.gradients(bucket, training_plan.QUICK)
       say(f'  {as_flags(fields)}: {one.memory / GIB:.1f} GiB')
       if not one.fits:
         break
@@ -154,10 +154,16 @@ def report(plans, update_peak, planner):
       f'{machines.bytes_of(planner.frozen) / GIB:.2f}; the update peaks at '
       f'{update_peak / GIB:.1f}',
       cost.table(COLUMNS, plans),
-      f'{machines.METHOD[planner.machine.platform]}; {planners.OF}',
+      estimate_method(planner),
       verdict(plans, update_peak, planner),
     ]
   )
+
+
+def estimate_method(planner):
+  """Describes how the seconds were estimated, and of what."""
+  method = machines.ESTIMATE_METHOD[planner.machine.platform]
+  return f'{method}; {training_plan.OF}'
 
 
 def verdict(plans, update_peak, planner):
@@ -170,20 +176,20 @@ def verdict(plans, update_peak, planner):
   where = f'{most} takes {share:.0%} of the memory of a device'
   if planner.machine.fits(peak):
     return f'It fits: {where}.'
-  limit = f'{1 - machines.SPARE:.0%} is the limit'
+  limit = f'{1 - machines.MEMORY_HEADROOM:.0%} is the limit'
   return f'It does not fit: {where}, {limit}. {remedy(planner)}'
 
 
 def remedy(planner):
   """What to change first, by what it costs."""
   config, mesh = planner.config, planner.mesh
-  rows = config.global_batch_size // tasks.parts_of(config)
-  field = planners.REMAT[config.task]
-  remat = limits.get(config, field)
+  rows = config.global_batch_size // tasks.micro_batches_of(config)
+  field = training_plan.REMAT[config.task]
+  remat = config_validation.get(config, field)
   if remat != 'full':
     following = {'none': 'dots', 'dots': 'full'}[remat]
     return f'Set --config.{field}={following}.'
-  if rows > meshes.row_devices(mesh):
+  if rows > device_mesh.row_devices(mesh):
     more = config.accumulation_steps * 2
     return f'Set --config.accumulation_steps={more}.'
   if mesh.shape['fsdp'] < planner.machine.size:
@@ -195,7 +201,7 @@ def plan_sampling(args):
   """Prints what drawing needs."""
   machine = machines.make_machine(args.topology)
   height, width = args.size or args.config.samples.size
-  asked = sample_plan.Asked(
+  asked = sampling_plan.SampleWorkload(
     batch=args.batch,
     size=(int(height), int(width)),
     steps=args.steps,
@@ -207,8 +213,8 @@ def plan_sampling(args):
     offload=args.offload,
   )
   configs = [c for c in (args.config, args.refiner) if c is not None]
-  phases = sample_plan.plan(machine, configs, asked)
-  print(sample_plan.report(phases, machine, asked))
+  phases = sampling_plan.plan(machine, configs, asked)
+  print(sampling_plan.report(phases, machine, asked))
   if args.json:
     found = [dataclasses.asdict(phase) for phase in phases]
     save_json(args.json, dataclasses.asdict(asked) | {'phases': found})
@@ -241,7 +247,7 @@ def write_json(path, plans, update_peak, planner):
     'optimizer_bytes': machines.bytes_of(planner.state.opt_state),
     'frozen_bytes': machines.bytes_of(planner.frozen),
     'update_peak': update_peak,
-    'method': f'{machines.METHOD[planner.machine.platform]}; {planners.OF}',
+    'method': estimate_method(planner),
     'buckets': [dataclasses.asdict(p) for p in plans],
   }
   save_json(path, content)
@@ -276,4 +282,4 @@ if __name__ == '__main__':
   flags.DEFINE_integer('threads', 1, 'compiled at once; each takes up to 10 GB')
   define_sampling()
   flags.mark_flags_as_required(['config', 'topology'])
-  command.run(main)
+  cli.run(main)

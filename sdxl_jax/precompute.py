@@ -23,20 +23,14 @@ import tqdm
 from absl import flags
 from ml_collections import config_flags
 
-from sdxl_jax import command
-from sdxl_jax.conditioning import tokenizer
-from sdxl_jax.data import (
-  dataset,
-  images,
-  index,
-  precomputed,
-  shards,
-)
-from sdxl_jax.distributed import mesh as meshes
-from sdxl_jax.distributed import multihost, sharding
-from sdxl_jax.sampling import origins
-from sdxl_jax.training import limits
-from sdxl_jax.training import task as tasks
+from sdxl_jax import cli
+from sdxl_jax.checkpoints import loading
+from sdxl_jax.data import dataset, images, precompute_writer
+from sdxl_jax.data.sources import index, precomputed
+from sdxl_jax.distributed import device_mesh, multihost, sharding
+from sdxl_jax.models import from_config
+from sdxl_jax.text import tokenizer
+from sdxl_jax.training import config_diff, config_validation
 
 # What of a config decides what a cache holds.
 FACTS = (
@@ -55,7 +49,9 @@ def precompute(
   batch_size=8,
   say=print,
 ):
-  """Writes what the frozen nets make of a dataset, see data/precomputed.py.
+  """Writes the moments and encoded text of a dataset.
+
+  The format is that of data/sources/precomputed.py.
 
   Args:
     config: as for training.
@@ -71,24 +67,26 @@ def precompute(
     ValueError: for a config that does not fit, or a folder that holds another
       cache; nothing in it is changed.
   """
-  limits.check(config)
+  config_validation.check(config)
   multihost.start(config.mesh.processes)
-  config = origins.with_latents(config, config.init_from)
+  config = loading.with_latent_scaling(config, config.init_from)
   source = dataset.make_source(config, say)
   # Each process computes shards of its own, on its own devices.
-  mesh = meshes.make_mesh(devices=jax.local_devices())
-  nets = tasks.make_nets(config, meshes.platform(mesh))
+  mesh = device_mesh.make_mesh(devices=jax.local_devices())
+  nets = from_config.make_model(config, device_mesh.platform(mesh))
   layout = make_layout(config, nets, source, crops, flips, dtype)
   folder = claim(output, layout)
   if index.read(folder / precomputed.INDEX, layout.identity):
     say(f'{folder} is finished')
     return
-  (folder / shards.PARTS).mkdir(exist_ok=True)
-  every = list(shards.plan_shards(source, layout.buckets, shard_size))
+  (folder / precompute_writer.PARTS).mkdir(exist_ok=True)
+  every = list(
+    precompute_writer.plan_shards(source, layout.buckets, shard_size)
+  )
   encoder = Encoder(config, nets, mesh, batch_size)
   write_shards(config, source, layout, folder, every, encoder, say)
   multihost.barrier('all shards are written')
-  if multihost.is_first():
+  if multihost.is_primary():
     finish(folder, layout, every, encoder, say)
 
 
@@ -105,12 +103,12 @@ def write_shards(config, source, layout, folder, every, encoder, say):
   with bar, concurrent.futures.ThreadPoolExecutor(threads) as pool:
     for shard in todo:
       make = functools.partial(
-        *(shards.make_variants, source, shard, layout),
+        *(precompute_writer.make_variants, source, shard, layout),
         *(config.seed, background),
       )
-      examples = counted(shards.ahead(pool, make, shard.ids), bar)
-      shards.write_shard(shard, folder, layout, examples, encoder)
-  if todo and multihost.is_first():
+      examples = counted(precompute_writer.prefetch(pool, make, shard.ids), bar)
+      precompute_writer.write_shard(shard, folder, layout, examples, encoder)
+  if todo and multihost.is_primary():
     rate = count(todo) / (time.monotonic() - started)
     say(
       f'{count(todo):,} pictures at {rate:.1f} per second, in each of '
@@ -159,14 +157,14 @@ def claim(output, layout):
   there = precomputed.Layout.load(folder)
   if there and there.identity != layout.identity:
     as_dict = lambda x: json.loads(json.dumps(dataclasses.asdict(x)))
-    rows = limits.differences(as_dict(there), as_dict(layout))
+    rows = config_diff.differences(as_dict(there), as_dict(layout))
     listed = ''.join(f'\n  {field}: {row}' for field, row in rows.items())
     raise ValueError(
       f'{folder} holds another cache. Changed (there > here):{listed}\nGive '
       'another --output, or remove the folder'
     )
   multihost.barrier('every process has read the old layout')
-  if multihost.is_first():
+  if multihost.is_primary():
     layout.save(folder)
   return folder
 
@@ -179,8 +177,8 @@ class Encoder:
 
   def __init__(self, config, nets, mesh, batch_size):
     names = [name for name in nets.configs if name != 'unet']
-    self.params = origins.load_nets(config.init_from, nets, names, mesh)
-    self.tokenize = tokenizer.load(origins.first(config.init_from))
+    self.params = loading.load_params(config.init_from, nets, names, mesh)
+    self.tokenize = tokenizer.load(loading.base_weights(config.init_from))
     self.size = batch_size * mesh.size
     self.place = sharding.batch_sharding(mesh)
     self.nets, self.encode = nets, jax.jit(nets.encode)
@@ -231,7 +229,7 @@ def finish(folder, layout, every, encoder, say):
   (folder / precomputed.SUMS).write_text(sums)
   table = index.join([shard.read(folder, layout) for shard in every])
   index.write(folder / precomputed.INDEX, layout.identity, table)
-  shutil.rmtree(folder / shards.PARTS)
+  shutil.rmtree(folder / precompute_writer.PARTS)
   size = sum(path.stat().st_size for path in paths)
   say(
     f'{len(table):,} records in {len(every)} shards, {size / 1e9:.3g} GB, '
@@ -260,4 +258,4 @@ if __name__ == '__main__':
   flags.DEFINE_integer('shard_size', 1024, 'records in a file', 1)
   flags.DEFINE_integer('batch_size', 8, 'encoded at once, per device', 1)
   flags.mark_flags_as_required(['config', 'output'])
-  command.run(main)
+  cli.run(main)

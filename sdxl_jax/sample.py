@@ -15,17 +15,19 @@ import numpy as np
 import tqdm
 from absl import flags
 
-from sdxl_jax import command
-from sdxl_jax.data import images, watermark
-from sdxl_jax.distributed import mesh as meshes
+from sdxl_jax import cli
+from sdxl_jax.checkpoints import loading
+from sdxl_jax.data import images
+from sdxl_jax.distributed import device_mesh
 from sdxl_jax.sampling import (
-  command_line,
   generation,
-  origins,
   pipelines,
-  requests,
+  sample_flags,
+  sample_request,
+  watermark,
 )
-from sdxl_jax.weights import lora_files, recognise
+from sdxl_jax.weights import formats
+from sdxl_jax.weights.lora import lora_file
 
 load, generate = pipelines.load, generation.generate
 
@@ -41,16 +43,18 @@ def draw(asked, names, models, noise, args):
     args: the other flags.
   """
   check_arrays(asked, noise, args)
-  mesh = meshes.make_mesh(devices=jax.local_devices())
+  mesh = device_mesh.make_mesh(devices=jax.local_devices())
   clock = Clock()
   base, refiner = load_models(mesh, **models, offload=args.offload)
   clock.stop('loading')
   size, kept, latents = args.batch or mesh.size, [], []
-  for batch in requests.batches(asked, size, base.tokenize):
+  for batch in sample_request.batches(asked, size, base.tokenize):
     done = len(latents)
     # A program for fewer pictures would take longer to compile than these.
     surplus = size - len(batch) if done else 0
-    settings = requests.arguments([*batch, *[batch[-1]] * surplus], base.size)
+    settings = sample_request.arguments(
+      [*batch, *[batch[-1]] * surplus], base.size
+    )
     if args.watermark:
       watermark.check(np.empty((*settings['size'], 3), np.uint8))
     if noise is not None:
@@ -68,7 +72,7 @@ def draw(asked, names, models, noise, args):
     if args.watermark:
       pictures = [watermark.embed(picture) for picture in pictures]
     for request, name, picture in zip(batch, names[done:], pictures):
-      text = requests.to_text(request, models, picture.shape)
+      text = sample_request.to_text(request, models, picture.shape)
       images.save(name, picture, text)
     kept.extend(pictures if args.grid else [])
     latents.extend(z[: len(batch)])
@@ -85,9 +89,9 @@ def load_models(mesh, weights, refiner, average, lora, **settings):
   """(base, refiner or None); a part of the mesh's devices where it is one."""
   mesh = mesh if mesh.size > 1 else None
   for folder in filter(None, (weights, refiner)):
-    origins.check_source(folder)  # before one of them takes minutes
+    loading.check_source(folder)  # before one of them takes minutes
   for spec in lora:
-    lora_files.find(lora_files.parse(spec)[0])
+    lora_file.find(lora_file.parse(spec)[0])
   print(f'loading {weights}', flush=True)
   base = pipelines.load(
     weights, average=average, mesh=mesh, loras=lora, **settings
@@ -96,7 +100,7 @@ def load_models(mesh, weights, refiner, average, lora, **settings):
     return base, None
   print(f'loading {refiner}', flush=True)
   # Only a workdir has averages to choose from.
-  average = 'ema' if recognise.is_published(refiner) else average
+  average = 'ema' if formats.is_published(refiner) else average
   return base, pipelines.load(refiner, average=average, mesh=mesh, **settings)
 
 
@@ -171,16 +175,16 @@ def check_writable(path):
 
 
 def main(args):
-  asked = command_line.read(args)
-  names = command_line.names(args.output, asked)
+  asked = sample_flags.read(args)
+  names = sample_flags.names(args.output, asked)
   files = *names, args.grid, args.preview, args.save_latents
   for path in filter(None, files):
     check_writable(pathlib.Path(path))
   noise = None if args.init_noise is None else np.load(args.init_noise)
-  draw(asked, names, command_line.models(args), noise, args)
+  draw(asked, names, sample_flags.models(args), noise, args)
 
 
 if __name__ == '__main__':
-  command_line.define()
-  flags.adopt_module_key_flags(command_line)  # so that --help lists them
-  command.run(main)
+  sample_flags.define()
+  flags.adopt_module_key_flags(sample_flags)  # so that --help lists them
+  cli.run(main)

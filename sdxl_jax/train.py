@@ -18,23 +18,22 @@ import numpy as np
 from absl import flags
 from ml_collections import config_flags
 
-from sdxl_jax import command
-from sdxl_jax.conditioning import tokenizer
+from sdxl_jax import cli
+from sdxl_jax.checkpoints import loading, orbax_checkpoint
 from sdxl_jax.data import dataset, images, pipeline
-from sdxl_jax.distributed import mesh as meshes
-from sdxl_jax.distributed import multihost, sharding
-from sdxl_jax.sampling import drawing, origins
+from sdxl_jax.distributed import device_mesh, multihost, sharding
+from sdxl_jax.ema import snapshots, transform
+from sdxl_jax.models import from_config
+from sdxl_jax.text import tokenizer
 from sdxl_jax.training import (
-  checkpoint,
-  compile_ahead,
-  latent_scale,
-  limits,
+  compilation,
+  config_validation,
+  latent_statistics,
   metrics,
-  optimizer,
-  snapshots,
+  sample_grid,
+  tasks,
+  workdirs,
 )
-from sdxl_jax.training import task as tasks
-from sdxl_jax.training import workdir as workdirs
 
 
 def train(config, workdir, accept_changes=False):
@@ -53,22 +52,24 @@ def train(config, workdir, accept_changes=False):
     ValueError: on a config, data or checkpoint that does not fit, or on a loss
       that is not finite; checkpoints remain as they were.
   """
-  limits.check(config)
+  config_validation.check(config)
   multihost.start(config.mesh.processes)
   given = '' if 'vae' in config.from_scratch else config.init_from
-  config = origins.with_latents(config, given)
+  config = loading.with_latent_scaling(config, given)
   workdir = workdirs.make(workdir)
-  checkpoints = checkpoint.Checkpoints(workdir, config.checkpoint.max_to_keep)
+  checkpoints = orbax_checkpoint.Checkpoints(
+    workdir, config.checkpoint.max_to_keep
+  )
   done = checkpoints.latest_step or 0
   with contextlib.ExitStack() as stack:
     keep = lambda thing: stack.enter_context(contextlib.closing(thing))
     writer = keep(
-      metrics.Writer(workdir, done, config.total_steps, multihost.is_first())
+      metrics.Writer(workdir, done, config.total_steps, multihost.is_primary())
     )
     writer.say(multihost.describe())
     workdirs.write_config(config, workdir, done, accept_changes, writer.say)
     workdirs.cache_compilations(workdir)
-    stop = keep(multihost.Stop())
+    stop = keep(multihost.PreemptionNotice())
     run, state = prepare(config, workdir, checkpoints, writer, keep)
     try:
       done = loop(run, state, done, checkpoints, writer, stop)
@@ -92,7 +93,7 @@ class Run:
   frozen: dict
   key: jax.Array
   batches: pipeline.Batches
-  programs: compile_ahead.Programs
+  programs: compilation.Programs
   draw: Callable
   describe: Callable
 
@@ -102,31 +103,33 @@ def prepare(config, workdir, checkpoints, writer, keep):
 
   Hands `keep` what is to be closed in the end.
   """
-  mesh = meshes.make_mesh(
+  mesh = device_mesh.make_mesh(
     config.mesh.data, config.mesh.fsdp, config.mesh.tensor
   )
   tasks.check_mesh(config, mesh)
-  nets = tasks.make_nets(config, meshes.platform(mesh))
+  nets = from_config.make_model(config, device_mesh.platform(mesh))
   task = tasks.make_task(config, nets)
   source = make_source(config, workdir, writer.say)
   take_batches = functools.partial(make_batches, config, mesh, source)
   batches = keep(take_batches())
-  multihost.agree(tasks.facts(config, batches.schedule))
+  multihost.check_equal_across_hosts(
+    tasks.run_fingerprint(config, batches.schedule)
+  )
 
   # Weights go straight to their places; shapes say what to compile ahead.
   key = jax.random.key(config.seed)
   given = load_weights(config, nets, mesh)
   shapes = sharding.with_shardings(jax.eval_shape(task.init, key, given), mesh)
   frozen = {name: given[name] for name in given if name not in shapes.params}
-  programs = compile_ahead.Programs(
+  programs = compilation.Programs(
     *(task, mesh, shapes, frozen, batches.schedule.first_use()),
     threads=config.compile_threads,
     say=writer.say,
   )
   keep(programs)
   state = start(checkpoints, task, shapes, key, given, batches)
-  draw = drawing.make_draw(config, nets, frozen, source)
-  describe = latent_scale.make_describe(
+  draw = sample_grid.make_draw(config, nets, frozen, source)
+  describe = latent_statistics.make_describe(
     *(config, nets, task, mesh, take_batches, writer.say)
   )
   run = Run(
@@ -154,7 +157,7 @@ def loop(run, state, done, checkpoints, writer, stop):
     if stopping or is_due(done, config.checkpoint.every, config.total_steps):
       reporter.flush()  # a state is saved only once its loss is known
       position = run.batches.get_state()
-      described = run.describe(optimizer.ema_params(state.opt_state))
+      described = run.describe(transform.ema_params(state.opt_state))
       checkpoints.save(done, state, position, described)
     c = config.optimizer
     if is_due(done, c.ema_snapshots, config.total_steps):
@@ -192,15 +195,15 @@ def make_source(config, workdir, say):
   """The source of the config; what is broken in it stands in left_out.txt."""
   source = dataset.make_source(config, say)
   names = '\n'.join(source.left_out())
-  if names and multihost.is_first():
+  if names and multihost.is_primary():
     workdirs.replace(workdir / 'left_out.txt', names + '\n')
   return source
 
 
 def make_batches(config, mesh, source):
   """pipeline.Batches of this process's rows."""
-  tokenize = tokenizer.load(origins.first(config.init_from))
-  batch_size = config.global_batch_size // tasks.parts_of(config)
+  tokenize = tokenizer.load(loading.base_weights(config.init_from))
+  batch_size = config.global_batch_size // tasks.micro_batches_of(config)
   rows = sharding.local_rows(mesh, batch_size)
   return dataset.make_batches(config, source, tokenize, rows)
 
@@ -208,14 +211,14 @@ def make_batches(config, mesh, source):
 def load_weights(config, nets, mesh):
   """{net: params} of `init_from`; without it, every net must be trained."""
   names = [name for name in nets.configs if name not in config.from_scratch]
-  if limits.is_precomputed(config) and not config.samples.every:
+  if config_validation.is_precomputed(config) and not config.samples.every:
     names = ['unet'] if 'unet' in names else []
   given = {}
   if 'lpips' in names:
     names.remove('lpips')
-    given['lpips'] = origins.load_lpips(config, nets, mesh)
+    given['lpips'] = loading.load_lpips(config, nets, mesh)
   if config.init_from:
-    return given | origins.load_nets(config.init_from, nets, names, mesh)
+    return given | loading.load_params(config.init_from, nets, names, mesh)
   missing = sorted(set(nets.configs) - set(config.trained) - set(given))
   if missing:
     raise ValueError(
@@ -243,15 +246,15 @@ def start(checkpoints, task, shapes, key, given, batches):
 
 def draw_samples(run, state, done, writer):
   """What the EMA parameters can do, as a PNG and in TensorBoard."""
-  grid = run.draw(optimizer.ema_params(state.opt_state))
-  if multihost.is_first():
+  grid = run.draw(transform.ema_params(state.opt_state))
+  if multihost.is_primary():
     images.save(run.workdir / 'samples' / f'{done:07d}.png', grid)
     writer.image('samples', grid, done)
 
 
 def main(args):
   done = train(args.config, args.workdir, args.accept_changes)
-  if done < args.config.total_steps or not multihost.is_first():
+  if done < args.config.total_steps or not multihost.is_primary():
     return
   if args.config.task == 'autoencoder':
     print('Now measure it with sdxl_jax.evaluate, or start stage 1 from it')
@@ -276,4 +279,4 @@ def define_flags():
 
 if __name__ == '__main__':
   define_flags()
-  command.run(main)
+  cli.run(main)

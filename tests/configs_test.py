@@ -6,9 +6,10 @@ import pytest
 
 from configs import lora, refiner, stage0, stage1, stage2, stage3, tiny
 from sdxl_jax import plan
-from sdxl_jax.data import scenes
-from sdxl_jax.distributed import mesh, sharding
-from sdxl_jax.training import limits, task
+from sdxl_jax.data.sources import synthetic
+from sdxl_jax.distributed import device_mesh, sharding
+from sdxl_jax.models import from_config
+from sdxl_jax.training import compilation, config_validation, tasks
 
 FULL_SIZE = {
   stage1: 2_567_463_684,
@@ -19,10 +20,10 @@ FULL_SIZE = {
 
 
 def test_prompts_of_tiny_are_never_drawn():
-  vocabulary = scenes.Scenes(**tiny.get_config().data.scenes).vocabulary
+  vocabulary = synthetic.Scenes(**tiny.get_config().data.scenes).vocabulary
   rng = np.random.default_rng(0)
   unseen = {
-    scenes.caption(vocabulary.draw(rng, held_out=True), rng)
+    synthetic.caption(vocabulary.draw(rng, held_out=True), rng)
     for _ in range(3000)
   }
   assert set(tiny.PROMPTS) <= unseen
@@ -32,11 +33,11 @@ def test_prompts_of_tiny_are_never_drawn():
 def test_full_size(module):
   """Parameters, gradients and batch have the shapes that they must."""
   config = module.get_config()
-  limits.check(config)
-  four = mesh.make_mesh(1, 4, devices=jax.devices()[:4])
-  task.check_mesh(config, four)
-  nets = task.make_nets(config, 'cpu')
-  made = task.make_task(config, nets)
+  config_validation.check(config)
+  four = device_mesh.make_mesh(1, 4, devices=jax.devices()[:4])
+  tasks.check_mesh(config, four)
+  nets = from_config.make_model(config, 'cpu')
+  made = tasks.make_task(config, nets)
   params = jax.eval_shape(nets.init, jax.random.key(0))
   params = sharding.with_shardings(params, four)
   unet = {'unet': params['unet']}
@@ -44,7 +45,7 @@ def test_full_size(module):
   assert count == FULL_SIZE[module]
   frozen = {n: params[n] for n in nets.configs if n != 'unet'}
   bucket = plan.choose_buckets(config, 'extremes')[-1]
-  traced = task.trace_gradients(made, four, unet, frozen, bucket)
+  traced = compilation.trace_gradients(made, four, unet, frozen, bucket)
   gradients, metrics = traced.out_info
   same = lambda g, p: g.shape == p.shape and g.dtype == p.dtype
   assert jax.tree.all(jax.tree.map(same, gradients, unet))
@@ -53,10 +54,10 @@ def test_full_size(module):
 
 def test_full_size_of_stage_0():
   config = stage0.get_config()
-  limits.check(config)
-  four = mesh.make_mesh(devices=jax.devices()[:4])
-  nets = task.make_nets(config, 'cpu')
-  made = task.make_task(config, nets)
+  config_validation.check(config)
+  four = device_mesh.make_mesh(devices=jax.devices()[:4])
+  nets = from_config.make_model(config, 'cpu')
+  made = tasks.make_task(config, nets)
   state = jax.eval_shape(made.init, jax.random.key(0))
   params = sharding.with_shardings(state.params, four)
   count = lambda net: sum(x.size for x in jax.tree.leaves(params[net]))
@@ -64,7 +65,7 @@ def test_full_size_of_stage_0():
   assert count('discriminator') == 2_765_633
   frozen = {'lpips': jax.eval_shape(nets.init, jax.random.key(0))['lpips']}
   frozen = sharding.with_shardings(frozen, four)
-  traced = task.trace_gradients(made, four, params, frozen, (256, 256))
+  traced = compilation.trace_gradients(made, four, params, frozen, (256, 256))
   gradients, metrics = traced.out_info
   same = lambda g, p: g.shape == p.shape and g.dtype == p.dtype
   assert jax.tree.all(jax.tree.map(same, gradients, params))
@@ -74,10 +75,10 @@ def test_full_size_of_stage_0():
 @pytest.mark.parametrize('kind', ['', 'prior'])
 def test_full_size_of_lora(kind):
   config = lora.get_config(kind)
-  limits.check(config)
-  four = mesh.make_mesh(1, 4, devices=jax.devices()[:4])
-  nets = task.make_nets(config, 'cpu')
-  made = task.make_task(config, nets)
+  config_validation.check(config)
+  four = device_mesh.make_mesh(1, 4, devices=jax.devices()[:4])
+  nets = from_config.make_model(config, 'cpu')
+  made = tasks.make_task(config, nets)
   state = jax.eval_shape(made.init, jax.random.key(0))
   assert sum(x.size for x in jax.tree.leaves(state.params)) == 23_224_320
   dtypes = {x.dtype.name for x in jax.tree.leaves(state.params)}
@@ -90,7 +91,7 @@ def test_full_size_of_lora(kind):
   size = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(frozen))
   assert size < 7.2e9
   frozen = sharding.with_shardings(frozen, four)
-  traced = task.trace_gradients(made, four, params, frozen, (1024, 1024))
+  traced = compilation.trace_gradients(made, four, params, frozen, (1024, 1024))
   gradients, _ = traced.out_info
   same = lambda g, p: g.shape == p.shape and g.dtype == p.dtype
   assert jax.tree.all(jax.tree.map(same, gradients, params))
@@ -110,7 +111,7 @@ def test_the_chain_of_stages():
 @pytest.mark.parametrize('stage', ['', *tiny.STAGES])
 def test_tiny_stages(stage):
   config = tiny.get_config(stage)
-  limits.check(config)
-  made = task.make_task(config, task.make_nets(config))
+  config_validation.check(config)
+  made = tasks.make_task(config, from_config.make_model(config))
   state = jax.eval_shape(made.init, jax.random.key(0))
   assert set(state.params) - {'logvar'} == set(config.trained)

@@ -23,7 +23,7 @@ import jax
 import numpy as np
 import pytest
 
-from tests.golden_sets import GOLDEN, SETS
+from tests.support.golden_sets import GOLDEN, SETS
 
 jax.config.update('jax_default_matmul_precision', 'highest')
 

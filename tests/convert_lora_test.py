@@ -10,9 +10,11 @@ import pytest
 
 from sdxl_jax import convert
 from sdxl_jax.sampling import pipelines
-from sdxl_jax.weights import files, lora_files, tensor_file
-from tests import golden_sets
-from tests.conversions import check_same, run, tensors
+from sdxl_jax.weights import safetensors_file
+from sdxl_jax.weights.diffusers import folder_reader
+from sdxl_jax.weights.lora import lora_file
+from tests.support import golden_sets
+from tests.support.conversions import check_same, run, tensors
 
 TINY = golden_sets.SETS[0] / 'tiny'
 BASE = TINY / 'base'
@@ -44,12 +46,12 @@ def test_added_to_a_model(tmp_path, close, to, loras):
 def test_added_and_then_rounded(tmp_path):
   settings = dict(loras=[str(KOHYA)], dtype='bfloat16')
   run(BASE, tmp_path / 'merged', 'diffusers', **settings)
-  _, found = files.load_component(tmp_path / 'merged', 'unet')
+  _, found = folder_reader.load_component(tmp_path / 'merged', 'unet')
   exact = pipelines.load(BASE, loras=[str(KOHYA)]).params['unet']
   ulp = float(jnp.finfo(jnp.bfloat16).eps)
   for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(exact)):
     np.testing.assert_allclose(a, b, rtol=0.51 * ulp, atol=1e-30)
-  stored = files.open_model(tmp_path / 'merged').net('unet').tensors()
+  stored = folder_reader.open_model(tmp_path / 'merged').net('unet').tensors()
   assert {t.dtype for t in stored.values()} == {jnp.dtype('bfloat16')}
 
 
@@ -67,8 +69,8 @@ def test_there_and_back(tmp_path):
   told = run_lora(KOHYA, path, base=BASE)
   assert 'a LoRA in the names of kohya, ' in told and f'wrote {path}' in told
   check_same(tensors(path), tensors(KOHYA))
-  given = tensor_file.load(KOHYA).metadata
-  metadata = tensor_file.load(path).metadata
+  given = safetensors_file.load(KOHYA).metadata
+  metadata = safetensors_file.load(path).metadata
   assert given.items() <= metadata.items()
   assert metadata['modelspec.title'] == 'a'
   for dialect in 'diffusers', 'diffusers_old', 'kohya_diffusers':
@@ -82,7 +84,7 @@ def test_there_and_back(tmp_path):
 def check_products(found, expected):
   shapes = pipelines.load(BASE).params
   found, expected = (
-    lora_files.load(f, shapes).factors for f in (found, expected)
+    lora_file.load(f, shapes).factors for f in (found, expected)
   )
   assert found.keys() == expected.keys()
   for key, factors in expected.items():
@@ -96,7 +98,7 @@ def test_shorter_numbers(tmp_path):
   run_lora(PEFT, path, 'diffusers', base=BASE, dtype='float16', title='Mine')
   found, expected = tensors(path), tensors(PEFT)
   check_same(found, {n: x.astype(np.float16) for n, x in expected.items()})
-  assert tensor_file.load(path).metadata['modelspec.title'] == 'Mine'
+  assert safetensors_file.load(path).metadata['modelspec.title'] == 'Mine'
 
 
 def test_refused(tmp_path):

@@ -13,19 +13,15 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from sdxl_jax.conditioning import tokenizer
-from sdxl_jax.distributed import mesh as meshes
-from sdxl_jax.sampling import origins, pipelines
-from sdxl_jax.weights import (
-  files,
-  original,
-  recognise,
-  saving,
-  single_file,
-)
-from tests import golden_sets
-from tests.conversions import check_same, run, tensors
-from tests.weights import headers
+from sdxl_jax.checkpoints import loading
+from sdxl_jax.distributed import device_mesh
+from sdxl_jax.sampling import pipelines
+from sdxl_jax.text import tokenizer
+from sdxl_jax.weights import formats
+from sdxl_jax.weights.diffusers import folder_reader, folder_writer
+from sdxl_jax.weights.single_file import ldm_file, ldm_names
+from tests.support import golden_sets, headers
+from tests.support.conversions import check_same, run, tensors
 
 TINY = golden_sets.SETS[0] / 'tiny'
 MODELS = ['base', 'refiner']
@@ -93,9 +89,9 @@ def test_all_formats_load_alike(model, single, orbax):
 
 def test_orbax_onto_a_mesh_and_into_other_forms(orbax):
   """Sharded, cast, and with blocks that are not stacked."""
-  mesh = meshes.make_mesh(1, 4, devices=jax.devices()[:4])
-  net = recognise.open_model(orbax).net('unet')
-  _, params = net.load(origins.sharder(mesh), param_dtype='bfloat16')
+  mesh = device_mesh.make_mesh(1, 4, devices=jax.devices()[:4])
+  net = formats.open_model(orbax).net('unet')
+  _, params = net.load(loading.make_sharding_fn(mesh), param_dtype='bfloat16')
   kernel = params['mid_block']['resnets_0']['conv1']['kernel']
   parts = {s.data.shape for s in kernel.addressable_shards}
   assert parts == {(*kernel.shape[:2], kernel.shape[2] // 4, kernel.shape[3])}
@@ -103,7 +99,7 @@ def test_orbax_onto_a_mesh_and_into_other_forms(orbax):
   folder = TINY / orbax.name
   for scan in (True, False):
     _, ours = net.load(scan_blocks=scan)
-    _, theirs = files.load_component(folder, 'unet', scan_blocks=scan)
+    _, theirs = folder_reader.load_component(folder, 'unet', scan_blocks=scan)
     jax.tree.map(np.testing.assert_array_equal, ours, theirs)
 
 
@@ -139,7 +135,7 @@ def test_others_read_it_with_orbax_alone(tmp_path):
   assert found.returncode == 0, found.stderr
   counts, total = found.stdout.splitlines()
   assert counts == '4 4'
-  _, params = files.load_component(TINY / 'base', 'unet')
+  _, params = folder_reader.load_component(TINY / 'base', 'unet')
   kernel = params['mid_block']['resnets_0']['conv1']['kernel']
   np.testing.assert_allclose(float(total), np.abs(kernel).sum(), rtol=1e-5)
 
@@ -159,7 +155,7 @@ def test_dtypes_variants_and_shards(tmp_path):
 
 def part(single, component, path):
   """A file of one net of a single file, in the original names alone."""
-  prefix = original.PREFIXES[component]
+  prefix = ldm_names.PREFIXES[component]
   whole = safetensors.numpy.load_file(single)
   found = {n: x for n, x in whole.items() if n.startswith(prefix)}
   bare = {n.removeprefix(prefix): 2 * x for n, x in found.items()}
@@ -193,7 +189,7 @@ def test_a_net_of_its_own_replaces_that_of_a_base(tmp_path):
     FileNotFoundError, match='has only vae, no unet: .*--base'
   ):
     run(tmp_path / 'vae.folder', tmp_path / 'x', 'diffusers')
-  bare = recognise.open_model(tmp_path / 'vae.safetensors')
+  bare = formats.open_model(tmp_path / 'vae.safetensors')
   with pytest.raises(ValueError, match='8 16 24 24 channels.*give a --base'):
     bare.net('vae')
   with pytest.raises(ValueError, match='of another net'):
@@ -211,7 +207,7 @@ def test_what_the_net_predicts(tmp_path, zero_snr):
   shutil.copytree(TINY / 'refiner', tmp_path / 'v')
   path = tmp_path / 'v' / 'scheduler' / 'scheduler_config.json'
   config = json.loads(path.read_text()) | {'prediction_type': 'v_prediction'}
-  config |= single_file.ZERO_SNR if zero_snr else {}
+  config |= ldm_file.ZERO_SNR if zero_snr else {}
   path.write_text(json.dumps(config))
   file = tmp_path / 'v.safetensors'
   run(tmp_path / 'v', file, 'single_file', title='Mine')
@@ -222,12 +218,12 @@ def test_what_the_net_predicts(tmp_path, zero_snr):
   assert metadata['modelspec.prediction_type'] == 'v'
   assert metadata['modelspec.title'] == 'Mine'
   assert metadata['modelspec.sai_model_spec'] == '1.0.0'
-  ours = json.loads(metadata[single_file.OURS])
+  ours = json.loads(metadata[ldm_file.OURS])
   del ours['scheduler']
-  metadata[single_file.OURS] = json.dumps(ours)
+  metadata[ldm_file.OURS] = json.dumps(ours)
   for key in ('v_pred', 'modelspec.prediction_type'):
     (tmp_path / 'a').write_bytes(headers.build(header, body))
-    found = recognise.open_model(tmp_path / 'a').scheduler
+    found = formats.open_model(tmp_path / 'a').scheduler
     assert found['prediction_type'] == 'v_prediction'
     trailing = found.get('timestep_spacing') == 'trailing'
     assert (
@@ -239,7 +235,7 @@ def test_what_the_net_predicts(tmp_path, zero_snr):
     header.pop('ztsnr', None)
   metadata.pop('modelspec.prediction_type')
   (tmp_path / 'a').write_bytes(headers.build(header, body))
-  found = recognise.open_model(tmp_path / 'a').scheduler
+  found = formats.open_model(tmp_path / 'a').scheduler
   assert found['prediction_type'] == 'epsilon'
 
 
@@ -254,7 +250,7 @@ def test_targets_are_not_lost(tmp_path, monkeypatch):
     run(source, target, 'diffusers')
   before = tensors(target)
   with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-    patch.setattr(saving, 'model_index_json', interrupt)
+    patch.setattr(folder_writer, 'model_index_json', interrupt)
     run(source, target, 'diffusers', overwrite=True)
   check_same(tensors(target), before)
   assert [path.name for path in tmp_path.iterdir()] == ['model']
@@ -323,7 +319,7 @@ def test_diffusers_reads_our_single_file(model, single, tmp_path):
     local_files_only=True,
     add_watermarker=False,
   )
-  for name in files.load_model_index(TINY / model).components:
+  for name in folder_reader.load_model_index(TINY / model).components:
     found = getattr(loaded, name).state_dict()
     expected = tensors(TINY / model / name)
     for (_, key), array in expected.items():

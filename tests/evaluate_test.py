@@ -7,10 +7,15 @@ import numpy as np
 import pytest
 
 from sdxl_jax import evaluate, train
-from sdxl_jax.sampling import origins, pipelines
-from sdxl_jax.training import task
-from tests import autoencoder_config, published_config, tiny_config
-from tests.data import datasets
+from sdxl_jax.checkpoints import loading
+from sdxl_jax.models import from_config
+from sdxl_jax.sampling import pipelines
+from tests.support import (
+  autoencoder_config,
+  datasets,
+  published_config,
+  tiny_config,
+)
 
 
 @pytest.fixture(scope='module')
@@ -58,8 +63,8 @@ def test_a_discriminator_starts_anew_on_given_weights(trained, tmp_path):
   config.optimizer.learning_rate = 0.0
   config.samples.every = 0
   train.train(config, tmp_path)
-  nets = task.make_nets(config)
-  load = lambda run, *names: origins.load_nets(run, nets, names)
+  nets = from_config.make_model(config)
+  load = lambda run, *names: loading.load_params(run, nets, names)
   same = lambda a, b: jax.tree.all(jax.tree.map(np.array_equal, a, b))
   assert same(load(trained, 'vae'), load(tmp_path, 'vae'))
   assert not same(
@@ -102,7 +107,7 @@ def test_latents_are_measured_and_handed_on(tmp_path):
   config.autoencoder.update(measure_latents=30, measure_mean=True)
   first, second = tmp_path / 'stage0', tmp_path / 'stage1'
   train.train(config, first)
-  found = origins.saved_config(first).vae
+  found = loading.saved_config(first).vae
   assert found.latents_std == [1.0] * 4 and found.scaling_factor != 1
   metrics = evaluate.evaluate(config, first, tmp_path, 64, say=lambda s: 0)
   assert found.scaling_factor == pytest.approx(
@@ -135,10 +140,10 @@ def test_averages_to_choose_from(tmp_path):
   config.optimizer.ema_widths = (0.1, 0.25)
   config.optimizer.ema_snapshots = 1
   train.train(config, tmp_path)
-  nets = task.make_nets(config)
+  nets = from_config.make_model(config)
 
   def load(average):
-    found = origins.load_nets(tmp_path, nets, ['vae'], average=average)
+    found = loading.load_params(tmp_path, nets, ['vae'], average=average)
     return found['vae']['decoder']['conv_out']['kernel']
 
   assert not np.allclose(load('none'), load('ema'), rtol=1e-4)

@@ -11,13 +11,13 @@ import pytest
 from PIL import Image
 
 from sdxl_jax import convert, train
+from sdxl_jax.checkpoints import loading, orbax_checkpoint
 from sdxl_jax.data import images
-from sdxl_jax.models import lora
-from sdxl_jax.sampling import generation, origins, pipelines, requests
-from sdxl_jax.training import checkpoint, task
-from sdxl_jax.weights import lora as factors_files
-from sdxl_jax.weights import lora_files, lora_names
-from tests import golden_sets, tiny_config
+from sdxl_jax.models import from_config, lora
+from sdxl_jax.sampling import generation, pipelines, sample_request
+from sdxl_jax.training import tasks
+from sdxl_jax.weights.lora import lora_file, lora_names, merge
+from tests.support import golden_sets, tiny_config
 
 FILES = [
   folder / 'tiny' / 'lora' / f'{name}.safetensors'
@@ -40,11 +40,11 @@ def base(tmp_path_factory):
   """A workdir with a base model: random, and never trained."""
   folder = tmp_path_factory.mktemp('base')
   config = tiny_config.get_config()
-  made = task.make_task(config, task.make_nets(config))
+  made = tasks.make_task(config, from_config.make_model(config))
   state = jax.jit(made.init)(jax.random.key(0))
   # Layers that begin with zeros would hide what is before them.
   state = jax.tree.map(lambda x: x + 0.05 if x.ndim else x, state)
-  checkpoints = checkpoint.Checkpoints(folder)
+  checkpoints = orbax_checkpoint.Checkpoints(folder)
   checkpoints.save(1, state, {'batches': 0}, config.to_dict())
   checkpoints.close()
   return folder
@@ -90,7 +90,7 @@ def drawn(loaded):
 
 
 def test_a_run_keeps_factors_alone(workdir):
-  saved = checkpoint.find(workdir) / 'state' / '_METADATA'
+  saved = orbax_checkpoint.find(workdir) / 'state' / '_METADATA'
   arrays = json.loads(saved.read_text())['tree_metadata']
   params = [name for name in arrays if "'params'" in name]
   assert len(params) > 100 and all("'lora'" in name for name in params)
@@ -108,7 +108,7 @@ def test_resuming_equals_no_stop(base, workdir, tmp_path):
   config.samples.every = 0
   assert train.train(config, tmp_path / 'run') == 4
   a, b = (
-    origins.load_trained_lora(checkpoint.find(f), config)
+    loading.load_trained_lora(orbax_checkpoint.find(f), config)
     for f in (workdir, tmp_path / 'run')
   )
   assert a.factors.keys() == b.factors.keys()
@@ -141,7 +141,7 @@ def test_a_file_of_a_run(base, workdir, loaded, tmp_path, close, dialect):
   merged = pipelines.load(base, loras=[str(path)]).params
   jax.tree.map(lambda a, b: close(a, b, 1e-6), merged, loaded.params)
   if dialect == 'kohya':
-    told = lora_files.load(path, merged).metadata
+    told = lora_file.load(path, merged).metadata
     assert told['ss_network_dim'] == 'Dynamic'
     assert told['modelspec.title'] == 'mine'
     assert 'modelspec.prediction_type' not in told  # it has no word for x0
@@ -161,7 +161,7 @@ def test_command(tmp_path):
   command += [f'--lora={spec}' for spec in specs] + ['--output', str(out)]
   done = subprocess.run(command, capture_output=True, text=True)
   assert done.returncode == 0, done.stderr
-  _, models = requests.from_text(out)
+  _, models = sample_request.from_text(out)
   assert models['lora'] == specs
   expected, _ = generation.generate(
     pipelines.load(BASE, loras=specs), ['a fox'], size=(32, 48), steps=2
@@ -182,8 +182,8 @@ def save_ours(path, dialect):
   targets = tuple(lora.Target(name, **group) for name, group in GROUPS.items())
   tree = lora.init(jax.random.key(0), params, targets)
   tree = jax.tree.map(lambda x: x + 0.1, tree)
-  made = factors_files.from_training(tree, targets)
-  lora_files.save(path, made, params, dialect)
+  made = merge.from_training(tree, targets)
+  lora_file.save(path, made, params, dialect)
 
 
 @pytest.mark.torch
@@ -193,7 +193,7 @@ def test_pictures_of_diffusers(tmp_path, close, tolerances):
   diffusers = pytest.importorskip('diffusers')
   pytest.importorskip('peft')
   files = {path: path.parents[1] / 'base' for path in FILES}
-  for dialect in lora_names.DIALECTS[:4]:
+  for dialect in lora_names.KEY_FORMATS[:4]:
     path = tmp_path / f'{dialect}.safetensors'
     save_ours(path, dialect)
     files[path] = BASE

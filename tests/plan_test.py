@@ -9,10 +9,8 @@ import pytest
 
 from configs import stage3
 from sdxl_jax import plan
-from sdxl_jax.distributed import machine as machines
-from sdxl_jax.distributed import topology
-from sdxl_jax.training import planner as planners
-from tests import tiny_config
+from sdxl_jax.planning import machines, topology, training_plan
+from tests.support import tiny_config
 
 
 @pytest.fixture(scope='module')
@@ -58,13 +56,15 @@ def test_what_does_not_fit(made, fields, advice):
   small = dataclasses.replace(
     planner.machine.chip, memory=int(1.02 * plans[1].memory)
   )
-  planner = Smaller(planner, small, planners.changed(planner.config, fields))
+  planner = Smaller(
+    planner, small, training_plan.changed(planner.config, fields)
+  )
   text = plan.verdict(plans, update, planner)
   assert 'It does not fit: 16x24 takes 98% of the memory of a device' in text
   assert advice in text
 
 
-class Smaller(planners.Planner):
+class Smaller(training_plan.Planner):
   """A Planner that has compiled already, with another chip."""
 
   def __init__(self, planner, chip, config):

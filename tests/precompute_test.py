@@ -10,19 +10,13 @@ import numpy as np
 import pytest
 
 from sdxl_jax import precompute
-from sdxl_jax.data import (
-  buckets,
-  images,
-  pipeline,
-  precomputed,
-  sources,
-  transforms,
-)
-from sdxl_jax.sampling import origins
+from sdxl_jax.checkpoints import loading
+from sdxl_jax.data import buckets, images, pipeline, transforms
+from sdxl_jax.data.sources import kinds, precomputed
+from sdxl_jax.models import from_config
 from sdxl_jax.training import diffusion_task
-from sdxl_jax.training import task as tasks
-from tests import processes, published_config, tiny_config
-from tests.data import conditions_test, datasets
+from tests.data import conditions_test
+from tests.support import datasets, processes, published_config, tiny_config
 
 SIZES = ((40, 60), (60, 40), (36, 90), (32, 48), (80, 48), (50, 50), (48, 72))
 BUCKETS = ((32, 48), (48, 32))
@@ -49,7 +43,7 @@ def random_weights(monkeypatch):
     params = nets.init(jax.random.key(0))
     return {name: params[name] for name in names}
 
-  monkeypatch.setattr(origins, 'load_nets', load_nets)
+  monkeypatch.setattr(loading, 'load_nets', load_nets)
 
 
 def contents(folder):
@@ -59,7 +53,7 @@ def contents(folder):
 def read(folder, batch_size=4, table=BUCKETS, dtype='bfloat16', **settings):
   """Batches from a cache."""
   settings = dict(num_threads=1) | settings
-  source = sources.make_source(
+  source = kinds.make_source(
     'precomputed', {'path': folder, 'dtype': dtype}, say=lambda line: None
   )
   schedule = buckets.Schedule(source.sizes, table, 0, batch_size)
@@ -88,7 +82,7 @@ def cache(tmp_path, random_weights):
 
 def test_conditions_are_true(cache):
   """What was cropped is what the batch says, for every crop and flip."""
-  nets = tasks.make_nets(on_pixels('x'))
+  nets = from_config.make_model(on_pixels('x'))
   batches = read(cache[0], dtype='float16', flip_probability=0.5)
   seen, flips = set(), 0
   for _ in range(30):
@@ -118,7 +112,7 @@ def test_conditions_are_true(cache):
 def test_text_and_its_opposite(cache):
   folder, *_ = cache
   config = on_pixels('x')
-  nets = tasks.make_nets(config)
+  nets = from_config.make_model(config)
   params = nets.init(jax.random.key(0))
   tokenize = precompute.tokenizer.load(None)
   encode = lambda text: nets.text.encode(params, tokenize([text]))
@@ -189,7 +183,7 @@ def test_killed_and_gone_on(tmp_path):
   """By SIGKILL, in a process of its own."""
   path = write_pictures(tmp_path / 'pictures')
   command = [sys.executable, '-m', 'sdxl_jax.precompute']
-  command += ['--config', 'tests/published_config.py', '--shard_size=1']
+  command += ['--config', 'tests/support/published_config.py', '--shard_size=1']
   command += [
     '--config.data.source=folder',
     f'--config.data.folder.path={path}',
@@ -207,7 +201,11 @@ def test_killed_and_gone_on(tmp_path):
 
 def test_two_processes_write_what_one_writes(tmp_path):
   path = write_pictures(tmp_path / 'pictures')
-  command = ['sdxl_jax.precompute', '--config', 'tests/published_config.py']
+  command = [
+    'sdxl_jax.precompute',
+    '--config',
+    'tests/support/published_config.py',
+  ]
   command += ['--shard_size=1', '--crops=2', '--config.data.source=folder']
   command += [f'--config.data.folder.path={path}']
   for count in (1, 2):
@@ -230,12 +228,12 @@ def test_loss_is_that_of_pixels(tmp_path):
   config.data.source = 'folder'
   config.data.folder.path = write_pictures(tmp_path / 'pictures')
   precompute.precompute(config, tmp_path / 'cache', say=print)
-  nets = tasks.make_nets(config)
-  params = origins.load_nets(config.init_from, nets, nets.configs)
+  nets = from_config.make_model(config)
+  params = loading.load_params(config.init_from, nets, nets.configs)
   loss = jax.jit(
     diffusion_task.make_loss(nets, 0.1, 0.0, None, (0, 1000)),
   )
-  source = sources.make_source('folder', {'path': config.data.folder.path})
+  source = kinds.make_source('folder', {'path': config.data.folder.path})
   tokenize = precompute.tokenizer.load(config.init_from)
   batches = read(tmp_path / 'cache')
   bucket, stored = next(batches)

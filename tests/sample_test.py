@@ -13,10 +13,16 @@ from absl import flags as absl_flags
 from PIL import Image
 
 from sdxl_jax import sample
-from sdxl_jax.conditioning import tokenizer
-from sdxl_jax.data import images, starting_pictures, watermark
-from sdxl_jax.sampling import command_line, pipelines, requests
-from tests import golden_sets
+from sdxl_jax.data import images
+from sdxl_jax.sampling import (
+  init_images,
+  pipelines,
+  sample_flags,
+  sample_request,
+  watermark,
+)
+from sdxl_jax.text import tokenizer
+from tests.support import golden_sets
 
 TINY = golden_sets.SETS[0] / 'tiny'
 SMALL = '--height=64', '--width=96', '--steps=2'
@@ -53,7 +59,7 @@ def test_command(tmp_path):
   }
   assert np.load(out / 'all.npy').shape == (6, 8, 12, 4)
   assert 'a picture' in first.stdout and '4 of 6: 100%' in first.stderr
-  told, models = requests.from_text(out / '3-8.png')
+  told, models = sample_request.from_text(out / '3-8.png')
   assert told['prompt'] == 'ein Füchschen' and told['seed'] == 8
   assert models['refiner'] == str(TINY / 'refiner')
   with Image.open(out / '3-8.png') as picture:
@@ -75,7 +81,7 @@ def test_command(tmp_path):
     *('--output', out / 'painted.png', '--preset=lcm'),
   )
   assert painted.returncode == 0, painted.stderr
-  told, _ = requests.from_text(out / 'painted.png')
+  told, _ = sample_request.from_text(out / 'painted.png')
   assert told['sampler'] == 'lcm' and told['steps'] == 2
   with Image.open(out / 'painted.png') as picture:
     assert picture.size == (96, 64)
@@ -135,11 +141,11 @@ def flags():
     for kind in kinds:
       define = getattr(absl_flags, f'DEFINE_{kind}')
       patch.setattr(
-        command_line.flags,
+        sample_flags.flags,
         f'DEFINE_{kind}',
         functools.partial(define, flag_values=values),
       )
-    command_line.define()
+    sample_flags.define()
   return values
 
 
@@ -173,7 +179,9 @@ def test_help_lists_the_flags():
 
 
 def test_latents_of_several_sizes_are_no_array(flags):
-  asked = [requests.Request(prompt='a', height=side) for side in (64, 128)]
+  asked = [
+    sample_request.Request(prompt='a', height=side) for side in (64, 128)
+  ]
   flags(['sample', '--save_latents=a.npy'])
   with pytest.raises(ValueError, match='one command for each size'):
     sample.check_arrays(asked, None, flags)
@@ -193,7 +201,7 @@ def test_the_clock_tells_compiling_apart(monkeypatch):
 
 
 def test_prompts_files(tmp_path):
-  read = command_line.read_prompts
+  read = sample_flags.read_prompts
   plain = tmp_path / 'a.txt'
   plain.write_text('\ufeff a fox \n\n  \na pig', encoding='utf-8')
   assert read(plain) == [{'prompt': 'a fox'}, {'prompt': 'a pig'}]
@@ -217,18 +225,18 @@ def test_prompts_files(tmp_path):
 
 
 def test_batches_share_their_settings():
-  ask = lambda i, **more: requests.Request(prompt='a', seed=i, **more)
+  ask = lambda i, **more: sample_request.Request(prompt='a', seed=i, **more)
   asked = [
     *(ask(0), ask(1), ask(2), ask(3, steps=4), ask(4, steps=4)),
     ask(5, steps=4, negative_prompt=''),
   ]
-  found = [[r.seed for r in b] for b in requests.batches(asked, 2, None)]
+  found = [[r.seed for r in b] for b in sample_request.batches(asked, 2, None)]
   assert found == [[0, 1], [2], [3, 4], [5]]
 
 
 def test_batches_have_one_number_of_chunks():
   tokenize = tokenizer.load()
-  ask = lambda *words, **more: requests.Request(
+  ask = lambda *words, **more: sample_request.Request(
     *('fox ' * count for count in words), long_prompts=True, **more
   )
   marks = '(fox:1.1) ' * 75, 'fox'  # 75 tokens
@@ -236,32 +244,34 @@ def test_batches_have_one_number_of_chunks():
   asked = [
     *(ask(3), ask(75), ask(76), ask(150), ask(151)),
     *(ask(3, 76), ask(75, 100), ask(76, 3), ask(3, prompt_2='fox ' * 76)),
-    *(requests.Request(p, **both) for p in marks),
+    *(sample_request.Request(p, **both) for p in marks),
   ]
-  found = [len(batch) for batch in requests.batches(asked, 9, tokenize)]
+  found = [len(batch) for batch in sample_request.batches(asked, 9, tokenize)]
   assert found == [2, 2, 1, 2, 1, 1, 2]
   asked = [dataclasses.replace(r, long_prompts=False) for r in asked[:5]]
-  found = [len(batch) for batch in requests.batches(asked, 9, tokenize)]
+  found = [len(batch) for batch in sample_request.batches(asked, 9, tokenize)]
   assert found == [5]
 
 
 def test_what_a_picture_tells_is_what_was_asked(tmp_path):
-  asked = requests.Request(
+  asked = sample_request.Request(
     prompt='ein "Fuchs"\n🦊', seed=3, target_size=(8, 9), long_prompts=True
   )
   path = tmp_path / 'a.png'
-  text = requests.to_text(asked, {'weights': 'W'}, (8, 8, 3))
+  text = sample_request.to_text(asked, {'weights': 'W'}, (8, 8, 3))
   images.save(path, np.zeros((8, 8, 3)), text)
-  told, models = requests.from_text(path)
+  told, models = sample_request.from_text(path)
   asked = dataclasses.replace(asked, height=8, width=8)
-  assert requests.Request(**told) == asked and models == {'weights': 'W'}
-  assert set(told) == set(requests.FIELDS)  # whatever the defaults will be
+  assert sample_request.Request(**told) == asked and models == {'weights': 'W'}
+  assert set(told) == set(
+    sample_request.FIELDS
+  )  # whatever the defaults will be
 
 
 def test_starting_pictures(tmp_path):
   image, mask = tmp_path / 'image.png', tmp_path / 'mask.png'
   images.save(image, np.zeros((70, 99, 3)))
-  load = starting_pictures.load
+  load = init_images.load
   assert load(None, None, (None, 32), (64, 64))['size'] == (64, 32)
   found = load(image, None, (None, None), (64, 64))
   assert found['size'] == (64, 96) and found['image'].shape == (64, 96, 3)

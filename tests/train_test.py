@@ -10,17 +10,19 @@ import pytest
 from jax.experimental.compilation_cache import compilation_cache
 
 from sdxl_jax import precompute, sample, train
+from sdxl_jax.checkpoints import loading, orbax_checkpoint
 from sdxl_jax.data import images
-from sdxl_jax.distributed import mesh
-from sdxl_jax.sampling import drawing, generation, origins, pipelines
-from sdxl_jax.training import checkpoint, metrics, optimizer, task
-from tests import published_config, tiny_config
-from tests.data import datasets
+from sdxl_jax.distributed import device_mesh
+from sdxl_jax.ema import transform
+from sdxl_jax.models import from_config
+from sdxl_jax.sampling import generation, pipelines
+from sdxl_jax.training import metrics, sample_grid, tasks
+from tests.support import datasets, published_config, tiny_config
 
 
 def final_params(workdir):
-  nets = task.make_nets(tiny_config.get_config())
-  return origins.load_nets(workdir, nets, nets.configs)
+  nets = from_config.make_model(tiny_config.get_config())
+  return loading.load_params(workdir, nets, nets.configs)
 
 
 class Compilations:
@@ -93,7 +95,7 @@ def test_what_a_run_leaves(straight):
     *('step_s', 'data_wait_s', 'substituted'),
   }
   assert (straight / 'samples' / '0000004.png').is_file()
-  assert checkpoint.Checkpoints(straight).latest_step == 4
+  assert orbax_checkpoint.Checkpoints(straight).latest_step == 4
   assert list((straight / 'tensorboard').iterdir())
   assert list((straight / 'compiled').iterdir())
 
@@ -118,16 +120,16 @@ def test_samples_need_no_fused_kernel(monkeypatch):
   """It could not be shared out over the mesh that the parameters are on."""
   config = tiny_config.get_config()
   config.unet.attention = 'splash'
-  nets, drawn = task.make_nets(config), []
+  nets, drawn = from_config.make_model(config), []
 
   def generate(pipeline, prompts, **settings):
     drawn.append(pipeline.nets.unet.attention)
     return np.zeros((len(prompts), 16, 16, 3), np.float32), None
 
   monkeypatch.setattr(generation, 'generate', generate)
-  state = jax.jit(task.make_task(config, nets).init)(jax.random.key(0))
-  draw = drawing.make_draw(config, nets, {}, source=None)
-  grid = draw(optimizer.ema_params(state.opt_state))
+  state = jax.jit(tasks.make_task(config, nets).init)(jax.random.key(0))
+  draw = sample_grid.make_draw(config, nets, {}, source=None)
+  grid = draw(transform.ema_params(state.opt_state))
   assert drawn == ['xla'] and grid.dtype == np.uint8
 
 
@@ -145,38 +147,38 @@ def test_from_another_run(straight, tmp_path):
   config.total_steps = 2
   config.buckets_per_step, config.global_batch_size = 2, 8
   train.train(config, tmp_path / 'second')
-  nets = task.make_nets(config)
-  load = lambda source: origins.load_nets(source, nets, nets.configs)
+  nets = from_config.make_model(config)
+  load = lambda source: loading.load_params(source, nets, nets.configs)
   whole = load(tmp_path / 'second')
   assert set(whole) == set(nets.configs)
   equal = lambda a, b: jax.tree.all(jax.tree.map(np.array_equal, a, b))
   assert equal(whole, load(straight))
   assert not equal(whole, load(straight / 'checkpoints' / '2'))
-  state = jax.eval_shape(task.make_task(config, nets).init, jax.random.key(0))
+  state = jax.eval_shape(tasks.make_task(config, nets).init, jax.random.key(0))
   assert set(state.params) == {'unet'}
 
 
 def test_nets_from_scratch(straight):
   config = tiny_config.get_config()
   config.init_from, config.from_scratch = str(straight), ('unet',)
-  nets = task.make_nets(config)
-  one = mesh.make_mesh(devices=jax.devices()[:1])
+  nets = from_config.make_model(config)
+  one = device_mesh.make_mesh(devices=jax.devices()[:1])
   given = train.load_weights(config, nets, one)
   assert set(given) == {'text_encoder', 'text_encoder_2'}
 
 
 def test_where_no_run_is(tmp_path):
-  nets = task.make_nets(tiny_config.get_config())
+  nets = from_config.make_model(tiny_config.get_config())
   with pytest.raises(FileNotFoundError, match='no workdir'):
-    origins.load_nets(tmp_path, nets, nets.configs)
+    loading.load_params(tmp_path, nets, nets.configs)
 
 
 def test_a_run_of_another_architecture(straight):
   config = tiny_config.get_config()
   config.unet.num_heads = (1, 1)
-  nets = task.make_nets(config)
+  nets = from_config.make_model(config)
   with pytest.raises(ValueError, match='another unet.*\n.*num_heads'):
-    origins.load_nets(straight, nets, nets.configs)
+    loading.load_params(straight, nets, nets.configs)
 
 
 def test_resuming_equals_no_stop(straight, workdir, monkeypatch):
@@ -313,7 +315,7 @@ def test_precomputed(straight, tmp_path):
   precompute.precompute(config, tmp_path / 'cache')
   config.data.source = 'precomputed'
   config.data.precomputed.path = str(tmp_path / 'cache')
-  given = train.load_weights(config, task.make_nets(config), None)
+  given = train.load_weights(config, from_config.make_model(config), None)
   assert set(given) == {'unet'}
   config.samples.every = 2
   assert train.train(config, tmp_path / 'run') == 4

@@ -1,6 +1,7 @@
 """From a config to a source and its batches; the config stops here."""
 
-from sdxl_jax.data import buckets, filters, pipeline, sources
+from sdxl_jax.data import buckets, pipeline
+from sdxl_jax.data.sources import kinds, record_filters
 
 
 def make_source(config, say):
@@ -11,9 +12,9 @@ def make_source(config, say):
     say: takes a line for the user.
   """
   c = config.data
-  rules = filters.Filters(**c.filters.to_dict())
+  rules = record_filters.Filters(**c.filters.to_dict())
   settings = c[c.source].to_dict()
-  return sources.make_source(c.source, settings, rules, c.index_workers, say)
+  return kinds.make_source(c.source, settings, rules, c.index_workers, say)
 
 
 def make_batches(config, source, tokenize, rows):

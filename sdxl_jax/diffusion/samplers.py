@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 
-class Span(NamedTuple):
+class Step(NamedTuple):
   """One step: from sigma down to `down`, and by noise up again to sigma_next.
 
   Without fresh noise `down` is sigma_next.
@@ -35,7 +35,7 @@ class Sampler(NamedTuple):
   stochastic: bool = False  # whether it may take fresh noise
 
 
-class Carry(NamedTuple):
+class SamplerState(NamedTuple):
   """A run between two steps; `denoised` is the net's result of the last one."""
 
   x: jax.Array
@@ -43,12 +43,12 @@ class Carry(NamedTuple):
   memory: Any
 
 
-def no_memory(x):
+def init_none(x):
   del x
   return ()
 
 
-def toward(x, denoised, sigma, sigma_next):
+def ddim_update(x, denoised, sigma, sigma_next):
   """The exact step to sigma_next if denoised were the same all along."""
   # Not x + slope * (sigma_next - sigma): at a sigma of zero SNR, x and the
   # difference are so large that float32 would lose the image between them.
@@ -61,14 +61,14 @@ def first_order_step(x, denoised, span, memory, denoise):
   With fresh noise it is ancestral sampling, DDIM with eta, LCM or TCD.
   """
   del denoise
-  return toward(x, denoised, span.sigma, span.down), memory
+  return ddim_update(x, denoised, span.sigma, span.down), memory
 
 
 # Karras et al. 2022, Elucidating the Design Space, algorithm 1.
 def heun_step(x, denoised, span, memory, denoise):
   """Second order: the slopes at both ends, so two calls of the net."""
   sigma, sigma_next, _ = span
-  euler = toward(x, denoised, sigma, sigma_next)
+  euler = ddim_update(x, denoised, sigma, sigma_next)
 
   def correct():
     slope = (x - denoised) / sigma
@@ -84,13 +84,13 @@ def dpmpp_2s_step(x, denoised, span, memory, denoise):
 
   def correct():
     middle = jnp.sqrt(span.sigma * span.down)
-    halfway = toward(x, denoised, span.sigma, middle)
-    return toward(x, denoise(halfway, middle), span.sigma, span.down)
+    halfway = ddim_update(x, denoised, span.sigma, middle)
+    return ddim_update(x, denoise(halfway, middle), span.sigma, span.down)
 
   return jax.lax.cond(span.down > 0, correct, lambda: denoised), memory
 
 
-def no_history(x):
+def init_2m(x):
   # An infinitely long step before it has no weight: the first is first order.
   return jnp.zeros_like(x), jnp.float32(jnp.inf)
 
@@ -107,7 +107,7 @@ def dpmpp_2m_step(x, denoised, span, memory, denoise):
   # The step to 0 is infinitely long and takes no slope, so first order too.
   weight = jnp.where(span.sigma_next > 0, h / (2 * h_last), 0)
   ahead = denoised + weight * (denoised - denoised_last)
-  return toward(x, ahead, span.sigma, span.down), (denoised, h)
+  return ddim_update(x, ahead, span.sigma, span.down), (denoised, h)
 
 
 LMS_ORDER = 4
@@ -115,7 +115,7 @@ LMS_ORDER = 4
 GAUSS = 0.5773502691896258
 
 
-def no_slopes(x):
+def init_lms(x):
   # Slopes of nothing, taken ever farther away: the first are of lower order.
   far = jnp.array([1e8, 1e16, 1e24], jnp.float32)
   return jnp.zeros((LMS_ORDER - 1, *x.shape)), far
@@ -146,7 +146,7 @@ def lagrange(nodes, at):
   return jnp.where(others, (at - nodes) / apart, 1).prod(axis=1)
 
 
-def no_predictions(x):
+def init_unipc(x):
   far = jnp.float32(jnp.inf)
   return x, jnp.zeros((2, *x.shape)), jnp.stack([far, far]), jnp.int32(0)
 
@@ -173,7 +173,7 @@ def unipc_step(x, denoised, span, memory, denoise):
     jnp.stack([sigma, sigmas[0]]),
     count + 1,
   )
-  return toward(x, ahead, sigma, sigma_next), memory
+  return ddim_update(x, ahead, sigma, sigma_next), memory
 
 
 def unipc_correct(denoised, sigma, memory):
@@ -189,21 +189,21 @@ def unipc_correct(denoised, sigma, memory):
   rho_2 = jnp.where(count > 1, c_1 - rho_1, 0.5)
   slope = jnp.where(count > 1, (second - first) / r, 0)
   change = rho_1 * slope + rho_2 * (denoised - first)
-  return toward(x_last, first, sigmas[0], sigma) - b * change
+  return ddim_update(x_last, first, sigmas[0], sigma) - b * change
 
 
-EULER = Sampler(no_memory, first_order_step)
-ANCESTRAL = Sampler(no_memory, first_order_step, stochastic=True)
+EULER = Sampler(init_none, first_order_step)
+ANCESTRAL = Sampler(init_none, first_order_step, stochastic=True)
 SAMPLERS = {
   'euler': EULER,
   'euler_ancestral': ANCESTRAL,
-  'heun': Sampler(no_memory, heun_step),
-  'lms': Sampler(no_slopes, lms_step),
+  'heun': Sampler(init_none, heun_step),
+  'lms': Sampler(init_lms, lms_step),
   'ddim': ANCESTRAL,
-  'dpmpp_2m': Sampler(no_history, dpmpp_2m_step),
-  'dpmpp_2m_sde': Sampler(no_history, dpmpp_2m_step, stochastic=True),
-  'dpmpp_2s_ancestral': Sampler(no_memory, dpmpp_2s_step, stochastic=True),
-  'unipc': Sampler(no_predictions, unipc_step),
+  'dpmpp_2m': Sampler(init_2m, dpmpp_2m_step),
+  'dpmpp_2m_sde': Sampler(init_2m, dpmpp_2m_step, stochastic=True),
+  'dpmpp_2s_ancestral': Sampler(init_none, dpmpp_2s_step, stochastic=True),
+  'unipc': Sampler(init_unipc, unipc_step),
   'lcm': ANCESTRAL,
   'tcd': ANCESTRAL,
 }
@@ -223,19 +223,19 @@ def sample(denoise, x, levels, sampler, *, keys=None, noise=None):
 
   Arguments are those of `advance`.
   """
-  steps, carry = len(levels.sigmas) - 1, begin(sampler, x)
-  return advance(
+  steps, carry = len(levels.sigmas) - 1, init_state(sampler, x)
+  return run_steps(
     denoise, carry, levels, sampler, 0, steps, keys=keys, noise=noise
   ).x
 
 
-def begin(sampler, x):
+def init_state(sampler, x):
   """The carry of a run that starts from x."""
   x = jnp.asarray(x, jnp.float32)
-  return Carry(x, jnp.zeros_like(x), sampler.init(x))
+  return SamplerState(x, jnp.zeros_like(x), sampler.init(x))
 
 
-def advance(
+def run_steps(
   denoise, carry, levels, sampler, start, stop, *, keys=None, noise=None
 ):
   """Takes some of a run's steps.
@@ -259,12 +259,12 @@ def advance(
 
   def step(i, carry):
     x, _, memory = carry
-    span = Span(levels.sigmas[i], levels.sigmas[i + 1], levels.downs[i])
+    span = Step(levels.sigmas[i], levels.sigmas[i + 1], levels.downs[i])
     denoised = denoise(x, span.sigma)
     x, memory = sampler.step(x, denoised, span, memory, denoise)
     if sampler.stochastic:
       fresh = draw_noise(keys, i + 1, x.shape) if noise is None else noise[i]
       x = x + levels.ups[i] * fresh
-    return Carry(x, denoised, memory)
+    return SamplerState(x, denoised, memory)
 
   return jax.lax.fori_loop(start, stop, step, carry)

@@ -14,7 +14,7 @@ from jax.experimental import multihost_utils
 HEARTBEAT_SECONDS = 60
 # How a process ends that has lost another, as JAX's own abort: schedulers may
 # start it again, which they should not after an error of the config.
-LOST = 134
+EXIT_PEER_LOST = 134
 # What launchers say of how many processes they started.
 LAUNCHERS = (
   'JAX_NUM_PROCESSES',
@@ -71,7 +71,7 @@ def join(processes):
     ) from error
 
 
-def is_first():
+def is_primary():
   """Whether this process speaks for all: logs, pictures, config."""
   return jax.process_index() == 0
 
@@ -85,7 +85,7 @@ def describe():
   )
 
 
-def agree(facts):
+def check_equal_across_hosts(facts):
   """Raises ValueError if the processes differ in one of the facts {name: text}.
 
   Hosts that train on other code, config or data would hang or, worse, not.
@@ -104,7 +104,7 @@ def agree(facts):
       )
 
 
-def leave(message, code=1):
+def abort(message, code=1):
   """Ends this process with an error, at once and without the others.
 
   The usual way out would wait for them, and they may wait for this one.
@@ -128,7 +128,7 @@ def barrier(name):
   multihost_utils.sync_global_devices(name)
 
 
-class Stop:
+class PreemptionNotice:
   """Tells, at the same step everywhere, that somebody asked the run to end.
 
   SIGTERM is what clusters send before they take a machine away. If one process

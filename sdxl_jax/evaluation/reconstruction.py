@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sdxl_jax.models import latents
+from sdxl_jax.models import latent_scaling
 
 WINDOW, SIGMA = 11, 1.5  # px, of SSIM's Gaussian (Wang et al. 2004, section 3)
 K1, K2 = 0.01, 0.03
@@ -60,8 +60,8 @@ def reconstruct(nets, params, image):
     image: [b, h, w, 3] in [-1, 1].
   """
   moments = nets.encode(params, image)
-  mean, _ = latents.split(moments)
-  made = nets.decode(params, latents.scale(nets.vae, mean))
+  mean, _ = latent_scaling.split(moments)
+  made = nets.decode(params, latent_scaling.scale(nets.vae, mean))
   return made.clip(-1, 1), moments
 
 
@@ -80,7 +80,7 @@ def measure(nets, params, image):
   values = {'psnr': psnr(image, made), 'ssim': ssim(image, made)}
   if 'lpips' in params:
     values['lpips'] = nets.distance(params, image, made)
-  values['mean'], values['square'] = latents.statistics(moments)
+  values['mean'], values['square'] = latent_scaling.statistics(moments)
   return values, made
 
 
@@ -96,7 +96,7 @@ def summary(found):
     for name in NAMES
     if name in found
   }
-  factor, mean = latents.standard(
+  factor, mean = latent_scaling.standard(
     found['mean'].mean(0), found['square'].mean(0)
   )
   return metrics | {'scaling_factor': factor, 'latents_mean': list(mean)}

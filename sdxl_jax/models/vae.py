@@ -5,7 +5,7 @@ import dataclasses
 import flax.linen as nn
 import jax.numpy as jnp
 
-from sdxl_jax.models import attention, latents, layers
+from sdxl_jax.models import attention, latent_scaling, layers
 
 
 @dataclasses.dataclass(frozen=True)
@@ -147,13 +147,13 @@ class VAE(nn.Module):
 
   def decode(self, x):
     """Latents [b, h, w, 4], scaled as the UNet sees them > image, float32."""
-    z = latents.unscale(self.config, x)
+    z = latent_scaling.unscale(self.config, x)
     return self.decoder(self.post_quant_conv(z)).astype(jnp.float32)
 
   def __call__(self, image):
     """The image through mean and back; initialises every parameter."""
-    mean, _ = latents.split(self.encode(image))
-    return self.decode(latents.scale(self.config, mean))
+    mean, _ = latent_scaling.split(self.encode(image))
+    return self.decode(latent_scaling.scale(self.config, mean))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -196,13 +196,13 @@ class PatchVAE(nn.Module):
     """Latents [b, h, w, 3 p^2] > image [b, p h, p w, 3]."""
     b, h, w, _ = x.shape
     p = self.config.patch
-    x = latents.unscale(self.config, x).reshape(b, h, w, p, p, -1)
+    x = latent_scaling.unscale(self.config, x).reshape(b, h, w, p, p, -1)
     x = weigh_detail(x, 1 / self.config.detail)
     return x.swapaxes(2, 3).reshape(b, h * p, w * p, -1)
 
   def __call__(self, image):
-    mean, _ = latents.split(self.encode(image))
-    return self.decode(latents.scale(self.config, mean))
+    mean, _ = latent_scaling.split(self.encode(image))
+    return self.decode(latent_scaling.scale(self.config, mean))
 
 
 def weigh_detail(x, gain):

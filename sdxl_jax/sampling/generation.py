@@ -8,12 +8,18 @@ import jax.numpy as jnp
 import numpy as np
 
 from sdxl_jax.data import buckets
-from sdxl_jax.diffusion import noise_levels, scheduler_config
-from sdxl_jax.distributed import rows as batch_rows
-from sdxl_jax.sampling import beginning, coding, kinds, runs
+from sdxl_jax.diffusion import sampling_schedule
+from sdxl_jax.distributed import batch_padding
+from sdxl_jax.sampling import (
+  denoising_loop,
+  initial_latents,
+  vae_batches,
+  validation,
+)
+from sdxl_jax.weights.diffusers import scheduler_config
 
 
-class OffSize(UserWarning):
+class UntrainedSizeWarning(UserWarning):
   """A size that the model was hardly trained on."""
 
 
@@ -107,22 +113,22 @@ def generate(
     ValueError: on sizes, counts or names that do not fit; it says which.
   """
   check_prompts(prompts)
-  check_given(image, latents)
-  kinds.check_nets(pipeline.nets, image, mask)
+  check_one_init(image, latents)
+  validation.check_nets(pipeline.nets, image, mask)
   given = latents if image is None else image
   unit = pipeline.nets.vae.downscale if image is None else 1
-  size = size or own_size(given, unit) or pipeline.size
+  size = size or image_size(given, unit) or pipeline.size
   size = check_size(size, pipeline)
   strength = check_strength(strength, given, mask)
   check_count('seeds', seeds, len(prompts))
   if refiner:
-    kinds.check_fit(pipeline, refiner)
+    validation.check_refiner_matches_base(pipeline, refiner)
   levels = make_levels(pipeline, sampler, steps, spacing, sigmas, eta)
-  rows = batch_rows.Rows(pipeline.mesh, len(prompts))
+  rows = batch_padding.Rows(pipeline.mesh, len(prompts))
   seeds = range(len(prompts)) if seeds is None else seeds
   keys = rows.put(jnp.stack([jax.random.key(seed) for seed in seeds]))
-  shape = beginning.latent_shape(pipeline.nets, size)
-  start = beginning.make_start(
+  shape = initial_latents.latent_shape(pipeline.nets, size)
+  start = initial_latents.make_start(
     *(pipeline, levels, keys, size),
     image=rows.put_each('image', image, (*size, 3)),
     latents=rows.put_each('latents', latents, shape),
@@ -147,19 +153,22 @@ def generate(
     weighted=weighted_prompts,
     long=long_prompts,
   )
-  guidance = runs.Guidance(float(guidance_scale), float(guidance_rescale))
+  guidance = denoising_loop.Guidance(
+    float(guidance_scale), float(guidance_rescale)
+  )
   experts = [pipeline, refiner] if refiner else [pipeline]
   told = [
-    runs.condition(p, rows, texts, sizes, opposite, guidance) for p in experts
+    denoising_loop.condition(p, rows, texts, sizes, opposite, guidance)
+    for p in experts
   ]
-  plan = runs.turns(
+  plan = denoising_loop.turns(
     *(levels, sampler, start.first),
     refiner_start=refiner_start if refiner else None,
     refiner_strength=refiner_strength if refiner else None,
   )
-  show = lambda z: coding.decode_all(pipeline, z, tile)[: rows.count]
+  show = lambda z: vae_batches.decode_all(pipeline, z, tile)[: rows.count]
   seen = watch and (lambda done, total, z: watch(done, total, lambda: show(z)))
-  drawn = runs.run(
+  drawn = denoising_loop.run(
     *(experts, told, plan, start, levels, keys, guidance, seen, watch_every)
   )
   return show(drawn), rows.fetch(drawn)
@@ -171,10 +180,12 @@ def make_levels(pipeline, sampler, steps, spacing, sigmas, eta):
   given = {'kind': spacing, 'sigmas': sigmas}
   given = {name: value for name, value in given.items() if value is not None}
   found = dataclasses.replace(found, **given)
-  return noise_levels.make_levels(trained, found, sampler, steps, eta)
+  return sampling_schedule.make_sampling_schedule(
+    trained, found, sampler, steps, eta
+  )
 
 
-def own_size(array, unit):
+def image_size(array, unit):
   """(height, width) in px of [..., h, w, c] whose elements are `unit` px."""
   if array is None:
     return None
@@ -190,18 +201,18 @@ def check_size(size, pipeline):
       f'size {h} x {w} (height x width): both must be positive multiples of '
       f'{factor}; the nearest such size is {near[0]} x {near[1]}'
     )
-  fault = untrained((h, w), pipeline)
+  fault = describe_untrained_size((h, w), pipeline)
   if fault:
     warnings.warn(
       f'size {h} x {w} is none {fault}; what you get may be cropped, or have '
       'everything twice',
-      OffSize,
+      UntrainedSizeWarning,
       stacklevel=3,
     )
   return int(h), int(w)
 
 
-def untrained(size, pipeline):
+def describe_untrained_size(size, pipeline):
   """What trained sizes a size is none of; '' if it is one."""
   (h, w), side = size, pipeline.size[0]
   if size in pipeline.buckets:
@@ -221,7 +232,7 @@ def untrained(size, pipeline):
   )
 
 
-def check_given(image, latents):
+def check_one_init(image, latents):
   if image is not None and latents is not None:
     raise ValueError('image and latents are both given: leave one out')
 

@@ -7,13 +7,13 @@ from typing import Any
 
 import jax
 
-from sdxl_jax.conditioning import text_encoder, tokenizer
-from sdxl_jax.diffusion import noise_levels, scheduler_config
+from sdxl_jax.checkpoints import loading
 from sdxl_jax.distributed import sharding
-from sdxl_jax.sampling import origins
-from sdxl_jax.training import diffusion_task
-from sdxl_jax.training import task as tasks
-from sdxl_jax.weights import lora_files, published, recognise
+from sdxl_jax.models import from_config, sdxl, text_encoder
+from sdxl_jax.text import tokenizer
+from sdxl_jax.weights import formats, pretrained
+from sdxl_jax.weights.diffusers import scheduler_config
+from sdxl_jax.weights.lora import lora_file
 
 DTYPES = 'float32', 'bfloat16'
 
@@ -22,7 +22,7 @@ DTYPES = 'float32', 'bfloat16'
 class Pipeline:
   """All that drawing needs; see `load`."""
 
-  nets: diffusion_task.Nets
+  nets: sdxl.SDXL
   params: Any  # {'unet', 'vae', 'text_encoder', 'text_encoder_2'}
   tokenize: tokenizer.Tokenizer
   scheduler: dict  # as in scheduler_config.json
@@ -71,19 +71,19 @@ def load(
     runtime, dtype=dtype, vae_dtype=vae_dtype, attention=attention
   )
   memory = 'pinned_host' if offload else 'device'
-  if recognise.is_published(folder):
-    origins.check_published(folder, average)
+  if formats.is_published(folder):
+    loading.check_published(folder, average)
     pipeline = load_published(folder, fields, mesh, memory)
   else:
-    config = origins.saved_config(folder)
-    nets = tasks.make_nets(config).replace_each(fields)
-    params = origins.load_nets(
+    config = loading.saved_config(folder)
+    nets = from_config.make_model(config).replace_each(fields)
+    params = loading.load_params(
       folder, nets, nets.configs, mesh, average, memory
     )
     pipeline = make_pipeline(config, nets, params, mesh)
   if not loras:
     return pipeline
-  params = lora_files.add(pipeline.params, loras)
+  params = lora_file.add(pipeline.params, loras)
   return dataclasses.replace(pipeline, params=params)
 
 
@@ -94,21 +94,21 @@ def runtime(name, dtype, vae_dtype, attention):
   if name != 'unet':
     return fields
   if attention == 'auto':
-    attention = tasks.fastest_attention()
+    attention = from_config.default_attention()
   return fields | {'attention': attention}
 
 
 def load_published(path, fields_of, mesh, memory):
-  model = recognise.open_model(path)
-  published.check_whole(model)
+  model = formats.open_model(path)
+  pretrained.check_complete(model)
   configs, params = {'text_encoder': None}, {}
   for name in model.index.components:
     configs[name], params[name] = model.net(name).load(
-      origins.sharder(mesh, memory), **fields_of(name)
+      loading.make_sharding_fn(mesh, memory), **fields_of(name)
     )
   towers = configs['text_encoder'], configs['text_encoder_2']
   trained, _ = scheduler_config.read(model.scheduler, 'euler')
-  nets = diffusion_task.Nets(
+  nets = sdxl.SDXL(
     unet=configs['unet'],
     vae=configs['vae'],
     text=text_encoder.TextEncoder(*towers),
@@ -132,17 +132,10 @@ def make_pipeline(config, nets, params, mesh=None):
   return Pipeline(
     nets=nets,
     params=params,
-    tokenize=tokenizer.load(origins.first(config.init_from)),
-    scheduler=scheduler_of(nets),
+    tokenize=tokenizer.load(loading.base_weights(config.init_from)),
+    scheduler=scheduler_config.for_run(nets.schedule),
     force_zeros=config.uncond == 'zeros',
     size=tuple(config.samples.size),
     mesh=mesh,
     buckets=tuple(map(tuple, config.data.buckets)),
   )
-
-
-def scheduler_of(nets):
-  """The scheduler_config.json that nets of a run are drawn with."""
-  # Only 'trailing' visits the last timestep, where zero SNR is.
-  spacing = 'trailing' if nets.schedule.zero_terminal_snr else 'leading'
-  return scheduler_config.write(nets.schedule, noise_levels.Spacing(spacing))

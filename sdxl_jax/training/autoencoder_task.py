@@ -4,72 +4,15 @@ The paper names neither losses nor weights; these are the reference's (latent
 diffusion, contperceptual.py, after Esser et al. 2021, section 3.1).
 """
 
-import dataclasses
-
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
 
-from sdxl_jax.models import discriminator, latents, lpips, vae
-from sdxl_jax.training import state as states
+from sdxl_jax.models import latent_scaling
+from sdxl_jax.training import train_state
 
 ENCODER = ('encoder', 'quant_conv')  # what learning the decoder alone leaves
-
-
-@dataclasses.dataclass(frozen=True)
-class Nets:
-  """Autoencoder, its adversary, and what it is compared by."""
-
-  vae: vae.VAEConfig
-  discriminator: discriminator.DiscriminatorConfig
-  lpips: lpips.LPIPSConfig | None
-
-  @property
-  def configs(self):
-    """{net: its config}; without LPIPS where nothing asks for it."""
-    fields = ('vae', 'discriminator', 'lpips')
-    configs = {name: getattr(self, name) for name in fields}
-    return {name: c for name, c in configs.items() if c is not None}
-
-  def replace(self, **fields):
-    """The same nets with fields of the autoencoder replaced, as attention."""
-    changed = dataclasses.replace(self.vae, **fields)
-    return dataclasses.replace(self, vae=changed)
-
-  def init(self, key):
-    """Fresh parameters of every net."""
-    keys = jax.random.split(key, 3)
-    side = 8 * self.vae.downscale
-    image = jnp.zeros((1, side, side, self.vae.in_channels))
-    net = discriminator.Discriminator(self.discriminator)
-    params = {
-      'vae': vae.make_vae(self.vae).init(keys[0], image)['params'],
-      'discriminator': net.init(keys[1], image)['params'],
-    }
-    if self.lpips:
-      net = lpips.LPIPS(self.lpips)
-      params['lpips'] = net.init(keys[2], image, image)['params']
-    return params
-
-  def encode(self, params, image):
-    """Image [b, h, w, 3] > moments [b, h/8, w/8, 8]."""
-    net = vae.make_vae(self.vae)
-    return net.apply({'params': params['vae']}, image, method='encode')
-
-  def decode(self, params, latents):
-    """Latents [b, h/8, w/8, 4] > image [b, h, w, 3]."""
-    net = vae.make_vae(self.vae)
-    return net.apply({'params': params['vae']}, latents, method='decode')
-
-  def judge(self, params, image):
-    """Image > logits, high where the discriminator takes it for real."""
-    net = discriminator.Discriminator(self.discriminator)
-    return net.apply({'params': params['discriminator']}, image)
-
-  def distance(self, params, x, y):
-    """LPIPS of two images, [b]."""
-    return lpips.LPIPS(self.lpips).apply({'params': params['lpips']}, x, y)
 
 
 def nll(image, reconstruction, distance, logvar):
@@ -89,7 +32,7 @@ def nll(image, reconstruction, distance, logvar):
 
 def kl_divergence(moments):
   """Of the posterior from N(0, 1), summed over latents, mean over images."""
-  mean, logvar = latents.split(moments)
+  mean, logvar = latent_scaling.split(moments)
   each = 0.5 * (jnp.square(mean) + jnp.exp(logvar) - 1.0 - logvar)
   return each.sum() / len(moments)
 
@@ -127,14 +70,14 @@ def make_autoencoder_task(
     params.pop('lpips', None)
     params['logvar'] = jnp.zeros([])
     step = jnp.zeros([], jnp.int32)
-    return states.State(step, params, optimizer.init(params))
+    return train_state.State(step, params, optimizer.init(params))
 
   gradients = make_gradients(
     *(nets, perceptual_weight, kl_weight, adversary_weight),
     start=adversary_start * parts,
   )
-  update = states.make_update(optimizer, parts)
-  return states.Task(init, gradients, update, batch_spec, parts)
+  update = train_state.make_update(optimizer, parts)
+  return train_state.Task(init, gradients, update, batch_spec, parts)
 
 
 def make_gradients(nets, perceptual_weight, kl_weight, adversary_weight, start):
@@ -154,7 +97,7 @@ def make_gradients(nets, perceptual_weight, kl_weight, adversary_weight, start):
       moments = nets.encode({'vae': autoencoder}, image)
       b, h, w, c = moments.shape
       noise = jax.random.normal(noise_key, (b, h, w, c // 2))
-      x = latents.sample(nets.vae, moments, noise)
+      x = latent_scaling.sample(nets.vae, moments, noise)
       return nets.decode({'vae': autoencoder}, x), moments
 
     def likeness(x, logvar):

@@ -10,7 +10,7 @@ import jax
 import tensorboardX
 import tqdm
 
-from sdxl_jax.training import workdir as workdirs
+from sdxl_jax.training import workdirs
 
 
 class NonFiniteLoss(ValueError):

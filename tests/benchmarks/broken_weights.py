@@ -14,7 +14,7 @@ import time
 from absl import app, flags
 
 from sdxl_jax import convert
-from tests import golden_sets
+from tests.support import golden_sets
 from tests.weights import broken_weights_test
 
 

@@ -21,15 +21,10 @@ import time
 import numpy as np
 from absl import app, flags
 
-from sdxl_jax.conditioning import tokenizer
 from sdxl_jax.models import clip, unet, vae
-from sdxl_jax.weights import (
-  config_json,
-  names,
-  published,
-  saving,
-  tensor_file,
-)
+from sdxl_jax.text import tokenizer
+from sdxl_jax.weights import pretrained, safetensors_file
+from sdxl_jax.weights.diffusers import config_json, folder_writer, tensor_names
 
 CONFIGS = {
   'unet': unet.BASE,
@@ -65,31 +60,31 @@ REPORT = "print(*open('/proc/self/status'), sep='')"
 
 def make(folder):
   """A folder of random weights, tensor by tensor."""
-  model = published.Model(
+  model = pretrained.Model(
     kind='random',
     path=folder,
     openers={name: lambda name=name: random_net(name) for name in CONFIGS},
-    index=published.ModelIndex(refiner=False, force_zeros=True),
-    scheduler=published.SCHEDULER,
+    index=pretrained.ModelIndex(refiner=False, force_zeros=True),
+    scheduler=pretrained.SCHEDULER,
     tokenizers={
       name: lambda path, name=name: tokenizer.save(path, name)
       for name in tokenizer.PADS
     },
   )
-  saving.save(folder, model)
+  folder_writer.save(folder, model)
 
 
 def random_net(name):
   config, rng = CONFIGS[name], np.random.default_rng(0)
   noise = rng.normal(size=2**20).astype(np.float32)
   draw = lambda shape: lambda: np.resize(0.02 * noise, shape)
-  shapes = names.tensors(published.abstract_params(config))
+  shapes = tensor_names.tensors(pretrained.abstract_params(config))
   found = {
-    n: tensor_file.Tensor(t.shape, np.dtype('f4'), draw(t.shape))
+    n: safetensors_file.Tensor(t.shape, np.dtype('f4'), draw(t.shape))
     for n, t in shapes.items()
   }
   told = config_json.write(name, config)
-  return published.Net(name, told, 'random', lambda: found)
+  return pretrained.Net(name, told, 'random', lambda: found)
 
 
 def field(text, name):

@@ -19,7 +19,8 @@ import numpy as np
 from absl import app, flags
 from PIL import Image
 
-from sdxl_jax.data import buckets, images, pipeline, sources, transforms
+from sdxl_jax.data import buckets, images, pipeline, transforms
+from sdxl_jax.data.sources import kinds
 
 BUCKETS = ((512, 512), (448, 576), (576, 448))
 SIDES = (600, 2400)  # px, of the pictures
@@ -138,7 +139,7 @@ def main(argv):
   with tempfile.TemporaryDirectory() as folder:
     folder = pathlib.Path(folder)
     write_pictures(folder, count)
-    source = sources.make_source('folder', {'path': folder}, workers=0)
+    source = kinds.make_source('folder', {'path': folder}, workers=0)
     assigned = buckets.assign(source.sizes, BUCKETS)
     groups = {
       bucket: [source.source.name(i) for i in np.flatnonzero(assigned == b)]

@@ -16,10 +16,11 @@ import pyarrow as pa
 from absl import app, flags
 
 from configs import stage3
-from sdxl_jax.data import buckets, filters, index, records
+from sdxl_jax.data import buckets
+from sdxl_jax.data.sources import index, indexed, record_filters
 
 TAR = 100_000  # records
-FILTERS = filters.Filters(
+FILTERS = record_filters.Filters(
   min_side=256,
   max_aspect=4.0,
   min_aesthetic_score=5.0,
@@ -52,7 +53,7 @@ def measure(tar):
   )
 
 
-class Tars(records.Records):
+class Tars(indexed.IndexedSource):
   def name(self, i):
     return f'{self.value("shard", i)}: {self.value("key", i)}'
 
@@ -88,7 +89,9 @@ def main(argv):
     print(f'  {size / 1e9:.2f} GB, {size / tars / TAR:.0f} bytes per record')
     table = timed('the same again, read and its digest checked', load)
     source = timed('sizes', lambda: Tars(table))
-    chosen = timed('filters', lambda: filters.Chosen(source, FILTERS, print))
+    chosen = timed(
+      'filters', lambda: record_filters.FilteredSource(source, FILTERS, print)
+    )
     schedule = timed(
       'schedule', lambda: buckets.Schedule(chosen.sizes, stage3.BUCKETS, 0, 64)
     )

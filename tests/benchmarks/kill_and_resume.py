@@ -18,12 +18,14 @@ import jax
 import numpy as np
 from absl import app, flags
 
-from sdxl_jax.training import checkpoint, task
-from tests import tiny_config
+from sdxl_jax.checkpoints import orbax_checkpoint
+from sdxl_jax.models import from_config
+from sdxl_jax.training import tasks
+from tests.support import tiny_config
 
 COMMAND = (
   *(sys.executable, '-m', 'sdxl_jax.train'),
-  *('--config', 'tests/tiny_config.py', '--config.total_steps=600'),
+  *('--config', 'tests/support/tiny_config.py', '--config.total_steps=600'),
   *('--config.checkpoint.every=20', '--workdir'),
 )
 QUIET = dict(stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
@@ -31,11 +33,11 @@ QUIET = dict(stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
 def final_state(workdir):
   config = tiny_config.get_config()
-  made = task.make_task(config, task.make_nets(config))
+  made = tasks.make_task(config, from_config.make_model(config))
   shapes = jax.eval_shape(made.init, jax.random.key(0))
   place = jax.sharding.SingleDeviceSharding(jax.devices()[0])
   spec = lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place)
-  checkpoints = checkpoint.Checkpoints(workdir)
+  checkpoints = orbax_checkpoint.Checkpoints(workdir)
   state, _ = checkpoints.restore(jax.tree.map(spec, shapes))
   checkpoints.close()
   return state

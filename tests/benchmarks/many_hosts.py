@@ -17,9 +17,9 @@ import time
 import numpy as np
 from absl import app
 
-from tests import processes
+from tests.support import processes
 
-CONFIG = 'tests/many_hosts_config.py'
+CONFIG = 'tests/support/many_hosts_config.py'
 
 
 def compare(broken, whole, steps):

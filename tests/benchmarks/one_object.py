@@ -13,20 +13,23 @@ import numpy as np
 from absl import app, flags
 
 from configs import tiny
-from sdxl_jax.data import images, objects, scenes
+from sdxl_jax.data import images
+from sdxl_jax.data.sources import emoji, synthetic
 
 COUNT, SIDE, THING = 20, 80, 'elephant'
 
 
 def make(i):
   """(picture, caption) of number i."""
-  (thing,) = (o for o in objects.OBJECTS if o.noun == THING)
-  colours = [c for c in scenes.COLOURS if c not in tiny.LORA_UNSEEN]
-  every = [scenes.Combination('one', (thing,), colour) for colour in colours]
+  (thing,) = (o for o in emoji.OBJECTS if o.noun == THING)
+  colours = [c for c in synthetic.COLOURS if c not in tiny.LORA_UNSEEN]
+  every = [synthetic.Combination('one', (thing,), colour) for colour in colours]
   every = [combination for combination in every if combination.visible]
   shown = every[i % len(every)]
   rng = np.random.default_rng(i)
-  return scenes.paint(shown, SIDE, SIDE, rng, 0.3), scenes.caption(shown, rng)
+  return synthetic.paint(shown, SIDE, SIDE, rng, 0.3), synthetic.caption(
+    shown, rng
+  )
 
 
 def main(argv):

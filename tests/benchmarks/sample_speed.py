@@ -19,7 +19,7 @@ from absl import app, flags, logging
 
 from sdxl_jax import sample
 from sdxl_jax.sampling import pipelines
-from tests import golden_sets
+from tests.support import golden_sets
 
 TINY = golden_sets.SETS[0] / 'tiny' / 'base'
 # Of a UNet with all of SDXL's parts; the other nets stay tiny.

@@ -16,7 +16,8 @@ import numpy as np
 from absl import app, flags, logging
 
 from sdxl_jax import sample
-from sdxl_jax.data import images, scenes
+from sdxl_jax.data import images
+from sdxl_jax.data.sources import synthetic
 from sdxl_jax.sampling import pipelines
 
 BORDER = 3  # px at each side, kept free of objects by the scenes
@@ -31,8 +32,8 @@ def border(picture):
 
 def score(pictures, prompts, colours):
   """(share with the right background, median std of it), and each's verdict."""
-  names = list(scenes.COLOURS)[:colours]
-  table = np.array([scenes.COLOURS[name] for name in names], np.float64)
+  names = list(synthetic.COLOURS)[:colours]
+  table = np.array([synthetic.COLOURS[name] for name in names], np.float64)
   right, spread = [], []
   for picture, prompt in zip(pictures, prompts):
     pixels = border(picture)
@@ -49,8 +50,8 @@ def main(argv):
   logging.set_verbosity(logging.WARNING)  # orbax tells much
   workdir = pathlib.Path(args.weights)
   config = json.loads((workdir / 'config.json').read_text())
-  words = scenes.Scenes(**config['data']['scenes']).vocabulary
-  prompts = scenes.held_out_prompts(args.count, words)
+  words = synthetic.Scenes(**config['data']['scenes']).vocabulary
+  prompts = synthetic.held_out_prompts(args.count, words)
   drawn, _ = sample.generate(
     pipelines.load(workdir),
     [p.caption for p in prompts],

@@ -16,9 +16,10 @@ import jax
 from absl import app, flags
 
 from configs import stage3
-from sdxl_jax.distributed import cost, machine, sharding, topology
-from sdxl_jax.distributed import mesh as meshes
-from sdxl_jax.training import task as tasks
+from sdxl_jax.distributed import device_mesh, sharding
+from sdxl_jax.models import from_config
+from sdxl_jax.planning import cost, machines, topology
+from sdxl_jax.training import compilation, tasks
 
 SIZE = (1024, 1024)
 PEER = dict(memory=40.1, cycles=350, seconds='919 and 1,011')  # GiB, M
@@ -26,7 +27,7 @@ PEER = dict(memory=40.1, cycles=350, seconds='919 and 1,011')  # GiB, M
 
 def make(config, mesh):
   """(task, shapes of its state): as in training, but for encoding."""
-  nets = tasks.make_nets(config, 'tpu')
+  nets = from_config.make_model(config, 'tpu')
   task = tasks.make_task(config, nets)
   rows = config.global_batch_size
   spec = lambda *shape: jax.ShapeDtypeStruct((rows, *shape), 'float32')
@@ -42,25 +43,25 @@ def make(config, mesh):
 
 
 def measure(config, devices, chip):
-  mesh = meshes.make_mesh(1, -1, 1, devices)
+  mesh = device_mesh.make_mesh(1, -1, 1, devices)
   task, state = make(config, mesh)
   started = time.monotonic(), time.process_time()
   arguments = task, mesh, state.params, {}, SIZE
-  compiled = tasks.compile_gradients(*arguments)
+  compiled = compilation.compile_gradients(*arguments)
   seconds = time.monotonic() - started[0], time.process_time() - started[1]
-  kernels = cost.flops_by_kernel(tasks.trace_gradients(*arguments).jaxpr)
+  kernels = cost.flops_by_kernel(compilation.trace_gradients(*arguments).jaxpr)
   kernels.pop(None)
   fused = sum(kernels.values()) / len(devices)
-  in_kernels = fused / (machine.KERNEL_SHARE * chip.flops) * chip.clock
-  peak = cost.memory(compiled).peak + machine.bytes_of(state.opt_state)
+  in_kernels = fused / (machines.ATTENTION_PEAK_SHARE * chip.flops) * chip.clock
+  peak = cost.memory(compiled).peak + machines.bytes_of(state.opt_state)
   cycles = cost.cycles(compiled.as_text()).estimated
-  update = cost.memory(tasks.compile_update(task, mesh, state)).peak
+  update = cost.memory(compilation.compile_update(task, mesh, state)).peak
   print(
     f'  peak {max(peak, update) / 2**30:.1f} GiB per chip, moments and EMA '
     f'included (gradients {peak / 2**30:.1f}, update {update / 2**30:.1f}); '
     f'{cycles / 1e6:.0f} M cycles and {in_kernels / 1e6:.0f} M in kernels at '
-    f'{machine.KERNEL_SHARE} of the peak; compiled in {seconds[0]:.0f} s '
-    f'({seconds[1]:.0f} s of CPU)',
+    f'{machines.ATTENTION_PEAK_SHARE} of the peak; compiled in '
+    f'{seconds[0]:.0f} s ({seconds[1]:.0f} s of CPU)',
     flush=True,
   )
 

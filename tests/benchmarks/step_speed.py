@@ -16,8 +16,8 @@ import jax
 import numpy as np
 from absl import app, flags
 
-from sdxl_jax.distributed import cost
 from sdxl_jax.models import attention, unet
+from sdxl_jax.planning import cost
 
 CONFIG = unet.UNetConfig(
   block_out_channels=(96, 192, 384),

@@ -19,12 +19,11 @@ import jax.numpy as jnp
 import numpy as np
 from absl import app, flags
 
+from sdxl_jax.checkpoints import loading
 from sdxl_jax.data import images
-from sdxl_jax.models import latents, tiling, vae
-from sdxl_jax.sampling import origins
-from sdxl_jax.training import task as tasks
-from sdxl_jax.weights import files
-from tests import random_params
+from sdxl_jax.models import from_config, latent_scaling, tiled_decoding, vae
+from sdxl_jax.weights.diffusers import folder_reader
+from tests.support import random_params
 
 SMALL = vae.VAEConfig(
   block_out_channels=(32, 64, 64, 64), norm_num_groups=8, scaling_factor=1.0
@@ -38,9 +37,9 @@ def load(folder):
   if folder is None:
     return SMALL, random_params.draw(fresh_params(SMALL))
   if (pathlib.Path(folder) / 'vae' / 'config.json').is_file():
-    return files.load_component(folder, 'vae')
-  nets = tasks.make_nets(origins.saved_config(folder))
-  return nets.vae, origins.load_nets(folder, nets, ['vae'])['vae']
+    return folder_reader.load_component(folder, 'vae')
+  nets = from_config.make_model(loading.saved_config(folder))
+  return nets.vae, loading.load_params(folder, nets, ['vae'])['vae']
 
 
 def fresh_params(config):
@@ -66,7 +65,7 @@ def encode(config, params, path, side):
   moments = jax.jit(functools.partial(net.apply, method='encode'))(
     {'params': params}, image
   )
-  return latents.scale(config, latents.split(moments)[0])
+  return latent_scaling.scale(config, latent_scaling.split(moments)[0])
 
 
 def whole(config, params, x):
@@ -114,7 +113,7 @@ def blend(above, tile, extent):
 def compare(config, params, x, tile):
   """[(name, picture)] of the three, the whole one first; prints figures."""
   names = 'whole', f'tiles of {tile} px'
-  functions = whole, functools.partial(tiling.decode, tile=tile)
+  functions = whole, functools.partial(tiled_decoding.decode, tile=tile)
   pictures = []
   for name, f in zip(names, functions):
     decode, memory = peak(functools.partial(f, config), params, x)
@@ -166,12 +165,12 @@ def plan(sizes, tiles):
   """Peak memory of SDXL's decoder, compiled for this machine."""
   for dtype in ('float32', 'bfloat16'):
     config = vae.VAEConfig(dtype=dtype, param_dtype=dtype)
-    params = files.abstract_params(config)
+    params = folder_reader.abstract_params(config)
     for size in sizes:
       x = jax.ShapeDtypeStruct((1, size // 8, size // 8, 4), jnp.float32)
       found = {'whole': peak(functools.partial(whole, config), params, x)[1]}
       for tile in tiles:
-        f = functools.partial(tiling.decode, config, tile=tile)
+        f = functools.partial(tiled_decoding.decode, config, tile=tile)
         found[f'tiles of {tile} px'] = peak(f, params, x)[1]
       cells = [f'{name} {v / GIB:.2f} GiB' for name, v in found.items()]
       print(f'{size} px, {dtype}: ' + ', '.join(cells), flush=True)

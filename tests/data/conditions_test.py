@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 
-from sdxl_jax.data import buckets, pipeline, sources, transforms
-from tests.data import datasets
+from sdxl_jax.data import buckets, pipeline, transforms
+from sdxl_jax.data.sources import kinds
+from tests.support import datasets
 
 BUCKETS = ((48, 96), (64, 64), (96, 48))
 SIZES = ((90, 240), (240, 90), (100, 140), (64, 64), (40, 50), (70, 130)) * 2
@@ -37,7 +38,7 @@ def test_conditions_are_true(kind, flip, tmp_path):
     for i, size in enumerate(SIZES)
   ]
   written = datasets.WRITERS[kind](tmp_path, examples)
-  source = sources.make_source(kind, written, workers=0)
+  source = kinds.make_source(kind, written, workers=0)
   schedule = buckets.Schedule(source.sizes, BUCKETS, 0, 4)
   batches = pipeline.make_batches(
     *(source, lambda texts: np.zeros((len(texts), 2, 77)), schedule, range(4)),

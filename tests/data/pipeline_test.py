@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sdxl_jax.data import buckets, pipeline, scenes, sources
+from sdxl_jax.data import buckets, pipeline
+from sdxl_jax.data.sources import kinds, synthetic
 
 FIVE = ((28, 56), (32, 48), (40, 40), (48, 32), (56, 28))
 
@@ -19,7 +20,7 @@ def tokenize(captions):
 
 @pytest.fixture(scope='module')
 def source():
-  return scenes.Scenes(40, length=300, objects=8, colours=6)
+  return synthetic.Scenes(40, length=300, objects=8, colours=6)
 
 
 def make(source, batch_size=8, host=0, hosts=1, divisor=1, **settings):
@@ -90,7 +91,7 @@ def test_hosts_share_the_global_batch(source, hosts):
 def test_every_record_once_in_each_of_two_passes(hosts):
   """On a skewed distribution, whose leftovers open the next pass."""
   settings = dict(objects=8, colours=6, aspects=(1.0,) * 12 + (0.5, 2.0, 0.7))
-  source = scenes.Scenes(30, length=203, scales=(0.9, 1.1), **settings)
+  source = synthetic.Scenes(30, length=203, scales=(0.9, 1.1), **settings)
   tables = ((16, 16), (12, 24), (24, 12), (12, 16))
   schedule = buckets.Schedule(source.sizes, tables, 5, 8)
   read = {bucket: [] for bucket in tables}
@@ -203,7 +204,7 @@ def damaged(tmp_path):
 
 
 def test_corrupt_pictures_are_replaced_alike_on_all_hosts(damaged, caplog):
-  source = sources.make_source('folder', {'path': damaged}, workers=0)
+  source = kinds.make_source('folder', {'path': damaged}, workers=0)
   assert len(source) == 24
   make_four = lambda i, n: make(source, batch_size=4, host=i, hosts=n)
   batches = make_four(0, 1)
@@ -224,7 +225,7 @@ def test_corrupt_pictures_are_replaced_alike_on_all_hosts(damaged, caplog):
 
 
 def test_too_many_corrupt_pictures_stop_the_run(damaged):
-  source = sources.make_source('folder', {'path': damaged}, workers=0)
+  source = kinds.make_source('folder', {'path': damaged}, workers=0)
   for path in damaged.glob('*.png'):
     path.write_bytes(b'gone')
   with pytest.raises(ValueError, match='16 records in a row of bucket'):
@@ -238,7 +239,7 @@ def test_scores(source, tmp_path):
   (tmp_path / 'metadata.csv').write_text(
     'file_name,text,aesthetic_score\na.png,black,6\n'
   )
-  folder = sources.make_source('folder', {'path': tmp_path}, workers=0)
+  folder = kinds.make_source('folder', {'path': tmp_path}, workers=0)
   batches = make(folder, aesthetic_score=True)
   _, batch = next(batches)
   batches.close()

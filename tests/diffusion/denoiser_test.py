@@ -9,20 +9,21 @@ import pytest
 
 from sdxl_jax.diffusion import (
   denoiser,
-  noise_levels,
-  schedule,
-  scheduler_config,
+  guidance,
+  noise_schedule,
+  sampling_schedule,
 )
+from sdxl_jax.weights.diffusers import scheduler_config
 
 
 def levels_of(prediction='eps', steps=10, sampler='euler', **spacing):
-  trained = schedule.Schedule(prediction=prediction)
-  return noise_levels.make_levels(
-    trained, noise_levels.Spacing(**spacing), sampler, steps
+  trained = noise_schedule.Schedule(prediction=prediction)
+  return sampling_schedule.make_sampling_schedule(
+    trained, sampling_schedule.Spacing(**spacing), sampler, steps
   )
 
 
-@pytest.mark.parametrize('prediction', schedule.PREDICTIONS)
+@pytest.mark.parametrize('prediction', noise_schedule.PREDICTIONS)
 @pytest.mark.parametrize('sigma', [0.03, 1.0, 14.6])
 def test_a_perfect_net_gives_the_image(prediction, sigma):
   x0, eps = np.random.default_rng(0).normal(size=(2, 3, 4, 5, 2))
@@ -40,13 +41,13 @@ def test_a_perfect_net_gives_the_image(prediction, sigma):
 
 
 @pytest.mark.torch
-@pytest.mark.parametrize('prediction', schedule.PREDICTIONS)
+@pytest.mark.parametrize('prediction', noise_schedule.PREDICTIONS)
 def test_live_denoised(prediction):
   torch = pytest.importorskip('torch')
   diffusers = pytest.importorskip('diffusers')
-  trained = schedule.Schedule(prediction=prediction)
+  trained = noise_schedule.Schedule(prediction=prediction)
   reference = diffusers.EulerDiscreteScheduler.from_config(
-    scheduler_config.write(trained, noise_levels.Spacing())
+    scheduler_config.write(trained, sampling_schedule.Spacing())
   )
   reference.set_timesteps(5)
   x, predicted = np.random.default_rng(0).normal(size=(2, 1, 4, 4, 2))
@@ -101,7 +102,9 @@ def test_channels_beside():
     assert (x[::2] == x[1::2]).all() and (x[::2, ..., 1:] == channels).all()
     return x[..., :1]
 
-  net = denoiser.beside(denoiser.guide(net, 5.0), channels)
+  net = denoiser.concat_channels(
+    guidance.classifier_free_guidance(net, 5.0), channels
+  )
   levels = levels_of()
   x, sigma = jnp.ones((2, 3, 3, 1)), levels.sigmas[2]
   denoised = denoiser.make_denoiser(net, levels)(x, sigma)
@@ -116,12 +119,12 @@ def test_guidance():
     assert x.shape == (4, 3, 3, 1)
     assert (timestep == jnp.array([7, 7, 8, 8])).all()
     assert (x[::2] == x[1::2]).all()
-    return denoiser.in_pairs(uncond, cond)
+    return guidance.interleave_pairs(uncond, cond)
 
   x, timestep = jnp.zeros((2, 3, 3, 1)), jnp.array([7.0, 8.0])
-  assert (denoiser.guide(net, 5.0)(x, timestep) == 6).all()
-  assert (denoiser.guide(net, 1.0)(x, timestep) == 2).all()
-  assert (denoiser.guide(net, 0.0)(x, timestep) == 1).all()
+  assert (guidance.classifier_free_guidance(net, 5.0)(x, timestep) == 6).all()
+  assert (guidance.classifier_free_guidance(net, 1.0)(x, timestep) == 2).all()
+  assert (guidance.classifier_free_guidance(net, 0.0)(x, timestep) == 1).all()
 
 
 def test_rescale_restores_the_spread_of_each_image():
@@ -130,12 +133,12 @@ def test_rescale_restores_the_spread_of_each_image():
   scales = jnp.array([2.0, 5.0, 9.0])[:, None, None, None]
   guided = scales * jax.random.normal(key[1], cond.shape)
   std = lambda x: np.std(x, axis=(1, 2, 3))
-  full = denoiser.rescale_guidance(guided, cond, 1.0)
+  full = guidance.rescale_guidance(guided, cond, 1.0)
   assert np.allclose(std(full), std(cond), rtol=1e-5)
-  assert (denoiser.rescale_guidance(guided, cond, 0.0) == guided).all()
+  assert (guidance.rescale_guidance(guided, cond, 0.0) == guided).all()
   # A net that starts from zero weights.
   zero = jnp.zeros_like(cond)
-  assert (denoiser.rescale_guidance(zero, zero, 0.7) == 0).all()
+  assert (guidance.rescale_guidance(zero, zero, 0.7) == 0).all()
 
 
 def test_recorded_guidance(golden, close):
@@ -145,9 +148,9 @@ def test_recorded_guidance(golden, close):
     call, run = index[path.stem]['call'], np.load(path)
     if call['gs'] <= 1 or 'unet0/out' not in run:
       continue
-    recorded = denoiser.in_pairs(*np.split(run['unet0/out'], 2))
+    recorded = guidance.interleave_pairs(*np.split(run['unet0/out'], 2))
     net = lambda x, timestep: recorded  # noqa: B023
-    guide = denoiser.guide(net, call['gs'], call['gr'])
+    guide = guidance.classifier_free_guidance(net, call['gs'], call['gr'])
     guided = guide(run['step0_sample'], jnp.zeros(call['B']))
     close(guided, run['model_output_steps'][0], 1e-5, path.stem)
     rescaled += call['gr'] > 0

@@ -13,11 +13,12 @@ from jax.experimental import io_callback
 
 from sdxl_jax.diffusion import (
   denoiser,
-  noise_levels,
+  guidance,
+  noise_schedule,
   samplers,
-  schedule,
-  scheduler_config,
+  sampling_schedule,
 )
+from sdxl_jax.weights.diffusers import scheduler_config
 
 
 def levels_of(config, steps, eta=None):
@@ -26,15 +27,19 @@ def levels_of(config, steps, eta=None):
   if sampler is None:
     return None, None
   settings = scheduler_config.read(config, sampler)
-  return sampler, noise_levels.make_levels(*settings, sampler, steps, eta)
+  return sampler, sampling_schedule.make_sampling_schedule(
+    *settings, sampler, steps, eta
+  )
 
 
 def levels_at(sigmas):
   """Levels of a run without fresh noise at any sigmas."""
-  trained = schedule.Schedule(), noise_levels.Spacing('trailing')
+  trained = noise_schedule.Schedule(), sampling_schedule.Spacing('trailing')
   sigmas = np.asarray(sigmas, np.float32)
   return dataclasses.replace(
-    noise_levels.make_levels(*trained, 'euler', len(sigmas) - 1),
+    sampling_schedule.make_sampling_schedule(
+      *trained, 'euler', len(sigmas) - 1
+    ),
     sigmas=sigmas,
     downs=sigmas[1:],
     ups=np.zeros(len(sigmas) - 1, np.float32),
@@ -52,7 +57,7 @@ RECORDED = set(samplers.SAMPLERS) - {
 def levels_of_sampler(name, sigmas):
   """Levels with the fresh noise of a sampler at any sigmas."""
   levels = levels_at(sigmas)
-  habits = noise_levels.HABITS[name]
+  habits = sampling_schedule.SAMPLER_TRAITS[name]
   downs = habits.downs(levels.sigmas, None, None, habits.eta)
   ups = np.sqrt(levels.sigmas[1:] ** 2 - downs**2)
   return dataclasses.replace(levels, downs=downs, ups=ups)
@@ -80,13 +85,13 @@ def path(denoise, x, levels, sampler, noise=None):
   """x after each step."""
 
   def step(carry, i):
-    carry = samplers.advance(
+    carry = samplers.run_steps(
       denoise, carry, levels, sampler, i, i + 1, noise=noise
     )
     return carry, carry.x
 
   steps = jnp.arange(len(levels.sigmas) - 1)
-  return jax.lax.scan(step, samplers.begin(sampler, x), steps)[1]
+  return jax.lax.scan(step, samplers.init_state(sampler, x), steps)[1]
 
 
 @functools.partial(jax.jit, static_argnames=['name'])
@@ -113,7 +118,7 @@ def replay(x, levels, name, outputs, timesteps, noise=None):
 
 def as_recorded(path, levels, name):
   """Our x in the coordinates of the reference."""
-  if not noise_levels.HABITS[name].variance_preserving:
+  if not sampling_schedule.SAMPLER_TRAITS[name].variance_preserving:
     return path
   return path / np.sqrt(1 + levels.sigmas[1:, None, None, None, None] ** 2)
 
@@ -142,7 +147,7 @@ def test_recorded_trajectories(golden, close, tolerances):
       continue
     run = lambda array: arrays.get(f'{key}/{array}')  # noqa: B023
     x = run('sample0')
-    if noise_levels.HABITS[name].variance_preserving:
+    if sampling_schedule.SAMPLER_TRAITS[name].variance_preserving:
       x = x * np.sqrt(1 + levels.sigmas[0] ** 2)
     replayed, inputs = replay(
       x,
@@ -233,8 +238,8 @@ def test_order_of_convergence(name, order):
 # The other two are for nets that were distilled.
 @pytest.mark.parametrize('name', sorted({*samplers.SAMPLERS} - {'lcm', 'tcd'}))
 def test_samples_have_the_right_distribution(name):
-  levels = noise_levels.make_levels(
-    schedule.Schedule(), noise_levels.Spacing('trailing'), name, 200
+  levels = sampling_schedule.make_sampling_schedule(
+    noise_schedule.Schedule(), sampling_schedule.Spacing('trailing'), name, 200
   )
   keys = jax.random.split(jax.random.key(0), 4)
   x = levels.init_scale * samplers.draw_noise(keys, 0, (4, 64, 64, 1))
@@ -247,8 +252,8 @@ def test_samples_have_the_right_distribution(name):
 
 @pytest.mark.parametrize('name', ['euler_ancestral', 'dpmpp_2m'])
 def test_a_picture_does_not_depend_on_its_batch(name):
-  levels = noise_levels.make_levels(
-    schedule.Schedule(), noise_levels.Spacing(), name, 8
+  levels = sampling_schedule.make_sampling_schedule(
+    noise_schedule.Schedule(), sampling_schedule.Spacing(), name, 8
   )
   keys = jax.random.split(jax.random.key(3), 5)
 
@@ -271,25 +276,33 @@ def test_only_the_number_of_steps_compiles_again(name):
   def run(x, levels, guidance_scale, guidance_rescale, keys):
     traces.append(name)
     net = lambda x, timestep: x + timestep[:, None, None, None] / 1000
-    net = denoiser.guide(net, guidance_scale, guidance_rescale)
+    net = guidance.classifier_free_guidance(
+      net, guidance_scale, guidance_rescale
+    )
     denoise = denoiser.make_denoiser(net, levels)
     sampler = samplers.SAMPLERS[name]
     return samplers.sample(denoise, x, levels, sampler, keys=keys)
 
-  trained = schedule.Schedule()
+  trained = noise_schedule.Schedule()
   x = jnp.ones((2, 4, 4, 3))
   for i, spacing in enumerate(
     [
-      noise_levels.Spacing(),
-      noise_levels.Spacing('trailing', final_sigma='smallest'),
-      noise_levels.Spacing('linspace', sigmas='karras'),
+      sampling_schedule.Spacing(),
+      sampling_schedule.Spacing('trailing', final_sigma='smallest'),
+      sampling_schedule.Spacing('linspace', sigmas='karras'),
     ]
   ):
     keys = jax.random.split(jax.random.key(i), 2)
-    levels = noise_levels.make_levels(trained, spacing, name, 6)
+    levels = sampling_schedule.make_sampling_schedule(trained, spacing, name, 6)
     assert jnp.isfinite(run(x, levels, 1.0 + i, 0.1 * i, keys)).all()
   assert len(traces) == 1
-  run(x, noise_levels.make_levels(trained, spacing, name, 7), 1.0, 0.0, keys)
+  run(
+    x,
+    sampling_schedule.make_sampling_schedule(trained, spacing, name, 7),
+    1.0,
+    0.0,
+    keys,
+  )
   assert len(traces) == 2
 
 
@@ -302,12 +315,12 @@ def test_eta_needs_no_new_program():
     sampler = samplers.SAMPLERS['ddim']
     return samplers.sample(gaussian, x, levels, sampler, keys=keys)
 
-  trained = schedule.Schedule(), noise_levels.Spacing()
+  trained = noise_schedule.Schedule(), sampling_schedule.Spacing()
   keys = jax.random.split(jax.random.key(0), 1)
   found = [
     run(
       jnp.ones((1, 4, 4, 1)),
-      noise_levels.make_levels(*trained, 'ddim', 6, eta),
+      sampling_schedule.make_sampling_schedule(*trained, 'ddim', 6, eta),
       keys,
     )
     for eta in (0.0, 0.5, 1.0)
@@ -369,7 +382,7 @@ def test_live_trajectories(
   torch = pytest.importorskip('torch')
   diffusers = pytest.importorskip('diffusers')
   written = scheduler_config.write(
-    schedule.Schedule(prediction=prediction), noise_levels.Spacing()
+    noise_schedule.Schedule(prediction=prediction), sampling_schedule.Spacing()
   )
   config = written | config | {'_class_name': scheduler}
   reference = getattr(diffusers, scheduler).from_config(config)
@@ -415,16 +428,16 @@ def test_heun_skips_the_call_at_zero():
 
 @pytest.mark.parametrize('name', ['euler', 'ddim', 'dpmpp_2m'])
 def test_first_step_from_zero_terminal_snr(name):
-  trained = schedule.Schedule(prediction='v', zero_terminal_snr=True)
+  trained = noise_schedule.Schedule(prediction='v', zero_terminal_snr=True)
   noise, v = jax.random.normal(jax.random.key(0), (2, 1, 8, 8, 4))
-  levels = noise_levels.make_levels(
-    trained, noise_levels.Spacing('trailing'), name, 4
+  levels = sampling_schedule.make_sampling_schedule(
+    trained, sampling_schedule.Spacing('trailing'), name, 4
   )
   denoise = denoiser.make_denoiser(lambda x, timestep: v, levels)
   sampler = samplers.SAMPLERS[name]
-  carry = samplers.begin(sampler, levels.init_scale * noise)
+  carry = samplers.init_state(sampler, levels.init_scale * noise)
   keys = jax.random.split(jax.random.key(1), 1)
-  x = samplers.advance(denoise, carry, levels, sampler, 0, 1, keys=keys).x
+  x = samplers.run_steps(denoise, carry, levels, sampler, 0, 1, keys=keys).x
   # Pure noise says nothing of the image: all of it comes from the net.
   expected = levels.sigmas[1] * noise - v
   assert np.abs(x - expected).max() < 20 / levels.sigmas[0] + 1e-5

@@ -6,14 +6,14 @@ import signal
 import pytest
 
 from sdxl_jax.distributed import multihost
-from tests import processes
+from tests.support import processes
 
 
 def test_alone():
   multihost.start(1)
-  assert multihost.is_first()
+  assert multihost.is_primary()
   assert multihost.describe().startswith('1 processes, ')
-  multihost.agree({'config': 'a', 'set of versions': 'b'})
+  multihost.check_equal_across_hosts({'config': 'a', 'set of versions': 'b'})
 
 
 @pytest.mark.parametrize('name', multihost.LAUNCHERS)
@@ -30,7 +30,7 @@ def test_another_number_was_started(monkeypatch):
 
 
 def test_stop():
-  stop = multihost.Stop()
+  stop = multihost.PreemptionNotice()
   assert not stop.requested(1)
   os.kill(os.getpid(), signal.SIGTERM)
   assert stop.requested(2)
@@ -39,7 +39,7 @@ def test_stop():
 
 def test_two_processes_stop_and_one_goes_on(tmp_path):
   """SIGTERM to one saves on both; another number of processes resumes."""
-  config = 'tests/tiny_config.py'
+  config = 'tests/support/tiny_config.py'
   flags = ['--config.optimizer.cosine=False', '--config.checkpoint.every=9999']
   two = processes.Run(
     2, config, tmp_path, *flags, '--config.total_steps=100000'

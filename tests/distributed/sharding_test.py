@@ -8,9 +8,11 @@ import pytest
 from jax.sharding import PartitionSpec as P
 
 from configs import stage3
-from sdxl_jax.distributed import cost, mesh, sharding
-from sdxl_jax.training import task
-from tests import tiny_config
+from sdxl_jax.distributed import device_mesh, sharding
+from sdxl_jax.models import from_config
+from sdxl_jax.planning import cost
+from sdxl_jax.training import compilation, tasks
+from tests.support import tiny_config
 
 
 class Mesh:
@@ -56,7 +58,7 @@ def test_partition(path, shape, spec):
 @pytest.mark.parametrize('fsdp', [8, 16, 64])
 def test_little_of_the_full_size_state_is_left_whole(fsdp):
   config = stage3.get_config()
-  made = task.make_task(config, task.make_nets(config, 'tpu'))
+  made = tasks.make_task(config, from_config.make_model(config, 'tpu'))
   state = jax.eval_shape(made.init, jax.random.key(0))
   whole, total = 0, 0
 
@@ -76,8 +78,8 @@ def compiled_text(axes, batch_size):
   config = tiny_config.get_config()
   config.global_batch_size = batch_size
   config.trained = ('unet',)
-  nets = task.make_nets(config)
-  made = task.make_task(config, nets)
+  nets = from_config.make_model(config)
+  made = tasks.make_task(config, nets)
   # Looking words up in a table that is split does exchange what it finds.
   encoded = lambda width: jax.ShapeDtypeStruct((batch_size, *width), 'float32')
   spec = made.batch_spec((16, 24)) | {
@@ -85,12 +87,12 @@ def compiled_text(axes, batch_size):
     'pooled': encoded((config.text_encoder_2.projection_dim,)),
   }
   made = dataclasses.replace(made, batch_spec=lambda bucket: spec)
-  devices = mesh.make_mesh(*axes, devices=jax.devices()[:4])
+  devices = device_mesh.make_mesh(*axes, devices=jax.devices()[:4])
   params = jax.eval_shape(nets.init, jax.random.key(0))
   params = sharding.with_shardings(params, devices)
   trained = {'unet': params.pop('unet')}
   args = made, devices, trained, params, (16, 24)
-  return task.compile_gradients(*args).as_text()
+  return compilation.compile_gradients(*args).as_text()
 
 
 def test_no_activation_moves_between_devices():
@@ -101,7 +103,7 @@ def test_no_activation_moves_between_devices():
 
 
 def test_rows():
-  four = mesh.make_mesh(2, 2, devices=jax.devices()[:4])
+  four = device_mesh.make_mesh(2, 2, devices=jax.devices()[:4])
   assert sharding.local_rows(four, 8) == list(range(8))
   batch = {'x': np.arange(24.0).reshape(8, 3)}
   spec = {'x': jax.ShapeDtypeStruct((8, 3), np.float32)}

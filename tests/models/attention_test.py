@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sdxl_jax.distributed import mesh, sharding
+from sdxl_jax.distributed import device_mesh, sharding
 from sdxl_jax.models import attention
 
 
@@ -83,7 +83,9 @@ def test_chunks_are_small_on_a_cpu_only():
 
 
 def test_chunks_leave_rows_on_their_devices(close):
-  rows = sharding.batch_sharding(mesh.make_mesh(devices=jax.devices()[:4]))
+  rows = sharding.batch_sharding(
+    device_mesh.make_mesh(devices=jax.devices()[:4])
+  )
   args = inputs(4, 300, 8)
   draw = jax.jit(lambda *x: attention.attention(*x, 2))
   spread = [jax.device_put(x, rows) for x in args]
@@ -116,7 +118,7 @@ def test_splash(n, close):
 
 def test_splash_on_a_mesh(close):
   """Rows over data and fsdp, heads over tensor."""
-  four = mesh.make_mesh(1, 2, 2, devices=jax.devices()[:4])
+  four = device_mesh.make_mesh(1, 2, 2, devices=jax.devices()[:4])
   args = inputs(2, 512, 128)
   expected = attention.attention(*args, 2)
   with jax.set_mesh(four):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from flax import traverse_util
 
-from sdxl_jax.weights import names
+from sdxl_jax.weights.diffusers import tensor_names
 
 
 @pytest.fixture(scope='session')
@@ -27,9 +27,9 @@ def load_probe(golden):
   def load(name, params):
     params = jax.tree.map(np.copy, params)
     flat = traverse_util.flatten_dict(params)
-    slots = names.slots(flat)
+    slots = tensor_names.slots(flat)
     for scaled in probes[name]['params_scaled']:
-      names.tensor(flat, slots[scaled])[...] *= probes[name]['scale']
+      tensor_names.tensor(flat, slots[scaled])[...] *= probes[name]['scale']
     return np.load(fixtures / f'{name}.npz'), params
 
   return load
@@ -43,12 +43,12 @@ def check_grads(close, tolerances):
 
   def check(grads, stats, arrays):
     flat = traverse_util.flatten_dict(grads)
-    slots = names.slots(flat)
+    slots = tensor_names.slots(flat)
     assert slots.keys() == stats.keys()
     # A bias of keys has no gradient, as softmax does not see it: float32 noise.
     noise = 1e-7 * max(l2 for l2, _, _ in stats.values())
     for name, (l2, total, largest) in stats.items():
-      grad = names.tensor(flat, slots[name]).astype(np.float64)
+      grad = tensor_names.tensor(flat, slots[name]).astype(np.float64)
       assert abs(np.linalg.norm(grad) - l2) <= limit * l2 + noise, name
       assert abs(np.abs(grad).max() - largest) <= limit * largest + noise, name
       # A sum may cancel: |sum| <= sqrt(n) l2.
@@ -56,7 +56,7 @@ def check_grads(close, tolerances):
       assert abs(grad.sum() - total) <= bound, name
     for key in arrays:
       if key.startswith('grad/'):
-        grad = names.tensor(flat, slots[key.removeprefix('grad/')])
+        grad = tensor_names.tensor(flat, slots[key.removeprefix('grad/')])
         close(grad, arrays[key], named, key)
 
   return check

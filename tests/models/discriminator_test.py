@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from flax import traverse_util
 
-from sdxl_jax.distributed import mesh, sharding
+from sdxl_jax.distributed import device_mesh, sharding
 from sdxl_jax.models import discriminator
-from sdxl_jax.weights import names
+from sdxl_jax.weights.diffusers import tensor_names
 
 CONFIG = discriminator.DiscriminatorConfig(features=8)
 
@@ -26,7 +26,7 @@ def image(seed=0, batch=4):
 
 def test_as_in_torch(net):
   pytest.importorskip('torch')
-  from tests.models import in_torch
+  from tests.support import discriminator_in_torch as in_torch
 
   net, variables = net
   logits, pull = jax.vjp(lambda v, x: net.apply(v, x), variables, image())
@@ -39,10 +39,12 @@ def test_as_in_torch(net):
   )
   expected.square().sum().backward()
   gradients, by_x = pull(2 * logits)
-  ours = names.slots(flat := traverse_util.flatten_dict(gradients['params']))
+  ours = tensor_names.slots(
+    flat := traverse_util.flatten_dict(gradients['params'])
+  )
   for name, parameter in theirs.named_parameters():
     np.testing.assert_allclose(
-      names.tensor(flat, ours[f'main.{name}']),
+      tensor_names.tensor(flat, ours[f'main.{name}']),
       parameter.grad,
       atol=2e-4 * float(parameter.grad.abs().max()),
       err_msg=name,
@@ -64,7 +66,7 @@ def test_statistics_are_those_of_all_devices(net):
   net, variables = net
   x = image()
   whole = net.apply(variables, x)
-  four = mesh.make_mesh(devices=jax.devices()[:4])
+  four = device_mesh.make_mesh(devices=jax.devices()[:4])
   rows = sharding.batch_sharding(four)
   apply = jax.jit(net.apply, out_shardings=rows)
   shared = apply(variables, jax.device_put(x, rows))

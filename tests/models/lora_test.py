@@ -7,7 +7,7 @@ import pytest
 from flax import traverse_util
 
 from sdxl_jax.models import lora, unet
-from sdxl_jax.weights import lora as factors_files
+from sdxl_jax.weights.lora import merge
 
 TARGETS = (
   lora.Target('attention', r'unet/.*/attn[12]/(to_[qkv]|to_out_0)', 3, 6.0),
@@ -60,9 +60,9 @@ def test_added_as_merged(jit, close, fields):
   ready = lora.scaled(factors, TARGETS)
   added = run(jit, net, params | {'lora': ready})
   assert np.abs(added - run(jit, net, params)).max() > 1
-  made = factors_files.from_training(factors, TARGETS)
+  made = merge.from_training(factors, TARGETS)
   assert len(made.factors) == 2 * 8 + 2 + 2 + 1 + 2
-  merged = factors_files.merge(params, [(made, 1.0)])
+  merged = merge.merge(params, [(made, 1.0)])
   close(run(jit, net, merged), added, 1e-5)
 
 

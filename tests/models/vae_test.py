@@ -7,14 +7,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sdxl_jax.models import latents, vae
-from sdxl_jax.weights import files
+from sdxl_jax.models import latent_scaling, vae
+from sdxl_jax.weights.diffusers import folder_reader
 
 
 @pytest.fixture(scope='module')
 def net(golden, jit):
   """Module, parameters, and both directions as one compiled function."""
-  config, params = files.load_component(golden / 'tiny' / 'base', 'vae')
+  config, params = folder_reader.load_component(golden / 'tiny' / 'base', 'vae')
   net = vae.VAE(config)
   both = lambda net, image, latents: (net.encode(image), net.decode(latents))
   apply = lambda params, *x: net.apply({'params': params}, *x, method=both)
@@ -39,7 +39,7 @@ def test_both_directions(golden, close, tolerances, net):
     image, given = nhwc(arrays['image']), nhwc(arrays['latents'])
     moments, decoded = apply(params, image, given)
     mean, logvar = jnp.split(moments, 2, axis=-1)
-    scaled = latents.sample(net.config, moments, nhwc(arrays['noise']))
+    scaled = latent_scaling.sample(net.config, moments, nhwc(arrays['noise']))
     close(nchw(mean), arrays['mean'], limit, f'{path.stem} mean')
     close(nchw(logvar), arrays['logvar'], limit, f'{path.stem} logvar')
     close(nchw(scaled), arrays['scaled_sample'], limit, f'{path.stem} sample')

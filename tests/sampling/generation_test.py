@@ -8,12 +8,18 @@ import jax
 import numpy as np
 import pytest
 
-from sdxl_jax.conditioning import text_encoder
-from sdxl_jax.diffusion import samplers, scheduler_config
-from sdxl_jax.distributed import mesh as meshes
-from sdxl_jax.distributed import rows as batch_rows
-from sdxl_jax.sampling import beginning, coding, generation, pipelines, runs
-from tests import golden_sets
+from sdxl_jax.diffusion import samplers
+from sdxl_jax.distributed import batch_padding, device_mesh
+from sdxl_jax.models import text_encoder
+from sdxl_jax.sampling import (
+  denoising_loop,
+  generation,
+  initial_latents,
+  pipelines,
+  vae_batches,
+)
+from sdxl_jax.weights.diffusers import scheduler_config
+from tests.support import golden_sets
 
 RUNS = {
   (folder, name): run
@@ -96,14 +102,14 @@ def test_recorded_run(case, loaded, close, tolerances, monkeypatch):
   arrays = np.load(folder / 'pipeline' / f'{name}.npz')
   noise = [nhwc(arrays[k]) for k in sorted(arrays.files) if 'noise/' in k]
   if noise:
-    replay = samplers.advance
+    replay = samplers.run_steps
 
     def recorded(*args, keys, **kwargs):
       del keys
       return replay(*args, noise=np.stack(noise), **kwargs)
 
     monkeypatch.setattr(samplers, 'advance', recorded)
-    runs.advance.clear_cache()  # it holds the real sampler
+    denoising_loop.advance.clear_cache()  # it holds the real sampler
   drawn = generation.generate(
     dataclasses.replace(loaded[folder], scheduler=run['scheduler']),
     **arguments(run['call']),
@@ -112,7 +118,7 @@ def test_recorded_run(case, loaded, close, tolerances, monkeypatch):
     init_noise=nhwc(arrays['init_latents']),
   )
   if noise:
-    runs.advance.clear_cache()  # it holds the recorded noise
+    denoising_loop.advance.clear_cache()  # it holds the recorded noise
   check_drawn(drawn, arrays, close, tolerances, name)
 
 
@@ -129,11 +135,11 @@ def test_recorded_start_from_a_picture(
   rows = [row[None] for row in posterior]  # encoded one by one
 
   def recorded(keys, number, shape):
-    is_encoding = isinstance(number, int) and number == coding.ENCODING
+    is_encoding = isinstance(number, int) and number == vae_batches.ENCODING
     return rows.pop(0) if is_encoding else np.zeros(shape, np.float32)
 
   monkeypatch.setattr(samplers, 'draw_noise', recorded)
-  monkeypatch.setattr(coding, 'encode', coding.encode.__wrapped__)
+  monkeypatch.setattr(vae_batches, 'encode', vae_batches.encode.__wrapped__)
   drawn = generation.generate(
     dataclasses.replace(pipelines[folder], scheduler=run['scheduler']),
     **arguments(call),
@@ -212,8 +218,8 @@ def picture():
 
 def test_one_program_for_all_prompts_seeds_scales_and_strengths(base, picture):
   jitted = (
-    *(runs.advance, runs.vector, runs.project),
-    *(coding.encode, coding.decode),
+    *(denoising_loop.advance, denoising_loop.vector, denoising_loop.project),
+    *(vae_batches.encode, vae_batches.decode),
   )
   counts = []
   for i in range(10):
@@ -239,7 +245,7 @@ def test_one_program_for_all_prompts_seeds_scales_and_strengths(base, picture):
 def test_a_picture_is_the_same_in_any_batch_and_on_any_devices(base):
   """To the last bit of float32 sums: XLA orders them by the shape."""
   folder = golden_sets.SETS[0] / 'tiny' / 'base'
-  mesh = meshes.make_mesh()
+  mesh = device_mesh.make_mesh()
   assert mesh.size == 4
   spread = pipelines.load(folder, mesh=mesh)
   settings = dict(sampler='dpmpp_2m_sde', **SMALL)
@@ -259,11 +265,11 @@ def test_a_picture_is_the_same_in_any_batch_and_on_any_devices(base):
 def test_a_batch_is_shared_out_and_never_gathered(base):
   """Each device computes its own rows, and none asks for another's."""
   folder = golden_sets.SETS[0] / 'tiny' / 'base'
-  spread = pipelines.load(folder, mesh=meshes.make_mesh())
+  spread = pipelines.load(folder, mesh=device_mesh.make_mesh())
   seen = {}
 
   def watched(name):
-    whole = getattr(runs, name)
+    whole = getattr(denoising_loop, name)
 
     def call(*args, **kwargs):
       seen.setdefault(name, whole.lower(*args, **kwargs).compile().as_text())
@@ -273,7 +279,7 @@ def test_a_batch_is_shared_out_and_never_gathered(base):
 
   with pytest.MonkeyPatch.context() as patch:
     for name in ('advance', 'project'):
-      patch.setattr(runs, name, watched(name))
+      patch.setattr(denoising_loop, name, watched(name))
     generation.generate(spread, ['a'] * 4, **SMALL)
   for name, text in seen.items():
     for collective in ('all-gather', 'all-reduce', 'all-to-all', 'permute('):
@@ -341,13 +347,13 @@ def test_a_refiner_goes_over_a_picture_with_new_noise(base, refiner):
     strength=0.3,
     init_noise=np.asarray(
       samplers.draw_noise(
-        jax.random.key(0)[None], beginning.REFINING, plain.shape
+        jax.random.key(0)[None], initial_latents.REFINING, plain.shape
       )
     ),
     **both,
   )[1]
   # Not the noise that the base began with, nor any of its steps'.
-  assert beginning.REFINING not in range(1001)
+  assert initial_latents.REFINING not in range(1001)
   assert np.abs(gone_over - by_hand).max() < 1e-5 * np.abs(by_hand).max()
 
 
@@ -378,11 +384,13 @@ def test_text_that_nothing_reads_is_not_encoded(
     lambda *args: seen.append(args) or encode(*args),
   )
   told = dict(prompts=['a'], negative_prompts=['fox ' * 76], long=True)
-  rows = batch_rows.Rows(None, 1)
+  rows = batch_padding.Rows(None, 1)
   sizes = dict.fromkeys(('original_size', 'crop_top_left'), (64, 64))
   sizes |= {'target_size': (64, 64), 'aesthetic_score': 6.0}
-  guidance = runs.Guidance(scale, 0.0)
-  context, vector = runs.condition(base, rows, told, sizes, sizes, guidance)
+  guidance = denoising_loop.Guidance(scale, 0.0)
+  context, vector = denoising_loop.condition(
+    base, rows, told, sizes, sizes, guidance
+  )
   assert len(seen) == calls == len(context) == len(vector)
   assert context.shape[1] == 77 * calls  # nor do its chunks lengthen the other
 
@@ -426,7 +434,9 @@ def test_one_step(base):
 @pytest.mark.filterwarnings('error::sdxl_jax.sampling.generation.OffSize')
 def test_sizes_that_sdxl_was_not_trained_on(base):
   full = dataclasses.replace(base, size=(1024, 1024))
-  with pytest.warns(generation.OffSize, match='1024 x 520 is none that SDXL'):
+  with pytest.warns(
+    generation.UntrainedSizeWarning, match='1024 x 520 is none that SDXL'
+  ):
     generation.check_size((1024, 520), full)
   for size in ((1024, 1024), (512, 2048), (1728, 576), (768, 1344)):
     generation.check_size(size, full)
@@ -441,5 +451,7 @@ def test_sizes_that_a_run_was_not_trained_on(base):
   for size in buckets:
     assert generation.check_size(size, ours) == size
   for size, near in (((512, 704), '384 x 640'), ((1024, 960), '512 x 512')):
-    with pytest.warns(generation.OffSize, match=f'the nearest .* {near}'):
+    with pytest.warns(
+      generation.UntrainedSizeWarning, match=f'the nearest .* {near}'
+    ):
       generation.check_size(size, ours)

@@ -10,10 +10,17 @@ import numpy as np
 import pytest
 from flax import traverse_util
 
-from sdxl_jax.diffusion import samplers, scheduler_config
-from sdxl_jax.sampling import beginning, coding, generation, pipelines, runs
-from sdxl_jax.weights import files, published
-from tests import folders, golden_sets
+from sdxl_jax.diffusion import samplers
+from sdxl_jax.sampling import (
+  denoising_loop,
+  generation,
+  initial_latents,
+  pipelines,
+  vae_batches,
+)
+from sdxl_jax.weights import pretrained
+from sdxl_jax.weights.diffusers import folder_reader, scheduler_config
+from tests.support import folders, golden_sets
 
 TINY = golden_sets.SETS[0] / 'tiny'
 SIZE = 64, 96
@@ -28,7 +35,7 @@ def write(folder, index, **fields):
   config = dataclasses.replace(config, **fields)
   flat, rng = traverse_util.flatten_dict(params), np.random.default_rng(0)
   for path, leaf in traverse_util.flatten_dict(
-    published.abstract_params(config)
+    pretrained.abstract_params(config)
   ).items():
     if path not in flat or flat[path].shape != leaf.shape:
       scale = np.prod(leaf.shape[:-1]) ** -0.5
@@ -42,14 +49,14 @@ def write(folder, index, **fields):
 def inpainting(tmp_path_factory):
   """(its folder, its Pipeline)."""
   folder = tmp_path_factory.mktemp('nets') / 'inpainting'
-  index = published.ModelIndex(False, True, inpainting=True)
+  index = pretrained.ModelIndex(False, True, inpainting=True)
   return folder, write(folder, index, in_channels=9)
 
 
 @pytest.fixture(scope='module')
 def distilled(tmp_path_factory):
   folder = tmp_path_factory.mktemp('nets') / 'distilled'
-  index = published.ModelIndex(False, True)
+  index = pretrained.ModelIndex(False, True)
   return folder, write(folder, index, guidance_embed_dim=16)
 
 
@@ -83,7 +90,7 @@ def reference(monkeypatch):
   def load(folder, scheduler, numbers):
     pipeline = diffusers_pipeline(folder)
     found = getattr(diffusers, scheduler).from_config(
-      files.load_scheduler(folder)
+      folder_reader.load_scheduler(folder)
     )
     pipeline.scheduler, numbers = found, iter(numbers)
 
@@ -126,11 +133,13 @@ def test_live_inpainting(
   folder, ours = inpainting
   images, masks = pictures
   for strength, scale, rescale in ((1.0, 5.0, 0.0), (0.6, 3.0, 0.7)):
-    first = [] if strength == 1 else [coding.ENCODING]
+    first = [] if strength == 1 else [vae_batches.ENCODING]
     steps = itertools.count(1 if strength == 1 else 3)
     theirs = reference(
       *(folder, scheduler),
-      itertools.chain(first, [beginning.NOISING, beginning.LEAVING], steps),
+      itertools.chain(
+        first, [initial_latents.NOISING, initial_latents.LEAVING], steps
+      ),
     )
     settings, sampler = same_settings(theirs)
     expected = theirs(
@@ -188,7 +197,7 @@ def test_live_distilled(distilled, reference, close, tolerances):
     expected = np.moveaxis(expected.numpy(), 1, -1)
     limit = tolerances['pipeline_latents_each_step_and_final']
     close(found, expected, limit, f'guidance scale {scale}')
-    programs.add(runs.advance._cache_size())
+    programs.add(denoising_loop.advance._cache_size())
   assert len(programs) == 1
 
 
@@ -219,7 +228,9 @@ def test_a_refiner_keeps_what_the_mask_leaves(inpainting, pictures):
     refiner=pipelines.load(TINY / 'refiner'),
     refiner_start=0.5,
   )
-  rows = coding.encode_all(ours, image, jax.vmap(jax.random.key)(np.arange(2)))
+  rows = vae_batches.encode_all(
+    ours, image, jax.vmap(jax.random.key)(np.arange(2))
+  )
   kept = mask[:, ::8, ::8] < 0.5
   assert kept.any() and np.abs((found - rows)[kept]).max() < 1e-5
 

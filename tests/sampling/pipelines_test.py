@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from sdxl_jax import train
-from sdxl_jax.distributed import mesh as meshes
-from sdxl_jax.sampling import coding, generation, pipelines
-from tests import golden_sets, tiny_config
+from sdxl_jax.distributed import device_mesh
+from sdxl_jax.sampling import generation, pipelines, vae_batches
+from tests.support import golden_sets, tiny_config
 
 BASE = golden_sets.SETS[0] / 'tiny' / 'base'
 REFINER = golden_sets.SETS[0] / 'tiny' / 'refiner'
@@ -41,7 +41,7 @@ def test_an_autoencoder_of_another_type():
   latents = np.random.default_rng(0).normal(size=(1, 8, 8, 4))
   latents = jnp.asarray(latents, jnp.float32)
   whole, half = (
-    coding.decode_all(pipelines.load(BASE, vae_dtype=dtype), latents)
+    vae_batches.decode_all(pipelines.load(BASE, vae_dtype=dtype), latents)
     for dtype in ('float32', 'bfloat16')
   )
   assert 0 < np.abs(whole - half).max() < 0.1
@@ -52,7 +52,7 @@ def test_an_autoencoder_of_another_type():
 @pytest.mark.parametrize('shared', [False, True])
 def test_offloaded_nets_draw_the_same(shared):
   """Their parameters stay in the host's memory, before and after."""
-  mesh = meshes.make_mesh() if shared else None
+  mesh = device_mesh.make_mesh() if shared else None
   folders, drawn = (BASE,) if shared else (BASE, REFINER), []
   for where in ('device', 'pinned_host'):
     offload = where == 'pinned_host'

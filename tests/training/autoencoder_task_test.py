@@ -8,10 +8,11 @@ import numpy as np
 import optax
 import pytest
 
-from sdxl_jax.models import discriminator, lpips, vae
-from sdxl_jax.training import autoencoder_task, optimizer
-from sdxl_jax.weights import files
-from tests import golden_sets
+from sdxl_jax.ema import transform
+from sdxl_jax.models import autoencoder_gan, discriminator, lpips, vae
+from sdxl_jax.training import autoencoder_task
+from sdxl_jax.weights.diffusers import folder_reader
+from tests.support import golden_sets
 
 WEIGHTS = golden_sets.SETS[0] / 'tiny' / 'base'
 SETTINGS = dict(
@@ -23,8 +24,8 @@ LOGVAR = 0.3
 @pytest.fixture(scope='module')
 def setup():
   """Nets, with the tiny published autoencoder, and parameters."""
-  config, published = files.load_component(WEIGHTS, 'vae')
-  nets = autoencoder_task.Nets(
+  config, published = folder_reader.load_component(WEIGHTS, 'vae')
+  nets = autoencoder_gan.AutoencoderGAN(
     config,
     discriminator.DiscriminatorConfig(features=8),
     lpips.LPIPSConfig(),
@@ -46,10 +47,10 @@ def pictures(seed=0):
   return jax.image.resize(small, (3, 64, 48, 3), 'bicubic').clip(-1, 1)
 
 
-def make_task(nets, transform=None, **changes):
+def make_task(nets, optimizer=None, **changes):
   return autoencoder_task.make_autoencoder_task(
     nets,
-    transform or optax.sgd(1.0),
+    optimizer or optax.sgd(1.0),
     batch_spec=None,
     **SETTINGS | changes,
   )
@@ -68,7 +69,7 @@ def in_torch(nets, params, part):
   """(gradients {net: {name: tensor}}, metrics), by autograd alone."""
   torch = pytest.importorskip('torch')
   diffusers = pytest.importorskip('diffusers')
-  from tests.models import in_torch as critics
+  from tests.support import discriminator_in_torch as critics
 
   net = diffusers.AutoencoderKL.from_pretrained(WEIGHTS / 'vae').float()
   judge = critics.discriminator(params['discriminator'], 8)
@@ -124,7 +125,7 @@ def test_as_in_torch(setup, part):
   """Losses, weight and gradients, before and after the adversary's start."""
   nets, params = setup
   expected, expected_metrics = in_torch(nets, params, part)
-  from tests.models import in_torch as critics
+  from tests.support import discriminator_in_torch as critics
 
   gradients, metrics = run(make_task(nets), params, part)
   for name, value in expected_metrics.items():
@@ -169,15 +170,15 @@ def test_optimizers(setup):
   nets, params = setup
 
   def stepped(learn_logvar, decoder_only):
-    transform = autoencoder_task.make_optimizer(
-      lambda: optax.adam(1e-3), optimizer.ema(0.9), learn_logvar, decoder_only
+    optimizer = autoencoder_task.make_optimizer(
+      lambda: optax.adam(1e-3), transform.ema(0.9), learn_logvar, decoder_only
     )
-    task = make_task(nets, transform)
+    task = make_task(nets, optimizer)
     state = task.init(jax.random.key(0), {n: params[n] for n in nets.configs})
     gradients, _ = run(task, state.params | {'lpips': params['lpips']}, 4)
     after, _ = jax.jit(task.update)(state, gradients)
     same = lambda a, b: jax.tree.all(jax.tree.map(np.array_equal, a, b))
-    average = optimizer.ema_params(after.opt_state)
+    average = transform.ema_params(after.opt_state)
     return {
       (name, module): (
         same(x, after.params[name][module]),

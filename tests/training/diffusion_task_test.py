@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 from flax import traverse_util
 
-from sdxl_jax.distributed import mesh, sharding
-from sdxl_jax.training import diffusion_task, task
-from tests import tiny_config
+from sdxl_jax.distributed import device_mesh, sharding
+from sdxl_jax.models import from_config
+from sdxl_jax.training import compilation, diffusion_task, tasks
+from tests.support import tiny_config
 
 KEY = jax.random.key(1)
 
@@ -36,8 +37,8 @@ def parts(request):
   if request.param == 'lora':
     with config.unlocked():
       config.update(trained=('lora',), lora=LORA)
-  nets = task.make_nets(config)
-  made = task.make_task(config, nets)
+  nets = from_config.make_model(config)
+  made = tasks.make_task(config, nets)
   state = jax.jit(made.init)(jax.random.key(0))
   # Zero-initialised outputs would hide errors upstream.
   state = state.replace(params=jax.tree.map(lambda x: x + 0.02, state.params))
@@ -54,10 +55,10 @@ def test_meshes_do_not_change_gradients(parts, close, axes):
   gradients = jax.jit(made.gradients)
   expected, metrics = gradients(state.params, frozen, batch, KEY, 0)
   assert expected.keys() == state.params.keys()
-  four = mesh.make_mesh(*axes, devices=jax.devices()[:4])
+  four = device_mesh.make_mesh(*axes, devices=jax.devices()[:4])
   shapes = sharding.with_shardings(state.params, four)
   still = sharding.with_shardings(frozen, four)
-  compiled = task.compile_gradients(made, four, shapes, still, (16, 24))
+  compiled = compilation.compile_gradients(made, four, shapes, still, (16, 24))
   place = lambda tree: jax.device_put(tree, sharding.tree_shardings(tree, four))
   grads, metrics_4 = compiled(
     place(state.params),
@@ -81,7 +82,7 @@ def test_update_takes_the_mean_of_the_parts(parts):
   config, nets, made, state, *_ = parts
   halves = diffusion_task.make_diffusion_task(
     nets,
-    task.make_optimizer(config),
+    tasks.make_optimizer(config),
     global_batch_size=4,
     trained=tuple(config.trained),
     parts=2,
@@ -103,7 +104,7 @@ def test_indivisible_parts(parts):
 def test_frozen_nets_stay_out_of_the_state(parts):
   config, nets, *_ = parts
   made = diffusion_task.make_diffusion_task(
-    nets, task.make_optimizer(config), global_batch_size=4, trained=('unet',)
+    nets, tasks.make_optimizer(config), global_batch_size=4, trained=('unet',)
   )
   state = jax.eval_shape(made.init, jax.random.key(0))
   assert set(state.params) == {'unet'}
@@ -111,4 +112,4 @@ def test_frozen_nets_stay_out_of_the_state(parts):
 
 def test_refused_mesh():
   with pytest.raises(ValueError, match='data=3, fsdp=1, tensor=1 does not fit'):
-    mesh.make_mesh(data=3, devices=jax.devices()[:1])
+    device_mesh.make_mesh(data=3, devices=jax.devices()[:1])

@@ -6,28 +6,29 @@ import numpy as np
 import optax
 import pytest
 
+from sdxl_jax.ema import transform
 from sdxl_jax.training import optimizer
 
 
 def test_ema_is_the_recurrence():
-  transform = optax.chain(optax.sgd(0.1), optimizer.ema(0.9))
+  chain = optax.chain(optax.sgd(0.1), transform.ema(0.9))
   params = {'kernel': jnp.arange(3.0)}
-  state = transform.init(params)
+  state = chain.init(params)
   expected = np.arange(3.0)
   for n in range(1, 40):
     grads = {'kernel': jnp.full(3, float(n))}
-    updates, state = transform.update(grads, state, params)
+    updates, state = chain.update(grads, state, params)
     params = optax.apply_updates(params, updates)
     d = min(0.9, (1 + n) / (10 + n))
     expected = d * expected + (1 - d) * np.asarray(params['kernel'])
-    averaged = optimizer.ema_params(state)['kernel']
+    averaged = transform.ema_params(state)['kernel']
     np.testing.assert_allclose(averaged, expected, rtol=1e-5)
 
 
 def test_no_ema_in_the_chain():
   state = optax.sgd(0.1).init({'kernel': jnp.zeros(2)})
   with pytest.raises(ValueError, match='keeps no EMA'):
-    optimizer.ema_params(state)
+    transform.ema_params(state)
 
 
 def test_only_kernels_decay():

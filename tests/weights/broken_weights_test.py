@@ -8,8 +8,7 @@ import time
 import pytest
 
 from sdxl_jax import convert
-from tests import golden_sets
-from tests.weights import headers
+from tests.support import golden_sets, headers
 
 SECONDS = 60  # that one may take, on a machine that has other work
 

@@ -1,0 +1,226 @@
+"""State, data position and config in one orbax checkpoint, saved together."""
+
+import pathlib
+import shutil
+
+import jax
+import orbax.checkpoint as ocp
+
+FOLDER = 'checkpoints'
+ITEMS = ('state', 'data', 'config')
+
+
+class Checkpoints:
+  """The checkpoints of a workdir; saving goes on in the background.
+
+  A checkpoint appears whole or not at all: one that a crash cut short is
+  ignored and removed. All processes save and restore their own parts.
+  """
+
+  def __init__(self, workdir, max_to_keep=2, read_only=False):
+    self.folder = pathlib.Path(workdir).absolute() / FOLDER
+    options = ocp.CheckpointManagerOptions(
+      max_to_keep=max_to_keep, read_only=read_only
+    )
+    self._manager = ocp.CheckpointManager(
+      self.folder, options=options, item_names=ITEMS
+    )
+
+  @property
+  def latest_step(self):
+    """int, or None in a fresh workdir."""
+    return self._manager.latest_step()
+
+  def check_space(self, state):
+    """Raises OSError unless the disk has room for one more State.
+
+    Args:
+      state: tree of arrays or of their jax.ShapeDtypeStruct.
+    """
+    need = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(state))
+    free = shutil.disk_usage(self.folder).free
+    if free < need:
+      raise OSError(
+        f'{self.folder} has {free / 1e9:.3g} GB left, and the next checkpoint '
+        f'takes up to {need / 1e9:.3g} GB. {self._remedy()}'
+      )
+
+  def save(self, step, state, data, config):
+    """Saves a State, the data position and the config, both as JSON dicts.
+
+    Raises:
+      OSError: where this one or the one before it cannot be written; those
+        that are complete stay.
+    """
+    self.wait()
+    self.check_space(state)
+    self._try(
+      self._manager.save,
+      step,
+      args=ocp.args.Composite(
+        state=ocp.args.PyTreeSave(state),
+        data=ocp.args.JsonSave(data),
+        config=ocp.args.JsonSave(config),
+      ),
+      force=True,
+    )
+
+  def restore(self, state):
+    """(State, data position) of the latest step; see `restore`."""
+    return restore(self.folder / str(self.latest_step), state)
+
+  def wait(self):
+    """Returns when everything is on disk, or raises OSError."""
+    self._try(self._manager.wait_until_finished)
+
+  def close(self):
+    self._try(self._manager.close)
+
+  def _try(self, action, *args, **settings):
+    # Orbax tells of a full disk with a ValueError, or one of many others.
+    try:
+      action(*args, **settings)
+    except Exception as error:
+      raise OSError(
+        f'a checkpoint cannot be written to {self.folder}: '
+        f'{str(error)[:500]}. {self._remedy()}'
+      ) from error
+
+  def _remedy(self):
+    step = self._manager.latest_step()
+    good = 'no step' if step is None else f'step {step}'
+    return (
+      f'The last good one is that of {good}: make room and run the same '
+      'command again'
+    )
+
+
+def find(source):
+  """The folder of one checkpoint: the source itself, or a workdir's latest."""
+  source = pathlib.Path(source).absolute()
+  if (source / 'state').is_dir():
+    return source
+  if not (source / FOLDER).is_dir():
+    raise FileNotFoundError(
+      f'{source} is no diffusers folder, no single file, no workdir of a '
+      f'training run and none of its {FOLDER}/STEP: check the path'
+    )
+  checkpoints = Checkpoints(source, read_only=True)
+  step = checkpoints.latest_step
+  checkpoints.close()
+  if step is None:
+    raise FileNotFoundError(
+      f'{source} has no checkpoint yet: wait for the first, or give another '
+      'folder'
+    )
+  return source / FOLDER / str(step)
+
+
+def read_config(folder):
+  """The config, as a dict, that a checkpoint's run had."""
+  with ocp.Checkpointer(ocp.CompositeCheckpointHandler(*ITEMS)) as reader:
+    args = ocp.args.Composite(config=ocp.args.JsonRestore())
+    return reader.restore(folder, args=args)['config']
+
+
+def restore(folder, state):
+  """Restores the State and the data position of a checkpoint.
+
+  Args:
+    folder: of one checkpoint.
+    state: tree of jax.ShapeDtypeStruct with shardings, possibly of another mesh
+      than the one that saved; `ocp.PLACEHOLDER` leaves are not read.
+
+  Returns:
+    (State, data position as a JSON dict).
+
+  Raises:
+    ValueError: where the checkpoint does not fit; it is left as it is.
+  """
+  items = {
+    'state': ocp.args.PyTreeRestore(state, restore_args(state)),
+    'data': ocp.args.JsonRestore(),
+  }
+  restored = restore_items(folder, items)
+  return restored['state'], restored['data']
+
+
+def read_shapes(folder):
+  """Reads the shapes of a saved State from the metadata of its checkpoint.
+
+  Args:
+    folder: of one checkpoint.
+
+  Returns:
+    {'step', 'params', 'opt_state'} of nested dicts and lists, as orbax saves
+    dataclasses and tuples, with a jax.ShapeDtypeStruct for each array.
+
+  Raises:
+    ValueError: for a checkpoint without readable metadata.
+  """
+  try:
+    handler = ocp.CompositeCheckpointHandler(
+      state=ocp.PyTreeCheckpointHandler()
+    )
+    with ocp.Checkpointer(handler) as reader:
+      metadata = reader.metadata(folder)
+    tree = metadata.item_metadata['state'].tree
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), tree)
+  except Exception as error:  # orbax raises many types for a broken one
+    raise ValueError(
+      f'checkpoint {folder} has no readable metadata '
+      f'({" ".join(str(error).split())[:300]}): re-download it, or use another '
+      'checkpoint of the run'
+    ) from error
+
+
+def restore_subtree(folder, saved, path, target):
+  """Restores the arrays of one node of a saved State, and reads no others.
+
+  Args:
+    folder: of one checkpoint.
+    saved: its shapes, as `read_shapes` returns them.
+    path: keys that lead from `saved` to the node.
+    target: {name: tree of jax.ShapeDtypeStruct with shardings}, for some of the
+      node's children.
+
+  Returns:
+    {name: tree of arrays}.
+
+  Raises:
+    ValueError: where the checkpoint cannot be read.
+  """
+  item = jax.tree.map(lambda x: ocp.PLACEHOLDER, saved)
+  node = item
+  for key in path:
+    node = node[key]
+  node.update(target)
+  items = {'state': ocp.args.PyTreeRestore(item, restore_args(item))}
+  node = restore_items(folder, items)['state']
+  for key in path:
+    node = node[key]
+  return {name: node[name] for name in target}
+
+
+def restore_items(folder, items):
+  """Restores {item: orbax arguments} of a checkpoint."""
+  try:
+    with ocp.Checkpointer(ocp.CompositeCheckpointHandler(*ITEMS)) as reader:
+      return reader.restore(folder, args=ocp.args.Composite(**items))
+  except Exception as error:
+    raise ValueError(
+      f'checkpoint {folder} cannot be restored ({error}). The run stops rather '
+      'than start over: restore it with the config it was saved with, or give '
+      'another workdir'
+    ) from error
+
+
+def restore_args(state):
+  """Returns the sharding of each array, which PyTreeRestore needs apart."""
+
+  def arg(x):
+    if x is ocp.PLACEHOLDER:
+      return ocp.RestoreArgs()
+    return ocp.ArrayRestoreArgs(sharding=x.sharding, global_shape=x.shape)
+
+  return jax.tree.map(arg, state)

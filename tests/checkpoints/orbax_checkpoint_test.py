@@ -1,0 +1,62 @@
+"""What happens to checkpoints when the disk is full."""
+
+import collections
+import shutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from sdxl_jax.checkpoints import orbax_checkpoint
+
+Usage = collections.namedtuple('Usage', 'free')
+STATE = {'a': jnp.arange(1000.0), 'b': jnp.ones([10, 10], jnp.bfloat16)}
+BYTES = 4 * 1000 + 2 * 100
+
+
+@pytest.fixture
+def checkpoints(tmp_path):
+  saved = orbax_checkpoint.Checkpoints(tmp_path)
+  saved.save(2, STATE, {'position': 2}, {})
+  saved.wait()
+  return saved
+
+
+def is_good(checkpoints, step):
+  place = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+  shapes = jax.tree.map(
+    lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), STATE
+  )
+  state, position = orbax_checkpoint.restore(
+    checkpoints.folder / str(step), shapes
+  )
+  same = jax.tree.map(np.array_equal, state, STATE)
+  return jax.tree.all(same) and position == {'position': step}
+
+
+@pytest.mark.parametrize('free, fits', [(BYTES, True), (BYTES - 1, False)])
+def test_room_for_one_more(checkpoints, monkeypatch, free, fits):
+  monkeypatch.setattr(shutil, 'disk_usage', lambda folder: Usage(free))
+  save = lambda: checkpoints.save(4, STATE, {'position': 4}, {})
+  if fits:
+    save()
+    checkpoints.wait()
+  else:
+    with pytest.raises(OSError, match='4.2e-06 GB.* good one .* step 2'):
+      save()
+  assert checkpoints.latest_step == (4 if fits else 2)
+  assert is_good(checkpoints, checkpoints.latest_step)
+
+
+def test_a_write_that_fails(checkpoints, monkeypatch):
+  """Although there seemed to be room: a quota, or others who write too."""
+
+  def fail(*args, **settings):
+    raise ValueError('RESOURCE_EXHAUSTED: Error writing local file')
+
+  monkeypatch.setattr(checkpoints._manager, 'save', fail)
+  with pytest.raises(OSError, match='RESOURCE_EXHAUSTED.*\\. The last good'):
+    checkpoints.save(4, STATE, {'position': 4}, {})
+  checkpoints.close()
+  assert is_good(checkpoints, 2)

@@ -1,0 +1,24 @@
+"""Bad flags end a command with a line that says what to do."""
+
+import subprocess
+import sys
+
+import pytest
+
+
+@pytest.mark.parametrize(
+  'module, flag, message',
+  [
+    ('train', '--config.no_such_field=1', "no_such_field': the config has no"),
+    ('train', '--config.caption_dropout=2.0', 'caption_dropout is 2.0'),
+    ('precompute', '--config.data.sauce=1', "'sauce': the config has no"),
+  ],
+)
+def test_errors_fit_a_screen(module, flag, message, tmp_path):
+  command = [sys.executable, '-m', f'sdxl_jax.{module}']
+  command += ['--config', 'tests/support/tiny_config.py', flag]
+  command += ['--workdir' if module == 'train' else '--output', tmp_path]
+  run = subprocess.run(command, capture_output=True, text=True)
+  assert run.returncode != 0
+  assert message in run.stderr
+  assert 'Traceback' not in run.stderr and run.stderr.count('\n') < 5

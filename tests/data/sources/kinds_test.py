@@ -1,0 +1,88 @@
+"""What every source promises, on the same pictures stored in every way."""
+
+import numpy as np
+import pytest
+
+from sdxl_jax.data import images
+from sdxl_jax.data.sources import kinds
+from tests.support import datasets
+
+SIZES = ((20, 30), (10, 40), (25, 25), (33, 11), (40, 24), (16, 16)) * 3
+KINDS = sorted(datasets.WRITERS)
+
+
+def make(kind, folder, examples=None, **settings):
+  if examples is None:
+    examples = [datasets.example(i, size) for i, size in enumerate(SIZES)]
+  written = datasets.WRITERS[kind](folder, examples)
+  return kinds.make_source(kind, written, workers=0, **settings)
+
+
+@pytest.mark.parametrize('kind', KINDS)
+def test_contract(kind, tmp_path):
+  source = make(kind, tmp_path)
+  assert len(source) == len(SIZES)
+  assert source.sizes.dtype == np.int32
+  assert sorted(source.sizes.tolist()) == sorted(map(list, SIZES))
+  for i in range(len(source)):
+    example = source[i]
+    number = int(example['caption'].removeprefix('picture '))
+    assert example['original_size'] == SIZES[number]
+    assert example['original_size'] == tuple(source.sizes[i])
+    assert example['aesthetic_score'] == pytest.approx(4 + number / 8)
+    decoded = np.asarray(images.decode(example['image'], example['name']))
+    np.testing.assert_array_equal(
+      decoded, datasets.ramp(*SIZES[number], number)
+    )
+
+
+@pytest.mark.parametrize('kind', KINDS)
+def test_unusable_records_are_named(kind, tmp_path):
+  examples = [datasets.example(i, size) for i, size in enumerate(SIZES)]
+  examples[3]['image'] = b'no picture'
+  examples[7]['image'] = b''
+  null = kind in ('webdataset', 'parquet')  # the others have '' at least
+  if null:
+    examples[9]['text'] = None
+  said = []
+  source = make(kind, tmp_path, examples, say=said.append)
+  assert len(source) == len(SIZES) - 2 - null
+  left_out = '\n'.join(source.left_out())
+  names = {
+    'folder': ('0003.png', '0007.png'),
+    'webdataset': ('0003', '0007', '0009'),
+    'parquet': ('row 0 of group 1', 'row 0 of group 0', 'row 2 of group 0'),
+    'tfds': ('record 3', 'record 7'),
+  }
+  assert all(name in left_out for name in names[kind]), left_out
+  assert '2 of 18 records left out: its header cannot be read' in said
+  captions = {source[i]['caption'] for i in range(len(source))}
+  assert not captions & {'picture 3', 'picture 7'}
+  assert ('picture 9' in captions) != null
+
+
+@pytest.mark.parametrize('kind', KINDS)
+def test_pictures_without_captions(kind, tmp_path):
+  """Where none are asked for, none need be there."""
+  sizes = ((40, 60), (60, 40), (50, 50))
+  examples = [datasets.example(i, size) for i, size in enumerate(sizes)]
+  if kind != 'tfds':  # whose text is never missing
+    for e in examples:
+      e['text'] = None
+  written = datasets.WRITERS[kind](tmp_path, examples)
+  none = {'captions': False} if kind == 'folder' else {'caption': ''}
+  source = kinds.make_source(kind, written | none, workers=0)
+  assert len(source) == 3 and not list(source.left_out())
+  for i, e in enumerate(examples):
+    assert source[i]['caption'] == '' and source[i]['image'] == e['image']
+
+
+def test_a_folder_of_nothing_but_pictures(tmp_path):
+  for i in range(3):
+    path = tmp_path / f'{i}.png'
+    path.write_bytes(datasets.example(i, (20, 30))['image'])
+  with pytest.raises(ValueError, match='images without a caption'):
+    kinds.make_source('folder', {'path': tmp_path}, workers=0)
+  settings = {'path': tmp_path, 'captions': False}
+  source = kinds.make_source('folder', settings, workers=0)
+  assert [source[i]['caption'] for i in range(3)] == [''] * 3

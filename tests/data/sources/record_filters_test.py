@@ -1,0 +1,149 @@
+"""What filters leave out, what they say of it, and what they refuse."""
+
+import collections
+
+import numpy as np
+import pytest
+
+from sdxl_jax.data.sources import kinds, record_filters
+from tests.support import datasets
+
+SIZES = ((20, 30), (10, 40), (25, 25), (33, 11), (40, 24), (16, 16)) * 3
+
+
+def choose(tmp_path, kind='folder', **settings):
+  """Numbers of the records that pass, and what was said."""
+  rules, said = record_filters.Filters(**settings), []
+  examples = [datasets.example(i, size) for i, size in enumerate(SIZES)]
+  written = datasets.WRITERS[kind](tmp_path / kind, examples)
+  source = kinds.make_source(kind, written, rules, 0, said.append)
+  sizes = [source[i]['original_size'] for i in range(len(source))]
+  assert source.sizes.tolist() == list(map(list, sizes))
+  return numbers_of(source), said
+
+
+def numbers_of(source):
+  captions = [source[i]['caption'] for i in range(len(source))]
+  return [int(caption.removeprefix('picture ')) for caption in captions]
+
+
+def numbers(keep):
+  return [i for i, size in enumerate(SIZES) if keep(i, *size)]
+
+
+def test_sides(tmp_path):
+  found, said = choose(tmp_path, min_side=20)
+  assert found == numbers(lambda i, h, w: min(h, w) >= 20)
+  assert said == ['9 of 18 records left out: a side is under 20 px']
+
+
+def test_aspects(tmp_path):
+  found, said = choose(tmp_path, min_aspect=0.5, max_aspect=1.0)
+  assert found == numbers(lambda i, h, w: 0.5 <= h / w <= 1)
+  assert said == ['9 of 18 records left out: height / width is not 0.5 to 1.0']
+
+
+@pytest.mark.parametrize('kind', sorted(datasets.WRITERS))
+def test_columns(tmp_path, kind):
+  found, said = choose(
+    *(tmp_path, kind),
+    min_aesthetic_score=4.5,
+    columns=(('watermark', '<=', 0.25), ('watermark', '!=', 0.0)),
+  )
+  assert found == numbers(lambda i, h, w: i >= 4 and i % 4 == 1)
+  # Each record is counted once, by the first rule that it breaks.
+  assert said == [
+    '8 of 18 records left out: watermark is not <= 0.25',
+    '5 of 18 records left out: watermark is not != 0.0',
+    '1 of 18 records left out: aesthetic_score is not >= 4.5',
+  ]
+
+
+def test_text_columns_and_missing_values(tmp_path):
+  (tmp_path / 'a.png').write_bytes(datasets.encode(datasets.ramp(4, 4)))
+  (tmp_path / 'metadata.csv').write_text(
+    'file_name,text,lang,p\na.png,0,en,\na.png,1,fr,0.5\na.png,2,,0.1\n'
+  )
+  for rule, expected in (
+    (('lang', '==', 'en'), ['0']),
+    (('lang', '!=', 'en'), ['1']),  # not one of unknown language
+    (('p', '<', 0.4), ['2']),
+  ):
+    source = kinds.make_source(
+      'folder', {'path': tmp_path}, record_filters.Filters(columns=(rule,)), 0
+    )
+    assert [source[i]['caption'] for i in range(len(source))] == expected
+
+
+@pytest.mark.parametrize(
+  'rule, message',
+  [
+    (('nonsense', '>', 1), "'nonsense', of which Folder has no value"),
+    (('watermark', '>', 'x'), "compares watermark with 'x'"),
+    (('watermark', '=>', 1), 'the comparison one of'),
+    (('watermark', '>', 9), 'leave none of 18'),
+  ],
+)
+def test_refused(tmp_path, rule, message):
+  with pytest.raises(ValueError, match=message):
+    choose(tmp_path, columns=(rule,))
+
+
+def test_sources_without_an_index(tmp_path):
+  settings = dict(resolution=40, length=50, objects=8, colours=6)
+  rules = record_filters.Filters(min_side=40)
+  source = kinds.make_source('scenes', settings, rules, say=lambda line: None)
+  assert 0 < len(source) < 50 and source.sizes.min() >= 40
+  assert source[0]['original_size'] == tuple(source.sizes[0])
+  rules = record_filters.Filters(columns=(('watermark', '<', 1),))
+  with pytest.raises(ValueError, match='Scenes has no value'):
+    kinds.make_source('scenes', settings, rules)
+
+
+def test_mixture(tmp_path):
+  """Shares are met, and every record of each source comes at least once."""
+  parts = {}
+  for n, (kind, share) in enumerate((('folder', 3), ('webdataset', 1))):
+    examples = [
+      datasets.example(100 * n + i, size) for i, size in enumerate(SIZES)
+    ]
+    parts[kind] = datasets.WRITERS[kind](tmp_path / kind, examples)
+    parts[kind] |= {'source': kind, 'share': share}
+  source = kinds.make_source('mixture', parts, workers=0)
+  assert len(source) == len(source.sizes) == 4 * len(SIZES)
+  counts = np.bincount(numbers_of(source), minlength=200)
+  assert set(counts[:18]) == {3} and set(counts[100:118]) == {1}
+  for i in range(len(source)):
+    assert source[i]['original_size'] == tuple(source.sizes[i])
+
+
+def test_a_share_of_nothing(tmp_path):
+  scenes = dict(source='scenes', resolution=40, length=9, objects=8, colours=6)
+  with pytest.raises(ValueError, match='mixture.b.share is 0'):
+    kinds.make_source(
+      'mixture', {'a': scenes | {'share': 1}, 'b': scenes | {'share': 0}}
+    )
+  with pytest.raises(ValueError, match='mixture is empty'):
+    kinds.make_source('mixture', {})
+
+
+def test_unknown_kind():
+  with pytest.raises(ValueError, match=r"'laion'; choose one of \['folder'"):
+    kinds.make_source('laion', {})
+
+
+@pytest.mark.parametrize('weight', [1.0, 0.25])
+def test_shares_weigh_a_prior(weight):
+  """Of a few pictures and many of their class; see configs/lora.py."""
+  kind = {'source': 'scenes', 'resolution': 32}
+  parts = {
+    'mine': kind | {'length': 20, 'share': 1.0},
+    'others': kind | {'length': 200, 'share': weight},
+  }
+  source = kinds.make_source('mixture', parts, workers=0)
+  mine, others = source.lengths
+  assert others / mine == pytest.approx(weight)
+  assert others == 200 and mine == 200 / weight
+  seen = [source[i]['name'] for i in range(mine)]
+  times = collections.Counter(seen)
+  assert len(times) == 20 and set(times.values()) == {mine // 20}

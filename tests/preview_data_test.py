@@ -1,0 +1,50 @@
+"""What is shown is what training would see."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from sdxl_jax import preview_data
+from sdxl_jax.text import tokenizer
+from tests.support import tiny_config
+
+
+def test_occupancy():
+  sizes = np.array([[100, 100]] * 6 + [[50, 100]] * 3 + [[20, 10]])
+  rows = preview_data.occupancy(sizes, ((40, 40), (32, 48), (48, 32)))
+  figures = [tuple(row.values()) for row in rows]
+  assert figures[0] == ('40x40', 6, 0.6, 0.0, 0.0)
+  assert figures[1] == pytest.approx(('32x48', 3, 0.3, 0.0, 0.25))
+  assert figures[2] == pytest.approx(('48x32', 1, 0.1, 1.0, 0.25))
+  text = preview_data.as_text(rows)
+  assert '     40x40           6   60.0%      0.0%      0.0%' in text
+
+
+def test_an_empty_bucket():
+  rows = preview_data.occupancy(np.array([[9, 9]]), ((40, 40), (32, 48)))
+  assert rows[1]['pictures'] == 0 and rows[1]['cut off'] == 0
+
+
+def test_batches_are_drawn(tmp_path):
+  said = []
+  preview_data.show(
+    tiny_config.get_config(), tmp_path, steps=3, say=said.append
+  )
+  assert '16x24' in said[0] and said[-1].startswith('12 pictures as training')
+  drawn = np.asarray(Image.open(tmp_path / 'batches.png'))
+  assert drawn.std() > 20
+  assert (tmp_path / 'buckets.png').is_file()
+
+
+def test_captions_are_those_of_the_tokens():
+  tokenize = tokenizer.load()
+  batch = {
+    'tokens': tokenize(['a fox', '']),
+    'original_size': np.array([[20, 30], [9, 8]]),
+    'crop_top_left': np.array([[0, 3], [1, 0]]),
+    'target_size': np.array([[16, 16]] * 2),
+  }
+  assert preview_data.describe(batch, tokenize) == [
+    'a fox\n20x30, from 0,3: 16x16',
+    '\n9x8, from 1,0: 16x16',
+  ]

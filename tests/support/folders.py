@@ -1,0 +1,35 @@
+"""Folders in the diffusers layout, made of trees of ours."""
+
+import dataclasses
+import functools
+
+from sdxl_jax import atomic_write
+from sdxl_jax.weights import pretrained
+from sdxl_jax.weights.diffusers import folder_reader, folder_writer
+
+
+def load_all(folder):
+  """{name: (config, params)} of a folder's nets."""
+  model = folder_reader.open_model(folder)
+  return {name: model.net(name).load() for name in model.openers}
+
+
+def net_of(name, config, params):
+  return pretrained.from_params(name, config, lambda target: params)
+
+
+def save_all(source, target, components, index=None, **kwargs):
+  """The components as trees of ours, and all else as the source has it.
+
+  `index` replaces the source's published.ModelIndex, where given.
+  """
+  model = folder_reader.open_model(source)
+  openers = {
+    name: functools.partial(net_of, name, config, params)
+    for name, (config, params) in components.items()
+  }
+  model = dataclasses.replace(
+    model, openers=openers, index=index or model.index
+  )
+  with atomic_write.atomic_path(target) as partial:
+    folder_writer.save(partial, model, **kwargs)

@@ -1,0 +1,123 @@
+"""Configs that must be refused, and what may change on resuming."""
+
+import pytest
+
+from configs import default
+from sdxl_jax.models import clip, from_config, unet, vae
+from sdxl_jax.training import config_diff, config_validation
+from tests.support import autoencoder_config, tiny_config
+
+
+def test_default_config_is_sdxl():
+  nets = from_config.make_model(default.get_config(), 'cpu')
+  runtime = dict(dtype='float32', remat='none')
+  nets = nets.replace(**runtime)
+  assert nets.unet == unet.BASE
+  assert nets.vae == vae.VAEConfig()
+  assert nets.text.text_encoder_2 == clip.VIT_BIGG
+  assert nets.text.text_encoder == clip.VIT_L
+
+
+@pytest.mark.parametrize(
+  'field, value, message',
+  [
+    ('total_steps', 0, 'total_steps is 0; it must be at least 1'),
+    ('caption_dropout', 1.5, 'caption_dropout is 1.5; it must be 0 to 1'),
+    ('uncond', 'nothing', "uncond is 'nothing'; choose one of"),
+    ('data.buckets', ((18, 16),), r'\(18, 16\).*multiples of 4'),
+    ('optimizer.ema_decay', -1, 'ema_decay is -1'),
+    ('optimizer.warmup_steps', 4, 'warmup_steps is 4.*total_steps, 4'),
+  ],
+)
+def test_out_of_range(field, value, message):
+  config = tiny_config.get_config()
+  config.update_from_flattened_dict({field: value})
+  with pytest.raises(ValueError, match=message):
+    config_validation.check(config)
+
+
+@pytest.mark.parametrize(
+  'field, value, message',
+  [
+    ('trained', ('vae',), r"trained is \('vae',\).*'discriminator', 'vae'"),
+    ('vae.scaling_factor', None, 'measure_latents is 0.*new encoder'),
+  ],
+)
+def test_autoencoders_that_cannot_be_trained(field, value, message):
+  config = autoencoder_config.get_config().unlock()
+  config.update_from_flattened_dict({field: value})
+  with pytest.raises(ValueError, match=message):
+    config_validation.check(config)
+
+
+ATTENTION = dict(layers='unet/.*to_q', rank=4, alpha=4.0)
+
+
+@pytest.mark.parametrize(
+  'groups, changes, message',
+  [
+    ({}, {}, r"\('lora',\) and config.lora has \[\].*dict\(layers="),
+    ({'a': ATTENTION}, {'trained': ('unet',)}, r"'unet',\) and .* has \['a'\]"),
+    ({'a': ATTENTION | {'rank': 0}}, {}, 'config.lora.a.rank is 0; .*least 1'),
+    ({'a': ATTENTION | {'alpha': 0.0}}, {}, 'config.lora.a.alpha is 0.0'),
+    ({'a': ATTENTION | {'layers': '(to_q'}}, {}, r"'\(to_q', which is no reg"),
+    ({'a': ATTENTION | {'layers': '.*'}}, {'data.source': 'precomputed'},
+     'patterns of config.lora that begin with unet/'),
+  ],
+)  # fmt: skip
+def test_factors_that_cannot_be_trained(groups, changes, message):
+  config = tiny_config.get_config().unlock()
+  config.update(trained=('lora',), lora=groups)
+  config.update_from_flattened_dict(changes)
+  with pytest.raises(ValueError, match=message):
+    config_validation.check(config)
+
+
+def test_factors_from_precomputed_text():
+  config = tiny_config.get_config().unlock()
+  config.update(trained=('lora',), lora={'a': ATTENTION})
+  config.data.source = 'precomputed'
+  config_validation.check(config)
+
+
+def test_unknown_field():
+  config = tiny_config.get_config()
+  with pytest.raises((AttributeError, KeyError), match='learning_rat'):
+    config.optimizer.learning_rat = 1
+
+
+@pytest.mark.parametrize(
+  'field, value, refused',
+  [
+    ('optimizer.b1', 0.5, False),
+    ('total_steps', 9, False),
+    ('mesh.processes', 2, False),
+    ('accumulation_steps', 2, False),
+    ('data.num_threads', 7, False),
+    ('unet.remat', 'full', False),
+    ('seed', 1, True),
+    ('buckets_per_step', 2, True),
+    ('data.flip_probability', 0.5, True),
+    ('unet.num_heads', (1, 1), True),
+    ('schedule.prediction', 'v', True),
+  ],
+)
+def test_changed_fields(field, value, refused):
+  old, new = tiny_config.get_config(), tiny_config.get_config()
+  new.update_from_flattened_dict({field: value})
+  said = []
+  check = lambda accepted: config_diff.check_changes(
+    old.to_dict(), new.to_dict(), 'DIR', accepted, said.append
+  )
+  if refused:
+    with pytest.raises(ValueError, match=rf'DIR holds .*\n  {field}: .* > '):
+      check(False)
+    assert not said
+  check(refused)
+  assert f'{field}: ' in said[0] and f'> {value}' in said[0]
+
+
+def test_nothing_changed():
+  config, said = tiny_config.get_config().to_dict(), []
+  config_diff.check_changes(config, config, 'DIR', False, said.append)
+  assert not said

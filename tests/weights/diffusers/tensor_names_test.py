@@ -1,0 +1,157 @@
+"""The full-size nets map one to one onto the published tensors."""
+
+import dataclasses
+import json
+import math
+
+import jax
+import numpy as np
+import pytest
+from flax import traverse_util
+
+from sdxl_jax.distributed import device_mesh, sharding
+from sdxl_jax.models import clip, unet, vae
+from sdxl_jax.weights import pretrained, safetensors_file
+from sdxl_jax.weights.diffusers import config_json, folder_reader, tensor_names
+
+# Key list, folder of the config, our config, number of parameters.
+FULL_SIZE = {
+  'base.unet': ('base/unet', unet.BASE, 2_567_463_684),
+  'refiner.unet': ('refiner/unet', unet.REFINER, 2_259_526_660),
+  'vae': ('base/vae', vae.VAEConfig(), 83_653_863),
+  'text_encoder': ('base/text_encoder', clip.VIT_L, 123_060_480),
+  'text_encoder_2': ('base/text_encoder_2', clip.VIT_BIGG, 694_659_840),
+}
+LAYOUTS = [(name, True) for name in FULL_SIZE]
+LAYOUTS += [('base.unet', False), ('refiner.unet', False)]
+
+
+def flat_params(config):
+  return traverse_util.flatten_dict(pretrained.abstract_params(config))
+
+
+@pytest.mark.parametrize('name,scan', LAYOUTS)
+def test_names_and_shapes_are_the_published_ones(keys, name, scan):
+  _, config, count = FULL_SIZE[name]
+  if not scan:
+    config = dataclasses.replace(config, scan_blocks=False)
+  published = json.loads((keys / f'diffusers.{name}.json').read_text())
+  flat = flat_params(config)
+  slots = tensor_names.slots(flat)
+  assert {n: list(s.shape) for n, s in slots.items()} == {
+    n: entry['shape'] for n, entry in published.items()
+  }
+  # Every leaf is filled, and every block of every stack exactly once.
+  places = {(slot.path, slot.index) for slot in slots.values()}
+  assert len(places) == len(slots)
+  assert {slot.path for slot in slots.values()} == set(flat)
+  assert sum(math.prod(leaf.shape) for leaf in flat.values()) == count
+
+
+@pytest.mark.parametrize('name', FULL_SIZE)
+def test_configs_are_the_published_ones(keys, name):
+  folder, config, _ = FULL_SIZE[name]
+  path = keys / 'configs' / folder / 'config.json'
+  published = json.loads(path.read_text())
+  component = folder.split('/')[1]
+  assert config_json.read(component, published, path) == config
+  ours = config_json.write(component, config)
+  assert config_json.read(component, ours, 'ours') == config
+  # 4 for every level, and 4 for each level, are the same.
+  layers = published.get('transformer_layers_per_block')
+  if isinstance(layers, int):
+    ours.pop('transformer_layers_per_block')
+  shared = set(ours) & set(published)
+  assert {k: ours[k] for k in shared} == {k: published[k] for k in shared}
+
+
+def test_stacked_and_unrolled_hold_the_same(golden):
+  folder = golden / 'tiny' / 'base'
+  config, stacked = folder_reader.load_component(folder, 'unet')
+  _, unrolled = folder_reader.load_component(folder, 'unet', scan_blocks=False)
+  last = config.mid_transformer_depth - 1
+  block = unrolled['mid_block']['attentions_0'][f'transformer_blocks_{last}']
+  blocks = stacked['mid_block']['attentions_0']['transformer_blocks']
+  jax.tree.map(
+    np.testing.assert_array_equal,
+    block,
+    jax.tree.map(lambda leaf: leaf[last], blocks),
+  )
+
+
+@pytest.mark.parametrize('old,new', [
+  ('text_model.encoder.layers.3.mlp.fc1.bias', None),
+  ('encoder.down_blocks.0.resnets.0.conv1.weight', None),
+  ('encoder.layers.3.mlp.fc1.bias', 'text_model.encoder.layers.3.mlp.fc1.bias'),
+  ('final_layer_norm.bias', 'text_model.final_layer_norm.bias'),
+  ('decoder.mid_block.attentions.0.query.bias',
+   'decoder.mid_block.attentions.0.to_q.bias'),
+  ('decoder.mid_block.attentions.0.proj_attn.weight',
+   'decoder.mid_block.attentions.0.to_out.0.weight'),
+])  # fmt: skip
+def test_names_of_older_and_newer_files(old, new):
+  assert tensor_names.canonical_name(old) == (new or old)
+
+
+@pytest.mark.parametrize('conv', [True, False], ids=['conv', 'linear'])
+def test_an_old_autoencoder_reads_alike(golden, conv):
+  config, params = folder_reader.load_component(golden / 'tiny' / 'base', 'vae')
+  old = {}
+  for name, tensor in tensor_names.tensors(params).items():
+    array = tensor.read()
+    if '.to_' in name and name.endswith('weight') and conv:
+      array = array[:, :, None, None]
+    for today, then in [
+      ('to_out.0', 'proj_attn'),
+      ('to_q', 'query'),
+      ('to_k', 'key'),
+      ('to_v', 'value'),
+    ]:
+      name = name.replace(f'.{today}.', f'.{then}.')
+    old[name] = safetensors_file.from_array(array)
+  target = pretrained.abstract_params(config)
+  read = tensor_names.from_published(old, target)
+  jax.tree.map(np.testing.assert_array_equal, read, params)
+
+
+def test_leftovers_and_shapes_are_refused():
+  target = {'conv': {'kernel': np.zeros((3, 3, 4, 8)), 'bias': np.zeros(8)}}
+  tensors = {'conv.weight': np.zeros((8, 4, 3, 3)), 'conv.bias': np.zeros(8)}
+
+  def read(changes):
+    found = {k: v for k, v in (tensors | changes).items() if v is not None}
+    found = {
+      name: safetensors_file.from_array(array) for name, array in found.items()
+    }
+    return tensor_names.from_published(found, target)
+
+  assert read({})['conv']['kernel'].shape == (3, 3, 4, 8)
+  assert read({'embeddings.position_ids': np.arange(77)})
+  with pytest.raises(ValueError, match='1 tensors have no place.*: extra.bias'):
+    read({'extra.bias': np.zeros(1)})
+  with pytest.raises(ValueError, match='1 tensors of the net.*: conv.bias'):
+    read({'conv.bias': None})
+  message = r'conv.weight has the shape \(8, 5, 3, 3\).*\(8, 4, 3, 3\)'
+  with pytest.raises(ValueError, match=message):
+    read({'conv.weight': np.zeros((8, 5, 3, 3))})
+  with pytest.raises(ValueError, match='conv.bias is stored as int8: quant'):
+    read({'conv.bias': np.zeros(8, np.int8)})
+
+
+def test_a_tensor_under_two_names_is_refused():
+  target = {'encoder': {'attentions_0': {'to_q': {'bias': np.zeros(8)}}}}
+  old, new = (f'encoder.attentions.0.{n}.bias' for n in ('query', 'to_q'))
+  found = dict.fromkeys([old, new], safetensors_file.from_array(np.zeros(8)))
+  with pytest.raises(ValueError, match=f'{old}: there under another name too'):
+    tensor_names.from_published(found, target)
+
+
+def test_arrays_go_where_the_target_says():
+  four = device_mesh.make_mesh(1, 4, devices=jax.devices()[:4])
+  array = np.arange(64.0, dtype=np.float32).reshape(8, 8)
+  shapes = {'conv': {'kernel': jax.ShapeDtypeStruct((8, 8), np.float32)}}
+  target = sharding.with_shardings(shapes, four)
+  found = {'conv.weight': safetensors_file.from_array(array.T)}
+  put = tensor_names.from_published(found, target)['conv']['kernel']
+  assert {s.data.shape for s in put.addressable_shards} == {(2, 8)}
+  np.testing.assert_array_equal(put, array)
