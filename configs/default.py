@@ -181,8 +181,8 @@ def get_config():
   config.vae.layers_per_block = 2
   config.vae.norm_num_groups = 32
   # Scaling applied to VAE latents before the UNet, see
-  # models/latent_scaling.py; None: that of init_from. SDXL's is 0.13025, without
-  # mean and std.
+  # models/latent_scaling.py; None: that of init_from. SDXL's is 0.13025,
+  # without mean and std.
   config.vae.scaling_factor = config_dict.placeholder(float)
   config.vae.latents_mean = config_dict.placeholder(tuple)  # of each channel
   config.vae.latents_std = config_dict.placeholder(tuple)

@@ -149,8 +149,8 @@ def convert_lora(
   """Writes a LoRA file; arguments as `convert` has them.
 
   Dialect 'kohya' is read by ComfyUI, AUTOMATIC1111's web UI, kohya's scripts
-  and diffusers; for others see weights/lora/lora_names.py. For a file made for a
-  model of other sizes than SDXL's, `base` is that model.
+  and diffusers; for others see weights/lora/lora_names.py. For a file made
+  for a model of other sizes than SDXL's, `base` is that model.
   """
   atomic_write.check_free(target, overwrite)
   made, shapes = export.open_lora(source, base, average)

@@ -14,8 +14,8 @@ import importlib
 
 from sdxl_jax.data.sources import mixture, record_filters
 
-# {kind: (module, class)}; a module is imported only when its kind is used, since
-# some depend on large packages.
+# {kind: (module, class)}; a module is imported only when its kind is used,
+# since some depend on large packages.
 KINDS = {
   'folder': ('folder', 'Folder'),
   'webdataset': ('webdataset', 'WebDataset'),

@@ -217,7 +217,8 @@ def check_leftovers(found, wanted):
     raise ValueError(
       f'{len(extra)} tensors have no place in the net: {format_list(extra)}; '
       f'{len(missing)} tensors of the net are not there: '
-      f'{format_list(missing)}. The weights are of another architecture than the config says'
+      f'{format_list(missing)}. The weights are of another architecture than '
+      'the config says'
     )
 
 
