@@ -1,9 +1,9 @@
-"""Draw pictures: prompt > tokens > context > latents > image.
+"""Sample images: prompt > tokens > context > latents > image.
 
   python -m sdxl_jax.sample --weights DIR --prompt "..." --output out.png
 
-DIR is a diffusers folder, a single file, or the workdir of a run. From Python:
-sample.generate(sample.load(DIR), ['a fox', 'a pig']).
+DIR is a diffusers folder, a single file, an orbax export or a run's workdir.
+From Python: sample.generate(sample.load(DIR), ['a fox', 'a pig']).
 """
 
 import os
@@ -32,64 +32,72 @@ from sdxl_jax.weights.lora import lora_file
 load, generate = pipelines.load, generation.generate
 
 
-def draw(asked, names, models, noise, args):
-  """Draws Requests in batches, each picture written as soon as it is done.
+def sample(requests, names, models, noise, args):
+  """Samples requests in batches; each image is written as soon as it is done.
 
   Args:
-    asked: list of requests.Request.
+    requests: list of sample_request.Request.
     names: the file of each.
-    models: see command_line.models.
+    models: see sample_flags.model_options.
     noise: N(0, 1) of each, [n, h/8, w/8, 4], or None for the seeds' own.
     args: the other flags.
   """
-  check_arrays(asked, noise, args)
+  check_arrays(requests, noise, args)
   mesh = device_mesh.make_mesh(devices=jax.local_devices())
   clock = Clock()
   base, refiner = load_models(mesh, **models, offload=args.offload)
   clock.stop('loading')
-  size, kept, latents = args.batch or mesh.size, [], []
-  for batch in sample_request.batches(asked, size, base.tokenize):
+  size, for_grid, latents = args.batch or mesh.size, [], []
+  for batch in sample_request.batches(requests, size, base.tokenize):
     done = len(latents)
-    # A program for fewer pictures would take longer to compile than these.
+    # Fill the last batch: a program for fewer images would have to be compiled.
     surplus = size - len(batch) if done else 0
-    settings = sample_request.arguments(
+    kwargs = sample_request.to_generate_kwargs(
       [*batch, *[batch[-1]] * surplus], base.size
     )
-    if args.watermark:
-      watermark.check(np.empty((*settings['size'], 3), np.uint8))
     if noise is not None:
-      ours = noise[done : done + len(batch)]
-      settings['init_noise'] = [*ours, *[ours[-1]] * surplus]
-    with tqdm.tqdm(unit='step', desc=f'{done} of {len(asked)}') as bar:
-      drawn, z = generate(
+      rows = noise[done : done + len(batch)]
+      kwargs['init_noise'] = [*rows, *[rows[-1]] * surplus]
+    zoom = args.zoom or base.zoom
+    if args.watermark:
+      h, w = kwargs['size']
+      watermark.check(np.empty((zoom * h, zoom * w, 3), np.uint8))
+
+    # Sample, then write images and what they were made with.
+    with tqdm.tqdm(unit='step', desc=f'{done} of {len(requests)}') as bar:
+      sampled, z = generate(
         base,
-        **settings,
+        **kwargs,
         refiner=refiner,
-        watch=watcher(bar, args.preview),
+        watch=make_watch(bar, args.preview),
         watch_every=args.preview_every if args.preview else 1,
       )
-    pictures = images.to_uint8(drawn[: len(batch)])
-    if args.watermark:
-      pictures = [watermark.embed(picture) for picture in pictures]
-    for request, name, picture in zip(batch, names[done:], pictures):
-      text = sample_request.to_text(request, models, picture.shape)
-      images.save(name, picture, text)
-    kept.extend(pictures if args.grid else [])
+    for request, name, image in zip(batch, names[done:], sampled):
+      text = sample_request.to_png_metadata(request, models, image.shape)
+      image = images.enlarge(images.to_uint8(image), zoom)
+      if args.watermark:
+        image = watermark.embed(image)
+      images.save(name, image, text)
+      if args.grid:
+        for_grid.append(image)
     latents.extend(z[: len(batch)])
-    clock.stop('drawing')
+    clock.stop('sampling')
   if args.grid:
-    images.save(args.grid, images.grid(kept, columns=round(len(kept) ** 0.5)))
+    columns = round(len(for_grid) ** 0.5)
+    images.save(args.grid, images.grid(for_grid, columns))
   if args.save_latents:
     np.save(args.save_latents, np.stack(latents))
-  print(f'wrote {names[0]}' + f' ... {names[-1]}' * (len(names) > 1))
-  print(clock.summary(len(asked)))
+  last = f' ... {names[-1]}' if len(names) > 1 else ''
+  print(f'wrote {names[0]}{last}')
+  print(clock.summary(len(requests)))
 
 
 def load_models(mesh, weights, refiner, average, lora, **settings):
-  """(base, refiner or None); a part of the mesh's devices where it is one."""
+  """Loads (base, refiner or None); a mesh of one device is left out."""
   mesh = mesh if mesh.size > 1 else None
+  # Find faults in all paths before one of them takes minutes to load.
   for folder in filter(None, (weights, refiner)):
-    loading.check_source(folder)  # before one of them takes minutes
+    loading.check_source(folder)
   for spec in lora:
     lora_file.find(lora_file.parse(spec)[0])
   print(f'loading {weights}', flush=True)
@@ -104,22 +112,22 @@ def load_models(mesh, weights, refiner, average, lora, **settings):
   return base, pipelines.load(refiner, average=average, mesh=mesh, **settings)
 
 
-def watcher(bar, preview):
-  """watch(done, total, preview) that moves a bar and writes a picture."""
+def make_watch(bar, preview):
+  """Makes watch(done, total, preview), which moves a bar and writes a PNG."""
 
-  def watch(done, total, show):
+  def watch(done, total, make_preview):
     bar.total = total
     bar.update(done - bar.n)
     if preview and done < total:
-      pictures = show()
-      columns = round(len(pictures) ** 0.5)
-      images.save(preview, images.grid(pictures, columns))
+      previews = make_preview()
+      columns = round(len(previews) ** 0.5)
+      images.save(preview, images.grid(previews, columns))
 
   return watch
 
 
 class Clock:
-  """Seconds by what they were spent for; compiling is told apart."""
+  """Measures seconds by phase, without those that programs are compiled in."""
 
   def __init__(self):
     self.spent, self.compiling = {}, 0.0
@@ -132,39 +140,40 @@ class Clock:
       self.compiling += seconds
 
   def now(self):
-    """Seconds that nothing was compiled in."""
+    """Returns a time in seconds at which compilation stands still."""
     return time.monotonic() - self.compiling
 
-  def stop(self, what):
+  def stop(self, phase):
+    """Adds the seconds since the last stop to a phase."""
     now = self.now()
-    self.spent[what] = self.spent.get(what, 0.0) + now - self.last
+    self.spent[phase] = self.spent.get(phase, 0.0) + now - self.last
     self.last = now
 
-  def summary(self, pictures):
-    drawing = self.spent['drawing']
+  def summary(self, count):
+    sampling = self.spent['sampling']
     return (
       f'loading {self.spent["loading"]:.1f} s, compiling {self.compiling:.1f} '
-      f's, drawing {drawing:.1f} s: {drawing / pictures:.2f} s a picture'
+      f's, sampling {sampling:.1f} s: {sampling / count:.2f} s per image'
     )
 
 
-def check_arrays(asked, noise, args):
-  """Raises ValueError for what one array of all pictures cannot hold."""
-  if noise is not None and len(noise) != len(asked):
+def check_arrays(requests, noise, args):
+  """Raises ValueError for noise or latents that do not fit one array."""
+  if noise is not None and len(noise) != len(requests):
     raise ValueError(
-      f'--init_noise={args.init_noise} has noise for {len(noise)} pictures, '
-      f'and {len(asked)} are asked for: give one each'
+      f'--init_noise={args.init_noise} has noise for {len(noise)} images, and '
+      f'{len(requests)} are to be sampled: pass one each'
     )
-  sizes = {(request.height, request.width, request.image) for request in asked}
+  sizes = {(r.height, r.width, r.image) for r in requests}
   if args.save_latents and len(sizes) > 1:
     raise ValueError(
-      f'--save_latents={args.save_latents} is one array, and the pictures may '
-      'be of several sizes: draw them by one command for each size'
+      f'--save_latents={args.save_latents} is one array, and the images may '
+      'have several sizes: use one command for each size'
     )
 
 
 def check_writable(path):
-  """Raises OSError before anything is drawn that could not be kept."""
+  """Raises OSError for a path that could not be written to later."""
   try:
     path.parent.mkdir(parents=True, exist_ok=True)
     writable = os.access(path.parent, os.W_OK) and not path.is_dir()
@@ -175,13 +184,14 @@ def check_writable(path):
 
 
 def main(args):
-  asked = sample_flags.read(args)
-  names = sample_flags.names(args.output, asked)
-  files = *names, args.grid, args.preview, args.save_latents
-  for path in filter(None, files):
+  requests = sample_flags.read(args)
+  names = sample_flags.file_names(args.output, requests)
+  outputs = *names, args.grid, args.preview, args.save_latents
+  for path in filter(None, outputs):
     check_writable(pathlib.Path(path))
   noise = None if args.init_noise is None else np.load(args.init_noise)
-  draw(asked, names, sample_flags.models(args), noise, args)
+  models = sample_flags.model_options(args)
+  sample(requests, names, models, noise, args)
 
 
 if __name__ == '__main__':

@@ -128,7 +128,7 @@ def test_latents_are_measured_and_handed_on(tmp_path):
     train.train(config, second)
   config.init_from = str(first)
   train.train(config, second)
-  nets = pipelines.load(second).nets
+  nets = pipelines.load(second).model
   assert nets.vae.scaling_factor == found.scaling_factor
   assert list(nets.vae.latents_mean) == found.latents_mean
 

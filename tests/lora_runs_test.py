@@ -161,7 +161,7 @@ def test_command(tmp_path):
   command += [f'--lora={spec}' for spec in specs] + ['--output', str(out)]
   done = subprocess.run(command, capture_output=True, text=True)
   assert done.returncode == 0, done.stderr
-  _, models = sample_request.from_text(out)
+  _, models = sample_request.from_png_metadata(out)
   assert models['lora'] == specs
   expected, _ = generation.generate(
     pipelines.load(BASE, loras=specs), ['a fox'], size=(32, 48), steps=2

@@ -58,8 +58,8 @@ def test_command(tmp_path):
     *('grid.png', 'all.npy', 'preview.png')
   }
   assert np.load(out / 'all.npy').shape == (6, 8, 12, 4)
-  assert 'a picture' in first.stdout and '4 of 6: 100%' in first.stderr
-  told, models = sample_request.from_text(out / '3-8.png')
+  assert 's per image' in first.stdout and '4 of 6: 100%' in first.stderr
+  told, models = sample_request.from_png_metadata(out / '3-8.png')
   assert told['prompt'] == 'ein Füchschen' and told['seed'] == 8
   assert models['refiner'] == str(TINY / 'refiner')
   with Image.open(out / '3-8.png') as picture:
@@ -81,7 +81,7 @@ def test_command(tmp_path):
     *('--output', out / 'painted.png', '--preset=lcm'),
   )
   assert painted.returncode == 0, painted.stderr
-  told, _ = sample_request.from_text(out / 'painted.png')
+  told, _ = sample_request.from_png_metadata(out / 'painted.png')
   assert told['sampler'] == 'lcm' and told['steps'] == 2
   with Image.open(out / 'painted.png') as picture:
     assert picture.size == (96, 64)
@@ -105,14 +105,14 @@ def test_watermark(tmp_path):
     (['--prompts_file', 'none.txt'], "No such file or directory: 'none.txt'"),
     (['--prompts_file', 'empty.txt'], 'empty.txt has no prompts'),
     (['--prompts_file', 'prompts.txt'], 'both given: leave one out'),
-    (['--output', 'a.jpg'], '--output=a.jpg: pictures are written as .png'),
+    (['--output', 'a.jpg'], '--output=a.jpg: images are written as .png'),
     (['--output', 'file/a.png'], 'file/a.png cannot be written'),
     (['--output', '{k}.png'], "'k'; braces may hold i and seed"),
     (['--repeat=2', '--output', 'a{seed:.1}.png'], 'Precision not allowed'),
     (['--dtype=int8'], '--dtype=int8 is not float32 or bfloat16'),
     (['--from_png', 'plain.png'], "no text under ['sdxl_jax']"),
-    (['--init_noise=two.npy'], 'noise for 2 pictures, and 1 are asked for'),
-    (['--weights='], 'nothing to draw with: give --weights'),
+    (['--init_noise=two.npy'], 'noise for 2 images, and 1 are to be sampled'),
+    (['--weights='], 'no model to sample from: pass --weights'),
     ([], 'x is no diffusers folder'),
     (['--weights', TINY / 'base', '--refiner=x'], 'x is no diffusers folder'),
   ],
@@ -195,9 +195,9 @@ def test_the_clock_tells_compiling_apart(monkeypatch):
   clock.stop('loading')
   clock.listen('/jax/core/compile/backend_compile_duration', 5.0)
   clock.listen('/jax/something_else_duration', 5.0)
-  clock.stop('drawing')
-  assert clock.spent == {'loading': 2.0, 'drawing': 2.0}
-  assert 'compiling 6.0 s, drawing 2.0 s: 0.50 s a picture' in clock.summary(4)
+  clock.stop('sampling')
+  assert clock.spent == {'loading': 2.0, 'sampling': 2.0}
+  assert 'compiling 6.0 s, sampling 2.0 s: 0.50 s per image' in clock.summary(4)
 
 
 def test_prompts_files(tmp_path):
@@ -237,14 +237,16 @@ def test_batches_share_their_settings():
 def test_batches_have_one_number_of_chunks():
   tokenize = tokenizer.load()
   ask = lambda *words, **more: sample_request.Request(
-    *('fox ' * count for count in words), long_prompts=True, **more
+    **dict(zip(('prompt', 'negative_prompt'), ('fox ' * n for n in words))),
+    long_prompts=True,
+    **more,
   )
   marks = '(fox:1.1) ' * 75, 'fox'  # 75 tokens
   both = dict(weighted_prompts=True, long_prompts=True)
   asked = [
     *(ask(3), ask(75), ask(76), ask(150), ask(151)),
     *(ask(3, 76), ask(75, 100), ask(76, 3), ask(3, prompt_2='fox ' * 76)),
-    *(sample_request.Request(p, **both) for p in marks),
+    *(sample_request.Request(prompt=p, **both) for p in marks),
   ]
   found = [len(batch) for batch in sample_request.batches(asked, 9, tokenize)]
   assert found == [2, 2, 1, 2, 1, 1, 2]
@@ -258,9 +260,9 @@ def test_what_a_picture_tells_is_what_was_asked(tmp_path):
     prompt='ein "Fuchs"\n🦊', seed=3, target_size=(8, 9), long_prompts=True
   )
   path = tmp_path / 'a.png'
-  text = sample_request.to_text(asked, {'weights': 'W'}, (8, 8, 3))
+  text = sample_request.to_png_metadata(asked, {'weights': 'W'}, (8, 8, 3))
   images.save(path, np.zeros((8, 8, 3)), text)
-  told, models = sample_request.from_text(path)
+  told, models = sample_request.from_png_metadata(path)
   asked = dataclasses.replace(asked, height=8, width=8)
   assert sample_request.Request(**told) == asked and models == {'weights': 'W'}
   assert set(told) == set(

@@ -123,7 +123,7 @@ def test_samples_need_no_fused_kernel(monkeypatch):
   nets, drawn = from_config.make_model(config), []
 
   def generate(pipeline, prompts, **settings):
-    drawn.append(pipeline.nets.unet.attention)
+    drawn.append(pipeline.model.unet.attention)
     return np.zeros((len(prompts), 16, 16, 3), np.float32), None
 
   monkeypatch.setattr(generation, 'generate', generate)

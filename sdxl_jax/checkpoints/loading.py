@@ -11,13 +11,12 @@ from ml_collections import config_dict
 
 from sdxl_jax.checkpoints import orbax_checkpoint, run_params
 from sdxl_jax.distributed import device_mesh, multihost, sharding
-from sdxl_jax.models import from_config
+from sdxl_jax.models import from_config, latent_scaling
 from sdxl_jax.weights import formats, lpips_weights
 from sdxl_jax.weights.lora import merge
 
 # Fields of a net's config that do not belong to its architecture.
 RUNTIME = ('dtype', 'param_dtype', 'attention', 'remat', 'scan_blocks')
-LATENTS = ('scaling_factor', 'latents_mean', 'latents_std')
 
 
 def check_source(folder):
@@ -71,7 +70,9 @@ def with_latent_scaling(config, source):
   else:
     theirs = from_config.make_model(saved_config(source)).vae
   config = config.copy_and_resolve_references().unlock()
-  config.vae.update({name: getattr(theirs, name) for name in LATENTS})
+  config.vae.update(
+    {name: getattr(theirs, name) for name in latent_scaling.FIELDS}
+  )
   return config.lock()
 
 

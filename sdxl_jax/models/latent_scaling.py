@@ -7,6 +7,9 @@ channel.
 
 import jax.numpy as jnp
 
+# Fields of an autoencoder's config that scale its latents.
+FIELDS = ('scaling_factor', 'latents_mean', 'latents_std')
+
 
 def scale(config, z):
   """z > latents, by what the autoencoder's config says."""

@@ -8,7 +8,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from sdxl_jax.models import clip, lora
-from sdxl_jax.text import tokenizer
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,71 +77,6 @@ class TextEncoder:
     widths = [net.config.hidden_size for _, net in self.towers.values()]
     rows = weights[:, list(self.towers)].swapaxes(1, 2)
     return np.repeat(rows, widths, axis=-1)
-
-  def encode_prompts(
-    self,
-    params,
-    tokenize,
-    prompts,
-    negative_prompts=None,
-    *,
-    force_zeros,
-    guided=True,
-    prompts_2=None,
-    negative_prompts_2=None,
-    clip_skip=0,
-    weighted=False,
-    long=False,
-    place=jnp.asarray,
-  ):
-    """Lists of prompts > (context, pooled) of them and of their opposites.
-
-    Without negative prompts the opposite is zeros where `force_zeros` (the
-    base's model_index.json says so), else the encoded '' (the refiner's). An
-    explicit '' is always encoded. `prompts_2` are for bigG; `clip_skip` does
-    not apply to negative prompts. Where nothing is `guided` by them, negative
-    prompts are not encoded, and the prompts' are returned alone.
-
-    `weighted` reads (words:1.3) as a weight, see emphasis.parse and
-    `emphasize`. `long` cuts no prompt, see Tokenizer.chunks: the context is
-    [b, 77 k, 2048]. The shorter of a prompt and its opposite has chunks of ''
-    at its end; k, that of the longer, must be the same for all pictures, which
-    would otherwise depend on each other.
-
-    `place` puts tokens, int32 [n, 2, 77], on the devices that share them out.
-
-    Raises:
-      ValueError: for lists of other lengths, or pictures of several k.
-    """
-    zeros = negative_prompts is None and force_zeros
-    if negative_prompts is None:
-      negative_prompts = [''] * len(prompts)
-    if len(negative_prompts) != len(prompts):
-      raise ValueError(
-        f'{len(negative_prompts)} negative prompts for {len(prompts)} prompts: '
-        'give one for each'
-      )
-    texts = [(prompts, prompts_2), (negative_prompts, negative_prompts_2)]
-    chunks = [
-      tokenize.chunks(*pair, weighted=weighted, long=long)
-      for pair in texts[: 2 if guided and not zeros else 1]
-    ]
-    empty = tokenize.empty
-    taken = [tokenizer.count(tokens, empty) for tokens, _ in chunks]
-    counts = sorted(set(np.max(taken, axis=0).tolist()))
-    if len(counts) > 1:
-      raise ValueError(
-        f'some prompts take {counts[0]} and some {counts[-1]} chunks of up to '
-        f'{tokenizer.CONTENT} tokens, and no picture may depend on another: '
-        'draw those of each number by themselves'
-      )
-    chunks = [tokenizer.lengthen(*c, empty, counts[0]) for c in chunks]
-    cond = self.encode_chunks(params, *chunks[0], empty, clip_skip, place)
-    if not guided:
-      return (cond,)
-    if zeros:
-      return cond, jax.tree.map(jnp.zeros_like, cond)
-    return cond, self.encode_chunks(params, *chunks[1], empty, 0, place)
 
 
 def emphasize(context, empty, w):

@@ -24,6 +24,7 @@ from sdxl_jax.sampling import (
   denoising_loop,
   initial_latents,
   pipelines,
+  prompt_encoding,
   vae_batches,
 )
 
@@ -99,7 +100,7 @@ def make_expert(config, machine, asked):
     'xla' if platform == 'gpu' else from_config.default_attention(platform)
   )
   nets = from_config.make_model(config, platform).replace_each(
-    lambda name: pipelines.runtime(
+    lambda name: pipelines.runtime_fields(
       name, asked.dtype, asked.vae_dtype, attention
     )
   )
@@ -146,31 +147,39 @@ def trace_steps(mesh, asked, expert, params):
   nets, count = expert.nets, asked.batch * mesh.size
   shape = count, *initial_latents.latent_shape(nets, asked.size)
   sampler = samplers.SAMPLERS[asked.sampler]
-  levels = sampling_schedule.make_sampling_schedule(
+  schedule = sampling_schedule.make_sampling_schedule(
     nets.schedule, sampling_schedule.Spacing(), asked.sampler, asked.steps
   )
 
-  def step(params, x, context, vector, levels, keys):
-    carry = samplers.init_state(sampler, x)
-    told = nets.project(params, context), vector
-    guidance = denoising_loop.Guidance(5.0, 0.0)
-    return denoising_loop.advance.__wrapped__(
-      *(nets, params, carry, told, levels, keys, 0, asked.steps, guidance),
-      kept=None,
-      beside=None,
+  def steps(params, x, context, vector, schedule, keys):
+    context = nets.project(params, context)
+    inputs = denoising_loop.StepInputs(
+      prompt_encoding.Conditioning(context, vector),
+      schedule,
+      keys,
+      denoising_loop.Guidance(5.0, 0.0),
+    )
+    return denoising_loop.denoise_steps(
+      nets,
+      params,
+      samplers.init_state(sampler, x),
+      inputs,
+      0,
+      asked.steps,
       sampler=asked.sampler,
       guided=asked.guided,
     )
 
-  everywhere = lambda x: rows(mesh, x.shape, x.dtype, sharding.replicated)
-  levels = jax.eval_shape(lambda: jax.tree.map(jnp.asarray, levels))
-  levels = jax.tree.map(everywhere, levels)
+  def replicated(x):
+    return rows(mesh, x.shape, x.dtype, sharding.replicated)
+
+  schedule = jax.eval_shape(lambda: jax.tree.map(jnp.asarray, schedule))
   keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), count))
-  return jax.jit(step).trace(
+  return jax.jit(steps).trace(
     params,
     rows(mesh, shape),
     *told_shapes(mesh, asked, expert),
-    levels,
+    jax.tree.map(replicated, schedule),
     rows(mesh, keys.shape, keys.dtype),
   )
 

@@ -1,10 +1,13 @@
-"""One run of sampling: who takes which of its steps, and what he is told."""
+"""The denoising loop: base and refiner each take segments of the steps."""
 
+import dataclasses
 import functools
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from jaxtyping import Array, Float, Int, Key
 
 from sdxl_jax.diffusion import (
   denoiser,
@@ -14,198 +17,264 @@ from sdxl_jax.diffusion import (
   sampling_schedule,
 )
 from sdxl_jax.distributed import device_mesh
-from sdxl_jax.sampling import initial_latents, validation
+from sdxl_jax.models import sdxl
+from sdxl_jax.sampling import initial_latents, pipelines, validation
+from sdxl_jax.sampling.noise_streams import NoiseStream
+from sdxl_jax.sampling.prompt_encoding import Conditioning
+from sdxl_jax.sampling.settings import SampleSettings
+
+Latents = Float[Array, 'b h w c']
 
 
-class Turn(NamedTuple):
-  """Steps in a row that one of the pipelines takes with one sampler."""
+class Segment(NamedTuple):
+  """Consecutive steps that one model takes with one sampler."""
 
-  who: int
+  model_index: int  # 0: base, 1: refiner
   sampler: str
   start: int
   stop: int
-  renewed: bool = False  # from what came before, made noisy again
+  renoise: bool = False  # from the denoised latents of the segment before
 
-
-def turns(levels, sampler, first, refiner_start=None, refiner_strength=None):
-  """The Turns of a run from its step `first`.
-
-  Args:
-    levels: noise_levels.Levels of the run.
-    sampler: its name.
-    first: of its steps.
-    refiner_start: share of all noise levels after which a refiner takes over.
-    refiner_strength: the refiner goes over the base's picture instead.
-  """
-  steps = len(levels.timesteps)
-  if refiner_strength is not None:
-    again = img2img.first_step(steps, refiner_strength)
-    return [
-      Turn(0, sampler, first, steps),
-      Turn(1, sampler, again, steps, renewed=True),
-    ]
-  if refiner_start is None:
-    return [Turn(0, sampler, first, steps)]
-  cut = max(first, sampling_schedule.steps_until(levels, refiner_start))
-  if sampler != 'heun' or cut == first:
-    return [Turn(0, sampler, first, cut), Turn(1, sampler, cut, steps)]
-  # The reference stops between Heun's two calls, after Euler's step, and its
-  # refiner takes that step once more.
-  return [
-    Turn(0, 'heun', first, cut - 1),
-    Turn(0, 'euler', cut - 1, cut),
-    Turn(1, 'heun', cut - 1, steps),
-  ]
-
-
-def condition(pipeline, rows, texts, sizes, negative_sizes, scales):
-  """(context, vector) of all rows; guided, in pairs with those without prompt.
-
-  These come first.
-  """
-  nets, guided = pipeline.nets, validation.uses_cfg(pipeline.nets, scales)
-  towers = pipeline.on_device('text_encoder', 'text_encoder_2')
-  encoded = nets.text.encode_prompts(
-    *(towers, pipeline.tokenize),
-    force_zeros=pipeline.force_zeros,
-    guided=guided,
-    place=rows.place,
-    **texts,
-  )
-  told = [
-    (context, vector(nets, pooled, like(pooled, sizes)))
-    for (context, pooled), sizes in zip(encoded, (sizes, negative_sizes))
-  ]
-  told = (
-    jax.tree.map(guidance.interleave_pairs, *told[::-1]) if guided else told[0]
-  )
-  return jax.block_until_ready(told)  # before the towers go
-
-
-def like(pooled, sizes):
-  """Sizes for every row of pooled text."""
-  tile = lambda value: np.tile(np.float32(value), (len(pooled), 1))
-  told = {name: tile(value) for name, value in sizes.items()}
-  return told | {'aesthetic_score': told['aesthetic_score'][:, 0]}
-
-
-@functools.partial(jax.jit, static_argnames='nets')
-def vector(nets, pooled, sizes):
-  return nets.vector(pooled, sizes)
-
-
-@functools.partial(jax.jit, static_argnames='nets')
-def project(nets, params, context):
-  return nets.project(params, context)
+  @property
+  def steps(self) -> int:
+    return self.stop - self.start
 
 
 class Guidance(NamedTuple):
-  """How far from the prediction without prompt; 1 or less: it is not asked."""
+  """Scale and rescale of classifier-free guidance, as arrays or floats."""
 
-  scale: float
-  rescale: float
+  scale: Any
+  rescale: Any
 
 
-def run(experts, told, plan, start, levels, keys, scales, watch=None, every=1):
-  """Takes all steps of a plan.
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class StepInputs:
+  """What every step of one model takes besides its state."""
+
+  conditioning: Conditioning
+  schedule: sampling_schedule.SamplingSchedule
+  keys: Key[Array, ' b']  # one per image
+  guidance: Guidance
+  known: img2img.KnownRegion | None = None  # what a mask leaves unchanged
+  concat_channels: Float[Array, 'b h w k'] | None = None
+
+
+class Expert(NamedTuple):
+  """Base or refiner, with the inputs of its steps."""
+
+  pipeline: pipelines.Pipeline
+  inputs: StepInputs
+
+
+def make_expert(
+  pipeline: pipelines.Pipeline,
+  conditioning: Conditioning,
+  schedule: sampling_schedule.SamplingSchedule,
+  keys: Key[Array, ' b'],
+  initial: initial_latents.InitialLatents,
+  settings: SampleSettings,
+) -> Expert:
+  """Makes the Expert of a base or refiner.
+
+  An inpainting UNet fills in the masked part by itself, from the channels that
+  are concatenated to x; for others the known part is put back at each step.
+  """
+  is_inpainting = validation.is_inpainting_unet(pipeline.model)
+  inputs = StepInputs(
+    conditioning,
+    schedule,
+    keys,
+    Guidance(float(settings.guidance_scale), float(settings.guidance_rescale)),
+    known=None if is_inpainting else initial.known,
+    concat_channels=initial.concat_channels if is_inpainting else None,
+  )
+  return Expert(pipeline, inputs)
+
+
+def plan_segments(
+  schedule: sampling_schedule.SamplingSchedule,
+  first_step: int,
+  settings: SampleSettings,
+  has_refiner: bool,
+) -> list[Segment]:
+  """Divides the steps from the first one on between base and refiner.
 
   Args:
-    experts: pipelines.Pipelines.
-    told: (context, vector) of each.
-    plan: list of Turns.
-    start: beginning.Start.
-    levels: noise_levels.Levels.
-    keys: [b], one per image.
-    scales: Guidance.
-    watch: called as watch(steps done, steps in all, denoised), or None.
-    every: steps between two calls.
+    schedule: noise levels of the loop.
+    first_step: of the schedule; later than 0 with an init image.
+    settings: the sampler, and where or how strongly the refiner starts.
+    has_refiner: without one all steps are the base's.
+  """
+  sampler, steps = settings.sampler, len(schedule.timesteps)
+  if not has_refiner:
+    return [Segment(0, sampler, first_step, steps)]
+  if settings.refiner_strength is not None:
+    start = img2img.first_step(steps, settings.refiner_strength)
+    return [
+      Segment(0, sampler, first_step, steps),
+      Segment(1, sampler, start, steps, renoise=True),
+    ]
+  cut = sampling_schedule.steps_until(schedule, settings.refiner_start)
+  cut = max(first_step, cut)
+  if sampler != 'heun' or cut == first_step:
+    return [
+      Segment(0, sampler, first_step, cut),
+      Segment(1, sampler, cut, steps),
+    ]
+  # diffusers stops between Heun's two calls, after Euler's step, and its
+  # refiner takes that step once more.
+  return [
+    Segment(0, 'heun', first_step, cut - 1),
+    Segment(0, 'euler', cut - 1, cut),
+    Segment(1, 'heun', cut - 1, steps),
+  ]
+
+
+def run(
+  experts: list[Expert],
+  segments: list[Segment],
+  x: Latents,
+  watch: Callable[[int, int, Latents], None] | None = None,
+  watch_every: int = 1,
+) -> Latents:
+  """Takes all steps of all segments.
+
+  Args:
+    experts: base and, if there is one, refiner.
+    segments: of `plan_segments`.
+    x: initial latents at the noise level of the first segment's start.
+    watch: called as watch(steps done, steps in all, denoised latents).
+    watch_every: steps between two calls.
 
   Returns:
-    Latents [b, h, w, c].
+    The latents of the images.
   """
-  x, done, total = start.x, 0, sum(t.stop - t.start for t in plan)
-  kept = None
-  for turn in plan:
-    if turn.renewed:
-      noise = samplers.draw_noise(keys, initial_latents.REFINING, x.shape)
-      latents = finish(levels, kept, x)
-      x = img2img.from_latents(latents, noise, levels, turn.start)
-    # A net that sees the mask fills it in by itself.
-    sees = validation.is_inpainting_unet(experts[turn.who].nets)
-    kept, beside = (None, start.beside) if sees else (start.kept, None)
-    seen = watch and (lambda i, *rest, done=done: watch(done + i, total, *rest))
-    x = take(
-      *(turn, experts[turn.who], told[turn.who], x, kept, beside, levels),
-      *(keys, scales, seen, every),
-    )
-    done += turn.stop - turn.start
-  return finish(levels, kept, x)
-
-
-def take(
-  turn, expert, told, x, kept, beside, levels, keys, scales, watch, every
-):
-  """Takes the steps of one Turn; arguments as `run` and `advance` have them."""
-  nets, params = expert.nets, expert.on_device('unet')
-  context, *rest = told
-  # The same at every step, so the words are projected once for all of them.
-  told = project(nets, params, context), *rest
-  carry = samplers.init_state(samplers.SAMPLERS[turn.sampler], x)
-  leap = every if watch else turn.stop - turn.start
-  for i in range(turn.start, turn.stop, leap or 1):
-    stop = min(i + leap, turn.stop)
-    with device_mesh.use(expert.mesh):
-      carry = advance(
-        *(nets, params, carry, told, levels, keys),
-        *(np.int32(i), np.int32(stop), scales, kept, beside),
-        sampler=turn.sampler,
-        guided=validation.uses_cfg(nets, scales),
+  done, total = 0, sum(segment.steps for segment in segments)
+  inputs = experts[segments[0].model_index].inputs
+  for segment in segments:
+    if segment.renoise:
+      latents = finish(inputs.schedule, inputs.known, x)
+      noise = samplers.draw_noise(
+        inputs.keys, NoiseStream.REFINER_NOISE, x.shape
       )
-    if watch:
-      carry.x.block_until_ready()  # what is dispatched is not done
-      watch(stop - turn.start, carry.denoised)
-  return carry.x.block_until_ready()  # before the net goes
+      x = img2img.from_latents(latents, noise, inputs.schedule, segment.start)
+    expert = experts[segment.model_index]
+    report = watch and functools.partial(report_step, watch, done, total)
+    x = run_segment(expert, segment, x, report, watch_every)
+    done, inputs = done + segment.steps, expert.inputs
+  return finish(inputs.schedule, inputs.known, x)
 
 
-@functools.partial(jax.jit, static_argnames=('nets', 'sampler', 'guided'))
-def advance(
-  nets,
-  params,
-  carry,
-  told,
-  levels,
-  keys,
-  start,
-  stop,
-  scales,
-  kept,
-  beside,
-  *,
-  sampler,
-  guided,
-):
-  """Some steps of a turn.
+def report_step(
+  watch: Callable[[int, int, Latents], None],
+  done_before: int,
+  total: int,
+  steps: int,
+  denoised: Latents,
+) -> None:
+  """Calls `watch` after some steps of a segment."""
+  watch(done_before + steps, total, denoised)
 
-  Compiled once per shape, sampler and number of all steps.
+
+def run_segment(
+  expert: Expert,
+  segment: Segment,
+  x: Latents,
+  report: Callable[[int, Latents], None] | None,
+  report_every: int,
+) -> Latents:
+  """Takes the steps of one segment.
+
+  Args:
+    expert: the segment's.
+    segment: its steps.
+    x: latents at the noise level of its start.
+    report: called as report(steps of the segment done, denoised latents).
+    report_every: steps between two calls.
   """
-  net = nets.denoiser(params, *told, scales.scale)
+  pipeline, inputs = expert
+  params = pipeline.on_device('unet')
+  conditioning = inputs.conditioning
+  # Cross-attention's keys and values are the same at every step.
+  context = precompute_context(pipeline.model, params, conditioning.context)
+  conditioning = conditioning._replace(context=context)
+  inputs = dataclasses.replace(inputs, conditioning=conditioning)
+  state = samplers.init_state(samplers.SAMPLERS[segment.sampler], x)
+  stride = report_every if report else max(1, segment.steps)
+  for start in range(segment.start, segment.stop, stride):
+    stop = min(start + stride, segment.stop)
+    with device_mesh.use(pipeline.mesh):
+      state = take_steps(
+        pipeline.model,
+        params,
+        state,
+        inputs,
+        np.int32(start),
+        np.int32(stop),
+        sampler=segment.sampler,
+        guided=validation.uses_cfg(pipeline.model, inputs.guidance.scale),
+      )
+    if report:
+      state.x.block_until_ready()  # dispatched steps are not done yet
+      report(stop - segment.start, state.denoised)
+  # An offloaded UNet's parameters leave the device after this.
+  return state.x.block_until_ready()
+
+
+@functools.partial(jax.jit, static_argnames='model')
+def precompute_context(
+  model: sdxl.SDXL, params: dict[str, Any], context: Float[Array, 'n t c']
+) -> dict[str, Any]:
+  """Computes the keys and values of all cross-attention layers."""
+  return model.project(params, context)
+
+
+def denoise_steps(
+  model: sdxl.SDXL,
+  params: dict[str, Any],
+  state: samplers.SamplerState,
+  inputs: StepInputs,
+  start: int | Int[Array, ''],
+  stop: int | Int[Array, ''],
+  *,
+  sampler: str,
+  guided: bool,
+) -> samplers.SamplerState:
+  """Takes steps `start` to `stop` of a segment."""
+  net = model.denoiser(params, *inputs.conditioning, inputs.guidance.scale)
   if guided:
-    net = guidance.classifier_free_guidance(net, *scales)
-  if beside is not None:
-    net = denoiser.concat_channels(net, beside)
-  denoise = denoiser.make_denoiser(net, levels)
-  if kept is not None:
-    denoise = img2img.inpainting_denoiser(denoise, kept)
-  sampler = samplers.SAMPLERS[sampler]
+    net = guidance.classifier_free_guidance(net, *inputs.guidance)
+  if inputs.concat_channels is not None:
+    net = denoiser.concat_channels(net, inputs.concat_channels)
+  denoise = denoiser.make_denoiser(net, inputs.schedule)
+  if inputs.known is not None:
+    denoise = img2img.inpainting_denoiser(denoise, inputs.known)
   return samplers.run_steps(
-    denoise, carry, levels, sampler, start, stop, keys=keys
+    denoise,
+    state,
+    inputs.schedule,
+    samplers.SAMPLERS[sampler],
+    start,
+    stop,
+    keys=inputs.keys,
   )
 
 
+# Compiled once per shape, sampler and number of all steps.
+take_steps = jax.jit(
+  denoise_steps, static_argnames=('model', 'sampler', 'guided')
+)
+
+
 @jax.jit
-def finish(levels, kept, x):
-  """x of the last step > latents, with what was kept of a picture."""
-  latents = levels.final_scale * x
-  if kept is None:
+def finish(
+  schedule: sampling_schedule.SamplingSchedule,
+  known: img2img.KnownRegion | None,
+  x: Latents,
+) -> Latents:
+  """Turns x of the last step into latents; a known region is put back."""
+  latents = schedule.final_scale * x
+  if known is None:
     return latents
-  return kept.mask * latents + (1 - kept.mask) * kept.latents
+  return known.mask * latents + (1 - known.mask) * known.latents

@@ -1,34 +1,42 @@
-"""Pictures to draw from: an image, and a mask of what to repaint in it."""
+"""Reads the image that sampling starts from, and its mask."""
 
+import os
 import pathlib
+from typing import Any
 
 import numpy as np
+from PIL import Image
 
 from sdxl_jax.data import images
 
-STEP = 8  # px; the nets take sides that are multiples of it
+MULTIPLE = 8  # px; sides of images are cut to multiples of this
 
 
-def load(image_path, mask_path, size, default_size):
-  """{'size', 'image', 'mask'} as sample.generate takes them.
+def load(
+  image_path: str | None,
+  mask_path: str | None,
+  size: tuple[int | None, int | None],
+  default_size: tuple[int, int],
+) -> dict[str, Any]:
+  """Loads {'size', 'image', 'mask'} as sample.generate takes them.
 
   Args:
-    image_path, mask_path: of files, or None.
-    size: (height, width) in px to draw; a side may be None, the image's own.
-    default_size: without an image.
+    image_path, mask_path: files, or None.
+    size: (height, width) to sample in px; None: the image's own side.
+    default_size: sides without an image.
 
   Raises:
-    ValueError: for a file that is no picture, or a mask that does not fit.
-    OSError: for one that cannot be read.
+    ValueError: for a file that is no image, or a mask that does not fit.
+    OSError: for a file that cannot be read.
   """
   if image_path is None:
     if mask_path is not None:
-      raise ValueError(f'mask {mask_path} is given without an image: give both')
+      raise ValueError(f'mask {mask_path} is given without an image: pass both')
     size = tuple(side or own for side, own in zip(size, default_size))
     return {'size': size, 'image': None, 'mask': None}
   image = read(image_path)
-  own = [side // STEP * STEP for side in image.size[::-1]]
-  size = tuple(side or own for side, own in zip(size, own))
+  own_size = [side // MULTIPLE * MULTIPLE for side in image.size[::-1]]
+  size = tuple(side or own for side, own in zip(size, own_size))
   mask = None
   if mask_path is not None:
     mask = images.resize(read_mask(mask_path, image, image_path), size)
@@ -37,20 +45,24 @@ def load(image_path, mask_path, size, default_size):
   return {'size': size, 'image': image, 'mask': mask}
 
 
-def read(path):
-  """A Pillow image in RGB; what is transparent becomes white."""
+def read(path: str | os.PathLike[str]) -> Image.Image:
+  """Reads an image in RGB; transparent parts become white."""
   return images.decode(pathlib.Path(path).read_bytes(), path)
 
 
-def read_mask(path, image, image_path):
-  """A mask in grey, which must be as large as the image that it is for."""
+def read_mask(
+  path: str | os.PathLike[str], image: Image.Image, image_path: str
+) -> Image.Image:
+  """Reads a mask in grey, which must have the size of its image."""
   mask = read(path).convert('L')
   if mask.size != image.size:
     raise ValueError(
       f'{path} is {mask.size[0]} x {mask.size[1]} px and {image_path} is '
-      f'{image.size[0]} x {image.size[1]} (width x height): a mask must be as '
-      'large as its image'
+      f'{image.size[0]} x {image.size[1]} (width x height): a mask must have '
+      'the size of its image'
     )
   if np.asarray(mask).max() < 128:
-    raise ValueError(f'{path} is nowhere white, where it would be repainted')
+    raise ValueError(
+      f'{path} is nowhere white, and only white parts are repainted'
+    )
   return mask

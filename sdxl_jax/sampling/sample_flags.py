@@ -1,114 +1,144 @@
-"""What a user asks `sample` for: by flags, a file of prompts, or a picture."""
+"""Flags of `sample`: read from the command line, a prompts file or a PNG."""
 
 import dataclasses
 import json
+import os
 import pathlib
+from typing import Any
 
 from absl import flags
 
-from sdxl_jax.sampling import pipelines, sample_request
+from sdxl_jax.sampling import pipelines, sample_request, settings
+from sdxl_jax.sampling.sample_request import Request
 
 
-def define():
-  """A flag for each field; none has a default, which would hide a preset's."""
+def define() -> None:
+  """Defines the flags of the command."""
   for name, field in sample_request.FIELDS.items():
-    about, choices = field.metadata['about'], field.metadata['choices']
-    kind = sample_request.kind_of(field)
-    if field.default not in (None, False):
-      about += f'; default: {field.default}'
-    if choices:
-      flags.DEFINE_enum(name, None, choices, about)
-    elif kind is bool:
-      flags.DEFINE_bool(name, None, about)
-    elif kind is int:
-      flags.DEFINE_integer(name, None, about)
-    elif kind is float:
-      flags.DEFINE_float(name, None, about)
-    elif kind is str:
-      flags.DEFINE_string(name, None, about)
+    define_field(name, field)
+  for name, (default, about) in sample_request.MODEL_OPTIONS.items():
+    if default == ():
+      flags.DEFINE_multi_string(name, None, about)
     else:
-      flags.DEFINE_list(name, None, about)
-  for name, (default, about) in sample_request.MODELS.items():
-    one = flags.DEFINE_multi_string if default == () else flags.DEFINE_string
-    one(name, None, about)
+      flags.DEFINE_string(name, None, about)
   flags.DEFINE_enum(
-    'preset', None, list(sample_request.PRESETS), 'for distilled nets'
+    'preset',
+    None,
+    list(sample_request.PRESETS),
+    'settings for distilled models',
   )
-  flags.DEFINE_string('prompts_file', None, 'a prompt a line; or .jsonl')
-  flags.DEFINE_string('from_png', None, 'a picture to draw again, by its text')
-  flags.DEFINE_integer('repeat', 1, 'pictures of each prompt', 1)
+  # Which images.
+  flags.DEFINE_string(
+    'prompts_file', None, 'one prompt a line, or .jsonl with settings'
+  )
+  flags.DEFINE_string(
+    'from_png', None, 'PNG whose settings and models are used again'
+  )
+  flags.DEFINE_integer('repeat', 1, 'images of each prompt', 1)
+  flags.DEFINE_integer(
+    'batch', None, 'images at once; default: one per device', 1
+  )
+  flags.DEFINE_string(
+    'init_noise', None, '.npy, N(0, 1) [n, h/8, w/8, 4] instead of the seeds'
+  )
   flags.DEFINE_bool(
     'offload',
     False,
     "keep idle nets in the host's memory: slower, for small devices",
   )
-  flags.DEFINE_integer('batch', None, 'at once; default: one a device', 1)
+  # What is written.
   flags.DEFINE_string('output', 'out.png', 'PNG; {i} and {seed} may be in it')
-  flags.DEFINE_string('grid', None, 'PNG of all pictures to write')
+  flags.DEFINE_integer(
+    'zoom',
+    None,
+    "whole factor by which pixels are repeated; default: the workdir's "
+    'config.samples.zoom, or 1',
+    1,
+  )
+  flags.DEFINE_string('grid', None, 'PNG of all images')
   flags.DEFINE_string('preview', None, 'PNG to write while sampling')
-  flags.DEFINE_integer('preview_every', 5, 'steps', 1)
-  flags.DEFINE_bool('watermark', False, "the reference's, which nobody sees")
-  flags.DEFINE_string('init_noise', None, '.npy, N(0, 1) [n, h/8, w/8, 4]')
+  flags.DEFINE_integer('preview_every', 5, 'steps between two previews', 1)
+  flags.DEFINE_bool('watermark', False, "embed SDXL's invisible watermark")
   flags.DEFINE_string('save_latents', None, '.npy to write the latents to')
 
 
-def read(args):
-  """The requests of the command's flags, in order.
+def define_field(name: str, field: dataclasses.Field) -> None:
+  """Defines the flag of a field; a default would hide that of a preset."""
+  about, choices = settings.describe(field), field.metadata['choices']
+  kind = settings.value_type(field)
+  if choices:
+    flags.DEFINE_enum(name, None, choices, about)
+  elif kind is bool:
+    flags.DEFINE_bool(name, None, about)
+  elif kind is int:
+    flags.DEFINE_integer(name, None, about)
+  elif kind is float:
+    flags.DEFINE_float(name, None, about)
+  elif kind is str:
+    flags.DEFINE_string(name, None, about)
+  else:
+    flags.DEFINE_list(name, None, about)
 
-  What a line of the prompts file says goes before the flags, these before the
-  preset, and that before what a picture tells.
+
+def read(args: flags.FlagValues) -> list[Request]:
+  """Returns the requests of the command's flags, in order.
+
+  Lines of the prompts file take precedence over flags, flags over the preset,
+  and the preset over the settings of a PNG.
 
   Raises:
     ValueError: for values that do not fit, naming flag or line.
   """
-  given = {name: args[name].value for name in sample_request.FIELDS}
-  given = {name: value for name, value in given.items() if value is not None}
-  for name in given:
-    if (
-      sample_request.kind_of(sample_request.FIELDS[name]) == sample_request.Pair
-    ):
-      given[name] = parse_pair(name, given[name])
-  told = sample_request.from_text(args.from_png)[0] if args.from_png else {}
-  common = told | sample_request.PRESETS.get(args.preset, {}) | given
+  passed = {name: args[name].value for name in sample_request.FIELDS}
+  passed = {name: value for name, value in passed.items() if value is not None}
+  for name in passed:
+    if settings.value_type(sample_request.FIELDS[name]) == settings.Pair:
+      passed[name] = parse_pair(name, passed[name])
+  saved = {}
+  if args.from_png:
+    saved, _ = sample_request.from_png_metadata(args.from_png)
+  common = saved | sample_request.PRESETS.get(args.preset, {}) | passed
   lines = read_prompts(args.prompts_file) if args.prompts_file else [{}]
-  if args.prompts_file and 'prompt' in given:
+  if args.prompts_file and 'prompt' in passed:
     raise ValueError(
       '--prompt and --prompts_file are both given: leave one out'
     )
-  asked = [sample_request.Request(**(common | line)) for line in lines]
-  if any(request.prompt is None for request in asked):
+  requests = [Request(**(common | line)) for line in lines]
+  if any(request.prompt is None for request in requests):
     raise ValueError(
-      'nothing to draw: give --prompt, --prompts_file or --from_png'
+      'nothing to sample: pass --prompt, --prompts_file or --from_png'
     )
   return [
     dataclasses.replace(request, seed=request.seed + i)
-    for request in asked
+    for request in requests
     for i in range(args.repeat)
   ]
 
 
-def models(args):
-  """{flag: value} of requests.MODELS.
+def model_options(args: flags.FlagValues) -> dict[str, Any]:
+  """Returns {flag: value} of sample_request.MODEL_OPTIONS.
 
   Raises:
-    ValueError: where no weights are given.
+    ValueError: where no weights are given, or for an unknown dtype.
   """
-  told = sample_request.from_text(args.from_png)[1] if args.from_png else {}
-  found = {}
-  for name, (default, _) in sample_request.MODELS.items():
-    given = args[name].value
-    found[name] = told.get(name, default) if given is None else given
-  if not found['weights']:
-    raise ValueError('nothing to draw with: give --weights')
+  saved = {}
+  if args.from_png:
+    _, saved = sample_request.from_png_metadata(args.from_png)
+  options = {}
+  for name, (default, _) in sample_request.MODEL_OPTIONS.items():
+    value = args[name].value
+    options[name] = saved.get(name, default) if value is None else value
+  if not options['weights']:
+    raise ValueError('no model to sample from: pass --weights')
   for name in ('dtype', 'vae_dtype'):
-    if found[name] not in pipelines.DTYPES:
+    if options[name] not in pipelines.DTYPES:
       known = ' or '.join(pipelines.DTYPES)
-      raise ValueError(f'--{name}={found[name]} is not {known}')
-  return found
+      raise ValueError(f'--{name}={options[name]} is not {known}')
+  return options
 
 
-def parse_pair(name, value):
-  """Two whole numbers of a flag."""
+def parse_pair(name: str, value: list[str]) -> settings.Pair:
+  """Parses two whole numbers of a flag."""
   try:
     first, second = map(int, value)
   except ValueError:
@@ -119,52 +149,64 @@ def parse_pair(name, value):
   return first, second
 
 
-def read_prompts(path):
-  """[{field: value}] of a file: one prompt a line, or JSON objects in .jsonl.
+def read_prompts(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
+  """Reads {field: value} from the lines of a prompts file.
 
-  Empty lines are passed over.
+  Each line is a prompt, or in .jsonl an object; empty lines are skipped.
+
+  Raises:
+    ValueError: for a line that is no such object, with its number.
+    OSError: where the file cannot be read.
   """
   path = pathlib.Path(path)
-  found = []
+  requests = []
   for number, line in enumerate(path.read_text('utf-8-sig').splitlines(), 1):
     if not line.strip():
       continue
     if path.suffix != '.jsonl':
-      found.append({'prompt': line.strip()})
+      requests.append({'prompt': line.strip()})
       continue
-    where = f'{path}, line {number}'
+    location = f'{path}, line {number}'
     try:
       fields = json.loads(line)
     except json.JSONDecodeError as error:
-      raise ValueError(f'{where} is not JSON: {error}') from None
-    found.append(sample_request.check(fields, where))
+      raise ValueError(f'{location} is not JSON: {error}') from None
+    requests.append(sample_request.check(fields, location))
     if 'prompt' not in fields:
-      raise ValueError(f'{where} has no "prompt"')
-  if not found:
+      raise ValueError(f'{location} has no "prompt"')
+  if not requests:
     raise ValueError(f'{path} has no prompts: write one on each line')
-  return found
+  return requests
 
 
-def names(pattern, asked):
-  """The file of each Request, from a pattern as out.png or out/{i}-{seed}.png.
+def file_names(pattern: str, requests: list[Request]) -> list[str]:
+  """Returns the file of each request.
+
+  Args:
+    pattern: such as out.png or out/{i}-{seed}.png.
+    requests: in the order of the images.
 
   Raises:
-    ValueError: for a pattern with another name in braces, or of another kind.
+    ValueError: for a pattern with another name in braces or another suffix, or
+      one that gives two images the same name.
   """
   path = pathlib.Path(pattern)
   if path.suffix.lower() != '.png':
-    raise ValueError(f'--output={pattern}: pictures are written as .png')
-  if '{' not in pattern and len(asked) > 1:
+    raise ValueError(f'--output={pattern}: images are written as .png')
+  if '{' not in pattern and len(requests) > 1:
     path = path.with_stem(f'{path.stem}-{{i}}')
   try:
-    found = [str(path).format(i=i, seed=r.seed) for i, r in enumerate(asked)]
+    names = [
+      str(path).format(i=i, seed=request.seed)
+      for i, request in enumerate(requests)
+    ]
   except (KeyError, IndexError, ValueError) as error:
     raise ValueError(
       f'--output={pattern}: {error}; braces may hold i and seed, as in '
       'out/{i:04}-{seed}.png'
     ) from None
-  if len(set(found)) < len(found):
+  if len(set(names)) < len(names):
     raise ValueError(
-      f'--output={pattern} names two pictures alike: put in {{i}}'
+      f'--output={pattern} gives two images the same name: add {{i}}'
     )
-  return found
+  return names

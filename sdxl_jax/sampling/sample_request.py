@@ -1,246 +1,229 @@
-"""What one picture is asked for: a Request.
+"""Requests of the command: one image each, its files by their names.
 
-Its fields are the flags of the command, the keys of a line of a prompts file,
-and what a picture that was drawn tells of itself.
+Fields of a Request are the flags of the command, the keys of a line of a
+prompts file, and the text of a PNG.
 """
 
 import dataclasses
 import json
-import typing
+import os
+from collections.abc import Iterator
+from typing import Any
 
 from sdxl_jax.checkpoints import run_params
 from sdxl_jax.data import images
-from sdxl_jax.diffusion import samplers, sampling_schedule
-from sdxl_jax.sampling import init_images, pipelines
+from sdxl_jax.sampling import init_images, pipelines, settings
+from sdxl_jax.sampling.settings import Pair, SampleSettings, option
+from sdxl_jax.text import tokenizer
 
-TEXT = 'sdxl_jax'  # under which a PNG holds its Request
-
-
-def setting(default, about, choices=None):
-  metadata = {'about': about, 'choices': choices}
-  return dataclasses.field(default=default, metadata=metadata)
+PNG_KEY = 'sdxl_jax'  # of the text chunk that holds a Request
 
 
-Pair = tuple[int, int]
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Request(SampleSettings):
+  """One image: its prompts, seed, files and settings."""
 
-
-@dataclasses.dataclass(frozen=True)
-class Request:
-  """One picture: the arguments of sample.generate, files by their names."""
-
-  prompt: str | None = setting(None, 'what to draw')
-  negative_prompt: str | None = setting(None, 'what not to draw')
-  prompt_2: str | None = setting(None, 'what bigG reads in place of the prompt')
-  negative_prompt_2: str | None = setting(
-    None, 'what bigG reads of the negative'
+  prompt: str | None = option(None, 'what to show')
+  negative_prompt: str | None = option(None, 'what to avoid')
+  prompt_2: str | None = option(
+    None, 'prompt of OpenCLIP ViT-bigG; default: prompt'
   )
-  seed: int = setting(0, 'of the first picture; the next has seed + 1')
-  height: int | None = setting(
-    None, 'px; default: that of the image, or what the net was made for'
+  negative_prompt_2: str | None = option(
+    None, 'negative prompt of OpenCLIP ViT-bigG; default: negative_prompt'
   )
-  width: int | None = setting(None, 'px')
-  steps: int = setting(50, 'sampler steps')
-  sampler: str = setting('euler', 'sampler', list(samplers.SAMPLERS))
-  spacing: str | None = setting(
-    None, "of timesteps; default: the model's", sampling_schedule.SPACINGS
-  )
-  sigmas: str | None = setting(
-    None, "how they are spaced; default: the model's", sampling_schedule.SIGMAS
-  )
-  eta: float | None = setting(None, '0..1, fresh noise of ddim and its like')
-  guidance_scale: float = setting(5.0, '1 or less: no guidance')
-  guidance_rescale: float = setting(0.0, '0..1')
-  original_size: Pair | None = setting(None, 'H,W in px; what the net is told')
-  crop_top_left: Pair = setting((0, 0), 'T,L in px; what the net is told')
-  target_size: Pair | None = setting(None, 'H,W in px; what the net is told')
-  negative_original_size: Pair | None = setting(
-    None, 'the same, without prompt'
-  )
-  negative_crop_top_left: Pair | None = setting(
-    None, 'the same, without prompt'
-  )
-  negative_target_size: Pair | None = setting(None, 'the same, without prompt')
-  aesthetic_score: float = setting(6.0, 'what a refiner is told')
-  negative_aesthetic_score: float = setting(2.5, 'the same, without prompt')
-  clip_skip: int = setting(0, 'text encoder blocks left out')
-  weighted_prompts: bool = setting(False, 'read (words:1.3) as a weight')
-  long_prompts: bool = setting(False, 'read more than 77 tokens')
-  image: str | None = setting(None, 'picture to start from')
-  mask: str | None = setting(None, 'picture, white where to repaint the image')
-  strength: float | None = setting(
-    None, '0..1, share of the steps taken from an image; default: 0.3, or 1.0 '
-    'with a mask'
-  )  # fmt: skip
-  tile: int | None = setting(
-    None, 'px; decode in tiles, for large pictures on small devices'
-  )
-  refiner_start: float = setting(0.8, 'share of the way that the base goes')
-  refiner_strength: float | None = setting(
-    None, "0..1, the refiner goes over the base's picture instead"
+  seed: int = option(0, 'of the first image; the next has seed + 1')
+  image: str | None = option(None, 'image file to start from')
+  mask: str | None = option(
+    None, 'image file, white where the image is repainted'
   )
 
 
 FIELDS = {f.name: f for f in dataclasses.fields(Request)}
-# In these the pictures of one batch may differ.
-OWN = ('prompt', 'negative_prompt', 'prompt_2', 'negative_prompt_2', 'seed')
-# Settings that nets distilled to few steps ask for.
+# These may differ between the images of a batch.
+PER_IMAGE_FIELDS = (
+  'prompt',
+  'negative_prompt',
+  'prompt_2',
+  'negative_prompt_2',
+  'seed',
+)
+# Settings that models distilled to few steps need.
 PRESETS = {
-  'turbo': dict(
-    sampler='euler_ancestral', spacing='trailing', steps=4, guidance_scale=1.0
-  ),
-  'lightning': dict(
-    sampler='euler', spacing='trailing', steps=4, guidance_scale=1.0
-  ),
-  'lcm': dict(sampler='lcm', steps=4, guidance_scale=1.0),
-  'tcd': dict(sampler='tcd', steps=4, guidance_scale=1.0),
+  'turbo': {
+    'sampler': 'euler_ancestral',
+    'spacing': 'trailing',
+    'steps': 4,
+    'guidance_scale': 1.0,
+  },
+  'lightning': {
+    'sampler': 'euler',
+    'spacing': 'trailing',
+    'steps': 4,
+    'guidance_scale': 1.0,
+  },
+  'lcm': {'sampler': 'lcm', 'steps': 4, 'guidance_scale': 1.0},
+  'tcd': {'sampler': 'tcd', 'steps': 4, 'guidance_scale': 1.0},
 }
-
-
-# What draws them, with its default: by flags, or as a picture tells.
-MODELS = {
-  'weights': (None, 'diffusers folder, single file or workdir'),
-  'refiner': (None, "a refiner's, likewise"),
-  'dtype': ('float32', f'of the nets: {", ".join(pipelines.DTYPES)}'),
-  'vae_dtype': ('float32', 'the same of the autoencoder'),
+# {flag: (default, help)} of the models; a PNG holds their values too.
+MODEL_OPTIONS = {
+  'weights': (None, 'diffusers folder, single file, orbax export or workdir'),
+  'refiner': (None, 'the same for a refiner'),
+  'dtype': (
+    'float32',
+    f'compute and storage of UNet and text encoders: '
+    f'{", ".join(pipelines.DTYPES)}',
+  ),
+  'vae_dtype': ('float32', 'the same for the autoencoder'),
   'average': ('ema', run_params.HELP),
-  'lora': (
-    (),
-    'FILE or FILE:WEIGHT, a LoRA for the weights; may be repeated',
-  ),
+  'lora': ((), 'FILE or FILE:WEIGHT, a LoRA for the weights; may be repeated'),
 }
 
 
-def kind_of(field):
-  """The type of a field, without None."""
-  kinds = typing.get_args(field.type)
-  if not kinds or typing.get_origin(field.type) is tuple:
-    return field.type
-  return kinds[0]
+def check(fields: Any, location: str) -> dict[str, Any]:
+  """Returns {field: value} of JSON, with pairs as tuples.
 
-
-def check(fields, where):
-  """{field: value} of JSON as Request has them.
+  Args:
+    fields: JSON value, which must be an object.
+    location: of the JSON, for errors.
 
   Raises:
-    ValueError: for a name or type that it does not have, and where.
+    ValueError: for a name or type that Request does not have.
   """
   if not isinstance(fields, dict):
-    raise ValueError(f'{where} is not an object, as {{"prompt": "a fox"}}')
-  found = {}
+    raise ValueError(
+      f'{location} is not an object such as {{"prompt": "a fox"}}'
+    )
+  checked = {}
   for name, value in fields.items():
     if name not in FIELDS:
       raise ValueError(
-        f'{where}: no setting {name!r}; there are {list(FIELDS)}'
+        f'{location}: no setting {name!r}; there are {list(FIELDS)}'
       )
-    kind = kind_of(FIELDS[name])
+    kind = settings.value_type(FIELDS[name])
     if kind == Pair and isinstance(value, list):
       value = tuple(value)
-    whole = lambda x: isinstance(x, int) and not isinstance(x, bool)
-    fits = {
-      int: whole(value),
-      float: whole(value) or isinstance(value, float),
-      bool: isinstance(value, bool),
-      str: isinstance(value, str),
-      Pair: isinstance(value, tuple)
-      and len(value) == 2
-      and all(map(whole, value)),
-    }
-    optional = FIELDS[name].default is None
-    if not (fits[kind] or (value is None and optional)):
-      raise ValueError(f'{where}: {name} is {value!r}, which is no {kind}')
-    found[name] = value
-  return found
+    is_optional = FIELDS[name].default is None
+    if not (is_of_type(value, kind) or (value is None and is_optional)):
+      raise ValueError(f'{location}: {name} is {value!r}, which is no {kind}')
+    checked[name] = value
+  return checked
 
 
-def batches(asked, size, tokenize):
-  """Requests that can be drawn at once, at most `size`, in order.
+def is_of_type(value: Any, kind: Any) -> bool:
+  """Returns whether a JSON value is of the type of a field."""
+  is_integer = isinstance(value, int) and not isinstance(value, bool)
+  if kind is int:
+    return is_integer
+  if kind is float:
+    return is_integer or isinstance(value, float)
+  if kind == Pair:
+    is_pair = isinstance(value, tuple) and len(value) == 2
+    return is_pair and all(is_of_type(x, int) for x in value)
+  return isinstance(value, kind)
+
+
+def batches(
+  requests: list[Request], size: int, tokenize: tokenizer.Tokenizer | None
+) -> Iterator[list[Request]]:
+  """Yields consecutive requests that can be sampled together.
 
   Args:
-    asked: Requests.
-    size: of a batch.
-    tokenize: tokenizer.Tokenizer.
+    requests: in the order of the images.
+    size: of a batch, at most.
+    tokenize: needed where requests have long prompts.
   """
-  batch, common = [], None
-  for request in asked:
-    theirs = shared(request, tokenize)
-    if batch and (len(batch) == size or common != theirs):
+  batch, key = [], None
+  for request in requests:
+    next_key = batch_key(request, tokenize)
+    if batch and (len(batch) == size or key != next_key):
       yield batch
       batch = []
-    batch, common = [*batch, request], theirs
+    batch, key = [*batch, request], next_key
   if batch:
     yield batch
 
 
-def shared(request, tokenize):
-  """What the Requests of a batch have in common."""
-  absent = [name for name in OWN if getattr(request, name) is None]
-  same = dataclasses.replace(request, **{n: None for n in OWN})
-  return same, absent, request.long_prompts and chunks(request, tokenize)
+def batch_key(
+  request: Request, tokenize: tokenizer.Tokenizer | None
+) -> tuple[Any, ...]:
+  """Returns what the requests of one batch must have in common."""
+  absent = [n for n in PER_IMAGE_FIELDS if getattr(request, n) is None]
+  common = dataclasses.replace(request, **dict.fromkeys(PER_IMAGE_FIELDS))
+  counts = count_chunks(request, tokenize) if request.long_prompts else []
+  return common, absent, counts
 
 
-def chunks(request, tokenize):
-  """How many chunks prompt and negative prompt take."""
-  texts = (
+def count_chunks(request: Request, tokenize: tokenizer.Tokenizer) -> list[int]:
+  """Returns how many chunks prompt and negative prompt take."""
+  counts = []
+  for text, text_2 in (
     (request.prompt, request.prompt_2),
     (request.negative_prompt, request.negative_prompt_2),
-  )
-  found = []
-  for text, text_2 in texts:
-    listed = [[text or ''], None if text_2 is None else [text_2]]
+  ):
     tokens, _ = tokenize.chunks(
-      *listed, weighted=request.weighted_prompts, long=True
+      [text or ''],
+      None if text_2 is None else [text_2],
+      weighted=request.weighted_prompts,
+      long=True,
     )
-    found.append(tokens.shape[1])
-  return found
+    counts.append(tokens.shape[1])
+  return counts
 
 
-def arguments(batch, default_size):
-  """The arguments of sample.generate, files read.
+def to_generate_kwargs(
+  batch: list[Request], default_size: Pair
+) -> dict[str, Any]:
+  """Returns the arguments of sample.generate for one batch, its files read.
 
   Args:
-    batch: Requests of `batches`.
+    batch: of `batches`.
     default_size: (height, width) in px without an image.
+
+  Raises:
+    ValueError: for files that are no images, or do not fit each other.
+    OSError: for files that cannot be read.
   """
   first = batch[0]
-  told = dataclasses.asdict(first)
-  for name in (*OWN, 'height', 'width', 'image', 'mask'):
-    told.pop(name)
-  negative = {
-    name: told.pop(f'negative_{name}')
-    for name in ('original_size', 'crop_top_left', 'target_size')
-  }
-  each = lambda name: (
-    None
-    if getattr(first, name) is None
-    else [getattr(request, name) for request in batch]
-  )
-  size = first.height, first.width
-  start = init_images.load(first.image, first.mask, size, default_size)
-  return told | dict(
-    prompts=each('prompt'),
-    negative_prompts=each('negative_prompt'),
-    prompts_2=each('prompt_2'),
-    negative_prompts_2=each('negative_prompt_2'),
-    seeds=each('seed'),
-    negative_sizes={n: v for n, v in negative.items() if v is not None},
-    **start,
-  )
+  kwargs = {name: getattr(first, name) for name in settings.FIELDS}
+  size = kwargs.pop('height'), kwargs.pop('width')
+  kwargs |= init_images.load(first.image, first.mask, size, default_size)
+  for name in PER_IMAGE_FIELDS:
+    values = [getattr(request, name) for request in batch]
+    kwargs[plural(name)] = None if values[0] is None else values
+  return kwargs
 
 
-def to_text(request, models, size):
-  """What a PNG is to tell of its picture, see `from_text`.
+def plural(name: str) -> str:
+  """Returns what `generate` calls the list of a per-image field."""
+  if name.endswith('_2'):
+    return f'{name.removesuffix("_2")}s_2'
+  return f'{name}s'
+
+
+def to_png_metadata(
+  request: Request, models: dict[str, Any], shape: tuple[int, ...]
+) -> dict[str, str]:
+  """Returns the text chunk of a PNG, see `from_png_metadata`.
 
   Args:
-    request: Request.
-    models: {flag: value} of what drew it.
-    size: (height, width) in px that it has become.
+    request: of the image.
+    models: {flag: value} of MODEL_OPTIONS.
+    shape: (height, width, ...) of the image in px.
   """
-  told = dataclasses.asdict(request) | dict(zip(('height', 'width'), size))
-  return {TEXT: json.dumps({'models': models} | told, ensure_ascii=False)}
+  fields = dataclasses.asdict(request)
+  fields['height'], fields['width'] = shape[:2]
+  text = json.dumps({'models': models} | fields, ensure_ascii=False)
+  return {PNG_KEY: text}
 
 
-def from_text(path):
-  """({field: value} of the Request, {flag: value} of the models) of a PNG."""
-  told = json.loads(images.load_text(path, TEXT)[TEXT])
-  models = told.pop('models', {})
-  return check(told, str(path)), models
+def from_png_metadata(
+  path: str | os.PathLike[str],
+) -> tuple[dict[str, Any], dict[str, Any]]:
+  """Reads ({field: value} of the Request, {flag: value} of the models).
+
+  Raises:
+    ValueError: for a PNG without this text, or with unknown settings.
+  """
+  saved = json.loads(images.load_text(path, PNG_KEY)[PNG_KEY])
+  models = saved.pop('models', {})
+  return check(saved, str(path)), models

@@ -1,62 +1,98 @@
-"""Images <> latents, few at a time, since pixels take much memory."""
+"""Encodes and decodes one image per device at a time, to bound memory."""
 
 import functools
+from collections.abc import Iterator
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Float, Key
 
 from sdxl_jax.diffusion import samplers
 from sdxl_jax.distributed import batch_padding, multihost
-from sdxl_jax.models import latent_scaling, tiled_decoding
+from sdxl_jax.models import latent_scaling, sdxl, tiled_decoding
+from sdxl_jax.sampling import pipelines
+from sdxl_jax.sampling.noise_streams import NoiseStream
 
-# What an image's key draws for its encoding, beside the numbers of its steps.
-ENCODING = 2**30
 
+def encode_all(
+  pipeline: pipelines.Pipeline,
+  image: Float[Array | np.ndarray, 'b H W 3'],
+  keys: Key[Array, ' b'],
+  stream: int = NoiseStream.IMAGE_ENCODING,
+) -> Float[Array, 'b h w c']:
+  """Encodes images into sampled, scaled latents.
 
-def encode_all(pipeline, image, keys, number=ENCODING):
-  """Images [b, h, w, 3] > latents, of a draw by each one's key and a number."""
+  Args:
+    pipeline: has the autoencoder.
+    image: in [-1, 1].
+    keys: one per image.
+    stream: of the key, for the sample from the encoder's distribution.
+  """
   vae = pipeline.on_device('vae')
   rows = batch_padding.Rows(pipeline.mesh, len(image))
-  parts = [
-    multihost.fetch(encode(pipeline.nets, vae, *map(rows.place, part), number))
-    for part in in_parts(rows, image, keys)
+  latents = [
+    multihost.fetch(
+      encode(pipeline.model, vae, rows.place(image), rows.place(keys), stream)
+    )
+    for image, keys in slices(rows, image, keys)
   ]
-  return rows.place(np.concatenate(parts))
+  return rows.place(np.concatenate(latents))
 
 
-def decode_all(pipeline, latents, tile=None):
-  """Latents [b, h, w, c] > images [b, 8 h, 8 w, 3] in [-1, 1], numpy.
+def decode_all(
+  pipeline: pipelines.Pipeline,
+  latents: Float[Array | np.ndarray, 'b h w c'],
+  tile: int | None = None,
+) -> Float[np.ndarray, 'b H W 3']:
+  """Decodes latents into images in [-1, 1].
 
-  `tile` as tiling.decode takes it; None: whole.
+  Args:
+    pipeline: has the autoencoder.
+    latents: scaled.
+    tile: px, see tiled_decoding.decode; None: without tiles.
   """
   vae = pipeline.on_device('vae')
   rows = batch_padding.Rows(pipeline.mesh, len(latents))
-  parts = [
-    multihost.fetch(decode(pipeline.nets, vae, rows.place(part), tile))
-    for (part,) in in_parts(rows, multihost.fetch(latents))
+  images = [
+    multihost.fetch(decode(pipeline.model, vae, rows.place(z), tile))
+    for (z,) in slices(rows, multihost.fetch(latents))
   ]
-  return np.concatenate(parts)
+  return np.concatenate(images)
 
 
-def in_parts(rows, *arrays):
-  """One row for each device at a time."""
+def slices(rows: batch_padding.Rows, *arrays: Any) -> Iterator[list[Any]]:
+  """Yields slices of the arrays with one row for each device."""
   for i in range(0, rows.count, rows.parts):
     yield [array[i : i + rows.parts] for array in arrays]
 
 
-@functools.partial(jax.jit, static_argnames='nets')
-def encode(nets, params, image, keys, number=ENCODING):
-  moments = nets.encode(params, image)
-  shape = *moments.shape[:-1], nets.vae.latent_channels
-  noise = samplers.draw_noise(keys, number, shape)
-  return latent_scaling.sample(nets.vae, moments, noise)
+@functools.partial(jax.jit, static_argnames='model')
+def encode(
+  model: sdxl.SDXL,
+  params: dict[str, Any],
+  image: Float[Array, 'b H W 3'],
+  keys: Key[Array, ' b'],
+  stream: Any = NoiseStream.IMAGE_ENCODING,
+) -> Float[Array, 'b h w c']:
+  """Encodes one image per device."""
+  moments = model.encode(params, image)
+  shape = *moments.shape[:-1], model.vae.latent_channels
+  noise = samplers.draw_noise(keys, stream, shape)
+  return latent_scaling.sample(model.vae, moments, noise)
 
 
-@functools.partial(jax.jit, static_argnames=('nets', 'tile'))
-def decode(nets, params, latents, tile=None):
+@functools.partial(jax.jit, static_argnames=('model', 'tile'))
+def decode(
+  model: sdxl.SDXL,
+  params: dict[str, Any],
+  latents: Float[Array, 'b h w c'],
+  tile: int | None = None,
+) -> Float[Array, 'b H W 3']:
+  """Decodes one image per device."""
   if tile is None:
-    image = nets.decode(params, latents)
+    image = model.decode(params, latents)
   else:
-    image = tiled_decoding.decode(nets.vae, params['vae'], latents, tile)
+    image = tiled_decoding.decode(model.vae, params['vae'], latents, tile)
   return jnp.clip(image, -1, 1)

@@ -1,51 +1,148 @@
-"""What kinds of UNet there are, and which can work together."""
+"""Checks of what `generate` is called with, before anything is computed."""
 
-from sdxl_jax.checkpoints import loading
+import warnings
+from typing import Any
 
-
-def is_inpainting_unet(nets):
-  """Whether the UNet is given, beside x, the mask and what it leaves."""
-  return nets.unet.in_channels == 2 * nets.vae.latent_channels + 1
-
-
-def uses_cfg(nets, guidance):
-  """Whether the UNet is asked without prompt too, and not told the scale."""
-  return guidance.scale > 1 and not nets.unet.guidance_embed_dim
+from sdxl_jax.data import buckets
+from sdxl_jax.models import latent_scaling, sdxl
+from sdxl_jax.sampling import pipelines
 
 
-def check_nets(nets, image, mask):
-  """Raises ValueError for a UNet of another kind, or without what it sees."""
-  taken, c = nets.unet.in_channels, nets.vae.latent_channels
-  if taken != c and not is_inpainting_unet(nets):
+class UntrainedSizeWarning(UserWarning):
+  """Warns of an image size outside the training distribution."""
+
+
+def is_inpainting_unet(model: sdxl.SDXL) -> bool:
+  """Returns whether the UNet takes the mask and the masked image beside x."""
+  return model.unet.in_channels == 2 * model.vae.latent_channels + 1
+
+
+def uses_cfg(model: sdxl.SDXL, guidance_scale: float) -> bool:
+  """Returns whether the unconditional branch is computed too.
+
+  Distilled UNets with a guidance embedding take the scale as an input instead.
+  """
+  return guidance_scale > 1 and not model.unet.guidance_embed_dim
+
+
+def check_prompts(prompts: Any) -> None:
+  """Raises ValueError unless there is a list with at least one prompt."""
+  if isinstance(prompts, str) or not len(prompts):
     raise ValueError(
-      f'the UNet takes {taken} channels and the autoencoder gives {c}: it must '
-      f'take {c}, or {2 * c + 1} with a mask and what that leaves of an image'
-    )
-  if is_inpainting_unet(nets) and (image is None or mask is None):
-    raise ValueError(
-      f'the UNet takes {taken} channels, as it repaints what is under a mask: '
-      'give it image and mask, or take a base model'
+      f'prompts is {prompts!r}; pass a list with one string for each image'
     )
 
 
-def check_refiner_matches_base(base, refiner):
-  """Raises ValueError where the second cannot go on from the first."""
-  if base.nets.refiner or not refiner.nets.refiner:
+def check_count(name: str, values: Any, count: int) -> None:
+  """Raises ValueError unless there is one value for each of the prompts."""
+  if values is not None and len(values) != count:
+    raise ValueError(f'{len(values)} {name} for {count} prompts: pass one each')
+
+
+def check_one_init(image: Any, latents: Any) -> None:
+  """Raises ValueError where an image and latents are both to start from."""
+  if image is not None and latents is not None:
+    raise ValueError('image and latents are both given: leave one out')
+
+
+def check_strength(strength: float | None, init: Any, mask: Any) -> None:
+  """Raises ValueError for settings of an init image where there is none."""
+  if init is not None:
+    return
+  for name, value in (('strength', strength), ('mask', mask)):
+    if value is not None:
+      raise ValueError(f'{name} is given without an image: pass one too')
+
+
+def check_unet(model: sdxl.SDXL, image: Any, mask: Any) -> None:
+  """Raises ValueError for a UNet of another kind, or without its inputs."""
+  channels, c = model.unet.in_channels, model.vae.latent_channels
+  if channels != c and not is_inpainting_unet(model):
     raise ValueError(
-      'refiner must be a refiner, which has one text encoder, and the pipeline '
-      'before it a base'
+      f'the UNet takes {channels} channels and the autoencoder has {c}: the '
+      f'UNet must take {c}, or {2 * c + 1} for latents, mask and masked image'
     )
-  facts = [
-    {name: getattr(p.nets.vae, name) for name in loading.LATENTS}
-    | {'schedule': p.nets.schedule, 'channels': channels}
-    for p, channels in (
-      (base, base.nets.unet.out_channels),
-      (refiner, refiner.nets.unet.in_channels),
+  if is_inpainting_unet(model) and (image is None or mask is None):
+    raise ValueError(
+      f'the UNet takes {channels} channels, as an inpainting model: pass image '
+      'and mask, or use a base model'
     )
-  ]
-  for name, ours in facts[0].items():
-    if ours != facts[1][name]:
+
+
+def check_refiner_matches_base(base: sdxl.SDXL, refiner: sdxl.SDXL) -> None:
+  """Raises ValueError where a refiner cannot take over the base's latents."""
+  if base.refiner or not refiner.refiner:
+    raise ValueError(
+      'refiner must be a refiner model, which has one text encoder, and '
+      'pipeline a base model'
+    )
+  pairs = {
+    name: (getattr(base.vae, name), getattr(refiner.vae, name))
+    for name in latent_scaling.FIELDS
+  }
+  pairs['schedule'] = base.schedule, refiner.schedule
+  pairs['channels'] = base.unet.out_channels, refiner.unet.in_channels
+  for name, (of_base, of_refiner) in pairs.items():
+    if of_base != of_refiner:
       raise ValueError(
-        f'base and refiner do not fit together: {name} is {ours} of the one '
-        f'and {facts[1][name]} of the other'
+        f'base and refiner do not fit together: {name} of the base is '
+        f'{of_base}, of the refiner {of_refiner}'
       )
+
+
+def check_size(
+  size: tuple[int, int], pipeline: pipelines.Pipeline
+) -> tuple[int, int]:
+  """Returns (height, width) in px as ints; warns of untrained sizes.
+
+  Raises:
+    ValueError: for sides that the autoencoder cannot divide, with the nearest
+      size that fits.
+  """
+  (h, w), factor = size, pipeline.model.vae.downscale
+  if h < factor or w < factor or h % factor or w % factor:
+    nearest = tuple(max(factor, round(s / factor) * factor) for s in size)
+    raise ValueError(
+      f'size {h} x {w} (height x width): both must be positive multiples of '
+      f'{factor}; the nearest such size is {nearest[0]} x {nearest[1]}'
+    )
+  reason = describe_untrained_size((h, w), pipeline)
+  if reason:
+    warnings.warn(
+      f'size {h} x {w} is none {reason}; images may be cropped, or show '
+      'everything twice',
+      UntrainedSizeWarning,
+      stacklevel=4,  # the caller of generate
+    )
+  return int(h), int(w)
+
+
+def describe_untrained_size(
+  size: tuple[int, int], pipeline: pipelines.Pipeline
+) -> str:
+  """Explains why a size is outside the training distribution.
+
+  Args:
+    size: (height, width) in px.
+    pipeline: has the buckets that a workdir was trained on.
+
+  Returns:
+    The end of the sentence 'the size is none ...', or '' for a trained size.
+  """
+  (h, w), side = size, pipeline.size[0]
+  if size in pipeline.buckets:
+    return ''
+  if pipeline.buckets:
+    nearest = pipeline.buckets[buckets.assign([size], pipeline.buckets)[0]]
+    return (
+      f"of the run's buckets, the nearest of which is {nearest[0]} x "
+      f'{nearest[1]}'
+    )
+  # The areas of the paper's 40 buckets (appendix I) are 88 to 100 %.
+  is_like_a_bucket = 0.85 < h * w / side**2 < 1.05 and 1 / 4 <= h / w <= 4
+  if side < 512 or (is_like_a_bucket and not (h % 64 or w % 64)):
+    return ''
+  return (
+    'that SDXL was trained on, which have about the area of '
+    f'{side} x {side}, sides that are multiples of 64, and 1 : 4 at most'
+  )

@@ -72,7 +72,7 @@ def test_pictures_are_those_of_diffusers(golden, tmp_path):
   path.write_text(json.dumps(json.loads(path.read_text()) | fields))
   pipeline = pipelines.load(tmp_path)
   noise = np.asarray(jax.random.normal(jax.random.key(0), (1, 32, 32, 4)))
-  size = 32 * pipeline.nets.vae.downscale
+  size = 32 * pipeline.model.vae.downscale
   ours, _ = sample.generate(
     pipeline, ['a fox'], size=(size, size), steps=2, init_noise=noise
   )

@@ -106,9 +106,7 @@ def prompts_of(kwargs):
 @pytest.mark.parametrize('model', towers.MODELS)
 def test_encode_prompts(golden, close, tolerances, model):
   folder, fixtures = golden / 'tiny' / model, golden / 'tiny' / 'fixtures'
-  encoder, params = towers.load_encoder(folder)
-  tokenize = tokenizer.load(folder)
-  force_zeros = folder_reader.load_model_index(folder).force_zeros
+  encode, _ = towers.load(folder)
   arrays = np.load(fixtures / 'encode_prompt.npz')
   cases = json.loads((fixtures / 'encode_prompt.json').read_text())['cases']
   cases = [case for case in cases if case['pipe'] == model]
@@ -117,9 +115,7 @@ def test_encode_prompts(golden, close, tolerances, model):
     kwargs = prompts_of(case['kwargs'])
     with warnings.catch_warnings():
       warnings.simplefilter('ignore', tokenizer.PromptTruncatedWarning)
-      cond, uncond = encoder.encode_prompts(
-        params, tokenize, force_zeros=force_zeros, **kwargs
-      )
+      cond, uncond = encode(**kwargs)
     # The reference repeats each row for several images of one prompt.
     repeats = case['kwargs'].get('num_images_per_prompt', 1)
     for sign, outputs in (('', cond), ('negative_', uncond)):
@@ -133,12 +129,7 @@ def test_encode_prompts(golden, close, tolerances, model):
 
 
 def test_what_cannot_be_encoded(golden):
-  folder = golden / 'tiny' / 'base'
-  encoder, params = towers.load_encoder(folder)
-  tokenize = tokenizer.load(folder)
-  encode = lambda *args, **kwargs: encoder.encode_prompts(
-    params, tokenize, *args, force_zeros=True, **kwargs
-  )
+  encode, _ = towers.load(golden / 'tiny' / 'base')
   with pytest.raises(ValueError, match='1 negative prompts for 2 prompts'):
     encode(['a', 'b'], [''])
   with pytest.raises(ValueError, match='clip_skip 30 is not in 0..'):

@@ -14,10 +14,13 @@ from sdxl_jax.models import text_encoder
 from sdxl_jax.sampling import (
   denoising_loop,
   generation,
-  initial_latents,
   pipelines,
+  prompt_encoding,
+  settings,
   vae_batches,
+  validation,
 )
+from sdxl_jax.sampling.noise_streams import NoiseStream
 from sdxl_jax.weights.diffusers import scheduler_config
 from tests.support import golden_sets
 
@@ -108,8 +111,8 @@ def test_recorded_run(case, loaded, close, tolerances, monkeypatch):
       del keys
       return replay(*args, noise=np.stack(noise), **kwargs)
 
-    monkeypatch.setattr(samplers, 'advance', recorded)
-    denoising_loop.advance.clear_cache()  # it holds the real sampler
+    monkeypatch.setattr(samplers, 'run_steps', recorded)
+    denoising_loop.take_steps.clear_cache()  # it holds the real sampler
   drawn = generation.generate(
     dataclasses.replace(loaded[folder], scheduler=run['scheduler']),
     **arguments(run['call']),
@@ -118,7 +121,7 @@ def test_recorded_run(case, loaded, close, tolerances, monkeypatch):
     init_noise=nhwc(arrays['init_latents']),
   )
   if noise:
-    denoising_loop.advance.clear_cache()  # it holds the recorded noise
+    denoising_loop.take_steps.clear_cache()  # it holds the recorded noise
   check_drawn(drawn, arrays, close, tolerances, name)
 
 
@@ -135,7 +138,9 @@ def test_recorded_start_from_a_picture(
   rows = [row[None] for row in posterior]  # encoded one by one
 
   def recorded(keys, number, shape):
-    is_encoding = isinstance(number, int) and number == vae_batches.ENCODING
+    is_encoding = (
+      isinstance(number, int) and number == NoiseStream.IMAGE_ENCODING
+    )
     return rows.pop(0) if is_encoding else np.zeros(shape, np.float32)
 
   monkeypatch.setattr(samplers, 'draw_noise', recorded)
@@ -177,14 +182,14 @@ def test_a_refiner_that_does_not_fit(loaded, refiners):
   draw = lambda *both, **more: generation.generate(
     both[0], ['a'], size=(64, 64), steps=2, refiner=both[1], **more
   )
-  with pytest.raises(ValueError, match='refiner must be a refiner'):
+  with pytest.raises(ValueError, match='refiner must be a refiner model'):
     draw(base, base)
   with pytest.raises(ValueError, match='refiner_start is 1.5; it must be from'):
     draw(base, refiner, refiner_start=1.5)
-  vae = dataclasses.replace(base.nets.vae, scaling_factor=1.0)
-  nets = dataclasses.replace(base.nets, vae=vae)
-  with pytest.raises(ValueError, match='scaling_factor is 1.0 of the one'):
-    draw(dataclasses.replace(base, nets=nets), refiner)
+  vae = dataclasses.replace(base.model.vae, scaling_factor=1.0)
+  model = dataclasses.replace(base.model, vae=vae)
+  with pytest.raises(ValueError, match='scaling_factor of the base is 1.0'):
+    draw(dataclasses.replace(base, model=model), refiner)
 
 
 def test_bad_size_names_the_nearest(loaded):
@@ -218,8 +223,11 @@ def picture():
 
 def test_one_program_for_all_prompts_seeds_scales_and_strengths(base, picture):
   jitted = (
-    *(denoising_loop.advance, denoising_loop.vector, denoising_loop.project),
-    *(vae_batches.encode, vae_batches.decode),
+    denoising_loop.take_steps,
+    denoising_loop.precompute_context,
+    prompt_encoding.vector,
+    vae_batches.encode,
+    vae_batches.decode,
   )
   counts = []
   for i in range(10):
@@ -248,14 +256,12 @@ def test_a_picture_is_the_same_in_any_batch_and_on_any_devices(base):
   mesh = device_mesh.make_mesh()
   assert mesh.size == 4
   spread = pipelines.load(folder, mesh=mesh)
-  settings = dict(sampler='dpmpp_2m_sde', **SMALL)
+  chosen = dict(sampler='dpmpp_2m_sde', **SMALL)
   prompts = [f'picture {i}' for i in range(8)]
-  _, alone = generation.generate(base, prompts[5:6], seeds=[5], **settings)
-  _, together = generation.generate(base, prompts, **settings)
-  _, shared = generation.generate(spread, prompts, **settings)
-  _, few = generation.generate(
-    spread, prompts[3:6], seeds=[3, 4, 5], **settings
-  )
+  _, alone = generation.generate(base, prompts[5:6], seeds=[5], **chosen)
+  _, together = generation.generate(base, prompts, **chosen)
+  _, shared = generation.generate(spread, prompts, **chosen)
+  _, few = generation.generate(spread, prompts[3:6], seeds=[3, 4, 5], **chosen)
   scale = np.abs(alone).max()
   for other in (together[5:6], shared[5:6], few[2:3]):
     assert np.abs(other - alone).max() < 2e-6 * scale
@@ -278,16 +284,17 @@ def test_a_batch_is_shared_out_and_never_gathered(base):
     return call
 
   with pytest.MonkeyPatch.context() as patch:
-    for name in ('advance', 'project'):
+    for name in ('take_steps', 'precompute_context'):
       patch.setattr(denoising_loop, name, watched(name))
     generation.generate(spread, ['a'] * 4, **SMALL)
   for name, text in seen.items():
     for collective in ('all-gather', 'all-reduce', 'all-to-all', 'permute('):
       assert collective not in text, f'{name}: {collective}'
   # Keys and values of the words are computed once, and not at every step.
-  assert 'attn2/to_k' in seen['project'] and 'attn2/to_q' in seen['advance']
-  assert 'attn2/to_k' not in seen['advance']
-  assert 'attn2/to_q' not in seen['project']
+  steps, context = seen['take_steps'], seen['precompute_context']
+  assert 'attn2/to_k' in context and 'attn2/to_q' in steps
+  assert 'attn2/to_k' not in steps
+  assert 'attn2/to_q' not in context
 
 
 def test_previews_lead_to_the_picture(base, refiner):
@@ -305,10 +312,10 @@ def test_previews_lead_to_the_picture(base, refiner):
 
 @pytest.mark.parametrize('sampler', ['lms', 'unipc', 'dpmpp_2m', 'heun'])
 def test_watching_changes_nothing(base, sampler):
-  settings = dict(sampler=sampler, size=(64, 64), steps=6)
-  _, unseen = generation.generate(base, ['a'], **settings)
+  chosen = dict(sampler=sampler, size=(64, 64), steps=6)
+  _, unseen = generation.generate(base, ['a'], **chosen)
   _, seen = generation.generate(
-    base, ['a'], watch=lambda *args: None, watch_every=2, **settings
+    base, ['a'], watch=lambda *args: None, watch_every=2, **chosen
   )
   assert (seen == unseen).all()
 
@@ -326,12 +333,12 @@ def test_inpainting_keeps_what_is_not_under_the_mask(base, picture):
 
 
 def test_tiles_give_the_same_picture(base):
-  settings = dict(size=(128, 192), steps=2)
-  whole, _ = generation.generate(base, ['a'], **settings)
-  tiled, _ = generation.generate(base, ['a'], tile=64, **settings)
+  chosen = dict(size=(128, 192), steps=2)
+  whole, _ = generation.generate(base, ['a'], **chosen)
+  tiled, _ = generation.generate(base, ['a'], tile=64, **chosen)
   assert np.abs(tiled - whole).max() < 1e-4
   with pytest.raises(ValueError, match='tile is 7 px'):
-    generation.generate(base, ['a'], tile=7, **settings)
+    generation.generate(base, ['a'], tile=7, **chosen)
 
 
 def test_a_refiner_goes_over_a_picture_with_new_noise(base, refiner):
@@ -347,13 +354,13 @@ def test_a_refiner_goes_over_a_picture_with_new_noise(base, refiner):
     strength=0.3,
     init_noise=np.asarray(
       samplers.draw_noise(
-        jax.random.key(0)[None], initial_latents.REFINING, plain.shape
+        jax.random.key(0)[None], NoiseStream.REFINER_NOISE, plain.shape
       )
     ),
     **both,
   )[1]
   # Not the noise that the base began with, nor any of its steps'.
-  assert initial_latents.REFINING not in range(1001)
+  assert NoiseStream.REFINER_NOISE not in range(1001)
   assert np.abs(gone_over - by_hand).max() < 1e-5 * np.abs(by_hand).max()
 
 
@@ -380,16 +387,17 @@ def test_text_that_nothing_reads_is_not_encoded(
 ):
   seen, encode = [], text_encoder.TextEncoder.encode_chunks
   monkeypatch.setattr(
-    *(text_encoder.TextEncoder, 'encode_chunks'),
+    text_encoder.TextEncoder,
+    'encode_chunks',
     lambda *args: seen.append(args) or encode(*args),
   )
-  told = dict(prompts=['a'], negative_prompts=['fox ' * 76], long=True)
-  rows = batch_padding.Rows(None, 1)
-  sizes = dict.fromkeys(('original_size', 'crop_top_left'), (64, 64))
-  sizes |= {'target_size': (64, 64), 'aesthetic_score': 6.0}
-  guidance = denoising_loop.Guidance(scale, 0.0)
-  context, vector = denoising_loop.condition(
-    base, rows, told, sizes, sizes, guidance
+  chosen = settings.SampleSettings(guidance_scale=scale, long_prompts=True)
+  context, vector = prompt_encoding.make_conditioning(
+    base,
+    batch_padding.Rows(None, 1),
+    prompt_encoding.Prompts(['a'], ['fox ' * 76]),
+    settings.micro_conditions(chosen, (64, 64)),
+    chosen,
   )
   assert len(seen) == calls == len(context) == len(vector)
   assert context.shape[1] == 77 * calls  # nor do its chunks lengthen the other
@@ -415,14 +423,14 @@ def test_text_that_nothing_reads_is_not_encoded(
   ],
 )
 def test_what_does_not_fit(base, picture, change, message):
-  settings = dict(image=picture, mask=np.ones((64, 64)), steps=4) | change
+  chosen = dict(image=picture, mask=np.ones((64, 64)), steps=4) | change
   with pytest.raises(ValueError, match=message):
-    generation.generate(base, ['a'], **settings)
+    generation.generate(base, ['a'], **chosen)
 
 
 @pytest.mark.parametrize('prompts', ['a fox', []])
 def test_prompts_are_a_list(base, prompts):
-  with pytest.raises(ValueError, match='give a list with one string'):
+  with pytest.raises(ValueError, match='pass a list with one string'):
     generation.generate(base, prompts)
 
 
@@ -431,27 +439,31 @@ def test_one_step(base):
   assert np.isfinite(images).all()
 
 
-@pytest.mark.filterwarnings('error::sdxl_jax.sampling.generation.OffSize')
+@pytest.mark.filterwarnings(
+  'error::sdxl_jax.sampling.validation.UntrainedSizeWarning'
+)
 def test_sizes_that_sdxl_was_not_trained_on(base):
   full = dataclasses.replace(base, size=(1024, 1024))
   with pytest.warns(
-    generation.UntrainedSizeWarning, match='1024 x 520 is none that SDXL'
+    validation.UntrainedSizeWarning, match='1024 x 520 is none that SDXL'
   ):
-    generation.check_size((1024, 520), full)
+    validation.check_size((1024, 520), full)
   for size in ((1024, 1024), (512, 2048), (1728, 576), (768, 1344)):
-    generation.check_size(size, full)
-  generation.check_size((512, 512), dataclasses.replace(full, size=(512, 512)))
-  generation.check_size((64, 96), base)  # too small for the rule
+    validation.check_size(size, full)
+  validation.check_size((512, 512), dataclasses.replace(full, size=(512, 512)))
+  validation.check_size((64, 96), base)  # too small for the rule
 
 
-@pytest.mark.filterwarnings('error::sdxl_jax.sampling.generation.OffSize')
+@pytest.mark.filterwarnings(
+  'error::sdxl_jax.sampling.validation.UntrainedSizeWarning'
+)
 def test_sizes_that_a_run_was_not_trained_on(base):
   buckets = (512, 512), (384, 640), (64, 48)
   ours = dataclasses.replace(base, size=(512, 512), buckets=buckets)
   for size in buckets:
-    assert generation.check_size(size, ours) == size
+    assert validation.check_size(size, ours) == size
   for size, near in (((512, 704), '384 x 640'), ((1024, 960), '512 x 512')):
     with pytest.warns(
-      generation.UntrainedSizeWarning, match=f'the nearest .* {near}'
+      validation.UntrainedSizeWarning, match=f'the nearest .* {near}'
     ):
-      generation.check_size(size, ours)
+      validation.check_size(size, ours)

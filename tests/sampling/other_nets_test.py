@@ -14,10 +14,10 @@ from sdxl_jax.diffusion import samplers
 from sdxl_jax.sampling import (
   denoising_loop,
   generation,
-  initial_latents,
   pipelines,
   vae_batches,
 )
+from sdxl_jax.sampling.noise_streams import NoiseStream
 from sdxl_jax.weights import pretrained
 from sdxl_jax.weights.diffusers import folder_reader, scheduler_config
 from tests.support import folders, golden_sets
@@ -133,12 +133,14 @@ def test_live_inpainting(
   folder, ours = inpainting
   images, masks = pictures
   for strength, scale, rescale in ((1.0, 5.0, 0.0), (0.6, 3.0, 0.7)):
-    first = [] if strength == 1 else [vae_batches.ENCODING]
+    first = [] if strength == 1 else [NoiseStream.IMAGE_ENCODING]
     steps = itertools.count(1 if strength == 1 else 3)
     theirs = reference(
       *(folder, scheduler),
       itertools.chain(
-        first, [initial_latents.NOISING, initial_latents.LEAVING], steps
+        first,
+        [NoiseStream.IMAGE_NOISE, NoiseStream.MASKED_IMAGE_ENCODING],
+        steps,
       ),
     )
     settings, sampler = same_settings(theirs)
@@ -197,7 +199,7 @@ def test_live_distilled(distilled, reference, close, tolerances):
     expected = np.moveaxis(expected.numpy(), 1, -1)
     limit = tolerances['pipeline_latents_each_step_and_final']
     close(found, expected, limit, f'guidance scale {scale}')
-    programs.add(denoising_loop.advance._cache_size())
+    programs.add(denoising_loop.take_steps._cache_size())
   assert len(programs) == 1
 
 
@@ -251,14 +253,14 @@ def test_a_net_without_what_it_sees(inpainting, pictures, left_out):
   _, ours = inpainting
   given = dict(zip(('image', 'mask'), (x[0] for x in pictures)))
   del given[left_out]
-  message = 'takes 9 channels, .* give it image and mask'
+  message = 'takes 9 channels, .* pass image and mask'
   with pytest.raises(ValueError, match=message):
     generation.generate(ours, ['a'], **given)
 
 
 def test_nets_of_yet_another_kind(inpainting):
   _, ours = inpainting
-  unet = dataclasses.replace(ours.nets.unet, in_channels=8)
-  nets = dataclasses.replace(ours.nets, unet=unet)
-  with pytest.raises(ValueError, match='8 channels .* must take 4, or 9 with'):
-    generation.generate(dataclasses.replace(ours, nets=nets), ['a'])
+  unet = dataclasses.replace(ours.model.unet, in_channels=8)
+  model = dataclasses.replace(ours.model, unet=unet)
+  with pytest.raises(ValueError, match='8 channels .* must take 4, or 9 for'):
+    generation.generate(dataclasses.replace(ours, model=model), ['a'])

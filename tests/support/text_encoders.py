@@ -1,8 +1,7 @@
 """The tiny text encoders of a set of reference numbers."""
 
-import functools
-
 from sdxl_jax.models import text_encoder
+from sdxl_jax.sampling import prompt_encoding, settings
 from sdxl_jax.text import tokenizer
 from sdxl_jax.weights.diffusers import folder_reader
 
@@ -23,11 +22,26 @@ def load_encoder(folder):
 
 
 def load(folder):
-  """(encode, encoder) of a folder: encode_prompts with all that it needs."""
+  """(encode, encoder) of a folder: prompts > (context, pooled) of branches."""
   encoder, params = load_encoder(folder)
   tokenize = tokenizer.load(folder)
   index = folder_reader.load_model_index(folder)
-  encode = functools.partial(
-    encoder.encode_prompts, params, tokenize, force_zeros=index.force_zeros
-  )
+
+  def encode(*texts, guided=True, weighted=False, long=False, **options):
+    names = prompt_encoding.Prompts._fields
+    texts = dict(zip(names, texts)) | {
+      name: options.pop(name) for name in names if name in options
+    }
+    return prompt_encoding.encode_branches(
+      encoder,
+      params,
+      tokenize,
+      prompt_encoding.Prompts(**texts),
+      settings.SampleSettings(
+        weighted_prompts=weighted, long_prompts=long, **options
+      ),
+      force_zeros=index.force_zeros,
+      guided=guided,
+    )
+
   return encode, encoder

@@ -102,7 +102,7 @@ def test_incomplete_folder(tmp_path):
 
 def test_imports_neither_torch_nor_jax():
   code = (
-    'import sys; from sdxl_jax.conditioning import tokenizer;'
+    'import sys; from sdxl_jax.text import tokenizer;'
     "assert 'transformers' not in sys.modules;"
     "tokenizer.load()(['a']);"
     "assert not {'torch', 'jax', 'tensorflow'} & set(sys.modules)"

@@ -1,0 +1,147 @@
+"""Settings of sampling: each stands here once, with its default and its help.
+
+`sample.generate`, the flags of the command, the text of a PNG, files of
+prompts, config.samples and the planner take them from here.
+"""
+
+import dataclasses
+import typing
+from typing import Any
+
+from sdxl_jax.diffusion import samplers, sampling_schedule
+
+Pair = tuple[int, int]
+
+
+def option(default: Any, about: str, choices: Any = None) -> Any:
+  """Makes a dataclass field with its help and, if limited, its choices."""
+  metadata = {'about': about, 'choices': choices and list(choices)}
+  return dataclasses.field(default=default, metadata=metadata)
+
+
+@dataclasses.dataclass(frozen=True)
+class SampleSettings:
+  """How images are sampled; one set of settings holds for a whole batch."""
+
+  height: int | None = option(
+    None, 'px; default: that of the image, or the size the model was made for'
+  )
+  width: int | None = option(None, 'px; default: as for height')
+
+  # The sampler and its noise levels.
+  steps: int = option(50, 'sampler steps')
+  sampler: str = option('euler', 'sampler', samplers.SAMPLERS)
+  spacing: str | None = option(
+    None,
+    "spacing of timesteps; default: that of the model's scheduler_config.json",
+    sampling_schedule.SPACINGS,
+  )
+  sigmas: str | None = option(
+    None,
+    "spacing of sigmas; default: that of the model's scheduler_config.json",
+    sampling_schedule.SIGMAS,
+  )
+  eta: float | None = option(
+    None, "0..1, share of fresh noise; default: the sampler's own"
+  )
+
+  # Classifier-free guidance. Models distilled with guidance take the scale as
+  # an input, at the cost of one branch and without negative prompts.
+  guidance_scale: float = option(
+    5.0, '1 or less: no guidance, at half the cost'
+  )
+  guidance_rescale: float = option(
+    0.0, '0..1, Lin et al. 2023, equation 16; 0: off'
+  )
+
+  # Micro-conditioning (SDXL, section 2.2), and that of the negative branch.
+  original_size: Pair | None = option(
+    None, 'H,W in px, micro-conditioning; default: height,width'
+  )
+  crop_top_left: Pair = option((0, 0), 'T,L in px, micro-conditioning')
+  target_size: Pair | None = option(
+    None, 'H,W in px, micro-conditioning; default: height,width'
+  )
+  negative_original_size: Pair | None = option(
+    None, 'original_size of the unconditional branch; default: the same'
+  )
+  negative_crop_top_left: Pair | None = option(
+    None, 'crop_top_left of the unconditional branch; default: the same'
+  )
+  negative_target_size: Pair | None = option(
+    None, 'target_size of the unconditional branch; default: the same'
+  )
+  aesthetic_score: float = option(6.0, 'micro-conditioning of a refiner')
+  negative_aesthetic_score: float = option(
+    2.5, 'aesthetic_score of the unconditional branch'
+  )
+
+  # Text.
+  clip_skip: int = option(0, 'last text encoder blocks to skip')
+  weighted_prompts: bool = option(False, 'parse (words:1.3) as a weight')
+  long_prompts: bool = option(
+    False, 'encode prompts beyond 77 tokens in chunks instead of truncating'
+  )
+
+  # An image to start from, and decoding.
+  strength: float | None = option(
+    None,
+    '0..1, share of the steps taken from an image; default: 0.3, or 1.0 with '
+    'a mask',
+  )
+  tile: int | None = option(
+    None, 'px; decode in tiles: the same image, less memory, more time'
+  )
+
+  # A refiner.
+  refiner_start: float = option(
+    0.8, 'share of the noise levels after which the refiner takes over'
+  )
+  refiner_strength: float | None = option(
+    None, "0..1, the refiner renoises the base's image instead"
+  )
+
+
+FIELDS = {f.name: f for f in dataclasses.fields(SampleSettings)}
+
+
+def value_type(field: dataclasses.Field) -> Any:
+  """Returns the type of a field's values, None aside."""
+  kinds = typing.get_args(field.type)
+  if not kinds or typing.get_origin(field.type) is tuple:
+    return field.type
+  return kinds[0]
+
+
+def describe(field: dataclasses.Field) -> str:
+  """Returns the help of a field with its default."""
+  about = field.metadata['about']
+  if field.default in (None, False):
+    return about
+  return f'{about}; default: {field.default}'
+
+
+def micro_conditions(
+  settings: SampleSettings, size: Pair
+) -> tuple[dict[str, Any], dict[str, Any]]:
+  """Returns the micro-conditioning of both branches of guidance.
+
+  Args:
+    settings: of the batch.
+    size: (height, width) of the images in px.
+
+  Returns:
+    {name: value} of the prompts, and of the unconditional branch.
+  """
+  conditions = {
+    'original_size': settings.original_size or size,
+    'crop_top_left': settings.crop_top_left,
+    'target_size': settings.target_size or size,
+  }
+  negative = {
+    name: getattr(settings, f'negative_{name}') or value
+    for name, value in conditions.items()
+  }
+  conditions['aesthetic_score'] = settings.aesthetic_score
+  negative['aesthetic_score'] = settings.negative_aesthetic_score
+  return conditions, negative
