@@ -19,10 +19,9 @@ from sdxl_jax.sampling import (
   pipelines,
   sample_flags,
   sample_request,
-  watermark,
 )
 from sdxl_jax.text import tokenizer
-from tests.support import golden_sets
+from tests.support import golden_sets, watermark_detector
 
 TINY = golden_sets.SETS[0] / 'tiny'
 SMALL = '--height=64', '--width=96', '--steps=2'
@@ -95,7 +94,7 @@ def test_watermark(tmp_path):
   )
   assert drawn.returncode == 0, drawn.stderr
   pixels = np.asarray(Image.open(tmp_path / 'a.png'))
-  assert watermark.detect(pixels) >= watermark.LIKELY
+  assert watermark_detector.detect(pixels) >= watermark_detector.LIKELY
 
 
 @pytest.mark.parametrize(
