@@ -41,8 +41,11 @@ if importlib.util.find_spec('beartype') is None:
     'beartype is not installed, which checks types and shapes in the tests: '
     'pip install beartype'
   )
+from tests.support import type_check  # noqa: E402, needs beartype
+
 jaxtyping.install_import_hook(
-  [f'sdxl_jax.{room}' for room in CHECKED_ROOMS], 'beartype.beartype'
+  [f'sdxl_jax.{room}' for room in CHECKED_ROOMS],
+  f'{type_check.__name__}.check',
 )
 
 jax.config.update('jax_default_matmul_precision', 'highest')
