@@ -98,10 +98,12 @@ def make_expert(config, machine, asked):
   attention = (
     'xla' if platform == 'gpu' else from_config.default_attention(platform)
   )
-  nets = from_config.make_model(config, platform).replace_each(
-    lambda name: pipelines.runtime(
-      name, asked.dtype, asked.vae_dtype, attention
-    )
+  nets = from_config.make_model(config, platform)
+  nets = nets.replace_each(
+    {
+      name: pipelines.runtime(name, asked.dtype, asked.vae_dtype, attention)
+      for name in nets.configs
+    }
   )
   params = jax.eval_shape(nets.init, jax.random.key(0))
   params = {name: params[name] for name in nets.configs}
@@ -152,7 +154,7 @@ def trace_steps(mesh, asked, expert, params):
 
   def step(params, x, context, vector, levels, keys):
     carry = samplers.init_state(sampler, x)
-    told = nets.project(params, context), vector
+    told = nets.precompute_cross_attention_kv(params, context), vector
     guidance = denoising_loop.Guidance(5.0, 0.0)
     return denoising_loop.advance.__wrapped__(
       *(nets, params, carry, told, levels, keys, 0, asked.steps, guidance),

@@ -96,7 +96,7 @@ def vector(nets, pooled, sizes):
 
 @functools.partial(jax.jit, static_argnames='nets')
 def project(nets, params, context):
-  return nets.project(params, context)
+  return nets.precompute_cross_attention_kv(params, context)
 
 
 class Guidance(NamedTuple):

@@ -76,7 +76,8 @@ def load(
     pipeline = load_published(folder, fields, mesh, memory)
   else:
     config = loading.saved_config(folder)
-    nets = from_config.make_model(config).replace_each(fields)
+    nets = from_config.make_model(config)
+    nets = nets.replace_each({name: fields(name) for name in nets.configs})
     params = loading.load_params(
       folder, nets, nets.configs, mesh, average, memory
     )

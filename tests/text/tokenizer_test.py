@@ -92,7 +92,7 @@ def test_pickled_and_shared_by_threads(golden):
 
 
 def test_incomplete_folder(tmp_path):
-  with pytest.raises(FileNotFoundError, match='absent is not there'):
+  with pytest.raises(FileNotFoundError, match='absent not found'):
     tokenizer.load(tmp_path / 'absent')
   (tmp_path / 'tokenizer').mkdir()
   (tmp_path / 'tokenizer' / 'vocab.json').write_text('{}')
@@ -102,7 +102,7 @@ def test_incomplete_folder(tmp_path):
 
 def test_imports_neither_torch_nor_jax():
   code = (
-    'import sys; from sdxl_jax.conditioning import tokenizer;'
+    'import sys; from sdxl_jax.text import tokenizer;'
     "assert 'transformers' not in sys.modules;"
     "tokenizer.load()(['a']);"
     "assert not {'torch', 'jax', 'tensorflow'} & set(sys.modules)"
