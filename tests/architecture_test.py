@@ -1,4 +1,4 @@
-"""Who may import whom, read from the syntax trees."""
+"""Checks who may import whom, and the style, on the syntax trees."""
 
 import ast
 import pathlib
@@ -9,7 +9,12 @@ ROOT = pathlib.Path(__file__).parent.parent
 PACKAGE = ROOT / 'sdxl_jax'
 # Commands may import any room, and no room imports a command.
 COMMANDS = {
-  *('train', 'sample', 'convert', 'evaluate', 'precompute', 'plan'),
+  'train',
+  'sample',
+  'convert',
+  'evaluate',
+  'precompute',
+  'plan',
   'preview_data',
 }
 # Files beside the commands, with what they import of ours.
@@ -42,7 +47,29 @@ OWNERS = {
   'diffusers': set(),
   'tensorflow': set(),
 }
+# Rooms whose public functions are annotated without exception.
+ANNOTATED_ROOMS = {'models', 'diffusion', 'text', 'ema'}
+MOST_PARAMETERS = 9
+# 'file.function': the reason why it may take more parameters.
+LONG_SIGNATURES = {}
+# Rooms, commands and functions that do not keep the rules of style yet.
+NOT_YET = {
+  'text_encoder.encode_prompts',
+  'data',
+  'weights',
+  'checkpoints',
+  'sampling',
+  'training',
+  'planning',
+  'distributed',
+  'evaluation',
+  'configs',
+  'cli',
+  'atomic_write',
+  *COMMANDS,
+}
 FILES = sorted(PACKAGE.rglob('*.py'))
+FUNCTIONS = ast.FunctionDef | ast.AsyncFunctionDef
 
 
 def imports(path):
@@ -97,3 +124,105 @@ def test_top_level():
   skip = {'build', 'sdxl_jax.egg-info', '__pycache__'}
   found = {p.name for p in ROOT.iterdir() if not p.name.startswith('.')}
   assert found - skip <= allowed
+
+
+def styled_files():
+  """Files of the package and the configs, without those of NOT_YET."""
+  params = []
+  for path in [*FILES, *sorted((ROOT / 'configs').rglob('*.py'))]:
+    name = path.relative_to(PACKAGE if PACKAGE in path.parents else ROOT)
+    if name.parts[0].removesuffix('.py') not in NOT_YET:
+      params.append(pytest.param(path, id=path.relative_to(ROOT).as_posix()))
+  return params
+
+
+def places(path, nodes):
+  """'file:line' of each node, for a message."""
+  return [f'{path.relative_to(ROOT)}:{node.lineno}' for node in nodes]
+
+
+def parameters(function):
+  """The ast.arg of all parameters but self and cls."""
+  args = function.args
+  named = [*args.posonlyargs, *args.args, *args.kwonlyargs]
+  named = [arg for arg in named if arg.arg not in ('self', 'cls')]
+  return [*named, *(arg for arg in (args.vararg, args.kwarg) if arg)]
+
+
+def public_functions(body):
+  """The public functions, methods and __call__s of a module or a class."""
+  for node in body:
+    if isinstance(node, FUNCTIONS):
+      if not node.name.startswith('_') or node.name == '__call__':
+        yield node
+    elif isinstance(node, ast.ClassDef) and not node.name.startswith('_'):
+      yield from public_functions(node.body)
+
+
+@pytest.mark.parametrize(
+  'path',
+  [p for p in FILES if p.relative_to(PACKAGE).parts[0] in ANNOTATED_ROOMS],
+  ids=lambda p: str(p.relative_to(ROOT)),
+)
+def test_public_functions_are_annotated(path):
+  bare = [
+    function
+    for function in public_functions(ast.parse(path.read_text()).body)
+    if f'{path.stem}.{function.name}' not in NOT_YET
+    and not (
+      function.returns and all(a.annotation for a in parameters(function))
+    )
+  ]
+  names = [function.name for function in bare]
+  assert not bare, f'annotate all of {names} in {places(path, bare)}'
+
+
+@pytest.mark.parametrize('path', styled_files())
+def test_no_literal_is_unpacked(path):
+  literals = ast.Tuple | ast.List | ast.Set
+  unpacked = [
+    node
+    for node in ast.walk(ast.parse(path.read_text()))
+    if isinstance(node, ast.Starred) and isinstance(node.value, literals)
+  ]
+  assert not unpacked, f'write out what {places(path, unpacked)} unpack'
+
+
+@pytest.mark.parametrize('path', styled_files())
+def test_no_lambda_has_a_name(path):
+  assignments = ast.Assign | ast.AnnAssign | ast.NamedExpr
+  named = [
+    node
+    for node in ast.walk(ast.parse(path.read_text()))
+    if isinstance(node, assignments) and isinstance(node.value, ast.Lambda)
+  ]
+  assert not named, f'write `def` at {places(path, named)}'
+
+
+@pytest.mark.parametrize('path', styled_files())
+def test_no_function_takes_too_many_parameters(path):
+  for node in ast.walk(ast.parse(path.read_text())):
+    if isinstance(node, FUNCTIONS):
+      count = len(parameters(node))
+      name = f'{path.stem}.{node.name}'
+      allowed = name in LONG_SIGNATURES or name in NOT_YET
+      assert count <= MOST_PARAMETERS or allowed, (
+        f'{node.name} of {places(path, [node])} takes {count} parameters, more '
+        f'than {MOST_PARAMETERS}: group them, or add it to LONG_SIGNATURES '
+        'with the reason'
+      )
+
+
+def test_the_rules_find_what_they_forbid(tmp_path, monkeypatch):
+  (path := tmp_path / 'bad.py').write_text(
+    'f(*(a, b), c)\ndef g(*, a, b, c, d, e, f, g, h, i, j):\n  h = lambda: 0\n'
+  )
+  monkeypatch.setitem(globals(), 'ROOT', tmp_path)
+  for test, message in [
+    (test_public_functions_are_annotated, "annotate all of \\['g'\\]"),
+    (test_no_literal_is_unpacked, 'bad.py:1'),
+    (test_no_lambda_has_a_name, 'bad.py:3'),
+    (test_no_function_takes_too_many_parameters, 'takes 10 parameters'),
+  ]:
+    with pytest.raises(AssertionError, match=message):
+      test(path)

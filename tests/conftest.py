@@ -1,6 +1,7 @@
 """Fixtures shared by all tests; golden numbers live in tests/golden."""
 
 import atexit
+import importlib.util
 import json
 import os
 import shutil
@@ -20,10 +21,32 @@ if 'JAX_COMPILATION_CACHE_DIR' not in os.environ:
   os.environ['JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'] = '0.1'
 
 import jax
+import jaxtyping
 import numpy as np
 import pytest
 
 from tests.support.golden_sets import GOLDEN, SETS
+
+# Types and shapes in the signatures of these rooms are checked at every call.
+CHECKED_ROOMS = (
+  'models',
+  'diffusion',
+  'text',
+  'ema',
+  'sampling',
+  'checkpoints',
+)
+if importlib.util.find_spec('beartype') is None:
+  raise pytest.UsageError(
+    'beartype is not installed, which checks types and shapes in the tests: '
+    'pip install beartype'
+  )
+from tests.support import type_check  # noqa: E402, needs beartype
+
+jaxtyping.install_import_hook(
+  [f'sdxl_jax.{room}' for room in CHECKED_ROOMS],
+  f'{type_check.__name__}.check',
+)
 
 jax.config.update('jax_default_matmul_precision', 'highest')
 

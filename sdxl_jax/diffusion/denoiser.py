@@ -1,76 +1,101 @@
-"""Nets that predict eps, v or x0, seen as denoisers: (x, sigma) -> denoised.
+"""Turns a net that predicts eps, v or x0 into a denoiser.
 
-A sampler knows x = x0 + sigma * eps and asks for x0; the net knows its input
-at unit variance, a timestep, and predicts eps, v or x0. All arithmetic
-between the two is float32. One run reads:
+A sampler works on x = x0 + sigma * eps and needs an estimate of x0, `denoised`.
+A net takes its input at unit variance, together with a timestep, and predicts
+eps, v or x0. All arithmetic between the two is float32. A run reads:
 
-  net = denoiser.guide(net, guidance_scale, guidance_rescale)
-  denoise = denoiser.make_denoiser(net, levels)
-  x = samplers.sample(denoise, x, levels, sampler)
+  net = guidance.classifier_free_guidance(net, guidance_scale, guidance_rescale)
+  denoise = denoiser.make_denoiser(net, schedule)
+  state = samplers.init_state(sampler, schedule.init_scale * noise)
+  state = samplers.run_steps(denoise, state, schedule, sampler, 0, steps)
+  latents = schedule.final_scale * state.x
 """
+
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, ArrayLike, Float
+
+from sdxl_jax.diffusion import sampling_schedule
+
+Scalar = Float[ArrayLike, '']
 
 
 # Scalings (c_skip, c_out, c_in) of Karras et al. 2022, equation 7.
-def eps_scalings(sigma):
+def eps_scalings(sigma: Scalar) -> tuple[Scalar, Scalar, Scalar]:
   """denoised = x - sigma * eps."""
   return 1.0, -sigma, 1 / jnp.sqrt(1 + sigma**2)
 
 
-def v_scalings(sigma):
+def v_scalings(sigma: Scalar) -> tuple[Scalar, Scalar, Scalar]:
   """denoised = sqrt(a) x_in - sqrt(1 - a) v; Salimans & Ho 2022."""
   c_in = 1 / jnp.sqrt(1 + sigma**2)
   return c_in**2, -sigma * c_in, c_in
 
 
-def x0_scalings(sigma):
-  """denoised = x0, as Li & He 2025 (Back to Basics) ask of nets on pixels."""
+def x0_scalings(sigma: Scalar) -> tuple[Scalar, Scalar, Scalar]:
+  """denoised = x0, recommended by Li & He 2025 (Back to Basics) for pixels."""
   return 0.0, 1.0, 1 / jnp.sqrt(1 + sigma**2)
 
 
 SCALINGS = {'eps': eps_scalings, 'v': v_scalings, 'x0': x0_scalings}
 
 
-def timestep_of(sigma, levels):
-  """The run's own timestep at its sigmas, log-interpolated between them."""
-  nearest = jnp.argmin(jnp.abs(levels.sigmas[:-1] - sigma))
-  trained = jnp.log(levels.trained_sigmas)
-  between = jnp.interp(jnp.log(sigma), trained, jnp.arange(len(trained)))
+def timestep_of(
+  sigma: Scalar, schedule: sampling_schedule.SamplingSchedule
+) -> Float[Array, '']:
+  """Returns the timestep of a sigma.
+
+  It is the run's own timestep at the sigmas of the run, and is interpolated
+  over log(sigma) between the trained timesteps elsewhere.
+  """
+  nearest = jnp.argmin(jnp.abs(schedule.sigmas[:-1] - sigma))
+  log_sigmas = jnp.log(schedule.trained_sigmas)
+  interpolated = jnp.interp(
+    jnp.log(sigma), log_sigmas, jnp.arange(len(log_sigmas))
+  )
   return jnp.where(
-    levels.sigmas[nearest] == sigma, levels.timesteps[nearest], between
+    schedule.sigmas[nearest] == sigma, schedule.timesteps[nearest], interpolated
   )
 
 
-def make_denoiser(net, levels):
-  """Makes denoise(x, sigma) -> denoised of net(x_in, timestep) -> eps, v, x0.
+def make_denoiser(
+  net: Callable, schedule: sampling_schedule.SamplingSchedule
+) -> Callable:
+  """Makes denoise(x, sigma) -> denoised from a net.
 
   Args:
     net: takes x_in float32 [b, h, w, c] of about unit variance and timestep
-      float32 [b]; gives levels.prediction in any float type.
-    levels: noise_levels.Levels of the run; its arrays may be traced.
+      float32 [b]; returns schedule.prediction in any float type.
+    schedule: of the run; its arrays may be traced.
 
   Returns:
     denoise: takes x float32 [b, h, w, c] and a scalar sigma.
   """
-  levels = jax.tree.map(jnp.asarray, levels)
-  scalings = SCALINGS[levels.prediction]
+  schedule = jax.tree.map(jnp.asarray, schedule)
+  scalings = SCALINGS[schedule.prediction]
 
-  def denoise(x, sigma):
+  def denoise(
+    x: Float[ArrayLike, 'b h w c'], sigma: Scalar
+  ) -> Float[ArrayLike, 'b h w c']:
     c_skip, c_out, c_in = scalings(sigma)
-    timestep = jnp.broadcast_to(timestep_of(sigma, levels), x.shape[:1])
+    timestep = jnp.broadcast_to(timestep_of(sigma, schedule), x.shape[:1])
     prediction = net(c_in * x, timestep).astype(jnp.float32)
     return c_skip * x + c_out * prediction
 
   return denoise
 
 
-def concat_channels(net, channels):
-  """Makes a net of more channels one of x alone: (x, timestep) -> prediction.
+def concat_channels(
+  net: Callable, channels: Float[ArrayLike, 'b h w k']
+) -> Callable:
+  """Makes a net of x alone from a net that takes more channels.
 
   Args:
-    net: takes x and after it the `channels`, in one array.
-    channels: [b, h, w, k], not made noisy nor scaled, as inpainting nets ask.
+    net: (x, timestep) -> prediction, where x is followed by the `channels` in
+      one array.
+    channels: neither noised nor scaled: the mask and the masked image of an
+      inpainting net.
   """
   return lambda x, timestep: net(jnp.concatenate([x, channels], -1), timestep)

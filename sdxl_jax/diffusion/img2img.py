@@ -1,22 +1,26 @@
-"""Where a run starts: from noise, from a picture, or from one part of it."""
+"""Image-to-image and inpainting: runs that start from a noised image."""
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, ArrayLike, Float, Num
+
+from sdxl_jax.diffusion import sampling_schedule
 
 
 class KnownRegion(NamedTuple):
-  """A picture of which a run repaints one part, as inpainting does."""
+  """An image of which inpainting repaints one part and keeps the rest."""
 
   latents: jax.Array  # [b, h, w, c]
-  noise: jax.Array  # [b, h, w, c], by which the rest is as noisy as x
+  noise: jax.Array  # [b, h, w, c], which noises the known part like x
   mask: jax.Array  # [b, h, w, 1]; 1 where to repaint, 0 where to keep
-  start: jax.Array  # [], sigma of the first step, which sees x as it is
+  start: jax.Array  # [], sigma of the first step, at which x stays as it is
 
 
-def first_step(steps, strength):
-  """How many of a run's steps are left out for a share of the way.
+def first_step(steps: int, strength: float) -> int:
+  """Returns the number of steps to skip for a strength of 0..1.
 
   Raises:
     ValueError: for a strength outside of 0..1, or one that leaves no step.
@@ -26,30 +30,40 @@ def first_step(steps, strength):
   taken = int(steps * strength)
   if not taken:
     raise ValueError(
-      f'strength {strength} takes none of {steps} steps, and would give the '
-      f'picture back; give at least {1 / steps:.2g}, or more steps'
+      f'strength {strength} takes none of {steps} steps and would return the '
+      f'image unchanged; pass at least {1 / steps:.2g}, or more steps'
     )
   return steps - taken
 
 
 # Meng et al. 2022, SDEdit, algorithm 1.
-def from_latents(latents, noise, levels, first):
-  """Latents made as noisy as a run is at its step `first`."""
-  return latents + levels.sigmas[first] * noise
+def from_latents(
+  latents: Float[ArrayLike, 'b h w c'],
+  noise: Float[ArrayLike, 'b h w c'],
+  schedule: sampling_schedule.SamplingSchedule,
+  first: int,
+) -> Float[ArrayLike, 'b h w c']:
+  """Noises latents to the sigma of the step `first`."""
+  return latents + schedule.sigmas[first] * noise
 
 
-def inpainting_denoiser(denoise, kept):
-  """A denoiser that sees the kept part as it is at each noise level."""
+# Lugmayr et al. 2022, RePaint, equation 8, at the sigma of each step.
+def inpainting_denoiser(denoise: Callable, known: KnownRegion) -> Callable:
+  """Makes a denoiser whose input is replaced by the noised known region."""
 
-  def inpaint(x, sigma):
-    known = kept.latents + sigma * kept.noise
-    mixed = kept.mask * x + (1 - kept.mask) * known
-    return denoise(jnp.where(sigma < kept.start, mixed, x), sigma)
+  def inpaint(
+    x: Float[ArrayLike, 'b h w c'], sigma: Float[ArrayLike, '']
+  ) -> Float[ArrayLike, 'b h w c']:
+    noised = known.latents + sigma * known.noise
+    mixed = known.mask * x + (1 - known.mask) * noised
+    return denoise(jnp.where(sigma < known.start, mixed, x), sigma)
 
   return inpaint
 
 
-def to_latent_mask(mask, downscale):
-  """Mask [b, h, w], 0..1 > [b, h / 8, w / 8, 1] of 0 and 1, from 0.5 on."""
+def to_latent_mask(
+  mask: Num[ArrayLike, 'b height width'], downscale: int
+) -> Float[Array, 'b h w 1']:
+  """Returns the mask at the size of the latents: 1 from 0.5 on, 0 below."""
   picked = mask[:, ::downscale, ::downscale, None]
   return (jnp.asarray(picked) >= 0.5).astype(jnp.float32)

@@ -1,28 +1,30 @@
-"""The noise schedule that a net was trained with.
+"""The noise schedule of training: a sigma for each timestep.
 
-A schedule pairs each timestep with a sigma, the noise level of
-x = x0 + sigma * eps. The other usual way to write a noisy image, sqrt(a) x0 +
-sqrt(1 - a) eps with a = alphas_cumprod, is this x divided by
-sqrt(1 + sigma^2); both mean the same picture when sigma^2 = (1 - a) / a.
+Sigma is the noise level of x = x0 + sigma * eps. The other usual form of a
+noisy image, sqrt(a) x0 + sqrt(1 - a) eps with a = alphas_cumprod, is this x
+divided by sqrt(1 + sigma^2), where sigma^2 = (1 - a) / a.
 """
 
 import dataclasses
+from collections.abc import Collection
+from typing import Any
 
 import numpy as np
+from jaxtyping import Float
 
 PREDICTIONS = ('eps', 'v', 'x0')
 
 
 @dataclasses.dataclass(frozen=True)
 class Schedule:
-  """The noise schedule that a net was trained with; SDXL's by default."""
+  """Describes a noise schedule; the defaults are SDXL's."""
 
   num_train_timesteps: int = 1000
   beta_start: float = 0.00085
   beta_end: float = 0.012
   beta_schedule: str = 'scaled_linear'  # or 'linear'
-  prediction: str = 'eps'  # one of PREDICTIONS; what the net gives
-  zero_terminal_snr: bool = False  # the last timestep is noise alone
+  prediction: str = 'eps'  # one of PREDICTIONS; the net's output
+  zero_terminal_snr: bool = False  # the last timestep is pure noise
 
   def __post_init__(self):
     check_choice(
@@ -36,8 +38,8 @@ class Schedule:
       )
 
 
-def betas(schedule):
-  """Noise variance added by each timestep, float64 [num_train_timesteps]."""
+def betas(schedule: Schedule) -> Float[np.ndarray, ' timesteps']:
+  """Returns the noise variance that each timestep adds, float64."""
   start, end = schedule.beta_start, schedule.beta_end
   if schedule.beta_schedule == 'scaled_linear':
     b = np.linspace(start**0.5, end**0.5, schedule.num_train_timesteps) ** 2
@@ -47,28 +49,33 @@ def betas(schedule):
 
 
 # Lin et al. 2023, Common Diffusion Noise Schedules, algorithm 1.
-def rescale_zero_terminal_snr(betas):
+def rescale_zero_terminal_snr(
+  betas: Float[np.ndarray, ' timesteps'],
+) -> Float[np.ndarray, ' timesteps']:
   """Shifts sqrt(alphas_cumprod) to end at 0, scaled to keep its start."""
   a = np.sqrt(np.cumprod(1 - betas))
   a = ((a - a[-1]) * a[0] / (a[0] - a[-1])) ** 2
   return 1 - np.concatenate([a[:1], a[1:] / a[:-1]])
 
 
-def alphas_cumprod(schedule):
-  """Share of the signal's variance at each timestep, float64, descending."""
+def alphas_cumprod(schedule: Schedule) -> Float[np.ndarray, ' timesteps']:
+  """Returns the share of signal variance at each timestep, descending."""
   # Published nets come with float32 tables; the digits lost in 1 - b and in
   # the product move the smallest sigmas by 1e-5 and Karras timesteps by 1e-3.
   a = np.float32(1) - betas(schedule).astype(np.float32)
   return np.cumprod(a, dtype=np.float64).astype(np.float32).astype(np.float64)
 
 
-def trained_sigmas(schedule, terminal_sigma=np.inf):
-  """Sigma of each timestep, float64, ascending, at most terminal_sigma."""
+def trained_sigmas(
+  schedule: Schedule, terminal_sigma: float = np.inf
+) -> Float[np.ndarray, ' timesteps']:
+  """Returns each timestep's sigma, float64, ascending, <= terminal_sigma."""
   a = np.maximum(alphas_cumprod(schedule), 1 / (1 + terminal_sigma**2))
   with np.errstate(divide='ignore'):
     return np.sqrt((1 - a) / a)
 
 
-def check_choice(name, value, allowed):
+def check_choice(name: str, value: Any, allowed: Collection) -> None:
+  """Raises a ValueError that lists the allowed values for any other."""
   if value not in allowed:
     raise ValueError(f'{name} is {value!r}; choose one of {list(allowed)}')

@@ -1,6 +1,7 @@
 """Optax transforms that average the parameters (EMA)."""
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -10,11 +11,13 @@ from sdxl_jax.ema import post_hoc
 
 
 class EmaState(NamedTuple):
-  count: jax.Array  # int32 []
+  """State of `averages`; the field names are paths in checkpoints."""
+
+  count: jax.Array  # int32 [], updates so far
   params: tuple[optax.Params, ...]  # the averages of the parameters
 
 
-def ema(decay):
+def ema(decay: float) -> optax.GradientTransformation:
   """Averages the parameters that a chain produces; comes last in it.
 
   p_ema = d p_ema + (1 - d) p with d = min(decay, (1 + n) / (10 + n)), n
@@ -23,22 +26,26 @@ def ema(decay):
   return averages(lambda n: jnp.minimum(decay, (1 + n) / (10 + n)))
 
 
-def power_ema(*sigma_rel):
+def power_ema(*sigma_rel: float) -> optax.GradientTransformation:
   """Averages whose widths are these shares of the training so far.
 
   d = (1 - 1 / n)^(gamma + 1) (Karras et al. 2024, equation 7). From snapshots
-  of two of them, `post_hoc_ema` puts together one of any width.
+  of two of them, `post_hoc` reconstructs an average of any width.
   """
+
+  def make_decay(gamma):
+    return lambda n: (1 - 1 / n) ** (gamma + 1)
+
   gammas = [post_hoc.gamma_of(width) for width in sigma_rel]
-  return averages(*(lambda n, g=g: (1 - 1 / n) ** (g + 1) for g in gammas))
+  return averages(*map(make_decay, gammas))
 
 
-def averages(*decays):
-  """p_ema = d p_ema + (1 - d) p for each d(n), n counting updates from 1."""
+def averages(*decays: Callable) -> optax.GradientTransformation:
+  """Computes p_ema = d p_ema + (1 - d) p for each d(n), n updates from 1."""
 
   def init(params):
-    copy = lambda: jax.tree.map(jnp.copy, params)
-    return EmaState(jnp.zeros([], jnp.int32), tuple(copy() for _ in decays))
+    copies = tuple(jax.tree.map(jnp.copy, params) for _ in decays)
+    return EmaState(jnp.zeros([], jnp.int32), copies)
 
   def update(updates, state, params=None):
     count = state.count + 1
@@ -46,24 +53,33 @@ def averages(*decays):
 
     def average(decay, mean):
       d = decay(count.astype(jnp.float32))
-      # Written so that what has not changed stays as it is, bit for bit.
-      follow = lambda p_ema, p: p_ema - (1 - d) * (p_ema - p)
-      return jax.tree.map(follow, mean, params)
+      # In this form a parameter that has not changed stays, bit for bit.
+      return jax.tree.map(
+        lambda p_ema, p: p_ema - (1 - d) * (p_ema - p), mean, params
+      )
 
     return updates, EmaState(count, tuple(map(average, decays, state.params)))
 
   return optax.GradientTransformation(init, update)
 
 
-def ema_params(opt_state, which=0):
-  """The averaged parameters inside the state of a chain that has an EMA.
+def ema_params(opt_state: Any, which: int = 0) -> Any:
+  """Returns the averaged parameters in the state of a chain with an EMA.
 
-  `which` chooses among several, as power_ema keeps.
+  Args:
+    opt_state: tree of arrays.
+    which: of the averages of power_ema.
+
+  Raises:
+    ValueError: if the chain has no EMA.
   """
-  is_ema = lambda x: isinstance(x, EmaState)
+
+  def is_ema(x):
+    return isinstance(x, EmaState)
+
   for x in jax.tree.leaves(opt_state, is_leaf=is_ema):
     if is_ema(x):
       return x.params[which]
   raise ValueError(
-    'this optimizer keeps no EMA: put optimizer.ema in its chain'
+    'this optimizer keeps no EMA: add ema.transform.ema to its chain'
   )

@@ -1,16 +1,18 @@
 """Multi-head attention by name of the implementation.
 
-  xla     what the compiler makes of the formula; everywhere
-  cudnn   cuDNN's fused kernel, on NVIDIA GPUs; float32, which it lacks, by xla
+  xla     the formula, compiled by XLA; everywhere
+  cudnn   cuDNN's fused kernel, on NVIDIA GPUs; float32, which cuDNN lacks, by
+          xla
   splash  JAX's fused Pallas kernel, on TPUs, for self-attention over many
           pixels; all else by xla
 
-The fused ones never write the n x m weights of pixels to memory, which for
-XLA's is most of what a block at 1024 px moves. For larger pictures XLA's takes
-the queries in chunks, and on a CPU in chunks that its cache holds.
+The fused kernels never write the n x m weights of pixels to memory, which for
+xla is most of the traffic of a block at 1024 px. For larger images xla takes
+the queries in chunks, and on a CPU in chunks that fit its cache.
 """
 
 import functools
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -21,16 +23,27 @@ from jax.experimental.pallas.ops.tpu.splash_attention import (
   splash_attention_mask as splash_mask,
 )
 from jax.sharding import PartitionSpec
+from jaxtyping import Array, ArrayLike, Float
 
-IMPLEMENTATIONS = ('xla', 'cudnn', 'splash')
-# The name of what fused kernels give, for rematerialisation policies.
+Queries = Float[ArrayLike, 'b n heads d']
+Keys = Float[ArrayLike, 'b m heads d']
+Output = Float[Array, 'b n heads d']
+
+
+class ChunkLimits(NamedTuple):
+  """Numbers of attention weights of one head."""
+
+  most: int  # beyond which the queries are taken in chunks
+  chunk: int  # of one chunk
+
+
+# The name of the fused kernels' output, for rematerialisation policies.
 SAVED = 'attention'
-# Weights of one head beyond which XLA's takes chunks, and those of a chunk. At
-# 2048 px the autoencoder has 2^32, which are 16 GiB.
-LIMITS = (2**28, 2**26)
+# At 2048 px the autoencoder has 2^32 weights, which are 16 GiB.
+LIMITS = ChunkLimits(most=2**28, chunk=2**26)
 # On a CPU a chunk is 2 MiB for each row of the batch, and that is 2 to 4 times
 # as fast as all weights at once from 1024 pixels on.
-CPU_LIMITS = (2**15, 2**19)
+CPU_LIMITS = ChunkLimits(most=2**15, chunk=2**19)
 # Below this the weights are so few that a kernel of its own costs more.
 SPLASH_PIXELS = 512
 # Pixels that one step of the kernel takes as queries, as keys. The buckets have
@@ -41,55 +54,78 @@ BLOCK_Q, BLOCK_KV = 512, 1024
 PIXELS_LAST = splash_kernel.QKVLayout.SEQ_MINOR
 
 
-def attention(q, k, v, num_heads, implementation='xla', causal=False):
-  """softmax(q k^T / sqrt(d)) v over heads; q [b, n, c], k and v [b, m, c]."""
-  split = lambda x: x.reshape(*x.shape[:2], num_heads, -1)
-  out = attend(split(q), split(k), split(v), implementation, causal)
+def attention(
+  q: Float[ArrayLike, 'b n c'],
+  k: Float[ArrayLike, 'b m c'],
+  v: Float[ArrayLike, 'b m c'],
+  num_heads: int,
+  implementation: str = 'xla',
+  causal: bool = False,
+) -> Float[Array, 'b n c']:
+  """Returns softmax(q k^T / sqrt(d)) v over heads."""
+  q_heads, k_heads, v_heads = (
+    x.reshape(*x.shape[:2], num_heads, -1) for x in (q, k, v)
+  )
+  out = head_attention(q_heads, k_heads, v_heads, implementation, causal)
   return out.reshape(q.shape)
 
 
-def attend(q, k, v, implementation, causal):
+def head_attention(
+  q: Queries, k: Keys, v: Keys, implementation: str, causal: bool
+) -> Output:
+  """Chooses the implementation for these shapes and this type."""
   if implementation == 'splash':
     n, m = q.shape[1], k.shape[1]
     if n == m >= SPLASH_PIXELS and not causal:
-      return splash(q, k, v)
+      return splash_attention(q, k, v)
     implementation = 'xla'
   if implementation == 'cudnn' and q.dtype == jnp.float32:
     implementation = 'xla'
   if implementation == 'xla' and not causal:
-    return by_xla(q, k, v)
+    return xla_attention(q, k, v)
   return jax.nn.dot_product_attention(
     q, k, v, is_causal=causal, implementation=implementation
   )
 
 
 @jax.custom_jvp
-def by_xla(q, k, v):
-  """The formula, in chunks as the platform likes them."""
-  if k.shape[1] * q.shape[1] <= CPU_LIMITS[0]:
-    return formula(q, k, v, LIMITS)
-  on = lambda limits: functools.partial(formula, limits=limits)
+def xla_attention(q: Queries, k: Keys, v: Keys) -> Output:
+  """Computes the formula, in chunks as large as suits the platform."""
+  if k.shape[1] * q.shape[1] <= CPU_LIMITS.most:
+    return limited_attention(q, k, v, LIMITS)
   return jax.lax.platform_dependent(
-    q, k, v, cpu=on(CPU_LIMITS), default=on(LIMITS)
+    q,
+    k,
+    v,
+    cpu=functools.partial(limited_attention, limits=CPU_LIMITS),
+    default=functools.partial(limited_attention, limits=LIMITS),
   )
 
 
-@by_xla.defjvp
-def by_xla_jvp(primals, tangents):
-  # What is kept for a gradient would be kept for every platform's way.
-  return jax.jvp(functools.partial(formula, limits=LIMITS), primals, tangents)
+@xla_attention.defjvp
+def xla_attention_jvp(
+  primals: tuple[Queries, Keys, Keys], tangents: tuple
+) -> tuple[Output, Output]:
+  """Differentiates with the limits of accelerators.
+
+  Residuals of `platform_dependent` would be kept for every platform's branch.
+  """
+  function = functools.partial(limited_attention, limits=LIMITS)
+  return jax.jvp(function, primals, tangents)
 
 
-def formula(q, k, v, limits):
-  most, chunk = limits
+def limited_attention(
+  q: Queries, k: Keys, v: Keys, limits: ChunkLimits
+) -> Output:
+  """Computes the formula, in chunks if there are more weights than allowed."""
   n, m = q.shape[1], k.shape[1]
-  if n * m > most:
-    return in_chunks(q, k, v, min(n, max(1, chunk // m)))
+  if n * m > limits.most:
+    return chunked_attention(q, k, v, min(n, max(1, limits.chunk // m)))
   return jax.nn.dot_product_attention(q, k, v, implementation='xla')
 
 
-def in_chunks(q, k, v, rows):
-  """The formula, one head at a time and `rows` of its queries at a time."""
+def chunked_attention(q: Queries, k: Keys, v: Keys, rows: int) -> Output:
+  """Computes one head at a time and `rows` of its queries at a time."""
   b, n, _, d = q.shape
   count = -(-n // rows)
 
@@ -97,15 +133,19 @@ def in_chunks(q, k, v, rows):
     q, k, v = head
     q = jnp.pad(q, ((0, 0), (0, count * rows - n), (0, 0)))
     q = q.reshape(b, count, rows, d).swapaxes(0, 1)
-    out = jax.lax.map(lambda q: one_chunk(q, k, v), q)
+    out = jax.lax.map(lambda q: chunk_attention(q, k, v), q)
     return out.swapaxes(0, 1).reshape(b, count * rows, d)[:, :n]
 
   heads_first = [jnp.moveaxis(x, 2, 0) for x in (q, k, v)]
   return jnp.moveaxis(jax.lax.map(one_head, heads_first), 0, 2)
 
 
-def one_chunk(q, k, v):
-  """Attention of q [b, rows, d] to k and v [b, m, d]; its sums are float32."""
+def chunk_attention(
+  q: Float[Array, 'b rows d'],
+  k: Float[Array, 'b m d'],
+  v: Float[Array, 'b m d'],
+) -> Float[Array, 'b rows d']:
+  """Attention of one head and one chunk of queries; sums are float32."""
   product = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
   logits = product('bnd,bmd->bnm', q, k) * q.shape[-1] ** -0.5
   weights = jnp.exp(logits - logits.max(axis=-1, keepdims=True))
@@ -113,12 +153,12 @@ def one_chunk(q, k, v):
   return (out / weights.sum(axis=-1, keepdims=True)).astype(v.dtype)
 
 
-def splash(q, k, v):
-  """Self-attention [b, n, heads, d] by the Pallas kernel.
+def splash_attention(q: Queries, k: Queries, v: Queries) -> Output:
+  """Self-attention by the Pallas kernel.
 
   A kernel cannot be partitioned by the compiler. Under a mesh (jax.set_mesh)
-  each device runs it on its own rows of the batch and, if the mesh has an axis
-  `tensor`, on its own heads.
+  each device runs the kernel on its own rows of the batch and, if the mesh has
+  an axis `tensor`, on its own heads.
   """
   mesh = jax.sharding.get_abstract_mesh()
   if mesh.empty:
@@ -134,11 +174,10 @@ def splash(q, k, v):
   )(q, k, v)
 
 
-def splash_on_one_device(q, k, v):
+def splash_on_one_device(q: Queries, k: Queries, v: Queries) -> Output:
+  """Pads the pixels to whole blocks and calls the kernel for each row."""
   n, num_heads, d = q.shape[1:]
   padded = -(-n // BLOCK_KV) * BLOCK_KV
-  pad = ((0, 0), (0, 0), (0, padded - n), (0, 0))
-  heads_first = lambda x: jnp.pad(x.swapaxes(1, 2), pad)
   kernel = splash_kernel.make_splash_mha_single_device(
     splash_mask.MultiHeadMask(
       [splash_mask.FullMask((padded,) * 2)] * num_heads
@@ -155,12 +194,12 @@ def splash_on_one_device(q, k, v):
     ),
     residual_checkpoint_name=SAVED,
   )
-  # Pixels see those of their own segment: what pads is another.
+  # Pixels attend to their own segment only, and padding is another.
   segments = None
   if padded > n:
     ids = (jnp.arange(padded) >= n).astype(jnp.int32)
     segments = splash_kernel.SegmentIds(ids, ids)
-  one_row = lambda q, k, v: kernel(q, k, v, segments)
-  q = q * d**-0.5
-  out = jax.vmap(one_row)(heads_first(q), heads_first(k), heads_first(v))
+  pad = ((0, 0), (0, 0), (0, padded - n), (0, 0))
+  heads_first = [jnp.pad(x.swapaxes(1, 2), pad) for x in (q * d**-0.5, k, v)]
+  out = jax.vmap(lambda q, k, v: kernel(q, k, v, segments))(*heads_first)
   return out[:, :, :n].swapaxes(1, 2)

@@ -1,35 +1,41 @@
 """The autoencoder with its discriminator and LPIPS, as stage 0 trains it."""
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, ArrayLike, Float, PRNGKeyArray
 
 from sdxl_jax.models import discriminator, lpips, vae
 
 
 @dataclasses.dataclass(frozen=True)
 class AutoencoderGAN:
-  """Autoencoder, its adversary, and what it is compared by."""
+  """Autoencoder, discriminator and perceptual distance.
+
+  Parameters are {'vae', 'discriminator', 'lpips'}, the last one only where
+  there is an LPIPSConfig.
+  """
 
   vae: vae.VAEConfig
   discriminator: discriminator.DiscriminatorConfig
   lpips: lpips.LPIPSConfig | None
 
   @property
-  def configs(self):
-    """{net: its config}; without LPIPS where nothing asks for it."""
+  def configs(self) -> dict[str, Any]:
+    """{net: its config} of the nets that have parameters."""
     fields = ('vae', 'discriminator', 'lpips')
     configs = {name: getattr(self, name) for name in fields}
     return {name: c for name, c in configs.items() if c is not None}
 
-  def replace(self, **fields):
-    """The same nets with fields of the autoencoder replaced, as attention."""
-    changed = dataclasses.replace(self.vae, **fields)
-    return dataclasses.replace(self, vae=changed)
+  def replace(self, **fields: Any) -> 'AutoencoderGAN':
+    """Returns the same nets with fields of the VAE's config replaced."""
+    new_vae = dataclasses.replace(self.vae, **fields)
+    return dataclasses.replace(self, vae=new_vae)
 
-  def init(self, key):
-    """Fresh parameters of every net."""
+  def init(self, key: PRNGKeyArray) -> dict[str, Any]:
+    """Returns fresh parameters of every net."""
     keys = jax.random.split(key, 3)
     side = 8 * self.vae.downscale
     image = jnp.zeros((1, side, side, self.vae.in_channels))
@@ -43,21 +49,32 @@ class AutoencoderGAN:
       params['lpips'] = net.init(keys[2], image, image)['params']
     return params
 
-  def encode(self, params, image):
-    """Image [b, h, w, 3] > moments [b, h/8, w/8, 8]."""
+  def encode(
+    self, params: dict[str, Any], image: Float[ArrayLike, 'b height width c']
+  ) -> Float[Array, 'b h w moments']:
+    """Encodes an image to mean and logvar of its posterior, side by side."""
     net = vae.make_vae(self.vae)
     return net.apply({'params': params['vae']}, image, method='encode')
 
-  def decode(self, params, latents):
-    """Latents [b, h/8, w/8, 4] > image [b, h, w, 3]."""
+  def decode(
+    self, params: dict[str, Any], latents: Float[ArrayLike, 'b h w latents']
+  ) -> Float[Array, 'b height width c']:
+    """Decodes latents to an image."""
     net = vae.make_vae(self.vae)
     return net.apply({'params': params['vae']}, latents, method='decode')
 
-  def judge(self, params, image):
-    """Image > logits, high where the discriminator takes it for real."""
+  def discriminate(
+    self, params: dict[str, Any], image: Float[ArrayLike, 'b height width c']
+  ) -> Float[Array, 'b h w 1']:
+    """Returns logits of patches, high where they are classified as real."""
     net = discriminator.Discriminator(self.discriminator)
     return net.apply({'params': params['discriminator']}, image)
 
-  def distance(self, params, x, y):
-    """LPIPS of two images, [b]."""
+  def distance(
+    self,
+    params: dict[str, Any],
+    x: Float[ArrayLike, 'b height width c'],
+    y: Float[ArrayLike, 'b height width c'],
+  ) -> Float[Array, ' b']:
+    """Returns the LPIPS distance of two images."""
     return lpips.LPIPS(self.lpips).apply({'params': params['lpips']}, x, y)

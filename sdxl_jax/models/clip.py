@@ -1,16 +1,17 @@
-"""The two text towers: CLIP ViT-L and OpenCLIP ViT-bigG (SDXL section 2.1)."""
+"""The two text encoders: CLIP ViT-L and OpenCLIP ViT-bigG (SDXL, 2.1)."""
 
 import dataclasses
 
 import flax.linen as nn
 import jax.numpy as jnp
+from jaxtyping import Array, ArrayLike, Float, Int
 
 from sdxl_jax.models import attention, layers
 
 
 @dataclasses.dataclass(frozen=True)
 class CLIPTextConfig:
-  """Defaults are CLIP ViT-L/14's text tower."""
+  """The defaults are the text encoder of CLIP ViT-L/14."""
 
   vocab_size: int = 49408
   max_position_embeddings: int = 77
@@ -38,36 +39,50 @@ VIT_BIGG = CLIPTextConfig(
 ACTIVATIONS = {'quick_gelu': layers.quick_gelu, 'gelu': layers.gelu}
 
 
-def normal(scale):
+def normal(scale: float) -> nn.initializers.Initializer:
+  """Returns an initialiser N(0, scale^2)."""
   return nn.initializers.normal(scale)
 
 
+def embedding(
+  config: CLIPTextConfig, rows: int, scale: float, name: str
+) -> nn.Embed:
+  """Makes a table of `rows` embeddings."""
+  return nn.Embed(
+    rows,
+    config.hidden_size,
+    dtype=config.dtype,
+    param_dtype=config.param_dtype,
+    embedding_init=normal(scale),
+    name=name,
+  )
+
+
 class Embeddings(nn.Module):
+  """Adds the embeddings of tokens and of positions."""
+
   config: CLIPTextConfig
 
   @nn.compact
-  def __call__(self, ids):
-    embed = lambda rows, scale, name: nn.Embed(
-      rows,
-      self.config.hidden_size,
-      dtype=self.config.dtype,
-      param_dtype=self.config.param_dtype,
-      embedding_init=normal(scale),
-      name=name,
+  def __call__(self, ids: Int[ArrayLike, 'b n']) -> Float[Array, 'b n c']:
+    config = self.config
+    tokens = embedding(config, config.vocab_size, 0.02, 'token_embedding')
+    positions = embedding(
+      config, config.max_position_embeddings, 0.01, 'position_embedding'
     )
-    tokens = embed(self.config.vocab_size, 0.02, 'token_embedding')(ids)
-    rows = self.config.max_position_embeddings
-    positions = embed(rows, 0.01, 'position_embedding')
-    return tokens + positions(jnp.arange(ids.shape[-1]))
+    return tokens(ids) + positions(jnp.arange(ids.shape[-1]))
 
 
 class SelfAttention(nn.Module):
-  """Causal, with biases, and without a padding mask: what pads say matters."""
+  """Causal self-attention with biases and without a mask of the padding.
+
+  SDXL was trained on the outputs at padding tokens too.
+  """
 
   config: CLIPTextConfig
 
   @nn.compact
-  def __call__(self, x):
+  def __call__(self, x: Float[Array, 'b n c']) -> Float[Array, 'b n c']:
     config, c = self.config, x.shape[-1]
     q, k, v = (
       layers.dense(config, c, f'{n}_proj', kernel_init=normal(c**-0.5))(x)
@@ -81,18 +96,19 @@ class SelfAttention(nn.Module):
 
 
 class MLP(nn.Module):
+  """Two linear layers with the activation between them."""
+
   config: CLIPTextConfig
 
   @nn.compact
-  def __call__(self, x):
+  def __call__(self, x: Float[Array, 'b n c']) -> Float[Array, 'b n c']:
     config, c = self.config, x.shape[-1]
-    fc1 = normal((2 * c) ** -0.5)
-    fc2 = normal(c**-0.5 * (2 * config.num_hidden_layers) ** -0.5)
-    x = layers.dense(config, config.intermediate_size, 'fc1', kernel_init=fc1)(
-      x
-    )
+    init_1 = normal((2 * c) ** -0.5)
+    init_2 = normal(c**-0.5 * (2 * config.num_hidden_layers) ** -0.5)
+    width = config.intermediate_size
+    x = layers.dense(config, width, 'fc1', kernel_init=init_1)(x)
     x = ACTIVATIONS[config.hidden_act](x)
-    return layers.dense(config, c, 'fc2', kernel_init=fc2)(x)
+    return layers.dense(config, c, 'fc2', kernel_init=init_2)(x)
 
 
 class EncoderLayer(nn.Module):
@@ -101,7 +117,9 @@ class EncoderLayer(nn.Module):
   config: CLIPTextConfig
 
   @nn.compact
-  def __call__(self, x):
+  def __call__(
+    self, x: Float[Array, 'b n c']
+  ) -> tuple[Float[Array, 'b n c'], Float[Array, 'b n c']]:
     before = x
     h = layers.layer_norm(self.config, 'layer_norm1')(x)
     x = x + SelfAttention(self.config, name='self_attn')(h)
@@ -111,10 +129,12 @@ class EncoderLayer(nn.Module):
 
 
 class Encoder(nn.Module):
+  """Applies all blocks and returns every hidden state, the input first."""
+
   config: CLIPTextConfig
 
   @nn.compact
-  def __call__(self, x):
+  def __call__(self, x: Float[Array, 'b n c']) -> Float[Array, 'states b n c']:
     depth = self.config.num_hidden_layers
     stack = layers.scan_blocks(EncoderLayer, self.config, depth)
     x, before = stack(self.config, name='layers')(x)
@@ -122,10 +142,14 @@ class Encoder(nn.Module):
 
 
 class TextModel(nn.Module):
+  """Returns every hidden state, and the last one at the end of the text."""
+
   config: CLIPTextConfig
 
   @nn.compact
-  def __call__(self, ids):
+  def __call__(
+    self, ids: Int[ArrayLike, 'b n']
+  ) -> tuple[Float[Array, 'states b n c'], Float[Array, 'b c']]:
     x = Embeddings(self.config, name='embeddings')(ids)
     hidden_states = Encoder(self.config, name='encoder')(x)
     last = layers.layer_norm(self.config, 'final_layer_norm')(hidden_states[-1])
@@ -135,16 +159,18 @@ class TextModel(nn.Module):
 
 
 class CLIPText(nn.Module):
-  """ids [b, 77] > hidden_states [layers + 1, b, 77, c], pooled [b, c or proj].
+  """Encodes token ids to (hidden_states, pooled).
 
-  hidden_states[k] enters block k; the last one leaves the last block, before
-  the final norm. SDXL's context is hidden_states[-2].
+  hidden_states[k] is the input of block k; the last one is the output of the
+  last block, before the final norm. SDXL's context is hidden_states[-2].
   """
 
   config: CLIPTextConfig
 
   @nn.compact
-  def __call__(self, ids):
+  def __call__(
+    self, ids: Int[ArrayLike, 'b n']
+  ) -> tuple[Float[Array, 'states b n c'], Float[Array, 'b p']]:
     hidden_states, pooled = TextModel(self.config, name='text_model')(ids)
     if self.config.projection_dim:
       pooled = layers.dense(

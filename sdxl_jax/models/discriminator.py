@@ -1,17 +1,20 @@
-"""The autoencoder's adversary: PatchGAN (Isola et al. 2017, section 3.2.2)."""
+"""The autoencoder's discriminator: PatchGAN (Isola et al. 2017, 3.2.2)."""
 
 import dataclasses
+import functools
+from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, ArrayLike, Float, PRNGKeyArray
 
 from sdxl_jax.models import layers
 
 
 @dataclasses.dataclass(frozen=True)
 class DiscriminatorConfig:
-  """Defaults are those of the reference's NLayerDiscriminator."""
+  """The defaults are those of the reference's NLayerDiscriminator."""
 
   features: int = 64  # of the first layer; doubled up to eight times that
   layers: int = 3  # with batch norm
@@ -22,21 +25,24 @@ class DiscriminatorConfig:
 kernel_init = nn.initializers.normal(0.02)
 
 
-def scale_init(key, shape, dtype):
+def scale_init(
+  key: PRNGKeyArray, shape: tuple[int, ...], dtype: Any
+) -> Float[Array, ' c']:
+  """Initialises the scale of a norm: N(1, 0.02^2)."""
   return 1 + 0.02 * jax.random.normal(key, shape, dtype)
 
 
 class BatchNorm(nn.Module):
   """Normalises with the statistics of this batch, over all devices.
 
-  It keeps no running averages: a discriminator never sees anything but training
-  batches.
+  There are no running averages, since the discriminator is applied to training
+  batches only.
   """
 
   config: DiscriminatorConfig
 
   @nn.compact
-  def __call__(self, x):
+  def __call__(self, x: Float[Array, 'b h w c']) -> Float[Array, 'b h w c']:
     shape, dtype = x.shape[-1:], self.config.param_dtype
     scale = self.param('scale', scale_init, shape, dtype)
     bias = self.param('bias', layers.zeros, shape, dtype)
@@ -47,25 +53,30 @@ class BatchNorm(nn.Module):
 
 
 class Discriminator(nn.Module):
-  """Image [b, h, w, 3] > logits [b, h', w', 1] float32, high where it is real.
+  """Maps an image to logits of its patches, high where a patch is real.
 
-  Each logit judges a patch: of 70 x 70 px with the default three layers. Module
-  names are those of the reference, an nn.Sequential `main`.
+  A patch is 70 x 70 px with the default three layers. Module names are those of
+  the reference, an nn.Sequential `main`.
   """
 
   config: DiscriminatorConfig = DiscriminatorConfig()
 
   @nn.compact
-  def __call__(self, x):
+  def __call__(
+    self, x: Float[ArrayLike, 'b height width c']
+  ) -> Float[Array, 'b h w 1']:
     config = self.config
-    conv = lambda features, number, stride, **kw: layers.conv(
-      *(config, features, f'main_{number}', 4, stride, 1, kernel_init), **kw
+    conv = functools.partial(
+      layers.conv, config, size=4, padding=1, kernel_init=kernel_init
     )
-    x = nn.leaky_relu(conv(config.features, 0, 2)(x), 0.2)
+    x = conv(config.features, 'main_0', stride=2)(x)
+    x = nn.leaky_relu(x, 0.2)
     for i in range(1, config.layers + 1):
       features = config.features * min(2**i, 8)
       stride = 2 if i < config.layers else 1
-      x = conv(features, 3 * i - 1, stride, use_bias=False)(x)
+      name = f'main_{3 * i - 1}'
+      x = conv(features, name, stride=stride, use_bias=False)(x)
       x = BatchNorm(config, name=f'main_{3 * i}')(x)
       x = nn.leaky_relu(x, 0.2)
-    return conv(1, 3 * config.layers + 2, 1)(x).astype(jnp.float32)
+    x = conv(1, f'main_{3 * config.layers + 2}', stride=1)(x)
+    return x.astype(jnp.float32)

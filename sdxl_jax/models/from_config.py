@@ -1,6 +1,9 @@
 """Builds the model that a config describes."""
 
+from typing import Any
+
 import jax
+import ml_collections
 
 from sdxl_jax.diffusion import noise_schedule
 from sdxl_jax.distributed import device_mesh
@@ -16,60 +19,78 @@ from sdxl_jax.models import (
   vae,
 )
 
-# What `attention = 'auto'` means where.
+# The implementation that `attention = 'auto'` stands for on a platform.
 ATTENTION = {'tpu': 'splash', 'gpu': 'cudnn', 'cpu': 'xla'}
 
 
-def make_model(config, platform=None):
-  """The Nets, of diffusion_task or autoencoder_task, that a config describes.
+def make_model(
+  config: ml_collections.ConfigDict, platform: str | None = None
+) -> sdxl.SDXL | autoencoder_gan.AutoencoderGAN:
+  """Builds the nets that config.task trains.
 
-  `platform` ('tpu', 'gpu' or 'cpu') decides what 'auto' stands for; without it
-  that of this process.
+  Args:
+    config: see configs/default.py.
+    platform: 'tpu', 'gpu' or 'cpu', which decides what attention = 'auto'
+      stands for; by default the platform of this process.
   """
   fields = with_tuples(config.to_dict())
   for net in ('unet', 'vae', 'text_encoder', 'text_encoder_2'):
     if fields[net] and fields[net].get('attention') == 'auto':
       fields[net]['attention'] = default_attention(platform)
-  towers = [
-    fields[name] and clip.CLIPTextConfig(**fields[name])
-    for name in ('text_encoder', 'text_encoder_2')
-  ]
-  # What is left open is SDXL's; origins.with_latents fills it in.
-  autoencoder = {k: v for k, v in fields['vae'].items() if v is not None}
-  kinds = {'kl': vae.VAEConfig, 'patch': vae.PatchConfig}
-  autoencoder = kinds[autoencoder.pop('kind')](**autoencoder)
+  autoencoder = make_vae_config(fields['vae'])
   if config.task == 'autoencoder':
     return make_autoencoder_gan(config.autoencoder, autoencoder)
   return sdxl.SDXL(
     unet=unet.UNetConfig(**fields['unet']),
     vae=autoencoder,
-    text=text_encoder.TextEncoder(*towers),
+    text=text_encoder.TextEncoder(
+      text_encoder=make_clip_config(fields['text_encoder']),
+      text_encoder_2=make_clip_config(fields['text_encoder_2']),
+    ),
     schedule=noise_schedule.Schedule(**fields['schedule']),
     refiner=config.refiner,
     targets=tuple(lora.Target(name, **t) for name, t in fields['lora'].items()),
   )
 
 
-def default_attention(platform=None):
-  """What `attention = 'auto'` stands for on a platform, or here."""
+def make_clip_config(fields: dict[str, Any] | None) -> Any:
+  """Builds a CLIPTextConfig; None where the config has no such net."""
+  return clip.CLIPTextConfig(**fields) if fields else None
+
+
+def make_vae_config(fields: dict[str, Any]) -> vae.VAEConfig | vae.PatchConfig:
+  """Builds the autoencoder's config; unset fields default to SDXL's.
+
+  Latent scaling stays unset until loading.with_latent_scaling fills it in.
+  """
+  fields = {name: value for name, value in fields.items() if value is not None}
+  kinds = {'kl': vae.VAEConfig, 'patch': vae.PatchConfig}
+  return kinds[fields.pop('kind')](**fields)
+
+
+def default_attention(platform: str | None = None) -> str:
+  """Returns what `attention = 'auto'` stands for, by default on this host."""
   platform = platform or jax.default_backend()
   if platform == 'gpu' and not device_mesh.is_ampere(jax.local_devices()[0]):
     return 'xla'
   return ATTENTION[platform]
 
 
-def make_autoencoder_gan(c, autoencoder):
+def make_autoencoder_gan(
+  config: ml_collections.ConfigDict, autoencoder: vae.VAEConfig
+) -> autoencoder_gan.AutoencoderGAN:
+  """Builds the nets that config.autoencoder describes."""
   return autoencoder_gan.AutoencoderGAN(
     vae=autoencoder,
     discriminator=discriminator.DiscriminatorConfig(
-      c.adversary_features, c.adversary_layers, autoencoder.dtype
+      config.adversary_features, config.adversary_layers, autoencoder.dtype
     ),
-    lpips=lpips.LPIPSConfig() if c.perceptual_weight else None,
+    lpips=lpips.LPIPSConfig() if config.perceptual_weight else None,
   )
 
 
-def with_tuples(value):
-  """Lists, as JSON has them, become tuples, which hash."""
+def with_tuples(value: Any) -> Any:
+  """Converts the lists of JSON to tuples, which hash."""
   if isinstance(value, dict):
     return {k: with_tuples(v) for k, v in value.items()}
   return tuple(map(with_tuples, value)) if isinstance(value, list) else value

@@ -1,13 +1,17 @@
-"""Layers that UNet, autoencoder and text towers share; NHWC throughout.
+"""Layers that UNet, autoencoder and text encoders share; NHWC throughout.
 
-Each net's frozen config carries `dtype` (compute), `param_dtype` (storage),
-`attention` (implementation) and `remat`; layers take the config whole and read
-only these. Norm statistics and softmax are float32 whatever the dtype.
+Each net's frozen config has `dtype` (compute), `param_dtype` (storage),
+`attention` (implementation) and `remat`; layers take the config and read only
+these fields. Norm statistics and softmax are float32 whatever the dtype.
 """
+
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, ArrayLike, Float, Num
 
 from sdxl_jax.models import attention
 
@@ -16,16 +20,19 @@ fan_in_uniform = nn.initializers.variance_scaling(1 / 3, 'fan_in', 'uniform')
 zeros = nn.initializers.zeros
 
 
-def is_product(primitive, *_, **params):
-  """Whether a primitive is a convolution, or a matmul but for attention's."""
+def is_product(primitive: Any, *_: Any, **params: Any) -> bool:
+  """Returns whether a primitive is a convolution or an unbatched matmul.
+
+  The matmuls of attention are batched.
+  """
   if primitive is jax.lax.dot_general_p:
     _, (batch, _) = params['dimension_numbers']
     return not batch
   return primitive is jax.lax.conv_general_dilated_p
 
 
-# What the backward pass keeps of a block; the rest is computed again. Norms and
-# activations cost little to compute, and much to keep.
+# What of a block is stored for the backward pass; the rest is computed again.
+# Norms and activations cost little to compute, and much to store.
 REMAT_POLICIES = {
   'full': jax.checkpoint_policies.nothing_saveable,
   'dots': jax.checkpoint_policies.save_from_both_policies(
@@ -35,8 +42,10 @@ REMAT_POLICIES = {
 }
 
 
-def sinusoid(scalars, width):
-  """[...] > [..., width] float32: cos(s f_i), sin(s f_i), f_i = 10000^(-2i/w).
+def sinusoid(
+  scalars: Num[ArrayLike, '*dims'], width: int
+) -> Float[Array, '*dims {width}']:
+  """Embeds scalars s as cos(s f_i), sin(s f_i), f_i = 10000^(-2i/width).
 
   Cosines first, and the divisor is width / 2 and not width / 2 - 1, as in
   timestep_embedding of the reference (sgm, diffusionmodules/util.py).
@@ -47,7 +56,14 @@ def sinusoid(scalars, width):
   return jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=-1)
 
 
-def dense(config, features, name, use_bias=True, kernel_init=fan_in_uniform):
+def dense(
+  config: Any,
+  features: int,
+  name: str | None,
+  use_bias: bool = True,
+  kernel_init: Callable = fan_in_uniform,
+) -> nn.Dense:
+  """Makes a linear layer."""
   return nn.Dense(
     features,
     use_bias,
@@ -59,15 +75,16 @@ def dense(config, features, name, use_bias=True, kernel_init=fan_in_uniform):
 
 
 def conv(
-  config,
-  features,
-  name,
-  size=3,
-  stride=1,
-  padding=1,
-  kernel_init=fan_in_uniform,
-  use_bias=True,
-):
+  config: Any,
+  features: int,
+  name: str | None,
+  size: int = 3,
+  stride: int = 1,
+  padding: int | Sequence[tuple[int, int]] = 1,
+  kernel_init: Callable = fan_in_uniform,
+  use_bias: bool = True,
+) -> nn.Conv:
+  """Makes a convolution with a square kernel."""
   return nn.Conv(
     features,
     (size, size),
@@ -81,7 +98,8 @@ def conv(
   )
 
 
-def group_norm(config, epsilon, name):
+def group_norm(config: Any, epsilon: float, name: str | None) -> nn.GroupNorm:
+  """Makes a group norm over config.norm_num_groups."""
   return nn.GroupNorm(
     config.norm_num_groups,
     epsilon=epsilon,
@@ -92,7 +110,8 @@ def group_norm(config, epsilon, name):
   )
 
 
-def layer_norm(config, name):
+def layer_norm(config: Any, name: str | None) -> nn.LayerNorm:
+  """Makes a layer norm."""
   return nn.LayerNorm(
     epsilon=1e-5,
     dtype=config.dtype,
@@ -102,17 +121,22 @@ def layer_norm(config, name):
   )
 
 
-def maybe_remat(module, policy, **kwargs):
-  """The module class, its activations recomputed as the policy says."""
+def maybe_remat(
+  module: type[nn.Module], policy: str, **kwargs: Any
+) -> type[nn.Module]:
+  """Returns the module class with the remat policy; 'none' for no remat."""
   if policy == 'none':
     return module
   return nn.remat(module, policy=REMAT_POLICIES[policy], **kwargs)
 
 
-def scan_blocks(block, config, depth):
-  """The block class `depth` times, as one scan: parameters gain a leading axis.
+def scan_blocks(
+  block: type[nn.Module], config: Any, depth: int
+) -> type[nn.Module]:
+  """Returns a class that applies `depth` blocks as one scan.
 
-  The block maps (x, *broadcast) to (x, y). One copy is compiled, not `depth`.
+  The block maps (x, *broadcast) to (x, y). Parameters gain a leading axis, and
+  one copy of the block is compiled instead of `depth`.
   """
   block = maybe_remat(block, config.remat, prevent_cse=False)
   return nn.scan(
@@ -125,14 +149,18 @@ def scan_blocks(block, config, depth):
 
 
 class ResnetBlock2D(nn.Module):
-  """GroupNorm, SiLU, conv, twice; `temb` shifts the channels in between."""
+  """Applies GroupNorm, SiLU, conv twice; `temb` shifts the channels between."""
 
-  config: object
+  config: Any
   features: int
   epsilon: float
 
   @nn.compact
-  def __call__(self, x, temb=None):
+  def __call__(
+    self,
+    x: Float[ArrayLike, 'b h w c'],
+    temb: Float[ArrayLike, 'b width'] | None = None,
+  ) -> Float[Array, 'b h w {self.features}']:
     h = nn.silu(group_norm(self.config, self.epsilon, 'norm1')(x))
     h = conv(self.config, self.features, 'conv1')(h)
     if temb is not None:
@@ -146,34 +174,42 @@ class ResnetBlock2D(nn.Module):
 
 
 class Downsample2D(nn.Module):
-  """Halves height and width; padding as the caller's net pads."""
+  """Halves height and width by a strided convolution."""
 
-  config: object
+  config: Any
   padding: tuple[tuple[int, int], ...]
 
   @nn.compact
-  def __call__(self, x):
+  def __call__(
+    self, x: Float[Array, 'b height width c']
+  ) -> Float[Array, 'b h w c']:
     return conv(self.config, x.shape[-1], 'conv', 3, 2, self.padding)(x)
 
 
 class Upsample2D(nn.Module):
-  """Nearest neighbour to twice the size, or to `size` = one less, then conv."""
+  """Doubles the size by nearest neighbour, then applies a convolution.
 
-  config: object
+  `size` cuts the doubled size by up to one row and one column.
+  """
+
+  config: Any
 
   @nn.compact
-  def __call__(self, x, size=None):
+  def __call__(
+    self, x: Float[ArrayLike, 'b h w c'], size: tuple[int, int] | None = None
+  ) -> Float[Array, 'b height width c']:
     x = x.repeat(2, axis=1).repeat(2, axis=2)
     if size is not None:
       x = x[:, : size[0], : size[1]]
     return conv(self.config, x.shape[-1], 'conv')(x)
 
 
-def gelu(x):
-  """x Phi(x) by erf, as the reference has it, which is faster than by erfc."""
+def gelu(x: Float[Array, '*dims']) -> Float[Array, '*dims']:
+  """Returns x Phi(x) by erf, like the reference; erfc would be slower."""
   wide = x.astype(jnp.float32)  # bfloat16 has too few digits for 1 + erf
   return (0.5 * wide * (1 + jax.lax.erf(wide * 0.5**0.5))).astype(x.dtype)
 
 
-def quick_gelu(x):
+def quick_gelu(x: Float[Array, '*dims']) -> Float[Array, '*dims']:
+  """Returns x sigmoid(1.702 x), the activation of CLIP-L."""
   return x * jax.nn.sigmoid(1.702 * x)

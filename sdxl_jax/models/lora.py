@@ -1,40 +1,51 @@
-"""Low-rank factors beside the kernels of a net (Hu et al. 2021, LoRA).
+"""Low-rank adaptation of the kernels of a net (Hu et al. 2021, LoRA).
 
-W becomes W + alpha / r * a b, with a [in, r] and b [r, out] in place of a whole
-[in, out] to learn. The nets know nothing of it: under `apply` each layer that
-has factors in the collection 'lora' adds its product to what it gives.
+W becomes W + alpha / r * a b, where a [in, r] and b [r, out] are trained in
+place of W [in, out]. The nets have no code for it: under `apply` each layer
+that has factors in the collection 'lora' adds their product to its output.
 """
 
 import dataclasses
 import difflib
 import re
 import zlib
+from collections.abc import Callable, Collection, Iterable
+from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from flax import traverse_util
+from jaxtyping import PRNGKeyArray
 
 NETS = ('unet', 'text_encoder', 'text_encoder_2')
 
 
+Path = tuple[str, ...]  # of a layer in the tree {net: parameters}
+
+
 @dataclasses.dataclass(frozen=True)
 class Target:
-  """Layers that have factors, and what these are like."""
+  """Selects layers to adapt, with the rank and the scale of their factors."""
 
   name: str  # in the config
   layers: str  # pattern of whole paths, as unet/.*/attn[12]/to_[qkv]
   rank: int
-  alpha: float  # what they add is scaled by alpha / rank
+  alpha: float  # the product of the factors is scaled by alpha / rank
 
 
-def init(key, params, targets):
-  """Fresh factors, which change nothing yet: {net: {..., 'a', 'b'}}, float32.
+def init(
+  key: PRNGKeyArray, params: dict[str, Any], targets: Iterable[Target]
+) -> dict[str, Any]:
+  """Returns fresh factors, whose product is zero.
 
   Args:
     key: jax key.
     params: {net: parameters, or their shapes}.
-    targets: Targets.
+    targets: layers to adapt.
+
+  Returns:
+    {net: {..., 'a', 'b'}}, float32.
 
   Raises:
     ValueError: for a pattern that no layer matches, or two that one matches.
@@ -45,64 +56,79 @@ def init(key, params, targets):
   for path, target in assign(kernels, targets).items():
     *inputs, outputs = kernels[path].shape
     # Under nn.scan a kernel [in, out] has the axis of its stack before it.
-    stack = inputs[: len(inputs) % 2 == 0]
-    # Uniform in +-1/sqrt(fan_in), as PEFT draws it.
-    draw = nn.initializers.variance_scaling(
-      *(1 / 3, 'fan_in', 'uniform'), batch_axis=range(len(stack))
+    stack = inputs[:1] if len(inputs) % 2 == 0 else []
+    # Uniform in +-1/sqrt(fan_in), like PEFT.
+    uniform = nn.initializers.variance_scaling(
+      1 / 3, 'fan_in', 'uniform', batch_axis=range(len(stack))
     )
-    one = jax.random.fold_in(key, zlib.crc32('/'.join(path).encode()))
-    factors[*path, 'a'] = draw(one, (*inputs, target.rank), jnp.float32)
+    layer_key = jax.random.fold_in(key, zlib.crc32('/'.join(path).encode()))
+    shape = (*inputs, target.rank)
+    factors[*path, 'a'] = uniform(layer_key, shape, jnp.float32)
     factors[*path, 'b'] = jnp.zeros((*stack, target.rank, outputs))
   return traverse_util.unflatten_dict(factors)
 
 
-def assign(paths, targets):
-  """{path of a layer: its Target}."""
-  found = {}
+def assign(
+  paths: Collection[Path], targets: Iterable[Target]
+) -> dict[Path, Target]:
+  """Returns the Target of each layer that is adapted."""
+  assigned = {}
   for target in targets:
-    hits = [path for path in paths if matches(target, path)]
-    if not hits:
-      raise ValueError(no_layer(target, ['/'.join(path) for path in paths]))
-    for path in hits:
-      if path in found:
+    matched = [path for path in paths if matches(target, path)]
+    if not matched:
+      names = ['/'.join(path) for path in paths]
+      raise ValueError(describe_mismatch(target, names))
+    for path in matched:
+      if path in assigned:
         raise ValueError(
-          f'config.lora.{found[path].name} and config.lora.{target.name} both '
-          f'name the layer {"/".join(path)}: make one of their patterns '
+          f'config.lora.{assigned[path].name} and config.lora.{target.name} '
+          f'both name the layer {"/".join(path)}: make one of their patterns '
           'narrower'
         )
-      found[path] = target
-  return found
+      assigned[path] = target
+  return assigned
 
 
-def matches(target, path):
-  return re.fullmatch(target.layers, '/'.join(path))
+def matches(target: Target, path: Path) -> bool:
+  """Returns whether the target's pattern matches the whole path."""
+  return re.fullmatch(target.layers, '/'.join(path)) is not None
 
 
-def no_layer(target, paths):
-  ends = {path.rpartition('/')[2]: path for path in paths}
-  end = target.layers.rpartition('/')[2]
-  near = [ends[e] for e in difflib.get_close_matches(end, ends, 4, 0.0)]
+def describe_mismatch(target: Target, names: Iterable[str]) -> str:
+  """Returns an error text that names the layers most similar to a pattern."""
+  by_ending = {name.rpartition('/')[2]: name for name in names}
+  ending = target.layers.rpartition('/')[2]
+  near = difflib.get_close_matches(ending, by_ending, 4, 0.0)
+  near = [by_ending[ending] for ending in near]
   return (
     f'config.lora.{target.name}.layers is {target.layers!r}, which no layer '
-    f'matches as a whole. Near ones are {", ".join(near)}'
+    f'matches as a whole. Similar layers: {", ".join(near)}'
   )
 
 
-def scaled(factors, targets):
-  """Factors as `apply` takes them: b has the scale alpha / rank in it."""
-
-  def scale(path, x):
-    (target,) = (t for t in targets if matches(t, path[:-1]))
-    return x * (target.alpha / target.rank) if path[-1] == 'b' else x
-
+def fold_scale(
+  factors: dict[str, Any], targets: Iterable[Target]
+) -> dict[str, Any]:
+  """Multiplies each b by its target's alpha / rank, as `apply` requires."""
   flat = traverse_util.flatten_dict(factors)
-  return traverse_util.unflatten_dict({p: scale(p, x) for p, x in flat.items()})
+  for path, x in flat.items():
+    if path[-1] == 'b':
+      (target,) = (t for t in targets if matches(t, path[:-1]))
+      flat[path] = x * (target.alpha / target.rank)
+  return traverse_util.unflatten_dict(flat)
 
 
-def apply(net, name, params, *args, variables=None, **kwargs):
-  """net.apply with params[name] and, where there are, params['lora'][name].
+def apply(
+  net: nn.Module,
+  name: str,
+  params: dict[str, Any],
+  *args: Any,
+  variables: dict[str, Any] | None = None,
+  **kwargs: Any,
+) -> Any:
+  """Calls net.apply with params[name] and, if present, params['lora'][name].
 
-  `variables` are further collections; the rest is as net.apply takes it.
+  `variables` are further collections; args and kwargs are net.apply's.
   """
   variables = {'params': params[name]} | (variables or {})
   factors = params.get('lora', {}).get(name)
@@ -112,15 +138,17 @@ def apply(net, name, params, *args, variables=None, **kwargs):
     return net.apply(variables | {'lora': factors}, *args, **kwargs)
 
 
-def add_product(method, args, kwargs, context):
-  """An interceptor: x W of a layer with factors becomes x W + (x a) b."""
+def add_product(
+  method: Callable, args: tuple, kwargs: dict[str, Any], context: Any
+) -> Any:
+  """Intercepts a layer with factors: x W becomes x W + (x a) b."""
   layer, y = context.module, method(*args, **kwargs)
   if not isinstance(layer, nn.Dense | nn.Conv):
     return y
   if not layer.has_variable('lora', 'a'):
     return y
   a, b = (layer.get_variable('lora', name) for name in 'ab')
-  # A convolution has a's rows where it has its kernel's, and b at each pixel.
+  # a is a kernel of the layer's kind with r outputs; b applies to each pixel.
   down = layer.clone(
     features=a.shape[-1], use_bias=False, parent=None, name=None
   )

@@ -1,21 +1,26 @@
 """SDXL as one model: UNet, autoencoder, text encoders, noise schedule."""
 
 import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, ArrayLike, Float, Num, PRNGKeyArray
 
 from sdxl_jax.diffusion import noise_schedule
 from sdxl_jax.models import lora, micro_conditioning, text_encoder, unet, vae
+
+Params = dict[str, Any]  # {net: its parameters}
 
 
 @dataclasses.dataclass(frozen=True)
 class SDXL:
   """The nets of one SDXL, base or refiner, without their parameters.
 
-  Parameters are {'unet', 'vae', 'text_encoder', 'text_encoder_2'}, where the
-  refiner has no 'text_encoder' and a PatchVAE none at all; with targets there
-  are also the low-rank factors of all nets, 'lora'.
+  Parameters are {'unet', 'vae', 'text_encoder', 'text_encoder_2'}; the refiner
+  has no 'text_encoder', and a PatchVAE no parameters. With targets there are
+  also the low-rank factors of all nets, 'lora'.
   """
 
   unet: unet.UNetConfig
@@ -26,7 +31,7 @@ class SDXL:
   targets: tuple[lora.Target, ...] = ()
 
   @property
-  def configs(self):
+  def configs(self) -> dict[str, Any]:
     """{net: its config} of the nets that have parameters."""
     configs = {
       'unet': self.unet,
@@ -37,41 +42,44 @@ class SDXL:
     empty = (vae.PatchConfig, type(None))
     return {n: c for n, c in configs.items() if not isinstance(c, empty)}
 
-  def replace(self, **fields):
-    """The same nets with fields of all their configs replaced, as dtype."""
-    return self.replace_each(lambda name: fields)
+  def replace(self, **fields: Any) -> 'SDXL':
+    """Returns the same model with fields of all configs replaced, as dtype."""
+    return self.replace_each({name: fields for name in self.configs})
 
-  def replace_each(self, fields_of):
-    """The same nets with the fields_of(net) replaced in their configs."""
-    new = {
-      name: dataclasses.replace(config, **fields_of(name))
+  def replace_each(self, fields: Mapping[str, dict[str, Any]]) -> 'SDXL':
+    """Returns the same model with fields[net] of each net's config replaced."""
+    configs = {
+      name: dataclasses.replace(config, **fields[name])
       for name, config in self.configs.items()
     }
-    towers = new.get('text_encoder'), new['text_encoder_2']
     return dataclasses.replace(
       self,
-      unet=new['unet'],
-      vae=new.get('vae', self.vae),
-      text=text_encoder.TextEncoder(*towers),
+      unet=configs['unet'],
+      vae=configs.get('vae', self.vae),
+      text=text_encoder.TextEncoder(
+        configs.get('text_encoder'), configs['text_encoder_2']
+      ),
     )
 
-  def init(self, key):
-    """Fresh parameters of every net."""
-    side = 2 ** len(self.unet.block_out_channels)
-    size = side * self.vae.downscale
+  def init(self, key: PRNGKeyArray) -> Params:
+    """Returns fresh parameters of every net."""
     unet_key, vae_key, text_key = jax.random.split(key, 3)
-    params = unet.UNet(self.unet).init(
+
+    # The smallest input that every level can halve.
+    side = 2 ** len(self.unet.block_out_channels)
+    unet_params = unet.UNet(self.unet).init(
       unet_key,
       jnp.zeros((1, side, side, self.unet.in_channels)),
       jnp.zeros(1),
       jnp.zeros((1, 1, self.unet.context_dim)),
       jnp.zeros((1, self.unet.vector_dim)),
     )
+    size = side * self.vae.downscale
     image = jnp.zeros((1, size, size, self.vae.in_channels))
-    autoencoder = vae.make_vae(self.vae).init(vae_key, image)
+    vae_params = vae.make_vae(self.vae).init(vae_key, image)
     params = {
-      'unet': params['params'],
-      'vae': autoencoder.get('params', {}),
+      'unet': unet_params['params'],
+      'vae': vae_params.get('params', {}),
       **self.text.init(text_key),
     }
     if self.targets:
@@ -79,60 +87,108 @@ class SDXL:
       params['lora'] = lora.init(lora_key, params, self.targets)
     return params
 
-  def ready(self, params):
-    """Parameters as the nets take them: low-rank factors have their scale."""
+  def ready(self, params: Params) -> Params:
+    """Returns parameters to apply, with the scale folded into 'lora'."""
     if 'lora' not in params:
       return params
-    return params | {'lora': lora.scaled(params['lora'], self.targets)}
+    return params | {'lora': lora.fold_scale(params['lora'], self.targets)}
 
-  def encode(self, params, image):
-    """Image [b, h, w, 3] > moments [b, h/8, w/8, 8]."""
+  def encode(
+    self, params: Params, image: Float[ArrayLike, 'b height width c']
+  ) -> Float[Array, 'b h w moments']:
+    """Encodes an image to mean and logvar of its posterior, side by side."""
     net = vae.make_vae(self.vae)
     return net.apply({'params': params.get('vae', {})}, image, method='encode')
 
-  def decode(self, params, latents):
-    """Latents [b, h/8, w/8, 4] > image [b, h, w, 3]."""
+  def decode(
+    self, params: Params, latents: Float[ArrayLike, 'b h w latents']
+  ) -> Float[ArrayLike, 'b height width c']:
+    """Decodes latents to an image."""
     net = vae.make_vae(self.vae)
     return net.apply(
       {'params': params.get('vae', {})}, latents, method='decode'
     )
 
-  def vector(self, pooled, sizes):
-    """Pooled text and the batch's sizes > the UNet's second input."""
-    width = self.unet.size_embed_dim
-    first = sizes['original_size'], sizes['crop_top_left']
-    if self.refiner:
-      score = sizes['aesthetic_score']
-      return micro_conditioning.refiner_vector(pooled, *first, score, width)
-    target = sizes['target_size']
-    return micro_conditioning.base_vector(pooled, *first, target, width)
+  def vector(
+    self,
+    pooled: Float[ArrayLike, 'b p'],
+    sizes: Mapping[str, Num[ArrayLike, 'b ...']],
+  ) -> Float[Array, 'b vector']:
+    """Returns the UNet's second input from pooled text and a batch's sizes.
 
-  def project(self, params, context):
-    """Context [b, n, 2048] > the UNet's keys and values of it.
+    Args:
+      pooled: of text encoder 2.
+      sizes: 'original_size' and 'crop_top_left', with 'target_size' for the
+        base and 'aesthetic_score' for the refiner; may have further entries.
+    """
+    width = self.unet.size_embed_dim
+    if self.refiner:
+      return micro_conditioning.refiner_vector(
+        pooled,
+        sizes['original_size'],
+        sizes['crop_top_left'],
+        sizes['aesthetic_score'],
+        width,
+      )
+    return micro_conditioning.base_vector(
+      pooled,
+      sizes['original_size'],
+      sizes['crop_top_left'],
+      sizes['target_size'],
+      width,
+    )
+
+  def precompute_cross_attention_kv(
+    self, params: Params, context: Float[ArrayLike, 'b n context']
+  ) -> Params:
+    """Returns the UNet's keys and values of the context, as a tree.
 
     They are the same at every step, and so computed once for all of them.
     """
     b, config = len(context), self.unet
     side = 2 ** len(config.block_out_channels)
-    inputs = (
+    _, variables = lora.apply(
+      unet.UNet(config),
+      'unet',
+      params,
       jnp.zeros((b, side, side, config.in_channels)),
       jnp.zeros(b),
       context,
       jnp.zeros((b, config.vector_dim)),
+      mutable=['context'],
     )
-    net = unet.UNet(config)
-    _, kept = lora.apply(net, 'unet', params, *inputs, mutable=['context'])
-    return kept['context']
+    return variables['context']
 
-  def denoiser(self, params, context, *told):
-    """net(x, timestep) -> eps, v or x0, as diffusion/ asks for it.
+  def denoiser(
+    self,
+    params: Params,
+    context: Float[ArrayLike, 'b n context'] | Params,
+    vector: Float[ArrayLike, 'b vector'],
+    guidance_scale: Float[ArrayLike, ''] = 1.0,
+  ) -> Callable:
+    """Makes net(x, timestep) -> eps, v or x0, for denoiser.make_denoiser.
 
-    Takes context [b, n, 2048], or what `project` makes of it; `told` are vector
-    and perhaps guidance_scale, see unet.UNet.
+    Args:
+      params: at least of the UNet, and 'lora'.
+      context: or the result of `precompute_cross_attention_kv`.
+      vector: second input of the UNet.
+      guidance_scale: input of nets that were distilled with guidance.
     """
-    net, kept = unet.UNet(self.unet), {}
+    net, variables = unet.UNet(self.unet), {}
     if isinstance(context, dict):
-      kept['context'], context = context, None
-    return lambda x, timestep: lora.apply(
-      *(net, 'unet', params, x, timestep, context), *told, variables=kept
-    )
+      variables['context'], context = context, None
+
+    def predict(x, timestep):
+      return lora.apply(
+        net,
+        'unet',
+        params,
+        x,
+        timestep,
+        context,
+        vector,
+        guidance_scale,
+        variables=variables,
+      )
+
+    return predict

@@ -1,35 +1,37 @@
-"""Tokens > context and pooled, the text as the UNet reads it (SDXL 2.1)."""
+"""Encodes tokens to context and pooled, the UNet's text inputs (SDXL 2.1)."""
 
 import dataclasses
 import functools
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, ArrayLike, Float, Int, PRNGKeyArray
 
 from sdxl_jax.models import clip, lora
+
+Params = dict[str, Any]  # {'text_encoder': CLIP-L's, 'text_encoder_2': bigG's}
 
 
 @dataclasses.dataclass(frozen=True)
 class TextEncoder:
-  """The towers of a model by their published names; the refiner has one.
-
-  Params are {'text_encoder': CLIP-L's, 'text_encoder_2': bigG's}.
-  """
+  """The text encoders of a model; the refiner has only text_encoder_2."""
 
   text_encoder: clip.CLIPTextConfig | None
   text_encoder_2: clip.CLIPTextConfig
 
-  def init(self, key):
-    """Fresh params of both towers."""
+  def init(self, key: PRNGKeyArray) -> Params:
+    """Returns fresh parameters of both text encoders."""
     ids = jnp.zeros((1, self.text_encoder_2.max_position_embeddings), jnp.int32)
     return {
       name: net.init(jax.random.fold_in(key, row), ids)['params']
-      for row, (name, net) in self.towers.items()
+      for row, (name, net) in self.text_encoders.items()
     }
 
   @property
-  def towers(self):
+  def text_encoders(self) -> dict[int, tuple[str, clip.CLIPText]]:
     """{row of the tokens: (name, net)}."""
     names = 'text_encoder', 'text_encoder_2'
     configs = self.text_encoder, self.text_encoder_2
@@ -40,15 +42,18 @@ class TextEncoder:
     }
 
   @functools.partial(jax.jit, static_argnames=('self', 'clip_skip'))
-  def encode(self, params, tokens, clip_skip=0):
-    """Tokens [b, 2, 77] > context [b, 77, 2048], pooled [b, 1280].
+  def encode(
+    self, params: Params, tokens: Int[ArrayLike, 'b 2 n'], clip_skip: int = 0
+  ) -> tuple[Float[Array, 'b n context'], Float[Array, 'b pooled']]:
+    """Returns (context, pooled) of one chunk of tokens per example.
 
-    The context joins the towers' penultimate hidden states, without the final
-    norm, CLIP-L first; `clip_skip` goes as many blocks further back. Pooled is
-    bigG's projection at the end of text, whatever `clip_skip`.
+    The context concatenates the penultimate hidden states of the text encoders
+    without the final norm, CLIP-L first: [b, 77, 768 + 1280]. `clip_skip` goes
+    as many blocks further back. Pooled is bigG's projection at the end of text,
+    [b, 1280], whatever `clip_skip`.
     """
     contexts = []
-    for row, (name, net) in self.towers.items():
+    for row, (name, net) in self.text_encoders.items():
       hidden_states, pooled = lora.apply(net, name, params, tokens[:, row])
       if not 0 <= clip_skip <= len(hidden_states) - 2:
         raise ValueError(
@@ -58,48 +63,75 @@ class TextEncoder:
       contexts.append(hidden_states[-2 - clip_skip])
     return jnp.concatenate(contexts, axis=-1), pooled
 
-  def encode_chunks(self, params, tokens, weights, empty, clip_skip, place):
-    """[b, k, 2, 77] > context [b, 77 k, 2048], pooled [b, 1280].
+  def encode_chunks(
+    self,
+    params: Params,
+    tokens: Int[np.ndarray, 'b k 2 n'],
+    weights: Float[np.ndarray, 'b k 2 n'],
+    empty: Int[np.ndarray, '2 n'],
+    clip_skip: int,
+    place: Callable,
+  ) -> tuple[Float[Array, 'b k*n context'], Float[Array, 'b pooled']]:
+    """Returns (context, pooled) of k chunks of tokens per example.
 
-    Each chunk is encoded by itself; pooled is the first one's. `weights` move
-    the context only, see `emphasize`; `empty` [2, 77] are the tokens of ''.
+    Each chunk is encoded alone; pooled is the first chunk's.
+
+    Args:
+      params: of the text encoders.
+      tokens: chunks of each example.
+      weights: of the tokens; they change the context only, see
+        `apply_prompt_weights`.
+      empty: tokens of ''.
+      clip_skip: see `encode`.
+      place: puts tokens, int32 [b k, 2, n], on the devices of the batch.
     """
     b, k, rows, length = tokens.shape
     tokens, weights = (x.reshape(-1, rows, length) for x in (tokens, weights))
     context, pooled = self.encode(params, place(tokens), clip_skip)
     if (weights != 1).any():
-      origin, _ = self.encode(params, empty[None], clip_skip)
-      context = emphasize(context, origin, self.channel_weights(weights))
+      empty_context, _ = self.encode(params, empty[None], clip_skip)
+      context = apply_prompt_weights(
+        context, empty_context, self.channel_weights(weights)
+      )
     return context.reshape(b, k * length, -1), pooled.reshape(b, k, -1)[:, 0]
 
-  def channel_weights(self, weights):
-    """[b, 2, 77] > [b, 77, 2048]: each tower's channels have its own row's."""
-    widths = [net.config.hidden_size for _, net in self.towers.values()]
-    rows = weights[:, list(self.towers)].swapaxes(1, 2)
+  def channel_weights(
+    self, weights: Float[np.ndarray, 'b 2 n']
+  ) -> Float[np.ndarray, 'b n context']:
+    """Repeats the weights of each text encoder's tokens over its channels."""
+    encoders = self.text_encoders
+    widths = [net.config.hidden_size for _, net in encoders.values()]
+    rows = weights[:, list(encoders)].swapaxes(1, 2)
     return np.repeat(rows, widths, axis=-1)
 
 
-def emphasize(context, empty, w):
-  """empty + w (context - empty): a token's weight, as ComfyUI understands it.
+def apply_prompt_weights(
+  context: Float[ArrayLike, 'b n c'],
+  empty: Float[ArrayLike, '1 n c'],
+  weights: Float[ArrayLike, 'b n c'],
+) -> Float[Array, 'b n c']:
+  """Returns empty + weights (context - empty), ComfyUI's prompt weighting.
 
-  It draws the context away from, or towards, what '' has at that position.
-  Written so that weight 1 gives the context itself bit for bit, and 0 the empty
-  one; other tokens have read a token of weight 0 all the same. AUTOMATIC1111's
-  web UI multiplies instead and rescales the whole to its old mean, by which
-  the weight of one word changes all others.
+  The context moves away from, or towards, the context of '' at the same
+  position. In this form weight 1 gives the context itself bit for bit, and 0
+  the empty one; other tokens attend to a token of weight 0 all the same.
+  AUTOMATIC1111's web UI multiplies instead and rescales the whole context to
+  its old mean, by which the weight of one word changes all others.
   """
-  return (w * context + (1 - w) * empty).astype(context.dtype)
+  return (weights * context + (1 - weights) * empty).astype(context.dtype)
 
 
-def drop(key, context, pooled, rate, together=True):
-  """Zero an example's text with probability `rate`, for free guidance.
+def drop(
+  key: PRNGKeyArray,
+  context: Float[ArrayLike, 'b n c'],
+  pooled: Float[ArrayLike, 'b p'],
+  rate: Float[ArrayLike, ''],
+) -> tuple[Float[Array, 'b n c'], Float[Array, 'b p']]:
+  """Zeroes an example's text with probability `rate`, for guidance.
 
-  One draw per example drops context and pooled together: guidance asks for the
-  net without any text, and only such examples teach it. With `together` false
-  each has its own draw, as in sgm's GeneralConditioner (`ucg_rate`).
+  Context and pooled are dropped together: guidance evaluates the net without
+  any text, and only such examples train it for that. sgm's GeneralConditioner
+  (`ucg_rate`) drops each by a random number of its own.
   """
-  keys = [key, key] if together else jax.random.split(key)
-  keep, keep_pooled = (
-    jax.random.bernoulli(k, 1.0 - rate, (len(pooled), 1)) for k in keys
-  )
-  return context * keep[..., None], pooled * keep_pooled
+  keep = jax.random.bernoulli(key, 1.0 - rate, (len(pooled), 1))
+  return context * keep[..., None], pooled * keep

@@ -1,41 +1,52 @@
-"""The autoencoder's decode in tiles, for pictures too large to decode whole.
+"""Tiled VAE decoding, for images too large to decode at once.
 
-What comes out is the whole decode's picture, up to the rounding of sums:
+The result is that of decoding the whole image, up to the rounding of sums:
 
-* Attention is at the size of the latents, and computed there over all of them.
-* A tile has a margin as wide as its convolutions reach, which is thrown away;
-  at the border of the picture it sees the same zeros as the whole.
-* GroupNorms divide by statistics of the whole picture. They are gathered from
-  all tiles one norm after another, since each needs those before it, and what
-  leads up to a norm is computed again for it.
+* Attention is at the size of the latents, and is computed over all of them.
+* A tile has a margin as wide as the reach of its convolutions, which is cut
+  off; at the border of the image it is padded with the same zeros as the whole.
+* GroupNorms divide by statistics of the whole image. These are gathered from
+  all tiles one norm after another, since each norm depends on the norms before
+  it, and the layers before a norm are computed again for its statistics.
 
-The decoder is cut into parts, and only what goes from part to part is kept: a
+The decoder is split into parts, and only the arrays between parts are stored: a
 part is one residual block, or the whole last level, whose arrays are the
-largest. So nothing of the picture's size is kept but the picture. At 2048 px in
-float32, SDXL's takes 2.1 GiB and not 14, and about three times the work.
+largest. So the only array of the image's size is the image. At 2048 px in
+float32, SDXL's decoder takes 2.1 GiB instead of 14, and about three times the
+work.
 """
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, ArrayLike, Bool, Float
 
-from sdxl_jax.models import latent_scaling, layers, vae
+from sdxl_jax.models import group_statistics, latent_scaling, layers, vae
+
+Params = dict[str, Any]
+Pixels = Float[ArrayLike, 'b h w c']
 
 
-def decode(config, params, x, tile=256):
-  """Latents [b, h, w, 4] > image [b, 8 h, 8 w, 3] float32, as VAE.decode.
+def decode(
+  config: vae.VAEConfig | vae.PatchConfig,
+  params: Params,
+  x: Float[ArrayLike, 'b h w latents'],
+  tile: int = 256,
+) -> Float[ArrayLike, 'b height width image']:
+  """Decodes scaled latents to an image, float32, like VAE.decode.
 
   Args:
-    config: vae.VAEConfig; or vae.PatchConfig, which is decoded whole, as that
-      takes no memory but the picture's.
+    config: a PatchConfig is decoded at once, which takes no memory but the
+      image's.
     params: of the autoencoder.
-    x: latents as the UNet sees them.
+    x: scaled latents, the UNet's input.
     tile: side in px at every resolution, without margins; even. Resolutions at
-      which the picture is no larger are computed whole.
+      which the image is no larger are computed at once.
   """
   if tile < 2 or tile % 2:
     raise ValueError(f'tile is {tile} px; it must be even and at least 2')
@@ -47,40 +58,52 @@ def decode(config, params, x, tile=256):
   return x.astype(jnp.float32)
 
 
-def decode_to_mid(config, params, z):
-  """All that is at the size of the latents and sees them whole."""
+def decode_to_mid(
+  config: vae.VAEConfig, params: Params, z: Float[ArrayLike, 'b h w latents']
+) -> Float[Array, 'b h w c']:
+  """Applies all layers up to the mid block, whose attention is global."""
   decoder, features = params['decoder'], config.block_out_channels[-1]
-  project = layers.conv(config, config.latent_channels, None, 1, padding=0)
-  x = bind(project, params['post_quant_conv'])(z)
+  post_quant = layers.conv(config, config.latent_channels, None, 1, padding=0)
+  x = bind(post_quant, params['post_quant_conv'])(z)
   x = bind(layers.conv(config, features, None), decoder['conv_in'])(x)
   return bind(vae.MidBlock(config), decoder['mid_block'])(x)
 
 
-def bind(module, params):
+def bind(module: nn.Module, params: Params) -> Callable:
+  """Returns the module as a function of x."""
   return lambda x: module.apply({'params': params}, x)
 
 
 @dataclasses.dataclass(frozen=True)
 class Part:
-  """A stretch of the decoder, after at most one doubling of the size."""
+  """Consecutive layers of the decoder, the first of which may double the size.
+
+  Attributes:
+    steps: the layers.
+    scale: output px per input px along a side, 1 or 2.
+    reach: radius in output px of the part's receptive field.
+    norms: number of GroupNorms.
+  """
 
   steps: tuple[Callable, ...]
-  scale: int  # px that come out of one
-  reach: int  # px around one that comes out, at its resolution, that it sees
+  scale: int
+  reach: int
   norms: int
 
-  def apply(self, x):
+  def apply(self, x: Pixels) -> Float[Array, 'b height width features']:
+    """Applies the layers without tiles."""
     for step in self.steps:
       x = step(x)
     return x
 
 
-def make_parts(config, decoder):
-  """The Parts that follow the mid block; `decoder` is the params of it all."""
+def make_parts(config: vae.VAEConfig, decoder: Params) -> list[Part]:
+  """Splits the decoder after the mid block; `decoder` holds its parameters."""
   parts, up = [], ()
   last = len(config.block_out_channels) - 1
   for i, features in enumerate(config.block_out_channels[::-1]):
     params = decoder[f'up_blocks_{i}']
+    # The residual blocks of one level; the level before it ends with `up`.
     resnet = layers.ResnetBlock2D(config, features, 1e-6)
     blocks = [
       bind(resnet, params[f'resnets_{j}'])
@@ -96,8 +119,10 @@ def make_parts(config, decoder):
     up = (bind(layers.Upsample2D(config), params['upsamplers_0']),)
 
 
-def make_head(config, decoder):
-  """Its last two layers, which make a picture of features."""
+def make_head(
+  config: vae.VAEConfig, decoder: Params
+) -> tuple[Callable, Callable, Callable]:
+  """Makes the decoder's last layers, which turn features into an image."""
   norm = layers.group_norm(config, 1e-6, None)
   conv = layers.conv(config, config.in_channels, None)
   return (
@@ -107,144 +132,144 @@ def make_head(config, decoder):
   )
 
 
-def apply_in_tiles(part, x, tile):
-  """part.apply(x), in tiles where what comes out is larger than one."""
+def apply_in_tiles(
+  part: Part, x: Pixels, tile: int
+) -> Float[Array, 'b height width features']:
+  """Returns part.apply(x), in tiles where the output is larger than one."""
   _, h, w, _ = x.shape
   if max(h, w) * part.scale <= tile:
     return part.apply(x)
-  tiles = lay_out((h, w), tile // part.scale, -(-part.reach // part.scale))
+  tiles = make_tiles((h, w), tile // part.scale, -(-part.reach // part.scale))
   statistics = []
   for _ in range(part.norms):
-    statistics.append(gather(part, x, tiles, statistics))
-  return put_together(part, x, tiles, statistics)
+    statistics.append(gather_statistics(part, x, tiles, statistics))
+  return assemble(part, x, tiles, statistics)
 
 
 @dataclasses.dataclass(frozen=True)
 class Tiles:
-  """Where tiles lie, in px of what a part is given."""
+  """Positions and sizes of all tiles, (height, width) in input px of a part.
 
-  read: tuple[int, int]  # height and width with margins, all inside the picture
-  kept: tuple[int, int]  # without
-  begins: np.ndarray  # [n, 2], of what is read
-  cores: np.ndarray  # [n, 2], of what a tile alone accounts for
-  writes: np.ndarray  # [n, 2], of what is kept: the last ones overlap others
+  Attributes:
+    read_size: with margins, all inside the image.
+    write_size: without margins.
+    reads: [n, 2], top left corners of what a tile reads.
+    cores: [n, 2], of the pixels that only this tile measures.
+    writes: [n, 2], of what a tile writes: the last tiles overlap others.
+  """
+
+  read_size: tuple[int, int]
+  write_size: tuple[int, int]
+  reads: np.ndarray
+  cores: np.ndarray
+  writes: np.ndarray
 
 
-def lay_out(size, side, margin):
-  kept = np.minimum(side, size)
-  read = np.minimum(kept + 2 * margin, size)
-  starts = [range(0, length, step) for length, step in zip(size, kept)]
+def make_tiles(size: tuple[int, int], side: int, margin: int) -> Tiles:
+  """Covers (height, width) with tiles of one size."""
+  write_size = np.minimum(side, size)
+  read_size = np.minimum(write_size + 2 * margin, size)
+  starts = [range(0, length, step) for length, step in zip(size, write_size)]
   cores = np.stack(np.meshgrid(*starts, indexing='ij'), -1).reshape(-1, 2)
-  begins = np.clip(cores - margin, 0, size - read)
-  writes = np.minimum(cores, size - kept)
-  return Tiles(tuple(read), tuple(kept), begins, cores, writes)
-
-
-def cut(x, begin, size):
-  return jax.lax.dynamic_slice(
-    x, (0, *begin, 0), (x.shape[0], *size, x.shape[-1])
+  return Tiles(
+    read_size=tuple(read_size.tolist()),
+    write_size=tuple(write_size.tolist()),
+    reads=np.clip(cores - margin, 0, size - read_size),
+    cores=cores,
+    writes=np.minimum(cores, size - write_size),
   )
 
 
-def gather(part, x, tiles, statistics):
-  """(mean, variance) [b, groups] of the first norm that has none yet."""
+def crop(x: Pixels, corner: Any, size: Any) -> Float[Array, 'b _ _ c']:
+  """Cuts (height, width) at a top left corner, which may be traced."""
+  return jax.lax.dynamic_slice(
+    x, (0, *corner, 0), (x.shape[0], *size, x.shape[-1])
+  )
 
-  def one(place):
-    begin, core = place
+
+def gather_statistics(
+  part: Part, x: Pixels, tiles: Tiles, statistics: list
+) -> tuple[group_statistics.GroupStatistics, group_statistics.GroupStatistics]:
+  """Returns (mean, variance) of the first norm without `statistics`."""
+
+  def measure_tile(corners):
+    read, core = corners
+    # Of the tile's pixels only those of its core count.
     ranges = [
-      (begin[axis] - core[axis]) * part.scale
-      + jnp.arange(tiles.read[axis] * part.scale)
+      (read[axis] - core[axis]) * part.scale
+      + jnp.arange(tiles.read_size[axis] * part.scale)
       for axis in (0, 1)
     ]
     rows, columns = (
-      (0 <= r) & (r < kept * part.scale) for r, kept in zip(ranges, tiles.kept)
+      (0 <= r) & (r < length * part.scale)
+      for r, length in zip(ranges, tiles.write_size)
     )
     inside = rows[:, None] & columns
-    _, found = apply_with(statistics, part, cut(x, begin, tiles.read), inside)
-    return found
+    tile = crop(x, read, tiles.read_size)
+    _, measured = apply_with(statistics, part, tile, inside)
+    return measured
 
-  return merge(*jax.lax.map(one, (tiles.begins, tiles.cores)))
-
-
-def put_together(part, x, tiles, statistics):
-  """What the part makes of x once the statistics of all norms are known."""
-  scaled = lambda size: tuple(part.scale * s for s in size)
-
-  def one(i, whole):
-    begin, write = jnp.asarray(tiles.begins)[i], jnp.asarray(tiles.writes)[i]
-    y, _ = apply_with(statistics, part, cut(x, begin, tiles.read))
-    y = cut(y, part.scale * (write - begin), scaled(tiles.kept))
-    return jax.lax.dynamic_update_slice(whole, y, (0, *part.scale * write, 0))
-
-  whole = jax.eval_shape(part.apply, x)
-  # Filled with a value known only now: arrays of zeros for all parts would be
-  # made at the start, and lie there.
-  filler = statistics[-1][0][0, 0].astype(whole.dtype)
-  whole = jnp.full(whole.shape, filler)
-  return jax.lax.fori_loop(0, len(tiles.begins), one, whole)
+  return group_statistics.merge(
+    *jax.lax.map(measure_tile, (tiles.reads, tiles.cores))
+  )
 
 
-def apply_with(statistics, part, x, inside=None):
-  """part.apply(x), its norms given statistics, one after another.
+def assemble(
+  part: Part, x: Pixels, tiles: Tiles, statistics: list
+) -> Float[Array, 'b height width features']:
+  """Returns the part's output, written tile by tile."""
+  size = tuple(part.scale * length for length in tiles.write_size)
+
+  def write_tile(i, output):
+    read, write = jnp.asarray(tiles.reads)[i], jnp.asarray(tiles.writes)[i]
+    y, _ = apply_with(statistics, part, crop(x, read, tiles.read_size))
+    y = crop(y, part.scale * (write - read), size)
+    return jax.lax.dynamic_update_slice(output, y, (0, *part.scale * write, 0))
+
+  output = jax.eval_shape(part.apply, x)
+  # Filled with a value that is known only now: XLA would allocate arrays of
+  # zeros for all parts at the start, and hold them.
+  filler = statistics[-1][0][0, 0].astype(output.dtype)
+  output = jnp.full(output.shape, filler)
+  return jax.lax.fori_loop(0, len(tiles.reads), write_tile, output)
+
+
+def apply_with(
+  statistics: Iterable[
+    tuple[group_statistics.GroupStatistics, group_statistics.GroupStatistics]
+  ],
+  part: Part,
+  x: Pixels,
+  inside: Bool[Array, 'height width'] | None = None,
+) -> tuple[
+  Float[Array, 'b height width features'],
+  group_statistics.TileStatistics | None,
+]:
+  """Applies a part with the statistics of its norms passed in.
 
   Args:
-    statistics: list of (mean, variance), each [b, groups], of the first norms.
-    part: Part.
-    x: [b, h, w, c].
-    inside: bool [h, w] at the norms' resolution, where to measure the next.
+    statistics: (mean, variance) of the first norms, in order.
+    part: to apply.
+    x: a tile.
+    inside: at the norms' resolution, where to measure the next norm.
 
   Returns:
-    (y, found). If there are statistics of all norms, y is what comes out. If
-    not, it means nothing, and found is what `measure` finds before the first
-    norm without.
+    (y, measured). With statistics of all norms, y is the output and measured is
+    None. Otherwise y is undefined, and measured is of the first norm without.
   """
-  left, found = iter(statistics), []
+  remaining, measured = iter(statistics), []
 
   def intercept(call, args, kwargs, context):
     norm = context.module
     if not isinstance(norm, nn.GroupNorm):
       return call(*args, **kwargs)
-    given = next(left, None)
-    if given is not None:
-      return normalise(norm, *args, *given)
-    if not found:
-      found.extend(measure(*args, norm.num_groups, inside))
-    return args[0]  # nobody asks for what follows, and it is not computed
+    norm_statistics = next(remaining, None)
+    if norm_statistics is not None:
+      return group_statistics.normalize(norm, *args, *norm_statistics)
+    if not measured:
+      measured.append(group_statistics.measure(*args, norm.num_groups, inside))
+    return args[0]  # the compiler drops all that follows, since y is not used
 
   with nn.intercept_methods(intercept):
     y = part.apply(x)
-  return y, tuple(found)
-
-
-def normalise(norm, x, mean, variance):
-  """As nn.GroupNorm does; mean and variance [b, groups]."""
-  size = x.shape[-1] // norm.num_groups
-  mean, variance = (
-    s.repeat(size, axis=-1)[:, None, None] for s in (mean, variance)
-  )
-  gain = jax.lax.rsqrt(variance + norm.epsilon)
-  gain *= norm.get_variable('params', 'scale')
-  y = (x - mean) * gain + norm.get_variable('params', 'bias')
-  return y.astype(norm.dtype)
-
-
-def measure(x, groups, inside):
-  """Count, mean and sum of squares about it of what is inside, per group."""
-  b, h, w, c = x.shape
-  x = x.reshape(b, h, w, groups, c // groups).astype(jnp.float32)
-  inside = inside[:, :, None, None]
-  total = lambda x: jnp.where(inside, x, 0).sum((1, 2, 4))
-  count = inside.sum(dtype=jnp.float32) * (c // groups)
-  mean = total(x) / count
-  return count, mean, total((x - mean[:, None, None, :, None]) ** 2)
-
-
-def merge(count, mean, squares):
-  """Mean and variance of all tiles from those of each, along the first axis.
-
-  Chan, Golub, LeVeque 1979, equation 2.1: what the means differ by is added.
-  """
-  share = (count / count.sum())[:, None, None]
-  whole = (share * mean).sum(0)
-  variance = squares.sum(0) / count.sum() + (share * (mean - whole) ** 2).sum(0)
-  return whole, variance
+  return y, measured[0] if measured else None

@@ -1,17 +1,19 @@
 """The denoising UNet, base and refiner (SDXL paper, section 2.1, Table 1)."""
 
 import dataclasses
+from collections.abc import Sequence
 
 import flax.linen as nn
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, ArrayLike, Float, Num
 
-from sdxl_jax.models import attention, layers
+from sdxl_jax.models import layers, transformer
 
 
 @dataclasses.dataclass(frozen=True)
 class UNetConfig:
-  """Defaults are the base; tuples have one entry per resolution level."""
+  """The defaults are the base; tuples have one entry per resolution level."""
 
   in_channels: int = 4
   out_channels: int = 4
@@ -23,12 +25,12 @@ class UNetConfig:
   context_dim: int = 2048
   vector_dim: int = 2816  # pooled text and size sinusoids
   size_embed_dim: int = 256  # width of each size sinusoid
-  # Width of the guidance scale's sinusoid, of nets distilled with guidance.
+  # Width of the guidance scale's sinusoid in nets distilled with guidance.
   guidance_embed_dim: int | None = None
   norm_num_groups: int = 32
   dtype: str = 'float32'  # compute
   param_dtype: str = 'float32'  # storage
-  attention: str = 'xla'  # or 'cudnn'
+  attention: str = 'xla'  # or 'cudnn', 'splash'; see models/attention.py
   remat: str = 'none'  # or 'full', 'dots': see layers.REMAT_POLICIES
   scan_blocks: bool = True  # one compiled transformer block per stack
 
@@ -44,13 +46,21 @@ REFINER = UNetConfig(
 )
 
 
+Pixels = Float[ArrayLike, 'b h w c']
+Context = Float[ArrayLike, 'b m context'] | None
+
+
 class Embedding(nn.Module):
   """Linear, SiLU, Linear: for timestep (with guidance) and for the vector."""
 
   config: UNetConfig
 
   @nn.compact
-  def __call__(self, x, guidance=None):
+  def __call__(
+    self,
+    x: Float[ArrayLike, 'b c'],
+    guidance: Float[Array, 'b g'] | None = None,
+  ) -> Float[Array, 'b width']:
     width = 4 * self.config.block_out_channels[0]
     if guidance is not None:
       project = layers.dense(self.config, x.shape[-1], 'cond_proj', False)
@@ -59,10 +69,12 @@ class Embedding(nn.Module):
     return layers.dense(self.config, width, 'linear_2')(x)
 
 
-# Meng et al. 2022, On Distillation of Guided Diffusion Models, as Luo et al.
-# 2023, Latent Consistency Models, embed w.
-def guidance_sinusoid(guidance_scale, width):
-  """[b] > [b, width] float32, of w = guidance_scale - 1.
+# Meng et al. 2022, On Distillation of Guided Diffusion Models, with w embedded
+# as in Luo et al. 2023, Latent Consistency Models.
+def guidance_sinusoid(
+  guidance_scale: Num[ArrayLike, ' b'], width: int
+) -> Float[Array, 'b {width}']:
+  """Embeds w = guidance_scale - 1, float32.
 
   sin(1000 w f_i), cos(1000 w f_i), f_i = 10000^(-2i / (width - 2)): sines first
   and another divisor, unlike the timestep's.
@@ -72,113 +84,11 @@ def guidance_sinusoid(guidance_scale, width):
   return jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=-1)
 
 
-class Attention(nn.Module):
-  """Multi-head attention of x to context; q, k, v have no bias.
-
-  Of a context that stays the same over calls, k and v are kept in the
-  collection `context`, if that is mutable, and come from there for None.
-  """
-
-  config: UNetConfig
-  num_heads: int
-  keep: bool = False  # k and v
-
-  @nn.compact
-  def __call__(self, x, context):
-    c = x.shape[-1]
-    q = layers.dense(self.config, c, 'to_q', use_bias=False)(x)
-    if context is None:
-      k, v = (self.get_variable('context', name) for name in 'kv')
-    else:
-      k = layers.dense(self.config, c, 'to_k', use_bias=False)(context)
-      v = layers.dense(self.config, c, 'to_v', use_bias=False)(context)
-    if self.keep and self.is_mutable_collection('context'):
-      self.put_variable('context', 'k', k)
-      self.put_variable('context', 'v', v)
-    x = attention.attention(q, k, v, self.num_heads, self.config.attention)
-    return layers.dense(self.config, c, 'to_out_0')(x)
-
-
-class GEGLU(nn.Module):
-  """value * gelu(gate), both linear in x (Shazeer 2020, arXiv 2002.05202)."""
-
-  config: UNetConfig
-  features: int
-
-  @nn.compact
-  def __call__(self, x):
-    x = layers.dense(self.config, 2 * self.features, 'proj')(x)
-    value, gate = jnp.split(x, 2, axis=-1)
-    return value * layers.gelu(gate)
-
-
-class FeedForward(nn.Module):
-  config: UNetConfig
-
-  @nn.compact
-  def __call__(self, x):
-    c = x.shape[-1]
-    x = GEGLU(self.config, 4 * c, name='net_0')(x)
-    return layers.dense(self.config, c, 'net_2')(x)
-
-
-class BasicTransformerBlock(nn.Module):
-  """Self-attention, cross-attention, feed-forward; norm before, add after."""
-
-  config: UNetConfig
-  num_heads: int
-
-  @nn.compact
-  def __call__(self, x, context):
-    h = layers.layer_norm(self.config, 'norm1')(x)
-    x = x + Attention(self.config, self.num_heads, name='attn1')(h, h)
-    h = layers.layer_norm(self.config, 'norm2')(x)
-    cross = Attention(self.config, self.num_heads, keep=True, name='attn2')
-    x = x + cross(h, context)
-    h = layers.layer_norm(self.config, 'norm3')(x)
-    x = x + FeedForward(self.config, name='ff')(h)
-    return x, None
-
-
-class Transformer2D(nn.Module):
-  """A stack of transformer blocks over the pixels as tokens, row by row."""
-
-  config: UNetConfig
-  num_heads: int
-  depth: int
-
-  @nn.compact
-  def __call__(self, x, context):
-    b, h, w, c = x.shape
-    tokens = layers.group_norm(self.config, 1e-6, 'norm')(x)
-    tokens = tokens.reshape(b, h * w, c)
-    tokens = layers.dense(self.config, c, 'proj_in')(tokens)
-    tokens = self.blocks(tokens, context)
-    tokens = layers.dense(self.config, c, 'proj_out', kernel_init=layers.zeros)(
-      tokens
-    )
-    return x + tokens.reshape(b, h, w, c)
-
-  def blocks(self, x, context):
-    block = BasicTransformerBlock
-    if self.config.scan_blocks:
-      block = layers.scan_blocks(block, self.config, self.depth)
-      x, _ = block(self.config, self.num_heads, name='transformer_blocks')(
-        x, context
-      )
-      return x
-    block = layers.maybe_remat(block, self.config.remat)
-    for i in range(self.depth):
-      name = f'transformer_blocks_{i}'
-      x, _ = block(self.config, self.num_heads, name=name)(x, context)
-    return x
-
-
 class Level(nn.Module):
   """Residual and transformer blocks at one resolution, down or up.
 
-  A level going up takes the skips of the level that it mirrors, last first; a
-  level going down returns its own.
+  A level of the down path returns its outputs as skips; a level of the up path
+  takes the skips of the level that it mirrors, last first.
   """
 
   config: UNetConfig
@@ -187,7 +97,14 @@ class Level(nn.Module):
   resample: bool
 
   @nn.compact
-  def __call__(self, x, temb, context, skips=(), size=None):
+  def __call__(
+    self,
+    x: Pixels,
+    temb: Float[Array, 'b width'],
+    context: Context,
+    skips: Sequence[Float[Array, 'b h w _']] = (),
+    size: tuple[int, int] | None = None,
+  ) -> tuple[Float[Array, 'b _ _ _'], list[Array]]:
     config, outputs, skips = self.config, [], list(skips)
     depth = config.transformer_depth[self.level]
     resnet = layers.maybe_remat(layers.ResnetBlock2D, config.remat)
@@ -199,7 +116,9 @@ class Level(nn.Module):
       if depth:
         heads = config.num_heads[self.level]
         name = f'attentions_{i}'
-        x = Transformer2D(config, heads, depth, name=name)(x, context)
+        x = transformer.Transformer2D(config, heads, depth, name=name)(
+          x, context
+        )
       outputs.append(x)
     if self.resample and self.up:
       x = layers.Upsample2D(config, name='upsamplers_0')(x, size)
@@ -216,11 +135,13 @@ class MidBlock(nn.Module):
   config: UNetConfig
 
   @nn.compact
-  def __call__(self, x, temb, context):
+  def __call__(
+    self, x: Pixels, temb: Float[ArrayLike, 'b width'], context: Context
+  ) -> Pixels:
     config, features = self.config, x.shape[-1]
     resnet = layers.maybe_remat(layers.ResnetBlock2D, config.remat)
     x = resnet(config, features, 1e-5, name='resnets_0')(x, temb)
-    x = Transformer2D(
+    x = transformer.Transformer2D(
       config,
       config.num_heads[-1],
       config.mid_transformer_depth,
@@ -230,21 +151,27 @@ class MidBlock(nn.Module):
 
 
 class UNet(nn.Module):
-  """Predicts eps, v or x0 from noisy latents.
+  """Predicts eps, v or x0 from noisy latents, in float32.
 
-  Takes latents [b, h, w, in_channels] scaled by c_in, timestep [b] (0..999, may
-  be fractional), context [b, n, context_dim] and vector [b, vector_dim]; gives
-  [b, h, w, out_channels] in float32. Nets with guidance_embed_dim are told the
-  guidance scale, one for all, and predict what others do when guided by it.
+  The latents are scaled by c_in; the timestep (0..999) may be fractional. In
+  nets distilled with guidance (guidance_embed_dim) the guidance scale is an
+  input, one for all images, and the prediction is guided by it.
 
-  Keys and values of the context stand in the collection `context` after a call
-  where it is mutable; with it, the next calls take None for the context.
+  If the collection `context` is mutable, a call stores the keys and values of
+  the context in it; later calls with this collection take None for the context.
   """
 
   config: UNetConfig
 
   @nn.compact
-  def __call__(self, latents, timestep, context, vector, guidance_scale=1.0):
+  def __call__(
+    self,
+    latents: Float[ArrayLike, 'b h w {self.config.in_channels}'],
+    timestep: Num[ArrayLike, ' b'],
+    context: Float[ArrayLike, 'b n {self.config.context_dim}'] | None,
+    vector: Float[ArrayLike, 'b {self.config.vector_dim}'],
+    guidance_scale: Float[ArrayLike, ''] = 1.0,
+  ) -> Float[Array, 'b h w {self.config.out_channels}']:
     config = self.config
     levels = len(config.block_out_channels)
 
@@ -260,26 +187,27 @@ class UNet(nn.Module):
     channels = config.block_out_channels[0]
     x = layers.conv(config, channels, 'conv_in')(latents)
 
-    # Down, keeping every output for the way up.
+    # Down, with every output kept for the way up.
     skips = [x]
     for i in range(levels):
       level = Level(config, i, False, i < levels - 1, name=f'down_blocks_{i}')
       x, outputs = level(x, temb, context)
       skips += outputs
 
+    # Mid.
     x = MidBlock(config, name='mid_block')(x, temb, context)
 
-    # Up; an odd size was rounded up on the way down, so the skip tells it.
+    # Up; the way down rounds odd sizes up, so the next skip has the size.
     for i in range(levels):
       n = config.layers_per_block + 1
-      taken, skips = skips[-n:], skips[:-n]
+      level_skips, skips = skips[-n:], skips[:-n]
       size = skips[-1].shape[1:3] if skips else None
-      last = i == levels - 1
       level = Level(
-        config, levels - 1 - i, True, not last, name=f'up_blocks_{i}'
+        config, levels - 1 - i, True, i < levels - 1, name=f'up_blocks_{i}'
       )
-      x, _ = level(x, temb, context, taken, size)
+      x, _ = level(x, temb, context, level_skips, size)
 
+    # Out.
     x = nn.silu(layers.group_norm(config, 1e-5, 'conv_norm_out')(x))
     x = layers.conv(
       config, config.out_channels, 'conv_out', kernel_init=layers.zeros

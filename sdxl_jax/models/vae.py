@@ -4,20 +4,21 @@ import dataclasses
 
 import flax.linen as nn
 import jax.numpy as jnp
+from jaxtyping import Array, ArrayLike, Float
 
 from sdxl_jax.models import attention, latent_scaling, layers
 
 
 @dataclasses.dataclass(frozen=True)
 class VAEConfig:
-  """Defaults are SDXL's; one channel count per resolution level."""
+  """The defaults are SDXL's; one channel count per resolution level."""
 
   in_channels: int = 3
   latent_channels: int = 4
   block_out_channels: tuple[int, ...] = (128, 256, 512, 512)
   layers_per_block: int = 2  # one more in the decoder
   norm_num_groups: int = 32
-  scaling_factor: float = 0.13025  # these three: see latents.scale
+  scaling_factor: float = 0.13025  # these three: see latent_scaling
   latents_mean: tuple[float, ...] | None = None
   latents_std: tuple[float, ...] | None = None
   dtype: str = 'float32'  # or 'bfloat16'; float16 overflows
@@ -34,14 +35,17 @@ class VAEConfig:
     if counts not in ({0}, {self.latent_channels}):
       raise ValueError(
         f'latents_mean is {self.latents_mean} and latents_std '
-        f'{self.latents_std}: give both, one value for each of '
+        f'{self.latents_std}: set both, one value for each of '
         f'{self.latent_channels} latent_channels, or neither'
       )
 
   @property
-  def downscale(self):
+  def downscale(self) -> int:
     """Pixels per latent along each side."""
     return 2 ** (len(self.block_out_channels) - 1)
+
+
+Pixels = Float[ArrayLike, 'b h w c']
 
 
 class Attention(nn.Module):
@@ -50,7 +54,7 @@ class Attention(nn.Module):
   config: VAEConfig
 
   @nn.compact
-  def __call__(self, x):
+  def __call__(self, x: Pixels) -> Pixels:
     b, h, w, c = x.shape
     y = layers.group_norm(self.config, 1e-6, 'group_norm')(x)
     y = y.reshape(b, h * w, c)
@@ -61,10 +65,12 @@ class Attention(nn.Module):
 
 
 class MidBlock(nn.Module):
+  """Residual, attention, residual at the lowest resolution."""
+
   config: VAEConfig
 
   @nn.compact
-  def __call__(self, x):
+  def __call__(self, x: Pixels) -> Pixels:
     resnet = layers.maybe_remat(layers.ResnetBlock2D, self.config.remat)
     features = x.shape[-1]
     x = resnet(self.config, features, 1e-6, name='resnets_0')(x)
@@ -80,24 +86,28 @@ class Level(nn.Module):
   resample: str | None
 
   @nn.compact
-  def __call__(self, x, depth):
+  def __call__(self, x: Pixels, depth: int) -> Float[Array, 'b _ _ _']:
     resnet = layers.maybe_remat(layers.ResnetBlock2D, self.config.remat)
     for i in range(depth):
       x = resnet(self.config, self.features, 1e-6, name=f'resnets_{i}')(x)
     if self.resample == 'up':
       x = layers.Upsample2D(self.config, name='upsamplers_0')(x)
     elif self.resample == 'down':
-      # Pads below and to the right only, unlike the UNet.
+      # Pads at the bottom and the right only, unlike the UNet.
       pad = ((0, 1), (0, 1))
       x = layers.Downsample2D(self.config, pad, name='downsamplers_0')(x)
     return x
 
 
 class Encoder(nn.Module):
+  """Maps an image to the input of quant_conv."""
+
   config: VAEConfig
 
   @nn.compact
-  def __call__(self, x):
+  def __call__(
+    self, x: Float[ArrayLike, 'b height width image']
+  ) -> Float[Array, 'b h w c']:
     config, channels = self.config, self.config.block_out_channels
     x = layers.conv(config, channels[0], 'conv_in')(x)
     for i, features in enumerate(channels):
@@ -110,10 +120,14 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
+  """Maps the output of post_quant_conv to an image."""
+
   config: VAEConfig
 
   @nn.compact
-  def __call__(self, x):
+  def __call__(
+    self, x: Float[Array, 'b h w c']
+  ) -> Float[Array, 'b height width image']:
     config, channels = self.config, self.config.block_out_channels[::-1]
     x = layers.conv(config, channels[0], 'conv_in')(x)
     x = MidBlock(config, name='mid_block')(x)
@@ -126,11 +140,11 @@ class Decoder(nn.Module):
 
 
 class VAE(nn.Module):
-  """Image [b, h, w, 3] in [-1, 1] <> moments [b, h/8, w/8, 8] or latents."""
+  """Encodes an image in [-1, 1] to moments and decodes latents to an image."""
 
   config: VAEConfig
 
-  def setup(self):
+  def setup(self) -> None:
     config = self.config
     self.encoder = Encoder(config)
     self.decoder = Decoder(config)
@@ -141,17 +155,23 @@ class VAE(nn.Module):
       config, config.latent_channels, None, 1, padding=0
     )
 
-  def encode(self, image):
-    """Image > moments: mean and logvar of the posterior, float32, unscaled."""
+  def encode(
+    self, image: Float[ArrayLike, 'b height width c']
+  ) -> Float[Array, 'b h w moments']:
+    """Returns the posterior's mean and logvar, float32, unscaled."""
     return self.quant_conv(self.encoder(image)).astype(jnp.float32)
 
-  def decode(self, x):
-    """Latents [b, h, w, 4], scaled as the UNet sees them > image, float32."""
+  def decode(
+    self, x: Float[ArrayLike, 'b h w latents']
+  ) -> Float[Array, 'b height width c']:
+    """Decodes scaled latents, the UNet's input, to an image, float32."""
     z = latent_scaling.unscale(self.config, x)
     return self.decoder(self.post_quant_conv(z)).astype(jnp.float32)
 
-  def __call__(self, image):
-    """The image through mean and back; initialises every parameter."""
+  def __call__(
+    self, image: Float[ArrayLike, 'b height width c']
+  ) -> Float[Array, 'b height width c']:
+    """Reconstructs an image from the mean; initialises every parameter."""
     mean, _ = latent_scaling.split(self.encode(image))
     return self.decode(latent_scaling.scale(self.config, mean))
 
@@ -162,29 +182,33 @@ class PatchConfig:
 
   in_channels: int = 3
   patch: int = 4
-  # Gain of what differs from the patch's mean colour. Pictures have little of
-  # it, and noise that a net leaves in it is divided by it on the way back.
+  # Gain of the difference from the patch's mean colour. Images have little of
+  # it; decoding divides by the gain, and so reduces the noise a net leaves.
   detail: float = 1.0
   scaling_factor: float = 1.0
-  # No fields: what is there without an encoder has no mean to be measured.
+  # Not fields: without an encoder there is no mean to measure.
   latents_mean = latents_std = None
 
   @property
-  def latent_channels(self):
+  def latent_channels(self) -> int:
+    """Channels of a latent: those of all pixels of a patch."""
     return self.in_channels * self.patch**2
 
   @property
-  def downscale(self):
+  def downscale(self) -> int:
+    """Pixels per latent along each side."""
     return self.patch
 
 
 class PatchVAE(nn.Module):
-  """Stands in for VAE where a net works on pixels; it has no parameters."""
+  """Takes the place of VAE for nets on pixels; it has no parameters."""
 
   config: PatchConfig
 
-  def encode(self, image):
-    """Image [b, h, w, 3] > moments [b, h/p, w/p, 6 p^2]; no variance."""
+  def encode(
+    self, image: Float[ArrayLike, 'b height width c']
+  ) -> Float[Array, 'b h w moments']:
+    """Folds p x p patches into channels; the posterior has no variance."""
     b, h, w, c = image.shape
     p = self.config.patch
     x = image.reshape(b, h // p, p, w // p, p, c).swapaxes(2, 3)
@@ -192,25 +216,32 @@ class PatchVAE(nn.Module):
     mean = x.reshape(b, h // p, w // p, -1)
     return jnp.concatenate([mean, jnp.full_like(mean, -30.0)], axis=-1)
 
-  def decode(self, x):
-    """Latents [b, h, w, 3 p^2] > image [b, p h, p w, 3]."""
+  def decode(
+    self, x: Float[ArrayLike, 'b h w latents']
+  ) -> Float[ArrayLike, 'b height width c']:
+    """Unfolds channels into p x p patches."""
     b, h, w, _ = x.shape
     p = self.config.patch
     x = latent_scaling.unscale(self.config, x).reshape(b, h, w, p, p, -1)
     x = weigh_detail(x, 1 / self.config.detail)
     return x.swapaxes(2, 3).reshape(b, h * p, w * p, -1)
 
-  def __call__(self, image):
+  def __call__(
+    self, image: Float[ArrayLike, 'b height width c']
+  ) -> Float[ArrayLike, 'b height width c']:
+    """Encodes and decodes an image."""
     mean, _ = latent_scaling.split(self.encode(image))
     return self.decode(latent_scaling.scale(self.config, mean))
 
 
-def weigh_detail(x, gain):
-  """Multiplies what differs from a patch's mean colour; x [..., p, p, c]."""
+def weigh_detail(
+  x: Float[ArrayLike, '*b p p c'], gain: float
+) -> Float[ArrayLike, '*b p p c']:
+  """Multiplies the difference of each pixel from its patch's mean colour."""
   mean = x.mean(axis=(-3, -2), keepdims=True)
   return x + (gain - 1) * (x - mean)
 
 
-def make_vae(config):
-  """The module that the config describes."""
+def make_vae(config: VAEConfig | PatchConfig) -> VAE | PatchVAE:
+  """Makes the module that the config describes."""
   return PatchVAE(config) if isinstance(config, PatchConfig) else VAE(config)

@@ -99,10 +99,14 @@ def make_expert(config, machine, asked):
   attention = (
     'xla' if platform == 'gpu' else from_config.default_attention(platform)
   )
-  nets = from_config.make_model(config, platform).replace_each(
-    lambda name: pipelines.runtime_fields(
-      name, asked.dtype, asked.vae_dtype, attention
-    )
+  nets = from_config.make_model(config, platform)
+  nets = nets.replace_each(
+    {
+      name: pipelines.runtime_fields(
+        name, asked.dtype, asked.vae_dtype, attention
+      )
+      for name in nets.configs
+    }
   )
   params = jax.eval_shape(nets.init, jax.random.key(0))
   params = {name: params[name] for name in nets.configs}
@@ -152,7 +156,7 @@ def trace_steps(mesh, asked, expert, params):
   )
 
   def steps(params, x, context, vector, schedule, keys):
-    context = nets.project(params, context)
+    context = nets.precompute_cross_attention_kv(params, context)
     inputs = denoising_loop.StepInputs(
       prompt_encoding.Conditioning(context, vector),
       schedule,

@@ -227,7 +227,7 @@ def precompute_context(
   model: sdxl.SDXL, params: dict[str, Any], context: Float[Array, 'n t c']
 ) -> dict[str, Any]:
   """Computes the keys and values of all cross-attention layers."""
-  return model.project(params, context)
+  return model.precompute_cross_attention_kv(params, context)
 
 
 def denoise_steps(

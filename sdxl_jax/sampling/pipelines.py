@@ -84,7 +84,8 @@ def load(
     pipeline = load_pretrained(folder, fields, mesh, memory)
   else:
     config = loading.saved_config(folder)
-    model = from_config.make_model(config).replace_each(fields)
+    model = from_config.make_model(config)
+    model = model.replace_each({name: fields(name) for name in model.configs})
     params = loading.load_params(
       folder, model, model.configs, mesh, average, memory
     )

@@ -108,7 +108,7 @@ def make_gradients(nets, perceptual_weight, kl_weight, adversary_weight, start):
       return nll(image, x, perceptual_weight * distance, logvar), aside
 
     def suspicion(critic):
-      judge = lambda image: nets.judge({'discriminator': critic}, image)
+      judge = lambda image: nets.discriminate({'discriminator': critic}, image)
       real, fake = judge(image), judge(x)
       aside = {'logits_real': real.mean(), 'logits_fake': fake.mean()}
       return active * hinge(real, fake), aside
@@ -122,7 +122,7 @@ def make_gradients(nets, perceptual_weight, kl_weight, adversary_weight, start):
     )
     kl, by_moments = grad(kl_divergence, moments, has_aux=False)
     opposed, opposed_by_x = grad(
-      lambda x: -nets.judge(params, x).mean(), x, has_aux=False
+      lambda x: -nets.discriminate(params, x).mean(), x, has_aux=False
     )
     (judged, logits), by_critic = grad(suspicion, params['discriminator'])
 

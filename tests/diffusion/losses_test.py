@@ -5,7 +5,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sdxl_jax.diffusion import losses, noise_schedule, sampling_schedule
+from sdxl_jax.diffusion import (
+  losses,
+  noise_schedule,
+  sampling_schedule,
+  sigma_spacing,
+)
 from sdxl_jax.weights.diffusers import scheduler_config
 
 EPS = noise_schedule.Schedule()
@@ -55,7 +60,7 @@ def test_recorded_noising_for_samplers(recorded, close, sampler):
   name = f'sampler/{sampler.replace("euler_ancestral", "euler_a")}'
   trained = noise_schedule.trained_sigmas(EPS)
   timesteps = recorded[f'{name}/timesteps']
-  sigmas = sampling_schedule.timesteps_to_sigmas(timesteps, trained)
+  sigmas = sigma_spacing.timesteps_to_sigmas(timesteps, trained)
   sigmas = sigmas[:, None, None, None]
   x0, eps = (recorded[array][: len(sigmas)] for array in ('x0', 'noise'))
   x, c_in = x0 + sigmas * eps, 1 / np.sqrt(1 + sigmas**2)

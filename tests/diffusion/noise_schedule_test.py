@@ -212,10 +212,12 @@ def test_eta_is_the_share_of_fresh_noise(sampler):
     sampling_schedule.make_sampling_schedule(SDXL, TRAILING, sampler, 9, eta)
     for eta in (0.0, 0.5, 1.0)
   )
-  assert (none.downs == none.sigmas[1:]).all() and (none.ups == 0).all()
-  assert ((0 < some.ups) & (some.ups < much.ups))[:-1].all()
+  assert (none.sigmas_down == none.sigmas[1:]).all() and (
+    none.sigmas_up == 0
+  ).all()
+  assert ((0 < some.sigmas_up) & (some.sigmas_up < much.sigmas_up))[:-1].all()
   for levels in (some, much):
-    variance = levels.downs**2 + levels.ups**2
+    variance = levels.sigmas_down**2 + levels.sigmas_up**2
     assert np.allclose(variance, levels.sigmas[1:] ** 2, rtol=1e-5)
   with pytest.raises(ValueError, match='eta is 1.5; it must be from 0 to 1'):
     sampling_schedule.make_sampling_schedule(SDXL, TRAILING, sampler, 9, 1.5)

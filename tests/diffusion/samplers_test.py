@@ -19,6 +19,7 @@ from sdxl_jax.diffusion import (
   sampling_schedule,
 )
 from sdxl_jax.weights.diffusers import scheduler_config
+from tests.support import sample_loop
 
 
 def levels_of(config, steps, eta=None):
@@ -41,8 +42,8 @@ def levels_at(sigmas):
       *trained, 'euler', len(sigmas) - 1
     ),
     sigmas=sigmas,
-    downs=sigmas[1:],
-    ups=np.zeros(len(sigmas) - 1, np.float32),
+    sigmas_down=sigmas[1:],
+    sigmas_up=np.zeros(len(sigmas) - 1, np.float32),
   )
 
 
@@ -57,10 +58,11 @@ RECORDED = set(samplers.SAMPLERS) - {
 def levels_of_sampler(name, sigmas):
   """Levels with the fresh noise of a sampler at any sigmas."""
   levels = levels_at(sigmas)
-  habits = sampling_schedule.SAMPLER_TRAITS[name]
-  downs = habits.downs(levels.sigmas, None, None, habits.eta)
-  ups = np.sqrt(levels.sigmas[1:] ** 2 - downs**2)
-  return dataclasses.replace(levels, downs=downs, ups=ups)
+  traits = sampling_schedule.SAMPLER_TRAITS[name]
+  timesteps = np.zeros(len(sigmas) - 1)
+  down = traits.sigma_down(levels.sigmas, timesteps, timesteps, traits.eta)
+  up = np.sqrt(levels.sigmas[1:] ** 2 - down**2)
+  return dataclasses.replace(levels, sigmas_down=down, sigmas_up=up)
 
 
 class Tape:
@@ -105,8 +107,8 @@ def replay(x, levels, name, outputs, timesteps, noise=None):
   TAPE.__init__()
   TAPE.outputs = list(outputs)
   if noise is None:
-    noise = np.zeros((len(levels.ups), *x.shape), np.float32)
-  elif len(noise) < len(levels.ups):  # the last step took none
+    noise = np.zeros((len(levels.sigmas_up), *x.shape), np.float32)
+  elif len(noise) < len(levels.sigmas_up):  # the last step took none
     noise = np.concatenate([noise, np.zeros_like(noise[:1])])
   replayed = replay_tape(x, levels, noise, name)
   replayed = np.asarray(jax.block_until_ready(replayed))
@@ -227,7 +229,7 @@ def test_order_of_convergence(name, order):
   def error(steps):
     sigmas = np.geomspace(start, end, steps + 1)
     sampler = samplers.SAMPLERS[name]._replace(stochastic=False)
-    y = samplers.sample(gaussian, x, levels_at(sigmas), sampler)
+    y = sample_loop.sample(gaussian, x, levels_at(sigmas), sampler)
     return np.abs(y - exact).max()
 
   errors = [error(steps) for steps in (20, 40, 80)]
@@ -243,7 +245,7 @@ def test_samples_have_the_right_distribution(name):
   )
   keys = jax.random.split(jax.random.key(0), 4)
   x = levels.init_scale * samplers.draw_noise(keys, 0, (4, 64, 64, 1))
-  x = levels.final_scale * samplers.sample(
+  x = levels.final_scale * sample_loop.sample(
     gaussian, x, levels, samplers.SAMPLERS[name], keys=keys
   )
   assert abs(x.mean() - MEAN) < 0.03
@@ -261,7 +263,7 @@ def test_a_picture_does_not_depend_on_its_batch(name):
   def pictures(keys):
     x = samplers.draw_noise(keys, 0, (len(keys), 8, 8, 4)) * levels.init_scale
     sampler = samplers.SAMPLERS[name]
-    return samplers.sample(gaussian, x, levels, sampler, keys=keys)
+    return sample_loop.sample(gaussian, x, levels, sampler, keys=keys)
 
   together, alone = pictures(keys), pictures(keys[3:4])
   assert (together[3] == alone[0]).all()
@@ -281,7 +283,7 @@ def test_only_the_number_of_steps_compiles_again(name):
     )
     denoise = denoiser.make_denoiser(net, levels)
     sampler = samplers.SAMPLERS[name]
-    return samplers.sample(denoise, x, levels, sampler, keys=keys)
+    return sample_loop.sample(denoise, x, levels, sampler, keys=keys)
 
   trained = noise_schedule.Schedule()
   x = jnp.ones((2, 4, 4, 3))
@@ -313,7 +315,7 @@ def test_eta_needs_no_new_program():
   def run(x, levels, keys):
     traces.append(1)
     sampler = samplers.SAMPLERS['ddim']
-    return samplers.sample(gaussian, x, levels, sampler, keys=keys)
+    return sample_loop.sample(gaussian, x, levels, sampler, keys=keys)
 
   trained = noise_schedule.Schedule(), sampling_schedule.Spacing()
   keys = jax.random.split(jax.random.key(0), 1)
@@ -405,8 +407,11 @@ def test_live_trajectories(
     more = {} if eta is None else {'eta': eta}
     y = reference.step(told, t, y, **more).prev_sample
   denoise = denoiser.make_denoiser(lambda x, timestep: net(x), levels)
-  found = samplers.sample(
-    *(denoise, levels.init_scale * x, levels, samplers.SAMPLERS[name]),
+  found = sample_loop.sample(
+    denoise,
+    levels.init_scale * x,
+    levels,
+    samplers.SAMPLERS[name],
     noise=np.stack(noise),
   )
   close(levels.final_scale * found, y.numpy(), limit)
@@ -421,7 +426,7 @@ def test_heun_skips_the_call_at_zero():
 
   x = jnp.ones((1, 2, 2, 1))
   levels, sampler = levels_at([3.0, 2.0, 1.0, 0.0]), samplers.SAMPLERS['heun']
-  jax.jit(lambda x: samplers.sample(denoise, x, levels, sampler))(x)
+  jax.jit(lambda x: sample_loop.sample(denoise, x, levels, sampler))(x)
   jax.effects_barrier()
   assert sorted(calls) == [1, 1, 2, 2, 3]
 
@@ -446,5 +451,5 @@ def test_first_step_from_zero_terminal_snr(name):
 def test_noise_is_asked_for():
   x, levels = jnp.ones((1, 2, 2, 1)), levels_at([2.0, 1.0, 0.0])
   sampler = samplers.SAMPLERS['euler_ancestral']
-  with pytest.raises(ValueError, match='give it keys'):
-    samplers.sample(gaussian, x, levels, sampler)
+  with pytest.raises(ValueError, match='pass keys'):
+    sample_loop.sample(gaussian, x, levels, sampler)

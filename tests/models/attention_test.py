@@ -49,7 +49,8 @@ def inputs(b, n, c):
 def test_chunks_of_queries(rows, monkeypatch):
   args = inputs(2, 13, 8)
   expected = attention.attention(*args, 2)
-  monkeypatch.setattr(attention, 'LIMITS', (13 * 13 - 1, rows * 13))
+  limits = attention.ChunkLimits(13 * 13 - 1, rows * 13)
+  monkeypatch.setattr(attention, 'LIMITS', limits)
   traced = str(jax.make_jaxpr(lambda *x: attention.attention(*x, 2))(*args))
   assert 'scan' in traced
   out = attention.attention(*args, 2)
@@ -74,8 +75,8 @@ def test_chunks_are_small_on_a_cpu_only():
   args = inputs(2, 300, 8)
   np.testing.assert_allclose(
     jax.jit(draw)(*args),
-    attention.formula(
-      *(y.reshape(2, 300, 2, 4) for y in args), (2**20, 0)
+    attention.limited_attention(
+      *(y.reshape(2, 300, 2, 4) for y in args), attention.ChunkLimits(2**20, 0)
     ).reshape(2, 300, 8),
     rtol=1e-5,
     atol=1e-6,
@@ -130,7 +131,7 @@ def test_splash_on_a_mesh(close):
 
 def test_what_splash_leaves_to_xla(monkeypatch, close):
   """Few pixels, words, and causal attention."""
-  monkeypatch.setattr(attention, 'splash', None)
+  monkeypatch.setattr(attention, 'splash_attention', None)
   q, k, v = inputs(2, 600, 32)
   short = lambda x: x[:, :77]
   for args, causal in (

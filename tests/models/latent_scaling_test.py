@@ -57,7 +57,7 @@ def test_measured_latents_are_standard():
   'fields', [{'latents_mean': MEAN}, {'latents_std': STD}]
 )
 def test_mean_and_std_come_together(fields):
-  with pytest.raises(ValueError, match='give both, one value for each of 4'):
+  with pytest.raises(ValueError, match='set both, one value for each of 4'):
     vae.VAEConfig(**fields)
 
 

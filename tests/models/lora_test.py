@@ -57,7 +57,7 @@ def run(jit, net, params):
 def test_added_as_merged(jit, close, fields):
   net, params = make(**fields)
   factors = trained(params)
-  ready = lora.scaled(factors, TARGETS)
+  ready = lora.fold_scale(factors, TARGETS)
   added = run(jit, net, params | {'lora': ready})
   assert np.abs(added - run(jit, net, params)).max() > 1
   made = merge.from_training(factors, TARGETS)
@@ -69,7 +69,7 @@ def test_added_as_merged(jit, close, fields):
 def test_fresh_factors_change_nothing_and_learn(jit):
   net, params = make(remat='full')
   fresh = lora.init(jax.random.key(0), params, TARGETS)
-  ready = lora.scaled(fresh, TARGETS)
+  ready = lora.fold_scale(fresh, TARGETS)
   plain = run(jit, net, params)
   np.testing.assert_array_equal(run(jit, net, params | {'lora': ready}), plain)
 

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sdxl_jax.models import attention, tiled_decoding, vae
+from sdxl_jax.models import attention, group_statistics, tiled_decoding, vae
 from tests.support import random_params
 
 CONFIG = vae.VAEConfig(
@@ -104,7 +104,8 @@ def test_bfloat16(jit, params, given, expected):
 
 def test_memory(params, monkeypatch):
   """Much less than the whole takes, attention being in chunks in both."""
-  monkeypatch.setattr(attention, 'CPU_LIMITS', (2**16, 2**16))
+  limits = attention.ChunkLimits(2**16, 2**16)
+  monkeypatch.setattr(attention, 'CPU_LIMITS', limits)
   params, x = jax.eval_shape(lambda: (params, jnp.zeros((1, 64, 64, 4))))
   peak = lambda f: (
     jax.jit(f).lower(params, x).compile().memory_analysis().temp_size_in_bytes
@@ -119,10 +120,10 @@ def test_variance_of_large_means():
   inside = np.arange(6) < 5
   x[..., ~inside, :] = 0
   measured = [
-    tiled_decoding.measure(jnp.float32(tile), 2, np.tile(inside, (4, 1)))
+    group_statistics.measure(jnp.float32(tile), 2, np.tile(inside, (4, 1)))
     for tile in x
   ]
-  mean, variance = tiled_decoding.merge(*map(jnp.stack, zip(*measured)))
+  mean, variance = group_statistics.merge(*map(jnp.stack, zip(*measured)))
   groups = np.float32(x)[..., :5, :].reshape(3, 2, 4, 5, 2, 4).astype(float)
   np.testing.assert_allclose(mean, groups.mean((0, 2, 3, 5)), rtol=1e-6)
   np.testing.assert_allclose(variance, groups.var((0, 2, 3, 5)), rtol=1e-3)

@@ -43,7 +43,7 @@ def test_weights_draw_from_the_empty_prompt(golden, close, model, clip_skip):
   columns = [
     np.array([1] + spelled[name] + [1] * (76 - len(spelled[name])))[:, None]
     * np.ones(net.config.hidden_size)
-    for name, net in encoder.towers.values()
+    for name, net in encoder.text_encoders.values()
   ]
   w = np.concatenate(columns, axis=1)
   skip = dict(clip_skip=clip_skip)
@@ -68,7 +68,7 @@ def test_weights_draw_from_the_empty_prompt(golden, close, model, clip_skip):
 
 def test_weights_keep_the_type():
   context, empty = jnp.full((2, 3, 4), 3.0, jnp.bfloat16), jnp.ones((1, 3, 4))
-  out = text_encoder.emphasize(
+  out = text_encoder.apply_prompt_weights(
     context, empty.astype(jnp.bfloat16), np.full((2, 3, 4), 1.5, np.float32)
   )
   assert out.dtype == jnp.bfloat16 and (out == 4).all()

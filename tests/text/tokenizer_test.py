@@ -92,7 +92,7 @@ def test_pickled_and_shared_by_threads(golden):
 
 
 def test_incomplete_folder(tmp_path):
-  with pytest.raises(FileNotFoundError, match='absent is not there'):
+  with pytest.raises(FileNotFoundError, match='absent not found'):
     tokenizer.load(tmp_path / 'absent')
   (tmp_path / 'tokenizer').mkdir()
   (tmp_path / 'tokenizer' / 'vocab.json').write_text('{}')

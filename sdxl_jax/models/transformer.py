@@ -1,0 +1,118 @@
+"""The transformer blocks of the UNet."""
+
+from typing import Any
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jaxtyping import Array, ArrayLike, Float
+
+from sdxl_jax.models import attention, layers
+
+Pixels = Float[ArrayLike, 'b h w c']
+Tokens = Float[Array, 'b n c']
+Context = Float[ArrayLike, 'b m context'] | None
+
+
+class Attention(nn.Module):
+  """Multi-head attention of x to context; q, k, v have no bias.
+
+  With `cache_kv`, k and v of a context are stored in the collection `context`
+  if it is mutable, and are read from there if the context is None.
+  """
+
+  config: Any  # unet.UNetConfig
+  num_heads: int
+  cache_kv: bool = False
+
+  @nn.compact
+  def __call__(self, x: Tokens, context: Context) -> Tokens:
+    c = x.shape[-1]
+    q = layers.dense(self.config, c, 'to_q', use_bias=False)(x)
+    if context is None:
+      k, v = (self.get_variable('context', name) for name in 'kv')
+    else:
+      k = layers.dense(self.config, c, 'to_k', use_bias=False)(context)
+      v = layers.dense(self.config, c, 'to_v', use_bias=False)(context)
+    if self.cache_kv and self.is_mutable_collection('context'):
+      self.put_variable('context', 'k', k)
+      self.put_variable('context', 'v', v)
+    x = attention.attention(q, k, v, self.num_heads, self.config.attention)
+    return layers.dense(self.config, c, 'to_out_0')(x)
+
+
+class GEGLU(nn.Module):
+  """value * gelu(gate), both linear in x (Shazeer 2020, arXiv 2002.05202)."""
+
+  config: Any  # unet.UNetConfig
+  features: int
+
+  @nn.compact
+  def __call__(self, x: Tokens) -> Float[Array, 'b n {self.features}']:
+    x = layers.dense(self.config, 2 * self.features, 'proj')(x)
+    value, gate = jnp.split(x, 2, axis=-1)
+    return value * layers.gelu(gate)
+
+
+class FeedForward(nn.Module):
+  """GEGLU to four times the width, and back."""
+
+  config: Any  # unet.UNetConfig
+
+  @nn.compact
+  def __call__(self, x: Tokens) -> Tokens:
+    c = x.shape[-1]
+    x = GEGLU(self.config, 4 * c, name='net_0')(x)
+    return layers.dense(self.config, c, 'net_2')(x)
+
+
+class BasicTransformerBlock(nn.Module):
+  """Self-attention, cross-attention, feed-forward; norm before, add after."""
+
+  config: Any  # unet.UNetConfig
+  num_heads: int
+
+  @nn.compact
+  def __call__(self, x: Tokens, context: Context) -> tuple[Tokens, None]:
+    h = layers.layer_norm(self.config, 'norm1')(x)
+    x = x + Attention(self.config, self.num_heads, name='attn1')(h, h)
+    h = layers.layer_norm(self.config, 'norm2')(x)
+    cross = Attention(self.config, self.num_heads, cache_kv=True, name='attn2')
+    x = x + cross(h, context)
+    h = layers.layer_norm(self.config, 'norm3')(x)
+    x = x + FeedForward(self.config, name='ff')(h)
+    return x, None
+
+
+class Transformer2D(nn.Module):
+  """Applies transformer blocks to the pixels as tokens, row by row."""
+
+  config: Any  # unet.UNetConfig
+  num_heads: int
+  depth: int
+
+  @nn.compact
+  def __call__(self, x: Pixels, context: Context) -> Pixels:
+    b, h, w, c = x.shape
+    tokens = layers.group_norm(self.config, 1e-6, 'norm')(x)
+    tokens = tokens.reshape(b, h * w, c)
+    tokens = layers.dense(self.config, c, 'proj_in')(tokens)
+    tokens = self.blocks(tokens, context)
+    tokens = layers.dense(self.config, c, 'proj_out', kernel_init=layers.zeros)(
+      tokens
+    )
+    return x + tokens.reshape(b, h, w, c)
+
+  def blocks(self, x: Tokens, context: Context) -> Tokens:
+    """Applies the stack, as one scan or block by block."""
+    block = BasicTransformerBlock
+    if self.config.scan_blocks:
+      block = layers.scan_blocks(block, self.config, self.depth)
+      x, _ = block(self.config, self.num_heads, name='transformer_blocks')(
+        x, context
+      )
+      return x
+    block = layers.maybe_remat(block, self.config.remat)
+    for i in range(self.depth):
+      name = f'transformer_blocks_{i}'
+      x, _ = block(self.config, self.num_heads, name=name)(x, context)
+    return x
