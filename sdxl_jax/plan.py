@@ -138,7 +138,7 @@ def search(
   Raises:
     ValueError: for a machine whose memory and speed are not known.
   """
-  planner, candidates = training_plan.Planner(config, name), []
+  planner = training_plan.Planner(config, name)
   if planner.machine.chip.memory is None:
     raise ValueError(
       f'--search needs the memory of the devices, and that of {name!r} is not '
@@ -148,6 +148,7 @@ def search(
   smallest = device_mesh.row_devices(planner.mesh) * tasks.micro_batches_of(
     config
   )
+  candidates = []
   for remat in ('none', 'dots', 'full'):
     size = smallest
     while True:

@@ -19,7 +19,8 @@ class Rows:
   """
 
   def __init__(self, mesh: jax.sharding.Mesh | None, count: int):
-    self.mesh, self.count = mesh, count
+    self.mesh = mesh
+    self.count = count
     self.parts = device_mesh.row_devices(mesh) if mesh else 1
     self._padding = -count % self.parts
 

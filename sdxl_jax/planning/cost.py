@@ -72,7 +72,8 @@ def cycles(text: str) -> Cycles:
     ValueError: if a loop has an unknown trip count, or the text is not HLO.
   """
   program = hlo.parse(text)
-  estimated, kernels = 0, []
+  estimated = 0
+  kernels = []
   for name, i, runs in hlo_trip_counts.top_level(program):
     if match := re.search(r'"estimated_cycles":"(\d+)"', i.attributes):
       estimated += int(match.group(1)) * runs

@@ -81,7 +81,10 @@ def parse(text: str) -> Program:
     ValueError: if the text is not an HLO program.
   """
   header, *lines = text.split('\n')
-  entry, computation, root, computations = None, None, None, {}
+  computations = {}
+  entry = None
+  # The computation that is being read, and the name of its root.
+  computation = root = None
   for line in lines:
     if match := HEADER.match(line):
       computation = computations[match.group(2)] = {}
@@ -190,6 +193,7 @@ def mesh_group(mesh: str, device_ids: str, chosen: str) -> list[int]:
   ids = iota(device_ids if '[' in device_ids else str(shape).replace(' ', ''))
   picks = dict.fromkeys(sizes, [0])
   for axis, before, n in re.findall(r"'(\w+)'(?::\((\d+)\)(\d+))?", chosen):
-    n, before = int(n or sizes[axis]), int(before or 1)
+    n = int(n or sizes[axis])
+    before = int(before or 1)
     picks[axis] = np.arange(n) * (sizes[axis] // (before * n))
   return ids.reshape(shape)[np.ix_(*picks.values())].ravel().tolist()

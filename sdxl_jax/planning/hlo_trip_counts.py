@@ -59,7 +59,8 @@ def runs(program: hlo.Program) -> Iterator[tuple[Scope, int]]:
     yield scope, count
     for i in program.computations[scope.name].values():
       if i.opcode == 'while':
-        trips, loop = trip_count(program, scope, i), (scope, i.name)
+        trips = trip_count(program, scope, i)
+        loop = scope, i.name
         pending.append((Scope(i.called('body'), loop), count * trips))
         # The condition is evaluated once more, when it ends the loop.
         pending.append(

@@ -164,7 +164,8 @@ def check_slice(generation: str, shape: str, sides: list[int]) -> None:
       'chips'
     )
   else:
-    exists, shapes = shape in PLANES, ', '.join(PLANES)
+    exists = shape in PLANES
+    shapes = ', '.join(PLANES)
   if not exists:
     raise ValueError(
       f'{generation}:{shape} is not a slice of a {TPUS[generation].name}; its '

@@ -95,7 +95,7 @@ class Planner:
       *args, self.machine.options | (options or {})
     )
     compile_seconds = time.monotonic() - started
-    text, peak = compiled.as_text(), cost.memory(compiled).peak
+    peak = cost.memory(compiled).peak
     # On the device, but not among the arguments: moments and EMA, the sum of
     # the earlier micro-batches' gradients, and the next batch, put ahead.
     batch, *_ = compilation.example_batch(self.task, self.mesh, bucket)
@@ -107,6 +107,7 @@ class Planner:
     plain = compilation.trace_gradients(self.plain, *args[1:]).jaxpr
     rows = self.config.global_batch_size // self.task.parts
     model_flops = cost.flops(plain)
+    text = compiled.as_text()
     seconds = self.machine.seconds(text, jaxpr)
     return BucketCost(
       bucket=f'{bucket[0]}x{bucket[1]}',

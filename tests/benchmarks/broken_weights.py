@@ -20,7 +20,8 @@ from tests.weights import broken_weights_test
 
 def main(argv):
   del argv
-  reasons, longest = collections.defaultdict(collections.Counter), {}
+  reasons = collections.defaultdict(collections.Counter)
+  longest = {}  # {fault: seconds}
   with tempfile.TemporaryDirectory() as folder:
     folder = pathlib.Path(folder)
     valid, target = folder / 'valid.safetensors', folder / 'target'

@@ -76,8 +76,8 @@ def make(folder):
 
 def random_net(name):
   """Returns a net whose tensors are generated when they are written."""
-  config, rng = CONFIGS[name], np.random.default_rng(0)
-  noise = rng.normal(size=2**20).astype(np.float32)
+  config = CONFIGS[name]
+  noise = np.random.default_rng(0).normal(size=2**20).astype(np.float32)
 
   def tensor(shape):
     return safetensors_file.Tensor(
@@ -100,7 +100,8 @@ def measure(code, cwd):
   """Runs a Python program; returns (seconds, VmHWM, peak RssAnon)."""
   root = pathlib.Path(__file__).parents[2]
   code = f'import sys; sys.path.insert(0, {str(root)!r}); {code}; {REPORT}'
-  started, anonymous = time.monotonic(), 0.0
+  started = time.monotonic()
+  anonymous = 0.0
   with open(cwd / 'errors', 'w+') as errors:
     process = subprocess.Popen(
       [sys.executable, '-c', code],

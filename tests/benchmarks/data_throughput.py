@@ -100,7 +100,8 @@ def with_ours(source, batch_size, workers, count):
     prefetch=2 * workers,
   )
   next(batches)
-  started, seen = time.monotonic(), 0
+  started = time.monotonic()
+  seen = 0
   while seen < count:
     _, batch = next(batches)
     seen += len(batch['image'])

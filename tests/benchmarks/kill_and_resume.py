@@ -73,7 +73,8 @@ def wait(run, workdir, rng, seconds):
 
 def main(argv):
   del argv
-  rng, kills = random.Random(flags.FLAGS.seed), flags.FLAGS.kills
+  rng = random.Random(flags.FLAGS.seed)
+  kills = flags.FLAGS.kills
   with tempfile.TemporaryDirectory() as folder:
     unbroken, killed = pathlib.Path(folder, 'a'), pathlib.Path(folder, 'b')
     # Measure how long the run trains, to spread the kills over it.

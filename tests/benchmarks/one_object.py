@@ -35,7 +35,8 @@ def make(i):
 
 def main(argv):
   del argv
-  folder, lines = pathlib.Path(flags.FLAGS.output), []
+  folder = pathlib.Path(flags.FLAGS.output)
+  lines = []
   for i in range(COUNT):
     image, text = make(i)
     images.save(folder / f'{i:02d}.png', image)

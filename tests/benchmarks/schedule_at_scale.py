@@ -64,7 +64,8 @@ def main(argv):
 def count_one_pass(schedule, n, batch):
   """Counts how often each record is in the first pass of its bucket."""
   seen = np.zeros(n, np.uint8)
-  started, steps = time.monotonic(), -(-n // batch) + len(schedule.buckets)
+  steps = -(-n // batch) + len(schedule.buckets)
+  started = time.monotonic()
   for step in range(steps):
     _, ids, passes = schedule.records(step)
     np.add.at(seen, ids[passes == 0], 1)

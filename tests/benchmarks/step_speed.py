@@ -55,7 +55,8 @@ def make_params():
 
 def make_steps(params, inputs):
   """Returns {name: (compiled step, its arguments, its FLOPs)}."""
-  net, params = unet.UNet(CONFIG), {'params': params}
+  net = unet.UNet(CONFIG)
+  params = {'params': params}
   # Keys and values of cross-attention, computed once per image.
   _, cached = jax.jit(
     lambda p, inputs: net.apply(p, **inputs, mutable=['context'])
