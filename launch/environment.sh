@@ -1,39 +1,39 @@
-# What the scripts of launch/ share: XLA's flags, quoting, errors, help.
-# shellcheck shell=bash disable=SC2034  # sourced: the names are used there
+# Shared by the scripts of launch/: XLA's flags, quoting, errors, help.
+# shellcheck shell=bash disable=SC2034  # the scripts that source this use them
 
 gpu=(
-  # A block of a scanned stack gathers its parameters (fsdp) while the block
-  # before it computes. Off by default; overlap within a block is on by default.
+  # Gathers the parameters (fsdp) of a block of a scanned stack while the
+  # previous block computes. Off by default; overlap within a block is on.
   --xla_gpu_enable_pipelined_all_gather=true
 )
 tpu=(
-  # Fusions may use up to 64 MiB of a core's fast memory. By XLA's own estimate
-  # a transformer block at 1024 tokens, forward and backward, takes 6 % fewer
-  # cycles on v5e and 7 % on v5p, and twice as long to compile.
+  # Allows fusions 64 MiB of a core's fast memory. By XLA's estimate a
+  # transformer block at 1024 tokens, forward and backward, then takes 6 % fewer
+  # cycles on v5e and 7 % fewer on v5p, and twice as long to compile.
   --xla_tpu_scoped_vmem_limit_kib=65536
 )
-# The last one wins, so that what you set yourself does.
+# If a flag is repeated the last one counts, so the user's flags come last.
 GPU_FLAGS="${gpu[*]}${XLA_FLAGS:+ $XLA_FLAGS}"
 TPU_FLAGS="${tpu[*]}${LIBTPU_INIT_ARGS:+ $LIBTPU_INIT_ARGS}"
 
-# JAX takes 75 % of a GPU's memory unless told; NCCL and cuDNN need little.
+# JAX allocates 75 % of a GPU's memory by default; NCCL and cuDNN need little.
 GPU_MEMORY_FRACTION=${XLA_PYTHON_CLIENT_MEM_FRACTION:-0.92}
 
-# A scheduler takes exit 0 for "done", and a train that was told to stop exits 0
-# as well, with its checkpoint saved. `bash -c "$RESTARTABLE" bash COMMAND...`
-# passes SIGTERM on to the command and then exits 143, so that the scheduler
-# starts the same command again, which resumes.
-# shellcheck disable=SC2016  # they expand in that bash
+# Exit code 0 means "done" to a scheduler, but train exits with 0 after SIGTERM
+# too, when its checkpoint is saved. `bash -c "$RESTARTABLE" bash COMMAND...`
+# passes SIGTERM on to the command and then exits with 143, so that the
+# scheduler starts the same command again, which resumes.
+# shellcheck disable=SC2016  # variables expand in the inner bash
 RESTARTABLE='trap "stopped=143; kill -TERM \$!" TERM; "$@" & '\
 'until wait $!; code=$?; ! kill -0 $! 2>/dev/null; do :; done; '\
 'exit ${stopped:-$code}'
 
-# The verbs that run on several hosts at once.
+# Succeeds if a verb runs on several hosts at once.
 on_hosts() {
   [[ $1 == train || $1 == precompute ]]
 }
 
-# The words as one line that can be pasted into a shell.
+# Prints the arguments as one line that can be pasted into a shell.
 quote() {
   local word line='' escaped="'\\''"
   for word; do
@@ -43,17 +43,19 @@ quote() {
   echo "${line# }"
 }
 
+# Runs a command, or prints it in a dry run.
 dry_run=false
 run() {
   if $dry_run; then quote "$@"; else "$@"; fi
 }
 
+# Ends with one line on stderr.
 fail() {
   echo "${0##*/}: $*; see --help" >&2
   exit 2
 }
 
-# The comment at the top of the script.
+# Prints the comment at the top of the script.
 usage() {
   sed -n '2,/^$/s/^# \{0,1\}//p' "$0"
 }

@@ -1,21 +1,21 @@
 #!/usr/bin/env bash
-# Runs a command of sdxl_jax on this machine: one process drives all its GPUs.
+# Runs a command of sdxl_jax on this machine, in one process for all its GPUs.
 #
 #   launch/gpu.sh [options] VERB [arguments of the verb]
 #   launch/gpu.sh train --config configs/stage3.py --workdir DIR
 #
-# Many machines, without a scheduler: start train on each, with the same DIR on
-# a disk that all of them see, the address of the first machine with any free
-# port, and the machine's own number, counted from 0.
+# To train on several machines without a scheduler, start train on each of them
+# with the same DIR on a shared disk, the address of the first machine with any
+# free port, and the number of the machine, counted from 0.
 #
 #   launch/gpu.sh --coordinator=10.0.0.1:1234 --processes=4 --process=0 \
 #     train --config configs/stage3.py --workdir DIR
 #
 # Options:
-#   --coordinator=HOST:PORT   where the processes meet: on process 0
-#   --processes=N             how many there are
-#   --process=I               which of them this is
-#   --dry_run                 prints what would run, and runs nothing
+#   --coordinator=HOST:PORT   address of process 0
+#   --processes=N             number of processes
+#   --process=I               number of this process
+#   --dry_run                 prints the command and runs nothing
 #   --help
 
 set -euo pipefail
@@ -35,7 +35,7 @@ while [[ ${1-} == --* ]]; do
   shift
 done
 verb=${1-}
-[[ $verb ]] || fail 'give a verb, such as train or sample'
+[[ $verb ]] || fail 'pass a verb, such as train or sample'
 shift
 
 settings=(
@@ -43,7 +43,8 @@ settings=(
   XLA_PYTHON_CLIENT_MEM_FRACTION="$GPU_MEMORY_FRACTION"
 )
 if [[ $coordinator$processes$process ]]; then
-  on_hosts "$verb" || fail "only train and precompute run on many machines, not $verb"
+  on_hosts "$verb" ||
+    fail "only train and precompute run on many machines, not $verb"
   [[ $coordinator && $processes && $process ]] ||
     fail 'many machines need --coordinator, --processes and --process'
   settings+=(
@@ -55,5 +56,5 @@ if [[ $coordinator$processes$process ]]; then
 fi
 
 command=(env "${settings[@]}" python -m "sdxl_jax.$verb" "$@")
-$dry_run || exec "${command[@]}"  # exec: signals reach python itself
+$dry_run || exec "${command[@]}"  # exec: python itself receives signals
 quote "${command[@]}"

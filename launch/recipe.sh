@@ -1,14 +1,15 @@
 #!/usr/bin/env bash
-# The whole recipe in miniature, on a CPU: the autoencoder, squares of 16 px, of
-# 32 px, seven aspects around 40 px, the refiner; each from the stage before.
+# Trains the whole recipe in miniature, on a CPU: the autoencoder, squares of 16
+# px, of 32 px, seven aspects around 40 px, the refiner. Each stage starts from
+# the previous one.
 #
 #   launch/recipe.sh [options] DIR
 #
-# Each stage trains in a folder of DIR; stopped, the same command goes on. Then
-# base and refiner together draw DIR/recipe.png.
+# Each stage trains in a folder of DIR; after an interruption the same command
+# resumes. Then base and refiner together sample the grid DIR/recipe.png.
 #
 # Options:
-#   --dry_run    prints what would run, and runs nothing
+#   --dry_run    prints the commands and runs nothing
 #   --help
 
 set -euo pipefail
@@ -23,7 +24,7 @@ while [[ ${1-} == --* ]]; do
   esac
   shift
 done
-[[ $# == 1 ]] || fail 'give one folder to train in'
+[[ $# == 1 ]] || fail 'pass one folder to train in'
 dir=$1
 
 previous=''

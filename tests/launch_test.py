@@ -1,4 +1,4 @@
-"""The launch scripts: what they would run, and that it runs as printed."""
+"""Tests the commands that the launch scripts run and, dry, print."""
 
 import os
 import pathlib
@@ -24,8 +24,8 @@ JOB = {
 }
 HOSTS = ['--coordinator=h0:1234', '--processes=2', '--process=1']
 
-# In place of every program that a script may start: it writes down its
-# arguments and what the environment tells JAX.
+# Replaces every program that a script may start: it records its arguments and
+# the environment variables of JAX.
 FAKE = """#!/bin/bash
 { printf '%s\\0' "${0##*/}" "$@"
   printf '%s\\0' "$(env | grep -E '^(JAX|XLA|LIBTPU)_' | sort)" end; } >> "$LOG"
@@ -34,7 +34,7 @@ PROGRAMS = 'python gcloud xpk sbatch srun scontrol tar'.split()
 
 
 class Machine:
-  """A PATH on which every program is a fake one, and what they wrote down."""
+  """A PATH on which every program is a fake, and the calls they recorded."""
 
   def __init__(self, folder):
     self.folder, self.log = folder, folder / 'log'
@@ -46,12 +46,14 @@ class Machine:
     (self.folder / name).chmod(0o755)
 
   def run(self, *command, check=True, **env):
-    keep = {k: os.environ[k] for k in ('HOME', 'TMPDIR') if k in os.environ}
+    inherited = {
+      k: os.environ[k] for k in ('HOME', 'TMPDIR') if k in os.environ
+    }
     path = f'{self.folder}:{os.environ["PATH"]}'
     result = subprocess.run(
       list(map(str, command)),
       cwd=ROOT,
-      env=keep | {'PATH': path, 'LOG': str(self.log)} | env,
+      env=inherited | {'PATH': path, 'LOG': str(self.log)} | env,
       capture_output=True,
       text=True,
       timeout=60,
@@ -60,7 +62,7 @@ class Machine:
     return result
 
   def ran(self):
-    """[[program, argument, ..., environment], ...] since the last call."""
+    """Returns [[program, argument, ..., environment], ...] since last time."""
     if not self.log.exists():
       return []
     calls = self.log.read_text().split('\0end\0')[:-1]
@@ -151,16 +153,16 @@ def test_slurm_job_starts_one_process_per_node(machine):
   assert 'JAX_LOCAL_DEVICE_IDS=0,1,2,3' in env.splitlines()
 
 
-@pytest.mark.parametrize('code, again', [(0, 0), (1, 0), (143, 1)])
-def test_slurm_requeues_what_was_stopped(machine, code, again):
+@pytest.mark.parametrize('code, requeues', [(0, 0), (1, 0), (143, 1)])
+def test_slurm_requeues_a_stopped_job(machine, code, requeues):
   machine.install('srun', f'#!/bin/bash\nexit {code}\n')
   result = machine.run(script('slurm'), *TRAIN, **JOB, check=False)
   assert result.returncode == code
-  assert machine.ran() == again * [['scontrol', 'requeue', '7', '']]
+  assert machine.ran() == [['scontrol', 'requeue', '7', '']] * requeues
 
 
 def remote(machine):
-  """The shell command that gcloud was to run on the workers."""
+  """Returns the shell command that gcloud was to run on the workers."""
   ((*command, _),) = machine.ran()
   assert '--worker=all' in command
   return command[-1].removeprefix('--command=')
@@ -180,14 +182,14 @@ def test_tpu_worker_counts_its_slice(machine, tmp_path, verb, more):
   venv.mkdir(parents=True)
   machine.install('curl', '#!/bin/bash\nprintf %s a:0:h0,b:1:h1,c:2:h2,d:3:h3')
   machine.install(venv / 'python', FAKE + 'echo $$; exec sleep 60')
-  began = time.monotonic()
+  start = time.monotonic()
   machine.run('bash', '-c', f'cd {tmp_path}; {command}', HOME=str(tmp_path))
   log = tmp_path / 'sdxl_jax.log'
   while not log.exists() or not log.read_text().endswith('\n'):
-    assert time.monotonic() < began + 30
+    assert time.monotonic() < start + 30
     time.sleep(0.05)
-  os.kill(int(log.read_text()), signal.SIGTERM)  # it ran on in the background
-  assert time.monotonic() < began + 30, 'gcloud would wait for the end of it'
+  os.kill(int(log.read_text()), signal.SIGTERM)  # it runs in the background
+  assert time.monotonic() < start + 30, 'gcloud would wait for its end'
   ((*started, env),) = machine.ran()
   assert started == ['python', '-m', f'sdxl_jax.{verb[0]}', *verb[1:], *more]
   assert 'LIBTPU_INIT_ARGS=--xla_' in env
@@ -218,7 +220,7 @@ for _ in {1..200}; do sleep 0.1; done
 """
 
 
-def test_a_stopped_command_is_told_and_counts_as_unfinished(machine):
+def test_a_stopped_command_gets_sigterm_and_counts_as_unfinished(machine):
   machine.install('python', STOPPABLE)
   source = 'source launch/environment.sh; exec bash -c "$RESTARTABLE" bash "$@"'
   started = subprocess.Popen(
@@ -245,40 +247,40 @@ def test_help_is_the_comment_at_the_top(machine, name):
 
 
 @pytest.mark.parametrize(
-  'name, arguments, env, says',
+  'name, arguments, env, message',
   [
-    ('gpu', [], {}, 'give a verb'),
+    ('gpu', [], {}, 'pass a verb'),
     ('gpu', ['--hosts=3', *TRAIN], {}, 'unknown option --hosts=3'),
     ('gpu', [*HOSTS[:2], *TRAIN], {}, '--process'),
     ('gpu', HOSTS + HARD, {}, 'only train and'),
-    ('slurm', ['--nodes=2'], {}, 'give a verb'),
+    ('slurm', ['--nodes=2'], {}, 'pass a verb'),
     ('slurm', HARD, JOB, 'only train and'),
     ('slurm', TRAIN, JOB | {'SLURM_GPUS_ON_NODE': ''}, '--gpus-per-node'),
     ('tpu_vm', ['create'], {}, '--name=NAME'),
     ('tpu_vm', TPU[:1] + ['create'], {}, '--zone=ZONE'),
-    ('tpu_vm', TPU, {}, 'give an action'),
+    ('tpu_vm', TPU, {}, 'pass an action'),
     ('tpu_vm', [*TPU, 'fly'], {}, 'unknown action fly'),
-    ('tpu_vm', [*TPU, 'create'], {}, 'give create a type'),
-    ('tpu_vm', [*TPU, 'run'], {}, 'give run a verb'),
+    ('tpu_vm', [*TPU, 'create'], {}, 'create needs a type'),
+    ('tpu_vm', [*TPU, 'run'], {}, 'run needs a verb'),
     *[
       (
         'gke_xpk',
-        [a for a in GKE + TRAIN if a != given],
+        [a for a in GKE + TRAIN if a != omitted],
         {},
-        given.split('=')[0],
+        omitted.split('=')[0],
       )
-      for given in GKE
+      for omitted in GKE
     ],
-    ('gke_xpk', GKE, {}, 'give a verb'),
-    ('recipe', [], {}, 'give one folder'),
+    ('gke_xpk', GKE, {}, 'pass a verb'),
+    ('recipe', [], {}, 'pass one folder'),
     ('recipe', ['--fast', 'DIR'], {}, 'unknown option --fast'),
     ('gke_xpk', [*GKE, '--slices=2', *HARD], {}, 'only train and'),
   ],
 )
-def test_what_is_missing_is_one_clear_line(machine, name, arguments, env, says):
+def test_errors_are_one_line(machine, name, arguments, env, message):
   result = machine.run(script(name), *arguments, check=False, **env)
   assert result.returncode == 2 and not machine.ran()
-  assert says in result.stderr and result.stderr.count('\n') == 1
+  assert message in result.stderr and result.stderr.count('\n') == 1
 
 
 @pytest.mark.parametrize('path', sorted((ROOT / 'launch').glob('*.sh')))
@@ -290,6 +292,7 @@ def test_scripts_are_sound(path):
 
 
 def flags(name):
+  """Returns the flags in a variable of environment.sh."""
   source = f'source launch/environment.sh; echo "${name}"'
   env = {k: os.environ[k] for k in ('PATH',)}
   command = ['bash', '-c', source]
@@ -297,17 +300,18 @@ def flags(name):
 
 
 def devices(xla_flags):
+  """Runs jax.devices() in a process with the given flags."""
   env = os.environ | {'JAX_PLATFORMS': 'cpu', 'XLA_FLAGS': xla_flags}
   command = [sys.executable, '-c', 'import jax; jax.devices()']
   return subprocess.run(command, env=env, capture_output=True, text=True)
 
 
-def test_xla_knows_the_gpu_flags():
-  known = flags('GPU_FLAGS')
-  assert known
-  result = devices(' '.join(known))
+def test_xla_accepts_the_gpu_flags():
+  gpu_flags = flags('GPU_FLAGS')
+  assert gpu_flags
+  result = devices(' '.join(gpu_flags))
   assert result.returncode == 0, result.stderr[-500:]
-  # XLA ends the process on a flag that it does not know.
+  # XLA ends the process on an unknown flag.
   assert devices('--xla_gpu_no_such_flag=1').returncode != 0
 
 
@@ -322,6 +326,7 @@ jax.jit(lambda x: x @ x).lower(x).compile()
 
 
 def compile_for_tpu(libtpu_flags):
+  """Compiles a matmul for a TPU in a process with the given flags."""
   env = os.environ | {
     'JAX_PLATFORMS': 'cpu',
     'TPU_SKIP_MDS_QUERY': '1',
@@ -335,8 +340,8 @@ def compile_for_tpu(libtpu_flags):
   return subprocess.run(command, env=env, capture_output=True, text=True)
 
 
-def test_libtpu_knows_the_tpu_flags():
-  pytest.importorskip('libtpu', reason='needs jax[tpu], and no TPU')
+def test_libtpu_accepts_the_tpu_flags():
+  pytest.importorskip('libtpu', reason='needs jax[tpu], but no TPU')
   result = compile_for_tpu(' '.join(flags('TPU_FLAGS')))
   assert result.returncode == 0, result.stderr[-500:]
   assert compile_for_tpu('--xla_tpu_no_such_flag=1').returncode != 0

@@ -1,6 +1,8 @@
-"""plan, on the devices of this machine and on made-up chips."""
+"""Tests plan on the devices of this machine and on hypothetical chips."""
 
+import copy
 import dataclasses
+import functools
 import json
 import subprocess
 import sys
@@ -9,31 +11,35 @@ import pytest
 
 from configs import stage3
 from sdxl_jax import plan
-from sdxl_jax.planning import machines, topology, training_plan
+from sdxl_jax.planning import (
+  machines,
+  topology,
+  training_plan,
+  training_report,
+)
 from tests.support import tiny_config
 
 
 @pytest.fixture(scope='module')
-def made():
+def planned():
   config = tiny_config.get_config()
   config.mesh.data, config.mesh.fsdp = 1, -1
   return plan.plan(config, 'here', 'all')
 
 
-def test_plan(made, tmp_path):
-  plans, update, planner = made
-  assert [p.bucket for p in plans] == ['16x16', '16x24']
-  square, wide = plans
+def test_plan(planned, tmp_path):
+  assert [b.bucket for b in planned.buckets] == ['16x16', '16x24']
+  square, wide = planned.buckets
   assert square.batch == wide.batch == 1  # of 4, on 4 devices
   assert wide.model_flops > square.model_flops > 0
   assert wide.flops >= wide.model_flops
   assert square.collectives['all-gather'] > 0
-  state = machines.bytes_of(planner.state)
+  state = machines.bytes_of(planned.planner.state)
   assert state < square.memory <= wide.memory
-  assert update > state
-  text = plan.report(plans, update, planner)
+  assert planned.update_peak > state
+  text = training_report.to_text(planned)
   assert '4 x cpu, no limit known; mesh data=1, fsdp=4, tensor=1' in text
-  plan.write_json(tmp_path / 'plan.json', plans, update, planner)
+  plan.save_json(tmp_path / 'plan.json', training_report.to_json(planned))
   saved = json.loads((tmp_path / 'plan.json').read_text())
   assert saved['buckets'][1]['memory'] == wide.memory
   assert saved['mesh'] == {'data': 1, 'fsdp': 4, 'tensor': 1}
@@ -51,49 +57,43 @@ def test_plan(made, tmp_path):
     ({'unet.remat': 'full'}, 'Take more devices'),
   ],
 )
-def test_what_does_not_fit(made, fields, advice):
-  plans, update, planner = made
-  small = dataclasses.replace(
-    planner.machine.chip, memory=int(1.02 * plans[1].memory)
-  )
-  planner = Smaller(
-    planner, small, training_plan.changed(planner.config, fields)
-  )
-  text = plan.verdict(plans, update, planner)
+def test_what_does_not_fit(planned, fields, advice):
+  memory = int(1.02 * planned.buckets[1].memory)
+  text = training_report.verdict(with_memory(planned, memory, fields))
   assert 'It does not fit: 16x24 takes 98% of the memory of a device' in text
   assert advice in text
 
 
-class Smaller(training_plan.Planner):
-  """A Planner that has compiled already, with another chip."""
+def with_memory(planned, memory, fields):
+  """Returns the plan with another memory per chip and other config fields."""
+  planner = copy.copy(planned.planner)
+  chip = dataclasses.replace(planner.machine.chip, memory=memory)
+  planner.machine = dataclasses.replace(planner.machine, chip=chip)
+  planner.config = training_plan.changed(planner.config, fields)
+  return dataclasses.replace(planned, planner=planner)
 
-  def __init__(self, planner, chip, config):
-    machine = dataclasses.replace(planner.machine, chip=chip)
-    self.__dict__ |= vars(planner) | {'machine': machine, 'config': config}
 
-
-def test_verdict_when_it_fits(made):
-  plans, update, planner = made
-  chip = dataclasses.replace(planner.machine.chip, memory=2 * plans[1].memory)
-  text = plan.verdict(plans, update, Smaller(planner, chip, planner.config))
+def test_verdict_when_it_fits(planned):
+  memory = 2 * planned.buckets[1].memory
+  text = training_report.verdict(with_memory(planned, memory, {}))
   assert text == 'It fits: 16x24 takes 50% of the memory of a device.'
 
 
-def test_verdict_where_the_update_takes_most(made):
-  plans, update, planner = made
-  chip = dataclasses.replace(planner.machine.chip, memory=4 * update)
-  text = plan.verdict(plans, 2 * update, Smaller(planner, chip, planner.config))
+def test_verdict_where_the_update_takes_most(planned):
+  update = planned.update_peak
+  planned = dataclasses.replace(planned, update_peak=2 * update)
+  text = training_report.verdict(with_memory(planned, 4 * update, {}))
   assert text.startswith('It fits: the update takes 50%')
 
 
-def test_search_needs_a_machine(made):
+def test_search_needs_a_machine(planned):
   with pytest.raises(ValueError, match="memory of .* that of 'here'"):
-    plan.search(made[2].config, 'here', (16, 16), print)
+    plan.search(planned.planner.config, 'here', (16, 16), print)
 
 
 def test_choose_buckets():
   config = stage3.get_config()
-  choose = lambda choice: plan.choose_buckets(config, choice)
+  choose = functools.partial(plan.choose_buckets, config)
   assert choose('extremes') == [(1024, 1024), (512, 2048), (2048, 512)]
   assert len(choose('all')) == 40
   assert choose('640x1536,1024x1024') == [(640, 1536), (1024, 1024)]
@@ -101,7 +101,7 @@ def test_choose_buckets():
     choose('64x64')
 
 
-def test_command_says_what_it_does_not_know():
+def test_command_names_an_unknown_topology():
   run = subprocess.run(
     [sys.executable, '-m', 'sdxl_jax.plan', '--topology', 'v5z:2x2']
     + ['--config', 'configs/stage3.py'],

@@ -1,11 +1,12 @@
-"""The mesh of devices, and what its three axes share out.
+"""Arranges the devices as a mesh of three axes.
 
-data    copies of the parameters; each takes other rows of the batch
-fsdp    parts of the parameters, gathered on use; other rows too
-tensor  parts of each layer's heads and channels; the same rows
+data    copies of the parameters; each copy takes other rows of the batch
+fsdp    shards of the parameters, gathered for use; other rows too
+tensor  shards of each layer's heads and channels; the same rows
 """
 
 import contextlib
+from collections.abc import Sequence
 
 import jax
 import numpy as np
@@ -14,17 +15,27 @@ from jax.experimental import mesh_utils
 AXES = ('data', 'fsdp', 'tensor')
 
 
-def make_mesh(data=-1, fsdp=1, tensor=1, devices=None):
-  """A mesh over all devices; one axis may be -1, what the others leave.
+def make_mesh(
+  data: int = -1,
+  fsdp: int = 1,
+  tensor: int = 1,
+  devices: Sequence[jax.Device] | None = None,
+) -> jax.sharding.Mesh:
+  """Makes a mesh; one axis may be -1, for all devices that the others leave.
 
-  Neighbours along fsdp and tensor, which talk most, are neighbours in the
-  machine: on one slice of a TPU, or one node of GPUs where they fit.
+  Neighbours along fsdp and tensor, which communicate most, are neighbours in
+  the machine: on one TPU slice, or on one node of GPUs if they fit it.
+
+  Args:
+    data, fsdp, tensor: sizes of the axes.
+    devices: default: all devices of all processes.
 
   Raises:
-    ValueError: where the axes do not multiply to the number of devices.
+    ValueError: if the sizes do not multiply to the number of devices.
   """
   devices = jax.devices() if devices is None else devices
   shape = np.array([data, fsdp, tensor])
+  # Fill in the axis that is -1.
   if (shape == -1).sum() == 1:
     shape[shape == -1] = len(devices) // max(1, -shape.prod())
   if shape.prod() != len(devices) or (shape < 1).any():
@@ -36,7 +47,10 @@ def make_mesh(data=-1, fsdp=1, tensor=1, devices=None):
   return jax.sharding.Mesh(arrange(shape, devices), AXES)
 
 
-def arrange(shape, devices):
+def arrange(shape: np.ndarray, devices: Sequence[jax.Device]) -> np.ndarray:
+  """Arranges devices by their position; slices are split along data."""
+  # Traffic between slices is slow, so only copies of the parameters, along
+  # data, lie on different slices.
   slices = len({getattr(device, 'slice_index', 0) for device in devices})
   if slices > 1 and shape[0] % slices == 0:
     inner = shape // np.array([slices, 1, 1])
@@ -46,23 +60,25 @@ def arrange(shape, devices):
   )
 
 
-def platform(mesh):
-  """'tpu', 'gpu' or 'cpu'."""
+def platform(mesh: jax.sharding.Mesh) -> str:
+  """Returns 'tpu', 'gpu' or 'cpu'."""
   name = mesh.devices.flat[0].platform
   return 'gpu' if name == 'cuda' else name
 
 
-def use(mesh):
-  """A context in which nets find the mesh, for kernels of one device each."""
+def use(
+  mesh: jax.sharding.Mesh | None,
+) -> contextlib.AbstractContextManager:
+  """Returns a context that sets the mesh for kernels, which run per device."""
   return jax.set_mesh(mesh) if mesh else contextlib.nullcontext()
 
 
-def is_ampere(device):
-  """Whether a GPU has what cuDNN's fused attention asks for."""
-  # Devices that are only compiled for do not tell.
+def is_ampere(device: jax.Device) -> bool:
+  """Returns whether a GPU is new enough for cuDNN's fused attention."""
+  # Compile-only devices have no compute_capability and count as new enough.
   return float(getattr(device, 'compute_capability', 8.0)) >= 8
 
 
-def row_devices(mesh):
-  """How many devices share out the rows of a batch."""
+def row_devices(mesh: jax.sharding.Mesh) -> int:
+  """Returns the number of devices that split the rows of a batch."""
   return mesh.shape['data'] * mesh.shape['fsdp']

@@ -1,21 +1,23 @@
-"""Many processes, one run: a loud start, agreement, and a common stop."""
+"""Coordinates the processes of a run: start, agreement, and a common stop."""
 
 import hashlib
 import os
 import signal
 import sys
+from collections.abc import Mapping
+from typing import NoReturn
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-# A process that is silent for so long is taken for dead, and the run ends on
-# all the others. Garbage collection and slow disks take less.
+# A process without a heartbeat for so long is considered lost, and all others
+# end. Pauses for garbage collection and slow disks are shorter.
 HEARTBEAT_SECONDS = 60
-# How a process ends that has lost another, as JAX's own abort: schedulers may
-# start it again, which they should not after an error of the config.
+# Exit code of a process that has lost another, the same as of JAX's own abort.
+# Schedulers may restart such a run, but not one whose config is wrong.
 EXIT_PEER_LOST = 134
-# What launchers say of how many processes they started.
+# Variables in which launchers give the number of processes that they started.
 LAUNCHERS = (
   'JAX_NUM_PROCESSES',
   'SLURM_STEP_NUM_TASKS',
@@ -23,44 +25,45 @@ LAUNCHERS = (
 )
 
 
-def start(processes):
-  """Joins the other processes; to be called before anything else of JAX.
+def start(processes: int) -> None:
+  """Joins the other processes; call it before any other function of JAX.
 
-  TPU VMs, GKE, SLURM and Open MPI tell by themselves who takes part. Elsewhere
-  the environment does: JAX_COORDINATOR_ADDRESS (host:port of process 0),
+  On TPU VMs, GKE, SLURM and Open MPI JAX detects the processes. Elsewhere the
+  environment must have JAX_COORDINATOR_ADDRESS (host:port of process 0),
   JAX_NUM_PROCESSES and JAX_PROCESS_ID.
 
   Args:
-    processes: how many are expected.
+    processes: the expected number.
 
   Raises:
-    ValueError: where another number is there, or cannot be reached.
+    ValueError: if another number was started, or if this process cannot join.
   """
   if processes > 1 and not jax.distributed.is_initialized():
     join(processes)
-  found = jax.process_count()
-  if found == 1:
-    # Alone, although somebody started several: each would train for itself.
-    launched = [int(os.environ.get(name, 1)) for name in LAUNCHERS]
-    found = max(launched)
-  if found != processes:
+  started = jax.process_count()
+  # If a launcher started several but this one is alone, each would train by
+  # itself.
+  if started == 1:
+    started = max(int(os.environ.get(name, 1)) for name in LAUNCHERS)
+  if started != processes:
     raise ValueError(
-      f'config.mesh.processes is {processes}, but {found} were started: set '
-      f'--config.mesh.processes={found}, or start {processes}'
+      f'config.mesh.processes is {processes}, but {started} were started: set '
+      f'--config.mesh.processes={started}, or start {processes}'
     )
 
 
-def join(processes):
-  number = os.environ.get('JAX_NUM_PROCESSES')
+def join(processes: int) -> None:
+  """Initializes jax.distributed; see start."""
+  count = os.environ.get('JAX_NUM_PROCESSES')
   index = os.environ.get('JAX_PROCESS_ID')
-  if number and int(number) != processes:
+  if count and int(count) != processes:
     raise ValueError(
       f'config.mesh.processes is {processes}, but JAX_NUM_PROCESSES is '
-      f'{number}; they must be the same'
+      f'{count}; they must be equal'
     )
   try:
     jax.distributed.initialize(
-      num_processes=int(number) if number else None,
+      num_processes=int(count) if count else None,
       process_id=int(index) if index else None,
       heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
     )
@@ -71,13 +74,13 @@ def join(processes):
     ) from error
 
 
-def is_primary():
-  """Whether this process speaks for all: logs, pictures, config."""
+def is_primary() -> bool:
+  """Returns whether this is the process that writes logs, images, config."""
   return jax.process_index() == 0
 
 
-def describe():
-  """One line: processes and devices found."""
+def describe() -> str:
+  """Returns one line: the numbers of processes and devices."""
   kinds = sorted({device.device_kind for device in jax.devices()})
   return (
     f'{jax.process_count()} processes, {jax.device_count()} devices '
@@ -85,29 +88,33 @@ def describe():
   )
 
 
-def check_equal_across_hosts(facts):
-  """Raises ValueError if the processes differ in one of the facts {name: text}.
+def check_equal_across_hosts(texts: Mapping[str, str]) -> None:
+  """Checks that all processes have the same {name: text}, by their digests.
 
-  Hosts that train on other code, config or data would hang or, worse, not.
+  Processes with different code, config or data would hang or, worse, train.
+
+  Raises:
+    ValueError: if a process has another text than process 0.
   """
-  digest = lambda text: np.frombuffer(
-    hashlib.sha256(text.encode()).digest(), np.uint8
-  )
-  ours = np.stack([digest(text) for text in facts.values()])
-  everyones = multihost_utils.process_allgather(ours).reshape(-1, *ours.shape)
-  for name, digests in zip(facts, everyones.swapaxes(0, 1)):
-    others = [i for i, d in enumerate(digests) if (d != digests[0]).any()]
-    if others:
+  digests = [hashlib.sha256(text.encode()).digest() for text in texts.values()]
+  # Compare the digests of all processes with those of process 0.
+  local = np.stack([np.frombuffer(digest, np.uint8) for digest in digests])
+  # [process, name, byte]
+  gathered = multihost_utils.process_allgather(local).reshape(-1, *local.shape)
+  differs = (gathered != gathered[0]).any(axis=-1)
+  for name, is_different in zip(texts, differs.T):
+    if is_different.any():
+      others = np.flatnonzero(is_different).tolist()
       raise ValueError(
         f'processes {others} have another {name} than process 0; this one, '
-        f'{jax.process_index()}, has: {facts[name]}'
+        f'{jax.process_index()}, has: {texts[name]}'
       )
 
 
-def abort(message, code=1):
+def abort(message: str, code: int = 1) -> NoReturn:
   """Ends this process with an error, at once and without the others.
 
-  The usual way out would wait for them, and they may wait for this one.
+  A regular exit would wait for the others, which may wait for this process.
   """
   if not jax.distributed.is_initialized():
     sys.exit(message)
@@ -116,41 +123,42 @@ def abort(message, code=1):
   os._exit(code)
 
 
-def fetch(array):
-  """An array as numpy, whole in every process, wherever its parts are."""
+def fetch(array: jax.Array) -> np.ndarray:
+  """Returns the whole array in every process, wherever its shards are."""
   if array.is_fully_addressable or array.is_fully_replicated:
     return np.asarray(array)
   return multihost_utils.process_allgather(array, tiled=True)
 
 
-def barrier(name):
-  """Waits for all processes."""
+def barrier(name: str) -> None:
+  """Waits until all processes have reached the barrier of this name."""
   multihost_utils.sync_global_devices(name)
 
 
 class PreemptionNotice:
-  """Tells, at the same step everywhere, that somebody asked the run to end.
+  """Reports SIGTERM to all processes at the same step.
 
-  SIGTERM is what clusters send before they take a machine away. If one process
-  gets it, all learn of it, and agree on a step that none has passed.
+  Clusters send SIGTERM before they take a machine away. If one process receives
+  it, all processes agree on a step that none has passed.
   """
 
   def __init__(self):
-    self.alone = jax.process_count() == 1
-    self.signalled = False
-    if self.alone:
-      self._before = signal.signal(signal.SIGTERM, self._on_signal)
+    self._alone = jax.process_count() == 1
+    self._signalled = False
+    if self._alone:
+      self._previous = signal.signal(signal.SIGTERM, self._on_signal)
 
   def _on_signal(self, number, frame):
     del number, frame
-    self.signalled = True
+    self._signalled = True
 
-  def requested(self, step):
-    """Whether to save and end after so many steps."""
-    if self.alone:
-      return self.signalled
+  def requested(self, step: int) -> bool:
+    """Returns whether to save and end after this number of steps."""
+    if self._alone:
+      return self._signalled
     return multihost_utils.reached_preemption_sync_point(step)
 
-  def close(self):
-    if self.alone:
-      signal.signal(signal.SIGTERM, self._before)
+  def close(self) -> None:
+    """Restores the handler of SIGTERM."""
+    if self._alone:
+      signal.signal(signal.SIGTERM, self._previous)

@@ -1,13 +1,16 @@
-"""Where each array lives: batches by row, parameters over fsdp and tensor."""
+"""Shards arrays: batches by row, parameters over fsdp and tensor."""
 
 import re
+from collections.abc import Callable
+from typing import Any
 
 import jax
+import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
-# What the mesh axis `tensor` splits: (end of a parameter's path, its last
+# The axes that `tensor` splits: (end of a parameter's path, spec of its last
 # axes). A pair of layers is split by columns, then by rows, so that each device
-# works on its own heads or channels and one sum at the end joins them
+# computes its own heads or channels, and one sum at the end joins them
 # (Shoeybi et al. 2019, Megatron-LM, section 3). Of a kernel's low-rank factors,
 # b [r, out] is split by columns and a [in, r] by rows.
 TABLE = (
@@ -22,35 +25,51 @@ TABLE = (
 ROWS = PartitionSpec(('data', 'fsdp'))
 
 
-def replicated(mesh):
+def replicated(mesh: jax.sharding.Mesh) -> NamedSharding:
+  """Returns the sharding of arrays of which each device has a copy."""
   return NamedSharding(mesh, PartitionSpec())
 
 
-def batch_sharding(mesh):
-  """Rows over data and fsdp."""
+def batch_sharding(mesh: jax.sharding.Mesh) -> NamedSharding:
+  """Returns the sharding of a batch: rows over data and fsdp."""
   return NamedSharding(mesh, ROWS)
 
 
-def partition(path, shape, mesh):
-  """The PartitionSpec of a parameter, its EMA and its moments alike.
+def partition(
+  path: str, shape: tuple[int, ...], mesh: jax.sharding.Mesh
+) -> PartitionSpec:
+  """Returns the PartitionSpec of a parameter, and of its EMA and moments.
 
-  `tensor` follows the table; `fsdp` takes the largest axis left that it
-  divides. An axis that does not divide is left whole: such arrays are small.
+  `tensor` splits the axis in TABLE, `fsdp` the largest remaining axis that it
+  divides. An axis that is not divisible is not split: such arrays are small.
+
+  Args:
+    path: keys, joined by '/'.
+    shape: of the array.
+    mesh: with axes fsdp and tensor.
   """
+
+  def is_divisible(i, axis):
+    size = mesh.shape[axis]
+    return 1 < size <= shape[i] and shape[i] % size == 0
+
+  # First tensor, by the table, then fsdp.
   axes = next((a for end, a in TABLE if re.search(f'{end}$', path)), ())
   spec = [None] * (len(shape) - len(axes)) + list(axes)
-  splits = lambda i, name: (
-    1 < mesh.shape[name] <= shape[i] and (shape[i] % mesh.shape[name] == 0)
-  )
-  spec = [a and (a if splits(i, a) else None) for i, a in enumerate(spec)]
-  free = [i for i, a in enumerate(spec) if a is None and splits(i, 'fsdp')]
+  spec = [
+    a if a is not None and is_divisible(i, a) else None
+    for i, a in enumerate(spec)
+  ]
+  free = [
+    i for i, a in enumerate(spec) if a is None and is_divisible(i, 'fsdp')
+  ]
   if free:
     spec[max(free, key=lambda i: shape[i])] = 'fsdp'
   return PartitionSpec(*spec)
 
 
-def tree_shardings(tree, mesh):
-  """Each array's NamedSharding, by its path and shape."""
+def tree_shardings(tree: Any, mesh: jax.sharding.Mesh) -> Any:
+  """Returns the tree of NamedShardings of a tree of parameters or shapes."""
 
   def sharding(path, x):
     name = jax.tree_util.keystr(path, simple=True, separator='/')
@@ -59,69 +78,96 @@ def tree_shardings(tree, mesh):
   return jax.tree_util.tree_map_with_path(sharding, tree)
 
 
-def with_shardings(tree, mesh, memory='device'):
-  """Shapes of a tree > the same with where each array will live.
+def with_shardings(
+  tree: Any, mesh: jax.sharding.Mesh, memory: str = 'device'
+) -> Any:
+  """Adds shardings to a tree of shapes.
 
-  In the devices' memory, or in that of their hosts, 'pinned_host', see `fetch`.
+  Args:
+    tree: of arrays or jax.ShapeDtypeStruct.
+    mesh: of the devices.
+    memory: 'device', or 'pinned_host' for the memory of the host; see `fetch`.
   """
 
-  def spec(x, place):
-    place = place.with_memory_kind(memory)
-    return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place)
+  def spec(x, sharding):
+    sharding = sharding.with_memory_kind(memory)
+    return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
 
   return jax.tree.map(spec, tree, tree_shardings(tree, mesh))
 
 
-def fetch(tree):
-  """Arrays in the memory of their devices; those of the host are copied."""
-  here = lambda x: (
-    jax.device_put(x, x.sharding.with_memory_kind('device'))
-    if x.sharding.memory_kind == 'pinned_host'
-    else x
-  )
-  return jax.tree.map(here, tree)
+def fetch(tree: Any) -> Any:
+  """Copies arrays from the memory of the host to that of the devices."""
+
+  def to_device(x):
+    if x.sharding.memory_kind != 'pinned_host':
+      return x
+    return jax.device_put(x, x.sharding.with_memory_kind('device'))
+
+  return jax.tree.map(to_device, tree)
 
 
-def keep_rows(mesh, batch_size):
-  """An interceptor for flax.linen.intercept_methods, under which nets run.
+def keep_rows(mesh: jax.sharding.Mesh, batch_size: int) -> Callable:
+  """Makes an interceptor that keeps activations sharded by row.
 
-  What every module returns, and its gradient, stays split by rows of the
-  batch. Left alone, the compiler may gather activations where it should gather
+  Without it the compiler may gather activations where it should gather
   parameters.
+
+  Args:
+    mesh: of the devices.
+    batch_size: rows; outputs with another first axis are not constrained.
+
+  Returns:
+    an interceptor for flax.linen.intercept_methods. It constrains the outputs
+    of all modules, and so their gradients.
   """
   free = PartitionSpec.UNCONSTRAINED
 
-  def keep(x):
+  def constrain(x):
     if x is None or x.ndim < 2 or x.shape[0] != batch_size:
       return x
+    # Rows are fixed; the compiler chooses the sharding of the other axes.
     spec = PartitionSpec(*ROWS, *[free] * (x.ndim - 1))
     return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, spec))
 
   def interceptor(method, args, kwargs, context):
     del context
-    return jax.tree.map(keep, method(*args, **kwargs))
+    return jax.tree.map(constrain, method(*args, **kwargs))
 
   return interceptor
 
 
-def local_rows(mesh, batch_size):
-  """The rows of a global batch that this process's devices hold, ascending."""
-  places = batch_sharding(mesh).addressable_devices_indices_map((batch_size,))
-  spans = {index[0].indices(batch_size)[:2] for index in places.values()}
+def local_rows(mesh: jax.sharding.Mesh, batch_size: int) -> list[int]:
+  """Returns the rows of a global batch on this process's devices, ascending."""
+  indices = batch_sharding(mesh).addressable_devices_indices_map((batch_size,))
+  spans = {index[0].indices(batch_size)[:2] for index in indices.values()}
   return [row for start, stop in sorted(spans) for row in range(start, stop)]
 
 
-def put_batch(batch, mesh, spec):
-  """This process's rows, as numpy > the global batch that spec describes."""
+def put_batch(
+  batch: dict[str, np.ndarray],
+  mesh: jax.sharding.Mesh,
+  spec: dict[str, jax.ShapeDtypeStruct],
+) -> dict[str, jax.Array]:
+  """Makes the global batch from the rows of each process.
 
-  def put(x, whole):
-    size = whole.shape[0]
-    place = {row: i for i, row in enumerate(local_rows(mesh, size))}
+  Args:
+    batch: rows of this process, in the order of local_rows.
+    mesh: of all devices.
+    spec: shapes of the global batch.
+  """
 
-    def part(index):
+  def put(x, global_spec):
+    size = global_spec.shape[0]
+    # Where in `x` a global row lies.
+    local = {row: i for i, row in enumerate(local_rows(mesh, size))}
+
+    def shard(index):
       start, stop, _ = index[0].indices(size)
-      return x[place[start] : place[start] + stop - start]
+      return x[local[start] : local[start] + stop - start]
 
-    return jax.make_array_from_callback(whole.shape, batch_sharding(mesh), part)
+    return jax.make_array_from_callback(
+      global_spec.shape, batch_sharding(mesh), shard
+    )
 
   return jax.tree.map(put, batch, spec)

@@ -1,18 +1,21 @@
-"""What a step costs: memory, FLOPs, cycles, traffic; nothing is run.
+"""Computes what a step costs: memory, FLOPs, cycles, traffic; runs nothing.
 
-FLOPs are counted in the jaxpr and are the same on all hardware. Memory, cycles
-and traffic are those of one device, read from the compiled program.
+FLOPs are counted in the jaxpr and do not depend on the hardware. Memory, cycles
+and traffic are per device and read from the compiled program.
 """
 
 import collections
 import math
 import re
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import jax.extend
 import numpy as np
 
 from sdxl_jax.planning import hlo, hlo_traffic, hlo_trip_counts
+
+Jaxpr = jax.extend.core.Jaxpr | jax.extend.core.ClosedJaxpr
 
 
 class Memory(NamedTuple):
@@ -20,17 +23,18 @@ class Memory(NamedTuple):
 
   arguments: int
   outputs: int
-  aliased: int  # outputs that live where donated arguments did
+  aliased: int  # outputs that reuse the memory of donated arguments
   temporaries: int
   peak: int
 
 
-def memory(compiled):
-  """Memory of a compiled step as its compiler lays it out.
+def memory(compiled: jax.stages.Compiled) -> Memory:
+  """Returns the memory of a compiled step, as its compiler plans it.
 
-  Where a backend tells no peak, it is arguments + outputs - aliased +
-  temporaries. On TPUs the compiler's peak may lie below that sum and is what it
-  holds against the chip: it refuses what does not fit.
+  If a backend reports no peak, the peak is arguments + outputs - aliased +
+  temporaries. On TPUs the compiler's peak may lie below that sum and is the
+  number that it compares with the memory of the chip: it refuses a program
+  that does not fit.
   """
   m = compiled.memory_analysis()
   arguments, outputs = m.argument_size_in_bytes, m.output_size_in_bytes
@@ -44,22 +48,32 @@ UNNAMED = 'pallas_call'
 
 
 class Kernel(NamedTuple):
-  """A Pallas kernel of the program; bytes are read and written in each run."""
+  """A Pallas kernel of the program."""
 
   name: str
   runs: int
-  bytes: int
+  bytes: int  # read and written in each run
 
 
 class Cycles(NamedTuple):
+  """Cycles of a TPU program."""
+
   estimated: int
-  kernels: list  # of Kernel, for which the compiler estimates nothing
+  kernels: list[Kernel]  # not part of the estimate
 
 
-def cycles(text):
-  """The TPU compiler's estimate for all but kernels and collectives."""
+def cycles(text: str) -> Cycles:
+  """Sums the TPU compiler's estimates, which omit kernels and collectives.
+
+  Args:
+    text: of the compiled program.
+
+  Raises:
+    ValueError: if a loop has an unknown trip count, or the text is not HLO.
+  """
   program = hlo.parse(text)
-  estimated, kernels = 0, []
+  estimated = 0
+  kernels = []
   for name, i, runs in hlo_trip_counts.top_level(program):
     if match := re.search(r'"estimated_cycles":"(\d+)"', i.attributes):
       estimated += int(match.group(1)) * runs
@@ -69,49 +83,55 @@ def cycles(text):
   return Cycles(estimated, kernels)
 
 
-def kernel_name(i):
-  """As flops_by_kernel calls it."""
+def kernel_name(i: hlo.Instruction) -> str:
+  """Returns the name of a Pallas kernel, the same as in flops_by_kernel."""
   match = re.search(r'op_name="[^"]*?([^"/]+)/pallas_call', i.attributes)
   return match.group(1) if match and '(' not in match.group(1) else UNNAMED
 
 
-def collectives(text, beyond=1):
-  """{kind: bytes} that one device receives from others in one run.
+def collectives(text: str) -> dict[str, float]:
+  """Returns {kind: bytes} that one device receives from others in one run.
 
-  With beyond=8, only where a group reaches beyond a node of eight devices, so
-  that bytes cross the network between nodes.
+  Args:
+    text: of the compiled program.
+
+  Raises:
+    ValueError: if a loop has an unknown trip count, or the text is not HLO.
   """
   program = hlo.parse(text)
   totals = dict.fromkeys(hlo_traffic.RECEIVED, 0.0)
   for name, i, runs in hlo_trip_counts.top_level(program):
-    for kind, received, group in hlo_traffic.exchanges(program, name, i):
-      if len({device // beyond for device in group}) > 1:
-        totals[kind] += received * runs
+    for collective in hlo_traffic.collectives_of(program, name, i):
+      totals[collective.kind] += collective.received * runs
   return totals
 
 
-def bytes_accessed(text):
-  """Bytes that one device reads and writes in one run, for a roofline.
+def bytes_accessed(text: str) -> int:
+  """Returns the bytes that one device reads and writes, for a roofline.
 
-  Operands and results of each instruction that the device is told to do, as
-  often as it runs; of what is sliced or updated in place, only the slice.
+  Counts operands and results of each instruction, times its runs; of operands
+  that are sliced or updated in place, only the slice.
+
+  Args:
+    text: of the compiled program.
+
+  Raises:
+    ValueError: if a loop has an unknown trip count, or the text is not HLO.
   """
   program = hlo.parse(text)
-  return sum(
-    runs
-    * (
-      hlo_traffic.read(program, name, i) + hlo_traffic.written(program, name, i)
-    )
-    for name, i, runs in hlo_trip_counts.top_level(program)
-  )
+  total = 0
+  for name, i, runs in hlo_trip_counts.top_level(program):
+    read = hlo_traffic.bytes_read(program, name, i)
+    total += runs * (read + hlo_traffic.bytes_written(program, name, i))
+  return total
 
 
-def flops(jaxpr):
-  """FLOPs of the matmuls and convolutions of a ClosedJaxpr, on all devices.
+def flops(jaxpr: Jaxpr) -> int:
+  """Counts the FLOPs of matmuls and convolutions, summed over all devices.
 
-  Two per multiply-add. Zeros that a transposed convolution puts between its
-  inputs are not counted, those of its padding are. Of a cond the dearest branch
-  counts, of a Pallas kernel its whole grid.
+  Two per multiply-add. Zeros that a transposed convolution inserts between its
+  inputs are not counted; those of padding are. Of a cond the branch with the
+  most FLOPs counts, of a Pallas kernel the whole grid.
 
   Raises:
     ValueError: for matmuls in a loop or grid of unknown length.
@@ -119,13 +139,18 @@ def flops(jaxpr):
   return sum(flops_by_kernel(jaxpr).values())
 
 
-def flops_by_kernel(jaxpr):
-  """{name of a Pallas kernel: FLOPs}; None stands for all outside of them."""
+def flops_by_kernel(jaxpr: Jaxpr) -> collections.Counter:
+  """Returns {name of a Pallas kernel: FLOPs}; None: all outside of kernels.
+
+  Raises:
+    ValueError: for matmuls in a loop or grid of unknown length.
+  """
   totals = collections.Counter()
   for e in getattr(jaxpr, 'jaxpr', jaxpr).eqns:
     if e.primitive.name in PRODUCTS:
       totals[None] += PRODUCTS[e.primitive.name](e)
       continue
+    # Count inside the equation: loops, calls, branches, kernels.
     bodies = [flops_by_kernel(j) for j in subjaxprs(e.params)]
     if e.primitive.name == 'cond':
       bodies = [max(bodies, key=lambda body: body.total())]
@@ -134,21 +159,25 @@ def flops_by_kernel(jaxpr):
     if e.primitive.name == 'pallas_call':
       stack = str(e.source_info.name_stack).split('/')[-1]
       body = {e.params['name'] or stack or UNNAMED: body.total()}
-    n = times(e)
+    n = repetitions(e)
     totals.update({name: n * count for name, count in body.items()})
   return totals
 
 
-def subjaxprs(params):
-  kinds = (jax.extend.core.Jaxpr, jax.extend.core.ClosedJaxpr)
+def subjaxprs(params: Mapping[str, Any]) -> list[Jaxpr]:
+  """Returns the jaxprs among the parameters of an equation."""
   leaves = [
     x for p in params.values() for x in (p if isinstance(p, tuple) else [p])
   ]
-  return [x for x in leaves if isinstance(x, kinds)]
+  return [x for x in leaves if isinstance(x, Jaxpr)]
 
 
-def times(e):
-  """How often the jaxprs of an equation run, on all devices together."""
+def repetitions(e: jax.extend.core.JaxprEqn) -> int:
+  """Returns how often the jaxprs of an equation run, over all devices.
+
+  Raises:
+    ValueError: for a loop or grid of unknown length.
+  """
   name = e.primitive.name
   if name == 'scan':
     return e.params['length']
@@ -162,33 +191,26 @@ def times(e):
   elif name != 'while':
     return 1
   raise ValueError(
-    f'FLOPs of a {name} of unknown length cannot be counted; give it a length '
+    f'FLOPs of a {name} of unknown length cannot be counted; use a length '
     'known when traced, such as that of lax.scan'
   )
 
 
-def dot_flops(e):
+def dot_flops(e: jax.extend.core.JaxprEqn) -> int:
+  """Counts the FLOPs of a dot_general."""
   (contracted, _), _ = e.params['dimension_numbers']
   lhs = e.invars[0].aval.shape
   return 2 * e.outvars[0].aval.size * math.prod(lhs[d] for d in contracted)
 
 
-def conv_flops(e):
+def conv_flops(e: jax.extend.core.JaxprEqn) -> int:
+  """Counts the FLOPs of a conv_general_dilated."""
   rhs = e.invars[1].aval.shape
   out_features = rhs[e.params['dimension_numbers'].rhs_spec[0]]
-  # Of the inputs, those between are zeros put in by the dilation.
-  zeros = math.prod(e.params['lhs_dilation'])
+  # One in so many inputs is not a zero that lhs_dilation inserted.
+  dilation = math.prod(e.params['lhs_dilation'])
   kernel = np.prod(rhs, dtype=int) // out_features
-  return 2 * e.outvars[0].aval.size * int(kernel) // zeros
+  return 2 * e.outvars[0].aval.size * int(kernel) // dilation
 
 
 PRODUCTS = {'dot_general': dot_flops, 'conv_general_dilated': conv_flops}
-
-
-def table(columns, things):
-  """Text of one line for each thing; columns are (name, show(thing))."""
-  rows = [[name for name, _ in columns]]
-  rows += [[show(thing) for _, show in columns] for thing in things]
-  widths = [max(map(len, column)) for column in zip(*rows)]
-  line = lambda cells: '  '.join(x.rjust(w) for x, w in zip(cells, widths))
-  return '\n'.join(map(line, rows))

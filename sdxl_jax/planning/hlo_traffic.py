@@ -1,12 +1,15 @@
-"""What one instruction of a compiled program moves, in memory and over links.
+"""Counts the bytes that one instruction moves, in memory and between devices.
 
 Functions take a Program, the name of a computation and an instruction in it.
 """
 
+from collections.abc import Iterator
+from typing import NamedTuple
+
 from sdxl_jax.planning import hlo
 
-# What a device receives of n in a group, per byte of its operand, on the best
-# algorithm (a ring; Thakur et al. 2005, Optimization of Collective
+# Bytes that a device receives in a group of n, per byte of its operand, by the
+# best algorithm (a ring; Thakur et al. 2005, Optimization of Collective
 # Communication Operations in MPICH).
 RECEIVED = {
   'all-gather': lambda n: n - 1,
@@ -17,30 +20,45 @@ RECEIVED = {
 }
 
 
-def exchanges(program, computation, i):
-  """(kind, bytes, group) of each collective that one instruction starts."""
+class Collective(NamedTuple):
+  """An exchange between devices."""
+
+  kind: str  # a key of RECEIVED
+  received: float  # bytes that one device receives
+  group: list[int]  # ids of the devices of the first group
+
+
+def collectives_of(
+  program: hlo.Program, computation: str, i: hlo.Instruction
+) -> Iterator[Collective]:
+  """Yields each collective that an instruction starts, in fusions too."""
   kind = i.opcode.removesuffix('-start')
   if kind in RECEIVED:
     group = hlo.group(i, program.devices)
     operands = sum(program.operand_bytes(computation, i))
-    yield kind, operands * RECEIVED[kind](len(group)), group
+    yield Collective(kind, operands * RECEIVED[kind](len(group)), group)
   elif i.opcode in ('fusion', 'async-start'):
     name = i.called('calls')
     fused = program.computations[name]
     for inner in fused.values():
-      if goes_on(fused, inner):
+      if is_continuation(fused, inner):
         continue
-      for kind, received, group in exchanges(program, name, inner):
-        if kind == 'all-reduce' and is_sliced(fused, inner):
-          kind, received = 'reduce-scatter', received / 2
-        yield kind, received, group
+      for collective in collectives_of(program, name, inner):
+        if collective.kind == 'all-reduce' and is_sliced(fused, inner):
+          collective = Collective(
+            'reduce-scatter', collective.received / 2, collective.group
+          )
+        yield collective
 
 
-def goes_on(fused, i):
-  """Whether this is a collective that an earlier fusion has started.
+def is_continuation(
+  fused: dict[str, hlo.Instruction], i: hlo.Instruction
+) -> bool:
+  """Returns whether an earlier fusion has started this collective.
 
-  A TPU hides a collective behind others' work: it stands in the fusion that
-  starts it, in each that it runs beside and in the one that waits for it.
+  A TPU hides a collective behind other work: the collective stands in the
+  fusion that starts it, in each fusion that runs meanwhile, and in the fusion
+  that waits for it.
   """
   if 'async_collective_fusion_config' not in i.attributes:
     return False
@@ -49,10 +67,11 @@ def goes_on(fused, i):
   )
 
 
-def is_sliced(fused, i):
-  """Whether of an all-reduce each device keeps its slice: a reduce-scatter.
+def is_sliced(fused: dict[str, hlo.Instruction], i: hlo.Instruction) -> bool:
+  """Returns whether each device keeps only a slice of an all-reduce's result.
 
-  A TPU fuses the two and so goes half of the way.
+  Such an all-reduce is a reduce-scatter: a TPU fuses the two and moves half of
+  the bytes.
   """
   return any(
     j.opcode == 'dynamic-slice' and i.name in j.operands for j in fused.values()
@@ -67,13 +86,17 @@ FREE = {
 }  # fmt: skip
 
 
-def moves_nothing(i):
+def moves_nothing(i: hlo.Instruction) -> bool:
+  """Returns whether an instruction neither reads nor writes memory."""
   return i.opcode in FREE or '"AllocateBuffer"' in i.attributes
 
 
-def read(program, computation, i):
-  """Bytes of its operands that an instruction reads from memory."""
-  if moves_nothing(i) or i.opcode.endswith('-done'):  # read at the -start
+def bytes_read(
+  program: hlo.Program, computation: str, i: hlo.Instruction
+) -> int:
+  """Returns the bytes of its operands that an instruction reads."""
+  # An asynchronous operation reads at its -start and writes at its -done.
+  if moves_nothing(i) or i.opcode.endswith('-done'):
     return 0
   operands = program.operand_bytes(computation, i)
   if i.opcode in ('slice', 'dynamic-slice', 'gather'):
@@ -83,18 +106,25 @@ def read(program, computation, i):
   if i.opcode == 'fusion':
     fused = i.called('calls')
     return sum(
-      parameter_read(program, fused, n, size) for n, size in enumerate(operands)
+      parameter_bytes_read(program, fused, n, size)
+      for n, size in enumerate(operands)
     )
   return sum(operands)
 
 
-def parameter_read(program, fused, n, size):
-  """What a fusion reads of its n-th parameter: all of it or only slices."""
+def parameter_bytes_read(
+  program: hlo.Program, fused: str, n: int, size: int
+) -> int:
+  """Returns the bytes that a fusion reads of its n-th parameter.
+
+  All `size` bytes, or only slices where nothing else uses the parameter.
+  """
   users = program.computations[fused].values()
   names = [
     i.name for i in users if (i.opcode, i.inside) == ('parameter', str(n))
   ]
   total = 0
+  # Follow the parameter through bitcasts to all of its users.
   while names:
     name = names.pop()
     for user in users:
@@ -107,15 +137,17 @@ def parameter_read(program, fused, n, size):
           total += user.bytes
         elif user.opcode == 'fusion':
           inner = user.called('calls')
-          total += parameter_read(program, inner, position, size)
+          total += parameter_bytes_read(program, inner, position, size)
         elif user.opcode != 'dynamic-update-slice' or position:
           return size
   return min(total, size)
 
 
-def written(program, computation, i):
-  """Bytes of its result that an instruction writes to memory."""
-  if moves_nothing(i) or i.opcode.endswith('-start'):  # written at the -done
+def bytes_written(
+  program: hlo.Program, computation: str, i: hlo.Instruction
+) -> int:
+  """Returns the bytes of its result that an instruction writes."""
+  if moves_nothing(i) or i.opcode.endswith('-start'):
     return 0
   while i.opcode == 'fusion':
     computation = i.called('calls')
@@ -123,11 +155,13 @@ def written(program, computation, i):
   results = [i]
   if i.opcode == 'tuple':
     results = [program.computations[computation][o] for o in i.operands]
-  return sum(result_written(program, computation, i) for i in results)
+  return sum(result_bytes_written(program, computation, i) for i in results)
 
 
-def result_written(program, computation, i):
-  """All of it, or what a dynamic-update-slice puts in place."""
+def result_bytes_written(
+  program: hlo.Program, computation: str, i: hlo.Instruction
+) -> int:
+  """Returns the bytes of a result; of a dynamic-update-slice, the update's."""
   while i.opcode == 'bitcast':
     i = program.computations[computation][i.operands[0]]
   if i.opcode == 'dynamic-update-slice':

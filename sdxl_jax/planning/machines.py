@@ -1,31 +1,34 @@
-"""A machine that programs are compiled for: what fits, and how fast it is."""
+"""Describes a machine that programs are compiled for: memory and speed."""
 
 import dataclasses
 import math
+from typing import Any
 
 import jax
 
 from sdxl_jax.distributed import device_mesh
 from sdxl_jax.planning import cost, topology
 
-# Of the chip's memory, for what no compiler counts: fragments, other programs.
+# Fraction of the memory that is kept free for fragmentation and for other
+# programs, which no compiler counts.
 MEMORY_HEADROOM = 0.05
 # Heads of 64 fill half of a matrix unit that is 128 wide, so that fused
 # attention can reach half of the peak at best.
 ATTENTION_PEAK_SHARE = 0.5
-# A GPU's compiler estimates no time. Large matmuls reach about 70 % there.
+# A GPU's compiler estimates no time. Large matmuls reach about 70 % of the
+# peak there.
 GPU_SHARE = 0.7
-# What fits a GPU's matmuls best is tried out on it. Without one the guess of
-# tiles may fit none at all, so they are left to cuBLAS.
+# XLA chooses the tiles of a matmul by trying them on the GPU. Without a GPU the
+# default tiles may not fit at all, so matmuls are left to cuBLAS.
 NO_AUTOTUNING = {'gpu': {'xla_gpu_enable_triton_gemm': False}}
 ESTIMATE_METHOD = {
-  'tpu': 'seconds: the cycles that the TPU compiler estimates, fused attention '
-  f'at {ATTENTION_PEAK_SHARE} of the peak, and what the collectives move over '
-  'the links, one after another',
-  'gpu': f'seconds: FLOPs at {GPU_SHARE} of the peak or bytes at full '
-  'bandwidth, whichever takes longer, and then what the collectives move. '
+  'tpu': 'seconds: the cycles that the TPU compiler estimates, plus fused '
+  f'attention at {ATTENTION_PEAK_SHARE} of the peak, plus the transfers of the '
+  'collectives over the links',
+  'gpu': f'seconds: FLOPs at {GPU_SHARE} of the peak or memory traffic at full '
+  'bandwidth, whichever takes longer, plus the transfers of the collectives. '
   "Planned with XLA's attention; cuDNN's takes less memory and traffic",
-  'cpu': 'no figures of this machine are known, so no time',
+  'cpu': 'no seconds: the peak FLOPs of this machine are not known',
 }
 
 
@@ -37,57 +40,70 @@ class Machine:
   mesh: jax.sharding.Mesh
 
   @property
-  def size(self):
+  def size(self) -> int:
+    """Number of devices."""
     return self.mesh.size
 
   @property
-  def platform(self):
+  def platform(self) -> str:
+    """'tpu', 'gpu' or 'cpu'."""
     return device_mesh.platform(self.mesh)
 
   @property
-  def options(self):
-    """{name: value} that its compiler must be told."""
+  def options(self) -> dict[str, Any]:
+    """{name: value} that the compiler needs."""
     return NO_AUTOTUNING.get(self.platform, {})
 
-  def fits(self, peak):
-    """Whether so many bytes on each device do, with something to spare."""
+  def fits(self, peak: int) -> bool:
+    """Returns whether `peak` bytes fit a device, with MEMORY_HEADROOM left."""
     return (
       self.chip.memory is None
       or peak <= (1 - MEMORY_HEADROOM) * self.chip.memory
     )
 
-  def seconds(self, text, traced):
-    """The estimate that METHOD describes, or None.
+  def seconds(self, text: str, jaxpr: cost.Jaxpr) -> float | None:
+    """Estimates the time of one run, as ESTIMATE_METHOD describes.
 
     Args:
       text: of the compiled program.
-      traced: its jaxpr, in which all devices' FLOPs are.
+      jaxpr: of the same program, with the FLOPs of all devices.
+
+    Returns:
+      seconds; None if the speed of the chip is not known.
     """
     chip = self.chip
     if chip.flops is None:
       return None
-    moved = sum(cost.collectives(text).values())
-    kernels = cost.flops_by_kernel(traced)
-    matmuls = kernels.pop(None, 0) / self.size
-    fused = sum(kernels.values()) / self.size
-    # A single chip has no links, and nothing moves.
-    links = moved / chip.link if moved else 0.0
+    # FLOPs per device, in fused kernels and outside of them.
+    kernels = cost.flops_by_kernel(jaxpr)
+    matmul_flops = kernels.pop(None, 0) / self.size
+    kernel_flops = sum(kernels.values()) / self.size
+    # A single chip has no links and receives nothing.
+    received = sum(cost.collectives(text).values())
+    transfer = received / chip.link if received else 0.0
     if self.platform == 'tpu':
       estimated = cost.cycles(text).estimated / chip.clock
-      return estimated + fused / (ATTENTION_PEAK_SHARE * chip.flops) + links
-    compute = matmuls / (GPU_SHARE * chip.flops)
-    return max(compute, cost.bytes_accessed(text) / chip.bandwidth) + links
+      attention = kernel_flops / (ATTENTION_PEAK_SHARE * chip.flops)
+      return estimated + attention + transfer
+    compute = matmul_flops / (GPU_SHARE * chip.flops)
+    return max(compute, cost.bytes_accessed(text) / chip.bandwidth) + transfer
 
 
-def make_machine(name, data=-1, fsdp=1, tensor=1):
-  """The Machine of a topology's name, its devices arranged as the axes say."""
+def make_machine(
+  name: str, data: int = -1, fsdp: int = 1, tensor: int = 1
+) -> Machine:
+  """Makes the Machine of a topology's name, its devices arranged as a mesh.
+
+  Raises:
+    ValueError: for an unknown name, or axes that do not fit the devices.
+  """
   devices, chip = topology.make_devices(name)
   return Machine(chip, device_mesh.make_mesh(data, fsdp, tensor, devices))
 
 
-def bytes_of(tree):
-  """Of the arrays on one device, from shapes with shardings."""
-  local = lambda x: x.sharding.shard_shape(x.shape)
-  return sum(
-    math.prod(local(x)) * x.dtype.itemsize for x in jax.tree.leaves(tree)
-  )
+def bytes_of(tree: Any) -> int:
+  """Returns the bytes per device of a tree of shapes with shardings."""
+  total = 0
+  for x in jax.tree.leaves(tree):
+    total += math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize
+  return total

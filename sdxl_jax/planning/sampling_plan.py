@@ -1,19 +1,22 @@
-"""What drawing needs of a device: the programs of `generate`, compiled ahead.
+"""Plans sampling: memory and time of the programs of `generate`.
 
-Text, steps and decoding follow one another. While one runs, the parameters of
-all nets lie on the device beside it; of an offloaded pipeline only its own do.
+Text encoding, denoising steps and decoding follow one another. While one of
+them runs, the parameters of all nets are on the device; of an offloaded
+pipeline only those of the running net are.
 
 SDXL's base and refiner in bfloat16, their autoencoder in float32, with guidance
-at 1024 px: 14.3 of the 15.8 GiB of a TPU v5e, and 6.5 where they are offloaded
+at 1024 px, take 14.3 of the 15.8 GiB of a TPU v5e, and 6.5 GiB if offloaded
 (--topology v5e:1x1 --refiner configs/refiner.py --dtype bfloat16).
 """
 
 import dataclasses
 import time
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import ml_collections
 import tqdm
 
 from sdxl_jax.diffusion import samplers, sampling_schedule
@@ -26,152 +29,218 @@ from sdxl_jax.sampling import (
   pipelines,
   prompt_encoding,
   vae_batches,
+  validation,
 )
+from sdxl_jax.sampling.settings import SampleSettings
 
-GIB = 2**30
-TOWERS = 'text_encoder', 'text_encoder_2'
+TEXT_ENCODERS = 'text_encoder', 'text_encoder_2'
 
 
 @dataclasses.dataclass(frozen=True)
 class SampleWorkload:
-  """What is to be drawn, as the flags of the command call it."""
+  """What decides the cost of `generate`, named as the flags."""
 
-  batch: int = 1  # pictures of each device
-  size: tuple[int, int] = (1024, 1024)  # (height, width) in px
-  steps: int = 20
-  sampler: str = 'euler'
-  guided: bool = True
-  tile: int | None = None  # px
+  # The size, steps, sampler, guidance_scale and tile count.
+  settings: SampleSettings = SampleSettings(height=1024, width=1024, steps=20)
+  batch: int = 1  # images per device
   dtype: str = 'float32'
   vae_dtype: str = 'float32'
   offload: bool = False
 
+  @property
+  def size(self) -> tuple[int, int]:
+    """(height, width) in px."""
+    return self.settings.height, self.settings.width
+
 
 @dataclasses.dataclass(frozen=True)
 class PhaseCost:
-  """What one program needs, per device unless said otherwise."""
+  """What one program needs, per device unless stated otherwise."""
 
   name: str
-  memory: int  # bytes at the peak, all that lives then
-  parameters: int  # bytes of them, those of idle nets included
-  flops: float  # per picture
-  seconds: float | None  # of a batch
+  memory: int  # bytes at the peak, of all that is on the device then
+  parameters: int  # bytes, those of idle nets included
+  flops: float  # per image
+  seconds: float | None  # per batch
   compile_seconds: float
 
 
 @dataclasses.dataclass(frozen=True)
+class SamplingPlan:
+  """What a run of `generate` needs on a machine."""
+
+  machine: machines.Machine
+  workload: SampleWorkload
+  phases: list[PhaseCost]  # in order
+
+  @property
+  def worst(self) -> PhaseCost:
+    """The phase that takes the most memory."""
+    return max(self.phases, key=lambda phase: phase.memory)
+
+
+@dataclasses.dataclass(frozen=True)
 class Expert:
-  """A base or a refiner: its nets, and where their parameters would lie."""
+  """A base or a refiner, and the shapes of its parameters."""
 
   name: str  # '' or 'refiner '
-  nets: sdxl.SDXL
+  model: sdxl.SDXL
   params: Any  # {net: shapes with shardings}
 
 
-def plan(machine, configs, asked):
-  """[Phase] of a run, in its order.
+class Phase(NamedTuple):
+  """A program of a run of `generate`."""
+
+  name: str
+  expert: Expert  # whose nets run
+  nets: Sequence[str]  # names of the nets that run
+  # Traces the program: (mesh, workload, expert, params of the nets).
+  trace: Callable[..., jax.stages.Traced]
+
+
+def plan(
+  machine: machines.Machine,
+  configs: Sequence[ml_collections.ConfigDict],
+  workload: SampleWorkload,
+) -> SamplingPlan:
+  """Plans a run of `generate`.
 
   Args:
-    machine: machines.Machine; pictures are shared out by its devices, and each
-      has all parameters.
+    machine: its devices split the images; each device has all parameters.
     configs: of the base and, if there is one, of the refiner.
-    asked: Asked.
+    workload: what to sample.
   """
-  experts = [make_expert(config, machine, asked) for config in configs]
+  experts = [make_expert(config, machine, workload) for config in configs]
+  phases = [Phase('text', e, TEXT_ENCODERS, trace_text) for e in experts]
+  phases += [Phase('steps', e, ('unet',), trace_steps) for e in experts]
+  phases.append(Phase('decoding', experts[0], ('vae',), trace_decoding))
   resident = sum(machines.bytes_of(expert.params) for expert in experts)
-  base, jobs = experts[0], []
-  for expert in experts:
-    jobs.append((expert, 'text', TOWERS, trace_text))
-  for expert in experts:
-    jobs.append((expert, 'steps', ('unet',), trace_steps))
-  jobs.append((base, 'decoding', ('vae',), trace_decoding))
-  bar = tqdm.tqdm(jobs, desc='compiling', unit='program')
-  return [
-    measure(machine, asked, expert, name, nets, trace, resident)
-    for expert, name, nets, trace in bar
-  ]
+  bar = tqdm.tqdm(phases, desc='compiling', unit='program')
+  costs = [measure(machine, workload, phase, resident) for phase in bar]
+  return SamplingPlan(machine, workload, costs)
 
 
-def make_expert(config, machine, asked):
-  """The Expert that a config describes, as `pipelines.load` would load it."""
-  # Asking cuDNN needs its device, so GPUs are planned with XLA's attention.
+def make_expert(
+  config: ml_collections.ConfigDict,
+  machine: machines.Machine,
+  workload: SampleWorkload,
+) -> Expert:
+  """Makes the Expert of a config, with dtypes as in `pipelines.load`."""
+  # Only a GPU itself can tell whether cuDNN supports it, so plans for GPUs use
+  # XLA's attention.
   platform = machine.platform
   attention = (
     'xla' if platform == 'gpu' else from_config.default_attention(platform)
   )
-  nets = from_config.make_model(config, platform)
-  nets = nets.replace_each(
+  model = from_config.make_model(config, platform)
+  model = model.replace_each(
     {
       name: pipelines.runtime_fields(
-        name, asked.dtype, asked.vae_dtype, attention
+        name, workload.dtype, workload.vae_dtype, attention
       )
-      for name in nets.configs
+      for name in model.configs
     }
   )
-  params = jax.eval_shape(nets.init, jax.random.key(0))
-  params = {name: params[name] for name in nets.configs}
+  params = jax.eval_shape(model.init, jax.random.key(0))
+  params = {name: params[name] for name in model.configs}
   params = sharding.with_shardings(params, machine.mesh)
-  return Expert('refiner ' if nets.refiner else '', nets, params)
+  return Expert('refiner ' if model.refiner else '', model, params)
 
 
-def measure(machine, asked, expert, name, nets, trace, resident):
-  """The Phase of a program."""
-  params = {n: expert.params[n] for n in nets if n in expert.params}
+def measure(
+  machine: machines.Machine,
+  workload: SampleWorkload,
+  phase: Phase,
+  resident: int,
+) -> PhaseCost:
+  """Compiles the program of a phase and returns its cost.
+
+  Args:
+    machine: to compile for.
+    workload: what to sample.
+    phase: the program.
+    resident: bytes per device of the parameters of all nets.
+  """
+  expert = phase.expert
+  params = {n: expert.params[n] for n in phase.nets if n in expert.params}
   started = time.monotonic()
   with device_mesh.use(machine.mesh):
-    traced = trace(machine.mesh, asked, expert, params)
+    traced = phase.trace(machine.mesh, workload, expert, params)
     compiled = traced.lower().compile(machine.options)
   compile_seconds = time.monotonic() - started
+  # Idle nets stay on the device unless the pipeline is offloaded.
   own = machines.bytes_of(params)
-  idle = 0 if asked.offload else resident - own
-  pictures = asked.batch * machine.size
+  idle = 0 if workload.offload else resident - own
+  images = workload.batch * machine.size
   return PhaseCost(
-    name=expert.name + name,
+    name=expert.name + phase.name,
     memory=cost.memory(compiled).peak + idle,
     parameters=own + idle,
-    flops=cost.flops(traced.jaxpr) / pictures,
+    flops=cost.flops(traced.jaxpr) / images,
     seconds=machine.seconds(compiled.as_text(), traced.jaxpr),
     compile_seconds=compile_seconds,
   )
 
 
-def rows(mesh, shape, dtype='float32', place=sharding.batch_sharding):
-  return jax.ShapeDtypeStruct(shape, dtype, sharding=place(mesh))
+def rows(
+  mesh: jax.sharding.Mesh,
+  shape: Sequence[int],
+  dtype: Any = 'float32',
+  make_sharding: Callable = sharding.batch_sharding,
+) -> jax.ShapeDtypeStruct:
+  """Returns the shape of an array whose rows the devices of a mesh split."""
+  return jax.ShapeDtypeStruct(shape, dtype, sharding=make_sharding(mesh))
 
 
-def trace_text(mesh, asked, expert, params):
-  """Of a batch's prompts; those of the opposite are another run of it."""
-  tokens = rows(mesh, (asked.batch * mesh.size, 2, 77), 'int32')
+def trace_text(
+  mesh: jax.sharding.Mesh,
+  workload: SampleWorkload,
+  expert: Expert,
+  params: dict[str, Any],
+) -> jax.stages.Traced:
+  """Traces text encoding; negative prompts are a second call of it."""
+  tokens = rows(mesh, (workload.batch * mesh.size, 2, 77), 'int32')
   encode = text_encoder.TextEncoder.encode
-  return encode.trace(expert.nets.text, params, tokens)
+  return encode.trace(expert.model.text, params, tokens)
 
 
-def trace_steps(mesh, asked, expert, params):
-  """Of all steps, as one of the two experts takes them."""
-  nets, count = expert.nets, asked.batch * mesh.size
-  shape = count, *initial_latents.latent_shape(nets, asked.size)
-  sampler = samplers.SAMPLERS[asked.sampler]
+def trace_steps(
+  mesh: jax.sharding.Mesh,
+  workload: SampleWorkload,
+  expert: Expert,
+  params: dict[str, Any],
+) -> jax.stages.Traced:
+  """Traces all steps, as if one of base and refiner took them alone."""
+  model, settings = expert.model, workload.settings
+  count = workload.batch * mesh.size
+  shape = count, *initial_latents.latent_shape(model, workload.size)
   schedule = sampling_schedule.make_sampling_schedule(
-    nets.schedule, sampling_schedule.Spacing(), asked.sampler, asked.steps
+    model.schedule,
+    sampling_schedule.Spacing(),
+    settings.sampler,
+    settings.steps,
   )
 
-  def steps(params, x, context, vector, schedule, keys):
-    context = nets.precompute_cross_attention_kv(params, context)
+  def steps(params, x, conditioning, schedule, keys):
+    context = model.precompute_cross_attention_kv(params, conditioning.context)
     inputs = denoising_loop.StepInputs(
-      prompt_encoding.Conditioning(context, vector),
+      conditioning._replace(context=context),
       schedule,
       keys,
-      denoising_loop.Guidance(5.0, 0.0),
+      denoising_loop.Guidance(
+        settings.guidance_scale, settings.guidance_rescale
+      ),
     )
+    # The number of steps is static, so that their cost can be multiplied.
     return denoising_loop.denoise_steps(
-      nets,
+      model,
       params,
-      samplers.init_state(sampler, x),
+      samplers.init_state(samplers.SAMPLERS[settings.sampler], x),
       inputs,
-      0,
-      asked.steps,
-      sampler=asked.sampler,
-      guided=asked.guided,
+      start=0,
+      stop=settings.steps,
+      sampler=settings.sampler,
+      guided=validation.uses_cfg(model, settings.guidance_scale),
     )
 
   def replicated(x):
@@ -182,79 +251,35 @@ def trace_steps(mesh, asked, expert, params):
   return jax.jit(steps).trace(
     params,
     rows(mesh, shape),
-    *told_shapes(mesh, asked, expert),
+    conditioning_shapes(mesh, workload, expert),
     jax.tree.map(replicated, schedule),
     rows(mesh, keys.shape, keys.dtype),
   )
 
 
-def told_shapes(mesh, asked, expert):
-  """(context, vector) of a batch, in pairs where it is guided."""
-  nets = expert.nets
-  count = asked.batch * mesh.size * (2 if asked.guided else 1)
-  context = count, 77, nets.unet.context_dim
-  return (
-    rows(mesh, context, asked.dtype),
-    rows(mesh, (count, nets.unet.vector_dim)),
+def conditioning_shapes(
+  mesh: jax.sharding.Mesh, workload: SampleWorkload, expert: Expert
+) -> prompt_encoding.Conditioning:
+  """Returns the shapes of the conditioning, in pairs of rows for guidance."""
+  unet = expert.model.unet
+  scale = workload.settings.guidance_scale
+  branches = 2 if validation.uses_cfg(expert.model, scale) else 1
+  count = workload.batch * mesh.size * branches
+  return prompt_encoding.Conditioning(
+    context=rows(mesh, (count, 77, unet.context_dim), workload.dtype),
+    vector=rows(mesh, (count, unet.vector_dim)),
   )
 
 
-def trace_decoding(mesh, asked, expert, params):
-  """Of one picture a device, as `coding` decodes a batch."""
-  shape = mesh.size, *initial_latents.latent_shape(expert.nets, asked.size)
+def trace_decoding(
+  mesh: jax.sharding.Mesh,
+  workload: SampleWorkload,
+  expert: Expert,
+  params: dict[str, Any],
+) -> jax.stages.Traced:
+  """Traces decoding of one image per device, a slice of `vae_batches`."""
+  shape = mesh.size, *initial_latents.latent_shape(expert.model, workload.size)
   x = rows(mesh, shape)
-  return vae_batches.decode.trace(expert.nets, params, x, asked.tile)
-
-
-COLUMNS = (
-  ('phase', lambda p: p.name),
-  ('GiB', lambda p: f'{p.memory / GIB:.1f}'),
-  ('of parameters', lambda p: f'{p.parameters / GIB:.1f}'),
-  ('TFLOP/image', lambda p: f'{p.flops / 1e12:.1f}'),
-  ('seconds', lambda p: f'{p.seconds:.2f}' if p.seconds else '?'),
-  ('compiled in s', lambda p: f'{p.compile_seconds:.0f}'),
-)
-
-
-def report(phases, machine, asked):
-  """All that the command prints, as text."""
-  chip = machine.chip
-  limit = (
-    f'{chip.memory / GIB:.1f} GiB each' if chip.memory else 'no limit known'
+  return vae_batches.decode.trace(
+    expert.model, params, x, workload.settings.tile
   )
-  return '\n'.join(
-    [
-      f'{machine.size} x {chip.name}, {limit}; {asked.batch} x '
-      f'{asked.size[0]} x {asked.size[1]} px on each, {asked.steps} steps of '
-      f'{asked.sampler}{" with guidance" * asked.guided}, {asked.dtype}, '
-      f'autoencoder {asked.vae_dtype}{", offloaded" * asked.offload}',
-      cost.table(COLUMNS, phases),
-      machines.ESTIMATE_METHOD[machine.platform],
-      verdict(phases, machine, asked),
-    ]
-  )
-
-
-def verdict(phases, machine, asked):
-  worst = max(phases, key=lambda p: p.memory)
-  if machine.chip.memory is None:
-    return f'Most is taken by {worst.name}: {worst.memory / GIB:.2f} GiB.'
-  share = worst.memory / machine.chip.memory
-  where = f'{worst.name} takes {share:.0%} of the memory of a device'
-  if machine.fits(worst.memory):
-    return f'It fits: {where}.'
-  limit = f'{1 - machines.MEMORY_HEADROOM:.0%} is the limit'
-  return f'It does not fit: {where}, {limit}. {remedy(worst, asked)}'
-
-
-def remedy(worst, asked):
-  """What to change first, by what it costs."""
-  if asked.dtype == 'float32':
-    return 'Set --dtype=bfloat16.'
-  if worst.name == 'decoding' and asked.tile is None:
-    return 'Set --tile=256.'
-  if not asked.offload:
-    return 'Set --offload.'
-  if asked.batch > 1:
-    return f'Set --batch={asked.batch // 2}.'
-  return 'Take a device with more memory, or draw smaller pictures.'

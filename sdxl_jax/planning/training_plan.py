@@ -1,35 +1,35 @@
-"""What a config's steps need on machines that are not there."""
+"""Plans training: memory and time of a config's steps on a named machine."""
 
 import dataclasses
 import time
+from typing import Any
 
 import jax
+import ml_collections
 
 from sdxl_jax.distributed import device_mesh, sharding
 from sdxl_jax.models import from_config
 from sdxl_jax.planning import cost, machines
 from sdxl_jax.training import compilation, tasks
 
-# The compiler then takes a fifth of its time; programs need as much memory.
+# Compiles in a fifth of the time; the programs need as much memory.
 QUICK = {'exec_time_optimization_effort': -1.0}
-# Where a task's rematerialisation is set.
+# The field that sets the rematerialisation of a task.
 REMAT = {'diffusion': 'unet.remat', 'autoencoder': 'vae.remat'}
-# What its times are of, on all machines that tell any.
-OF = 'of the gradients alone'
 
 
 @dataclasses.dataclass(frozen=True)
-class Plan:
-  """What one bucket's step needs, per device unless said otherwise."""
+class BucketCost:
+  """What the step of one bucket needs, per device unless stated otherwise."""
 
   bucket: str  # heightxwidth
-  batch: int  # pictures per device and micro-batch
-  memory: int  # bytes at the peak, all that lives then
+  batch: int  # images per device and micro-batch
+  memory: int  # bytes at the peak, of all that is on the device then
   fits: bool
-  model_flops: float  # per picture, without rematerialisation
-  flops: float  # per picture, as compiled
-  collectives: dict  # {kind: bytes received}
-  seconds: float | None  # of the gradients of one micro-batch
+  model_flops: float  # per image, without rematerialisation
+  flops: float  # per image, as compiled
+  collectives: dict[str, float]  # {kind: bytes received}
+  seconds: float | None  # for the gradients of one micro-batch
   utilisation: float | None  # model FLOPs over the chip's peak (MFU)
   compile_seconds: float
 
@@ -37,17 +37,20 @@ class Plan:
 class Planner:
   """Compiles the steps of a config for the devices of a topology."""
 
-  def __init__(self, config, name):
+  def __init__(self, config: ml_collections.ConfigDict, name: str):
     axes = config.mesh.data, config.mesh.fsdp, config.mesh.tensor
     self.machine = machines.make_machine(name, *axes)
     self.mesh = self.machine.mesh
     tasks.check_mesh(config, self.mesh)
     self.config = config
-    self.task, self.state, self.frozen = self.make(config)
-    self.plain, *_ = self.make(changed(config, {REMAT[config.task]: 'none'}))
+    self.task, self.state, self.frozen = self._make(config)
+    # The same task without rematerialisation, for model_flops.
+    self.plain, *_ = self._make(changed(config, {REMAT[config.task]: 'none'}))
 
-  def make(self, config):
-    # Asking cuDNN needs its device, so GPUs are planned with XLA's attention.
+  def _make(self, config):
+    """Makes (Task, shapes of its State, shapes of the frozen nets)."""
+    # Only a GPU itself can tell whether cuDNN supports it, so plans for GPUs
+    # use XLA's attention.
     platform = self.machine.platform
     if platform == 'gpu' and config.unet.attention in ('auto', 'cudnn'):
       config = changed(config, {'unet.attention': 'xla'})
@@ -55,56 +58,95 @@ class Planner:
     task = tasks.make_task(config, nets)
     key = jax.random.key(0)
     params = jax.eval_shape(nets.init, key)
-    frozen = {name: params[name] for name in nets.configs}
-    frozen = {n: x for n, x in frozen.items() if n not in config.trained}
-    place = lambda tree: sharding.with_shardings(tree, self.mesh)
-    return task, place(jax.eval_shape(task.init, key)), place(frozen)
+    frozen = {
+      name: params[name] for name in nets.configs if name not in config.trained
+    }
+    state = jax.eval_shape(task.init, key)
+    return (
+      task,
+      sharding.with_shardings(state, self.mesh),
+      sharding.with_shardings(frozen, self.mesh),
+    )
 
-  def update(self, options=None):
-    """Peak of the update, with what lives beside it."""
+  def update(self, options: dict[str, Any] | None = None) -> int:
+    """Returns the peak of the update in bytes, frozen nets included.
+
+    Args:
+      options: {name: value} for the compiler.
+    """
     options = self.machine.options | (options or {})
     compiled = compilation.compile_update(
       self.task, self.mesh, self.state, options
     )
     return cost.memory(compiled).peak + machines.bytes_of(self.frozen)
 
-  def gradients(self, bucket, options=None):
-    """The Plan of a bucket."""
+  def gradients(
+    self, bucket: tuple[int, int], options: dict[str, Any] | None = None
+  ) -> BucketCost:
+    """Compiles the gradients of a bucket and returns their cost.
+
+    Args:
+      bucket: (height, width) in px.
+      options: {name: value} for the compiler.
+    """
     started = time.monotonic()
     args = self.task, self.mesh, self.state.params, self.frozen, bucket
     compiled = compilation.compile_gradients(
       *args, self.machine.options | (options or {})
     )
     compile_seconds = time.monotonic() - started
-    text, peak = compiled.as_text(), cost.memory(compiled).peak
-    # Not among its arguments, but there: moments and EMA, the sum of the parts
-    # before, and the next batch on its way.
+    peak = cost.memory(compiled).peak
+    # On the device, but not among the arguments: moments and EMA, the sum of
+    # the earlier micro-batches' gradients, and the next batch, put ahead.
     batch, *_ = compilation.example_batch(self.task, self.mesh, bucket)
     peak += machines.bytes_of(self.state.opt_state) + machines.bytes_of(batch)
     if self.task.parts > 1:
       peak += machines.bytes_of(self.state.params)
-    traced = compilation.trace_gradients(*args)
-    plain = compilation.trace_gradients(self.plain, *args[1:])
+    # Count FLOPs with rematerialisation and without.
+    jaxpr = compilation.trace_gradients(*args).jaxpr
+    plain = compilation.trace_gradients(self.plain, *args[1:]).jaxpr
     rows = self.config.global_batch_size // self.task.parts
     model_flops = cost.flops(plain)
-    seconds = self.machine.seconds(text, traced)
-    chip = self.machine.chip
-    peak_flops = seconds and chip.flops * self.machine.size * seconds
-    return Plan(
+    text = compiled.as_text()
+    seconds = self.machine.seconds(text, jaxpr)
+    return BucketCost(
       bucket=f'{bucket[0]}x{bucket[1]}',
       batch=rows // device_mesh.row_devices(self.mesh),
       memory=peak,
       fits=self.machine.fits(peak),
       model_flops=model_flops / rows,
-      flops=cost.flops(traced) / rows,
+      flops=cost.flops(jaxpr) / rows,
       collectives=cost.collectives(text),
       seconds=seconds,
-      utilisation=seconds and model_flops / peak_flops,
+      utilisation=self._utilisation(model_flops, seconds),
       compile_seconds=compile_seconds,
     )
 
+  def _utilisation(self, model_flops, seconds):
+    """Computes model FLOPs over those of all devices at their peak (MFU)."""
+    if seconds is None:
+      return None
+    return model_flops / (self.machine.chip.flops * self.machine.size * seconds)
 
-def changed(config, fields):
+
+@dataclasses.dataclass(frozen=True)
+class TrainingPlan:
+  """What a config needs on a machine."""
+
+  planner: Planner
+  buckets: list[BucketCost]
+  update_peak: int  # bytes per device, while the update runs
+
+  @property
+  def worst(self) -> BucketCost:
+    """The bucket that takes the most memory."""
+    return max(self.buckets, key=lambda bucket: bucket.memory)
+
+
+def changed(
+  config: ml_collections.ConfigDict, fields: dict[str, Any]
+) -> ml_collections.ConfigDict:
+  """Returns a copy of a config with some {'section.field': value}."""
   config = config.copy_and_resolve_references()
   config.update_from_flattened_dict(fields)
   return config

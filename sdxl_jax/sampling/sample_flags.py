@@ -14,8 +14,8 @@ from sdxl_jax.sampling.sample_request import Request
 
 def define() -> None:
   """Defines the flags of the command."""
-  for name, field in sample_request.FIELDS.items():
-    define_field(name, field)
+  for field in sample_request.FIELDS.values():
+    define_field(field)
   for name, (default, about) in sample_request.MODEL_OPTIONS.items():
     if default == ():
       flags.DEFINE_multi_string(name, None, about)
@@ -62,22 +62,28 @@ def define() -> None:
   flags.DEFINE_string('save_latents', None, '.npy to write the latents to')
 
 
-def define_field(name: str, field: dataclasses.Field) -> None:
-  """Defines the flag of a field; a default would hide that of a preset."""
+def define_field(field: dataclasses.Field, default: Any = None) -> None:
+  """Defines the flag of a field.
+
+  Args:
+    field: of a Request or of SampleSettings.
+    default: of the flag; None where a flag that is not passed must not hide
+      the value of a preset.
+  """
+  name, kind = field.name, settings.value_type(field)
   about, choices = settings.describe(field), field.metadata['choices']
-  kind = settings.value_type(field)
   if choices:
-    flags.DEFINE_enum(name, None, choices, about)
+    flags.DEFINE_enum(name, default, choices, about)
   elif kind is bool:
-    flags.DEFINE_bool(name, None, about)
+    flags.DEFINE_bool(name, default, about)
   elif kind is int:
-    flags.DEFINE_integer(name, None, about)
+    flags.DEFINE_integer(name, default, about)
   elif kind is float:
-    flags.DEFINE_float(name, None, about)
+    flags.DEFINE_float(name, default, about)
   elif kind is str:
-    flags.DEFINE_string(name, None, about)
+    flags.DEFINE_string(name, default, about)
   else:
-    flags.DEFINE_list(name, None, about)
+    flags.DEFINE_list(name, default, about)
 
 
 def read(args: flags.FlagValues) -> list[Request]:

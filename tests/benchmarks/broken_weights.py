@@ -1,9 +1,9 @@
-"""Many broken weights: each is refused in one line, and nothing is left behind.
+"""Converts many broken files: each must be refused in one line.
 
   python -m tests.benchmarks.broken_weights --files=1000
 
-Prints, by fault, how many were tried, the longest time that one took, and some
-reasons that were given.
+A refused conversion must leave no file behind. Prints for each fault the number
+of files, the longest time that one took, and some of the error messages.
 """
 
 import collections
@@ -20,28 +20,30 @@ from tests.weights import broken_weights_test
 
 def main(argv):
   del argv
-  found, longest = collections.defaultdict(collections.Counter), {}
+  reasons = collections.defaultdict(collections.Counter)
+  longest = {}  # {fault: seconds}
   with tempfile.TemporaryDirectory() as folder:
     folder = pathlib.Path(folder)
-    whole, place = folder / 'whole.safetensors', folder / 'place'
+    valid, target = folder / 'valid.safetensors', folder / 'target'
     source = golden_sets.SETS[0] / 'tiny' / 'refiner'
-    convert.convert(source, whole, 'single_file')
-    place.mkdir()
-    data = whole.read_bytes()
+    convert.convert(source, valid, 'single_file')
+    target.mkdir()
+    data = valid.read_bytes()
+    # Break the valid file in another way for each seed.
     for seed in range(flags.FLAGS.files):
       started = time.monotonic()
-      fault, reason = broken_weights_test.try_one(data, seed, place)
-      spent = time.monotonic() - started
-      found[fault][reason] += 1
-      longest[fault] = max(longest.get(fault, 0), spent)
-  for fault, reasons in found.items():
-    print(f'{reasons.total():4} {fault}, {longest[fault]:.2f} s at most')
-    for reason in list(reasons)[: flags.FLAGS.reasons]:
+      fault, reason = broken_weights_test.try_one(data, seed, target)
+      seconds = time.monotonic() - started
+      reasons[fault][reason] += 1
+      longest[fault] = max(longest.get(fault, 0), seconds)
+  for fault, counts in reasons.items():
+    print(f'{counts.total():4} {fault}, {longest[fault]:.2f} s at most')
+    for reason in list(counts)[: flags.FLAGS.reasons]:
       print(f'       {reason[reason.find("broken.") :][:150]}')
   print(f'{flags.FLAGS.files} broken files, none converted, none a crash')
 
 
 if __name__ == '__main__':
-  flags.DEFINE_integer('files', 1000, 'to try', 1)
-  flags.DEFINE_integer('reasons', 1, 'to print of each fault', 0)
+  flags.DEFINE_integer('files', 1000, 'files to try', 1)
+  flags.DEFINE_integer('reasons', 1, 'messages to print per fault', 0)
   app.run(main)

@@ -1,14 +1,14 @@
-"""Full-size SDXL base, converted and loaded: seconds and host memory.
+"""Measures time and host memory of converting and loading full-size SDXL.
 
   python -m tests.benchmarks.convert_full_size --folder DIR
 
-Writes a diffusers folder of random float32 weights (13.9 GB) into DIR, converts
-it to a single file and that back to a folder, compares the two folders byte by
-byte, and loads it as a pipeline, ours and diffusers' (where that is installed).
-Each step is a process of its own. Prints its seconds, the most memory that it
-had (VmHWM) and what of that was no file's (RssAnon, looked at often). Needs 45
-GB on the disk, which are free again in the end, and 20 GB of memory for
-loading; --steps chooses.
+Writes a diffusers folder of random float32 weights of the base (13.9 GB) into
+DIR, converts the folder to a single file and the file back to a folder,
+compares the two folders byte by byte, and loads the folder as a pipeline of
+sdxl_jax and of diffusers (if installed). Each step runs in its own process.
+Prints the seconds of each step, its peak memory (VmHWM) and the part of it that
+no file backs (RssAnon, sampled every 20 ms). Needs 45 GB of disk, freed at the
+end, and 20 GB of memory for loading; --steps selects steps.
 """
 
 import filecmp
@@ -34,7 +34,7 @@ CONFIGS = {
 }
 CONVERT = 'from sdxl_jax import convert; convert.convert'
 THEIRS = 'x = diffusers.StableDiffusionXLPipeline.from_pretrained'
-# diffusers maps a file of the right type, and reads it when it is used.
+# diffusers maps a file of the right dtype and reads it on first use.
 TOUCH = (
   'nets = x.unet, x.vae, x.text_encoder, x.text_encoder_2; '
   'sums = [p.sum() for net in nets for p in net.parameters()]'
@@ -54,12 +54,12 @@ STEPS = {
     f'{TOUCH}'
   ),
 }
-# At the end of each step: the most memory that it had.
+# Printed at the end of each step, for VmHWM.
 REPORT = "print(*open('/proc/self/status'), sep='')"
 
 
 def make(folder):
-  """A folder of random weights, tensor by tensor."""
+  """Writes a diffusers folder of random weights, tensor by tensor."""
   model = pretrained.Model(
     kind='random',
     path=folder,
@@ -75,29 +75,33 @@ def make(folder):
 
 
 def random_net(name):
-  config, rng = CONFIGS[name], np.random.default_rng(0)
-  noise = rng.normal(size=2**20).astype(np.float32)
-  draw = lambda shape: lambda: np.resize(0.02 * noise, shape)
+  """Returns a net whose tensors are generated when they are written."""
+  config = CONFIGS[name]
+  noise = np.random.default_rng(0).normal(size=2**20).astype(np.float32)
+
+  def tensor(shape):
+    return safetensors_file.Tensor(
+      shape, np.dtype('f4'), lambda: np.resize(0.02 * noise, shape)
+    )
+
   shapes = tensor_names.tensors(pretrained.abstract_params(config))
-  found = {
-    n: safetensors_file.Tensor(t.shape, np.dtype('f4'), draw(t.shape))
-    for n, t in shapes.items()
-  }
-  told = config_json.write(name, config)
-  return pretrained.Net(name, told, 'random', lambda: found)
+  tensors = {n: tensor(t.shape) for n, t in shapes.items()}
+  content = config_json.write(name, config)
+  return pretrained.Net(name, content, 'random', lambda: tensors)
 
 
 def field(text, name):
-  """A field of /proc/PID/status, in GB."""
+  """Returns a field of /proc/PID/status in GB, 0 if the process has ended."""
   lines = [line for line in text.splitlines() if line.startswith(f'{name}:')]
   return int(lines[0].split()[1]) * 1024 / 1e9 if lines else 0.0
 
 
 def measure(code, cwd):
-  """(seconds, VmHWM, most RssAnon) of a Python program."""
+  """Runs a Python program; returns (seconds, VmHWM, peak RssAnon)."""
   root = pathlib.Path(__file__).parents[2]
   code = f'import sys; sys.path.insert(0, {str(root)!r}); {code}; {REPORT}'
-  started, anonymous = time.monotonic(), 0.0
+  started = time.monotonic()
+  anonymous = 0.0
   with open(cwd / 'errors', 'w+') as errors:
     process = subprocess.Popen(
       [sys.executable, '-c', code],
@@ -106,6 +110,7 @@ def measure(code, cwd):
       stderr=errors,
       text=True,
     )
+    # Sample the memory while the program runs.
     status = pathlib.Path(f'/proc/{process.pid}/status')
     while process.poll() is None:
       anonymous = max(anonymous, field(status.read_text(), 'RssAnon'))
@@ -117,8 +122,8 @@ def measure(code, cwd):
   return time.monotonic() - started, field(output, 'VmHWM'), anonymous
 
 
-def same(one, other):
-  """Whether all weights of two folders are the same bytes."""
+def is_same(one, other):
+  """Returns whether all weights of two folders are equal, byte by byte."""
   paths = sorted(p.relative_to(one) for p in one.rglob('*.safetensors'))
   match, *others = filecmp.cmpfiles(one, other, paths, shallow=False)
   return len(match) == len(paths) and not any(others)
@@ -128,17 +133,18 @@ def main(argv):
   del argv
   folder = pathlib.Path(flags.FLAGS.folder)
   folder.mkdir(parents=True)
+  # Run each step, and remove what later steps do not need.
   try:
     make(folder / 'folder')
     for name in flags.FLAGS.steps or STEPS:
-      seconds, most, anonymous = measure(STEPS[name], folder)
+      seconds, peak, anonymous = measure(STEPS[name], folder)
       print(
-        f'{name:20} {seconds:6.1f} s  VmHWM {most:6.2f} GB  RssAnon '
+        f'{name:20} {seconds:6.1f} s  VmHWM {peak:6.2f} GB  RssAnon '
         f'{anonymous:6.2f} GB',
         flush=True,
       )
       if name == 'file > folder':
-        print('the same bytes:', same(folder / 'folder', folder / 'back'))
+        print('the same bytes:', is_same(folder / 'folder', folder / 'back'))
         shutil.rmtree(folder / 'back')
         (folder / 'a.safetensors').unlink()
       elif name == 'folder > orbax':
@@ -148,7 +154,7 @@ def main(argv):
 
 
 if __name__ == '__main__':
-  flags.DEFINE_string('folder', None, 'to work in; it must not be there')
-  flags.DEFINE_list('steps', None, f'of {list(STEPS)}')
+  flags.DEFINE_string('folder', None, 'folder to work in; must not exist')
+  flags.DEFINE_list('steps', None, f'some of {list(STEPS)}; default: all')
   flags.mark_flag_as_required('folder')
   app.run(main)

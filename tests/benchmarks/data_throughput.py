@@ -1,10 +1,10 @@
-"""Our pipeline against a PyTorch DataLoader with Pillow, on the same files.
+"""Compares the data pipeline with a PyTorch DataLoader and Pillow.
 
   python -m tests.benchmarks.data_throughput
 
-JPEG photographs of many sizes, decoded, resized to cover a 512 px bucket,
-cropped, made float and stacked to batches, with as many workers as there are
-cores; both alternate, five times each. Then where our time goes, by stage.
+Both decode the same JPEG files of many sizes, resize each image to cover a 512
+px bucket, crop, convert to float and stack batches, with one worker per core;
+they alternate, five times each. Then prints the time per stage of our pipeline.
 Needs torch.
 """
 
@@ -23,31 +23,31 @@ from sdxl_jax.data import buckets, images, pipeline, transforms
 from sdxl_jax.data.sources import kinds
 
 BUCKETS = ((512, 512), (448, 576), (576, 448))
-SIDES = (600, 2400)  # px, of the pictures
+SIDES = (600, 2400)  # px, of the images
 
 
-def write_pictures(folder, count):
-  """Pictures as detailed as photographs: a JPEG of about 0.2 bytes per px."""
+def write_images(folder, count):
+  """Writes images as detailed as photographs: JPEG, 0.2 bytes per px."""
   rng = np.random.default_rng(0)
   for i in range(count):
     side, aspect = rng.uniform(*SIDES), rng.uniform(0.7, 1.4)
     h, w = int(side * aspect**0.5), int(side / aspect**0.5)
-    picture = np.zeros((h, w, 3), np.float32)
-    for octave in range(3, 9):  # noise whose spectrum falls, as nature's does
+    image = np.zeros((h, w, 3), np.float32)
+    for octave in range(3, 9):  # noise with the falling spectrum of photographs
       coarse = rng.normal(0, 200 / octave, (2**octave, 2**octave, 3))
       layer = Image.fromarray(np.uint8(coarse.clip(-127, 127) + 128))
-      picture += np.asarray(layer.resize((w, h), Image.BICUBIC), np.float32)
-    picture = np.uint8((picture / 3 - 128).clip(0, 255))
-    Image.fromarray(picture).save(folder / f'{i:04d}.jpg', quality=90)
-    (folder / f'{i:04d}.txt').write_text(f'picture {i}')
+      image += np.asarray(layer.resize((w, h), Image.BICUBIC), np.float32)
+    image = np.uint8((image / 3 - 128).clip(0, 255))
+    Image.fromarray(image).save(folder / f'{i:04d}.jpg', quality=90)
+    (folder / f'{i:04d}.txt').write_text(f'image {i}')
 
 
 def tokenize(captions):
   return np.zeros((len(captions), 2, 77), np.int32)
 
 
-class Pictures:
-  """What a PyTorch user would write: open, resize, crop, to float."""
+class TorchImages:
+  """A dataset as a PyTorch user writes it: open, resize, crop, to float."""
 
   def __init__(self, paths, bucket):
     self.paths, self.bucket = paths, bucket
@@ -69,13 +69,13 @@ class Pictures:
 
 
 def with_torch(groups, batch_size, workers):
-  """Seconds for all pictures, bucket by bucket, after the workers are up."""
+  """Returns seconds for all images, by bucket, without start of workers."""
   import torch
 
   seconds = 0
   for bucket, paths in groups.items():
     loader = torch.utils.data.DataLoader(
-      Pictures(paths * 2, bucket),
+      TorchImages(paths * 2, bucket),
       batch_size,
       num_workers=workers,
       persistent_workers=True,
@@ -89,14 +89,19 @@ def with_torch(groups, batch_size, workers):
 
 
 def with_ours(source, batch_size, workers, count):
+  """Returns seconds for `count` images, without start of workers."""
   schedule = buckets.Schedule(source.sizes, BUCKETS, 0, batch_size)
   batches = pipeline.make_batches(
-    *(source, tokenize, schedule, range(batch_size)),
+    source,
+    tokenize,
+    schedule,
+    range(batch_size),
     num_threads=workers,
     prefetch=2 * workers,
   )
   next(batches)
-  started, seen = time.monotonic(), 0
+  started = time.monotonic()
+  seen = 0
   while seen < count:
     _, batch = next(batches)
     seen += len(batch['image'])
@@ -106,7 +111,7 @@ def with_ours(source, batch_size, workers, count):
 
 
 def stages(source, assigned):
-  """{stage: ms per picture}, one after another on one core."""
+  """Returns {stage: ms per image}, on one core."""
   spent = dict.fromkeys(('read', 'decode', 'resize and crop', 'float'), 0.0)
 
   def timed(stage, function):
@@ -115,6 +120,7 @@ def stages(source, assigned):
     spent[stage] += (time.perf_counter() - started) * 1e3 / len(source)
     return result
 
+  # The stages of pipeline.Slots, one after another.
   for i in range(len(source)):
     bucket = BUCKETS[assigned[i]]
     example = timed('read', functools.partial(source.__getitem__, i))
@@ -125,7 +131,7 @@ def stages(source, assigned):
     pixels, _ = timed(
       'resize and crop',
       functools.partial(
-        *(transforms.fit, image, example['original_size'], bucket, rng, False)
+        transforms.fit, image, example['original_size'], bucket, rng, False
       ),
     )
     timed('float', functools.partial(images.to_float, pixels))
@@ -138,7 +144,7 @@ def main(argv):
   workers = len(os.sched_getaffinity(0))
   with tempfile.TemporaryDirectory() as folder:
     folder = pathlib.Path(folder)
-    write_pictures(folder, count)
+    write_images(folder, count)
     source = kinds.make_source('folder', {'path': folder}, workers=0)
     assigned = buckets.assign(source.sizes, BUCKETS)
     groups = {
@@ -147,6 +153,7 @@ def main(argv):
     }
     mean = sum(p.stat().st_size for p in folder.glob('*.jpg')) / count
     print(f'{count} JPEG files of {mean / 1e3:.0f} kB, {workers} workers')
+    # Alternate, so that other load on the machine affects both.
     ratios = []
     for _ in range(flags.FLAGS.rounds):
       theirs = with_torch(groups, batch_size, workers)
@@ -159,11 +166,11 @@ def main(argv):
       )
     print(f'median {statistics.median(ratios):.2f} times')
     for stage, ms in stages(source, assigned).items():
-      print(f'  {stage}: {ms:.2f} ms per picture')
+      print(f'  {stage}: {ms:.2f} ms per image')
 
 
 if __name__ == '__main__':
-  flags.DEFINE_integer('pictures', 300, 'that both go through')
-  flags.DEFINE_integer('batch_size', 8, 'pictures')
-  flags.DEFINE_integer('rounds', 5, 'of both in turn')
+  flags.DEFINE_integer('pictures', 300, 'images per round')
+  flags.DEFINE_integer('batch_size', 8, 'images')
+  flags.DEFINE_integer('rounds', 5, 'rounds of both in turn')
   app.run(main)

@@ -1,11 +1,12 @@
-"""The index of 100 million records in tars, from parts to the first batch.
+"""Measures the index of 100 million records, from parts to the first batch.
 
   python -m tests.benchmarks.index_at_scale
 
-Tars of 100,000 records are made up, not read; all that comes after them is what
-training does. Prints the seconds and the peak memory of each step.
+The contents of tars of 100,000 records are simulated, not read; all later steps
+are those of training. Prints seconds and peak memory of each step.
 """
 
+import functools
 import pathlib
 import resource
 import tempfile
@@ -29,10 +30,10 @@ FILTERS = record_filters.Filters(
 
 
 def measure(tar):
-  """What webdataset.measure returns of a tar."""
+  """Simulates webdataset.measure: the table of the records of a tar."""
   rng = np.random.default_rng(tar)
-  pictures = rng.integers(20_000, 400_000, TAR)
-  starts = np.cumsum(pictures + 2048)
+  image_bytes = rng.integers(20_000, 400_000, TAR)
+  starts = np.cumsum(image_bytes + 2048)
   keys = pa.array([f'{tar:05d}{i:06d}' for i in range(TAR)], pa.string())
   return pa.table(
     {
@@ -46,14 +47,16 @@ def measure(tar):
       ).dictionary_encode(),
       'key': keys,
       'image_start': starts,
-      'image_bytes': pictures,
-      'text_start': starts + pictures,
+      'image_bytes': image_bytes,
+      'text_start': starts + image_bytes,
       'text_bytes': rng.integers(10, 300, TAR),
     }
   )
 
 
 class Tars(indexed.IndexedSource):
+  """A source whose records are empty."""
+
   def name(self, i):
     return f'{self.value("shard", i)}: {self.value("key", i)}'
 
@@ -62,10 +65,12 @@ class Tars(indexed.IndexedSource):
 
 
 def peak(who):
+  """Returns the peak memory in GiB."""
   return resource.getrusage(who).ru_maxrss / 2**20
 
 
 def timed(what, function):
+  """Calls a function; prints its seconds and the peak memory."""
   started = time.monotonic()
   result = function()
   seconds = time.monotonic() - started
@@ -83,25 +88,28 @@ def main(argv):
   with tempfile.TemporaryDirectory(dir=flags.FLAGS.folder) as folder:
     folder = pathlib.Path(folder)
     parts = [(i, [0]) for i in range(tars)]
-    load = lambda: index.load(folder, {}, parts, measure, flags.FLAGS.workers)
+    load = functools.partial(
+      index.load, folder, {}, parts, measure, flags.FLAGS.workers
+    )
     timed(f'index of {tars * TAR:,} records built', load)
     size = sum(p.stat().st_size for p in folder.glob('*.arrow'))
     print(f'  {size / 1e9:.2f} GB, {size / tars / TAR:.0f} bytes per record')
-    table = timed('the same again, read and its digest checked', load)
+    table = timed('index read and its digest checked', load)
     source = timed('sizes', lambda: Tars(table))
-    chosen = timed(
+    filtered = timed(
       'filters', lambda: record_filters.FilteredSource(source, FILTERS, print)
     )
     schedule = timed(
-      'schedule', lambda: buckets.Schedule(chosen.sizes, stage3.BUCKETS, 0, 64)
+      'schedule',
+      lambda: buckets.Schedule(filtered.sizes, stage3.BUCKETS, 0, 64),
     )
     ids = timed('schedule[1,000,000]', lambda: schedule[10**6])[1]
-    rows = timed('the records of a batch', lambda: [chosen[i] for i in ids])
+    rows = timed('the records of a batch', lambda: [filtered[i] for i in ids])
     print(f'  {rows[0]}')
 
 
 if __name__ == '__main__':
-  flags.DEFINE_integer('records', 100_000_000, 'in all')
+  flags.DEFINE_integer('records', 100_000_000, 'records in all')
   flags.DEFINE_integer('workers', 2, 'processes that build it')
-  flags.DEFINE_string('folder', None, 'where 8 GB are free; default: /tmp')
+  flags.DEFINE_string('folder', None, 'folder with 8 GB free; default: /tmp')
   app.run(main)

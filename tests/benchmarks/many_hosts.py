@@ -1,13 +1,14 @@
-"""One run on four processes, then two, then one, against one unbroken.
+"""Compares a run on four, then two, then one process with an unbroken run.
 
   python -m tests.benchmarks.many_hosts
 
-Six buckets of tiny stage 3, on this machine's CPU. SIGTERM to one process must
-save on all of them; what each step was made of and its loss must be those of
-the unbroken run. Then kill -9 of one of four: the others must end by
-themselves. About 15 minutes on two cores, most of it compiling.
+Trains six buckets of tiny stage 3 on the CPU of this machine. After SIGTERM to
+one process all must save; the records and the loss of each step must be those
+of the unbroken run. Then kills one of four processes with SIGKILL: the others
+must end by themselves. About 15 minutes on two cores, most of it compilation.
 """
 
+import functools
 import pathlib
 import signal
 import sys
@@ -22,28 +23,35 @@ from tests.support import processes
 CONFIG = 'tests/support/many_hosts_config.py'
 
 
-def compare(broken, whole, steps):
+def compare(stopped, unbroken, steps):
   """Prints and returns whether losses and records of the runs agree."""
-  a, b = (np.array([m['loss'] for m in r.metrics()]) for r in (broken, whole))
-  error = np.abs(a / b - 1).max()
+  losses = np.array([m['loss'] for m in stopped.metrics()])
+  expected = np.array([m['loss'] for m in unbroken.metrics()])
+  error = np.abs(losses / expected - 1).max()
+  # Merge what the runs on 4, 2 and 1 processes read.
   read = {}
   for count in (4, 2, 1):
-    for path in broken.workdir.glob(f'records-{count}-*.txt'):
+    for path in stopped.workdir.glob(f'records-{count}-*.txt'):
       for line in path.read_text().splitlines():
         part, row, record = map(int, line.split())
-        same = read.setdefault((part, row), record) == record
-        assert same, f'part {part}, row {row} was read as two records'
-  keep = lambda records: {k: v for k, v in records.items() if k[0] < steps}
-  equal = keep(read) == keep(whole.records())
+        is_same = read.setdefault((part, row), record) == record
+        assert is_same, f'part {part}, row {row} was read as two records'
+  equal = before(steps, read) == before(steps, unbroken.records())
   print(
-    f'{len(a)} steps; largest relative difference of a loss {error:.1e}; '
+    f'{len(losses)} steps; largest relative difference of a loss {error:.1e}; '
     f'records of every row the same: {equal}',
     flush=True,
   )
-  return equal and len(a) == len(b) == steps and error < 1e-4
+  return equal and len(losses) == len(expected) == steps and error < 1e-4
+
+
+def before(steps, records):
+  """Returns the entries {(step, row): record} of the first steps."""
+  return {k: v for k, v in records.items() if k[0] < steps}
 
 
 def stop_midway(count, workdir, step):
+  """Sends SIGTERM to one process; returns whether all ended without error."""
   run = processes.Run(count, CONFIG, workdir)
   run.wait_for_step(step)
   run.signal(count // 2)
@@ -53,12 +61,13 @@ def stop_midway(count, workdir, step):
     f'stopped at step {len(run.metrics())}',
     flush=True,
   )
-  return run, not any(codes)
+  return not any(codes)
 
 
 def lose_one(workdir):
-  """kill -9 of one process of four: whether the others end, and resume."""
-  start = lambda: processes.Run(
+  """Kills one process of four; returns whether the others end and resume."""
+  start = functools.partial(
+    processes.Run,
     4,
     CONFIG,
     workdir,
@@ -77,6 +86,7 @@ def lose_one(workdir):
     f'{codes}, {clear} of them with our message',
     flush=True,
   )
+  # The same command resumes and does not read the first batch again.
   done = len(run.metrics())
   again = start()
   again.wait_for_step(done + 4)
@@ -88,8 +98,8 @@ def lose_one(workdir):
     for line in path.read_text().splitlines()
   ]
   first = [line for line in lines if line.startswith('0 ')]
-  resumed = len(first) == len(set(first))  # nobody read the first batch twice
-  again.records()  # what both read of a row is the same record
+  resumed = len(first) == len(set(first))
+  again.records()  # asserts that a row is the same record in both runs
   print(
     f'the same command again: from step {done} to {len(again.metrics())}, not '
     f'from the start: {resumed}; exit codes {ended}'
@@ -101,17 +111,17 @@ def main(argv):
   del argv
   with tempfile.TemporaryDirectory() as folder:
     folder = pathlib.Path(folder)
-    whole = processes.Run(1, CONFIG, folder / 'whole')
-    good = [not any(whole.wait())]
-    print(f'unbroken run: {len(whole.metrics())} steps', flush=True)
+    unbroken = processes.Run(1, CONFIG, folder / 'unbroken')
+    passed = [not any(unbroken.wait())]
+    steps = len(unbroken.metrics())
+    print(f'unbroken run: {steps} steps', flush=True)
     for count, step in ((4, 6), (2, 12)):
-      _, ended = stop_midway(count, folder / 'broken', step)
-      good.append(ended)
-    broken = processes.Run(1, CONFIG, folder / 'broken')
-    good.append(not any(broken.wait()))
-    good.append(compare(broken, whole, len(whole.metrics())))
-    good.append(lose_one(folder / 'lost'))
-  sys.exit(not all(good))
+      passed.append(stop_midway(count, folder / 'stopped', step))
+    stopped = processes.Run(1, CONFIG, folder / 'stopped')
+    passed.append(not any(stopped.wait()))
+    passed.append(compare(stopped, unbroken, steps))
+    passed.append(lose_one(folder / 'lost'))
+  sys.exit(not all(passed))
 
 
 if __name__ == '__main__':

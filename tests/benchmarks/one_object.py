@@ -1,9 +1,9 @@
-"""Twenty pictures of one thing, to teach with configs/tiny.py:lora.
+"""Renders twenty images of one object, for configs/tiny.py:lora.
 
-  python -m tests.benchmarks.one_object --output PICTURES
+  python -m tests.benchmarks.one_object --output IMAGES
 
-An elephant on each of the backgrounds of `scenes` but those of LORA_UNSEEN, at
-different places and sizes, with captions in metadata.jsonl.
+An elephant on each background of the synthetic scenes except LORA_UNSEEN, at
+different positions and sizes, with captions in metadata.jsonl.
 """
 
 import json
@@ -16,31 +16,33 @@ from configs import tiny
 from sdxl_jax.data import images
 from sdxl_jax.data.sources import emoji, synthetic
 
-COUNT, SIDE, THING = 20, 80, 'elephant'
+COUNT = 20
+SIDE = 80  # px
+NOUN = 'elephant'
 
 
 def make(i):
-  """(picture, caption) of number i."""
-  (thing,) = (o for o in emoji.OBJECTS if o.noun == THING)
+  """Renders image number i; returns (image, caption)."""
+  (thing,) = (o for o in emoji.OBJECTS if o.noun == NOUN)
   colours = [c for c in synthetic.COLOURS if c not in tiny.LORA_UNSEEN]
-  every = [synthetic.Combination('one', (thing,), colour) for colour in colours]
-  every = [combination for combination in every if combination.visible]
-  shown = every[i % len(every)]
+  scenes = [synthetic.Combination('one', (thing,), c) for c in colours]
+  scenes = [scene for scene in scenes if scene.visible]
+  scene = scenes[i % len(scenes)]
   rng = np.random.default_rng(i)
-  return synthetic.paint(shown, SIDE, SIDE, rng, 0.3), synthetic.caption(
-    shown, rng
-  )
+  image = synthetic.paint(scene, SIDE, SIDE, rng, 0.3)
+  return image, synthetic.caption(scene, rng)
 
 
 def main(argv):
   del argv
-  folder, lines = pathlib.Path(flags.FLAGS.output), []
+  folder = pathlib.Path(flags.FLAGS.output)
+  lines = []
   for i in range(COUNT):
-    picture, text = make(i)
-    images.save(folder / f'{i:02d}.png', picture)
+    image, text = make(i)
+    images.save(folder / f'{i:02d}.png', image)
     lines.append(json.dumps({'file_name': f'{i:02d}.png', 'text': text}))
   (folder / 'metadata.jsonl').write_text('\n'.join(lines) + '\n')
-  print(f'wrote {COUNT} pictures to {folder}')
+  print(f'wrote {COUNT} images to {folder}')
 
 
 if __name__ == '__main__':

@@ -1,12 +1,12 @@
-"""Seconds per sampling step beside diffusers, on this CPU, in one run.
+"""Compares seconds per sampling step with diffusers, on this CPU.
 
   python -m tests.benchmarks.sample_speed
 
-Both draw the same pictures, float32, with the tiny model of the tests and with
-one of about 100 M parameters (random weights): Euler, guidance, one picture.
-They take turns, so that both meet what else the machine does; what is told is
-the median over turns of the seconds of a whole call, text and decode included,
-their ratio, and by how much the pictures differ. Needs torch and diffusers.
+Both sample the same image in float32 by Euler with guidance, with the tiny
+model of the tests and with one of about 100 M parameters (random weights). They
+take turns, so that other load on the machine affects both. Prints the median
+over turns of the seconds per step, the text encoders and the decoder included,
+their ratio, and by how much the images differ. Needs torch and diffusers.
 """
 
 import pathlib
@@ -22,7 +22,7 @@ from sdxl_jax.sampling import pipelines
 from tests.support import golden_sets
 
 TINY = golden_sets.SETS[0] / 'tiny' / 'base'
-# Of a UNet with all of SDXL's parts; the other nets stay tiny.
+# A UNet with all of SDXL's parts; the other nets stay tiny.
 MIDDLE = dict(
   block_out_channels=(96, 192, 384),
   attention_head_dim=(2, 3, 6),
@@ -33,7 +33,7 @@ PROMPT = 'a photo of an astronaut riding a horse'
 
 
 def write_middle(folder):
-  """Writes a diffusers folder; how many parameters its UNet has."""
+  """Writes a diffusers folder; returns the parameters of its UNet."""
   import diffusers
   import torch
 
@@ -45,52 +45,59 @@ def write_middle(folder):
   return pipeline.unet.num_parameters()
 
 
-def compare(name, folder, side, args):
-  """Prints a line for one model and size."""
+def make_samplers(folder, side, steps):
+  """Returns two functions that sample the same image, diffusers' and ours."""
   import diffusers
   import torch
 
-  theirs = diffusers.StableDiffusionXLPipeline.from_pretrained(folder)
-  theirs.set_progress_bar_config(disable=True)
-  ours = pipelines.load(folder)
+  reference = diffusers.StableDiffusionXLPipeline.from_pretrained(folder)
+  reference.set_progress_bar_config(disable=True)
+  pipeline = pipelines.load(folder)
+  # Both start at the same noise, in NCHW and NHWC.
   noise = np.random.default_rng(0).normal(size=(1, side // 8, side // 8, 4))
   noise = noise.astype(np.float32)
 
-  def draw_theirs():
-    image = theirs(
+  def sample_reference():
+    image = reference(
       PROMPT,
       height=side,
       width=side,
-      num_inference_steps=args.steps,
+      num_inference_steps=steps,
       guidance_scale=8.0,
       latents=torch.from_numpy(np.moveaxis(noise, -1, 1).copy()),
       output_type='np',
     ).images
     return 2 * image - 1
 
-  def draw_ours():
+  def sample_ours():
     return sample.generate(
-      ours,
+      pipeline,
       [PROMPT],
       size=(side, side),
-      steps=args.steps,
+      steps=steps,
       guidance_scale=8.0,
       init_noise=noise,
     )[0]
 
-  spent = {draw_theirs: [], draw_ours: []}
-  pictures = [draw() for draw in spent]  # and compiles
+  return sample_reference, sample_ours
+
+
+def compare(name, folder, side, args):
+  """Prints a line for one model and size."""
+  samplers = make_samplers(folder, side, args.steps)
+  images = [generate() for generate in samplers]  # compiles ours
+  seconds = [[], []]
   for _ in range(args.turns):
-    for draw, seconds in spent.items():
-      began = time.perf_counter()
-      draw()
-      seconds.append((time.perf_counter() - began) / args.steps)
-  theirs, ours = map(statistics.median, spent.values())
-  apart = np.abs(pictures[0] - pictures[1]).max() * 127.5
+    for generate, measured in zip(samplers, seconds):
+      started = time.perf_counter()
+      generate()
+      measured.append((time.perf_counter() - started) / args.steps)
+  reference, ours = map(statistics.median, seconds)
+  difference = np.abs(images[0] - images[1]).max() * 127.5
   print(
-    f'{name}, {side} x {side} px: diffusers {theirs:.3f} s per step, ours '
-    f'{ours:.3f}, {theirs / ours:.2f} times as fast; pictures differ by '
-    f'{apart:.2f} of 255 at most',
+    f'{name}, {side} x {side} px: diffusers {reference:.3f} s per step, ours '
+    f'{ours:.3f}, {reference / ours:.2f} times as fast; images differ by '
+    f'{difference:.2f} of 255 at most',
     flush=True,
   )
 
@@ -107,6 +114,6 @@ def main(argv):
 
 
 if __name__ == '__main__':
-  flags.DEFINE_integer('steps', 8, 'of each picture')
-  flags.DEFINE_integer('turns', 5, 'that each takes')
+  flags.DEFINE_integer('steps', 8, 'steps per image')
+  flags.DEFINE_integer('turns', 5, 'turns of each')
   app.run(main)

@@ -1,9 +1,9 @@
-"""The bucket schedule over an index of 100 million records.
+"""Measures the bucket schedule of an index of 100 million records.
 
   python -m tests.benchmarks.schedule_at_scale
 
-Prints the seconds and the peak memory of building it and of reading steps far
-apart, and checks that one pass gives every record once, by counting.
+Prints seconds and peak memory of building the schedule and of looking up
+distant steps. --count checks that one pass contains every record once.
 """
 
 import resource
@@ -17,7 +17,7 @@ from sdxl_jax.data import buckets
 
 
 def sizes_of(n):
-  """int32 [n, 2]: sides around 1000 px, most squarish, few very long."""
+  """Returns int32 [n, 2]: about 1000 px a side, most aspects near 1."""
   rng = np.random.default_rng(0)
   sizes = np.empty((n, 2), np.int32)
   for start in range(0, n, 1 << 20):
@@ -30,10 +30,12 @@ def sizes_of(n):
 
 
 def peak():
+  """Returns the peak memory in GiB."""
   return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
 
 def timed(what, function):
+  """Calls a function; prints its seconds and the peak memory."""
   started = time.monotonic()
   result = function()
   seconds = time.monotonic() - started
@@ -60,9 +62,10 @@ def main(argv):
 
 
 def count_one_pass(schedule, n, batch):
-  """Every record is in the first pass of its bucket exactly once."""
+  """Counts how often each record is in the first pass of its bucket."""
   seen = np.zeros(n, np.uint8)
-  started, steps = time.monotonic(), -(-n // batch) + len(schedule.buckets)
+  steps = -(-n // batch) + len(schedule.buckets)
+  started = time.monotonic()
   for step in range(steps):
     _, ids, passes = schedule.records(step)
     np.add.at(seen, ids[passes == 0], 1)
@@ -76,7 +79,9 @@ def count_one_pass(schedule, n, batch):
 
 
 if __name__ == '__main__':
-  flags.DEFINE_integer('records', 100_000_000, 'in the index')
+  flags.DEFINE_integer('records', 100_000_000, 'records in the index')
   flags.DEFINE_integer('batch', 2048, 'records per step')
-  flags.DEFINE_bool('count', False, 'read a whole pass and count (minutes)')
+  flags.DEFINE_bool(
+    'count', False, 'count the records of a whole pass (minutes)'
+  )
   app.run(main)

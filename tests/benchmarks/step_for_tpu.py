@@ -1,12 +1,12 @@
-"""The base UNet's train step compiled for a TPU, scanned and unrolled.
+"""Compiles the base UNet's training step for a TPU, scanned and unrolled.
 
   python -m tests.benchmarks.step_for_tpu --topology v5p:2x2x1
 
-One picture per chip at 1024 x 1024, from moments and encoded text; float32
-parameters, moments and EMA are spread over all chips. Prints peak memory,
-cycles per picture and compile seconds of both, beside what maxdiffusion at
-7cfb880 needs for the same (with jax 0.10.2 and libtpu 0.0.42.1; it keeps no
-EMA). Needs jax[tpu], no TPU; half an hour on two cores.
+One image per chip at 1024 x 1024, from VAE moments and encoded text; float32
+parameters, moments and EMA are sharded over all chips. Prints peak memory,
+cycles per image and compile seconds of both, and the same figures of
+maxdiffusion at 7cfb880 (with jax 0.10.2 and libtpu 0.0.42.1; without EMA).
+Needs jax[tpu], but no TPU; half an hour on two cores.
 """
 
 import dataclasses
@@ -22,37 +22,43 @@ from sdxl_jax.planning import cost, machines, topology
 from sdxl_jax.training import compilation, tasks
 
 SIZE = (1024, 1024)
-PEER = dict(memory=40.1, cycles=350, seconds='919 and 1,011')  # GiB, M
+# Of maxdiffusion: GiB per chip, M cycles, seconds of two compilations.
+PEER = dict(memory=40.1, cycles=350, seconds='919 and 1,011')
 
 
 def make(config, mesh):
-  """(task, shapes of its state): as in training, but for encoding."""
+  """Returns (task, shapes of its state), with the batch already encoded."""
   nets = from_config.make_model(config, 'tpu')
   task = tasks.make_task(config, nets)
   rows = config.global_batch_size
-  spec = lambda *shape: jax.ShapeDtypeStruct((rows, *shape), 'float32')
   batch = task.batch_spec(SIZE)
   del batch['image'], batch['tokens']
   f = nets.vae.downscale
-  batch['moments'] = spec(SIZE[0] // f, SIZE[1] // f, 2 * nets.unet.in_channels)
-  batch['context'] = spec(77, nets.unet.context_dim)
-  batch['pooled'] = spec(nets.text.text_encoder_2.projection_dim)
+  shapes = {
+    'moments': (SIZE[0] // f, SIZE[1] // f, 2 * nets.unet.in_channels),
+    'context': (77, nets.unet.context_dim),
+    'pooled': (nets.text.text_encoder_2.projection_dim,),
+  }
+  for name, shape in shapes.items():
+    batch[name] = jax.ShapeDtypeStruct((rows, *shape), 'float32')
   task = dataclasses.replace(task, batch_spec=lambda bucket: batch)
   state = jax.eval_shape(task.init, jax.random.key(0))
   return task, sharding.with_shardings(state, mesh)
 
 
 def measure(config, devices, chip):
+  """Compiles the step of a config and prints what it needs."""
   mesh = device_mesh.make_mesh(1, -1, 1, devices)
   task, state = make(config, mesh)
   started = time.monotonic(), time.process_time()
   arguments = task, mesh, state.params, {}, SIZE
   compiled = compilation.compile_gradients(*arguments)
   seconds = time.monotonic() - started[0], time.process_time() - started[1]
+  # Fused attention has no estimate by the compiler.
   kernels = cost.flops_by_kernel(compilation.trace_gradients(*arguments).jaxpr)
   kernels.pop(None)
-  fused = sum(kernels.values()) / len(devices)
-  in_kernels = fused / (machines.ATTENTION_PEAK_SHARE * chip.flops) * chip.clock
+  flops = sum(kernels.values()) / len(devices)
+  in_kernels = flops / (machines.ATTENTION_PEAK_SHARE * chip.flops) * chip.clock
   peak = cost.memory(compiled).peak + machines.bytes_of(state.opt_state)
   cycles = cost.cycles(compiled.as_text()).estimated
   update = cost.memory(compilation.compile_update(task, mesh, state)).peak

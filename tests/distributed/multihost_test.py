@@ -1,4 +1,4 @@
-"""Starting, agreeing and stopping, alone and with others."""
+"""Tests start, agreement and stop, of one process and of several."""
 
 import os
 import signal
@@ -9,7 +9,7 @@ from sdxl_jax.distributed import multihost
 from tests.support import processes
 
 
-def test_alone():
+def test_one_process():
   multihost.start(1)
   assert multihost.is_primary()
   assert multihost.describe().startswith('1 processes, ')
@@ -23,7 +23,7 @@ def test_several_were_started_but_one_is_expected(monkeypatch, name):
     multihost.start(1)
 
 
-def test_another_number_was_started(monkeypatch):
+def test_another_number_in_the_environment(monkeypatch):
   monkeypatch.setenv('JAX_NUM_PROCESSES', '3')
   with pytest.raises(ValueError, match='is 2, but JAX_NUM_PROCESSES is 3'):
     multihost.start(2)
@@ -37,8 +37,8 @@ def test_stop():
   stop.close()
 
 
-def test_two_processes_stop_and_one_goes_on(tmp_path):
-  """SIGTERM to one saves on both; another number of processes resumes."""
+def test_two_processes_stop_and_one_resumes(tmp_path):
+  """SIGTERM to one process saves on both; one process resumes the run."""
   config = 'tests/support/tiny_config.py'
   flags = ['--config.optimizer.cosine=False', '--config.checkpoint.every=9999']
   two = processes.Run(
@@ -55,7 +55,7 @@ def test_two_processes_stop_and_one_goes_on(tmp_path):
   )
   assert one.wait() == [0], one.tails()
   assert [m['step'] for m in one.metrics()] == list(range(1, last + 1))
-  # Each took its rows; the second began where the first had ended.
-  rows = lambda run, part: sorted(r for p, r in run.records() if p == part)
-  assert all(rows(two, part) == [0, 1, 2, 3] for part in range(stopped))
-  assert min(part for part, _ in one.records()) == stopped
+  # Each process read its rows, and the second run began where the first ended.
+  for step in range(stopped):
+    assert sorted(r for s, r in two.records() if s == step) == [0, 1, 2, 3]
+  assert min(step for step, _ in one.records()) == stopped

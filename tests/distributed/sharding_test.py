@@ -1,4 +1,4 @@
-"""Where arrays live, and that activations stay there."""
+"""Tests shardings of parameters, and that activations are not moved."""
 
 import dataclasses
 
@@ -16,7 +16,7 @@ from tests.support import tiny_config
 
 
 class Mesh:
-  """Stands for one of more devices than there are here."""
+  """Stands for a mesh of more devices than this machine has."""
 
   def __init__(self, data, fsdp, tensor):
     self.shape = dict(data=data, fsdp=fsdp, tensor=tensor)
@@ -38,7 +38,7 @@ BLOCK = 'unet/down_blocks_2/attentions_0/transformer_blocks'
     ('x/resnets_1/conv1/kernel', (3, 3, 960, 640), P(None, *COLUMNS)),
     ('x/resnets_1/conv2/kernel', (3, 3, 640, 640), P(None, *ROWS)),
     ('x/resnets_1/norm2/scale', (640,), P('tensor')),
-    # Low-rank factors go with the sides of the kernel that they are beside.
+    # A low-rank factor is split like the axis that it shares with the kernel.
     (f'{BLOCK}/attn1/to_q/a', (10, 1280, 16), P(None, 'fsdp', None)),
     (f'{BLOCK}/attn1/to_q/b', (10, 16, 1280), COLUMNS),
     (f'{BLOCK}/ff/net_2/a', (10, 5120, 16), ROWS),
@@ -56,22 +56,22 @@ def test_partition(path, shape, spec):
 
 
 @pytest.mark.parametrize('fsdp', [8, 16, 64])
-def test_little_of_the_full_size_state_is_left_whole(fsdp):
+def test_almost_all_of_the_full_size_state_is_sharded(fsdp):
   config = stage3.get_config()
-  made = tasks.make_task(config, from_config.make_model(config, 'tpu'))
-  state = jax.eval_shape(made.init, jax.random.key(0))
-  whole, total = 0, 0
+  task = tasks.make_task(config, from_config.make_model(config, 'tpu'))
+  state = jax.eval_shape(task.init, jax.random.key(0))
+  replicated, total = 0, 0
 
   def count(path, x):
-    nonlocal whole, total
+    nonlocal replicated, total
     name = jax.tree_util.keystr(path, simple=True, separator='/')
     spec = sharding.partition(name, x.shape, Mesh(1, fsdp, 1))
     total += x.size
-    whole += x.size * ('fsdp' not in spec)
+    replicated += 0 if 'fsdp' in spec else x.size
 
   jax.tree_util.tree_map_with_path(count, state)
   assert total > 4 * 2_567_463_684
-  assert whole < 1e-5 * total
+  assert replicated < 1e-5 * total
 
 
 def compiled_text(axes, batch_size):
@@ -79,24 +79,28 @@ def compiled_text(axes, batch_size):
   config.global_batch_size = batch_size
   config.trained = ('unet',)
   nets = from_config.make_model(config)
-  made = tasks.make_task(config, nets)
-  # Looking words up in a table that is split does exchange what it finds.
-  encoded = lambda width: jax.ShapeDtypeStruct((batch_size, *width), 'float32')
-  spec = made.batch_spec((16, 24)) | {
-    'context': encoded((77, config.unet.context_dim)),
-    'pooled': encoded((config.text_encoder_2.projection_dim,)),
+  task = tasks.make_task(config, nets)
+  # The text is already encoded: lookup in a sharded table of embeddings would
+  # exchange activations.
+  context = batch_size, 77, config.unet.context_dim
+  pooled = batch_size, config.text_encoder_2.projection_dim
+  spec = task.batch_spec((16, 24)) | {
+    'context': jax.ShapeDtypeStruct(context, 'float32'),
+    'pooled': jax.ShapeDtypeStruct(pooled, 'float32'),
   }
-  made = dataclasses.replace(made, batch_spec=lambda bucket: spec)
+  task = dataclasses.replace(task, batch_spec=lambda bucket: spec)
   devices = device_mesh.make_mesh(*axes, devices=jax.devices()[:4])
   params = jax.eval_shape(nets.init, jax.random.key(0))
   params = sharding.with_shardings(params, devices)
   trained = {'unet': params.pop('unet')}
-  args = made, devices, trained, params, (16, 24)
-  return compilation.compile_gradients(*args).as_text()
+  compiled = compilation.compile_gradients(
+    task, devices, trained, params, (16, 24)
+  )
+  return compiled.as_text()
 
 
 def test_no_activation_moves_between_devices():
-  """What devices exchange is parameters and gradients, whatever the batch."""
+  """Devices exchange parameters and gradients only, whatever the batch."""
   small, large = (cost.collectives(compiled_text((1, 4, 1), n)) for n in (4, 8))
   assert small['all-gather'] > 0
   assert small == large

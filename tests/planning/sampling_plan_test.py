@@ -1,4 +1,4 @@
-"""What drawing needs, on the devices of this machine and on made-up chips."""
+"""Tests sampling plans on the devices here and on hypothetical chips."""
 
 import dataclasses
 
@@ -6,10 +6,13 @@ import jax
 import pytest
 
 from sdxl_jax.models import from_config
-from sdxl_jax.planning import machines, sampling_plan
+from sdxl_jax.planning import machines, sampling_plan, sampling_report
+from sdxl_jax.sampling.settings import SampleSettings
 from tests.support import tiny_config
 
-ASKED = sampling_plan.SampleWorkload(size=(32, 48), steps=3)
+WORKLOAD = sampling_plan.SampleWorkload(
+  SampleSettings(height=32, width=48, steps=3)
+)
 
 
 @pytest.fixture(scope='module')
@@ -27,27 +30,36 @@ def configs():
 
 
 @pytest.fixture(scope='module')
-def phases(machine, configs):
-  return sampling_plan.plan(machine, configs, ASKED)
+def planned(machine, configs):
+  return sampling_plan.plan(machine, configs, WORKLOAD)
 
 
-def test_phases(phases, machine, configs):
+@pytest.fixture(scope='module')
+def phases(planned):
+  return planned.phases
+
+
+def test_phases(planned, phases):
   assert [p.name for p in phases] == [
-    *('text', 'refiner text', 'steps', 'refiner steps', 'decoding')
+    'text',
+    'refiner text',
+    'steps',
+    'refiner steps',
+    'decoding',
   ]
-  # Without offload all parameters are there all the time.
+  # Without offload all parameters are on the device all the time.
   (parameters,) = {p.parameters for p in phases}
   assert all(p.memory > parameters for p in phases)
-  # Its decoder moves pixels only.
+  # The decoder of the tiny config moves pixels only.
   assert [p.flops > 0 for p in phases] == [True] * 4 + [False]
-  text = sampling_plan.report(phases, machine, ASKED)
+  text = sampling_report.to_text(planned)
   assert '4 x cpu, no limit known; 1 x 32 x 48 px on each, 3 steps' in text
   assert 'Most is taken by' in text
 
 
-def test_offloaded_only_a_net_at_work_is_there(phases, machine, configs):
-  asked = dataclasses.replace(ASKED, offload=True)
-  offloaded = sampling_plan.plan(machine, configs, asked)
+def test_offload_keeps_only_the_running_net(phases, machine, configs):
+  workload = dataclasses.replace(WORKLOAD, offload=True)
+  offloaded = sampling_plan.plan(machine, configs, workload).phases
   for phase, before in zip(offloaded, phases):
     saved = before.parameters - phase.parameters
     assert before.memory - phase.memory == saved > 0
@@ -55,7 +67,7 @@ def test_offloaded_only_a_net_at_work_is_there(phases, machine, configs):
   assert sum(own.values()) == phases[0].parameters
 
 
-def test_parameters_are_those_of_the_nets(phases, configs):
+def test_parameters_are_counted_once(phases, configs):
   total = 0
   for config in configs:
     nets = from_config.make_model(config)
@@ -65,9 +77,10 @@ def test_parameters_are_those_of_the_nets(phases, configs):
   assert phases[0].parameters == total
 
 
-def test_half_the_bits_and_no_guidance_take_half(phases, machine, configs):
-  asked = dataclasses.replace(ASKED, dtype='bfloat16', guided=False)
-  fewer = sampling_plan.plan(machine, configs[:1], asked)
+def test_bfloat16_without_guidance_takes_half(phases, machine, configs):
+  plain = dataclasses.replace(WORKLOAD.settings, guidance_scale=1.0)
+  workload = dataclasses.replace(WORKLOAD, settings=plain, dtype='bfloat16')
+  fewer = sampling_plan.plan(machine, configs[:1], workload).phases
   steps = {p.name: p for p in phases}['steps']
   assert {p.name: p for p in fewer}['steps'].flops == steps.flops / 2
   assert fewer[0].parameters < steps.parameters / 2
@@ -84,10 +97,11 @@ def test_half_the_bits_and_no_guidance_take_half(phases, machine, configs):
   ],
 )
 def test_what_does_not_fit(phases, machine, change, phase, advice):
-  asked = dataclasses.replace(ASKED, **change)
+  workload = dataclasses.replace(WORKLOAD, **change)
   worst = {p.name: p for p in phases}[phase]
   chip = dataclasses.replace(machine.chip, memory=worst.memory)
-  text = sampling_plan.verdict(
-    [worst], dataclasses.replace(machine, chip=chip), asked
+  small = dataclasses.replace(machine, chip=chip)
+  text = sampling_report.verdict(
+    sampling_plan.SamplingPlan(small, workload, [worst])
   )
   assert f'It does not fit: {phase} takes 100%' in text and advice in text

@@ -1,4 +1,4 @@
-"""Names of machines; compiling for them where their compilers are installed."""
+"""Tests names of machines, and compiling where a compiler is installed."""
 
 import importlib.util
 import re
@@ -43,11 +43,11 @@ def test_unknown_name(name):
 @pytest.mark.parametrize(
   'name, message',
   [
-    ('v5p:3x1', 'v5p:3x1 is no slice of a TPU v5p.*2x2x1.*multiples of 4'),
-    ('v5p:4x4x0', 'v5p:4x4x0 is no slice'),
+    ('v5p:3x1', 'v5p:3x1 is not a slice of a TPU v5p.*2x2x1.*multiples of 4'),
+    ('v5p:4x4x0', 'v5p:4x4x0 is not a slice'),
     ('v4:32x32x32', 'up to 4096 chips'),
-    ('v5e:2x2x2', 'v5e:2x2x2 is no slice of a TPU v5e.*16x16'),
-    ('v6e:32x32', 'v6e:32x32 is no slice'),
+    ('v5e:2x2x2', 'v5e:2x2x2 is not a slice of a TPU v5e.*16x16'),
+    ('v6e:32x32', 'v6e:32x32 is not a slice'),
     ('h100x9', 'h100x9 has 9 GPUs per node.*1 to 8'),
     ('h100x8x0', 'h100x8x0.*and 0 nodes'),
   ],
@@ -70,16 +70,16 @@ def test_no_gpu_compiler():
     topology.make_devices('h100x8')
 
 
-def test_links():
-  assert topology.links('v5p', [2, 2, 1]) == 2
-  assert topology.links('v5p', [2, 4, 4]) == 3
-  assert topology.links('v5p', [4, 4, 8]) == 6
-  assert topology.links('v5e', [4, 4]) == 2
-  assert topology.links('v6e', [8, 16]) == 3
+def test_count_links():
+  assert topology.count_links('v5p', [2, 2, 1]) == 2
+  assert topology.count_links('v5p', [2, 4, 4]) == 3
+  assert topology.count_links('v5p', [4, 4, 8]) == 6
+  assert topology.count_links('v5e', [4, 4]) == 2
+  assert topology.count_links('v6e', [8, 16]) == 3
 
 
 def matmul(devices):
-  """Compiled for all of the devices: rows of x times a matrix."""
+  """Compiles rows of x times a matrix for all of the devices."""
   mesh = Mesh(np.array(devices), 'x')
   rows = NamedSharding(mesh, PartitionSpec('x'))
   x = jax.ShapeDtypeStruct((128 * len(devices), 256), jnp.bfloat16)
@@ -111,7 +111,7 @@ def test_tpu(name, count, hosts, link):
   'name', ['v4:2x2x1', 'v5p:2x2x1', 'v5e:2x2', 'v6e:2x2']
 )
 def test_tpu_memory_and_clock(name):
-  """The compiler's own limit, and its cycles at the clock, bear the figures."""
+  """Compares our figures with the compiler's limit and its cycle estimates."""
   devices, chip = topology.make_devices(name)
   one = jax.sharding.SingleDeviceSharding(devices[0])
   huge = jax.ShapeDtypeStruct((2**19, 2**19), jnp.bfloat16, sharding=one)

@@ -1,4 +1,4 @@
-"""Several training processes on this machine, as hosts of one run."""
+"""Starts training processes on this machine that act as hosts of one run."""
 
 import json
 import os
@@ -18,11 +18,14 @@ class Run:
     self.logs = [workdir / f'{count}-{i}.log' for i in range(count)]
     command = ['tests.support.recorded_train', '--config', config]
     command += ['--workdir', str(workdir), *flags]
-    records = lambda i: {'RECORDS': str(workdir / f'records-{count}-{i}.txt')}
-    self.processes = start(command, self.logs, records)
+
+    def environment(i):
+      return {'RECORDS': str(workdir / f'records-{count}-{i}.txt')}
+
+    self.processes = start(command, self.logs, environment)
 
   def wait_for_step(self, step, seconds=900):
-    """Until so many steps stand in the metrics."""
+    """Waits until this number of steps is in the metrics."""
     end = time.monotonic() + seconds
     while len(self.metrics()) < step:
       running = all(p.poll() is None for p in self.processes)
@@ -31,44 +34,49 @@ class Run:
       time.sleep(0.1)
 
   def signal(self, index, number=signal.SIGTERM):
+    """Sends a signal to one process."""
     self.processes[index].send_signal(number)
 
   def wait(self, seconds=900):
-    """Exit codes."""
+    """Waits for all processes; returns their exit codes."""
     end = time.monotonic() + seconds
     return [p.wait(max(1, end - time.monotonic())) for p in self.processes]
 
   def metrics(self):
-    """[{...}] by step."""
+    """Returns the metrics of each step."""
     path = self.workdir / 'metrics.jsonl'
     lines = path.read_text().splitlines() if path.exists() else []
     return [json.loads(line) for line in lines]
 
   def records(self):
-    """{(part, row): record} of what the processes read."""
-    found = {}
+    """Returns {(part, row): record} of what the processes read."""
+    records = {}
     for path in self.workdir.glob(f'records-{len(self.logs)}-*.txt'):
       for line in path.read_text().splitlines():
         part, row, record = map(int, line.split())
-        assert found.setdefault((part, row), record) == record
-    return found
+        assert records.setdefault((part, row), record) == record
+    return records
 
   def tails(self):
+    """Returns the end of each log."""
     return [log.read_text()[-2000:] for log in self.logs]
 
 
 def start(command, logs, environment=lambda i: {}):
-  """A process of `python -m *command` for each log, as hosts of one run.
+  """Starts one process of `python -m *command` per log, as hosts of one run.
 
-  environment(i) are variables of process i.
+  Args:
+    command: module and arguments.
+    logs: files for the output of each process.
+    environment: function of the index i; returns more variables of process i.
   """
   count, port = len(logs), free_port()
   command = [sys.executable, '-m', *command, f'--config.mesh.processes={count}']
-  started = []
+  running = []
   for i, log in enumerate(logs):
     variables = os.environ | {
       'JAX_PLATFORMS': 'cpu',
-      # Quick to compile; how fast it runs does not matter here.
+      # Compile quickly; the speed of the programs does not matter here.
       'XLA_FLAGS': '--xla_force_host_platform_device_count=1 '
       '--xla_backend_optimization_level=0',
       **environment(i),
@@ -80,10 +88,10 @@ def start(command, logs, environment=lambda i: {}):
         'JAX_PROCESS_ID': str(i),
       }
     with open(log, 'w') as output:
-      started.append(
+      running.append(
         subprocess.Popen(command, env=variables, stdout=output, stderr=output)
       )
-  return started
+  return running
 
 
 def free_port():

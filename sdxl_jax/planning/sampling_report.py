@@ -1,0 +1,68 @@
+"""Reports a sampling plan: a table of its phases, a verdict, a remedy."""
+
+import dataclasses
+from typing import Any
+
+from sdxl_jax.planning import machines, report, sampling_plan
+
+GIB = 2**30
+
+# Of a PhaseCost.
+COLUMNS = (
+  report.Column('phase', lambda p: p.name),
+  report.Column('GiB', lambda p: f'{p.memory / GIB:.1f}'),
+  report.Column('of parameters', lambda p: f'{p.parameters / GIB:.1f}'),
+  report.Column('TFLOP/image', lambda p: f'{p.flops / 1e12:.1f}'),
+  report.Column('seconds', lambda p: f'{p.seconds:.2f}' if p.seconds else '?'),
+  report.Column('compiled in s', lambda p: f'{p.compile_seconds:.0f}'),
+)
+
+
+def to_text(plan: sampling_plan.SamplingPlan) -> str:
+  """Formats a plan as the command prints it."""
+  workload, settings = plan.workload, plan.workload.settings
+  guidance = ' with guidance' if settings.guidance_scale > 1 else ''
+  offloaded = ', offloaded' if workload.offload else ''
+  return '\n'.join(
+    [
+      f'{report.describe_machine(plan.machine)}; {workload.batch} x '
+      f'{settings.height} x {settings.width} px on each, {settings.steps} steps '
+      f'of {settings.sampler}{guidance}, {workload.dtype}, '
+      f'autoencoder {workload.vae_dtype}{offloaded}',
+      report.table(COLUMNS, plan.phases),
+      machines.ESTIMATE_METHOD[plan.machine.platform],
+      verdict(plan),
+    ]
+  )
+
+
+def to_json(plan: sampling_plan.SamplingPlan) -> dict[str, Any]:
+  """Returns the figures of a plan under the keys of --json."""
+  phases = [dataclasses.asdict(phase) for phase in plan.phases]
+  workload = dataclasses.asdict(plan.workload)
+  settings = workload.pop('settings')
+  names = 'height', 'width', 'steps', 'sampler', 'guidance_scale', 'tile'
+  settings = {name: settings[name] for name in names}
+  return workload | settings | {'phases': phases}
+
+
+def verdict(plan: sampling_plan.SamplingPlan) -> str:
+  """States whether all phases fit, and otherwise what to change."""
+  worst = plan.worst
+  advice = remedy(worst, plan.workload)
+  return report.verdict(plan.machine, worst.name, worst.memory, advice)
+
+
+def remedy(
+  worst: sampling_plan.PhaseCost, workload: sampling_plan.SampleWorkload
+) -> str:
+  """Names the cheapest change of the settings that saves memory."""
+  if workload.dtype == 'float32':
+    return 'Set --dtype=bfloat16.'
+  if worst.name == 'decoding' and workload.settings.tile is None:
+    return 'Set --tile=256.'
+  if not workload.offload:
+    return 'Set --offload.'
+  if workload.batch > 1:
+    return f'Set --batch={workload.batch // 2}.'
+  return 'Take a device with more memory, or sample smaller images.'
