@@ -15,7 +15,9 @@ logit_scale, which nothing reads and which a single file gets anew.
 
 import dataclasses
 import functools
+import os
 import pathlib
+import shutil
 
 import tqdm
 from absl import flags
@@ -79,7 +81,9 @@ def convert(
       f'variant is {variant!r}, which is of diffusers folders and is itself a '
       'dtype: leave it out, or the other'
     )
-  atomic_write.check_free(target, overwrite)
+  files_of_loras = [lora_file.parse(spec)[0] for spec in loras]
+  inputs = [path for path in (source, base, *files_of_loras) if path]
+  check_target(target, to, overwrite, inputs)
   model = with_tokenizers(export.open_source(source, base, average))
   pretrained.check_complete(model)
   model = with_loras(model, loras)
@@ -93,10 +97,9 @@ def convert(
   say(f'to {target}: {to}, {size / 1e9:.3g} GB')
   if dry_run:
     return
-  files_of_loras = [lora_file.parse(spec)[0] for spec in loras]
-  read = [path for path in (source, base, *files_of_loras) if path]
+  check_disk_space(target, size)
   bar = tqdm.tqdm(total=size, unit='B', unit_scale=True)
-  with bar, atomic_write.atomic_path(target, size, overwrite, read) as partial:
+  with bar, atomic_write.atomic_path(target, overwrite) as partial:
     settings = dict(dtype=dtype, watch=bar.update)
     try:
       if to == 'single_file':
@@ -110,6 +113,52 @@ def convert(
     except ValueError as error:
       raise ValueError(f'{model.path}: {error}') from error
   say(f'wrote {target}')
+
+
+def check_target(target, to, overwrite, inputs=()):
+  """Checks that a format may be written to a path.
+
+  Args:
+    target: path of the file or folder to write.
+    to: one of FORMATS.
+    overwrite: whether a file, or a folder with a model, may be replaced.
+    inputs: paths that are read, and so must not be replaced.
+
+  Raises:
+    FileExistsError: if it may not.
+  """
+  path = pathlib.Path(target).absolute()
+  if not os.path.lexists(path):
+    return
+  if not overwrite:
+    raise FileExistsError(
+      f'{path} exists: remove it, write elsewhere, or pass --overwrite'
+    )
+  if path.is_dir() and not (path / 'model_index.json').is_file():
+    raise FileExistsError(f'{path} is a folder without a model: remove it')
+  if path.is_dir() != (to in ('diffusers', 'orbax')):
+    kind = 'folder' if path.is_dir() else 'file'
+    raise FileExistsError(
+      f'{path} is a {kind}, which {to} does not replace: remove it, or write '
+      'elsewhere'
+    )
+  for read in map(pathlib.Path, inputs):
+    if path.resolve() in (read.resolve(), *read.resolve().parents):
+      raise FileExistsError(
+        f'{path} holds {read}, which is read: write elsewhere'
+      )
+
+
+def check_disk_space(target, size):
+  """Raises OSError if `size` bytes do not fit on the disk of a path."""
+  path = pathlib.Path(target).absolute()
+  folder = next(parent for parent in path.parents if parent.exists())
+  free = shutil.disk_usage(folder).free
+  if free < size:
+    raise OSError(
+      f'{folder} has {free / 1e9:.3g} GB left, and {path.name} takes '
+      f'{size / 1e9:.3g} GB: make room, or choose a shorter dtype'
+    )
 
 
 def with_tokenizers(model):
@@ -152,7 +201,7 @@ def convert_lora(
   and diffusers; for others see weights/lora/lora_names.py. For a file made
   for a model of other sizes than SDXL's, `base` is that model.
   """
-  atomic_write.check_free(target, overwrite)
+  check_target(target, 'lora', overwrite)
   made, shapes = export.open_lora(source, base, average)
   ranks = sorted({len(factors.down) for factors in made.factors.values()})
   nets = sorted({net for net, _ in made.factors})

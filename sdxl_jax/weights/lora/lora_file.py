@@ -216,7 +216,7 @@ def save(
   tensors = {
     name: safetensors_file.from_array(array) for name, array in tensors.items()
   }
-  with atomic_write.atomic_path(path, overwrite=overwrite) as partial:
+  with atomic_write.atomic_path(path, overwrite) as partial:
     safetensors_file.write(partial, tensors, metadata=about)
 
 
