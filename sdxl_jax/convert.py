@@ -163,7 +163,7 @@ def check_disk_space(target, size):
 
 def with_tokenizers(model):
   """The model, with the vocabulary that comes with us where it has none."""
-  wanted = [n for c, n in pretrained.TOKENIZERS.items() if c in model.openers]
+  wanted = [n for c, n in pretrained.TOKENIZERS.items() if c in model.loaders]
   ours = {n: functools.partial(tokenizer.save, name=n) for n in wanted}
   found = {n: model.tokenizers.get(n, ours[n]) for n in wanted}
   return dataclasses.replace(model, tokenizers=found)
@@ -178,8 +178,8 @@ def with_loras(model, specs):
   pairs = [lora_file.parse(spec) for spec in specs]
   loras = [(lora_file.load(file, shapes), weight) for file, weight in pairs]
   added = {n: merge.merge_published(net, loras) for n, net in nets.items()}
-  openers = {n: functools.partial(lambda net: net, x) for n, x in added.items()}
-  return dataclasses.replace(model, openers=model.openers | openers)
+  loaders = {n: functools.partial(lambda net: net, x) for n, x in added.items()}
+  return dataclasses.replace(model, loaders=model.loaders | loaders)
 
 
 def convert_lora(
@@ -230,7 +230,7 @@ def describe(model, dtype, say):
     stored = sorted({tensor.dtype.name for tensor in tensors.values()})
     say(
       f'  {name}: {len(tensors):,} tensors, {" and ".join(stored)} > '
-      f'{dtype or "the same"}, from {net.where}'
+      f'{dtype or "the same"}, from {net.location}'
     )
     total += size
   predicted = model.scheduler['prediction_type']
@@ -239,8 +239,9 @@ def describe(model, dtype, say):
     f'  {"refiner" if model.index.refiner else "base"}, predicts {predicted}'
     + ', down to zero SNR' * bool(zero_snr)
   )
-  if model.extras:
-    say(f'  belong to no net: {tensor_names.format_list(list(model.extras))}')
+  if model.unused_tensors:
+    unused = tensor_names.format_list(list(model.unused_tensors))
+    say(f'  belong to no net: {unused}')
   return total
 
 

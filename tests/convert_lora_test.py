@@ -13,7 +13,7 @@ from sdxl_jax.sampling import pipelines
 from sdxl_jax.weights import safetensors_file
 from sdxl_jax.weights.diffusers import folder_reader
 from sdxl_jax.weights.lora import lora_file
-from tests.support import golden_sets
+from tests.support import folders, golden_sets
 from tests.support.conversions import check_same, run, tensors
 
 TINY = golden_sets.SETS[0] / 'tiny'
@@ -46,7 +46,7 @@ def test_added_to_a_model(tmp_path, close, to, loras):
 def test_added_and_then_rounded(tmp_path):
   settings = dict(loras=[str(KOHYA)], dtype='bfloat16')
   run(BASE, tmp_path / 'merged', 'diffusers', **settings)
-  _, found = folder_reader.load_component(tmp_path / 'merged', 'unet')
+  _, found = folders.load_component(tmp_path / 'merged', 'unet')
   exact = pipelines.load(BASE, loras=[str(KOHYA)]).params['unet']
   ulp = float(jnp.finfo(jnp.bfloat16).eps)
   for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(exact)):

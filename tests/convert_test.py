@@ -20,7 +20,7 @@ from sdxl_jax.text import tokenizer
 from sdxl_jax.weights import formats
 from sdxl_jax.weights.diffusers import folder_reader, folder_writer
 from sdxl_jax.weights.single_file import ldm_file, ldm_names
-from tests.support import golden_sets, headers
+from tests.support import folders, golden_sets, headers
 from tests.support.conversions import check_same, run, tensors
 
 TINY = golden_sets.SETS[0] / 'tiny'
@@ -99,7 +99,7 @@ def test_orbax_onto_a_mesh_and_into_other_forms(orbax):
   folder = TINY / orbax.name
   for scan in (True, False):
     _, ours = net.load(scan_blocks=scan)
-    _, theirs = folder_reader.load_component(folder, 'unet', scan_blocks=scan)
+    _, theirs = folders.load_component(folder, 'unet', scan_blocks=scan)
     jax.tree.map(np.testing.assert_array_equal, ours, theirs)
 
 
@@ -135,7 +135,7 @@ def test_others_read_it_with_orbax_alone(tmp_path):
   assert found.returncode == 0, found.stderr
   counts, total = found.stdout.splitlines()
   assert counts == '4 4'
-  _, params = folder_reader.load_component(TINY / 'base', 'unet')
+  _, params = folders.load_component(TINY / 'base', 'unet')
   kernel = params['mid_block']['resnets_0']['conv1']['kernel']
   np.testing.assert_allclose(float(total), np.abs(kernel).sum(), rtol=1e-5)
 

@@ -45,13 +45,13 @@ def open_run(source, average='ema'):
     changed |= set(lora.NETS)
   mine = [n for n in pretrained.COMPONENTS if n in nets.configs]
   mine = [n for n in mine if n in changed]
-  openers = {
+  loaders = {
     n: functools.partial(open_trained, config, folder, nets, n, average)
     for n in mine
   }
   if config.task == 'autoencoder':
     kind = f'a run that trained an autoencoder, {step}'
-    return pretrained.Model(kind, folder, openers, None, {})
+    return pretrained.Model(kind, folder, loaders, None, {})
   if 'vae' not in nets.configs:
     config_json.write('vae', nets.vae)  # which says that no format has it
   index = pretrained.ModelIndex(config.refiner, config.uncond == 'zeros')
@@ -59,7 +59,7 @@ def open_run(source, average='ema'):
   if config.init_from and set(index.components) - set(mine):
     start = open_source(config.init_from)
     tokenizers = start.tokenizers
-    openers |= {
+    loaders |= {
       n: functools.partial(open_frozen, start, nets, n)
       for n in index.components
       if n not in mine
@@ -67,7 +67,7 @@ def open_run(source, average='ema'):
   return pretrained.Model(
     kind=f'a run, {step}',
     path=folder,
-    openers={n: openers[n] for n in index.components if n in openers},
+    loaders={n: loaders[n] for n in index.components if n in loaders},
     index=index,
     scheduler=scheduler_config.for_run(nets.schedule),
     tokenizers=tokenizers,
@@ -94,7 +94,7 @@ def open_frozen(start, nets, name):
   """The Net that a run took from where it started."""
   net = start.net(name)
   theirs = net.config(**loading.runtime_fields(nets, name))
-  loading.check_same(name, nets.configs[name], theirs, net.where)
+  loading.check_same(name, nets.configs[name], theirs, net.location)
   return net
 
 
@@ -153,6 +153,6 @@ def shapes_of(base):
   }
   if base:
     model = open_source(base)
-    names = [n for n in lora.NETS if n in model.openers]
+    names = [n for n in lora.NETS if n in model.loaders]
     configs = {name: model.net(name).config() for name in names}
   return {n: pretrained.abstract_params(c) for n, c in configs.items()}

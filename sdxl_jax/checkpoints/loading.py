@@ -133,7 +133,7 @@ def load_params(source, nets, names, mesh=None, average='ema', memory='device'):
 
 def load_pretrained_net(model, nets, name, mesh, memory='device'):
   net, fields = model.net(name), runtime_fields(nets, name)
-  check_same(name, nets.configs[name], net.config(**fields), net.where)
+  check_same(name, nets.configs[name], net.config(**fields), net.location)
   return net.load(make_sharding_fn(mesh, memory), **fields)[1]
 
 

@@ -56,14 +56,14 @@ class Net:
 
   name: str
   published: dict  # its config.json
-  where: str  # it lies, for errors
+  location: str  # for errors
   read: Callable[[], dict]  # () -> {published name: Tensor}
   # (target) -> params, where they are stored as a tree of ours.
   restore: Callable | None = None
 
   def config(self, **fields):
     """Our config, some of its fields replaced: dtype, param_dtype, remat."""
-    config = config_json.read(self.name, self.published, self.where)
+    config = config_json.read(self.name, self.published, self.location)
     return dataclasses.replace(config, **fields)
 
   def tensors(self):
@@ -77,7 +77,7 @@ class Net:
     except Exception as error:  # a layer's own, of any kind
       reason = ' '.join(str(error).split())[:200]
       raise ValueError(
-        f'{self.where}: no net can be built as its config says ({reason})'
+        f'{self.location}: no net can be built as its config says ({reason})'
       ) from error
 
   def load(self, shard=lambda target: target, **fields):
@@ -98,7 +98,7 @@ class Net:
     try:
       return convert(self.read(), target)
     except ValueError as error:
-      raise ValueError(f'{self.where}: {error}') from None
+      raise ValueError(f'{self.location}: {error}') from None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,14 +107,14 @@ class Model:
 
   kind: str  # the format, in words
   path: pathlib.Path
-  openers: dict[str, Callable[[], Net]]  # by component
+  loaders: dict[str, Callable[[], Net]]  # by component
   index: ModelIndex | None  # None: only parts of a model
   scheduler: dict  # as in scheduler_config.json; of parts, what they tell
   # What writes each into a folder that it makes.
   tokenizers: dict[str, Callable] = dataclasses.field(default_factory=dict)
   metadata: dict[str, str] = dataclasses.field(default_factory=dict)
   # Tensors that belong to no net.
-  extras: dict = dataclasses.field(default_factory=dict)
+  unused_tensors: dict = dataclasses.field(default_factory=dict)
 
   def net(self, name):
     """The Net of a component.
@@ -122,16 +122,16 @@ class Model:
     Raises:
       FileNotFoundError: where the model lacks it.
     """
-    if name not in self.openers:
+    if name not in self.loaders:
       raise FileNotFoundError(
-        f'{self.path} has only {" and ".join(self.openers)}, no {name}: make a '
+        f'{self.path} has only {" and ".join(self.loaders)}, no {name}: make a '
         'whole model of it, python -m sdxl_jax.convert FILE TARGET --base DIR'
       )
-    return self.openers[name]()
+    return self.loaders[name]()
 
   @property
-  def whole(self):
-    return self.index is not None and set(self.openers) == set(
+  def is_complete(self):
+    return self.index is not None and set(self.loaders) == set(
       self.index.components
     )
 
@@ -145,7 +145,7 @@ def check_complete(model):
   """Raises FileNotFoundError for a model that lacks nets."""
   wanted = model.index.components if model.index else COMPONENTS
   for name in wanted:
-    if name not in model.openers:
+    if name not in model.loaders:
       model.net(name)
 
 
@@ -157,7 +157,7 @@ def join(parts, base):
       f'{parts.path} is of a {kinds[parts.index.refiner]} and {base.path} of a '
       f'{kinds[base.index.refiner]}: give a --base of the same kind'
     )
-  strange = set(parts.openers) - set(base.index.components)
+  strange = set(parts.loaders) - set(base.index.components)
   if strange:
     raise ValueError(
       f'{parts.path} has a {strange.pop()}, but {base.path} is a refiner, '
@@ -165,17 +165,17 @@ def join(parts, base):
     )
   check_complete(base)
   index = parts.index or base.index
-  openers = base.openers | parts.openers
+  loaders = base.loaders | parts.loaders
   return dataclasses.replace(
     base,
     kind=f'{parts.kind}, and {base.path} for the rest',
     path=parts.path,
     index=index,
-    openers={name: openers[name] for name in index.components},
+    loaders={name: loaders[name] for name in index.components},
     scheduler=base.scheduler | parts.scheduler,
     tokenizers=base.tokenizers | parts.tokenizers,
     metadata=parts.metadata,
-    extras=parts.extras,
+    unused_tensors=parts.unused_tensors,
   )
 
 
@@ -191,7 +191,7 @@ def from_params(name, config, restore):
   return Net(
     name=name,
     published=config_json.write(name, config),
-    where=name,
+    location=name,
     read=lambda: tensor_names.lazy(target, lambda: restore(target)),
     restore=restore,
   )

@@ -43,7 +43,7 @@ PICKLES = (b'PK\x03\x04', b'\x80\x02', b'\x80\x03', b'\x80\x04', b'\x80\x05')
 
 
 @dataclasses.dataclass(frozen=True)
-class Tensor:
+class LazyTensor:
   """A tensor that is not read yet."""
 
   shape: tuple[int, ...]
@@ -56,13 +56,13 @@ class TensorFile:
   """What a safetensors file holds."""
 
   path: pathlib.Path
-  tensors: dict[str, Tensor]
+  tensors: dict[str, LazyTensor]
   metadata: dict[str, str]
 
 
 def from_array(array):
   """The Tensor of an array that is there already."""
-  return Tensor(array.shape, array.dtype, lambda: array)
+  return LazyTensor(array.shape, array.dtype, lambda: array)
 
 
 def is_floating(dtype):
@@ -99,7 +99,7 @@ def load(path):
       'safetensors.torch.save_file'
     ) from None
   tensors = {
-    name: Tensor(shape, dtype, reader(path, dtype, shape, start + begin))
+    name: LazyTensor(shape, dtype, reader(path, dtype, shape, start + begin))
     for name, (dtype, shape, begin, _) in entries.items()
   }
   return TensorFile(path, tensors, metadata)

@@ -30,7 +30,7 @@ STORAGES = {
 
 
 @dataclasses.dataclass(frozen=True)
-class Tensor:
+class StoredTensor:
   """A tensor whose numbers are not read yet."""
 
   key: str  # of its storage
@@ -51,7 +51,7 @@ def rebuild_tensor(storage, offset, shape, stride, *ignored):
   dense = [math.prod(shape[i + 1 :]) for i in range(len(shape))]
   if any(a != b for a, b, n in zip(stride, dense, shape) if n > 1):
     raise pickle.UnpicklingError(f'a tensor has the strides {stride}')
-  return Tensor(key, dtype, offset, tuple(shape))
+  return StoredTensor(key, dtype, offset, tuple(shape))
 
 
 ALLOWED = {

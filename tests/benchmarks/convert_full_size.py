@@ -63,7 +63,7 @@ def make(folder):
   model = pretrained.Model(
     kind='random',
     path=folder,
-    openers={name: lambda name=name: random_net(name) for name in CONFIGS},
+    loaders={name: lambda name=name: random_net(name) for name in CONFIGS},
     index=pretrained.ModelIndex(refiner=False, force_zeros=True),
     scheduler=pretrained.SCHEDULER,
     tokenizers={
@@ -80,7 +80,7 @@ def random_net(name):
   draw = lambda shape: lambda: np.resize(0.02 * noise, shape)
   shapes = tensor_names.tensors(pretrained.abstract_params(config))
   found = {
-    n: safetensors_file.Tensor(t.shape, np.dtype('f4'), draw(t.shape))
+    n: safetensors_file.LazyTensor(t.shape, np.dtype('f4'), draw(t.shape))
     for n, t in shapes.items()
   }
   told = config_json.write(name, config)

@@ -24,6 +24,7 @@ from sdxl_jax.weights.diffusers import (
 from sdxl_jax.weights.single_file import ldm_file
 from tests.support import (
   autoencoder_config,
+  folders,
   golden_sets,
   random_params,
   tiny_config,
@@ -72,9 +73,9 @@ def write_random(config, folder):
     )
 
   index = pretrained.ModelIndex(config.refiner, config.uncond == 'zeros')
-  openers = {n: functools.partial(random_net, n) for n in index.components}
+  loaders = {n: functools.partial(random_net, n) for n in index.components}
   model = pretrained.Model(
-    'random', folder, openers, index, pretrained.SCHEDULER
+    'random', folder, loaders, index, pretrained.SCHEDULER
   )
   folder_writer.save(folder, convert.with_tokenizers(model))
 
@@ -140,7 +141,7 @@ def test_an_autoencoder_of_a_run_replaces_that_of_a_base(tmp_path):
   with pytest.raises(FileNotFoundError, match='has only vae, no unet'):
     run(tmp_path / 'run', tmp_path / 'a', 'diffusers')
   run(tmp_path / 'run', tmp_path / 'a', 'diffusers', base=TINY / 'base')
-  found, ours = folder_reader.load_component(tmp_path / 'a', 'vae')
+  found, ours = folders.load_component(tmp_path / 'a', 'vae')
   assert found.scaling_factor == 0.5
   jax.tree.map(np.testing.assert_array_equal, ours, params['vae'])
   assert 'its latents are scaled by 0.5' in run(

@@ -69,7 +69,7 @@ def open_model(folder, variant=None):
   return pretrained.Model(
     kind='an orbax export' if stored else 'a folder in the diffusers layout',
     path=folder,
-    openers={
+    loaders={
       name: functools.partial(open_net, folder / name, name, variant)
       for name in index.components
     },
@@ -90,7 +90,7 @@ def open_part(folder):
   return pretrained.Model(
     kind=f'a folder of {name}',
     path=folder,
-    openers={name: functools.partial(open_net, folder, name)},
+    loaders={name: functools.partial(open_net, folder, name)},
     index=None,
     scheduler={},
   )
@@ -118,17 +118,6 @@ def open_net(path, name, variant=None):
   else:
     read, restore = lambda: read_tensors(path, STEMS[name], variant), None
   return pretrained.Net(name, config, str(path), read, restore)
-
-
-def load_config(folder, name, **fields):
-  """The config of a component, with some of its fields replaced."""
-  return open_net(pathlib.Path(folder) / name, name).config(**fields)
-
-
-def load_component(folder, name, variant=None, **fields):
-  """(config, params) of a component; see open_net and published.Net.load."""
-  net = open_net(pathlib.Path(folder) / name, name, variant)
-  return net.load(**fields)
 
 
 def read_json(path):

@@ -4,18 +4,6 @@ import numpy as np
 
 from sdxl_jax.diffusion import noise_schedule, sampling_schedule
 
-# The sampler that a scheduler_config.json names.
-SAMPLERS = {
-  'EulerDiscreteScheduler': 'euler',
-  'EulerAncestralDiscreteScheduler': 'euler_ancestral',
-  'HeunDiscreteScheduler': 'heun',
-  'LMSDiscreteScheduler': 'lms',
-  'DDIMScheduler': 'ddim',
-  'DPMSolverMultistepScheduler': 'dpmpp_2m',
-  'UniPCMultistepScheduler': 'unipc',
-  'LCMScheduler': 'lcm',
-  'TCDScheduler': 'tcd',
-}
 # Our names of what a net predicts, and diffusers'.
 PREDICTION_TYPES = {'eps': 'epsilon', 'v': 'v_prediction', 'x0': 'sample'}
 OUR_PREDICTIONS = {theirs: ours for ours, theirs in PREDICTION_TYPES.items()}
@@ -59,13 +47,6 @@ SUPPORTED_BY = {
 }
 # Whose reference schedulers know no re-spaced sigmas.
 TRAINED_ONLY = ('ddim', 'euler_ancestral', 'lcm', 'tcd')
-
-
-def sampler_of(config):
-  """The name of the sampler of a scheduler_config.json, or None."""
-  name = SAMPLERS.get(config.get('_class_name'))
-  sde = config.get('algorithm_type') == 'sde-dpmsolver++'
-  return 'dpmpp_2m_sde' if name == 'dpmpp_2m' and sde else name
 
 
 def read(config, sampler):

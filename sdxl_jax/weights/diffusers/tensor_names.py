@@ -73,7 +73,7 @@ def axes(path, ndim):
   return {2: (1, 0), 4: (3, 2, 0, 1)}[ndim]
 
 
-def slots(flat):
+def locations(flat):
   """{published name: Slot} of all the leaves of a flat tree {path: leaf}."""
   found = {}
   for path, leaf in flat.items():
@@ -103,12 +103,12 @@ def tensors(params):
   """{published name: Tensor} of our tree, as views."""
   leaves = flat(params)
   return {
-    name: safetensors_file.Tensor(
+    name: safetensors_file.LazyTensor(
       slot.shape,
       np.dtype(leaves[slot.path].dtype),
       functools.partial(tensor, leaves, slot),
     )
-    for name, slot in slots(leaves).items()
+    for name, slot in locations(leaves).items()
   }
 
 
@@ -124,7 +124,7 @@ def lazy(shapes, load):
   return {
     name: dataclasses.replace(empty, read=functools.partial(read, slot))
     for (name, slot), empty in zip(
-      slots(flat(shapes)).items(), tensors(shapes).values()
+      locations(flat(shapes)).items(), tensors(shapes).values()
     )
   }
 
@@ -140,7 +140,7 @@ def match_to_model(found, target):
     ValueError: for names that are left over on either side, another shape, or
       numbers that are not floating; nothing is read.
   """
-  wanted = slots(flat(target))
+  wanted = locations(flat(target))
   # A buffer of older transformers: 0..76.
   found = {n: t for n, t in found.items() if not n.endswith('.position_ids')}
   today = {canonical_name(name): name for name in found}
@@ -167,7 +167,7 @@ def from_published(found, target):
     ValueError: as `matched` does, before anything is read.
   """
   found, parts = match_to_model(found, target), collections.defaultdict(list)
-  for name, slot in slots(flat(target)).items():
+  for name, slot in locations(flat(target)).items():
     parts[slot.path].append((found[name], slot))
   tree = {}
   for path, leaf in flat(target).items():

@@ -196,7 +196,7 @@ def save(
   """
   path, dialect = pathlib.Path(path), dialect or made.dialect
   check_dialect(dialect, made)
-  layout = lora_names.layout_of(by_net(merge.layers_of(params))['unet'])
+  layout = lora_names.unet_block_layout(by_net(merge.layers_of(params))['unet'])
   tensors = {}
   for (net, layer), factors in made.factors.items():
     stem = lora_names.key_prefix(dialect, net, layer, layout)

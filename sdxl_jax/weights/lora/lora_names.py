@@ -33,13 +33,13 @@ SUFFIXES = {
 SUFFIXES['.alpha'] = 'alpha'
 
 
-def layout_of(layers):
+def unet_block_layout(layers):
   """The original.Layout of the UNet with these published layers."""
   depth = sum(bool(re.match(r'down_blocks\.0\..*\.conv1$', x)) for x in layers)
   ups = [re.match(r'up_blocks\.(\d+)\.(attentions)?', x) for x in layers]
   ups = {(int(up[1]), bool(up[2])) for up in ups if up}
   levels = sorted({level for level, _ in ups}, reverse=True)
-  return ldm_names.Layout(depth, tuple((i, True) in ups for i in levels))
+  return ldm_names.BlockLayout(depth, tuple((i, True) in ups for i in levels))
 
 
 def original_of(layer, layout):
@@ -90,7 +90,7 @@ def key_prefixes(layers):
   """
   found = collections.defaultdict(set)
   for net, names in layers.items():
-    layout = layout_of(names)
+    layout = unet_block_layout(names)
     for layer in names:
       every = {
         key_prefix(dialect, net, layer, layout) for dialect in KEY_FORMATS

@@ -48,7 +48,7 @@ def layers_of(params):
   found = {}
   for net in lora.NETS:
     flat = traverse_util.flatten_dict(params.get(net, {}))
-    for name, slot in tensor_names.slots(flat).items():
+    for name, slot in tensor_names.locations(flat).items():
       if slot.path[-1] == 'kernel':
         found[net, name.removesuffix('.weight')] = slot
   return found
@@ -65,7 +65,7 @@ def from_training(tree, targets):
   for net, of_net in tree.items():
     flat = traverse_util.flatten_dict(of_net)
     downs = {(*p[:-1], 'kernel'): x for p, x in flat.items() if p[-1] == 'a'}
-    for name, slot in tensor_names.slots(downs).items():
+    for name, slot in tensor_names.locations(downs).items():
       layer = slot.path[:-1]
       (target,) = (t for t in targets if lora.matches(t, (net, *layer)))
       down, up = tensor_names.tensor(downs, slot), np.asarray(flat[*layer, 'b'])

@@ -64,12 +64,12 @@ def open_model(path, base=None):
   told = read_ours(file)
   extras = {n: t for n, t in file.tensors.items() if re.fullmatch(EXTRAS, n)}
   rest = {n: t for n, t in file.tensors.items() if n not in extras}
-  openers, refiner = {}, None
+  loaders, refiner = {}, None
   for component, is_original, prefix in find_parts(file.tensors):
     part = {n: t for n, t in rest.items() if n.startswith(prefix)}
     rest = {n: t for n, t in rest.items() if n not in part}
     config = told.get('nets', {}).get(component)
-    if config is None and base is not None and component in base.openers:
+    if config is None and base is not None and component in base.loaders:
       config = base.net(component).published
     part = {n.removeprefix(prefix): t for n, t in part.items()}
     where = f'{path}, {component}'
@@ -77,21 +77,21 @@ def open_model(path, base=None):
     net = functools.cache(
       functools.partial(open_net, component, part, config, where)
     )
-    openers[component] = net
+    loaders[component] = net
     if component == 'text_encoder_2':
       refiner = prefix == ldm_names.REFINER_TOWER
-  if rest or not openers:
+  if rest or not loaders:
     refuse(path, rest)
   index = None if refiner is None else read_index(file, told, refiner)
   scheduler = pretrained.SCHEDULER if index else {}
   return pretrained.Model(
-    kind='a single file' if index else 'a file of ' + ' and '.join(openers),
+    kind='a single file' if index else 'a file of ' + ' and '.join(loaders),
     path=pathlib.Path(path),
-    openers={n: openers[n] for n in pretrained.COMPONENTS if n in openers},
+    loaders={n: loaders[n] for n in pretrained.COMPONENTS if n in loaders},
     index=index,
     scheduler=scheduler | told.get('scheduler', {}) | predictions(file),
     metadata=file.metadata,
-    extras=extras,
+    unused_tensors=extras,
   )
 
 
@@ -166,7 +166,7 @@ def open_diffusers(component, part, told, where):
 
 def open_original(component, part, told, where):
   """The Net of tensors with the original names."""
-  layout = ldm_names.find_layout(part)
+  layout = ldm_names.infer_block_layout(part)
 
   def shape(name):
     key, to_do = ldm_names.original(component, name, layout)
@@ -192,8 +192,8 @@ def read_original(component, part, net):
 def original_table(net):
   """{original name: [(diffusers name, what to do)]} of a Net."""
   config = net.config()
-  wanted = tensor_names.slots(tensor_names.flat(net.shapes(config)))
-  return ldm_names.table(net.name, wanted, ldm_names.layout(config))
+  wanted = tensor_names.locations(tensor_names.flat(net.shapes(config)))
+  return ldm_names.table(net.name, wanted, ldm_names.block_layout(config))
 
 
 def tensors(model):
@@ -215,7 +215,7 @@ def tensors(model):
     found['v_pred'] = empty
     if model.scheduler.get('rescale_betas_zero_snr'):
       found['ztsnr'] = empty
-  kept = {n: t for n, t in model.extras.items() if n in found}
+  kept = {n: t for n, t in model.unused_tensors.items() if n in found}
   return dict(sorted((found | kept).items()))
 
 

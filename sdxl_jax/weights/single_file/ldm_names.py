@@ -71,7 +71,7 @@ LEVEL = 'encoder.down.{}.block.0.conv1.weight'
 
 
 @dataclasses.dataclass(frozen=True)
-class Layout:
+class BlockLayout:
   """What of a net's architecture its names depend on."""
 
   layers: int = 0  # residual blocks in a level of the UNet, going down
@@ -79,24 +79,24 @@ class Layout:
   levels: int = 0  # of the autoencoder
 
 
-def layout(config):
+def block_layout(config):
   """The Layout of a net's config."""
   depths = getattr(config, 'transformer_depth', ())
-  return Layout(
+  return BlockLayout(
     layers=getattr(config, 'layers_per_block', 0),
     attention=tuple(map(bool, depths)),
     levels=len(getattr(config, 'block_out_channels', ())),
   )
 
 
-def find_layout(found):
+def infer_block_layout(found):
   """The Layout of the nets that have these names, without their prefixes.
 
   Of the UNet's attention it tells nothing, nor do names going down need it.
   """
   layers = next((i - 1 for i in range(99) if DOWNSAMPLER.format(i) in found), 0)
   levels = sum(LEVEL.format(i) in found for i in range(99))
-  return Layout(layers=layers, levels=levels)
+  return BlockLayout(layers=layers, levels=levels)
 
 
 def original(component, name, layout):
@@ -205,7 +205,7 @@ def to_diffusers(tensor, to_do):
     rows = tensor.shape[0] // 3
     first = int(to_do[-1]) * rows
     read = lambda: tensor.read()[first : first + rows]
-    return safetensors_file.Tensor(
+    return safetensors_file.LazyTensor(
       (rows, *tensor.shape[1:]), tensor.dtype, read
     )
   return tensor  # names.fit squeezes, as older folders have it too
@@ -218,7 +218,7 @@ def to_original(parts):
     every = [t for t, _ in parts]
     shape = sum(t.shape[0] for t in every), *tensor.shape[1:]
     read = lambda: np.concatenate([t.read() for t in every])
-    return safetensors_file.Tensor(shape, tensor.dtype, read)
+    return safetensors_file.LazyTensor(shape, tensor.dtype, read)
   if to_do == 'squeeze_hw':
     return tensor_names.reshaped(tensor, (*tensor.shape, 1, 1))
   return to_diffusers(tensor, to_do)

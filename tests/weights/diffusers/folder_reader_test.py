@@ -20,9 +20,7 @@ MODELS = ['base', 'refiner']
 
 def load_all(folder, **kwargs):
   components = folder_reader.load_model_index(folder).components
-  return {
-    n: folder_reader.load_component(folder, n, **kwargs) for n in components
-  }
+  return {n: folders.load_component(folder, n, **kwargs) for n in components}
 
 
 def tensors(folder):
@@ -89,9 +87,9 @@ def test_variants(golden, tmp_path, variant, max_shard_bytes):
   assert_same(tensors(tmp_path / 'a' / 'vae'), expected)
   # fp16 is found without being asked for, and cast to what the net stores.
   asked = {'variant': variant if variant == 'bf16' else None}
-  _, params = folder_reader.load_component(tmp_path / 'a', 'vae', **asked)
+  _, params = folders.load_component(tmp_path / 'a', 'vae', **asked)
   assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {np.dtype('f4')}
-  _, params = folder_reader.load_component(
+  _, params = folders.load_component(
     tmp_path / 'a', 'vae', **asked, param_dtype=np.dtype(dtype).name
   )
   net = folders.net_of('vae', components['vae'][0], params)
@@ -101,7 +99,7 @@ def test_variants(golden, tmp_path, variant, max_shard_bytes):
 
 def test_plain_weights_come_first(golden, tmp_path):
   folder = tmp_path / 'vae'
-  config, params = folder_reader.load_component(golden / 'tiny' / 'base', 'vae')
+  config, params = folders.load_component(golden / 'tiny' / 'base', 'vae')
   folder_writer.save_net(folder, folders.net_of('vae', config, params))
   zeros = jax.tree.map(np.zeros_like, params)
   net = folders.net_of('vae', config, zeros)
@@ -109,7 +107,7 @@ def test_plain_weights_come_first(golden, tmp_path):
   for path in (tmp_path / 'b').glob('*.safetensors'):
     shutil.copy(path, folder)
   for variant, expected in (None, params), ('fp16', zeros):
-    _, read = folder_reader.load_component(tmp_path, 'vae', variant)
+    _, read = folders.load_component(tmp_path, 'vae', variant)
     jax.tree.map(np.testing.assert_array_equal, read, expected)
 
 
@@ -125,10 +123,10 @@ def test_what_is_missing_is_named(folder):
   weights = folder / 'vae' / 'diffusion_pytorch_model.safetensors'
   weights.rename(weights.with_suffix('.bin'))
   with pytest.raises(FileNotFoundError, match='vae has no weights.*convert'):
-    folder_reader.load_component(folder, 'vae')
+    folders.load_component(folder, 'vae')
   (folder / 'vae' / 'config.json').unlink()
   with pytest.raises(FileNotFoundError, match='vae/config.json is not there'):
-    folder_reader.load_component(folder, 'vae')
+    folders.load_component(folder, 'vae')
   (folder / 'model_index.json').unlink()
   with pytest.raises(FileNotFoundError, match='model_index.json is not there'):
     folder_reader.load_model_index(folder)
@@ -140,19 +138,19 @@ def test_truncated_files_are_refused(folder, tmp_path):
   for size in (0, 1000, len(whole) - 4):
     weights.write_bytes(whole[:size])
     with pytest.raises(ValueError, match='model.safetensors is no whole'):
-      folder_reader.load_component(folder, 'unet')
+      folders.load_component(folder, 'unet')
   (folder / 'unet' / 'config.json').write_text('{"a": ')
   with pytest.raises(ValueError, match='config.json is not JSON'):
-    folder_reader.load_component(folder, 'unet')
+    folders.load_component(folder, 'unet')
 
 
 def test_a_missing_shard_is_named(folder, tmp_path):
-  config, params = folder_reader.load_component(folder, 'vae')
+  config, params = folders.load_component(folder, 'vae')
   net = folders.net_of('vae', config, params)
   folder_writer.save_net(tmp_path / 'vae', net, max_shard_bytes=10**5)
   next((tmp_path / 'vae').glob('*-00002-of-*')).unlink()
   with pytest.raises(FileNotFoundError, match='00002-of-.*its index names it'):
-    folder_reader.load_component(tmp_path, 'vae')
+    folders.load_component(tmp_path, 'vae')
 
 
 def test_weights_of_another_architecture(folder):
@@ -160,7 +158,7 @@ def test_weights_of_another_architecture(folder):
     folder / 'vae' / 'diffusion_pytorch_model.safetensors', folder / 'unet'
   )
   with pytest.raises(ValueError, match='unet: .*no place.*not there'):
-    folder_reader.load_component(folder, 'unet')
+    folders.load_component(folder, 'unet')
   path = folder / 'text_encoder' / 'config.json'
   published = json.loads(path.read_text())
   width = published['intermediate_size']
@@ -168,7 +166,7 @@ def test_weights_of_another_architecture(folder):
   path.write_text(json.dumps(published))
   message = rf'fc1.bias has the shape \({width},\).* asks for \({width + 1},\)'
   with pytest.raises(ValueError, match=message):
-    folder_reader.load_component(folder, 'text_encoder')
+    folders.load_component(folder, 'text_encoder')
 
 
 # Of runwayml/stable-diffusion-v1-5, unet/config.json.
@@ -284,7 +282,7 @@ def test_tensors_pass_one_at_a_time(tmp_path):
   _, written = tracemalloc.get_traced_memory()
   tracemalloc.reset_peak()
   before, _ = tracemalloc.get_traced_memory()
-  folder_reader.load_component(tmp_path, 'text_encoder')
+  folders.load_component(tmp_path, 'text_encoder')
   _, loading = tracemalloc.get_traced_memory()
   tracemalloc.stop()
   slack = 2e6  # names, headers

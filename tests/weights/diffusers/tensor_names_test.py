@@ -12,7 +12,8 @@ from flax import traverse_util
 from sdxl_jax.distributed import device_mesh, sharding
 from sdxl_jax.models import clip, unet, vae
 from sdxl_jax.weights import pretrained, safetensors_file
-from sdxl_jax.weights.diffusers import config_json, folder_reader, tensor_names
+from sdxl_jax.weights.diffusers import config_json, tensor_names
+from tests.support import folders
 
 # Key list, folder of the config, our config, number of parameters.
 FULL_SIZE = {
@@ -37,7 +38,7 @@ def test_names_and_shapes_are_the_published_ones(keys, name, scan):
     config = dataclasses.replace(config, scan_blocks=False)
   published = json.loads((keys / f'diffusers.{name}.json').read_text())
   flat = flat_params(config)
-  slots = tensor_names.slots(flat)
+  slots = tensor_names.locations(flat)
   assert {n: list(s.shape) for n, s in slots.items()} == {
     n: entry['shape'] for n, entry in published.items()
   }
@@ -67,8 +68,8 @@ def test_configs_are_the_published_ones(keys, name):
 
 def test_stacked_and_unrolled_hold_the_same(golden):
   folder = golden / 'tiny' / 'base'
-  config, stacked = folder_reader.load_component(folder, 'unet')
-  _, unrolled = folder_reader.load_component(folder, 'unet', scan_blocks=False)
+  config, stacked = folders.load_component(folder, 'unet')
+  _, unrolled = folders.load_component(folder, 'unet', scan_blocks=False)
   last = config.mid_transformer_depth - 1
   block = unrolled['mid_block']['attentions_0'][f'transformer_blocks_{last}']
   blocks = stacked['mid_block']['attentions_0']['transformer_blocks']
@@ -95,7 +96,7 @@ def test_names_of_older_and_newer_files(old, new):
 
 @pytest.mark.parametrize('conv', [True, False], ids=['conv', 'linear'])
 def test_an_old_autoencoder_reads_alike(golden, conv):
-  config, params = folder_reader.load_component(golden / 'tiny' / 'base', 'vae')
+  config, params = folders.load_component(golden / 'tiny' / 'base', 'vae')
   old = {}
   for name, tensor in tensor_names.tensors(params).items():
     array = tensor.read()

@@ -12,8 +12,8 @@ from flax import traverse_util
 
 from sdxl_jax.models import clip, layers, unet
 from sdxl_jax.weights import pretrained, safetensors_file
-from sdxl_jax.weights.diffusers import folder_reader
 from sdxl_jax.weights.lora import lora_file, lora_names, merge
+from tests.support import folders
 
 # Full-size lists of the reference, and what we call their dialects.
 LISTS = {
@@ -35,7 +35,7 @@ def full_size():
     {n: pretrained.abstract_params(c) for n, c in zip(nets, configs)}
   )
   names = lora_file.by_net(found)
-  return found, names, lora_names.layout_of(names['unet'])
+  return found, names, lora_names.unet_block_layout(names['unet'])
 
 
 @pytest.fixture
@@ -43,7 +43,7 @@ def base(golden):
   """Fresh for each test: merging spends them."""
   nets = 'unet', 'text_encoder', 'text_encoder_2'
   folder = golden / 'tiny' / 'base'
-  return {n: folder_reader.load_component(folder, n)[1] for n in nets}
+  return {n: folders.load_component(folder, n)[1] for n in nets}
 
 
 @pytest.fixture(params=FILES)
@@ -115,7 +115,7 @@ def rename(dialect, base, tensors):
   names = lora_file.by_net(found)
   known, layout = (
     lora_names.key_prefixes(names),
-    lora_names.layout_of(names['unet']),
+    lora_names.unet_block_layout(names['unet']),
   )
   renamed = {}
   for name, array in tensors.items():
@@ -221,7 +221,7 @@ def test_alpha_beside_the_names_of_diffusers(base, golden, tmp_path):
 def nets(golden):
   """{net: compiled function of its parameters}, on the recorded inputs."""
   recorded = np.load(golden / 'tiny' / 'lora' / 'lora.npz')
-  config = folder_reader.load_config(golden / 'tiny' / 'base', 'unet')
+  config = folders.load_config(golden / 'tiny' / 'base', 'unet')
   sizes = layers.sinusoid(recorded['time_ids'], config.size_embed_dim)
   inputs = (
     recorded['sample'].transpose(0, 2, 3, 1),
@@ -238,9 +238,7 @@ def nets(golden):
       'input_ids_2',
     ),
   ):
-    tower = clip.CLIPText(
-      folder_reader.load_config(golden / 'tiny' / 'base', name)
-    )
+    tower = clip.CLIPText(folders.load_config(golden / 'tiny' / 'base', name))
     applied[name] = jax.jit(
       lambda p, tower=tower, ids=recorded[ids]: tower.apply({'params': p}, ids)
     )

@@ -78,7 +78,7 @@ def test_a_full_size_single_file_as_a_folder(keys, tmp_path, model, folder):
   path = tmp_path / 'a.safetensors'
   headers.sparse(path, read(keys / f'original.sd_xl_{model}_1.0.json'))
   found, expected = ldm_file.open_model(path), folder_reader.open_model(folder)
-  assert found.index == expected.index and found.whole
+  assert found.index == expected.index and found.is_complete
   for name, value in pretrained.SCHEDULER.items():
     assert expected.scheduler[name] == value
   assert found.scheduler == pretrained.SCHEDULER
@@ -101,7 +101,7 @@ def test_bare_full_size_nets(keys, tmp_path, folder):
     for case in (entries, bare, theirs):
       headers.sparse(tmp_path / 'a.safetensors', case)
       found = ldm_file.open_model(tmp_path / 'a.safetensors')
-      assert list(found.openers) == [component] and found.index is None
+      assert list(found.loaders) == [component] and found.index is None
       assert shapes(found.net(component).tensors()) == {
         n: e['shape'] for n, e in theirs.items()
       }
@@ -134,4 +134,4 @@ def test_values():
 def test_a_layer_that_came_after_single_files():
   name = 'time_embedding.cond_proj.weight'
   with pytest.raises(ValueError, match=f'{name}: write a diffusers folder'):
-    ldm_names.table('unet', [name], ldm_names.Layout())
+    ldm_names.table('unet', [name], ldm_names.BlockLayout())
