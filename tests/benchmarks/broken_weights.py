@@ -13,8 +13,7 @@ import time
 
 from absl import app, flags
 
-from sdxl_jax import convert
-from tests.support import golden_sets
+from tests.support import conversions, golden_sets
 from tests.weights import broken_weights_test
 
 
@@ -25,7 +24,7 @@ def main(argv):
     folder = pathlib.Path(folder)
     whole, place = folder / 'whole.safetensors', folder / 'place'
     source = golden_sets.SETS[0] / 'tiny' / 'refiner'
-    convert.convert(source, whole, 'single_file')
+    conversions.run(source, whole, 'single_file')
     place.mkdir()
     data = whole.read_bytes()
     for seed in range(flags.FLAGS.files):

@@ -32,7 +32,7 @@ CONFIGS = {
   'text_encoder': clip.VIT_L,
   'text_encoder_2': clip.VIT_BIGG,
 }
-CONVERT = 'from sdxl_jax import convert; convert.convert'
+CONVERT = 'from sdxl_jax.convert import Source, Target, convert; convert'
 THEIRS = 'x = diffusers.StableDiffusionXLPipeline.from_pretrained'
 # diffusers maps a file of the right type, and reads it when it is used.
 TOUCH = (
@@ -41,9 +41,13 @@ TOUCH = (
 )
 STEPS = {
   'idle': 'import sdxl_jax.convert',
-  'folder > file': f"{CONVERT}('folder', 'a.safetensors', 'single_file')",
-  'file > folder': f"{CONVERT}('a.safetensors', 'back', 'diffusers')",
-  'folder > orbax': f"{CONVERT}('folder', 'orbax', 'orbax')",
+  'folder > file': (
+    f"{CONVERT}(Source('folder'), Target('a.safetensors', 'single_file'))"
+  ),
+  'file > folder': (
+    f"{CONVERT}(Source('a.safetensors'), Target('back', 'diffusers'))"
+  ),
+  'folder > orbax': f"{CONVERT}(Source('folder'), Target('orbax', 'orbax'))",
   'ours': "from sdxl_jax import sample; x = sample.load('folder')",
   'ours, bfloat16': (
     "from sdxl_jax import sample; x = sample.load('folder', 'bfloat16')"

@@ -21,7 +21,7 @@ from sdxl_jax.weights.diffusers import (
   folder_writer,
   tensor_names,
 )
-from sdxl_jax.weights.single_file import ldm_file
+from sdxl_jax.weights.single_file import ldm_writer
 from tests.support import (
   autoencoder_config,
   folders,
@@ -162,7 +162,7 @@ def test_a_single_file_cannot_tell_of_x0(tmp_path):
   told = model.scheduler | {'prediction_type': 'sample'}
   model = dataclasses.replace(model, scheduler=told)
   with pytest.raises(ValueError, match="predicts 'sample', and a single file"):
-    ldm_file.metadata(model, '')
+    ldm_writer.metadata(model, '')
 
 
 @pytest.mark.torch

@@ -38,14 +38,14 @@ def test_names_and_shapes_are_the_published_ones(keys, name, scan):
     config = dataclasses.replace(config, scan_blocks=False)
   published = json.loads((keys / f'diffusers.{name}.json').read_text())
   flat = flat_params(config)
-  slots = tensor_names.locations(flat)
-  assert {n: list(s.shape) for n, s in slots.items()} == {
+  locations = tensor_names.locations(flat)
+  assert {n: list(x.shape) for n, x in locations.items()} == {
     n: entry['shape'] for n, entry in published.items()
   }
   # Every leaf is filled, and every block of every stack exactly once.
-  places = {(slot.path, slot.index) for slot in slots.values()}
-  assert len(places) == len(slots)
-  assert {slot.path for slot in slots.values()} == set(flat)
+  places = {(x.path, x.index) for x in locations.values()}
+  assert len(places) == len(locations)
+  assert {x.path for x in locations.values()} == set(flat)
   assert sum(math.prod(leaf.shape) for leaf in flat.values()) == count
 
 
@@ -120,11 +120,12 @@ def test_leftovers_and_shapes_are_refused():
   tensors = {'conv.weight': np.zeros((8, 4, 3, 3)), 'conv.bias': np.zeros(8)}
 
   def read(changes):
-    found = {k: v for k, v in (tensors | changes).items() if v is not None}
-    found = {
-      name: safetensors_file.from_array(array) for name, array in found.items()
+    published = {
+      name: safetensors_file.from_array(array)
+      for name, array in (tensors | changes).items()
+      if array is not None
     }
-    return tensor_names.from_published(found, target)
+    return tensor_names.from_published(published, target)
 
   assert read({})['conv']['kernel'].shape == (3, 3, 4, 8)
   assert read({'embeddings.position_ids': np.arange(77)})
@@ -142,17 +143,19 @@ def test_leftovers_and_shapes_are_refused():
 def test_a_tensor_under_two_names_is_refused():
   target = {'encoder': {'attentions_0': {'to_q': {'bias': np.zeros(8)}}}}
   old, new = (f'encoder.attentions.0.{n}.bias' for n in ('query', 'to_q'))
-  found = dict.fromkeys([old, new], safetensors_file.from_array(np.zeros(8)))
-  with pytest.raises(ValueError, match=f'{old}: there under another name too'):
-    tensor_names.from_published(found, target)
+  zeros = safetensors_file.from_array(np.zeros(8))
+  with pytest.raises(
+    ValueError, match=f'{old}: also stored under another name'
+  ):
+    tensor_names.from_published({old: zeros, new: zeros}, target)
 
 
-def test_arrays_go_where_the_target_says():
+def test_arrays_get_the_sharding_of_the_target():
   four = device_mesh.make_mesh(1, 4, devices=jax.devices()[:4])
   array = np.arange(64.0, dtype=np.float32).reshape(8, 8)
   shapes = {'conv': {'kernel': jax.ShapeDtypeStruct((8, 8), np.float32)}}
   target = sharding.with_shardings(shapes, four)
-  found = {'conv.weight': safetensors_file.from_array(array.T)}
-  put = tensor_names.from_published(found, target)['conv']['kernel']
+  published = {'conv.weight': safetensors_file.from_array(array.T)}
+  put = tensor_names.from_published(published, target)['conv']['kernel']
   assert {s.data.shape for s in put.addressable_shards} == {(2, 8)}
   np.testing.assert_array_equal(put, array)
