@@ -1,72 +1,85 @@
-"""Files and folders that appear whole or not at all."""
+"""Atomic writes: a file or folder is at its path complete, or not at all."""
 
 import contextlib
 import os
 import pathlib
+import secrets
 import shutil
 
 
 @contextlib.contextmanager
-def atomic_path(path, need=0, overwrite=False, keep=()):
-  """A path to write to, which takes the place of another in the end.
+def atomic_path(path, overwrite=True):
+  """Yields a temporary path in the same folder, renamed to `path` at the end.
 
-  What was begun is removed when anything fails; what was there before stays
-  until all is written.
+  The caller writes a file or a folder to it. If the caller fails, it is removed
+  and `path` stays as it was. Its name is random and ends in '.partial', so that
+  processes and threads that write the same path never share a temporary file,
+  the last one wins, and no reader takes what a killed process has left.
+
+  A symbolic link at `path` is kept, and its target is replaced. A device or a
+  pipe is written directly.
 
   Args:
-    path: of a file or folder.
-    need: bytes that will be written.
-    overwrite: whether a file, or a folder with a model, may be replaced.
-    keep: paths that are still read, and must not be replaced.
+    path: of a file or folder; missing parent folders are made.
+    overwrite: whether a file replaces a file and a folder replaces a folder.
 
   Raises:
-    FileExistsError: for a path that is taken.
-    OSError: where the disk has no room, before anything is written.
+    FileExistsError: if `path` exists and `overwrite` is False.
+    IsADirectoryError, NotADirectoryError: if a file is written where a folder
+      is, or a folder where a file is.
   """
-  path = pathlib.Path(path).absolute()
-  check_free(path, overwrite, keep)
-  path.parent.mkdir(parents=True, exist_ok=True)
-  free = shutil.disk_usage(path.parent).free
-  if free < need:
-    raise OSError(
-      f'{path.parent} has {free / 1e9:.3g} GB left, and {path.name} takes '
-      f'{need / 1e9:.3g} GB: make room, or choose a shorter dtype'
+  if not overwrite and os.path.lexists(path):
+    raise FileExistsError(
+      f'{path} exists: remove it, write elsewhere, or pass --overwrite'
     )
-  partial = path.with_name(f'{path.name}.partial')
-  remove(partial)
+  path = pathlib.Path(os.path.realpath(path))
+  path.parent.mkdir(parents=True, exist_ok=True)
+  if path.exists() and not (path.is_file() or path.is_dir()):
+    yield path
+    return
+  partial = temporary_path(path)
   try:
     yield partial
-    if path.is_dir():
-      old = path.with_name(f'{path.name}.old')
-      remove(old)
-      os.rename(path, old)
-      os.rename(partial, path)
-      remove(old)
+    if partial.is_dir() and path.is_dir():
+      replace_folder(partial, path)
     else:
       os.replace(partial, path)
   finally:
     remove(partial)
 
 
-def check_free(path, overwrite, keep=()):
-  """Raises FileExistsError where a path may not be written to."""
-  path = pathlib.Path(path).absolute()
-  if not os.path.lexists(path):
-    return
-  if not overwrite:
-    raise FileExistsError(
-      f'{path} exists: remove it, write elsewhere, or give --overwrite'
-    )
-  if path.is_dir() and not (path / 'model_index.json').is_file():
-    raise FileExistsError(f'{path} is a folder without a model: remove it')
-  for other in keep:
-    if path.resolve() in [(o := pathlib.Path(other).resolve()), *o.parents]:
-      raise FileExistsError(
-        f'{path} holds {other}, which is read: write elsewhere'
-      )
+def write_bytes(path, data):
+  """Writes a file of bytes atomically."""
+  with atomic_path(path) as partial:
+    partial.write_bytes(data)
+
+
+def write_text(path, text):
+  """Writes a file of text atomically, as UTF-8."""
+  write_bytes(path, text.encode())
+
+
+def temporary_path(path):
+  """Returns an unused hidden name in the folder of `path`."""
+  # File systems limit a name to 255 bytes; a character has at most four.
+  return path.with_name(f'.{path.name[:40]}.{secrets.token_hex(8)}.partial')
+
+
+def replace_folder(new, path):
+  """Moves a folder to the path of another, which is removed."""
+  # No portable call exchanges two folders: for an instant `path` is missing.
+  old = temporary_path(path)
+  os.rename(path, old)
+  try:
+    os.rename(new, path)
+  except OSError:
+    os.rename(old, path)
+    raise
+  remove(old)
 
 
 def remove(path):
+  """Removes a file or a folder, if it exists."""
   if path.is_dir() and not path.is_symlink():
     shutil.rmtree(path)
   else:

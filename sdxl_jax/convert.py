@@ -1,21 +1,25 @@
-"""Convert weights: any format that is known > any other, LoRAs too.
+"""Converts weights from any known format to another, LoRAs included.
 
   python -m sdxl_jax.convert SOURCE TARGET --to diffusers|single_file|orbax|lora
 
-SOURCE is told by looking: a diffusers folder, a single safetensors file, an
-orbax export, a workdir of a run or one of its WORKDIR/checkpoints/STEP. A file
-or folder with a UNet or an autoencoder alone replaces that of --base. TARGET
-appears whole or not at all. --dry_run says what would be read and written.
---lora adds LoRAs to a model. --to lora writes a LoRA file, of another one or of
-the workdir that trained it, in the names of --dialect.
+SOURCE is a diffusers folder, a single safetensors file, an orbax export, the
+workdir of a run or one of its WORKDIR/checkpoints/STEP; its format is detected.
+A file or folder with only a UNet or a VAE replaces that of --base. TARGET is
+written atomically. --dry_run prints what would be read and written. --lora
+merges LoRAs into a model. --to lora writes a LoRA file, from another one or
+from the workdir that trained it, with the key format of --dialect.
 
-What does not come back: metadata of a file, from a folder; and position_ids and
-logit_scale, which nothing reads and which a single file gets anew.
+Not preserved: metadata of a file, in a folder; and position_ids and
+logit_scale, which no net reads and which every single file gets anew.
 """
 
 import dataclasses
 import functools
+import os
 import pathlib
+import shutil
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import tqdm
 from absl import flags
@@ -29,149 +33,238 @@ from sdxl_jax.weights.diffusers import (
   folder_writer,
   tensor_names,
 )
-from sdxl_jax.weights.lora import lora_file, lora_names, merge
-from sdxl_jax.weights.single_file import ldm_file
+from sdxl_jax.weights.lora import lora_file, lora_names, lora_writer, merge
+from sdxl_jax.weights.single_file import ldm_writer
 
 FORMATS = ('diffusers', 'single_file', 'orbax', 'lora')
+FOLDERS = ('diffusers', 'orbax')  # formats that are folders
 DTYPES = ('float32', 'float16', 'bfloat16')
+Say = Callable[[str], Any]  # prints a line for the user
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+  """The weights to convert."""
+
+  path: str | pathlib.Path
+  base: str | pathlib.Path | None = None  # source of nets that `path` lacks
+  average: str = 'ema'  # of a workdir, see run_params.AVERAGES
+  loras: Sequence[str] = ()  # to merge, each as 'FILE' or 'FILE:WEIGHT'
+
+  @property
+  def files(self) -> list[str | pathlib.Path]:
+    """Paths that are read."""
+    loras = [lora_file.parse(spec)[0] for spec in self.loras]
+    return [path for path in (self.path, self.base, *loras) if path]
+
+
+@dataclasses.dataclass(frozen=True)
+class Target:
+  """The file or folder to write."""
+
+  path: str | pathlib.Path
+  to: str  # one of FORMATS
+  dtype: str | None = None  # None: the stored one
+  # 'fp16' or 'bf16', of a diffusers folder: that dtype, and a mark in the
+  # names of its files.
+  variant: str | None = None
+  shard_gb: float = 10.0  # largest file of a diffusers folder
+  title: str = ''  # metadata of a single file or a LoRA file
+  key_format: str = 'kohya'  # of a LoRA file, see lora_names.KEY_FORMATS
+  overwrite: bool = False  # whether a model at `path` may be replaced
 
 
 def convert(
-  source,
-  target,
-  to,
-  *,
-  base=None,
-  average='ema',
-  dtype=None,
-  variant=None,
-  shard_gb=10.0,
-  title='',
-  loras=(),
-  overwrite=False,
-  dry_run=False,
-  say=print,
-):
-  """Writes the model at one path to another, in another format.
+  source: Source, target: Target, dry_run: bool = False, say: Say = print
+) -> None:
+  """Converts a model.
 
   Args:
-    source: see above.
-    target: path of the folder or file to write.
-    to: 'diffusers', 'single_file' or 'orbax'.
-    base: source of the nets that `source` lacks.
-    average: which parameters of a workdir, see pipelines.load.
-    dtype: of what is written; None: as it is stored.
-    variant: 'fp16' or 'bf16', of a diffusers folder: that dtype, and its mark
-      in the names of files.
-    shard_gb: size of a file in a diffusers folder, at most.
-    title: of a single file, in its metadata.
-    loras: LoRA files to add, each as 'FILE' or 'FILE:WEIGHT'.
-    overwrite: whether a model at `target` may be replaced.
-    dry_run: whether nothing is to be written.
-    say: takes a line for the user.
+    source: to read.
+    target: to write, in another format than 'lora'.
+    dry_run: whether to write nothing.
+    say: prints a line.
 
   Raises:
-    ValueError: for weights that are broken or of another kind.
-    OSError: for paths that cannot be read or written.
+    ValueError: if weights are broken, or of another architecture.
+    OSError: if a path cannot be read or written.
   """
-  if variant and (to != 'diffusers' or dtype):
+  # Refuse what cannot be written before anything is read.
+  if target.variant and (target.to != 'diffusers' or target.dtype):
     raise ValueError(
-      f'variant is {variant!r}, which is of diffusers folders and is itself a '
-      'dtype: leave it out, or the other'
+      f'variant is {target.variant!r}, which is of diffusers folders and is '
+      'itself a dtype: leave out the variant, or the other format or dtype'
     )
-  atomic_write.check_free(target, overwrite)
-  model = with_tokenizers(export.open_source(source, base, average))
+  check_target(target, source.files)
+  # Open the model; its tensors are read when they are written.
+  model = with_tokenizers(
+    export.open_source(source.path, source.base, source.average)
+  )
   pretrained.check_complete(model)
-  model = with_loras(model, loras)
-  dtype = folder_reader.VARIANTS[variant] if variant else dtype
+  model = with_loras(model, source.loras)
+  dtype = target.dtype
+  if target.variant:
+    dtype = folder_reader.VARIANTS[target.variant]
   size = describe(model, dtype, say)
-  if to == 'single_file':
-    size = ldm_file.size(model, dtype)
-    ldm_file.metadata(model, title)  # which says what a file cannot tell
-    for note in ldm_file.notes(model):
+  if target.to == 'single_file':
+    size = ldm_writer.size(model, dtype)
+    ldm_writer.metadata(model, target.title)  # raises if it cannot be written
+    for note in ldm_writer.notes(model):
       say(f'note: {note}')
-  say(f'to {target}: {to}, {size / 1e9:.3g} GB')
+  say(f'to {target.path}: {target.to}, {size / 1e9:.3g} GB')
   if dry_run:
     return
-  files_of_loras = [lora_file.parse(spec)[0] for spec in loras]
-  read = [path for path in (source, base, *files_of_loras) if path]
+  # Write.
+  check_disk_space(target.path, size)
   bar = tqdm.tqdm(total=size, unit='B', unit_scale=True)
-  with bar, atomic_write.atomic_path(target, size, overwrite, read) as partial:
-    settings = dict(dtype=dtype, watch=bar.update)
+  atomic = atomic_write.atomic_path(target.path, target.overwrite)
+  with bar, atomic as partial:
     try:
-      if to == 'single_file':
-        ldm_file.save(partial, model, title=title, **settings)
-      elif to == 'orbax':
-        folder_writer.save(partial, model, form='orbax', **settings)
-      else:
-        limit = int(shard_gb * 1e9)
-        settings |= dict(variant=variant, max_shard_bytes=limit)
-        folder_writer.save(partial, model, **settings)
+      save(partial, model, target, bar.update)
     except ValueError as error:
       raise ValueError(f'{model.path}: {error}') from error
-  say(f'wrote {target}')
+  say(f'wrote {target.path}')
 
 
-def with_tokenizers(model):
-  """The model, with the vocabulary that comes with us where it has none."""
-  wanted = [n for c, n in pretrained.TOKENIZERS.items() if c in model.openers]
-  ours = {n: functools.partial(tokenizer.save, name=n) for n in wanted}
-  found = {n: model.tokenizers.get(n, ours[n]) for n in wanted}
-  return dataclasses.replace(model, tokenizers=found)
+def save(
+  path: pathlib.Path,
+  model: pretrained.Model,
+  target: Target,
+  watch: Callable[[int], Any],
+) -> None:
+  """Writes a model to a new path, in the format of the target."""
+  if target.to == 'single_file':
+    ldm_writer.save(path, model, target.dtype, target.title, watch)
+  elif target.to == 'orbax':
+    folder_writer.save(
+      path, model, form='orbax', dtype=target.dtype, watch=watch
+    )
+  else:
+    folder_writer.save(
+      path,
+      model,
+      dtype=target.dtype,
+      variant=target.variant,
+      max_shard_bytes=int(target.shard_gb * 1e9),
+      watch=watch,
+    )
 
 
-def with_loras(model, specs):
-  """The model, with LoRA files added, as 'FILE' or 'FILE:WEIGHT'."""
+def convert_lora(
+  source: Source, target: Target, dry_run: bool = False, say: Say = print
+) -> None:
+  """Converts a LoRA file, or the factors that a workdir trained.
+
+  Key format 'kohya' is read by ComfyUI, AUTOMATIC1111's web UI, kohya's scripts
+  and diffusers; for others see weights/lora/lora_names.py. A file for a model
+  of other sizes than SDXL's needs that model as the source's base.
+
+  Args, Raises: see `convert`.
+  """
+  check_target(target)
+  adapter, shapes = export.open_lora(source.path, source.base, source.average)
+  ranks = sorted({len(factors.down) for factors in adapter.factors.values()})
+  nets = sorted({net for net, _ in adapter.factors})
+  say(
+    f'{source.path}: a LoRA in the names of {adapter.key_format}, '
+    f'{len(adapter.factors):,} layers of {" and ".join(nets)}, rank '
+    f'{" and ".join(map(str, ranks))}'
+  )
+  say(
+    f'to {target.path}: in the names of {target.key_format}, '
+    f'{target.dtype or "types as they are"}'
+  )
+  if dry_run:
+    return
+  title = target.title or pathlib.Path(target.path).stem
+  lora_writer.save(
+    target.path,
+    adapter,
+    shapes,
+    target.key_format,
+    target.dtype,
+    metadata=adapter.metadata | {'modelspec.title': title},
+    overwrite=target.overwrite,
+  )
+  say(f'wrote {target.path}')
+
+
+def check_target(
+  target: Target, inputs: Sequence[str | pathlib.Path] = ()
+) -> None:
+  """Checks that a target may be written.
+
+  Args:
+    target: whose path may exist.
+    inputs: paths that are read, and so must not be replaced.
+
+  Raises:
+    FileExistsError: if the path exists and may not be replaced.
+  """
+  path = pathlib.Path(target.path).absolute()
+  if not os.path.lexists(path):
+    return
+  if not target.overwrite:
+    raise FileExistsError(
+      f'{path} exists: remove it, write elsewhere, or pass --overwrite'
+    )
+  # Only a file, or a folder that holds a model, is replaced by its like.
+  if path.is_dir() and not (path / 'model_index.json').is_file():
+    raise FileExistsError(f'{path} is a folder without a model: remove it')
+  if path.is_dir() != (target.to in FOLDERS):
+    kind = 'folder' if path.is_dir() else 'file'
+    raise FileExistsError(
+      f'{path} is a {kind}, which {target.to} does not replace: remove it, or '
+      'write elsewhere'
+    )
+  for read in map(pathlib.Path, inputs):
+    if path.resolve() in (read.resolve(), *read.resolve().parents):
+      raise FileExistsError(
+        f'{path} holds {read}, which is read: write elsewhere'
+      )
+
+
+def check_disk_space(path: str | pathlib.Path, size: int) -> None:
+  """Raises OSError if a file of `size` bytes does not fit on the disk."""
+  path = pathlib.Path(path).absolute()
+  folder = next(parent for parent in path.parents if parent.exists())
+  free = shutil.disk_usage(folder).free
+  if free < size:
+    raise OSError(
+      f'{folder} has {free / 1e9:.3g} GB left, and {path.name} takes '
+      f'{size / 1e9:.3g} GB: make room, or choose a shorter dtype'
+    )
+
+
+def with_tokenizers(model: pretrained.Model) -> pretrained.Model:
+  """Adds the vocabulary of this package where the model has no tokenizer."""
+  tokenizers = {}
+  for component, name in pretrained.TOKENIZERS.items():
+    if component in model.loaders:
+      ours = functools.partial(tokenizer.save, name=name)
+      tokenizers[name] = model.tokenizers.get(name, ours)
+  return dataclasses.replace(model, tokenizers=tokenizers)
+
+
+def with_loras(
+  model: pretrained.Model, specs: Sequence[str]
+) -> pretrained.Model:
+  """Merges LoRA files, each as 'FILE' or 'FILE:WEIGHT', into a model."""
   if not specs:
     return model
   nets = {name: model.net(name) for name in model.index.components}
   shapes = {n: net.shapes(net.config()) for n, net in nets.items()}
   pairs = [lora_file.parse(spec) for spec in specs]
   loras = [(lora_file.load(file, shapes), weight) for file, weight in pairs]
-  added = {n: merge.merge_published(net, loras) for n, net in nets.items()}
-  openers = {n: functools.partial(lambda net: net, x) for n, x in added.items()}
-  return dataclasses.replace(model, openers=model.openers | openers)
+  loaders = {
+    name: functools.partial(merge.merge_published, net, loras)
+    for name, net in nets.items()
+  }
+  return dataclasses.replace(model, loaders=model.loaders | loaders)
 
 
-def convert_lora(
-  source,
-  target,
-  dialect='kohya',
-  *,
-  base=None,
-  average='ema',
-  dtype=None,
-  title='',
-  overwrite=False,
-  dry_run=False,
-  say=print,
-):
-  """Writes a LoRA file; arguments as `convert` has them.
-
-  Dialect 'kohya' is read by ComfyUI, AUTOMATIC1111's web UI, kohya's scripts
-  and diffusers; for others see weights/lora/lora_names.py. For a file made
-  for a model of other sizes than SDXL's, `base` is that model.
-  """
-  atomic_write.check_free(target, overwrite)
-  made, shapes = export.open_lora(source, base, average)
-  ranks = sorted({len(factors.down) for factors in made.factors.values()})
-  nets = sorted({net for net, _ in made.factors})
-  say(
-    f'{source}: a LoRA in the names of {made.dialect}, {len(made.factors):,} '
-    f'layers of {" and ".join(nets)}, rank {" and ".join(map(str, ranks))}'
-  )
-  say(f'to {target}: in the names of {dialect}, {dtype or "types as they are"}')
-  if dry_run:
-    return
-  told = {'modelspec.title': title or pathlib.Path(target).stem}
-  lora_file.save(
-    *(target, made, shapes, dialect, dtype, made.metadata | told, overwrite)
-  )
-  say(f'wrote {target}')
-
-
-def describe(model, dtype, say):
-  """Says what was recognised; returns the bytes that will be written."""
+def describe(model: pretrained.Model, dtype: str | None, say: Say) -> int:
+  """Prints the contents of a model; returns the bytes that will be written."""
   say(f'{model.path}: {model.kind}')
   total = 0
   for name in model.index.components:
@@ -181,62 +274,59 @@ def describe(model, dtype, say):
     stored = sorted({tensor.dtype.name for tensor in tensors.values()})
     say(
       f'  {name}: {len(tensors):,} tensors, {" and ".join(stored)} > '
-      f'{dtype or "the same"}, from {net.where}'
+      f'{dtype or "the same"}, from {net.location}'
     )
     total += size
-  predicted = model.scheduler['prediction_type']
+  kind = 'refiner' if model.index.refiner else 'base'
   zero_snr = model.scheduler.get('rescale_betas_zero_snr')
   say(
-    f'  {"refiner" if model.index.refiner else "base"}, predicts {predicted}'
-    + ', down to zero SNR' * bool(zero_snr)
+    f'  {kind}, predicts {model.scheduler["prediction_type"]}'
+    f'{", down to zero SNR" if zero_snr else ""}'
   )
-  if model.extras:
-    say(f'  belong to no net: {tensor_names.format_list(list(model.extras))}')
+  if model.unused_tensors:
+    unused = tensor_names.format_list(list(model.unused_tensors))
+    say(f'  belong to no net: {unused}')
   return total
 
 
-def main(args, source, target):
-  if args.to == 'lora':
-    convert_lora(
-      *(source, target, args.dialect),
-      base=args.base,
-      average=args.average,
+def main(args: flags.FlagValues, source: str, target: str) -> None:
+  """Runs the command with its flags and two paths."""
+  run = convert_lora if args.to == 'lora' else convert
+  run(
+    Source(source, args.base, args.average, args.lora),
+    Target(
+      target,
+      args.to,
       dtype=args.dtype,
+      variant=args.variant,
+      shard_gb=args.shard_gb,
       title=args.title,
+      key_format=args.dialect,
       overwrite=args.overwrite,
-      dry_run=args.dry_run,
-    )
-    return
-  convert(
-    source,
-    target,
-    args.to,
-    base=args.base,
-    average=args.average,
-    dtype=args.dtype,
-    variant=args.variant,
-    shard_gb=args.shard_gb,
-    title=args.title,
-    loras=args.lora,
-    overwrite=args.overwrite,
-    dry_run=args.dry_run,
+    ),
+    args.dry_run,
   )
 
 
 if __name__ == '__main__':
   flags.DEFINE_enum('to', None, FORMATS, 'format of TARGET')
-  flags.DEFINE_string('base', None, 'weights, for the nets that SOURCE lacks')
+  flags.DEFINE_string('base', None, 'source of the nets that SOURCE lacks')
   flags.DEFINE_string('average', 'ema', run_params.HELP)
-  flags.DEFINE_enum('dtype', None, DTYPES, 'default: as it is stored')
+  flags.DEFINE_enum('dtype', None, DTYPES, 'to write; default: the stored one')
   flags.DEFINE_enum(
-    'variant', None, folder_reader.VARIANTS, 'of a diffusers folder'
+    'variant',
+    None,
+    folder_reader.VARIANTS,
+    'of a diffusers folder: dtype, and mark in the names of its files',
   )
-  flags.DEFINE_float('shard_gb', 10.0, 'of a file in a folder, at most', 1e-3)
-  flags.DEFINE_string('title', '', 'of a single file; default: its name')
-  flags.DEFINE_multi_string('lora', [], 'FILE or FILE:WEIGHT to add')
-  dialects = lora_names.KEY_FORMATS
-  flags.DEFINE_enum('dialect', 'kohya', dialects, 'names in a LoRA file')
+  flags.DEFINE_float(
+    'shard_gb', 10.0, 'largest file of a diffusers folder', 1e-3
+  )
+  flags.DEFINE_string('title', '', 'in the metadata of a file; default: name')
+  flags.DEFINE_multi_string('lora', [], 'FILE or FILE:WEIGHT to merge')
+  key_formats = lora_names.KEY_FORMATS
+  flags.DEFINE_enum('dialect', 'kohya', key_formats, 'key format of a LoRA')
   flags.DEFINE_bool('overwrite', False, 'replace the model at TARGET')
-  flags.DEFINE_bool('dry_run', False, 'say what would be done, and do nothing')
+  flags.DEFINE_bool('dry_run', False, 'print what would be done, do nothing')
   flags.mark_flag_as_required('to')
   cli.run(main, 'SOURCE', 'TARGET')

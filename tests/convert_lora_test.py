@@ -1,4 +1,4 @@
-"""LoRA files into models, and into the names of other dialects."""
+"""LoRA files merged into models, and converted to other key formats."""
 
 import subprocess
 import sys
@@ -8,48 +8,40 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sdxl_jax import convert
 from sdxl_jax.sampling import pipelines
 from sdxl_jax.weights import safetensors_file
 from sdxl_jax.weights.diffusers import folder_reader
 from sdxl_jax.weights.lora import lora_file
-from tests.support import golden_sets
-from tests.support.conversions import check_same, run, tensors
+from tests.support import folders, golden_sets
+from tests.support.conversions import check_same, run, run_lora, tensors
 
 TINY = golden_sets.SETS[0] / 'tiny'
 BASE = TINY / 'base'
 KOHYA, PEFT = (TINY / 'lora' / f'{n}.safetensors' for n in ('kohya', 'peft'))
 
 
-def run_lora(source, target, *args, **settings):
-  """The lines that a conversion of a LoRA says."""
-  lines = []
-  convert.convert_lora(source, target, *args, say=lines.append, **settings)
-  return '\n'.join(lines)
-
-
 @pytest.mark.parametrize('to', ['diffusers', 'single_file', 'orbax'])
 @pytest.mark.parametrize('loras', [[KOHYA], [KOHYA, f'{PEFT}:-0.5']], ids=len)
 def test_added_to_a_model(tmp_path, close, to, loras):
-  """The same as when they are added to what is loaded."""
+  """Converting merges as loading does."""
   loras = [str(spec) for spec in loras]
   run(BASE, tmp_path / 'merged', to, loras=loras)
-  found = pipelines.load(tmp_path / 'merged').params
-  expected = pipelines.load(BASE, loras=loras).params
-  jax.tree.map(lambda a, b: close(a, b, 1e-6), found, expected)
+  converted = pipelines.load(tmp_path / 'merged').params
+  loaded = pipelines.load(BASE, loras=loras).params
+  jax.tree.map(lambda a, b: close(a, b, 1e-6), converted, loaded)
   plain = pipelines.load(BASE).params
   for net in 'unet', 'text_encoder', 'text_encoder_2':
-    equal = jax.tree.map(np.array_equal, found[net], plain[net])
+    equal = jax.tree.map(np.array_equal, converted[net], plain[net])
     assert not jax.tree.all(equal), net
 
 
 def test_added_and_then_rounded(tmp_path):
   settings = dict(loras=[str(KOHYA)], dtype='bfloat16')
   run(BASE, tmp_path / 'merged', 'diffusers', **settings)
-  _, found = folder_reader.load_component(tmp_path / 'merged', 'unet')
+  _, rounded = folders.load_component(tmp_path / 'merged', 'unet')
   exact = pipelines.load(BASE, loras=[str(KOHYA)]).params['unet']
   ulp = float(jnp.finfo(jnp.bfloat16).eps)
-  for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(exact)):
+  for a, b in zip(jax.tree.leaves(rounded), jax.tree.leaves(exact)):
     np.testing.assert_allclose(a, b, rtol=0.51 * ulp, atol=1e-30)
   stored = folder_reader.open_model(tmp_path / 'merged').net('unet').tensors()
   assert {t.dtype for t in stored.values()} == {jnp.dtype('bfloat16')}
@@ -64,40 +56,40 @@ def test_added_to_a_net_that_lacks_its_layers(tmp_path):
 
 
 def test_there_and_back(tmp_path):
-  """kohya's > itself is every number; > others and back every product."""
+  """kohya to kohya keeps every number; to others and back every product."""
   path = tmp_path / 'a.safetensors'
-  told = run_lora(KOHYA, path, base=BASE)
-  assert 'a LoRA in the names of kohya, ' in told and f'wrote {path}' in told
+  printed = run_lora(KOHYA, path, base=BASE)
+  assert 'a LoRA in the names of kohya, ' in printed
+  assert f'wrote {path}' in printed
   check_same(tensors(path), tensors(KOHYA))
-  given = safetensors_file.load(KOHYA).metadata
   metadata = safetensors_file.load(path).metadata
-  assert given.items() <= metadata.items()
+  assert safetensors_file.load(KOHYA).metadata.items() <= metadata.items()
   assert metadata['modelspec.title'] == 'a'
-  for dialect in 'diffusers', 'diffusers_old', 'kohya_diffusers':
-    other, back = (tmp_path / f'{dialect}{i}.safetensors' for i in (1, 2))
-    run_lora(KOHYA, other, dialect, base=BASE)
+  for key_format in ('diffusers', 'diffusers_old', 'kohya_diffusers'):
+    other, back = (tmp_path / f'{key_format}{i}.safetensors' for i in (1, 2))
+    run_lora(KOHYA, other, key_format, base=BASE)
     run_lora(other, back, base=BASE)
     check_products(back, KOHYA)
   check_same(tensors(back), tensors(KOHYA))  # this one has alphas, too
 
 
-def check_products(found, expected):
+def check_products(path, expected_path):
+  """Asserts that two files have the same factors, alpha multiplied in."""
   shapes = pipelines.load(BASE).params
-  found, expected = (
-    lora_file.load(f, shapes).factors for f in (found, expected)
-  )
-  assert found.keys() == expected.keys()
-  for key, factors in expected.items():
-    np.testing.assert_array_equal(found[key].down, factors.down)
-    scaled = [x.scale * x.up for x in (found[key], factors)]
-    np.testing.assert_array_equal(*scaled)
+  actual = lora_file.load(path, shapes).factors
+  expected = lora_file.load(expected_path, shapes).factors
+  assert actual.keys() == expected.keys()
+  for key, b in expected.items():
+    a = actual[key]
+    np.testing.assert_array_equal(a.down, b.down)
+    np.testing.assert_array_equal(a.scale * a.up, b.scale * b.up)
 
 
 def test_shorter_numbers(tmp_path):
   path = tmp_path / 'half.safetensors'
   run_lora(PEFT, path, 'diffusers', base=BASE, dtype='float16', title='Mine')
-  found, expected = tensors(path), tensors(PEFT)
-  check_same(found, {n: x.astype(np.float16) for n, x in expected.items()})
+  half = {n: x.astype(np.float16) for n, x in tensors(PEFT).items()}
+  check_same(tensors(path), half)
   assert safetensors_file.load(path).metadata['modelspec.title'] == 'Mine'
 
 
@@ -105,8 +97,8 @@ def test_refused(tmp_path):
   target = tmp_path / 'x.safetensors'
   with pytest.raises(ValueError, match='another base model'):
     run_lora(KOHYA, target)  # SDXL itself
-  told = run_lora(KOHYA, target, base=BASE, dry_run=True)
-  assert 'wrote' not in told and not target.exists()
+  printed = run_lora(KOHYA, target, base=BASE, dry_run=True)
+  assert 'wrote' not in printed and not target.exists()
   target.write_text('mine')
   with pytest.raises(FileExistsError, match='--overwrite'):
     run_lora(KOHYA, target, base=BASE)

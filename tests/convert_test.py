@@ -1,4 +1,4 @@
-"""Weights from any format into any other, and what comes back."""
+"""Conversions of weights from any format to any other, and back."""
 
 import json
 import os
@@ -19,8 +19,8 @@ from sdxl_jax.sampling import pipelines
 from sdxl_jax.text import tokenizer
 from sdxl_jax.weights import formats
 from sdxl_jax.weights.diffusers import folder_reader, folder_writer
-from sdxl_jax.weights.single_file import ldm_file, ldm_names
-from tests.support import golden_sets, headers
+from sdxl_jax.weights.single_file import ldm_names, ldm_reader
+from tests.support import folders, golden_sets, headers
 from tests.support.conversions import check_same, run, tensors
 
 TINY = golden_sets.SETS[0] / 'tiny'
@@ -29,8 +29,8 @@ ROOT = pathlib.Path(__file__).parent.parent
 
 
 def read_without_version(path):
-  found = json.loads(path.read_text())
-  return {k: v for k, v in found.items() if k != '_diffusers_version'}
+  value = json.loads(path.read_text())
+  return {k: v for k, v in value.items() if k != '_diffusers_version'}
 
 
 @pytest.fixture(scope='module', params=MODELS)
@@ -61,9 +61,11 @@ def test_folder_and_back(model, way, tmp_path, request):
     copy = tmp_path / 'back' / path.relative_to(TINY / model)
     if 'tokenizer' not in path.parent.name:
       assert read_without_version(copy) == read_without_version(path), path
-  theirs, ours = tokenizer.load(TINY / model), tokenizer.load(tmp_path / 'back')
+  tokenize, tokenize_back = map(
+    tokenizer.load, (TINY / model, tmp_path / 'back')
+  )
   prompts = ['a fox!! naïve', '!', '']
-  np.testing.assert_array_equal(ours(prompts), theirs(prompts))
+  np.testing.assert_array_equal(tokenize_back(prompts), tokenize(prompts))
 
 
 def test_single_file_and_back(single, orbax, tmp_path):
@@ -78,13 +80,12 @@ def test_single_file_and_back(single, orbax, tmp_path):
 def test_all_formats_load_alike(model, single, orbax):
   expected = pipelines.load(TINY / model)
   for path in (single, orbax):
-    found = pipelines.load(path)
-    for field in ('nets', 'scheduler', 'force_zeros', 'size'):
-      ours, theirs = (getattr(p, field) for p in (found, expected))
-      if field == 'scheduler':
-        ours, theirs = ({**x, '_diffusers_version': ''} for x in (ours, theirs))
-      assert ours == theirs
-    jax.tree.map(np.testing.assert_array_equal, found.params, expected.params)
+    loaded = pipelines.load(path)
+    version = {'_diffusers_version': ''}
+    assert loaded.scheduler | version == expected.scheduler | version
+    for field in ('nets', 'force_zeros', 'size'):
+      assert getattr(loaded, field) == getattr(expected, field)
+    jax.tree.map(np.testing.assert_array_equal, loaded.params, expected.params)
 
 
 def test_orbax_onto_a_mesh_and_into_other_forms(orbax):
@@ -98,16 +99,15 @@ def test_orbax_onto_a_mesh_and_into_other_forms(orbax):
   assert kernel.dtype == 'bfloat16'
   folder = TINY / orbax.name
   for scan in (True, False):
-    _, ours = net.load(scan_blocks=scan)
-    _, theirs = folder_reader.load_component(folder, 'unet', scan_blocks=scan)
-    jax.tree.map(np.testing.assert_array_equal, ours, theirs)
+    _, loaded = net.load(scan_blocks=scan)
+    _, expected = folders.load_component(folder, 'unet', scan_blocks=scan)
+    jax.tree.map(np.testing.assert_array_equal, loaded, expected)
 
 
-# What the README tells other projects to do.
 def readme_snippet():
+  """Returns the README's example of reading an export in another project."""
   text = (ROOT / 'README.md').read_text()
-  found = re.search(r'```python\n(import jax.*?)```', text, re.DOTALL)
-  return found[1]
+  return re.search(r'```python\n(import jax.*?)```', text, re.DOTALL)[1]
 
 
 CHECK = """
@@ -120,22 +120,22 @@ print(float(abs(kernel).sum()))
 """
 
 
-def test_others_read_it_with_orbax_alone(tmp_path):
+def test_an_export_is_read_with_orbax_alone(tmp_path):
   path = tmp_path / 'EXPORT'
   run(TINY / 'base', path, 'orbax')
   code = (readme_snippet() + CHECK).replace('EXPORT', str(path))
   flags = '--xla_force_host_platform_device_count=4'
-  found = subprocess.run(
+  done = subprocess.run(
     [sys.executable, '-c', code],
     capture_output=True,
     text=True,
     cwd=tmp_path,
     env=os.environ | {'XLA_FLAGS': flags, 'JAX_PLATFORMS': 'cpu'},
   )
-  assert found.returncode == 0, found.stderr
-  counts, total = found.stdout.splitlines()
+  assert done.returncode == 0, done.stderr
+  counts, total = done.stdout.splitlines()
   assert counts == '4 4'
-  _, params = folder_reader.load_component(TINY / 'base', 'unet')
+  _, params = folders.load_component(TINY / 'base', 'unet')
   kernel = params['mid_block']['resnets_0']['conv1']['kernel']
   np.testing.assert_allclose(float(total), np.abs(kernel).sum(), rtol=1e-5)
 
@@ -153,17 +153,19 @@ def test_dtypes_variants_and_shards(tmp_path):
     run(source, tmp_path / 'd', 'orbax', variant='fp16')
 
 
-def part(single, component, path):
-  """A file of one net of a single file, in the original names alone."""
+def save_doubled(single, component, path):
+  """Writes one net of a single file, doubled, in original names alone."""
   prefix = ldm_names.PREFIXES[component]
-  whole = safetensors.numpy.load_file(single)
-  found = {n: x for n, x in whole.items() if n.startswith(prefix)}
-  bare = {n.removeprefix(prefix): 2 * x for n, x in found.items()}
+  bare = {
+    name.removeprefix(prefix): 2 * array
+    for name, array in safetensors.numpy.load_file(single).items()
+    if name.startswith(prefix)
+  }
   safetensors.numpy.save_file(bare, path)
 
 
-def test_a_net_of_its_own_replaces_that_of_a_base(tmp_path):
-  """In the original names, in diffusers' and as a folder of diffusers."""
+def test_a_single_net_replaces_that_of_a_base(tmp_path):
+  """In original names, in diffusers' names and as a diffusers folder."""
   base = TINY / 'base'
   run(base, tmp_path / 'base.safetensors', 'single_file')
   expected = tensors(base)
@@ -172,17 +174,17 @@ def test_a_net_of_its_own_replaces_that_of_a_base(tmp_path):
       name: 2 * x if name[0] == component else x for name, x in expected.items()
     }
     file = tmp_path / f'{component}.safetensors'
-    part(tmp_path / 'base.safetensors', component, file)
-    theirs = tmp_path / f'{component}.diffusers'
+    save_doubled(tmp_path / 'base.safetensors', component, file)
+    bare_file = tmp_path / f'{component}.diffusers'
     bare = {n: 2 * x for (c, n), x in expected.items() if c == component}
-    safetensors.numpy.save_file(bare, theirs)
+    safetensors.numpy.save_file(bare, bare_file)
     folder = tmp_path / f'{component}.folder'
     shutil.copytree(base / component, folder)
-    shutil.copy(theirs, folder / 'diffusion_pytorch_model.safetensors')
-    for i, source in enumerate((file, theirs, folder)):
+    shutil.copy(bare_file, folder / 'diffusion_pytorch_model.safetensors')
+    for i, source in enumerate((file, bare_file, folder)):
       target = tmp_path / f'{component}{i}'
-      said = run(source, target, 'diffusers', base=base)
-      assert f'{base} for the rest' in said
+      printed = run(source, target, 'diffusers', base=base)
+      assert f'{base} for the rest' in printed
       check_same(tensors(target), doubled)
       assert (target / component / 'config.json').read_bytes()
   with pytest.raises(
@@ -190,7 +192,7 @@ def test_a_net_of_its_own_replaces_that_of_a_base(tmp_path):
   ):
     run(tmp_path / 'vae.folder', tmp_path / 'x', 'diffusers')
   bare = formats.open_model(tmp_path / 'vae.safetensors')
-  with pytest.raises(ValueError, match='8 16 24 24 channels.*give a --base'):
+  with pytest.raises(ValueError, match='8 16 24 24 channels.*pass a --base'):
     bare.net('vae')
   with pytest.raises(ValueError, match='of another net'):
     run(
@@ -202,12 +204,12 @@ def test_a_net_of_its_own_replaces_that_of_a_base(tmp_path):
 
 
 @pytest.mark.parametrize('zero_snr', [False, True])
-def test_what_the_net_predicts(tmp_path, zero_snr):
-  """As ComfyUI tells it, by keys, and by modelspec where no key does."""
+def test_prediction_type(tmp_path, zero_snr):
+  """By the keys that ComfyUI reads, and by modelspec where they are missing."""
   shutil.copytree(TINY / 'refiner', tmp_path / 'v')
   path = tmp_path / 'v' / 'scheduler' / 'scheduler_config.json'
   config = json.loads(path.read_text()) | {'prediction_type': 'v_prediction'}
-  config |= ldm_file.ZERO_SNR if zero_snr else {}
+  config |= ldm_reader.ZERO_SNR if zero_snr else {}
   path.write_text(json.dumps(config))
   file = tmp_path / 'v.safetensors'
   run(tmp_path / 'v', file, 'single_file', title='Mine')
@@ -218,32 +220,29 @@ def test_what_the_net_predicts(tmp_path, zero_snr):
   assert metadata['modelspec.prediction_type'] == 'v'
   assert metadata['modelspec.title'] == 'Mine'
   assert metadata['modelspec.sai_model_spec'] == '1.0.0'
-  ours = json.loads(metadata[ldm_file.OURS])
+  ours = json.loads(metadata[ldm_reader.OURS])
   del ours['scheduler']
-  metadata[ldm_file.OURS] = json.dumps(ours)
+  metadata[ldm_reader.OURS] = json.dumps(ours)
   for key in ('v_pred', 'modelspec.prediction_type'):
     (tmp_path / 'a').write_bytes(headers.build(header, body))
-    found = formats.open_model(tmp_path / 'a').scheduler
-    assert found['prediction_type'] == 'v_prediction'
-    trailing = found.get('timestep_spacing') == 'trailing'
-    assert (
-      found.get('rescale_betas_zero_snr', False)
-      == trailing
-      == (zero_snr and key == 'v_pred')
-    )
+    scheduler = formats.open_model(tmp_path / 'a').scheduler
+    assert scheduler['prediction_type'] == 'v_prediction'
+    is_trailing = scheduler.get('timestep_spacing') == 'trailing'
+    has_zero_snr = scheduler.get('rescale_betas_zero_snr', False)
+    assert is_trailing == has_zero_snr == (zero_snr and key == 'v_pred')
     header.pop(key, None)
     header.pop('ztsnr', None)
   metadata.pop('modelspec.prediction_type')
   (tmp_path / 'a').write_bytes(headers.build(header, body))
-  found = formats.open_model(tmp_path / 'a').scheduler
-  assert found['prediction_type'] == 'epsilon'
+  scheduler = formats.open_model(tmp_path / 'a').scheduler
+  assert scheduler['prediction_type'] == 'epsilon'
 
 
 def test_targets_are_not_lost(tmp_path, monkeypatch):
   source, target = TINY / 'refiner', tmp_path / 'model'
-  said = run(source, target, 'diffusers', dry_run=True)
-  assert 'unet: 780 tensors, float32 > the same' in said
-  assert 'refiner, predicts epsilon' in said and '0.0068 GB' in said
+  printed = run(source, target, 'diffusers', dry_run=True)
+  assert 'unet: 780 tensors, float32 > the same' in printed
+  assert 'refiner, predicts epsilon' in printed and '0.0068 GB' in printed
   assert not list(tmp_path.iterdir())
   run(source, target, 'diffusers', dtype='float16')
   with pytest.raises(FileExistsError, match='model exists: .*--overwrite'):
@@ -261,21 +260,26 @@ def test_targets_are_not_lost(tmp_path, monkeypatch):
     run(source, tmp_path / 'other', 'diffusers', overwrite=True)
   with pytest.raises(FileExistsError, match='model holds .*which is read'):
     run(target / 'vae', target, 'diffusers', base=source, overwrite=True)
-  assert {path.name for path in tmp_path.iterdir()} == {'model', 'other'}
+  with pytest.raises(FileExistsError, match='model is a folder, which single'):
+    run(source, target, 'single_file', overwrite=True)
+  (tmp_path / 'file').touch()
+  with pytest.raises(FileExistsError, match='file is a file, which orbax does'):
+    run(source, tmp_path / 'file', 'orbax', overwrite=True)
+  assert {p.name for p in tmp_path.iterdir()} == {'model', 'other', 'file'}
 
 
 def interrupt(*args):
   raise KeyboardInterrupt
 
 
-def test_no_room_on_the_disk(tmp_path, monkeypatch):
+def test_a_full_disk(tmp_path, monkeypatch):
   usage = shutil.disk_usage(tmp_path)._replace(free=10**6)
   monkeypatch.setattr(shutil, 'disk_usage', lambda path: usage)
   with pytest.raises(OSError, match='has 0.001 GB left, and a takes 0.0068 GB'):
     run(TINY / 'refiner', tmp_path / 'a', 'diffusers')
 
 
-def test_what_is_not_sdxl(tmp_path):
+def test_other_models_are_refused(tmp_path):
   for name, message in (
     ('cond_stage_model.x', 'not SDXL but Stable Diffusion 1 or 2'),
     ('lora_unet_x.lora_up.weight', 'not SDXL but a LoRA'),
@@ -284,7 +288,7 @@ def test_what_is_not_sdxl(tmp_path):
     headers.sparse(tmp_path / 'a', {name: {'shape': [2], 'dtype': 'F32'}})
     with pytest.raises(ValueError, match=message):
       run(tmp_path / 'a', tmp_path / 'b', 'diffusers')
-  with pytest.raises(FileNotFoundError, match='none is not there'):
+  with pytest.raises(FileNotFoundError, match='none does not exist'):
     run(tmp_path / 'none', tmp_path / 'b', 'diffusers')
 
 
@@ -301,13 +305,16 @@ def test_the_command(tmp_path):
   assert again.returncode != 0 and 'SOURCE and TARGET must be' in again.stderr
   target.write_bytes(target.read_bytes()[:-4])
   broken = command(target, tmp_path / 'b', '--to=diffusers')
-  assert 'error: ' in broken.stderr and 'is no whole safet' in broken.stderr
+  assert (
+    'error: ' in broken.stderr
+    and 'truncated or corrupt safetens' in broken.stderr
+  )
   assert 'Traceback' not in broken.stderr
 
 
 @pytest.mark.torch
 def test_diffusers_reads_our_single_file(model, single, tmp_path):
-  """Its own converter of single files finds the same numbers in ours."""
+  """Its own converter of single files reads the same numbers from ours."""
   pytest.importorskip('torch')
   diffusers = pytest.importorskip('diffusers')
   kind = diffusers.StableDiffusionXLPipeline
@@ -320,9 +327,9 @@ def test_diffusers_reads_our_single_file(model, single, tmp_path):
     add_watermarker=False,
   )
   for name in folder_reader.load_model_index(TINY / model).components:
-    found = getattr(loaded, name).state_dict()
+    state = getattr(loaded, name).state_dict()
     expected = tensors(TINY / model / name)
     for (_, key), array in expected.items():
       bare = key.removeprefix('text_model.')
-      theirs = found[key if key in found else bare]
-      np.testing.assert_array_equal(theirs.numpy(), array, key)
+      tensor = state[key if key in state else bare]
+      np.testing.assert_array_equal(tensor.numpy(), array, key)

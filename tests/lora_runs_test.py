@@ -10,14 +10,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sdxl_jax import convert, train
+from sdxl_jax import train
 from sdxl_jax.checkpoints import loading, orbax_checkpoint
 from sdxl_jax.data import images
 from sdxl_jax.models import from_config, lora
 from sdxl_jax.sampling import generation, pipelines, sample_request
 from sdxl_jax.training import tasks
-from sdxl_jax.weights.lora import lora_file, lora_names, merge
-from tests.support import golden_sets, tiny_config
+from sdxl_jax.weights.lora import lora_file, lora_names, lora_writer, merge
+from tests.support import conversions, golden_sets, tiny_config
 
 FILES = [
   folder / 'tiny' / 'lora' / f'{name}.safetensors'
@@ -137,7 +137,7 @@ def test_averages(workdir):
 @pytest.mark.parametrize('dialect', ['kohya', 'diffusers'])
 def test_a_file_of_a_run(base, workdir, loaded, tmp_path, close, dialect):
   path = tmp_path / 'mine.safetensors'
-  convert.convert_lora(workdir, path, dialect)
+  conversions.run_lora(workdir, path, dialect)
   merged = pipelines.load(base, loras=[str(path)]).params
   jax.tree.map(lambda a, b: close(a, b, 1e-6), merged, loaded.params)
   if dialect == 'kohya':
@@ -149,7 +149,7 @@ def test_a_file_of_a_run(base, workdir, loaded, tmp_path, close, dialect):
 
 def test_a_run_without_factors(base, tmp_path):
   with pytest.raises(ValueError, match="'lora' in config.trained"):
-    convert.convert_lora(base, tmp_path / 'x.safetensors')
+    conversions.run_lora(base, tmp_path / 'x.safetensors')
 
 
 def test_command(tmp_path):
@@ -183,7 +183,7 @@ def save_ours(path, dialect):
   tree = lora.init(jax.random.key(0), params, targets)
   tree = jax.tree.map(lambda x: x + 0.1, tree)
   made = merge.from_training(tree, targets)
-  lora_file.save(path, made, params, dialect)
+  lora_writer.save(path, made, params, dialect)
 
 
 @pytest.mark.torch

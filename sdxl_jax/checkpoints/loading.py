@@ -1,9 +1,13 @@
-"""Where parameters come from: published weights, or the workdir of a run.
+"""Loads parameters from pretrained weights, or from the workdir of a run.
 
-A workdir has what its run trained; the rest lies where that run began.
+A workdir has the nets that its run trained; the other nets are loaded from
+where that run started.
 """
 
 import dataclasses
+import pathlib
+from collections.abc import Callable, Collection
+from typing import Any
 
 import jax
 import numpy as np
@@ -11,181 +15,246 @@ from ml_collections import config_dict
 
 from sdxl_jax.checkpoints import orbax_checkpoint, run_params
 from sdxl_jax.distributed import device_mesh, multihost, sharding
-from sdxl_jax.models import from_config, latent_scaling
-from sdxl_jax.weights import formats, lpips_weights
+from sdxl_jax.models import autoencoder_gan, from_config, latent_scaling, sdxl
+from sdxl_jax.weights import formats, lpips_weights, pretrained
 from sdxl_jax.weights.lora import merge
 
 # Fields of a net's config that do not belong to its architecture.
 RUNTIME = ('dtype', 'param_dtype', 'attention', 'remat', 'scan_blocks')
+Source = str | pathlib.Path
+Nets = sdxl.SDXL | autoencoder_gan.AutoencoderGAN
+Tree = dict[str, Any]  # of arrays, or of jax.ShapeDtypeStruct
+Mesh = jax.sharding.Mesh
 
 
-def check_source(folder):
-  """Raises FileNotFoundError for what is no source of weights."""
+def check_source(folder: Source) -> None:
+  """Raises FileNotFoundError for a path without weights."""
   if not formats.is_published(folder):
     orbax_checkpoint.find(folder)
 
 
-def check_published(folder, average):
+def check_published(folder: Source, average: str) -> None:
+  """Raises ValueError if an average is chosen of pretrained weights."""
   if average != 'ema':
     raise ValueError(
-      f'average is {average!r}, but {folder} is no workdir and has no averages '
-      'to choose from: leave it out, or give a workdir'
+      f'average is {average!r}, but {folder} is not a workdir and has no '
+      'averages to choose from: leave it out, or pass a workdir'
     )
 
 
-def saved_config(folder):
-  """The config of a workdir's latest, or of one, checkpoint."""
+def saved_config(folder: Source) -> config_dict.ConfigDict:
+  """Loads the config of one checkpoint, or of a workdir's latest."""
   saved = orbax_checkpoint.read_config(orbax_checkpoint.find(folder))
   return config_dict.ConfigDict(saved)
 
 
-def base_weights(source):
-  """The published weights that a chain of runs started from, or None."""
+def base_weights(source: Source | None) -> Source | None:
+  """Returns the pretrained weights that a chain of runs started from."""
   while source and not formats.is_published(source):
     source = saved_config(source).init_from
   return source or None
 
 
-def with_latent_scaling(config, source):
-  """The config, how its latents are scaled told by who has the autoencoder.
+def with_latent_scaling(
+  config: config_dict.ConfigDict, source: Source
+) -> config_dict.ConfigDict:
+  """Returns the config with latent scaling filled in from the source's VAE.
 
   Args:
-    config: of a run; where its vae.scaling_factor is a number it stays.
-    source: published weights, workdir, checkpoint; '': the autoencoder is new.
+    config: of a run; a vae.scaling_factor that is a number stays.
+    source: pretrained weights, workdir, checkpoint; '': the VAE is new.
 
   Raises:
-    ValueError: where nothing tells the scale of latents that a UNet is to see.
+    ValueError: if a UNet is trained and neither config nor source has the
+      scale of its latents.
   """
   if config.vae.kind != 'kl' or config.vae.scaling_factor is not None:
     return config
+  if not source and config.task == 'autoencoder':
+    return config
   if not source:
-    if config.task == 'autoencoder':
-      return config
     raise ValueError(
-      'config.vae.scaling_factor is None, and no config.init_from tells it: '
-      "give one of them; SDXL's is 0.13025"
+      'config.vae.scaling_factor is None, and no config.init_from has one: '
+      "set either of them; SDXL's is 0.13025"
     )
   if formats.is_published(source):
-    theirs = formats.open_model(source).net('vae').config()
+    vae = formats.open_model(source).net('vae').config()
   else:
-    theirs = from_config.make_model(saved_config(source)).vae
+    vae = from_config.make_model(saved_config(source)).vae
   config = config.copy_and_resolve_references().unlock()
-  config.vae.update(
-    {name: getattr(theirs, name) for name in latent_scaling.FIELDS}
-  )
+  scaling = {name: getattr(vae, name) for name in latent_scaling.FIELDS}
+  config.vae.update(scaling)
   return config.lock()
 
 
-def load_params(source, nets, names, mesh=None, average='ema', memory='device'):
-  """{name: params} of some of the nets, each array straight to its place.
+def load_params(
+  source: Source | None,
+  nets: Nets,
+  names: Collection[str],
+  mesh: Mesh | None = None,
+  average: str = 'ema',
+  memory: str = 'device',
+) -> dict[str, Tree]:
+  """Loads the parameters of some nets, each array directly into its sharding.
 
   Args:
-    source: published weights; workdir of a run or one of its checkpoints, of
-      which the EMA parameters are taken. What that run did not train comes from
-      where it started.
-    nets: diffusion_task.Nets.
+    source: pretrained weights, the workdir of a run, or one of its checkpoints.
+      Nets that the run did not train are loaded from where it started.
+    nets: whose configs the source's must match.
     names: of the nets to load.
-    mesh: where to; the default device without it.
-    average: as `load` has it, of what that run trained.
-    memory: see `sharder`.
+    mesh: of the devices; None: the default device.
+    average: which parameters of a run, see run_params.restore.
+    memory: see make_sharding_fn.
+
+  Returns:
+    {net: tree of arrays}.
 
   Raises:
-    ValueError: where the source's nets are not ours, naming the fields.
-    FileNotFoundError: for no such source, or one that lacks a net.
+    ValueError: if a net of the source has another architecture.
+    FileNotFoundError: if there is no such source, or it lacks a net.
   """
   if not source:
     raise ValueError(
-      f'config.init_from is empty, and {", ".join(names)} must come from '
-      'somewhere: give published weights or a workdir'
+      f'config.init_from is empty, and {", ".join(names)} must be loaded from '
+      'somewhere: pass pretrained weights or a workdir'
     )
-  if formats.is_published(source):
-    check_published(source, average)
-    model = formats.open_model(source)
-    load = lambda name: load_pretrained_net(model, nets, name, mesh, memory)
-    return {name: load(name) for name in names}
+  if not formats.is_published(source):
+    return load_run_params(source, nets, names, mesh, average, memory)
+  check_published(source, average)
+  model = formats.open_model(source)
+  return {
+    name: load_pretrained_net(model, nets, name, mesh, memory) for name in names
+  }
+
+
+def load_run_params(
+  source: Source,
+  nets: Nets,
+  names: Collection[str],
+  mesh: Mesh | None,
+  average: str,
+  memory: str,
+) -> dict[str, Tree]:
+  """Loads nets from a run, and from where it started; see load_params."""
   folder = orbax_checkpoint.find(source)
   config = saved_config(folder)
-  theirs, params = from_config.make_model(config), {}
-  from_here = [name for name in names if name in config.trained]
-  for name in from_here:
-    fields = runtime_fields(nets, name)
-    fields.pop('scan_blocks', None)  # arrays are stacked as they were saved
-    compared = dataclasses.replace(theirs.configs[name], **fields)
-    check_same(name, nets.configs[name], compared, folder)
-  if from_here:
+  trained = [name for name in names if name in config.trained]
+  frozen = [name for name in names if name not in config.trained]
+  params = {}
+  if trained:
+    saved_nets = from_config.make_model(config)
+    for name in trained:
+      fields = runtime_fields(nets, name)
+      fields.pop('scan_blocks', None)  # arrays are stacked as they were saved
+      saved = dataclasses.replace(saved_nets.configs[name], **fields)
+      check_same(name, nets.configs[name], saved, folder)
+    # An offloaded net goes to the host's CPU first, never as a whole to a
+    # device that may not hold it.
     offload = memory != 'device'
-    found = run_params.restore(folder, mesh, from_here, average, offload)
-    for name in from_here:
-      params[name] = cast_params(
-        found.pop(name), nets.configs[name].param_dtype
-      )
+    restored = run_params.restore(folder, mesh, trained, average, offload)
+    for name in trained:
+      dtype = nets.configs[name].param_dtype
+      params[name] = cast_params(restored.pop(name), dtype)
       if offload:
         params[name] = put_params(params[name], make_sharding_fn(mesh, memory))
-  elsewhere = [name for name in names if name not in config.trained]
-  if elsewhere:
-    params |= load_params(
-      config.init_from, nets, elsewhere, mesh, memory=memory
-    )
+  if frozen:
+    params |= load_params(config.init_from, nets, frozen, mesh, memory=memory)
   if 'lora' in config.trained:
-    made = load_trained_lora(folder, config, mesh, average)
-    params = merge.merge(params, [(made.of(params), 1.0)])
+    adapter = load_trained_lora(folder, config, mesh, average)
+    params = merge.merge(params, [(adapter.of(params), 1.0)])
   return params
 
 
-def load_pretrained_net(model, nets, name, mesh, memory='device'):
+def load_pretrained_net(
+  model: pretrained.Model,
+  nets: Nets,
+  name: str,
+  mesh: Mesh | None,
+  memory: str = 'device',
+) -> Tree:
+  """Loads one net of pretrained weights; see load_params."""
   net, fields = model.net(name), runtime_fields(nets, name)
-  check_same(name, nets.configs[name], net.config(**fields), net.where)
-  return net.load(make_sharding_fn(mesh, memory), **fields)[1]
+  check_same(name, nets.configs[name], net.config(**fields), net.location)
+  _, params = net.load(make_sharding_fn(mesh, memory), **fields)
+  return params
 
 
-def load_trained_lora(folder, config, mesh=None, average='ema'):
-  """The lora.Lora of one checkpoint of a run that trained low-rank factors."""
-  nets = from_config.make_model(config)
-  found = run_params.restore(folder, mesh, ['lora'], average)['lora']
-  return merge.from_training(jax.tree.map(multihost.fetch, found), nets.targets)
+def load_trained_lora(
+  folder: pathlib.Path,
+  config: config_dict.ConfigDict,
+  mesh: Mesh | None = None,
+  average: str = 'ema',
+) -> merge.Lora:
+  """Loads the low-rank factors of one checkpoint of a run with this config."""
+  targets = from_config.make_model(config).targets
+  factors = run_params.restore(folder, mesh, ['lora'], average)['lora']
+  return merge.from_training(jax.tree.map(multihost.fetch, factors), targets)
 
 
-def load_lpips(config, nets, mesh):
-  """LPIPS's params from where a config says that they are."""
+def load_lpips(
+  config: config_dict.ConfigDict,
+  nets: autoencoder_gan.AutoencoderGAN,
+  mesh: Mesh | None,
+) -> Tree:
+  """Loads the parameters of LPIPS from the files of config.autoencoder.lpips"""
   paths = config.autoencoder.lpips
   return lpips_weights.load_lpips(paths, nets.lpips, make_sharding_fn(mesh))
 
 
-def cast_params(params, dtype):
+def cast_params(params: Tree, dtype: str) -> Tree:
+  """Casts all arrays to a dtype."""
   return jax.tree.map(lambda x: x.astype(dtype), params)
 
 
-def put_params(params, shard):
-  """Each array where shard(tree of shapes) says."""
-  place = lambda x, there: jax.device_put(np.asarray(x), there.sharding)
-  return jax.tree.map(place, params, shard(params))
+def put_params(params: Tree, shard: Callable[[Tree], Tree]) -> Tree:
+  """Moves arrays to the shardings that `shard` adds to their shapes."""
+
+  def put(x, target):
+    return jax.device_put(np.asarray(x), target.sharding)
+
+  return jax.tree.map(put, params, shard(params))
 
 
-def make_sharding_fn(mesh, memory='device'):
-  """shard(tree of shapes): where arrays go on a mesh, or on one device.
+def make_sharding_fn(
+  mesh: Mesh | None, memory: str = 'device'
+) -> Callable[[Tree], Tree]:
+  """Makes the function that adds shardings to a tree of shapes.
 
-  `memory` is the device's, or the host's from which it fetches: 'pinned_host'.
+  Args:
+    mesh: of the devices; None: the first local one.
+    memory: 'device', or 'pinned_host': the memory of the devices' hosts, from
+      which sharding.fetch copies.
   """
   if mesh is None:
     mesh = device_mesh.make_mesh(devices=jax.local_devices()[:1])
   return lambda target: sharding.with_shardings(target, mesh, memory)
 
 
-def runtime_fields(nets, name):
-  """The fields of a net's config that do not belong to its architecture."""
+def runtime_fields(nets: Nets, name: str) -> dict[str, Any]:
+  """Returns the fields of a net's config that are not of its architecture."""
   config = nets.configs[name]
   return {f: getattr(config, f) for f in RUNTIME if hasattr(config, f)}
 
 
-def check_same(name, ours, theirs, folder):
-  rows = [
-    f'{f.name}: {getattr(ours, f.name)} here, {getattr(theirs, f.name)} there'
-    for f in dataclasses.fields(ours)
-    if getattr(ours, f.name) != getattr(theirs, f.name)
-  ]
+def check_same(
+  name: str, config: Any, saved: Any, location: str | pathlib.Path
+) -> None:
+  """Raises ValueError if a saved net has another config.
+
+  Args:
+    name: of the net.
+    config: dataclass of the net that is wanted.
+    saved: dataclass of the same type.
+    location: of the saved net, for the error.
+  """
+  rows = []
+  for field in dataclasses.fields(config):
+    here, there = getattr(config, field.name), getattr(saved, field.name)
+    if here != there:
+      rows.append(f'{field.name}: {here} here, {there} there')
   if rows:
     raise ValueError(
-      f'{folder} has another {name} than config.{name}:\n  '
+      f'{location} has another {name} than config.{name}:\n  '
       + '\n  '.join(rows)
-      + '\nChange these fields of the config, or take other weights'
+      + '\nChange these fields of the config, or use other weights'
     )

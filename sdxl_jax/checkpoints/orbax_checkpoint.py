@@ -1,23 +1,31 @@
-"""State, data position and config in one orbax checkpoint, saved together."""
+"""Saves State, data position and config together in one orbax checkpoint."""
 
 import pathlib
 import shutil
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
 
 FOLDER = 'checkpoints'
 ITEMS = ('state', 'data', 'config')
+Json = dict[str, Any]
 
 
 class Checkpoints:
-  """The checkpoints of a workdir; saving goes on in the background.
+  """The checkpoints of a workdir, saved in the background and atomically.
 
-  A checkpoint appears whole or not at all: one that a crash cut short is
-  ignored and removed. All processes save and restore their own parts.
+  A checkpoint that a crash interrupted is ignored and removed. All processes
+  save and restore their own parts.
   """
 
-  def __init__(self, workdir, max_to_keep=2, read_only=False):
+  def __init__(
+    self,
+    workdir: str | pathlib.Path,
+    max_to_keep: int = 2,
+    read_only: bool = False,
+  ):
     self.folder = pathlib.Path(workdir).absolute() / FOLDER
     options = ocp.CheckpointManagerOptions(
       max_to_keep=max_to_keep, read_only=read_only
@@ -27,12 +35,12 @@ class Checkpoints:
     )
 
   @property
-  def latest_step(self):
-    """int, or None in a fresh workdir."""
+  def latest_step(self) -> int | None:
+    """The step of the latest checkpoint; None in a fresh workdir."""
     return self._manager.latest_step()
 
-  def check_space(self, state):
-    """Raises OSError unless the disk has room for one more State.
+  def check_space(self, state: Any) -> None:
+    """Raises OSError if the disk has no room for one more State.
 
     Args:
       state: tree of arrays or of their jax.ShapeDtypeStruct.
@@ -45,12 +53,12 @@ class Checkpoints:
         f'takes up to {need / 1e9:.3g} GB. {self._remedy()}'
       )
 
-  def save(self, step, state, data, config):
-    """Saves a State, the data position and the config, both as JSON dicts.
+  def save(self, step: int, state: Any, data: Json, config: Json) -> None:
+    """Saves a State, the data position and the config.
 
     Raises:
-      OSError: where this one or the one before it cannot be written; those
-        that are complete stay.
+      OSError: if this checkpoint or the one before it cannot be written;
+        complete ones stay.
     """
     self.wait()
     self.check_space(state)
@@ -65,19 +73,24 @@ class Checkpoints:
       force=True,
     )
 
-  def restore(self, state):
-    """(State, data position) of the latest step; see `restore`."""
+  def restore(self, state: Any) -> tuple[Any, Json]:
+    """Restores (State, data position) of the latest step; see `restore`."""
     return restore(self.folder / str(self.latest_step), state)
 
-  def wait(self):
-    """Returns when everything is on disk, or raises OSError."""
+  def wait(self) -> None:
+    """Waits until everything is on disk.
+
+    Raises:
+      OSError: if a checkpoint cannot be written.
+    """
     self._try(self._manager.wait_until_finished)
 
-  def close(self):
+  def close(self) -> None:
+    """Waits as `wait` does, and frees the manager."""
     self._try(self._manager.close)
 
-  def _try(self, action, *args, **settings):
-    # Orbax tells of a full disk with a ValueError, or one of many others.
+  def _try(self, action: Callable, *args: Any, **settings: Any) -> None:
+    # orbax raises ValueError, or many other types, when the disk is full.
     try:
       action(*args, **settings)
     except Exception as error:
@@ -86,44 +99,46 @@ class Checkpoints:
         f'{str(error)[:500]}. {self._remedy()}'
       ) from error
 
-  def _remedy(self):
+  def _remedy(self) -> str:
     step = self._manager.latest_step()
-    good = 'no step' if step is None else f'step {step}'
+    last = 'no step' if step is None else f'step {step}'
     return (
-      f'The last good one is that of {good}: make room and run the same '
+      f'The last good one is that of {last}: make room and run the same '
       'command again'
     )
 
 
-def find(source):
-  """The folder of one checkpoint: the source itself, or a workdir's latest."""
+def find(source: str | pathlib.Path) -> pathlib.Path:
+  """Returns the folder of one checkpoint: the source, or a workdir's latest.
+
+  Raises:
+    FileNotFoundError: if there is none.
+  """
   source = pathlib.Path(source).absolute()
   if (source / 'state').is_dir():
     return source
   if not (source / FOLDER).is_dir():
     raise FileNotFoundError(
       f'{source} is no diffusers folder, no single file, no workdir of a '
-      f'training run and none of its {FOLDER}/STEP: check the path'
+      f'training run and no {FOLDER}/STEP in one: check the path'
     )
   checkpoints = Checkpoints(source, read_only=True)
   step = checkpoints.latest_step
   checkpoints.close()
   if step is None:
     raise FileNotFoundError(
-      f'{source} has no checkpoint yet: wait for the first, or give another '
+      f'{source} has no checkpoint yet: wait for the first, or pass another '
       'folder'
     )
   return source / FOLDER / str(step)
 
 
-def read_config(folder):
-  """The config, as a dict, that a checkpoint's run had."""
-  with ocp.Checkpointer(ocp.CompositeCheckpointHandler(*ITEMS)) as reader:
-    args = ocp.args.Composite(config=ocp.args.JsonRestore())
-    return reader.restore(folder, args=args)['config']
+def read_config(folder: pathlib.Path) -> Json:
+  """Reads the config of the run that saved a checkpoint."""
+  return restore_items(folder, {'config': ocp.args.JsonRestore()})['config']
 
 
-def restore(folder, state):
+def restore(folder: pathlib.Path, state: Any) -> tuple[Any, Json]:
   """Restores the State and the data position of a checkpoint.
 
   Args:
@@ -132,10 +147,10 @@ def restore(folder, state):
       than the one that saved; `ocp.PLACEHOLDER` leaves are not read.
 
   Returns:
-    (State, data position as a JSON dict).
+    (State, data position).
 
   Raises:
-    ValueError: where the checkpoint does not fit; it is left as it is.
+    ValueError: if the checkpoint does not match; it is left as it is.
   """
   items = {
     'state': ocp.args.PyTreeRestore(state, restore_args(state)),
@@ -145,7 +160,7 @@ def restore(folder, state):
   return restored['state'], restored['data']
 
 
-def read_shapes(folder):
+def read_shapes(folder: pathlib.Path) -> dict[str, Any]:
   """Reads the shapes of a saved State from the metadata of its checkpoint.
 
   Args:
@@ -156,7 +171,7 @@ def read_shapes(folder):
     dataclasses and tuples, with a jax.ShapeDtypeStruct for each array.
 
   Raises:
-    ValueError: for a checkpoint without readable metadata.
+    ValueError: if the metadata cannot be read.
   """
   try:
     handler = ocp.CompositeCheckpointHandler(
@@ -174,7 +189,12 @@ def read_shapes(folder):
     ) from error
 
 
-def restore_subtree(folder, saved, path, target):
+def restore_subtree(
+  folder: pathlib.Path,
+  saved: dict[str, Any],
+  path: tuple[str | int, ...],
+  target: dict[str, Any],
+) -> dict[str, Any]:
   """Restores the arrays of one node of a saved State, and reads no others.
 
   Args:
@@ -188,8 +208,9 @@ def restore_subtree(folder, saved, path, target):
     {name: tree of arrays}.
 
   Raises:
-    ValueError: where the checkpoint cannot be read.
+    ValueError: if the checkpoint cannot be read.
   """
+  # orbax takes the whole tree, with placeholders for what it shall not read.
   item = jax.tree.map(lambda x: ocp.PLACEHOLDER, saved)
   node = item
   for key in path:
@@ -202,21 +223,28 @@ def restore_subtree(folder, saved, path, target):
   return {name: node[name] for name in target}
 
 
-def restore_items(folder, items):
-  """Restores {item: orbax arguments} of a checkpoint."""
+def restore_items(
+  folder: pathlib.Path, items: dict[str, Any]
+) -> dict[str, Any]:
+  """Restores items of a checkpoint, given as {item: orbax arguments}.
+
+  Raises:
+    ValueError: if they cannot be restored.
+  """
   try:
     with ocp.Checkpointer(ocp.CompositeCheckpointHandler(*ITEMS)) as reader:
-      return reader.restore(folder, args=ocp.args.Composite(**items))
+      restored = reader.restore(folder, args=ocp.args.Composite(**items))
+      return {name: restored[name] for name in items}
   except Exception as error:
     raise ValueError(
       f'checkpoint {folder} cannot be restored ({error}). The run stops rather '
-      'than start over: restore it with the config it was saved with, or give '
+      'than start over: restore it with the config it was saved with, or pass '
       'another workdir'
     ) from error
 
 
-def restore_args(state):
-  """Returns the sharding of each array, which PyTreeRestore needs apart."""
+def restore_args(state: Any) -> Any:
+  """Returns a tree of the arrays' shardings, which PyTreeRestore requires."""
 
   def arg(x):
     if x is ocp.PLACEHOLDER:

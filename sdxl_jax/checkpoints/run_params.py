@@ -4,6 +4,10 @@ Shapes come from the checkpoint's own metadata, and the wanted arrays are chosen
 by their path in the saved State, so neither model nor optimizer is built.
 """
 
+import pathlib
+from collections.abc import Collection
+from typing import Any
+
 import jax
 
 from sdxl_jax.checkpoints import orbax_checkpoint
@@ -16,15 +20,22 @@ HELP = (
   "which parameters of a workdir: 'ema', 'none' (the last ones), or the width "
   'of an EMA reconstructed from snapshots, such as 0.05'
 )
+Path = tuple[str | int, ...]  # of a node in nested dicts and lists
 
 
-def restore(folder, mesh, names, average='ema', offload=False):
+def restore(
+  folder: pathlib.Path,
+  mesh: jax.sharding.Mesh | None,
+  names: Collection[str],
+  average: str = 'ema',
+  offload: bool = False,
+) -> dict[str, Any]:
   """Restores the parameters of some nets from one checkpoint.
 
   Args:
-    folder: pathlib.Path of the checkpoint.
+    folder: of the checkpoint.
     mesh: the devices that get the arrays; None: the first local device.
-    names: nets to restore; they must be among the run's trained ones.
+    names: nets to restore, which the run trained; 'lora' for low-rank factors.
     average: one of AVERAGES, or the width of a reconstructed EMA as a string.
     offload: whether to restore to the host's CPU, for devices with too little
       memory.
@@ -33,53 +44,69 @@ def restore(folder, mesh, names, average='ema', offload=False):
     {net: tree of arrays}.
 
   Raises:
-    ValueError: for an unknown average, a run without EMA or snapshots, or a
-      checkpoint that cannot be read.
+    ValueError: for an unknown average, a run without EMA, snapshots or one of
+      the nets, or a checkpoint that cannot be read.
   """
   if mesh is None or offload:
     devices = jax.local_devices(backend='cpu' if offload else None)
     mesh = device_mesh.make_mesh(devices=devices[:1])
+  width = None if average in AVERAGES else parse_width(average)
   saved = orbax_checkpoint.read_shapes(folder)
-  if average not in AVERAGES:
-    shapes = {name: saved['params'][name] for name in saved['params']}
+  missing = sorted(set(names) - set(saved['params']))
+  if missing:
+    raise ValueError(
+      f'checkpoint {folder} has parameters of {", ".join(saved["params"])}, '
+      f'and none of {", ".join(missing)}: use another checkpoint'
+    )
+  # Snapshots hold all trained nets in one tree.
+  if width is not None:
+    target = sharding.with_shardings(dict(saved['params']), mesh)
     workdir, step = folder.parent.parent, int(folder.name)
-    target = sharding.with_shardings(shapes, mesh)
-    return snapshots.rebuild(workdir, step, parse_width(average), target)
-  path = ('params',) if average == 'none' else ema_path(saved, folder)
+    params = snapshots.rebuild(workdir, step, width, target)
+    return {name: params[name] for name in names}
+  path = ('params',) if average == 'none' else find_ema(saved, folder)
   shapes = {name: subtree(saved, path)[name] for name in names}
   target = sharding.with_shardings(shapes, mesh)
   return orbax_checkpoint.restore_subtree(folder, saved, path, target)
 
 
-def ema_path(saved, folder):
+def find_ema(saved: dict[str, Any], folder: pathlib.Path) -> Path:
   """Returns the path of the first average in the saved State of a run.
 
   orbax saves an ema.transform.EmaState as a dict of its fields, count and
   params, where params is a list with one tree for each average.
+
+  Args:
+    saved: shapes, as orbax_checkpoint.read_shapes returns them.
+    folder: of the checkpoint, for errors.
+
+  Raises:
+    ValueError: if the run kept no EMA.
   """
-  nodes = [('opt_state',)]
-  while nodes:
-    path = nodes.pop(0)
+  paths = [('opt_state',)]
+  while paths:
+    path = paths.pop()
     node = subtree(saved, path)
     if isinstance(node, dict) and set(node) == {'count', 'params'}:
       return (*path, 'params', 0)
-    keys = node if isinstance(node, dict) else range(len(node or ()))
-    children = [(*path, key) for key in keys]
-    nodes += [p for p in children if isinstance(subtree(saved, p), dict | list)]
+    # Depth first, in order: as ema.transform.ema_params searches.
+    if isinstance(node, dict | list):
+      keys = node if isinstance(node, dict) else range(len(node))
+      paths += reversed([(*path, key) for key in keys])
   raise ValueError(
     f"checkpoint {folder} holds no EMA: use average 'none' for the run's last "
     'parameters'
   )
 
 
-def subtree(tree, path):
+def subtree(tree: Any, path: Path) -> Any:
   """Returns the node of nested dicts and lists at a path."""
   for key in path:
     tree = tree[key]
   return tree
 
 
-def parse_width(average):
+def parse_width(average: str) -> float:
   """Parses the width of a reconstructed EMA."""
   try:
     return float(average)

@@ -1,52 +1,62 @@
-"""Which of the formats of published weights lies at a path, told by looking.
+"""Detects the format of the weights at a path, and opens them."""
 
-A further format is a further row of FORMATS.
-"""
-
+import enum
 import pathlib
 
+from sdxl_jax.weights import pretrained
 from sdxl_jax.weights.diffusers import folder_reader
-from sdxl_jax.weights.single_file import ldm_file
-
-# (whether a path is of the format, its published.Model); `base` is a Model
-# whose configs tell what the path does not.
-FORMATS = (
-  (
-    lambda path: (path / 'model_index.json').is_file(),
-    lambda path, base: folder_reader.open_model(path),
-  ),
-  (
-    lambda path: path.is_dir() and folder_reader.part_of(path) is not None,
-    lambda path, base: folder_reader.open_part(path),
-  ),
-  (lambda path: path.is_file(), ldm_file.open_model),
-)
+from sdxl_jax.weights.single_file import ldm_reader
 
 
-def is_published(path):
-  """Whether a path holds published weights, and not a run's workdir."""
+class Format(enum.Enum):
+  """The formats of pretrained weights."""
+
+  DIFFUSERS_FOLDER = enum.auto()  # with safetensors or orbax checkpoints
+  COMPONENT_FOLDER = enum.auto()  # of one net, in the diffusers layout
+  SINGLE_FILE = enum.auto()
+
+
+def detect_format(path: str | pathlib.Path) -> Format | None:
+  """Detects the format at a path from its contents; None: no such weights."""
   path = pathlib.Path(path)
-  return any(fits(path) for fits, _ in FORMATS)
+  if path.is_file():
+    return Format.SINGLE_FILE
+  if (path / 'model_index.json').is_file():
+    return Format.DIFFUSERS_FOLDER
+  if path.is_dir() and folder_reader.component_of(path) is not None:
+    return Format.COMPONENT_FOLDER
+  return None
 
 
-def open_model(path, base=None):
-  """The published.Model at a path; of its weights nothing is read.
+def is_published(path: str | pathlib.Path) -> bool:
+  """Checks whether a path holds pretrained weights, rather than a workdir."""
+  return detect_format(path) is not None
+
+
+def open_model(
+  path: str | pathlib.Path, base: pretrained.Model | None = None
+) -> pretrained.Model:
+  """Opens the weights at a path and reads no tensor data.
 
   Args:
     path: folder of a model or of one of its nets, or a file of either.
-    base: Model of which the rest is taken where a net or more are missing.
+    base: whose configs are used where the path has none.
 
   Raises:
-    FileNotFoundError: where nothing is that we know.
-    ValueError: for what is broken.
+    FileNotFoundError: if the path holds no known format.
+    ValueError: if the weights are broken.
   """
   path = pathlib.Path(path)
-  for fits, open_format in FORMATS:
-    if fits(path):
-      return open_format(path, base)
+  match detect_format(path):
+    case Format.SINGLE_FILE:
+      return ldm_reader.open_model(path, base)
+    case Format.DIFFUSERS_FOLDER:
+      return folder_reader.open_model(path)
+    case Format.COMPONENT_FOLDER:
+      return folder_reader.open_component(path)
+  if not path.exists():
+    raise FileNotFoundError(f'{path} does not exist')
   raise FileNotFoundError(
-    f'{path} is not there'
-    if not path.exists()
-    else f'{path} holds no weights '
-    'that we know: neither model_index.json nor config.json is in it'
+    f'{path} holds no weights of a known format: it has neither '
+    'model_index.json nor config.json'
   )

@@ -1,81 +1,93 @@
-"""The architecture of a net, read off the shapes of its published tensors.
+"""Infers the config of a net from the shapes of its published tensors.
 
-Shapes tell widths and depths. They do not tell into how many heads or groups
-channels are divided: all published SDXL nets, which start at the widths below,
-have heads of 64 channels and 32 groups. A smaller one must be told by a config.
+Shapes determine widths and depths. They do not determine into how many heads or
+groups channels are divided: all published SDXL nets, which start at the widths
+below, have heads of 64 channels and 32 groups. A smaller net needs a config.
 """
 
 import dataclasses
+from collections.abc import Callable
+from typing import Any
 
 from sdxl_jax.models import clip, unet, vae
 from sdxl_jax.weights.diffusers import config_json
 
-HEAD = 64
-NARROWEST = {'unet': 320, 'vae': 128, 'text_encoder': 768}
+HEAD = 64  # channels
+NARROWEST = {'unet': 320, 'vae': 128, 'text_encoder': 768}  # channels
+# (published name) -> the shape of the tensor, or None without such a tensor.
+Shape = Callable[[str], tuple[int, ...] | None]
 
 
-def published(name, shape, told, where):
-  """The config.json, as a dict, of a net that came without one.
+def infer_config_json(
+  name: str,
+  shape: Shape,
+  known_config: dict[str, Any] | None,
+  location: str,
+) -> dict[str, Any]:
+  """Infers the config.json of a net that was published without one.
 
   Args:
     name: of the component.
-    shape: {published name: shape}.get
-    told: the config.json of a net like it, or None.
-    where: it lies, for errors.
+    shape: of each published tensor.
+    known_config: the config.json of a net of the same kind, or None.
+    location: of the net, for errors.
 
   Raises:
-    ValueError: where the shapes are of no net of ours, or of another one than
-      told, or nobody tells what they do not.
+    ValueError: if the shapes are of no net that is implemented, or of another
+      net than `known_config`, or if the head count cannot be inferred and no
+      config is known.
   """
   try:
-    found = FIELDS[name](shape)
+    fields = FIELDS[name](shape)
   except (TypeError, IndexError) as error:
     raise ValueError(
-      f'{where}: tensors of the {name} are missing, or of odd shapes'
+      f'{location}: tensors of the {name} are missing, or have odd shapes'
     ) from error
-  if told is None:
-    return config_json.write(name, guess(name, found, where))
-  config = config_json.read(name, told, where)
-  for field, value in found.items():
+  if known_config is None:
+    return config_json.write(name, guess_config(name, fields, location))
+  # A known config must agree with the shapes.
+  config = config_json.read(name, known_config, location)
+  for field, value in fields.items():
     if getattr(config, field) != value:
       raise ValueError(
-        f'{where}: {field} of the {name} is {value} by the shapes, but '
+        f'{location}: {field} of the {name} is {value} by the shapes, but '
         f'{getattr(config, field)} by its metadata or --base, which are of '
         'another net'
       )
-  return told
+  return known_config
 
 
-def count(shape, pattern):
-  """How many tensors there are, numbered from 0."""
-  found = 0
-  while shape(pattern.format(found)):
-    found += 1
-  return found
+def count(shape: Shape, pattern: str) -> int:
+  """Counts the tensors of a pattern, numbered from 0."""
+  number = 0
+  while shape(pattern.format(number)):
+    number += 1
+  return number
 
 
-def unet_fields(shape):
-  levels = count(shape, 'down_blocks.{}.resnets.0.conv1.weight')
-  down = 'down_blocks.{}.attentions.0.transformer_blocks.{{}}.norm1.weight'
-  depths = [count(shape, down.format(i)) for i in range(levels)]
+def unet_fields(shape: Shape) -> dict[str, Any]:
+  """Infers fields of a UNetConfig."""
+  resnet = 'down_blocks.{}.resnets.0.conv1.weight'
+  block = 'down_blocks.{}.attentions.0.transformer_blocks.{{}}.norm1.weight'
   mid = 'mid_block.attentions.0.transformer_blocks.{}'
-  context = shape(f'{mid.format(0)}.attn2.to_k.weight')[1]
-  width = lambda i: shape(f'down_blocks.{i}.resnets.0.conv1.weight')[0]
+  levels = range(count(shape, resnet))
+  context = shape(f'{mid.format(0)}.attn2.to_k.weight')
   guidance = shape('time_embedding.cond_proj.weight')
   return {
     'in_channels': shape('conv_in.weight')[1],
     'out_channels': shape('conv_out.weight')[0],
-    'block_out_channels': tuple(width(i) for i in range(levels)),
+    'block_out_channels': tuple(shape(resnet.format(i))[0] for i in levels),
     'layers_per_block': count(shape, 'down_blocks.0.resnets.{}.conv1.weight'),
-    'transformer_depth': tuple(depths),
+    'transformer_depth': tuple(count(shape, block.format(i)) for i in levels),
     'mid_transformer_depth': count(shape, f'{mid}.norm1.weight'),
-    'context_dim': context,
+    'context_dim': context[1],
     'vector_dim': shape('add_embedding.linear_1.weight')[1],
     'guidance_embed_dim': guidance[1] if guidance else None,
   }
 
 
-def vae_fields(shape):
+def vae_fields(shape: Shape) -> dict[str, Any]:
+  """Infers fields of a VAEConfig."""
   level = 'encoder.down_blocks.{}.resnets.0.conv1.weight'
   block = 'encoder.down_blocks.0.resnets.{}.conv1.weight'
   levels = range(count(shape, level))
@@ -87,7 +99,8 @@ def vae_fields(shape):
   }
 
 
-def tower_fields(shape):
+def text_encoder_fields(shape: Shape) -> dict[str, Any]:
+  """Infers fields of a CLIPTextConfig."""
   embeddings = 'text_model.embeddings.{}_embedding.weight'
   vocabulary, width = shape(embeddings.format('token'))
   layer = 'text_model.encoder.layers.{}.mlp.fc1.weight'
@@ -105,27 +118,28 @@ def tower_fields(shape):
 FIELDS = {
   'unet': unet_fields,
   'vae': vae_fields,
-  'text_encoder': tower_fields,
-  'text_encoder_2': tower_fields,
+  'text_encoder': text_encoder_fields,
+  'text_encoder_2': text_encoder_fields,
 }
 
 
-def guess(name, fields, where):
-  """The config of a published net with these fields."""
+def guess_config(
+  name: str, fields: dict[str, Any], location: str
+) -> unet.UNetConfig | vae.VAEConfig | clip.CLIPTextConfig:
+  """Completes the fields with those that published nets have in common."""
   widths = fields.get('block_out_channels') or (fields['hidden_size'],)
   narrowest = NARROWEST.get(name, NARROWEST['text_encoder'])
   if min(widths) < narrowest or any(width % HEAD for width in widths):
     raise ValueError(
-      f'{where}: the {name} is {" ".join(map(str, widths))} channels wide, and '
-      'its shapes do not tell its heads and groups, which are known of '
-      f'multiples of {HEAD} from {narrowest} on: give a --base with its '
-      'config.json, or a file that sdxl_jax.convert wrote'
+      f'{location}: the {name} is {" ".join(map(str, widths))} channels wide, '
+      'and its numbers of heads and groups can be inferred only for multiples '
+      f'of {HEAD} from {narrowest} on: pass a --base with its config.json, or '
+      'a file that sdxl_jax.convert wrote'
     )
+  heads = tuple(width // HEAD for width in widths)
   if name == 'unet':
-    heads = tuple(width // HEAD for width in widths)
     return dataclasses.replace(unet.BASE, **fields, num_heads=heads)
   if name == 'vae':
     return vae.VAEConfig(**fields)
-  like = clip.VIT_L if name == 'text_encoder' else clip.VIT_BIGG
-  heads = widths[0] // HEAD
-  return dataclasses.replace(like, **fields, num_attention_heads=heads)
+  published = clip.VIT_L if name == 'text_encoder' else clip.VIT_BIGG
+  return dataclasses.replace(published, **fields, num_attention_heads=heads[0])

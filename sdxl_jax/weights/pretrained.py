@@ -1,22 +1,28 @@
-"""A model as it is published, wherever it lies: names now, numbers when asked.
+"""A pretrained model, loaded lazily: names and shapes at once, data on demand.
 
-Whatever is read becomes a Model, and whatever is written is made of one.
+Every format is read into a Model, and every format is written from one.
 """
 
 import dataclasses
 import functools
 import pathlib
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from sdxl_jax.models import clip, unet, vae
+from sdxl_jax.weights import safetensors_file
 from sdxl_jax.weights.diffusers import config_json, tensor_names
+
+NetConfig = unet.UNetConfig | vae.VAEConfig | clip.CLIPTextConfig
+Tensors = dict[str, safetensors_file.LazyTensor]
+Tree = dict[str, Any]  # of arrays, or of jax.ShapeDtypeStruct
 
 COMPONENTS = ('unet', 'vae', 'text_encoder', 'text_encoder_2')
 TOKENIZERS = {'text_encoder': 'tokenizer', 'text_encoder_2': 'tokenizer_2'}
-# Of the published SDXL, base and refiner: scheduler_config.json.
+# scheduler_config.json of the published SDXL, base and refiner.
 SCHEDULER = {
   '_class_name': 'EulerDiscreteScheduler',
   'num_train_timesteps': 1000,
@@ -38,149 +44,161 @@ SCHEDULER = {
 
 @dataclasses.dataclass(frozen=True)
 class ModelIndex:
-  """What model_index.json says of the model."""
+  """The facts of model_index.json."""
 
-  refiner: bool  # one text tower, and an aesthetic score for the target size
+  refiner: bool  # one text encoder; an aesthetic score for the target size
   force_zeros: bool  # zeros instead of an encoded '' without negative prompt
-  inpainting: bool = False  # its UNet sees a mask
+  inpainting: bool = False  # the mask is an input of the UNet
 
   @property
-  def components(self):
+  def components(self) -> list[str]:
     """Names of the nets that the model consists of."""
     return [n for n in COMPONENTS if n != 'text_encoder' or not self.refiner]
 
 
 @dataclasses.dataclass(frozen=True)
 class Net:
-  """A net whose numbers are not read yet."""
+  """A net whose parameters are read on demand."""
 
   name: str
-  published: dict  # its config.json
-  where: str  # it lies, for errors
-  read: Callable[[], dict]  # () -> {published name: Tensor}
-  # (target) -> params, where they are stored as a tree of ours.
-  restore: Callable | None = None
+  published: dict[str, Any]  # its config.json
+  location: str  # for errors
+  read: Callable[[], Tensors] | None  # opens {published name: tensor}
+  # (target) -> params, where they are stored as a tree of our own.
+  restore: Callable[[Tree], Tree] | None = None
 
-  def config(self, **fields):
-    """Our config, some of its fields replaced: dtype, param_dtype, remat."""
-    config = config_json.read(self.name, self.published, self.where)
+  def config(self, **fields: Any) -> NetConfig:
+    """Returns our config, with fields replaced: dtype, param_dtype, remat."""
+    config = config_json.read(self.name, self.published, self.location)
     return dataclasses.replace(config, **fields)
 
-  def tensors(self):
-    """{published name of today: Tensor} of all that the net consists of."""
-    return self._named(tensor_names.match_to_model, self.shapes(self.config()))
+  def tensors(self) -> Tensors:
+    """Opens {canonical published name: tensor} of all that the net has."""
+    return self._convert(
+      tensor_names.match_to_model, self.shapes(self.config())
+    )
 
-  def shapes(self, config):
-    """The tree of shapes and dtypes of the net, stacked as the config says."""
+  def shapes(self, config: NetConfig) -> Tree:
+    """Returns the tree of shapes of the net, stacked as the config asks."""
     try:
       return abstract_params(config)
-    except Exception as error:  # a layer's own, of any kind
+    except Exception as error:  # a layer's own, of any type
       reason = ' '.join(str(error).split())[:200]
       raise ValueError(
-        f'{self.where}: no net can be built as its config says ({reason})'
+        f'{self.location}: no net can be built from its config ({reason})'
       ) from error
 
-  def load(self, shard=lambda target: target, **fields):
-    """(config, params), each array straight to its place.
+  def load(
+    self, shard: Callable[[Tree], Tree] = lambda target: target, **fields: Any
+  ) -> tuple[NetConfig, Tree]:
+    """Loads (config, params), each array directly into its sharding.
 
     Args:
-      shard: gives the leaves of a tree of jax.ShapeDtypeStruct the shardings
-        that their arrays are to have; without one they stay in numpy.
-      **fields: of the config; numbers are cast to its param_dtype.
+      shard: adds to the leaves of a tree of jax.ShapeDtypeStruct the shardings
+        that their arrays get; arrays without one stay in numpy.
+      **fields: of the config; arrays are cast to its param_dtype.
     """
     config = self.config(**fields)
     target = shard(self.shapes(config))
     if self.restore:
       return config, self.restore(target)
-    return config, self._named(tensor_names.from_published, target)
+    return config, self._convert(tensor_names.from_published, target)
 
-  def _named(self, convert, target):
+  def _convert(self, convert, target):
     try:
       return convert(self.read(), target)
     except ValueError as error:
-      raise ValueError(f'{self.where}: {error}') from None
+      raise ValueError(f'{self.location}: {error}') from None
 
 
 @dataclasses.dataclass(frozen=True)
 class Model:
-  """What lies in a folder or a file."""
+  """The contents of a folder or a file of pretrained weights."""
 
   kind: str  # the format, in words
   path: pathlib.Path
-  openers: dict[str, Callable[[], Net]]  # by component
+  loaders: dict[str, Callable[[], Net]]  # by component
   index: ModelIndex | None  # None: only parts of a model
-  scheduler: dict  # as in scheduler_config.json; of parts, what they tell
-  # What writes each into a folder that it makes.
+  scheduler: dict[str, Any]  # scheduler_config.json; of parts, what is known
+  # (path): writes one of pretrained.TOKENIZERS into a new folder.
   tokenizers: dict[str, Callable] = dataclasses.field(default_factory=dict)
   metadata: dict[str, str] = dataclasses.field(default_factory=dict)
-  # Tensors that belong to no net.
-  extras: dict = dataclasses.field(default_factory=dict)
+  unused_tensors: Tensors = dataclasses.field(default_factory=dict)
 
-  def net(self, name):
-    """The Net of a component.
+  def net(self, name: str) -> Net:
+    """Opens the net of a component.
 
     Raises:
-      FileNotFoundError: where the model lacks it.
+      FileNotFoundError: if the model lacks it.
     """
-    if name not in self.openers:
+    if name not in self.loaders:
       raise FileNotFoundError(
-        f'{self.path} has only {" and ".join(self.openers)}, no {name}: make a '
-        'whole model of it, python -m sdxl_jax.convert FILE TARGET --base DIR'
+        f'{self.path} has only {" and ".join(self.loaders)}, no {name}: '
+        'complete it, python -m sdxl_jax.convert FILE TARGET --base DIR'
       )
-    return self.openers[name]()
+    return self.loaders[name]()
 
   @property
-  def whole(self):
-    return self.index is not None and set(self.openers) == set(
+  def is_complete(self) -> bool:
+    """Whether the model has all the nets of its kind."""
+    return self.index is not None and set(self.loaders) == set(
       self.index.components
     )
 
   @property
-  def sample_size(self):
-    """Side in latents of the pictures that the UNet was made for."""
+  def sample_size(self) -> int:
+    """Side in latents of the images that the UNet was trained for."""
     return self.net('unet').published.get('sample_size', 128)
 
 
-def check_complete(model):
-  """Raises FileNotFoundError for a model that lacks nets."""
-  wanted = model.index.components if model.index else COMPONENTS
-  for name in wanted:
-    if name not in model.openers:
+def check_complete(model: Model) -> None:
+  """Raises FileNotFoundError if a model lacks one of its nets."""
+  names = model.index.components if model.index else COMPONENTS
+  for name in names:
+    if name not in model.loaders:
       model.net(name)
 
 
-def join(parts, base):
-  """The Model of some nets, and of the nets of another model."""
+def join(parts: Model, base: Model) -> Model:
+  """Completes some nets with the other nets of another model.
+
+  Raises:
+    ValueError: if one is a base and the other a refiner.
+    FileNotFoundError: if the base lacks nets itself.
+  """
   if parts.index and parts.index.refiner != base.index.refiner:
     kinds = {True: 'refiner', False: 'base'}
     raise ValueError(
       f'{parts.path} is of a {kinds[parts.index.refiner]} and {base.path} of a '
-      f'{kinds[base.index.refiner]}: give a --base of the same kind'
+      f'{kinds[base.index.refiner]}: pass a --base of the same kind'
     )
-  strange = set(parts.openers) - set(base.index.components)
-  if strange:
+  surplus = set(parts.loaders) - set(base.index.components)
+  if surplus:
     raise ValueError(
-      f'{parts.path} has a {strange.pop()}, but {base.path} is a refiner, '
-      'which has none: give another --base'
+      f'{parts.path} has a {surplus.pop()}, but {base.path} is a refiner, '
+      'which has none: pass another --base'
     )
   check_complete(base)
+  # The parts come first; the base fills in.
   index = parts.index or base.index
-  openers = base.openers | parts.openers
+  loaders = base.loaders | parts.loaders
   return dataclasses.replace(
     base,
     kind=f'{parts.kind}, and {base.path} for the rest',
     path=parts.path,
     index=index,
-    openers={name: openers[name] for name in index.components},
+    loaders={name: loaders[name] for name in index.components},
     scheduler=base.scheduler | parts.scheduler,
     tokenizers=base.tokenizers | parts.tokenizers,
     metadata=parts.metadata,
-    extras=parts.extras,
+    unused_tensors=parts.unused_tensors,
   )
 
 
-def from_params(name, config, restore):
-  """The Net of a tree of ours.
+def from_params(
+  name: str, config: NetConfig, restore: Callable[[Tree], Tree]
+) -> Net:
+  """Makes the Net of a tree of our own.
 
   Args:
     name: of the component.
@@ -191,27 +209,27 @@ def from_params(name, config, restore):
   return Net(
     name=name,
     published=config_json.write(name, config),
-    where=name,
+    location=name,
     read=lambda: tensor_names.lazy(target, lambda: restore(target)),
     restore=restore,
   )
 
 
 @functools.cache  # tracing a net takes seconds
-def abstract_params(config):
-  """The tree of shapes and dtypes of the net that a config describes."""
+def abstract_params(config: NetConfig) -> Tree:
+  """Returns the tree of shapes and dtypes of the net of a config."""
   if isinstance(config, unet.UNetConfig):
+    net = unet.UNet(config)
     inputs = (
       jnp.zeros((1, 8, 8, config.in_channels)),
       jnp.zeros(1),
       jnp.zeros((1, 77, config.context_dim)),
       jnp.zeros((1, config.vector_dim)),
     )
-    net = unet.UNet(config)
   elif isinstance(config, clip.CLIPTextConfig):
-    ids = jnp.zeros((1, config.max_position_embeddings), jnp.int32)
-    inputs, net = (ids,), clip.CLIPText(config)
+    net = clip.CLIPText(config)
+    inputs = (jnp.zeros((1, config.max_position_embeddings), jnp.int32),)
   else:
-    inputs = (jnp.zeros((1, 64, 64, config.in_channels)),)
     net = vae.make_vae(config)
+    inputs = (jnp.zeros((1, 64, 64, config.in_channels)),)
   return jax.eval_shape(net.init, jax.random.key(0), *inputs).get('params', {})

@@ -1,21 +1,27 @@
-"""safetensors files: checked when opened, read and written tensor by tensor.
+"""Reads and writes safetensors files, tensor by tensor.
 
-Format: length of the header (uint64), header (JSON), the tensors' bytes. Bytes
-are read and written plainly: a file that is mapped counts as memory in use, and
-one written by the library is first held whole. Files come from strangers, so a
-header is checked to the last offset before anything is read by it.
+Format: length of the header (uint64), header (JSON), the tensors' bytes.
+
+The library is not used, because its save_file holds all tensors in memory at
+once, its mapped files count as memory in use, and files come from strangers:
+here a header is checked to the last offset before a tensor is read.
 """
 
 import dataclasses
+import functools
 import json
 import math
 import os
 import pathlib
 import struct
 from collections.abc import Callable
+from typing import Any, BinaryIO
 
 import ml_dtypes
 import numpy as np
+import numpy.typing as npt
+
+from sdxl_jax.weights import checked_cast
 
 DTYPES = {
   'F64': np.dtype('<f8'),
@@ -35,16 +41,21 @@ DTYPES = {
   'BOOL': np.dtype('?'),
 }
 CODES = {dtype: code for code, dtype in DTYPES.items()}
-FLOATING = [DTYPES[c] for c in DTYPES if c.startswith(('F', 'BF'))]
-MAX_HEADER = 100 * 10**6  # bytes, as the library has it
-MAX_NAME = 300  # letters
-BLOCK = 2**20  # numbers that are cast and checked at once
-PICKLES = (b'PK\x03\x04', b'\x80\x02', b'\x80\x03', b'\x80\x04', b'\x80\x05')
+MAX_HEADER = 100 * 10**6  # bytes; the limit of the library
+MAX_NAME = 300  # characters
+# The first bytes of a zip archive and of pickle protocols 2 to 5.
+PICKLE_MAGIC = (
+  b'PK\x03\x04',
+  b'\x80\x02',
+  b'\x80\x03',
+  b'\x80\x04',
+  b'\x80\x05',
+)
 
 
 @dataclasses.dataclass(frozen=True)
-class Tensor:
-  """A tensor that is not read yet."""
+class LazyTensor:
+  """The shape and dtype of a tensor, whose data is read on demand."""
 
   shape: tuple[int, ...]
   dtype: np.dtype
@@ -53,32 +64,29 @@ class Tensor:
 
 @dataclasses.dataclass(frozen=True)
 class TensorFile:
-  """What a safetensors file holds."""
+  """The tensors and the metadata of a safetensors file."""
 
   path: pathlib.Path
-  tensors: dict[str, Tensor]
+  tensors: dict[str, LazyTensor]
   metadata: dict[str, str]
 
 
-def from_array(array):
-  """The Tensor of an array that is there already."""
-  return Tensor(array.shape, array.dtype, lambda: array)
+def from_array(array: np.ndarray) -> LazyTensor:
+  """Wraps an array that is in memory."""
+  return LazyTensor(array.shape, array.dtype, lambda: array)
 
 
-def is_floating(dtype):
-  return np.dtype(dtype) in FLOATING
-
-
-def load(path):
-  """The TensorFile of a path; of its tensors nothing is read.
+def load(path: str | pathlib.Path) -> TensorFile:
+  """Opens a file and checks its header; reads no tensor data.
 
   Raises:
-    FileNotFoundError: for no such file.
-    ValueError: for one that is broken or of another kind, in one line.
+    FileNotFoundError: if there is no such file.
+    ValueError: in one line, if the file is corrupt or of another format.
   """
   path = pathlib.Path(path)
   if not path.is_file():
-    raise FileNotFoundError(f'{path} is not there, or no file')
+    raise FileNotFoundError(f'{path} does not exist, or is not a file')
+  # Check all that the header claims before anything relies on it.
   try:
     with path.open('rb') as file:
       header, start, size = read_header(file)
@@ -89,78 +97,84 @@ def load(path):
   except (ValueError, RecursionError) as error:
     reason = str(error).splitlines()[0][:500]
     raise ValueError(
-      f'{path} is no whole safetensors file ({reason}): copy it again'
+      f'{path} is a truncated or corrupt safetensors file ({reason}): '
+      're-download it'
     ) from None
-  except Pickle:
+  except PickleError:
     raise ValueError(
-      f'{path} is a pickle, and loading one may run any program inside: ask '
-      'for the .safetensors of this model, or, where nothing can be harmed, '
-      'load it with torch.load(weights_only=True) and save its tensors with '
+      f'{path} is a pickle, and loading a pickle can run any program: use the '
+      '.safetensors of this model, or, where nothing can be harmed, load it '
+      'with torch.load(weights_only=True) and save its tensors with '
       'safetensors.torch.save_file'
     ) from None
-  tensors = {
-    name: Tensor(shape, dtype, reader(path, dtype, shape, start + begin))
-    for name, (dtype, shape, begin, _) in entries.items()
-  }
+  tensors = {}
+  for name, (dtype, shape, begin, _) in entries.items():
+    read = functools.partial(read_array, path, dtype, shape, start + begin)
+    tensors[name] = LazyTensor(shape, dtype, read)
   return TensorFile(path, tensors, metadata)
 
 
-class Pickle(Exception):
-  """The file is no safetensors file but a pickle."""
+class PickleError(Exception):
+  """Signals that a file is a pickle."""
 
 
-def read_header(file):
-  """(header, where the bytes begin, where they end) of an open file."""
+def read_header(file: BinaryIO) -> tuple[dict[str, Any], int, int]:
+  """Reads the header of an open file: (header, its end, the file's size)."""
   size = os.fstat(file.fileno()).st_size
   head = file.read(8)
-  if head.startswith(PICKLES):
-    raise Pickle
+  if head.startswith(PICKLE_MAGIC):
+    raise PickleError
   if len(head) < 8:
-    raise ValueError(f'it has {size} bytes')
+    raise ValueError(f'file has {size} bytes')
   (length,) = struct.unpack('<Q', head)
   if length > min(size - 8, MAX_HEADER):
     raise ValueError(f'a header of {length} bytes in a file of {size}')
   header = json.loads(
     file.read(length).decode(),
-    object_pairs_hook=unique,
+    object_pairs_hook=to_unique_dict,
     parse_constant=refuse_constant,
   )
   if not isinstance(header, dict):
-    raise ValueError('its header is no object')
+    raise ValueError('header is not a JSON object')
   return header, 8 + length, size
 
 
-def unique(pairs):
-  """A JSON object whose names differ; a second one would hide the first."""
-  found = dict(pairs)
-  if len(found) < len(pairs):
+def to_unique_dict(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+  """Builds a JSON object and refuses a repeated key, which would hide one."""
+  unique = dict(pairs)
+  if len(unique) < len(pairs):
     names = [name for name, _ in pairs]
-    twice = next(n for n in names if names.count(n) > 1)
-    raise ValueError(f'{twice[:MAX_NAME]!r} is there twice')
-  return found
+    repeated = next(n for n in names if names.count(n) > 1)
+    raise ValueError(f'{repeated[:MAX_NAME]!r} is in the header twice')
+  return unique
 
 
-def refuse_constant(text):
-  raise ValueError(f'{text} in its header')
+def refuse_constant(text: str) -> None:
+  """Refuses NaN and Infinity, which are not JSON."""
+  raise ValueError(f'{text} in the header')
 
 
-def check_metadata(metadata):
+def check_metadata(metadata: Any) -> None:
+  """Checks that metadata is {str: str}."""
   if not isinstance(metadata, dict) or not all(
     isinstance(value, str) for value in metadata.values()
   ):
-    raise ValueError('its metadata are not texts by name')
+    raise ValueError('metadata does not consist of strings by name')
 
 
-def check_entry(name, entry):
-  """(dtype, shape, begin, end) of a tensor's entry in the header."""
+def check_entry(name: str, entry: Any) -> tuple[np.dtype, tuple, int, int]:
+  """Checks a tensor's header entry; returns (dtype, shape, begin, end)."""
   if not 0 < len(name) <= MAX_NAME or not name.isprintable():
-    raise ValueError(f'a tensor has the odd name {name[:MAX_NAME]!r}')
-  fields = {'dtype', 'shape', 'data_offsets'}
-  if not isinstance(entry, dict) or set(entry) != fields:
-    raise ValueError(f'{name} is not told by {sorted(fields)}')
+    raise ValueError(f'a tensor has the invalid name {name[:MAX_NAME]!r}')
+  fields = ['dtype', 'shape', 'data_offsets']
+  if not isinstance(entry, dict) or set(entry) != set(fields):
+    raise ValueError(
+      f'the header entry of {name} must have exactly the keys '
+      f'{", ".join(fields)}'
+    )
   dtype, shape = entry['dtype'], entry['shape']
   if not isinstance(dtype, str) or dtype not in DTYPES:
-    raise ValueError(f'{name} has the dtype {str(dtype)[:50]!r}')
+    raise ValueError(f'{name} has the unknown dtype {str(dtype)[:50]!r}')
   for numbers in (shape, entry['data_offsets']):
     if not isinstance(numbers, list) or not all(
       type(n) is int and 0 <= n < 2**63 for n in numbers
@@ -175,116 +189,94 @@ def check_entry(name, entry):
   return dtype, tuple(shape), begin, end
 
 
-def check_ends(entries, size):
-  """Each tensor begins where another ends, the last one at the file's end."""
+def check_ends(entries: dict[str, tuple], size: int) -> None:
+  """Checks that tensors follow one another and fill the file."""
   last = 0
   for name, (_, _, begin, end) in sorted(
     entries.items(), key=lambda item: item[1][2:]
   ):
     if begin != last:
-      what = 'overlaps another' if begin < last else 'leaves a gap before it'
-      raise ValueError(f'{name} {what}: it begins at {begin}, not {last}')
+      fault = 'overlaps another' if begin < last else 'leaves a gap before it'
+      raise ValueError(f'{name} {fault}: it begins at {begin}, not {last}')
     last = end
   if last != size:
-    raise ValueError(f'{size} bytes of tensors where {last} are told of')
-
-
-def reader(path, dtype, shape, offset):
-  """read() of a tensor of a file."""
-
-  def read():
-    need = math.prod(shape) * dtype.itemsize
-    data = np.empty(need, np.uint8)
-    with path.open('rb', buffering=0) as file:
-      file.seek(offset)
-      view = memoryview(data)
-      while len(view):
-        count = file.readinto(view)
-        if not count:
-          raise ValueError(f'{path} has become shorter: copy it again')
-        view = view[count:]
-    return data.view(dtype).reshape(shape)
-
-  return read
-
-
-def blocks(name, array, dtype):
-  """Parts of an array along its first axis, cast and checked.
-
-  Raises:
-    ValueError: for a number that is not finite, or no more in the new dtype.
-  """
-  array = array.reshape(1) if array.ndim == 0 else array
-  rows = max(1, BLOCK // max(1, math.prod(array.shape[1:])))
-  for i in range(0, len(array), rows):
-    part = array[i : i + rows]
-    with np.errstate(over='ignore', invalid='ignore'):
-      cast = np.ascontiguousarray(part, dtype)
-    if is_floating(dtype) and not np.isfinite(cast).all():
-      check_finite(name, part, dtype)
-    yield cast
-
-
-def check_finite(name, part, dtype):
-  if not np.isfinite(part).all():
     raise ValueError(
-      f'{name} has a NaN or an infinite number, and nothing can be drawn with '
-      'it: copy the weights again, or take those of an earlier step'
+      f'the header describes {last} bytes of tensor data, the file has {size}'
     )
-  raise ValueError(
-    f'{name} has {np.abs(part.astype(np.float64)).max():.3g}, which {dtype} '
-    'does not reach: choose bfloat16 or float32'
-  )
 
 
-def check(name, array, dtype):
-  """Raises ValueError for numbers that are not finite in a dtype."""
-  for _ in blocks(name, array, dtype):
-    pass
+def read_array(
+  path: pathlib.Path, dtype: np.dtype, shape: tuple[int, ...], offset: int
+) -> np.ndarray:
+  """Reads a tensor that begins at an offset of a file."""
+  data = np.empty(math.prod(shape) * dtype.itemsize, np.uint8)
+  view = memoryview(data)
+  with path.open('rb', buffering=0) as file:
+    file.seek(offset)
+    while len(view):
+      count = file.readinto(view)
+      if not count:
+        raise ValueError(
+          f'{path} was truncated after it was opened: re-download it'
+        )
+      view = view[count:]
+  return data.view(dtype).reshape(shape)
 
 
-def write(path, tensors, dtype=None, metadata=None, watch=lambda count: None):
-  """Writes a safetensors file, each tensor read when it is its turn.
+def write(
+  path: str | pathlib.Path,
+  tensors: dict[str, LazyTensor],
+  dtype: npt.DTypeLike = None,
+  metadata: dict[str, str] | None = None,
+  watch: Callable[[int], Any] = lambda count: None,
+) -> None:
+  """Writes a file; each tensor is read when it is written.
 
   Args:
-    path: of a file that is not there yet.
-    tensors: {name: Tensor}, taken out as they are written, so that what they
-      hold can go.
-    dtype: of what is written, for numbers with a point; None: as they are.
+    path: of the file, which does not exist yet.
+    tensors: {name: tensor}; each is removed once it is written, which frees it.
+    dtype: to cast floating-point tensors to; None: the stored one.
     metadata: {name: text}.
     watch: called with the bytes of each tensor written.
 
   Raises:
-    ValueError: for numbers that are not finite, naming the tensor.
+    ValueError: if a tensor has numbers that are not finite.
   """
+  # The header comes first and needs the sizes only.
   header, end = {'__metadata__': {'format': 'pt'} | (metadata or {})}, 0
   size = sizes(tensors, dtype)
   for name, tensor in tensors.items():
     begin, end = end, end + size[name]
     header[name] = {
-      'dtype': CODES[dtype_of(tensor, dtype)],
+      'dtype': CODES[written_dtype(tensor, dtype)],
       'shape': tensor.shape,
       'data_offsets': (begin, end),
     }
   text = json.dumps(header).encode()
   text += b' ' * (-len(text) % 8)
+  # One tensor is in memory at a time.
   with open(path, 'wb') as file:
     file.write(struct.pack('<Q', len(text)) + text)
     for name in list(tensors):
       tensor = tensors.pop(name)
-      for block in blocks(name, tensor.read(), dtype_of(tensor, dtype)):
+      cast_to = written_dtype(tensor, dtype)
+      for block in checked_cast.cast_blocks(name, tensor.read(), cast_to):
         block.tofile(file)
       watch(size[name])
 
 
-def sizes(tensors, dtype=None):
-  """{name: bytes} of what `write` writes."""
-  bytes_of = lambda t: math.prod(t.shape) * dtype_of(t, dtype).itemsize
-  return {name: bytes_of(tensor) for name, tensor in tensors.items()}
+def sizes(
+  tensors: dict[str, LazyTensor], dtype: npt.DTypeLike = None
+) -> dict[str, int]:
+  """Computes {name: bytes} of what `write` writes."""
+  return {
+    name: math.prod(tensor.shape) * written_dtype(tensor, dtype).itemsize
+    for name, tensor in tensors.items()
+  }
 
 
-def dtype_of(tensor, dtype):
-  """What a tensor is written in."""
-  if dtype is None or not is_floating(tensor.dtype):
+def written_dtype(tensor: LazyTensor, dtype: npt.DTypeLike) -> np.dtype:
+  """Returns the dtype that a tensor is written in."""
+  if dtype is None or not checked_cast.is_floating(tensor.dtype):
     return np.dtype(tensor.dtype)
   return np.dtype(dtype)

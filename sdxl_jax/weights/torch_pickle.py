@@ -1,9 +1,9 @@
-"""Arrays out of pickles, none of whose code runs.
+"""Reads arrays from pickles without running the code that a pickle names.
 
-A pickle names functions that whoever loads it calls. Those below are all that
-is called here; any other name is an error. Three kinds of file are read: trees
-of numpy arrays, and what torch.save writes of a state dict, in its older form
-and as a zip.
+A pickle names functions that its loader calls. Only those of ALLOWED are called
+here; any other name is an error. Three kinds of file are read: trees of numpy
+arrays, and state dicts as torch.save writes them, as a zip or in its older form
+(torchvision's VGG16 and the heads of LPIPS are published in both).
 """
 
 import collections
@@ -13,12 +13,14 @@ import pathlib
 import pickle
 import struct
 import zipfile
+from typing import Any, BinaryIO
 
 import ml_dtypes
 import numpy as np
 from numpy._core import multiarray
 
-OLDER = 0x1950A86A20F9469CFC6C  # the first pickle of torch.save's older form
+# The first pickle of a file in torch.save's older form.
+OLDER_MAGIC = 0x1950A86A20F9469CFC6C
 # torch's names of typed memory.
 STORAGES = {
   'FloatStorage': np.dtype('<f4'),
@@ -30,28 +32,35 @@ STORAGES = {
 
 
 @dataclasses.dataclass(frozen=True)
-class Tensor:
-  """A tensor whose numbers are not read yet."""
+class StoredTensor:
+  """The place of a tensor in one of the storages of a file."""
 
   key: str  # of its storage
   dtype: np.dtype
   offset: int  # in elements
-  shape: tuple
+  shape: tuple[int, ...]
 
-  def read(self, storages):
+  def read(self, storages: dict[str, bytes]) -> np.ndarray:
+    """Returns the array, a view of its storage."""
     data = storages[self.key]
     start, count = self.offset * self.dtype.itemsize, math.prod(self.shape)
     return np.frombuffer(data, self.dtype, count, start).reshape(self.shape)
 
 
-def rebuild_tensor(storage, offset, shape, stride, *ignored):
-  """What torch's function of that name makes of a pickled tensor."""
+def rebuild_tensor(
+  storage: tuple[np.dtype, str],
+  offset: int,
+  shape: tuple[int, ...],
+  stride: tuple[int, ...],
+  *ignored: Any,
+) -> StoredTensor:
+  """Stands for torch._utils._rebuild_tensor_v2, which a pickle calls."""
   del ignored
   dtype, key = storage
   dense = [math.prod(shape[i + 1 :]) for i in range(len(shape))]
   if any(a != b for a, b, n in zip(stride, dense, shape) if n > 1):
     raise pickle.UnpicklingError(f'a tensor has the strides {stride}')
-  return Tensor(key, dtype, offset, tuple(shape))
+  return StoredTensor(key, dtype, offset, tuple(shape))
 
 
 ALLOWED = {
@@ -66,52 +75,56 @@ ALLOWED = {
 
 
 class Unpickler(pickle.Unpickler):
-  def find_class(self, module, name):
+  """Unpickles the names of ALLOWED and refuses all others."""
+
+  def find_class(self, module: str, name: str) -> Any:
     if (module, name) not in ALLOWED:
-      raise pickle.UnpicklingError(f'it asks for {module}.{name}')
+      raise pickle.UnpicklingError(f'it calls {module}.{name}')
     return ALLOWED[module, name]
 
-  def persistent_load(self, saved):
+  def persistent_load(self, saved: tuple) -> tuple[np.dtype, str]:
     _, dtype, key, *_ = saved
     return dtype, key
 
 
-def load(path):
-  """What a file holds: a tree of numpy arrays, or {name: array}.
+def load(path: str | pathlib.Path) -> dict[str, Any]:
+  """Loads a tree of numpy arrays, or the {name: array} of a state dict.
 
   Raises:
-    FileNotFoundError: for no such file.
-    ValueError: for a file that is broken, or of another kind.
+    FileNotFoundError: if there is no such file.
+    ValueError: if the file is corrupt or holds anything else.
   """
   path = pathlib.Path(path)
   try:
     if zipfile.is_zipfile(path):
       return load_zip(path)
     with open(path, 'rb') as file:
-      found = Unpickler(file).load()
-      return load_older(file) if found == OLDER else found
+      content = Unpickler(file).load()
+      return load_older(file) if content == OLDER_MAGIC else content
   except FileNotFoundError:
     raise
-  # A broken pickle raises whatever its broken opcodes do.
+  # The opcodes of a corrupt pickle can raise any error.
   except Exception as error:
     raise ValueError(
-      f'{path} is no pickle of arrays alone ({error}): take the original file, '
-      'or safetensors'
+      f'{path} is not a pickle of arrays alone ({error}): re-download the '
+      'published file, or use safetensors'
     ) from error
 
 
-def load_zip(path):
+def load_zip(path: pathlib.Path) -> dict[str, np.ndarray]:
+  """Loads a state dict that torch.save wrote as a zip."""
   with zipfile.ZipFile(path) as archive:
     root = next(n for n in archive.namelist() if n.endswith('data.pkl'))
     with archive.open(root) as file:
       tensors = Unpickler(file).load()
-    place = root.removesuffix('.pkl')
+    folder = root.removesuffix('.pkl')
     keys = {tensor.key for tensor in tensors.values()}
-    storages = {key: archive.read(f'{place}/{key}') for key in keys}
+    storages = {key: archive.read(f'{folder}/{key}') for key in keys}
   return {name: tensor.read(storages) for name, tensor in tensors.items()}
 
 
-def load_older(file):
+def load_older(file: BinaryIO) -> dict[str, np.ndarray]:
+  """Loads the rest of a state dict in torch.save's older form."""
   version, machine, tensors = (Unpickler(file).load() for _ in range(3))
   if version != 1001 or not machine['little_endian']:
     raise pickle.UnpicklingError(f'version {version} of {machine}')

@@ -13,8 +13,7 @@ import time
 
 from absl import app, flags
 
-from sdxl_jax import convert
-from tests.support import golden_sets
+from tests.support import conversions, golden_sets
 from tests.weights import broken_weights_test
 
 
@@ -26,7 +25,7 @@ def main(argv):
     folder = pathlib.Path(folder)
     valid, target = folder / 'valid.safetensors', folder / 'target'
     source = golden_sets.SETS[0] / 'tiny' / 'refiner'
-    convert.convert(source, valid, 'single_file')
+    conversions.run(source, valid, 'single_file')
     target.mkdir()
     data = valid.read_bytes()
     # Break the valid file in another way for each seed.

@@ -32,7 +32,7 @@ CONFIGS = {
   'text_encoder': clip.VIT_L,
   'text_encoder_2': clip.VIT_BIGG,
 }
-CONVERT = 'from sdxl_jax import convert; convert.convert'
+CONVERT = 'from sdxl_jax.convert import Source, Target, convert; convert'
 THEIRS = 'x = diffusers.StableDiffusionXLPipeline.from_pretrained'
 # diffusers maps a file of the right dtype and reads it on first use.
 TOUCH = (
@@ -41,9 +41,13 @@ TOUCH = (
 )
 STEPS = {
   'idle': 'import sdxl_jax.convert',
-  'folder > file': f"{CONVERT}('folder', 'a.safetensors', 'single_file')",
-  'file > folder': f"{CONVERT}('a.safetensors', 'back', 'diffusers')",
-  'folder > orbax': f"{CONVERT}('folder', 'orbax', 'orbax')",
+  'folder > file': (
+    f"{CONVERT}(Source('folder'), Target('a.safetensors', 'single_file'))"
+  ),
+  'file > folder': (
+    f"{CONVERT}(Source('a.safetensors'), Target('back', 'diffusers'))"
+  ),
+  'folder > orbax': f"{CONVERT}(Source('folder'), Target('orbax', 'orbax'))",
   'ours': "from sdxl_jax import sample; x = sample.load('folder')",
   'ours, bfloat16': (
     "from sdxl_jax import sample; x = sample.load('folder', 'bfloat16')"
@@ -63,7 +67,7 @@ def make(folder):
   model = pretrained.Model(
     kind='random',
     path=folder,
-    openers={name: lambda name=name: random_net(name) for name in CONFIGS},
+    loaders={name: lambda name=name: random_net(name) for name in CONFIGS},
     index=pretrained.ModelIndex(refiner=False, force_zeros=True),
     scheduler=pretrained.SCHEDULER,
     tokenizers={
@@ -80,7 +84,7 @@ def random_net(name):
   noise = np.random.default_rng(0).normal(size=2**20).astype(np.float32)
 
   def tensor(shape):
-    return safetensors_file.Tensor(
+    return safetensors_file.LazyTensor(
       shape, np.dtype('f4'), lambda: np.resize(0.02 * noise, shape)
     )
 

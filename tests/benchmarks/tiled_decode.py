@@ -23,7 +23,7 @@ from sdxl_jax.checkpoints import loading
 from sdxl_jax.data import images
 from sdxl_jax.models import from_config, latent_scaling, tiled_decoding, vae
 from sdxl_jax.weights.diffusers import folder_reader
-from tests.support import random_params
+from tests.support import folders, random_params
 
 SMALL = vae.VAEConfig(
   block_out_channels=(32, 64, 64, 64), norm_num_groups=8, scaling_factor=1.0
@@ -37,7 +37,7 @@ def load(folder):
   if folder is None:
     return SMALL, random_params.draw(fresh_params(SMALL))
   if (pathlib.Path(folder) / 'vae' / 'config.json').is_file():
-    return folder_reader.load_component(folder, 'vae')
+    return folders.load_component(folder, 'vae')
   nets = from_config.make_model(loading.saved_config(folder))
   return nets.vae, loading.load_params(folder, nets, ['vae'])['vae']
 

@@ -21,9 +21,10 @@ from sdxl_jax.weights.diffusers import (
   folder_writer,
   tensor_names,
 )
-from sdxl_jax.weights.single_file import ldm_file
+from sdxl_jax.weights.single_file import ldm_writer
 from tests.support import (
   autoencoder_config,
+  folders,
   golden_sets,
   random_params,
   tiny_config,
@@ -72,9 +73,9 @@ def write_random(config, folder):
     )
 
   index = pretrained.ModelIndex(config.refiner, config.uncond == 'zeros')
-  openers = {n: functools.partial(random_net, n) for n in index.components}
+  loaders = {n: functools.partial(random_net, n) for n in index.components}
   model = pretrained.Model(
-    'random', folder, openers, index, pretrained.SCHEDULER
+    'random', folder, loaders, index, pretrained.SCHEDULER
   )
   folder_writer.save(folder, convert.with_tokenizers(model))
 
@@ -140,7 +141,7 @@ def test_an_autoencoder_of_a_run_replaces_that_of_a_base(tmp_path):
   with pytest.raises(FileNotFoundError, match='has only vae, no unet'):
     run(tmp_path / 'run', tmp_path / 'a', 'diffusers')
   run(tmp_path / 'run', tmp_path / 'a', 'diffusers', base=TINY / 'base')
-  found, ours = folder_reader.load_component(tmp_path / 'a', 'vae')
+  found, ours = folders.load_component(tmp_path / 'a', 'vae')
   assert found.scaling_factor == 0.5
   jax.tree.map(np.testing.assert_array_equal, ours, params['vae'])
   assert 'its latents are scaled by 0.5' in run(
@@ -161,7 +162,7 @@ def test_a_single_file_cannot_tell_of_x0(tmp_path):
   told = model.scheduler | {'prediction_type': 'sample'}
   model = dataclasses.replace(model, scheduler=told)
   with pytest.raises(ValueError, match="predicts 'sample', and a single file"):
-    ldm_file.metadata(model, '')
+    ldm_writer.metadata(model, '')
 
 
 @pytest.mark.torch

@@ -19,12 +19,12 @@ from sdxl_jax.diffusion import (
   sampling_schedule,
 )
 from sdxl_jax.weights.diffusers import scheduler_config
-from tests.support import sample_loop
+from tests.support import sample_loop, schedulers
 
 
 def levels_of(config, steps, eta=None):
   """(sampler, Levels) of a recorded run; the sampler is None if not ours."""
-  sampler = scheduler_config.sampler_of(config)
+  sampler = schedulers.sampler_of(config)
   if sampler is None:
     return None, None
   settings = scheduler_config.read(config, sampler)

@@ -27,7 +27,7 @@ def load_probe(golden):
   def load(name, params):
     params = jax.tree.map(np.copy, params)
     flat = traverse_util.flatten_dict(params)
-    slots = tensor_names.slots(flat)
+    slots = tensor_names.locations(flat)
     for scaled in probes[name]['params_scaled']:
       tensor_names.tensor(flat, slots[scaled])[...] *= probes[name]['scale']
     return np.load(fixtures / f'{name}.npz'), params
@@ -43,7 +43,7 @@ def check_grads(close, tolerances):
 
   def check(grads, stats, arrays):
     flat = traverse_util.flatten_dict(grads)
-    slots = tensor_names.slots(flat)
+    slots = tensor_names.locations(flat)
     assert slots.keys() == stats.keys()
     # A bias of keys has no gradient, as softmax does not see it: float32 noise.
     noise = 1e-7 * max(l2 for l2, _, _ in stats.values())

@@ -39,7 +39,7 @@ def test_as_in_torch(net):
   )
   expected.square().sum().backward()
   gradients, by_x = pull(2 * logits)
-  ours = tensor_names.slots(
+  ours = tensor_names.locations(
     flat := traverse_util.flatten_dict(gradients['params'])
   )
   for name, parameter in theirs.named_parameters():

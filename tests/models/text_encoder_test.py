@@ -11,14 +11,15 @@ from flax import traverse_util
 
 from sdxl_jax.models import clip, text_encoder
 from sdxl_jax.text import tokenizer
-from sdxl_jax.weights.diffusers import folder_reader, tensor_names
+from sdxl_jax.weights.diffusers import tensor_names
+from tests.support import folders
 from tests.support import text_encoders as towers
 
 LIMIT = 'text_encoders_and_encode_prompt'
 
 
 def load_tower(golden, name):
-  config, params = folder_reader.load_component(golden / 'tiny' / 'base', name)
+  config, params = folders.load_component(golden / 'tiny' / 'base', name)
   net = clip.CLIPText(config)
   return jax.jit(lambda params, ids: net.apply({'params': params}, ids)), params
 
@@ -53,7 +54,7 @@ def test_small_inputs_meet_the_right_epsilon(golden, close, tolerances, name):
   probe = probe[f'probe_{name}']
   arrays = np.load(fixtures / f'probe_{name}.npz')
   flat = traverse_util.flatten_dict(params)
-  slots = tensor_names.slots(flat)
+  slots = tensor_names.locations(flat)
   for scaled in probe['params_scaled']:
     tensor_names.tensor(flat, slots[scaled])[...] *= probe['scale']
   hidden, _ = apply(params, arrays['input_ids'])
@@ -77,7 +78,7 @@ def test_gradients(golden, tolerances, name):
   value, grads = jax.jit(jax.value_and_grad(loss))(params)
   np.testing.assert_allclose(value, stats['loss'], rtol=1e-5)
   flat = traverse_util.flatten_dict(grads)
-  slots = tensor_names.slots(flat)
+  slots = tensor_names.locations(flat)
   assert slots.keys() == stats['params'].keys()
   limit = tolerances['unet_grad_stats_l2_rel']
   # Keys' biases have no gradient, as softmax does not see them: float32 noise.

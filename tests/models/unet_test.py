@@ -10,7 +10,8 @@ import pytest
 from flax import traverse_util
 
 from sdxl_jax.models import layers, unet
-from sdxl_jax.weights.diffusers import folder_reader, tensor_names
+from sdxl_jax.weights.diffusers import tensor_names
+from tests.support import folders
 
 MODELS = ['base', 'refiner']
 # What the reference's own bfloat16 deviates: tolerances['bf16_note'].
@@ -19,7 +20,7 @@ BF16_RMS = 0.09
 
 def load(golden, model, **fields):
   folder = golden / 'tiny' / model
-  config, params = folder_reader.load_component(folder, 'unet', **fields)
+  config, params = folders.load_component(folder, 'unet', **fields)
   return unet.UNet(config), params
 
 

@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 
 from sdxl_jax.models import latent_scaling, vae
-from sdxl_jax.weights.diffusers import folder_reader
+from tests.support import folders
 
 
 @pytest.fixture(scope='module')
 def net(golden, jit):
   """Module, parameters, and both directions as one compiled function."""
-  config, params = folder_reader.load_component(golden / 'tiny' / 'base', 'vae')
+  config, params = folders.load_component(golden / 'tiny' / 'base', 'vae')
   net = vae.VAE(config)
   both = lambda net, image, latents: (net.encode(image), net.decode(latents))
   apply = lambda params, *x: net.apply({'params': params}, *x, method=both)

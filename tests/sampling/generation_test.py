@@ -21,8 +21,7 @@ from sdxl_jax.sampling import (
   validation,
 )
 from sdxl_jax.sampling.noise_streams import NoiseStream
-from sdxl_jax.weights.diffusers import scheduler_config
-from tests.support import golden_sets
+from tests.support import golden_sets, schedulers
 
 RUNS = {
   (folder, name): run
@@ -116,7 +115,7 @@ def test_recorded_run(case, loaded, close, tolerances, monkeypatch):
   drawn = generation.generate(
     dataclasses.replace(loaded[folder], scheduler=run['scheduler']),
     **arguments(run['call']),
-    sampler=scheduler_config.sampler_of(run['scheduler']),
+    sampler=schedulers.sampler_of(run['scheduler']),
     eta=run['call']['kwargs'].get('eta'),
     init_noise=nhwc(arrays['init_latents']),
   )
@@ -148,7 +147,7 @@ def test_recorded_start_from_a_picture(
   drawn = generation.generate(
     dataclasses.replace(pipelines[folder], scheduler=run['scheduler']),
     **arguments(call),
-    sampler=scheduler_config.sampler_of(run['scheduler']),
+    sampler=schedulers.sampler_of(run['scheduler']),
     image=2 * nhwc(arrays['image']) - 1,
     mask=arrays['mask'][:, 0] if 'mask' in arrays else None,
     strength=call['kwargs']['strength'],
@@ -167,7 +166,7 @@ def test_recorded_handover(case, loaded, refiners, close, tolerances):
   drawn = generation.generate(
     dataclasses.replace(loaded[folder], scheduler=config),
     **arguments(call),
-    sampler=scheduler_config.sampler_of(config),
+    sampler=schedulers.sampler_of(config),
     init_noise=nhwc(arrays['init_latents']),
     refiner=refiners[folder],
     refiner_start=call['cut'],

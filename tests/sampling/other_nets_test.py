@@ -19,8 +19,8 @@ from sdxl_jax.sampling import (
 )
 from sdxl_jax.sampling.noise_streams import NoiseStream
 from sdxl_jax.weights import pretrained
-from sdxl_jax.weights.diffusers import folder_reader, scheduler_config
-from tests.support import folders, golden_sets
+from sdxl_jax.weights.diffusers import folder_reader
+from tests.support import folders, golden_sets, schedulers
 
 TINY = golden_sets.SETS[0] / 'tiny'
 SIZE = 64, 96
@@ -114,7 +114,7 @@ def same_settings(theirs):
   """The scheduler of a diffusers pipeline, as ours."""
   config = dict(theirs.scheduler.config)
   config['_class_name'] = type(theirs.scheduler).__name__
-  return config, scheduler_config.sampler_of(config)
+  return config, schedulers.sampler_of(config)
 
 
 @pytest.mark.torch

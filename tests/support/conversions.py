@@ -1,4 +1,4 @@
-"""Conversions as tests run them, and the numbers in what they wrote."""
+"""Runs conversions in tests, and reads the tensors of what they wrote."""
 
 import numpy as np
 import safetensors.numpy
@@ -7,24 +7,49 @@ from sdxl_jax import convert
 
 
 def run(source, target, to, **settings):
-  """The lines that a conversion says."""
-  lines = []
-  convert.convert(source, target, to, say=lines.append, **settings)
+  """Converts a model and returns the lines that were printed.
+
+  Settings are fields of convert.Source, of convert.Target, or `dry_run`.
+  """
+  return run_with(convert.convert, source, target, to, settings)
+
+
+def run_lora(source, target, key_format='kohya', **settings):
+  """Converts a LoRA and returns the lines that were printed."""
+  settings['key_format'] = key_format
+  return run_with(convert.convert_lora, source, target, 'lora', settings)
+
+
+def run_with(function, source, target, to, settings):
+  """Splits the settings and calls a function of convert."""
+  dry_run, lines = settings.pop('dry_run', False), []
+  of_source = {
+    name: settings.pop(name)
+    for name in ('base', 'average', 'loras')
+    if name in settings
+  }
+  function(
+    convert.Source(source, **of_source),
+    convert.Target(target, to, **settings),
+    dry_run,
+    lines.append,
+  )
   return '\n'.join(lines)
 
 
 def tensors(path):
-  """{file's folder and tensor's name: array} of all safetensors at a path."""
-  found = [path] if path.is_file() else sorted(path.rglob('*.safetensors'))
+  """Reads {(folder of the file, name): array} of all safetensors at a path."""
+  files = [path] if path.is_file() else sorted(path.rglob('*.safetensors'))
   return {
     (file.parent.name if path.is_dir() else '', name): array
-    for file in found
+    for file in files
     for name, array in safetensors.numpy.load_file(file).items()
   }
 
 
-def check_same(found, expected):
-  assert found.keys() == expected.keys()
+def check_same(actual, expected):
+  """Asserts that two dicts of arrays are equal, dtypes included."""
+  assert actual.keys() == expected.keys()
   for name, array in expected.items():
-    assert found[name].dtype == array.dtype, name
-    np.testing.assert_array_equal(found[name], array, str(name))
+    assert actual[name].dtype == array.dtype, name
+    np.testing.assert_array_equal(actual[name], array, str(name))

@@ -17,7 +17,7 @@ def image(array):
 def state_of(params):
   """{published name: tensor} of our parameters."""
   flat = traverse_util.flatten_dict(params)
-  tensors = tensor_names.slots(flat).items()
+  tensors = tensor_names.locations(flat).items()
   return {
     n: torch.tensor(tensor_names.tensor(flat, slot)) for n, slot in tensors
   }

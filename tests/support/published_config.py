@@ -2,8 +2,7 @@
 
 import dataclasses
 
-from sdxl_jax.weights.diffusers import folder_reader
-from tests.support import golden_sets, tiny_config
+from tests.support import folders, golden_sets, tiny_config
 
 WEIGHTS = golden_sets.SETS[0] / 'tiny' / 'base'
 
@@ -12,7 +11,7 @@ def get_config():
   config = tiny_config.get_config()
   config.unlock()
   for name in ('unet', 'vae', 'text_encoder', 'text_encoder_2'):
-    config[name] = dataclasses.asdict(folder_reader.load_config(WEIGHTS, name))
+    config[name] = dataclasses.asdict(folders.load_config(WEIGHTS, name))
   config.vae.kind = 'kl'
   config.update(init_from=str(WEIGHTS), trained=('unet',))
   config.data.buckets = ((32, 48), (48, 32))

@@ -4,6 +4,7 @@ from sdxl_jax.models import text_encoder
 from sdxl_jax.sampling import prompt_encoding, settings
 from sdxl_jax.text import tokenizer
 from sdxl_jax.weights.diffusers import folder_reader
+from tests.support import folders
 
 MODELS = ['base', 'refiner']
 NAMES = ['text_encoder', 'text_encoder_2']
@@ -11,9 +12,7 @@ NAMES = ['text_encoder', 'text_encoder_2']
 
 def load_encoder(folder):
   found = folder_reader.load_model_index(folder).components
-  towers = {
-    n: folder_reader.load_component(folder, n) for n in NAMES if n in found
-  }
+  towers = {n: folders.load_component(folder, n) for n in NAMES if n in found}
   configs = {n: config for n, (config, _) in towers.items()}
   encoder = text_encoder.TextEncoder(
     configs.get('text_encoder'), configs['text_encoder_2']

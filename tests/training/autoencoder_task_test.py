@@ -11,8 +11,7 @@ import pytest
 from sdxl_jax.ema import transform
 from sdxl_jax.models import autoencoder_gan, discriminator, lpips, vae
 from sdxl_jax.training import autoencoder_task
-from sdxl_jax.weights.diffusers import folder_reader
-from tests.support import golden_sets
+from tests.support import folders, golden_sets
 
 WEIGHTS = golden_sets.SETS[0] / 'tiny' / 'base'
 SETTINGS = dict(
@@ -24,7 +23,7 @@ LOGVAR = 0.3
 @pytest.fixture(scope='module')
 def setup():
   """Nets, with the tiny published autoencoder, and parameters."""
-  config, published = folder_reader.load_component(WEIGHTS, 'vae')
+  config, published = folders.load_component(WEIGHTS, 'vae')
   nets = autoencoder_gan.AutoencoderGAN(
     config,
     discriminator.DiscriminatorConfig(features=8),

@@ -1,4 +1,4 @@
-"""Broken files end in one line that says why, and leave nothing behind.
+"""Broken files end in one line with the reason, and leave nothing behind.
 
 The benchmark broken_weights tries more of them.
 """
@@ -7,10 +7,9 @@ import time
 
 import pytest
 
-from sdxl_jax import convert
-from tests.support import golden_sets, headers
+from tests.support import conversions, golden_sets, headers
 
-SECONDS = 60  # that one may take, on a machine that has other work
+SECONDS = 60  # limit for one file, on a machine with other work
 
 
 @pytest.fixture(scope='session')
@@ -18,20 +17,20 @@ def whole(tmp_path_factory):
   """The bytes of a single file that converts."""
   path = tmp_path_factory.mktemp('whole') / 'refiner.safetensors'
   source = golden_sets.SETS[0] / 'tiny' / 'refiner'
-  convert.convert(source, path, 'single_file', say=lambda line: None)
+  conversions.run(source, path, 'single_file')
   return path.read_bytes()
 
 
 def try_one(whole, seed, folder):
-  """(fault, reason) of a broken file; asserts that it was refused well."""
+  """Asserts that a broken file is refused well; returns (fault, reason)."""
   fault, data = headers.mutated(whole, seed)
   source = folder / 'broken.safetensors'
   source.write_bytes(data)
   started = time.monotonic()
   try:
-    convert.convert(source, folder / 'out', 'diffusers', say=lambda line: None)
+    conversions.run(source, folder / 'out', 'diffusers')
     reason = None
-  except (ValueError, OSError) as error:  # what the command makes a line of
+  except (ValueError, OSError) as error:  # the command prints them as a line
     reason = str(error)
   assert reason, f'{fault} ({seed}) was converted'
   assert reason.count('\n') == 0 and len(reason) < 2000, reason
@@ -49,4 +48,4 @@ def test_broken_files(whole, tmp_path, first):
 
 def test_the_file_itself_is_fine(whole, tmp_path):
   (tmp_path / 'a.safetensors').write_bytes(headers.build(*headers.parse(whole)))
-  convert.convert(tmp_path / 'a.safetensors', tmp_path / 'out', 'diffusers')
+  conversions.run(tmp_path / 'a.safetensors', tmp_path / 'out', 'diffusers')

@@ -6,7 +6,7 @@ import pytest
 import safetensors
 import safetensors.numpy
 
-from sdxl_jax.weights import safetensors_file
+from sdxl_jax.weights import checked_cast, safetensors_file
 
 RNG = np.random.default_rng(0)
 ARRAYS = {
@@ -25,16 +25,18 @@ def write(path, arrays, **settings):
   safetensors_file.write(path, tensors, **settings)
 
 
-def check_same(found, expected):
-  assert found.keys() == expected.keys()
+def check_same(actual, expected):
+  assert actual.keys() == expected.keys()
   for name, array in expected.items():
-    assert found[name].dtype == array.dtype and found[name].shape == array.shape
-    np.testing.assert_array_equal(found[name], array)
+    assert actual[name].dtype == array.dtype
+    assert actual[name].shape == array.shape
+    np.testing.assert_array_equal(actual[name], array)
 
 
 def test_the_library_reads_what_we_write(tmp_path):
   watched = []
-  write(*(tmp_path / 'a', ARRAYS), metadata={'x': 'ü"'}, watch=watched.append)
+  metadata = {'x': 'ü"'}
+  write(tmp_path / 'a', ARRAYS, metadata=metadata, watch=watched.append)
   check_same(safetensors.numpy.load_file(tmp_path / 'a'), ARRAYS)
   with safetensors.safe_open(tmp_path / 'a', 'numpy') as file:
     assert file.metadata() == {'format': 'pt', 'x': 'ü"'}
@@ -51,7 +53,7 @@ def test_we_read_what_the_library_writes(tmp_path):
 @pytest.mark.parametrize('dtype', ['float16', 'bfloat16', 'float32'])
 def test_cast(tmp_path, dtype, monkeypatch):
   """In blocks that do not divide the tensors; whole numbers stay."""
-  monkeypatch.setattr(safetensors_file, 'BLOCK', 10)
+  monkeypatch.setattr(checked_cast, 'BLOCK', 10)
   write(tmp_path / 'a', ARRAYS, dtype=dtype)
   expected = {
     name: array if name == 'c.count' else array.astype(dtype)
@@ -69,31 +71,33 @@ def test_strided_arrays(tmp_path):
 
 @pytest.mark.parametrize('number', [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize('dtype', [np.float32, np.float16, ml_dtypes.bfloat16])
-def test_what_is_not_finite_is_refused(tmp_path, number, dtype):
+def test_numbers_that_are_not_finite_are_refused(tmp_path, number, dtype):
   array = np.ones((2, 3), dtype)
   array[1, 2] = number
-  with pytest.raises(ValueError, match='^x has a NaN or an infinite number'):
+  with pytest.raises(ValueError, match='^x contains NaN or infinity'):
     write(tmp_path / 'a', {'x': array})
 
 
-def test_what_a_dtype_does_not_reach_is_refused(tmp_path):
+def test_overflow_is_refused(tmp_path):
   array = np.array([1.0, -7e4], np.float32)
-  with pytest.raises(ValueError, match='x has 7e.04, which float16 does not'):
+  with pytest.raises(
+    ValueError, match='x has 7e.04, which overflows float16: choose b'
+  ):
     write(tmp_path / 'a', {'x': array}, dtype='float16')
   write(tmp_path / 'b', {'x': array}, dtype='bfloat16')
 
 
-def test_a_file_that_becomes_shorter(tmp_path):
+def test_a_file_that_is_truncated_later(tmp_path):
   write(tmp_path / 'a', {'x': np.zeros(1000)})
   tensor = safetensors_file.load(tmp_path / 'a').tensors['x']
   with (tmp_path / 'a').open('r+b') as file:
     file.truncate(500)
-  with pytest.raises(ValueError, match='a has become shorter'):
+  with pytest.raises(ValueError, match='a was truncated after it was opened'):
     tensor.read()
 
 
 @pytest.mark.parametrize('suffix', ['ckpt', 'bin', 'safetensors'])
-def test_pickles_are_told_by_their_content(tmp_path, suffix):
+def test_pickles_are_detected_by_their_content(tmp_path, suffix):
   path = tmp_path / f'model.{suffix}'
   for head in (b'PK\x03\x04', b'\x80\x02'):
     path.write_bytes(head + bytes(100))

@@ -20,24 +20,26 @@ STATE = {
 def test_trees_of_numpy(tmp_path):
   path = tmp_path / 'tree.ckpt'
   path.write_bytes(pickle.dumps({'params': STATE}))
-  found = torch_pickle.load(path)['params']
-  assert all(np.array_equal(found[name], STATE[name]) for name in STATE)
+  loaded = torch_pickle.load(path)['params']
+  assert all(np.array_equal(loaded[name], STATE[name]) for name in STATE)
 
 
 @pytest.mark.parametrize('older', [False, True])
 def test_state_dicts_of_torch(older, tmp_path):
   torch = pytest.importorskip('torch')
-  path, state = tmp_path / 'state.pth', collections.OrderedDict()
-  whole = torch.tensor(STATE['conv.weight'])
-  state.update({n: torch.tensor(x) for n, x in STATE.items()})
-  state['part'] = whole[1:3]  # a view, which shares memory
+  path = tmp_path / 'state.pth'
+  matrix = torch.tensor(STATE['conv.weight'])
+  state = collections.OrderedDict(
+    {n: torch.tensor(x) for n, x in STATE.items()}
+  )
+  state['part'] = matrix[1:3]  # a view, which shares memory
   state['half'] = torch.tensor([1.5, 2.0], dtype=torch.bfloat16)
   torch.save(state, path, _use_new_zipfile_serialization=not older)
-  found = torch_pickle.load(path)
-  assert list(found) == list(state)
+  loaded = torch_pickle.load(path)
+  assert list(loaded) == list(state)
   for name, tensor in state.items():
-    assert np.array_equal(found[name].astype(float), tensor.double().numpy())
-  torch.save({'turned': whole.mT}, path)
+    assert np.array_equal(loaded[name].astype(float), tensor.double().numpy())
+  torch.save({'transposed': matrix.mT}, path)
   with pytest.raises(ValueError, match='strides'):
     torch_pickle.load(path)
 
@@ -54,7 +56,7 @@ def test_nothing_else_is_loaded(content, tmp_path, monkeypatch):
   monkeypatch.chdir(tmp_path)
   path = tmp_path / 'evil.pth'
   path.write_bytes(content)
-  with pytest.raises(ValueError, match='evil.pth is no pickle of arrays'):
+  with pytest.raises(ValueError, match='evil.pth is not a pickle of arrays'):
     torch_pickle.load(path)
   assert not (tmp_path / 'evil').exists()
   with pytest.raises(FileNotFoundError):

@@ -1,13 +1,17 @@
-"""The config.json of a diffusers folder <> our frozen config dataclasses.
+"""Translates between diffusers' config.json and our frozen config dataclasses.
 
-What our nets leave open is read; what they fix is checked against the FIXED
-tables, so that a variant we do not build is refused by name and not computed
-wrongly.
+Options that our nets have are read; options that they fix are checked against
+the FIXED tables, so that an unimplemented variant is refused by name instead of
+computed wrongly.
 """
 
 import dataclasses
+from typing import Any
 
 from sdxl_jax.models import clip, unet, vae
+
+Json = dict[str, Any]  # the object in a config.json
+NetConfig = unet.UNetConfig | vae.VAEConfig | clip.CLIPTextConfig
 
 UNET_FIXED = {
   'act_fn': 'silu',
@@ -56,57 +60,64 @@ CLIP_FIXED = {
   'layer_norm_eps': 1e-5,
   'model_type': 'clip_text_model',
 }
-# Where config.json is silent and the library does not assume what we build.
-SILENT = {'addition_embed_type': None, 'use_linear_projection': False}
-# Of no consequence here: a hint for pipelines, and for float16.
+# Defaults of diffusers, for a missing option, that differ from our fixed value.
+DEFAULTS = {'addition_embed_type': None, 'use_linear_projection': False}
+# Without effect on the net: a hint for pipelines, and one for float16.
 IGNORED = {'sample_size', 'force_upcast', 'addition_embed_type_num_heads'}
-# How an average over the training was kept, which diffusers saves beside it.
+# Settings of an EMA in training, which diffusers saves with the averaged net.
 IGNORED |= {'decay', 'min_decay', 'optimization_step', 'update_after_step'}
 IGNORED |= {'use_ema_warmup', 'inv_gamma', 'power'}
 
 
-def check_fixed(published, fixed, where):
-  """Refuse values that our nets do not build, naming key, value and ours."""
-  for key, ours in fixed.items():
-    value = published.get(key, SILENT.get(key, ours))
-    # null and false say the same of an option that is off.
-    if (value or None) != (ours or None):
+def check_fixed(published: Json, fixed: Json, location: str) -> None:
+  """Raises ValueError for a value that is not implemented."""
+  for key, implemented in fixed.items():
+    value = published.get(key, DEFAULTS.get(key, implemented))
+    # null and false both mean that an option is off.
+    if (value or None) != (implemented or None):
       raise ValueError(
-        f'{where}: {key} is {value!r}, but only {ours!r} is implemented: '
-        'these are not the weights of an SDXL model'
+        f'{location}: {key} is {value!r}, but only {implemented!r} is '
+        'implemented: these are not the weights of an SDXL model'
       )
 
 
-def check_known(published, known, where):
-  """Refuse options that we have never heard of, unless they are off."""
+def check_known(published: Json, known: Json, location: str) -> None:
+  """Raises ValueError for an unknown option, unless it is off."""
   for key in set(published) - set(known) - IGNORED:
     if published[key] not in (None, False) and not key.startswith('_'):
       raise ValueError(
-        f'{where}: unknown option {key} = {published[key]!r}; remove it if the '
-        'net does not depend on it'
+        f'{location}: unknown option {key} = {published[key]!r}; remove it if '
+        'the net does not depend on it'
       )
 
 
-def per_level(value, levels):
+def per_level(value: Any, levels: int) -> tuple:
+  """Repeats an option that has one value for all levels."""
   return tuple(value) if isinstance(value, list) else (value,) * levels
 
 
-def attention_types(depths, kind, cross):
-  return [cross if depth else kind for depth in depths]
+def block_types(depths: tuple[int, ...], plain: str, cross: str) -> list[str]:
+  """Names the block of each level, by the depth of its transformers."""
+  return [cross if depth else plain for depth in depths]
 
 
-def read_unet(published, where):
-  """UNetConfig of unet/config.json."""
-  check_fixed(published, UNET_FIXED, where)
+def read_unet(published: Json, location: str) -> unet.UNetConfig:
+  """Reads unet/config.json."""
+  check_fixed(published, UNET_FIXED, location)
   levels = len(published['block_out_channels'])
   depths = per_level(published['transformer_layers_per_block'], levels)
-  crossed = [t == 'CrossAttnDownBlock2D' for t in published['down_block_types']]
+  has_attention = [
+    block == 'CrossAttnDownBlock2D' for block in published['down_block_types']
+  ]
   config = unet.UNetConfig(
     in_channels=published['in_channels'],
     out_channels=published['out_channels'],
     block_out_channels=tuple(published['block_out_channels']),
     layers_per_block=published['layers_per_block'],
-    transformer_depth=tuple(d * c for d, c in zip(depths, crossed)),
+    transformer_depth=tuple(
+      depth if attention else 0
+      for depth, attention in zip(depths, has_attention)
+    ),
     mid_transformer_depth=depths[-1],
     num_heads=per_level(published['attention_head_dim'], levels),
     context_dim=published['cross_attention_dim'],
@@ -115,19 +126,18 @@ def read_unet(published, where):
     guidance_embed_dim=published.get('time_cond_proj_dim'),
     norm_num_groups=published['norm_num_groups'],
   )
-  ours = write_unet(config)
-  check_known(published, ours, where)
-  check_blocks(published, ours, where)
+  check_same_blocks(published, write_unet(config), location)
   return config
 
 
-def write_unet(config):
-  """The config.json of a UNetConfig."""
+def write_unet(config: unet.UNetConfig) -> Json:
+  """Returns the config.json of a UNetConfig."""
   depths = config.transformer_depth
   if depths[-1] not in (0, config.mid_transformer_depth):
     raise ValueError(
       f'mid_transformer_depth {config.mid_transformer_depth} differs from the '
-      f'last level, {depths[-1]}: the diffusers layout has no word for it'
+      f'last level, {depths[-1]}, which cannot be expressed in a '
+      'diffusers config.json'
     )
   layers = [depth or 1 for depth in depths[:-1]]
   return {
@@ -137,10 +147,10 @@ def write_unet(config):
     'out_channels': config.out_channels,
     'block_out_channels': list(config.block_out_channels),
     'layers_per_block': config.layers_per_block,
-    'down_block_types': attention_types(
+    'down_block_types': block_types(
       depths, 'DownBlock2D', 'CrossAttnDownBlock2D'
     ),
-    'up_block_types': attention_types(
+    'up_block_types': block_types(
       depths[::-1], 'UpBlock2D', 'CrossAttnUpBlock2D'
     ),
     'transformer_layers_per_block': [*layers, config.mid_transformer_depth],
@@ -153,22 +163,21 @@ def write_unet(config):
   }
 
 
-def read_vae(published, where):
-  """VAEConfig of vae/config.json."""
-  check_fixed(published, VAE_FIXED, where)
+def read_vae(published: Json, location: str) -> vae.VAEConfig:
+  """Reads vae/config.json."""
+  check_fixed(published, VAE_FIXED, location)
   names = {f.name for f in dataclasses.fields(vae.VAEConfig)}
   fields = {k: v for k, v in published.items() if k in names}
   for name in ('block_out_channels', 'latents_mean', 'latents_std'):
-    fields[name] = published.get(name) and tuple(published[name])
+    fields[name] = tuple(published[name]) if published.get(name) else None
   config = vae.VAEConfig(**fields)
-  ours = write_vae(config)
-  check_known(published, ours, where)
-  check_blocks(published, ours, where)
+  check_same_blocks(published, write_vae(config), location)
   return config
 
 
-def write_vae(config):
-  """The config.json of a VAEConfig."""
+def write_vae(config: vae.VAEConfig) -> Json:
+  """Returns the config.json of a VAEConfig."""
+  mean, std = config.latents_mean, config.latents_std
   levels = len(config.block_out_channels)
   return {
     '_class_name': 'AutoencoderKL',
@@ -182,27 +191,29 @@ def write_vae(config):
     'up_block_types': ['UpDecoderBlock2D'] * levels,
     'norm_num_groups': config.norm_num_groups,
     'scaling_factor': config.scaling_factor,
-    'latents_mean': config.latents_mean and list(config.latents_mean),
-    'latents_std': config.latents_std and list(config.latents_std),
+    'latents_mean': list(mean) if mean else None,
+    'latents_std': list(std) if std else None,
     'force_upcast': True,
   }
 
 
-def check_blocks(published, ours, where):
+def check_same_blocks(published: Json, written: Json, location: str) -> None:
+  """Checks a config.json against the one that its net would be written with."""
+  check_known(published, written, location)
   for key in ('down_block_types', 'up_block_types'):
-    if published[key] != ours[key]:
+    if published[key] != written[key]:
       raise ValueError(
-        f'{where}: {key} {published[key]} is not implemented; with these '
-        f'depths it would be {ours[key]}'
+        f'{location}: {key} {published[key]} is not implemented; with these '
+        f'depths it would be {written[key]}'
       )
 
 
-def read_clip(published, where):
-  """CLIPTextConfig of text_encoder/config.json."""
-  check_fixed(published, CLIP_FIXED, where)
+def read_clip(published: Json, location: str) -> clip.CLIPTextConfig:
+  """Reads text_encoder/config.json."""
+  check_fixed(published, CLIP_FIXED, location)
   if published['hidden_act'] not in clip.ACTIVATIONS:
     raise ValueError(
-      f'{where}: hidden_act {published["hidden_act"]!r} is not one of '
+      f'{location}: hidden_act {published["hidden_act"]!r} is not one of '
       f'{sorted(clip.ACTIVATIONS)}'
     )
   names = {f.name for f in dataclasses.fields(clip.CLIPTextConfig)}
@@ -213,11 +224,13 @@ def read_clip(published, where):
   return clip.CLIPTextConfig(**fields)
 
 
-def write_clip(config):
-  """The config.json of a CLIPTextConfig."""
-  projected = config.projection_dim is not None
+def write_clip(config: clip.CLIPTextConfig) -> Json:
+  """Returns the config.json of a CLIPTextConfig."""
+  architecture = 'CLIPTextModel'
+  if config.projection_dim is not None:
+    architecture = 'CLIPTextModelWithProjection'
   return {
-    'architectures': ['CLIPTextModel' + 'WithProjection' * projected],
+    'architectures': [architecture],
     **CLIP_FIXED,
     'vocab_size': config.vocab_size,
     'max_position_embeddings': config.max_position_embeddings,
@@ -228,7 +241,7 @@ def write_clip(config):
     'hidden_act': config.hidden_act,
     'projection_dim': config.projection_dim or config.hidden_size,
     'bos_token_id': 0,
-    'eos_token_id': 2,  # transformers then takes the largest id, as we do
+    'eos_token_id': 2,  # then transformers pools at the largest id, as we do
     'pad_token_id': 1,
   }
 
@@ -247,20 +260,20 @@ WRITE = {
 }
 
 
-def read(name, published, where):
-  """The config of a component; `where` names the file in errors."""
+def read(name: str, published: Json, location: str) -> NetConfig:
+  """Reads the config.json of a component; `location` names it in errors."""
   try:
-    return READ[name](published, where)
+    return READ[name](published, location)
   except KeyError as error:
-    raise ValueError(f'{where} lacks {error}: copy it again') from error
+    raise ValueError(f'{location} lacks {error}: re-download it') from error
   except (TypeError, AttributeError, IndexError) as error:
     raise ValueError(
-      f'{where} has a value of the wrong kind ({error}): copy it again'
+      f'{location} has an invalid value ({error}): re-download the file'
     ) from error
 
 
-def write(name, config):
-  """The config.json of a component, as a dict that diffusers reads."""
+def write(name: str, config: NetConfig | vae.PatchConfig) -> Json:
+  """Returns the config.json of a component, as diffusers reads it."""
   if isinstance(config, vae.PatchConfig):
     raise ValueError(
       'the identity autoencoder (PatchConfig) has no counterpart in the '

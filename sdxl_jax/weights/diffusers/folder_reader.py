@@ -1,23 +1,24 @@
-"""SDXL as a folder in the diffusers layout, base or refiner.
+"""Reads SDXL, base or refiner, from a folder in the diffusers layout.
 
   DIR/model_index.json            which model, which components
   DIR/unet/config.json            and weights, as one or several safetensors
   DIR/vae  text_encoder  text_encoder_2  scheduler  tokenizer  tokenizer_2
 
-The same folder may hold a net's weights as our tree instead, an orbax
-checkpoint DIR/unet/params. Tensors pass one at a time, so that the host needs
-memory for one of them; for our tree, for that of one net.
+The same folder may hold a net's weights as our own tree instead, an orbax
+checkpoint DIR/unet/params. Tensors are read one at a time, so that the host
+needs memory for one of them; for our own tree, for one net.
 """
 
 import functools
 import json
 import pathlib
 import shutil
+from typing import Any
 
 from sdxl_jax.weights import orbax_params, pretrained, safetensors_file
 from sdxl_jax.weights.diffusers import tensor_names
 
-# Components and the stem of their files' names.
+# The stem of the names of a component's files.
 STEMS = {
   'unet': 'diffusion_pytorch_model',
   'vae': 'diffusion_pytorch_model',
@@ -32,16 +33,21 @@ LIBRARIES = {
   'tokenizer': ('transformers', 'CLIPTokenizer'),
   'tokenizer_2': ('transformers', 'CLIPTokenizer'),
 }
-# What a variant of the weights is stored in.
+# The dtype that a variant of the weights is stored in.
 VARIANTS = {'fp16': 'float16', 'bf16': 'bfloat16'}
 
 
-def load_model_index(folder):
-  """The ModelIndex of a diffusers folder."""
+def load_model_index(folder: str | pathlib.Path) -> pretrained.ModelIndex:
+  """Loads model_index.json.
+
+  Raises:
+    FileNotFoundError: if the folder has none.
+    ValueError: if it describes another pipeline than one of SDXL.
+  """
   path = pathlib.Path(folder) / 'model_index.json'
   if not path.is_file():
     raise FileNotFoundError(
-      f'{path} is not there: give a folder in the diffusers layout, which has '
+      f'{path} not found: pass a folder in the diffusers layout, which has '
       'model_index.json and a folder for each component'
     )
   index = read_json(path)
@@ -55,116 +61,119 @@ def load_model_index(folder):
   )
 
 
-def load_scheduler(folder):
-  """scheduler_config.json as a dict."""
+def load_scheduler(folder: str | pathlib.Path) -> dict[str, Any]:
+  """Loads scheduler_config.json."""
   return read_json(pathlib.Path(folder) / 'scheduler' / 'scheduler_config.json')
 
 
-def open_model(folder, variant=None):
-  """The published.Model of a folder; of its weights nothing is read."""
+def open_model(
+  folder: str | pathlib.Path, variant: str | None = None
+) -> pretrained.Model:
+  """Opens a folder of a model and reads no tensor data."""
   folder = pathlib.Path(folder)
   index = load_model_index(folder)
-  stored = (folder / 'unet' / orbax_params.FOLDER).is_dir()
-  found = pretrained.TOKENIZERS.values()
+  is_orbax = (folder / 'unet' / orbax_params.FOLDER).is_dir()
   return pretrained.Model(
-    kind='an orbax export' if stored else 'a folder in the diffusers layout',
+    kind='an orbax export' if is_orbax else 'a folder in the diffusers layout',
     path=folder,
-    openers={
+    loaders={
       name: functools.partial(open_net, folder / name, name, variant)
       for name in index.components
     },
     index=index,
     scheduler=load_scheduler(folder),
     tokenizers={
-      n: functools.partial(shutil.copytree, folder / n)
-      for n in found
-      if (folder / n).is_dir()
+      name: functools.partial(shutil.copytree, folder / name)
+      for name in pretrained.TOKENIZERS.values()
+      if (folder / name).is_dir()
     },
   )
 
 
-def open_part(folder):
-  """The published.Model of the folder of a single net, such as a VAE's."""
+def open_component(folder: str | pathlib.Path) -> pretrained.Model:
+  """Opens the folder of a single net, such as a VAE's, as a partial model."""
   folder = pathlib.Path(folder)
-  name = part_of(folder)
+  name = component_of(folder)
   return pretrained.Model(
     kind=f'a folder of {name}',
     path=folder,
-    openers={name: functools.partial(open_net, folder, name)},
+    loaders={name: functools.partial(open_net, folder, name)},
     index=None,
     scheduler={},
   )
 
 
-def part_of(folder):
-  """The component that a folder is of by its config.json, or None."""
+def component_of(folder: str | pathlib.Path) -> str | None:
+  """Detects by its config.json which component a folder holds, or None."""
   path = pathlib.Path(folder) / 'config.json'
   config = read_json(path) if path.is_file() else {}
   classes = [config.get('_class_name'), *(config.get('architectures') or [])]
-  ours = {of: name for name, (_, of) in LIBRARIES.items() if name in STEMS}
-  return next((ours[of] for of in classes if of in ours), None)
+  component = {LIBRARIES[name][1]: name for name in STEMS}
+  return next((component[c] for c in classes if c in component), None)
 
 
-def open_net(path, name, variant=None):
-  """The published.Net of a component's folder.
+def open_net(
+  path: str | pathlib.Path, name: str, variant: str | None = None
+) -> pretrained.Net:
+  """Opens the folder of a component.
 
-  Without `variant` the plain files are read, else the fp16 ones.
+  Without `variant` the plain files are read; if there are none, the fp16 ones.
   """
   path = pathlib.Path(path)
-  config, tree = read_json(path / 'config.json'), path / orbax_params.FOLDER
+  tree = path / orbax_params.FOLDER
   if tree.is_dir():
     read = functools.partial(orbax_params.lazy, tree)
     restore = functools.partial(orbax_params.restore, tree)
   else:
-    read, restore = lambda: read_tensors(path, STEMS[name], variant), None
+    read = functools.partial(read_tensors, path, STEMS[name], variant)
+    restore = None
+  config = read_json(path / 'config.json')
   return pretrained.Net(name, config, str(path), read, restore)
 
 
-def load_config(folder, name, **fields):
-  """The config of a component, with some of its fields replaced."""
-  return open_net(pathlib.Path(folder) / name, name).config(**fields)
+def read_json(path: pathlib.Path) -> dict[str, Any]:
+  """Reads the object in a JSON file.
 
-
-def load_component(folder, name, variant=None, **fields):
-  """(config, params) of a component; see open_net and published.Net.load."""
-  net = open_net(pathlib.Path(folder) / name, name, variant)
-  return net.load(**fields)
-
-
-def read_json(path):
-  """The object in a JSON file."""
+  Raises:
+    FileNotFoundError: if there is no such file.
+    ValueError: if the file is corrupt.
+  """
   if not path.is_file():
     raise FileNotFoundError(
-      f'{path} is not there: the folder is not whole, copy it again'
+      f'{path} not found: the folder is incomplete, re-download it'
     )
   try:
-    found = json.loads(path.read_text())
+    value = json.loads(path.read_text())
   except (ValueError, RecursionError) as error:
-    raise ValueError(f'{path} is not JSON ({error}): copy it again') from error
-  if not isinstance(found, dict):
-    raise ValueError(f'{path} holds no JSON object: copy it again')
-  return found
+    raise ValueError(f'{path} is not JSON ({error}): re-download it') from error
+  if not isinstance(value, dict):
+    raise ValueError(f'{path} holds no JSON object: re-download it')
+  return value
 
 
-def read_tensors(folder, stem, variant=None):
-  """{name: Tensor} of all the files of a component."""
-  found = {}
+def read_tensors(
+  folder: pathlib.Path, stem: str, variant: str | None = None
+) -> dict[str, safetensors_file.LazyTensor]:
+  """Opens {name: tensor} of all the files of a component."""
+  tensors = {}
   for path in weight_files(folder, stem, variant):
     if not path.is_file():
-      raise FileNotFoundError(f'{path} is not there, but its index names it')
-    tensors = safetensors_file.load(path).tensors
-    twice = sorted(set(tensors) & set(found))
-    if twice:
+      raise FileNotFoundError(f'{path} not found, but its index names it')
+    shard = safetensors_file.load(path).tensors
+    repeated = sorted(set(shard) & set(tensors))
+    if repeated:
       raise ValueError(
-        f'{path}: {tensor_names.format_list(twice)} is in another file too'
+        f'{path}: {tensor_names.format_list(repeated)} is in another file too'
       )
-    found |= tensors
-  return found
+    tensors |= shard
+  return tensors
 
 
-def weight_files(folder, stem, variant=None):
-  """The safetensors of a component: one file, or all shards of an index."""
-  looked_for = []
+def weight_files(
+  folder: pathlib.Path, stem: str, variant: str | None = None
+) -> list[pathlib.Path]:
+  """Finds the files of a component: a single one, or the shards of an index."""
+  tried = []
   for tag in [f'.{variant}'] if variant else ['', '.fp16']:
     single = folder / f'{stem}{tag}.safetensors'
     index = folder / f'{stem}.safetensors.index{tag}.json'
@@ -172,19 +181,19 @@ def weight_files(folder, stem, variant=None):
       return [single]
     if index.is_file():
       return shards_of(index)
-    looked_for += [single.name, index.name]
+    tried += [single.name, index.name]
   raise FileNotFoundError(
-    f'{folder} has no weights: none of {", ".join(looked_for)} is there. '
-    'Other formats (.bin, .ckpt, .msgpack) are not read: convert them to '
+    f'{folder} has no weights: none of {", ".join(tried)} was found. Other '
+    'formats (.bin, .ckpt, .msgpack) are not supported: convert them to '
     'safetensors'
   )
 
 
-def shards_of(index):
-  """The files that an index names, which lie beside it."""
+def shards_of(index: pathlib.Path) -> list[pathlib.Path]:
+  """Reads the files that an index names, all in the folder of the index."""
   weight_map = read_json(index).get('weight_map')
   files = weight_map.values() if isinstance(weight_map, dict) else [None]
   for file in files:
     if not isinstance(file, str) or pathlib.PurePath(file).name != file:
-      raise ValueError(f'{index} names {file!r}, no file beside it')
+      raise ValueError(f'{index} names {file!r}, which is no file next to it')
   return [index.parent / file for file in sorted(set(files))]

@@ -1,19 +1,30 @@
-"""A model written as a folder in the diffusers layout; see `files`."""
+"""Writes a model as a folder in the diffusers layout; see `folder_reader`."""
 
 import json
+import pathlib
+from collections.abc import Callable
+from typing import Any
 
-from sdxl_jax.weights import orbax_params, pretrained, safetensors_file
+from sdxl_jax.weights import (
+  checked_cast,
+  orbax_params,
+  pretrained,
+  safetensors_file,
+)
 from sdxl_jax.weights.diffusers import folder_reader, tensor_names
 
-MAX_SHARD_BYTES = 10 * 10**9  # as diffusers splits
+MAX_SHARD_BYTES = 10 * 10**9  # the default of diffusers
+Watch = Callable[[int], Any]
 
 
-def save(folder, model, **settings):
+def save(
+  folder: pathlib.Path, model: pretrained.Model, **settings: Any
+) -> None:
   """Writes a model into a new folder, which diffusers loads.
 
   Args:
-    folder: which is not there yet; see whole.target.
-    model: published.Model with all its nets and tokenizers.
+    folder: which does not exist yet; see atomic_write.atomic_path.
+    model: with all its nets and tokenizers.
     **settings: of save_net.
   """
   pretrained.check_complete(model)
@@ -23,50 +34,53 @@ def save(folder, model, **settings):
   for name, write in model.tokenizers.items():
     write(folder / name)
   (folder / 'scheduler').mkdir()
-  path = folder / 'scheduler' / 'scheduler_config.json'
-  write_json(path, model.scheduler)
+  write_json(folder / 'scheduler' / 'scheduler_config.json', model.scheduler)
   index = model_index_json(model.index, model.scheduler['_class_name'])
   write_json(folder / 'model_index.json', index)
 
 
 def save_net(
-  folder,
-  net,
+  folder: pathlib.Path,
+  net: pretrained.Net,
   *,
-  form='safetensors',
-  dtype=None,
-  variant=None,
-  max_shard_bytes=MAX_SHARD_BYTES,
-  watch=lambda count: None,
-):
+  form: str = 'safetensors',
+  dtype: str | None = None,
+  variant: str | None = None,
+  max_shard_bytes: int = MAX_SHARD_BYTES,
+  watch: Watch = lambda count: None,
+) -> None:
   """Writes config.json and the weights of a net into a new folder.
 
   Args:
-    folder: which is not there yet.
-    net: published.Net.
+    folder: which does not exist yet.
+    net: to write.
     form: of the weights, 'safetensors' or 'orbax'.
-    dtype: what weights are cast to; None: as they are.
-    variant: 'fp16' or 'bf16' casts them to that, and marks the files.
-    max_shard_bytes: of a safetensors file, unless of a single tensor.
-    watch: called with the bytes of what has been written.
+    dtype: to cast weights to; None: the stored one.
+    variant: 'fp16' or 'bf16': casts weights to that dtype, and is put into the
+      names of the files.
+    max_shard_bytes: largest safetensors file, unless of a single tensor.
+    watch: called with the bytes of each tensor written.
   """
   folder.mkdir()
   write_json(folder / 'config.json', net.published)
   if form == 'orbax':
-    save_tree(folder / orbax_params.FOLDER, net, dtype, watch)
+    save_orbax(folder / orbax_params.FOLDER, net, dtype, watch)
     return
   dtype = folder_reader.VARIANTS[variant] if variant else dtype
   tag = f'.{variant}' if variant else ''
   save_tensors(folder, net, dtype, tag, max_shard_bytes, watch)
 
 
-def model_index_json(model_index, scheduler):
+def model_index_json(
+  model_index: pretrained.ModelIndex, scheduler: str
+) -> dict[str, Any]:
+  """Returns model_index.json; `scheduler` is the name of a diffusers class."""
   absent = {'text_encoder', 'tokenizer'} if model_index.refiner else set()
   parts = folder_reader.LIBRARIES | dict.fromkeys(absent, (None, None))
-  kind = 'Img2Img' * model_index.refiner
-  kind = 'Inpaint' if model_index.inpainting else kind
+  task = 'Img2Img' if model_index.refiner else ''
+  task = 'Inpaint' if model_index.inpainting else task
   index = {
-    '_class_name': f'StableDiffusionXL{kind}Pipeline',
+    '_class_name': f'StableDiffusionXL{task}Pipeline',
     'force_zeros_for_empty_prompt': model_index.force_zeros,
     'add_watermarker': None,
     'scheduler': ('diffusers', scheduler),
@@ -77,8 +91,15 @@ def model_index_json(model_index, scheduler):
   return index
 
 
-def save_tensors(folder, net, dtype, tag, max_shard_bytes, watch):
-  """Writes the weights of a net as safetensors, their names with a tag."""
+def save_tensors(
+  folder: pathlib.Path,
+  net: pretrained.Net,
+  dtype: str | None,
+  tag: str,
+  max_shard_bytes: int,
+  watch: Watch,
+) -> None:
+  """Writes the weights of a net as safetensors, with a tag in their names."""
   tensors, stem, weight_map = net.tensors(), folder_reader.STEMS[net.name], {}
   sizes = safetensors_file.sizes(tensors, dtype)
   shards = split(sizes, max_shard_bytes)
@@ -94,19 +115,21 @@ def save_tensors(folder, net, dtype, tag, max_shard_bytes, watch):
     write_json(folder / f'{stem}.safetensors.index{tag}.json', index)
 
 
-def save_tree(folder, net, dtype, watch):
-  """Writes the weights of a net as our tree, of one dtype."""
-  dtype = dtype or orbax_params.dtype_of(net.tensors()).name
+def save_orbax(
+  folder: pathlib.Path, net: pretrained.Net, dtype: str | None, watch: Watch
+) -> None:
+  """Writes the weights of a net as our own tree, of one dtype."""
+  dtype = dtype or orbax_params.common_dtype(net.tensors()).name
   _, params = net.load(orbax_params.on_host, param_dtype=dtype)
   tensors = tensor_names.tensors(params)
   for name, tensor in tensors.items():
-    safetensors_file.check(name, tensor.read(), dtype)
+    checked_cast.check_finite(name, tensor.read(), dtype)
   orbax_params.save(folder, params)
   watch(sum(safetensors_file.sizes(tensors).values()))
 
 
-def split(sizes, max_bytes):
-  """Names in order, in groups of at most `max_bytes` (or of one tensor)."""
+def split(sizes: dict[str, int], max_bytes: int) -> list[list[str]]:
+  """Splits names, in order, into groups of at most `max_bytes` or one tensor"""
   shards, total = [[]], 0
   for name, size in sizes.items():
     total += size
@@ -117,5 +140,6 @@ def split(sizes, max_bytes):
   return shards
 
 
-def write_json(path, value):
+def write_json(path: pathlib.Path, value: dict[str, Any]) -> None:
+  """Writes an object, indented as diffusers does."""
   path.write_text(json.dumps(value, indent=2) + '\n')

@@ -1,25 +1,15 @@
-"""diffusers' scheduler_config.json <> our trained schedule and spacing."""
+"""Translates diffusers' scheduler_config.json to our schedule and spacing."""
+
+from typing import Any
 
 import numpy as np
 
 from sdxl_jax.diffusion import noise_schedule, sampling_schedule
 
-# The sampler that a scheduler_config.json names.
-SAMPLERS = {
-  'EulerDiscreteScheduler': 'euler',
-  'EulerAncestralDiscreteScheduler': 'euler_ancestral',
-  'HeunDiscreteScheduler': 'heun',
-  'LMSDiscreteScheduler': 'lms',
-  'DDIMScheduler': 'ddim',
-  'DPMSolverMultistepScheduler': 'dpmpp_2m',
-  'UniPCMultistepScheduler': 'unipc',
-  'LCMScheduler': 'lcm',
-  'TCDScheduler': 'tcd',
-}
-# Our names of what a net predicts, and diffusers'.
+# Our names of the predictions of a net, and those of diffusers.
 PREDICTION_TYPES = {'eps': 'epsilon', 'v': 'v_prediction', 'x0': 'sample'}
-OUR_PREDICTIONS = {theirs: ours for ours, theirs in PREDICTION_TYPES.items()}
-# What a config may say only in one way, where it says it at all.
+OUR_PREDICTIONS = {name: ours for ours, name in PREDICTION_TYPES.items()}
+# The implemented values of options, where a config has them.
 SUPPORTED = {
   'trained_betas': (None,),
   'prediction_type': tuple(PREDICTION_TYPES.values()),
@@ -49,7 +39,7 @@ SUPPORTED_UNIPC = SUPPORTED_MULTISTEP | {
   'solver_p': (None,),
 }
 SUPPORTED_DISTILLED = SUPPORTED | {'original_inference_steps': (50,)}
-# Of the samplers that ask for more.
+# By sampler, where the reference has more options.
 SUPPORTED_BY = {
   'dpmpp_2m': SUPPORTED_DPMPP,
   'dpmpp_2m_sde': SUPPORTED_DPMPP,
@@ -57,18 +47,13 @@ SUPPORTED_BY = {
   'lcm': SUPPORTED_DISTILLED,
   'tcd': SUPPORTED_DISTILLED,
 }
-# Whose reference schedulers know no re-spaced sigmas.
+# Samplers whose reference schedulers cannot re-space their sigmas.
 TRAINED_ONLY = ('ddim', 'euler_ancestral', 'lcm', 'tcd')
 
 
-def sampler_of(config):
-  """The name of the sampler of a scheduler_config.json, or None."""
-  name = SAMPLERS.get(config.get('_class_name'))
-  sde = config.get('algorithm_type') == 'sde-dpmsolver++'
-  return 'dpmpp_2m_sde' if name == 'dpmpp_2m' and sde else name
-
-
-def read(config, sampler):
+def read(
+  config: dict[str, Any], sampler: str
+) -> tuple[noise_schedule.Schedule, sampling_schedule.Spacing]:
   """Reads a diffusers scheduler_config.json for one of our samplers.
 
   Args:
@@ -76,12 +61,10 @@ def read(config, sampler):
       diffusers' `from_config` allows.
     sampler: name of the sampler.
 
-  Returns:
-    (schedule.Schedule, noise_levels.Spacing).
-
   Raises:
-    ValueError: on a missing entry or one that the samplers do not support.
+    ValueError: if an entry is missing, or the sampler does not support it.
   """
+  # Refuse options that would change the result of the reference.
   noise_schedule.check_choice(
     'sampler', sampler, sampling_schedule.SAMPLER_TRAITS
   )
@@ -102,6 +85,7 @@ def read(config, sampler):
     kind = config['timestep_spacing']
   except KeyError as e:
     raise ValueError(f'the scheduler config lacks {e}; add it') from e
+  # The last sigma is 0 or the smallest trained one, by the class of diffusers.
   to_zero = {
     'euler': config.get('final_sigmas_type', 'zero') == 'zero',
     'ddim': config.get('set_alpha_to_one', True),
@@ -115,16 +99,18 @@ def read(config, sampler):
   )
 
 
-def sigmas_of(config):
-  """How the config re-spaces its sigmas."""
+def sigmas_of(config: dict[str, Any]) -> str:
+  """Returns how a config re-spaces its sigmas."""
   for name in ('karras', 'exponential'):
     if config.get(f'use_{name}_sigmas', False):
       return name
   return 'trained'
 
 
-def write(trained, spacing):
-  """The scheduler_config.json of an Euler sampler with these settings."""
+def write(
+  trained: noise_schedule.Schedule, spacing: sampling_schedule.Spacing
+) -> dict[str, Any]:
+  """Returns the scheduler_config.json of an Euler sampler."""
   return {
     '_class_name': 'EulerDiscreteScheduler',
     'num_train_timesteps': trained.num_train_timesteps,
@@ -141,12 +127,8 @@ def write(trained, spacing):
   }
 
 
-def for_run(trained):
-  """Returns the scheduler_config.json that a trained model is sampled with.
-
-  Args:
-    trained: noise_schedule.Schedule of the run.
-  """
+def for_run(trained: noise_schedule.Schedule) -> dict[str, Any]:
+  """Returns the scheduler_config.json that a run's model is sampled with."""
   # Only 'trailing' visits the last timestep, where zero terminal SNR is.
   kind = 'trailing' if trained.zero_terminal_snr else 'leading'
   return write(trained, sampling_schedule.Spacing(kind))

@@ -1,6 +1,6 @@
-"""Our parameters <> published diffusers and transformers tensors, by rule.
+"""Maps our parameters to published diffusers and transformers tensors, by rule.
 
-Our modules bear the published names, so a rule is enough:
+Our modules have the published names, so a rule is enough:
 - a digit joins its neighbour: `resnets.0.conv1` is resnets_0/conv1;
 - `weight` is our kernel, scale (of a norm) or embedding;
 - kernels are stored input channels before output channels, the published ones
@@ -14,27 +14,32 @@ import collections
 import dataclasses
 import functools
 import re
+from collections.abc import Callable, Collection, Sequence
+from typing import Any
 
 import jax
 import numpy as np
 from flax import traverse_util
 
-from sdxl_jax.weights import safetensors_file
+from sdxl_jax.weights import checked_cast, safetensors_file
 
+Path = tuple[str, ...]
+Tensors = dict[str, safetensors_file.LazyTensor]
+Tree = dict[str, Any]  # of arrays, or of jax.ShapeDtypeStruct
 STACKS = ('transformer_blocks', 'layers')
 
 
 @dataclasses.dataclass(frozen=True)
 class TensorLocation:
-  """Where in our tree a published tensor lives."""
+  """The place of a published tensor in our tree."""
 
-  path: tuple[str, ...]
-  index: int | None  # in its stack
+  path: Path
+  index: int | None  # in the stack of its blocks
   shape: tuple[int, ...]  # as published
 
 
-def published(path):
-  """Our path, unstacked > the published name."""
+def published_name(path: Path) -> str:
+  """Translates a path of ours, unstacked, to the published name."""
   *modules, leaf = path
   # `linear_1` is a published name in itself, not the second of a list.
   modules = [re.sub(r'(?<!linear)_(\d+)$', r'.\1', m) for m in modules]
@@ -42,188 +47,202 @@ def published(path):
   return '.'.join([*modules, leaf])
 
 
-def canonical_name(name):
-  """A published name, of an older or newer library > the name of today."""
+def canonical_name(name: str) -> str:
+  """Translates the published name of an older or newer library to today's."""
   # The first autoencoders had other names for attention.
-  name = re.sub(r'(attentions\.\d+)\.(query|key|value)\.', rename, name)
+  name = re.sub(r'(attentions\.\d+)\.(query|key|value)\.', shorten, name)
   name = re.sub(r'(attentions\.\d+)\.proj_attn\.', r'\1.to_out.0.', name)
   # transformers 5 drops this prefix in memory, and some files are without it.
   bare = r'embeddings\.|encoder\.layers\.|final_layer_norm\.'
   return re.sub(rf'^(?={bare})', 'text_model.', name)
 
 
-def rename(match):
+def shorten(match: re.Match) -> str:
+  """Renames query, key and value to to_q, to_k and to_v."""
   return f'{match[1]}.to_{match[2][0]}.'
 
 
-def unstack(path, index):
-  """Path of a stack > path of its block `index`, as if it were not stacked."""
+def unstack(path: Path, index: int | None) -> Path:
+  """Returns the path that block `index` of a stack has without nn.scan."""
   return tuple(f'{m}_{index}' if m in STACKS else m for m in path)
 
 
-def stack_depth(path, leaf):
-  """How many blocks the leaf holds, or None where it is not of a stack."""
+def stack_depth(path: Path, leaf: Any) -> int | None:
+  """Returns the number of blocks in a leaf; None: it is not of a stack."""
   return leaf.shape[0] if set(path) & set(STACKS) else None
 
 
-def axes(path, ndim):
-  """The axes of our array in the published order: HWIO > OIHW, IO > OI."""
+def axes(path: Path, ndim: int) -> tuple[int, ...]:
+  """Returns our axes in the published order: HWIO to OIHW, IO to OI."""
   if path[-1] != 'kernel':
     return tuple(range(ndim))
   return {2: (1, 0), 4: (3, 2, 0, 1)}[ndim]
 
 
-def slots(flat):
-  """{published name: Slot} of all the leaves of a flat tree {path: leaf}."""
-  found = {}
+def locations(flat: dict[Path, Any]) -> dict[str, TensorLocation]:
+  """Returns {published name: location} of a flat tree {path: leaf}."""
+  by_name = {}
   for path, leaf in flat.items():
     depth = stack_depth(path, leaf)
     shape = leaf.shape if depth is None else leaf.shape[1:]
     shape = tuple(shape[axis] for axis in axes(path, len(shape)))
     for index in [None] if depth is None else range(depth):
-      found[published(unstack(path, index))] = TensorLocation(
-        path, index, shape
-      )
-  return dict(sorted(found.items()))
+      name = published_name(unstack(path, index))
+      by_name[name] = TensorLocation(path, index, shape)
+  return dict(sorted(by_name.items()))
 
 
-def tensor(flat, slot):
-  """The tensor of a slot in the published layout; of numpy leaves, a view."""
-  array = flat[slot.path]
-  array = np.asarray(array if slot.index is None else array[slot.index])
-  return array.transpose(axes(slot.path, array.ndim))
+def tensor(flat: dict[Path, Any], location: TensorLocation) -> np.ndarray:
+  """Returns a tensor in the published layout; of a numpy leaf, a view."""
+  array = flat[location.path]
+  index = location.index
+  array = np.asarray(array if index is None else array[index])
+  return array.transpose(axes(location.path, array.ndim))
 
 
-def flat(tree):
-  """{path: leaf} of a tree of ours."""
+def flat(tree: Tree) -> dict[Path, Any]:
+  """Flattens a tree of ours to {path: leaf}."""
   return traverse_util.flatten_dict(tree)
 
 
-def tensors(params):
-  """{published name: Tensor} of our tree, as views."""
+def tensors(params: Tree) -> Tensors:
+  """Returns {published name: tensor} of our tree, as views."""
   leaves = flat(params)
   return {
-    name: safetensors_file.Tensor(
-      slot.shape,
-      np.dtype(leaves[slot.path].dtype),
-      functools.partial(tensor, leaves, slot),
+    name: safetensors_file.LazyTensor(
+      location.shape,
+      np.dtype(leaves[location.path].dtype),
+      functools.partial(tensor, leaves, location),
     )
-    for name, slot in slots(leaves).items()
+    for name, location in locations(leaves).items()
   }
 
 
-def lazy(shapes, load):
-  """{published name: Tensor} of a tree that is loaded when one is read.
+def lazy(shapes: Tree, load: Callable[[], Tree]) -> Tensors:
+  """Returns {published name: tensor} of a tree that the first read loads.
 
   Args:
     shapes: tree of jax.ShapeDtypeStruct.
-    load: () -> the tree; it is held as long as one of the Tensors.
+    load: () -> the tree, which stays in memory as long as one of the tensors.
   """
   leaves = functools.cache(lambda: flat(load()))
-  read = lambda slot: tensor(leaves(), slot)
+
+  def read(location):
+    return tensor(leaves(), location)
+
   return {
-    name: dataclasses.replace(empty, read=functools.partial(read, slot))
-    for (name, slot), empty in zip(
-      slots(flat(shapes)).items(), tensors(shapes).values()
+    name: dataclasses.replace(unread, read=functools.partial(read, location))
+    for (name, location), unread in zip(
+      locations(flat(shapes)).items(), tensors(shapes).values()
     )
   }
 
 
-def match_to_model(found, target):
-  """Published tensors under the names of today, each in the shape of the net.
+def match_to_model(published: Tensors, target: Tree) -> Tensors:
+  """Renames published tensors to today's names, in the shapes of the net.
 
   Args:
-    found: {published name, of an older or newer library: Tensor}.
+    published: {name of an older or newer library: tensor}.
     target: our tree of shapes.
 
   Raises:
-    ValueError: for names that are left over on either side, another shape, or
-      numbers that are not floating; nothing is read.
+    ValueError: if names are left over on either side, a shape differs, or a
+      tensor is not floating-point. No tensor is read.
   """
-  wanted = slots(flat(target))
+  expected = locations(flat(target))
   # A buffer of older transformers: 0..76.
-  found = {n: t for n, t in found.items() if not n.endswith('.position_ids')}
-  today = {canonical_name(name): name for name in found}
-  if len(today) < len(found):
-    twice = sorted(set(found) - set(today.values()))
-    raise ValueError(f'{format_list(twice)}: there under another name too')
-  check_leftovers(today, wanted)
+  names = [n for n in published if not n.endswith('.position_ids')]
+  stored_name = {canonical_name(name): name for name in names}
+  if len(stored_name) < len(names):
+    repeated = sorted(set(names) - set(stored_name.values()))
+    raise ValueError(f'{format_list(repeated)}: also stored under another name')
+  check_leftovers(stored_name, expected)
   return {
-    name: fit(found[today[name]], slot.shape, today[name])
-    for name, slot in wanted.items()
+    name: fit(published[stored_name[name]], location.shape, stored_name[name])
+    for name, location in expected.items()
   }
 
 
-def from_published(found, target):
-  """Published tensors > our tree, one array at a time.
+def from_published(published: Tensors, target: Tree) -> Tree:
+  """Loads published tensors into our tree, one array at a time.
 
   Args:
-    found: {published name: Tensor}.
-    target: our tree of shapes and dtypes, stacked or not; tensors are cast to
-      its dtypes. An array goes where its leaf has a `sharding`; without one
-      it stays in numpy.
+    published: {name: tensor}.
+    target: our tree of shapes and dtypes, stacked or not. Tensors are cast to
+      its dtypes, and each array is placed on the `sharding` of its leaf;
+      without one it stays in numpy.
 
   Raises:
-    ValueError: as `matched` does, before anything is read.
+    ValueError: as `match_to_model`, before any tensor is read.
   """
-  found, parts = match_to_model(found, target), collections.defaultdict(list)
-  for name, slot in slots(flat(target)).items():
-    parts[slot.path].append((found[name], slot))
+  matched = match_to_model(published, target)
+  parts = collections.defaultdict(list)
+  for name, location in locations(flat(target)).items():
+    parts[location.path].append((matched[name], location))
   tree = {}
   for path, leaf in flat(target).items():
     array = np.empty(leaf.shape, leaf.dtype)
-    for part, slot in parts[path]:
-      tensor({path: array}, slot)[...] = part.read()
+    for part, location in parts[path]:
+      tensor({path: array}, location)[...] = part.read()
     tree[path] = put(array, getattr(leaf, 'sharding', None))
   return traverse_util.unflatten_dict(tree)
 
 
-def put(array, sharding):
-  """An array, as numpy and the same in every process > to its place."""
+def put(
+  array: np.ndarray, sharding: jax.sharding.Sharding | None
+) -> np.ndarray | jax.Array:
+  """Places an array, which is the same in every process, on its sharding."""
   if sharding is None:
     return array
-  part = lambda index: array[index]
-  return jax.make_array_from_callback(array.shape, sharding, part)
-
-
-def fit(found, shape, name):
-  """The Tensor in the shape that a net asks for."""
-  # The first autoencoders stored attention as convolutions of size one.
-  if len(found.shape) == 4 and len(shape) == 2 and found.shape[2:] == (1, 1):
-    found = reshaped(found, found.shape[:2])
-  if found.shape != shape:
-    raise ValueError(
-      f'{name} has the shape {found.shape}, but the config asks for '
-      f'{shape}: the weights are of another architecture'
-    )
-  if not safetensors_file.is_floating(found.dtype):
-    raise ValueError(
-      f'{name} is stored as {found.dtype}: quantised weights are not read, '
-      'take those in float16 or longer'
-    )
-  return found
-
-
-def reshaped(found, shape):
-  return dataclasses.replace(
-    found, shape=tuple(shape), read=lambda: found.read().reshape(shape)
+  return jax.make_array_from_callback(
+    array.shape, sharding, lambda index: array[index]
   )
 
 
-def check_leftovers(found, wanted):
-  extra = sorted(set(found) - set(wanted))
-  missing = sorted(set(wanted) - set(found))
-  if extra or missing:
+def fit(
+  stored: safetensors_file.LazyTensor, shape: tuple[int, ...], name: str
+) -> safetensors_file.LazyTensor:
+  """Returns a tensor in the shape of the net, or raises ValueError."""
+  # The first autoencoders stored attention as convolutions of size one.
+  if len(stored.shape) == 4 and len(shape) == 2 and stored.shape[2:] == (1, 1):
+    stored = reshape(stored, stored.shape[:2])
+  if stored.shape != shape:
     raise ValueError(
-      f'{len(extra)} tensors have no place in the net: {format_list(extra)}; '
-      f'{len(missing)} tensors of the net are not there: '
+      f'{name} has the shape {stored.shape}, but the config requires '
+      f'{shape}: the weights are of another architecture'
+    )
+  if not checked_cast.is_floating(stored.dtype):
+    raise ValueError(
+      f'{name} is stored as {stored.dtype}: quantised weights are not '
+      'supported, use those in float16 or longer'
+    )
+  return stored
+
+
+def reshape(
+  stored: safetensors_file.LazyTensor, shape: tuple[int, ...]
+) -> safetensors_file.LazyTensor:
+  """Returns a tensor that is reshaped when it is read."""
+  return dataclasses.replace(
+    stored, shape=tuple(shape), read=lambda: stored.read().reshape(shape)
+  )
+
+
+def check_leftovers(stored: Collection[str], expected: Collection[str]) -> None:
+  """Raises ValueError for names that are on one side only."""
+  surplus = sorted(set(stored) - set(expected))
+  missing = sorted(set(expected) - set(stored))
+  if surplus or missing:
+    raise ValueError(
+      f'{len(surplus)} tensors have no place in the net: '
+      f'{format_list(surplus)}; {len(missing)} tensors of the net are missing: '
       f'{format_list(missing)}. The weights are of another architecture than '
-      'the config says'
+      'the config'
     )
 
 
-def format_list(entries, limit=8):
-  """At most `limit` of the entries, so that an error fits on a screen."""
+def format_list(entries: Sequence[str], limit: int = 8) -> str:
+  """Lists at most `limit` of the entries, so that an error fits a screen."""
   more = len(entries) - limit
   text = ', '.join(entries[:limit]) or 'none'
   return f'{text} and {more} more' if more > 0 else text

@@ -1,20 +1,21 @@
-"""Low-rank factors in files, in the dialects of `lora_names`."""
+"""Reads low-rank factors from LoRA files in all key formats of `lora_names`."""
 
 import collections
 import json
 import pathlib
+from collections.abc import Collection, Sequence
+from typing import Any
 
-import jax.numpy as jnp
 import numpy as np
 
-from sdxl_jax import atomic_write
 from sdxl_jax.weights import safetensors_file
 from sdxl_jax.weights.diffusers import tensor_names
 from sdxl_jax.weights.lora import lora_names, merge
 
+# The file in a folder that diffusers or PEFT wrote.
 FILES = ('pytorch_lora_weights.safetensors', 'adapter_model.safetensors')
-ADAPTER = 'adapter_config.json'  # PEFT's, beside its file
-# Of other methods, by what their tensors are called.
+ADAPTER = 'adapter_config.json'  # of PEFT, in the folder of its file
+# Other methods, by a part of the names of their tensors.
 OTHERS = {
   'dora_scale': 'DoRA',
   'lora_magnitude_vector': 'DoRA',
@@ -28,54 +29,59 @@ OTHERS = {
 }
 
 
-def load(path, params):
-  """The Lora of a file.
+def load(path: str | pathlib.Path, params: dict[str, Any]) -> merge.Lora:
+  """Loads a LoRA file.
 
   Args:
     path: of a safetensors file, or of a folder that diffusers or PEFT wrote.
     params: {net: parameters, or their shapes} of the base model it is for.
 
   Raises:
-    FileNotFoundError: for no such file.
-    ValueError: for a file of another method or another base model.
+    FileNotFoundError: if there is no such file.
+    ValueError: if the file is of another method or another base model.
   """
   path = find(path)
   file = safetensors_file.load(path)
-  found, metadata = list(file.tensors), file.metadata
-  check_method(path, found)
+  check_method(path, file.tensors)
+  # Group the tensors by the layer that they belong to.
   layers = merge.layers_of(params)
-  known = lora_names.key_prefixes(by_net(layers))
-  parts, leftover = collections.defaultdict(dict), []
+  known = lora_names.key_prefixes(names_by_net(layers))
+  groups, leftover = collections.defaultdict(dict), []
   for name, tensor in file.tensors.items():
-    stem, part = lora_names.split(name) or (None, None)
-    if stem in known:
-      parts[stem][part] = tensor.read()
+    prefix, part = lora_names.split(name) or (None, None)
+    if prefix in known:
+      groups[prefix][part] = tensor.read()
     else:
       leftover.append(name)
-  if leftover or not found:
+  if leftover or not file.tensors:
+    base = file.metadata.get('ss_base_model_version')
     raise ValueError(
-      f'{path}: {len(leftover)} of {len(found)} tensors belong to no layer of '
-      f'the base model: {tensor_names.format_list(sorted(leftover))}. It is '
-      f'made for another one{base_of(metadata)}'
+      f'{path}: {len(leftover)} of {len(file.tensors)} tensors belong to no '
+      f'layer of the base model: {tensor_names.format_list(sorted(leftover))}. '
+      f'The file is for another one{f": {base}" if base else ""}'
     )
-  dialect = lora_names.key_format_of(found)
-  alphas = read_alphas(path, dialect, metadata)
+  # Check their shapes, and add an alpha that is not among the tensors.
+  key_format = lora_names.detect_key_format(file.tensors)
+  settings = read_alpha_settings(path, key_format, file.metadata)
   factors = {}
-  for stem, given in parts.items():
-    layer, made = fit(path, stem, given, known[stem], layers)
-    if made.alpha is None and alphas:
-      made = made._replace(alpha=alphas(*layer, len(made.down)))
+  for prefix, parts in groups.items():
+    layer, layer_factors = match_layer(
+      path, prefix, parts, known[prefix], layers
+    )
+    if layer_factors.alpha is None and settings is not None:
+      alpha = alpha_of(settings, layer, len(layer_factors.down))
+      layer_factors = layer_factors._replace(alpha=alpha)
     if layer in factors:
       raise ValueError(
-        f'{path} has the layer {".".join(layer)} twice, by two names; one of '
-        f'them is {stem}: write it again with the tool it is from'
+        f'{path} has the layer {".".join(layer)} twice, under two names; one '
+        f'of them is {prefix}: write the file again with the tool it is from'
       )
-    factors[layer] = made
-  return merge.Lora(factors, dialect, metadata)
+    factors[layer] = layer_factors
+  return merge.Lora(factors, key_format, file.metadata)
 
 
-def find(path):
-  """The file, also where its folder is given."""
+def find(path: str | pathlib.Path) -> pathlib.Path:
+  """Returns the file at a path, which may be its folder."""
   path = pathlib.Path(path)
   for file in (path, *(path / name for name in FILES)):
     if file.is_file():
@@ -85,208 +91,112 @@ def find(path):
   )
 
 
-def check_method(path, found):
-  for name in found:
-    for end, method in OTHERS.items():
-      if f'{name}.'.endswith((f'.{end}.', f'.{end}.weight.')):
+def check_method(path: pathlib.Path, names: Collection[str]) -> None:
+  """Raises ValueError for the tensors of another method than LoRA."""
+  for name in names:
+    for suffix, method in OTHERS.items():
+      if f'{name}.'.endswith((f'.{suffix}.', f'.{suffix}.weight.')):
         raise ValueError(
           f'{path} is not plain LoRA but {method}: it has {name}. Merge it '
           'into its base model with the tool it is from, and load the result'
         )
 
 
-def base_of(metadata):
-  base = metadata.get('ss_base_model_version')
-  return f': {base}' if base else ''
-
-
-def by_net(layers):
-  found = collections.defaultdict(list)
+def names_by_net(layers: Collection[tuple[str, str]]) -> dict[str, list[str]]:
+  """Groups (net, layer) by net."""
+  names = collections.defaultdict(list)
   for net, name in layers:
-    found[net].append(name)
-  return found
+    names[net].append(name)
+  return names
 
 
-def fit(path, stem, parts, candidates, layers):
-  """((net, layer), Factors) of a stem, by the shapes where two towers fit."""
+def match_layer(
+  path: pathlib.Path,
+  prefix: str,
+  parts: dict[str, np.ndarray],
+  candidates: Collection[tuple[str, str]],
+  layers: merge.Layers,
+) -> tuple[tuple[str, str], merge.Factors]:
+  """Returns ((net, layer), Factors) of the tensors with one prefix.
+
+  Raises:
+    ValueError: if a factor is missing, or the shapes match no layer, or layers
+      of two text encoders.
+  """
   if not {'down', 'up'} <= set(parts):
     raise ValueError(
-      f'{path}: {stem} has no {"up" if "down" in parts else "down"}: the file '
-      'is not whole'
+      f'{path}: {prefix} has no {"up" if "down" in parts else "down"}: the '
+      'file is incomplete'
     )
-  made = merge.Factors(parts['down'], parts['up'], parts.get('alpha'))
-  fitting = [c for c in candidates if fits(made, layers[c].shape)]
-  if len(fitting) > 1:
-    nets = ' and '.join(sorted(net for net, _ in fitting))
+  factors = merge.Factors(parts['down'], parts['up'], parts.get('alpha'))
+  matching = [c for c in candidates if fits(factors, layers[c].shape)]
+  if len(matching) > 1:
+    nets = ' and '.join(sorted(net for net, _ in matching))
     raise ValueError(
-      f'{path}: {stem} may be of {nets}: put one of these before its names, as '
-      'in text_encoder.base_model.model'
+      f'{path}: {prefix} may be of {nets}: put one of these before its names, '
+      'as in text_encoder.base_model.model'
     )
-  if not fitting:
+  if not matching:
     shapes = ' or '.join(str(layers[c].shape) for c in sorted(candidates))
     raise ValueError(
-      f'{path}: {stem} has the factors {made.down.shape} and {made.up.shape}, '
-      f'and the layer is {shapes}: it is made for another base model'
+      f'{path}: {prefix} has the factors {factors.down.shape} and '
+      f'{factors.up.shape}, and the layer is {shapes}: it is for another base '
+      'model'
     )
-  return fitting[0], made
+  return matching[0], factors
 
 
-def fits(factors, shape):
-  """Whether they are those of a weight [out, in] or [out, in, kh, kw]."""
+def fits(factors: merge.Factors, shape: tuple[int, ...]) -> bool:
+  """Checks factors against the shape of a weight, [out, in (, kh, kw)]."""
   rank, *inputs = factors.down.shape
   outputs, *rest = factors.up.shape
-  # A linear layer may have been stored as a convolution of size one.
+  # A linear layer may be stored as a convolution of size one.
   plain = [*shape[1:], *[1] * (len(inputs) - len(shape) + 1)]
   ones = [1] * (len(rest) - 1)
   return outputs == shape[0] and inputs == plain and rest == [rank, *ones]
 
 
-def read_alphas(path, dialect, metadata):
-  """alpha(net, layer, rank) of what stands beside the tensors, or None."""
-  config = path.parent / ADAPTER
-  if dialect == 'peft' and config.is_file():
-    told = json.loads(config.read_text())
-    settings = lambda net: told
-  elif 'lora_adapter_metadata' in metadata:
-    told = json.loads(metadata['lora_adapter_metadata'])
-    settings = lambda net: {
-      name.removeprefix(f'{net}.'): value
-      for name, value in told.items()
-      if name.startswith(f'{net}.')
-    }
-  else:
-    return None
+def read_alpha_settings(
+  path: pathlib.Path, key_format: str, metadata: dict[str, str]
+) -> dict[str, dict[str, Any]] | None:
+  """Reads {net: settings of PEFT}, or None if the file has none.
 
-  def alpha(net, layer, rank):
-    found = settings(net)
-    if 'lora_alpha' not in found:
-      return None
-    patterns = found.get('alpha_pattern') or {}
-    value = next(
-      (v for k, v in patterns.items() if f'.{layer}'.endswith(f'.{k}')),
-      found['lora_alpha'],
-    )
-    if found.get('use_rslora'):  # which divides by the root of the rank
-      value = value * rank**0.5
-    return np.float32(value)
-
-  return alpha
-
-
-def save(
-  path,
-  made,
-  params,
-  dialect=None,
-  dtype=None,
-  metadata=None,
-  overwrite=False,
-):
-  """Writes a Lora; the file appears whole or not at all.
-
-  Args:
-    path: to write; 'peft' also writes adapter_config.json beside it.
-    made: Lora.
-    params: {net: parameters, or their shapes} of its base model.
-    dialect: see lora_names; the Lora's own by default. Those of diffusers have
-      no alpha: `up` has the scale in it.
-    dtype: 'float32', 'float16' or 'bfloat16'; as it is by default.
-    metadata: {name: text} besides that of the dialect.
-    overwrite: whether a file may be there already.
+  PEFT keeps the settings of one net in adapter_config.json; diffusers keeps
+  those of several in the metadata of the file, as {net.name: value}.
   """
-  path, dialect = pathlib.Path(path), dialect or made.dialect
-  check_dialect(dialect, made)
-  layout = lora_names.layout_of(by_net(merge.layers_of(params))['unet'])
-  tensors = {}
-  for (net, layer), factors in made.factors.items():
-    stem = lora_names.key_prefix(dialect, net, layer, layout)
-    if dialect.startswith('diffusers'):
-      factors = fold(factors)
-    for part in ('down', 'up'):
-      end = lora_names.key_suffix(dialect, net, part)
-      tensors[stem + end] = as_dtype(getattr(factors, part), dtype)
-    if dialect.startswith('kohya') and factors.alpha is not None:
-      tensors[f'{stem}.alpha'] = as_dtype(factors.alpha, dtype)
-  if dialect == 'peft':
-    config = json.dumps(adapter_config(made), indent=2)
-    (path.parent / ADAPTER).write_text(config + '\n')
-  kept = made.metadata if dialect == made.dialect else {}
-  about = describe(dialect, made) | kept | (metadata or {})
-  about.pop('lora_adapter_metadata', None)  # its alpha is in the tensors now
-  tensors = {
-    name: safetensors_file.from_array(array) for name, array in tensors.items()
-  }
-  with atomic_write.atomic_path(path, overwrite=overwrite) as partial:
-    safetensors_file.write(partial, tensors, metadata=about)
+  config = path.parent / ADAPTER
+  if key_format == 'peft' and config.is_file():
+    settings = json.loads(config.read_text())
+    return collections.defaultdict(lambda: settings)
+  if 'lora_adapter_metadata' not in metadata:
+    return None
+  by_net = collections.defaultdict(dict)
+  for name, value in json.loads(metadata['lora_adapter_metadata']).items():
+    net, _, field = name.partition('.')
+    by_net[net][field] = value
+  return by_net
 
 
-def check_dialect(dialect, made):
-  if dialect not in lora_names.KEY_FORMATS:
-    raise ValueError(
-      f'dialect is {dialect!r}; choose one of {lora_names.KEY_FORMATS}'
-    )
-  nets = sorted({net for net, _ in made.factors})
-  if dialect == 'peft' and len(nets) > 1:
-    raise ValueError(
-      f'PEFT keeps one net in a file, and these factors are of {nets}: choose '
-      "the dialect 'diffusers', which has the same names for several"
-    )
+def alpha_of(
+  settings: dict[str, dict[str, Any]], layer: tuple[str, str], rank: int
+) -> np.float32 | None:
+  """Returns the alpha of a (net, layer) by the settings of PEFT."""
+  net, name = layer
+  of_net = settings[net]
+  if 'lora_alpha' not in of_net:
+    return None
+  patterns = of_net.get('alpha_pattern') or {}
+  alpha = next(
+    (v for k, v in patterns.items() if f'.{name}'.endswith(f'.{k}')),
+    of_net['lora_alpha'],
+  )
+  if of_net.get('use_rslora'):  # which divides by the root of the rank
+    alpha = alpha * rank**0.5
+  return np.float32(alpha)
 
 
-def as_dtype(array, dtype):
-  array = np.asarray(array)
-  return array if dtype is None else array.astype(jnp.dtype(dtype))
-
-
-def fold(factors):
-  """The same with alpha = r, its scale in `up`."""
-  if factors.scale == 1:
-    return factors._replace(alpha=None)
-  up = (np.float32(factors.up) * factors.scale).astype(factors.up.dtype)
-  return merge.Factors(factors.down, up)
-
-
-def describe(dialect, made):
-  """Metadata by which other programs know what a file is."""
-  if not dialect.startswith('kohya'):
-    return {'format': 'pt'}
-  ranks = {len(f.down) for f in made.factors.values()}
-  alphas = {f.scale * len(f.down) for f in made.factors.values()}
-  one = lambda values: f'{values.pop():g}' if len(values) == 1 else 'Dynamic'
-  return {
-    'ss_network_module': 'networks.lora',
-    'ss_network_dim': one(ranks),
-    'ss_network_alpha': one(alphas),
-    'ss_base_model_version': 'sdxl_base_v1-0',
-    'ss_v2': 'False',
-    'modelspec.sai_model_spec': '1.0.0',
-    'modelspec.architecture': 'stable-diffusion-xl-v1-base/lora',
-    'modelspec.implementation': (
-      'https://github.com/Stability-AI/generative-models'
-    ),
-  }
-
-
-def adapter_config(made):
-  """PEFT's, of one net."""
-  ranks = {name: len(f.down) for (_, name), f in made.factors.items()}
-  alphas = {n: f.scale * len(f.down) for (_, n), f in made.factors.items()}
-  most = lambda of: collections.Counter(of.values()).most_common(1)[0][0]
-  other = lambda of: {n: x for n, x in of.items() if x != most(of)}
-  return {
-    'peft_type': 'LORA',
-    'r': most(ranks),
-    'lora_alpha': most(alphas),
-    'rank_pattern': other(ranks),
-    'alpha_pattern': other(alphas),
-    'target_modules': list(ranks),
-    'lora_dropout': 0.0,
-    'bias': 'none',
-  }
-
-
-def parse(spec):
-  """'FILE' or 'FILE:WEIGHT' > (file, weight)."""
+def parse(spec: str) -> tuple[str, float]:
+  """Parses 'FILE' or 'FILE:WEIGHT' into (file, weight)."""
   file, colon, weight = spec.rpartition(':')
   try:
     return (file, float(weight)) if colon else (spec, 1.0)
@@ -294,7 +204,7 @@ def parse(spec):
     return spec, 1.0
 
 
-def add(params, specs):
-  """Parameters with LoRA files merged in, as 'FILE' or 'FILE:WEIGHT'."""
+def add(params: dict[str, Any], specs: Sequence[str]) -> dict[str, Any]:
+  """Merges LoRA files, each as 'FILE' or 'FILE:WEIGHT', into parameters."""
   pairs = [parse(spec) for spec in specs]
   return merge.merge(params, [(load(file, params), w) for file, w in pairs])

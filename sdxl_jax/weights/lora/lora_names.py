@@ -1,4 +1,4 @@
-"""What LoRA files call the layers of a base model, by rule and not by table.
+"""Maps layers of a base model to their names in LoRA files, by rule.
 
   kohya            lora_unet_input_blocks_4_1_proj_in.lora_down.weight
   kohya_diffusers  lora_unet_down_blocks_1_attentions_0_proj_in.lora_down.weight
@@ -7,12 +7,13 @@
                    text_encoder. ... .lora_linear_layer.down.weight
   peft             base_model.model.down_blocks.1. ... .lora_A.weight
 
-kohya's names the UNet's layers as the original repository does. All have CLIP's
-towers as transformers has them: lora_te1, lora_te2, text_encoder, ...
+kohya has the original (LDM) names of the UNet's layers. All name the layers of
+the text encoders as transformers does, after lora_te1, lora_te2, text_encoder.
 """
 
 import collections
 import re
+from collections.abc import Collection
 
 from sdxl_jax.weights.single_file import ldm_names
 
@@ -22,7 +23,8 @@ PREFIXES = {
   'text_encoder': 'lora_te1',
   'text_encoder_2': 'lora_te2',
 }
-# The parts of a layer, by the ends of their names.
+# The factors of a layer, by the ends of their names: of kohya, of diffusers
+# and PEFT, of older diffusers in the UNet and in text encoders.
 PARTS = {
   'down': ('lora_down', 'lora_A', 'lora.down', 'lora_linear_layer.down'),
   'up': ('lora_up', 'lora_B', 'lora.up', 'lora_linear_layer.up'),
@@ -33,46 +35,49 @@ SUFFIXES = {
 SUFFIXES['.alpha'] = 'alpha'
 
 
-def layout_of(layers):
-  """The original.Layout of the UNet with these published layers."""
+def unet_block_layout(layers: Collection[str]) -> ldm_names.BlockLayout:
+  """Infers the block layout of the UNet that has these published layers."""
   depth = sum(bool(re.match(r'down_blocks\.0\..*\.conv1$', x)) for x in layers)
   ups = [re.match(r'up_blocks\.(\d+)\.(attentions)?', x) for x in layers]
   ups = {(int(up[1]), bool(up[2])) for up in ups if up}
   levels = sorted({level for level, _ in ups}, reverse=True)
-  return ldm_names.Layout(depth, tuple((i, True) in ups for i in levels))
+  return ldm_names.BlockLayout(depth, tuple((i, True) in ups for i in levels))
 
 
-def original_of(layer, layout):
-  """A published layer of the UNet > its name in the original repository."""
+def original_layer(layer: str, layout: ldm_names.BlockLayout) -> str:
+  """Translates a published layer of the UNet to its original name."""
   name, _ = ldm_names.original('unet', f'{layer}.weight', layout)
-  # A net that is told the guidance scale has one layer more than that knew.
+  # The layer of the guidance embedding has no original name.
   return name.removesuffix('.weight') if name else layer
 
 
-def key_prefix(dialect, net, layer, layout):
-  """What a layer's tensors are called, but for their ends."""
-  if dialect == 'peft':
+def key_prefix(
+  key_format: str, net: str, layer: str, layout: ldm_names.BlockLayout
+) -> str:
+  """Returns the beginning of the names of a layer's tensors."""
+  if key_format == 'peft':
     return f'base_model.model.{layer}'
-  if dialect.startswith('diffusers'):
+  if key_format.startswith('diffusers'):
     return f'{net}.{layer}'
-  if dialect == 'kohya' and net == 'unet':
-    layer = original_of(layer, layout)
+  if key_format == 'kohya' and net == 'unet':
+    layer = original_layer(layer, layout)
   return f'{PREFIXES[net]}_{layer.replace(".", "_")}'
 
 
-def key_suffix(dialect, net, part):
-  """The end of the names of a net's 'down' or 'up'."""
+def key_suffix(key_format: str, net: str, part: str) -> str:
+  """Returns the end of the name of a layer's 'down' or 'up'."""
   kohya, today, old_unet, old_text = PARTS[part]
-  if dialect.startswith('kohya'):
+  if key_format.startswith('kohya'):
     return f'.{kohya}.weight'
-  if dialect == 'diffusers_old':
-    # Throughout: of a file with names of both kinds, diffusers drops one.
+  if key_format == 'diffusers_old':
+    # For text encoders too: of a file with old and new names diffusers drops
+    # one kind.
     return f'.{old_unet if net == "unet" else old_text}.weight'
   return f'.{today}.weight'
 
 
-def split(name):
-  """A tensor's name > (stem, 'down', 'up' or 'alpha'), or None."""
+def split(name: str) -> tuple[str, str] | None:
+  """Splits a name into (prefix, 'down', 'up' or 'alpha'), or returns None."""
   # The oldest spelling: attn1.processor.to_q_lora.down.weight.
   name = re.sub(r'\.processor\.(to_\w)_lora\.', r'.\1.lora.', name)
   name = name.replace('.processor.to_out_lora.', '.to_out.0.lora.')
@@ -82,34 +87,39 @@ def split(name):
   return None
 
 
-def key_prefixes(layers):
-  """{stem: {(net, layer)}} in all dialects; two towers may share one.
+def key_prefixes(
+  layers: dict[str, Collection[str]],
+) -> dict[str, set[tuple[str, str]]]:
+  """Returns {prefix: {(net, layer)}} in all key formats.
+
+  The two text encoders share prefixes in 'peft'.
 
   Args:
     layers: {net: published names of its layers}.
   """
-  found = collections.defaultdict(set)
+  by_prefix = collections.defaultdict(set)
   for net, names in layers.items():
-    layout = layout_of(names)
+    layout = unet_block_layout(names)
     for layer in names:
-      every = {
-        key_prefix(dialect, net, layer, layout) for dialect in KEY_FORMATS
-      }
-      every.add(f'{net}.base_model.model.{layer}')
-      for s in every:
-        found[s].add((net, layer))
-        # transformers 5 drops this prefix.
-        found[s.replace('.text_model.', '.')].add((net, layer))
-  return found
+      prefixes = {key_prefix(k, net, layer, layout) for k in KEY_FORMATS}
+      prefixes.add(f'{net}.base_model.model.{layer}')
+      for prefix in prefixes:
+        by_prefix[prefix].add((net, layer))
+        # transformers 5 drops this part of a name.
+        by_prefix[prefix.replace('.text_model.', '.')].add((net, layer))
+  return by_prefix
 
 
-def key_format_of(names):
-  """The dialect of a file, by the names of its tensors."""
-  has = lambda pattern: any(re.match(pattern, name) for name in names)
-  if has('lora_'):
-    ours = 'lora_unet_(down|mid|up|conv|time_embedding|add)_'
-    return 'kohya_diffusers' if has(ours) else 'kohya'
-  if has(r'(\w+\.)?base_model\.'):
+def detect_key_format(names: Collection[str]) -> str:
+  """Detects the key format of a file by the names of its tensors."""
+
+  def any_matches(pattern):
+    return any(re.match(pattern, name) for name in names)
+
+  if any_matches('lora_'):
+    diffusers_layer = 'lora_unet_(down|mid|up|conv|time_embedding|add)_'
+    return 'kohya_diffusers' if any_matches(diffusers_layer) else 'kohya'
+  if any_matches(r'(\w+\.)?base_model\.'):
     return 'peft'
-  old = has(r'.*\.(lora|lora_linear_layer|to_\w+_lora)\.down')
-  return 'diffusers_old' if old else 'diffusers'
+  is_old = any_matches(r'.*\.(lora|lora_linear_layer|to_\w+_lora)\.down')
+  return 'diffusers_old' if is_old else 'diffusers'

@@ -1,4 +1,4 @@
-"""Low-rank factors as published, and merged into a base model's parameters.
+"""Low-rank factors as published, and their merge into a base model.
 
 W becomes W + weight * alpha / r * up @ down, with up [out, r] and down [r, in].
 """
@@ -6,7 +6,8 @@ W becomes W + weight * alpha / r * up @ down, with up [out, r] and down [r, in].
 import collections
 import dataclasses
 import functools
-from typing import NamedTuple
+from collections.abc import Collection, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,73 +15,81 @@ import numpy as np
 from flax import traverse_util
 
 from sdxl_jax.models import lora
+from sdxl_jax.weights import pretrained, safetensors_file
 from sdxl_jax.weights.diffusers import tensor_names
 
 
 class Factors(NamedTuple):
-  """Those of one layer, as published: numpy, in any float type."""
+  """The published factors of one layer, of any floating-point dtype."""
 
   down: np.ndarray  # [r, in] or [r, in, kh, kw]
   up: np.ndarray  # [out, r] or [out, r, 1, 1]
-  alpha: np.ndarray | None = None  # []; None: as large as the rank
+  alpha: np.ndarray | None = None  # []; None: the rank
 
   @property
-  def scale(self):
+  def scale(self) -> float:
+    """alpha / r, by which the product is scaled."""
     return 1.0 if self.alpha is None else float(self.alpha) / len(self.down)
 
 
 @dataclasses.dataclass(frozen=True)
 class Lora:
-  """What a file holds."""
+  """The factors of a file, and its metadata."""
 
   factors: dict[tuple[str, str], Factors]  # {(net, published layer): Factors}
-  dialect: str = 'kohya'
+  key_format: str = 'kohya'  # one of lora_names.KEY_FORMATS
   metadata: dict[str, str] = dataclasses.field(default_factory=dict)
 
-  def of(self, nets):
-    """The part of it that these nets have."""
-    kept = {key: f for key, f in self.factors.items() if key[0] in nets}
-    return dataclasses.replace(self, factors=kept)
+  def of(self, nets: Collection[str]) -> 'Lora':
+    """Returns the factors that belong to some nets."""
+    factors = {key: f for key, f in self.factors.items() if key[0] in nets}
+    return dataclasses.replace(self, factors=factors)
 
 
-def layers_of(params):
-  """{(net, published name): names.Slot} of all layers with a kernel."""
-  found = {}
+Layers = dict[tuple[str, str], tensor_names.TensorLocation]
+
+
+def layers_of(params: dict[str, Any]) -> Layers:
+  """Returns {(net, published name): location} of all layers with a kernel."""
+  layers = {}
   for net in lora.NETS:
     flat = traverse_util.flatten_dict(params.get(net, {}))
-    for name, slot in tensor_names.slots(flat).items():
-      if slot.path[-1] == 'kernel':
-        found[net, name.removesuffix('.weight')] = slot
-  return found
+    for name, location in tensor_names.locations(flat).items():
+      if location.path[-1] == 'kernel':
+        layers[net, name.removesuffix('.weight')] = location
+  return layers
 
 
-def from_training(tree, targets):
-  """The Lora of trained factors.
+def from_training(tree: dict[str, Any], targets: Sequence[lora.Target]) -> Lora:
+  """Converts trained factors to published ones.
 
   Args:
     tree: {net: {..., 'a', 'b'}}, see models/lora.py.
-    targets: models.lora.Targets, which tell alpha.
+    targets: of the run; they have alpha.
   """
   factors = {}
   for net, of_net in tree.items():
     flat = traverse_util.flatten_dict(of_net)
     downs = {(*p[:-1], 'kernel'): x for p, x in flat.items() if p[-1] == 'a'}
-    for name, slot in tensor_names.slots(downs).items():
-      layer = slot.path[:-1]
+    for name, location in tensor_names.locations(downs).items():
+      layer = location.path[:-1]
       (target,) = (t for t in targets if lora.matches(t, (net, *layer)))
-      down, up = tensor_names.tensor(downs, slot), np.asarray(flat[*layer, 'b'])
-      up = (up if slot.index is None else up[slot.index]).T
+      down = tensor_names.tensor(downs, location)
+      up = np.asarray(flat[*layer, 'b'])
+      up = (up if location.index is None else up[location.index]).T
       up = up.reshape(*up.shape, *[1] * (down.ndim - 2))
       key = net, name.removesuffix('.weight')
       factors[key] = Factors(down, up, np.float32(target.alpha))
   return Lora(factors)
 
 
-def merge(params, loras):
-  """W + weight * alpha / r * up @ down of every layer that has factors.
+def merge(
+  params: dict[str, Any], loras: Sequence[tuple[Lora, float]]
+) -> dict[str, Any]:
+  """Adds weight * alpha / r * up @ down to every layer that has factors.
 
-  The sum is taken in float32 and rounded once to what W is stored in. One layer
-  is worked on at a time, where it lies; arrays given are spent.
+  The sum is taken in float32 and rounded once to the dtype of W. One layer is
+  merged at a time, on its own device; the arrays of `params` are donated.
 
   Args:
     params: {net: parameters}, stacked or not.
@@ -92,47 +101,72 @@ def merge(params, loras):
   layers = layers_of(params)
   flat = {n: traverse_util.flatten_dict(params[n]) for n, _ in layers}
   terms = collections.defaultdict(list)
-  for made, weight in loras:
-    for key, factors in made.factors.items():
+  for adapter, weight in loras:
+    for key, factors in adapter.factors.items():
       terms[key].append((factors, weight * factors.scale))
   for (net, name), summands in terms.items():
-    slot = layers[net, name]
-    # A sum of products is one product of all ranks together.
-    as_layer = lambda down, shape=slot.shape: down.reshape(-1, *shape[1:])
-    a = np.concatenate([np.float32(as_layer(f.down)) for f, _ in summands]).T
-    a = a.swapaxes(0, 1) if a.ndim == 4 else a  # WHIR > HWIR
-    ups = [s * np.float32(f.up).reshape(slot.shape[0], -1) for f, s in summands]
-    b = np.concatenate(ups, axis=1).T
-    kernel = jnp.asarray(flat[net][slot.path])
-    home = kernel.sharding  # it may be offloaded to the host
-    there = home.with_memory_kind('device')
-    summed = adder(there)(jax.device_put(kernel, there), slot.index, a, b)
-    flat[net][slot.path] = jax.device_put(summed, home)
+    location = layers[net, name]
+    a, b = join_factors(summands, location.shape)
+    kernel = jnp.asarray(flat[net][location.path])
+    # An offloaded kernel visits the device for the sum.
+    home = kernel.sharding
+    on_device = home.with_memory_kind('device')
+    kernel = jax.device_put(kernel, on_device)
+    kernel = make_adder(on_device)(kernel, location.index, a, b)
+    flat[net][location.path] = jax.device_put(kernel, home)
   merged = {n: traverse_util.unflatten_dict(tree) for n, tree in flat.items()}
   return params | merged
 
 
-def merge_published(net, loras):
-  """The published.Net with factors added to its tensors as they are read."""
+def join_factors(
+  summands: Sequence[tuple[Factors, float]], shape: tuple[int, ...]
+) -> tuple[np.ndarray, np.ndarray]:
+  """Joins the factors of a layer: a sum of products is one of all ranks.
+
+  Args:
+    summands: [(Factors, scale)].
+    shape: of the published weight, [out, in] or [out, in, kh, kw].
+
+  Returns:
+    a [in, r] or [kh, kw, in, r], and b [r, out], scaled.
+  """
+  downs = [np.float32(f.down.reshape(-1, *shape[1:])) for f, _ in summands]
+  a = np.concatenate(downs).T
+  a = a.swapaxes(0, 1) if a.ndim == 4 else a  # WHIR to HWIR
+  ups = [
+    scale * np.float32(factors.up).reshape(shape[0], -1)
+    for factors, scale in summands
+  ]
+  return a, np.concatenate(ups, axis=1).T
+
+
+def merge_published(
+  net: pretrained.Net, loras: Sequence[tuple[Lora, float]]
+) -> pretrained.Net:
+  """Returns a net to whose tensors factors are added when they are read."""
   terms = collections.defaultdict(list)
-  for made, weight in loras:
-    for (name, layer), factors in made.factors.items():
+  for adapter, weight in loras:
+    for (name, layer), factors in adapter.factors.items():
       if name == net.name:
         scaled = weight * factors.scale, factors
         terms[f'{layer}.weight'].append(scaled)
 
   def read():
-    found = net.tensors()
+    tensors = net.tensors()
     for name, summands in terms.items():
-      tensor = found[name]
-      added = functools.partial(read_added, tensor, summands)
-      found[name] = dataclasses.replace(tensor, read=added)
-    return found
+      tensor = tensors[name]
+      merged = functools.partial(read_merged, tensor, summands)
+      tensors[name] = dataclasses.replace(tensor, read=merged)
+    return tensors
 
   return dataclasses.replace(net, read=read, restore=None) if terms else net
 
 
-def read_added(tensor, summands):
+def read_merged(
+  tensor: safetensors_file.LazyTensor,
+  summands: Sequence[tuple[float, Factors]],
+) -> np.ndarray:
+  """Reads a published weight and adds products of factors in float32."""
   total = np.float32(tensor.read())
   for scale, factors in summands:
     up = np.float32(factors.up).reshape(len(factors.up), -1)
@@ -143,12 +177,15 @@ def read_added(tensor, summands):
 
 
 @functools.cache
-def adder(sharding):
-  return jax.jit(add, donate_argnums=0, out_shardings=sharding)
+def make_adder(sharding: jax.sharding.Sharding) -> jax.stages.Wrapped:
+  """Compiles `add_product`, whose result has a sharding."""
+  return jax.jit(add_product, donate_argnums=0, out_shardings=sharding)
 
 
-def add(kernel, index, a, b):
-  """kernel + a b, or that to one kernel of a stack."""
+def add_product(
+  kernel: jax.Array, index: int | None, a: jax.Array, b: jax.Array
+) -> jax.Array:
+  """Adds a @ b to a kernel, or to kernel `index` of a stack."""
   one = kernel if index is None else kernel[index]
   product = jnp.tensordot(a, b, 1, precision=jax.lax.Precision.HIGHEST)
   one = (one.astype(jnp.float32) + product).astype(kernel.dtype)

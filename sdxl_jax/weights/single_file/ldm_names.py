@@ -1,30 +1,34 @@
-"""Names in original single files <> diffusers names, by rule.
+"""Maps diffusers names to the original (LDM) names of single files, by rule.
 
-The first code of SDXL (generative-models, with open_clip's text tower) numbers
-the blocks of the UNet through all levels, and the autoencoder's way up from the
-end; a block's layers bear their places in lists. What differs besides:
-- the second tower has the rows of q, k and v in one tensor, and multiplies by
-  text_projection from the other side;
-- the autoencoder's attention is made of convolutions of size one;
+The original code of SDXL (generative-models, with open_clip's text encoder)
+numbers the blocks of the UNet through all levels, and the levels of the VAE's
+decoder from the end; a layer is named by its place in a list. Also:
+- the second text encoder has the rows of q, k and v in one tensor, and
+  multiplies by text_projection from the other side;
+- the VAE's attention is made of convolutions of size one;
 - position_ids (0..76) and logit_scale (of CLIP's loss) have no counterpart.
 """
 
 import dataclasses
+import functools
 import re
+from collections.abc import Callable, Collection, Iterable
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from sdxl_jax.weights import safetensors_file
 from sdxl_jax.weights.diffusers import tensor_names
 
-# The beginning of the names of each net; the refiner has one text tower.
+Tensor = safetensors_file.LazyTensor
+# Of the names of each net; the refiner has one text encoder.
 PREFIXES = {
   'unet': 'model.diffusion_model.',
   'vae': 'first_stage_model.',
   'text_encoder': 'conditioner.embedders.0.transformer.',
   'text_encoder_2': 'conditioner.embedders.1.model.',
 }
-REFINER_TOWER = 'conditioner.embedders.0.model.'
+REFINER_TEXT_ENCODER = 'conditioner.embedders.0.model.'
 # Layers of a residual block.
 RESNET = {
   'norm1': 'in_layers.0',
@@ -34,7 +38,7 @@ RESNET = {
   'conv2': 'out_layers.3',
   'conv_shortcut': 'skip_connection',
 }
-# What stands outside of the UNet's blocks.
+# Layers outside of the UNet's blocks.
 UNET = {
   'conv_in': 'input_blocks.0.0',
   'time_embedding.linear_1': 'time_embed.0',
@@ -51,15 +55,15 @@ VAE_ATTENTION = {
   'to_v': 'v',
   'to_out.0': 'proj_out',
 }
-# What stands outside of the second tower's blocks, and in one of them.
-TOWER = {
+# Tensors outside of the second text encoder's blocks, and layers of a block.
+TEXT_ENCODER = {
   'text_model.embeddings.position_embedding.weight': 'positional_embedding',
   'text_model.embeddings.token_embedding.weight': 'token_embedding.weight',
   'text_model.final_layer_norm.weight': 'ln_final.weight',
   'text_model.final_layer_norm.bias': 'ln_final.bias',
   'text_projection.weight': 'text_projection',
 }
-TOWER_BLOCK = {
+TEXT_ENCODER_BLOCK = {
   'layer_norm1': 'ln_1',
   'layer_norm2': 'ln_2',
   'self_attn.out_proj': 'attn.out_proj',
@@ -71,164 +75,209 @@ LEVEL = 'encoder.down.{}.block.0.conv1.weight'
 
 
 @dataclasses.dataclass(frozen=True)
-class Layout:
-  """What of a net's architecture its names depend on."""
+class BlockLayout:
+  """The facts of an architecture on which the names of its blocks depend."""
 
   layers: int = 0  # residual blocks in a level of the UNet, going down
   attention: tuple[bool, ...] = ()  # of each level of the UNet
-  levels: int = 0  # of the autoencoder
+  levels: int = 0  # of the VAE
 
 
-def layout(config):
-  """The Layout of a net's config."""
+def keep(tensor: Tensor) -> Tensor:
+  """Returns a tensor as it is."""
+  return tensor
+
+
+def transpose(tensor: Tensor) -> Tensor:
+  """Transposes a matrix when it is read."""
+  return dataclasses.replace(
+    tensor, shape=tensor.shape[::-1], read=lambda: tensor.read().T
+  )
+
+
+def expand_hw(tensor: Tensor) -> Tensor:
+  """Turns a matrix into a convolution of size one."""
+  return tensor_names.reshape(tensor, (*tensor.shape, 1, 1))
+
+
+def take_third(tensor: Tensor, part: int) -> Tensor:
+  """Takes the rows of q, k or v (part 0, 1 or 2) of a fused tensor."""
+  rows = tensor.shape[0] // 3
+  start = part * rows
+  return dataclasses.replace(
+    tensor,
+    shape=(rows, *tensor.shape[1:]),
+    read=lambda: tensor.read()[start : start + rows],
+  )
+
+
+class Transform(NamedTuple):
+  """Converts a tensor between the original and the diffusers layout."""
+
+  to_diffusers: Callable[[Tensor], Tensor]
+  to_original: Callable[[Tensor], Tensor]
+  part: int = 0  # its place in the original tensor, where that is fused
+
+
+KEEP = Transform(keep, keep)
+TRANSPOSE = Transform(transpose, transpose)
+# To diffusers it changes nothing: tensor_names.fit squeezes, since the oldest
+# diffusers folders have convolutions too.
+SQUEEZE_HW = Transform(keep, expand_hw)
+QKV = {
+  'q': Transform(functools.partial(take_third, part=0), keep, 0),
+  'k': Transform(functools.partial(take_third, part=1), keep, 1),
+  'v': Transform(functools.partial(take_third, part=2), keep, 2),
+}
+
+
+def block_layout(config: Any) -> BlockLayout:
+  """Returns the block layout of a net's config."""
   depths = getattr(config, 'transformer_depth', ())
-  return Layout(
+  return BlockLayout(
     layers=getattr(config, 'layers_per_block', 0),
     attention=tuple(map(bool, depths)),
     levels=len(getattr(config, 'block_out_channels', ())),
   )
 
 
-def find_layout(found):
-  """The Layout of the nets that have these names, without their prefixes.
+def infer_block_layout(names: Collection[str]) -> BlockLayout:
+  """Infers the block layout of a net from original names without prefix.
 
-  Of the UNet's attention it tells nothing, nor do names going down need it.
+  The UNet's attention is left out; names in its encoder do not depend on it.
   """
-  layers = next((i - 1 for i in range(99) if DOWNSAMPLER.format(i) in found), 0)
-  levels = sum(LEVEL.format(i) in found for i in range(99))
-  return Layout(layers=layers, levels=levels)
+  layers = next((i - 1 for i in range(99) if DOWNSAMPLER.format(i) in names), 0)
+  levels = sum(LEVEL.format(i) in names for i in range(99))
+  return BlockLayout(layers=layers, levels=levels)
 
 
-def original(component, name, layout):
-  """A diffusers name > (the original one without prefix, what to do).
+def original(
+  component: str, name: str, layout: BlockLayout
+) -> tuple[str | None, Transform]:
+  """Translates a diffusers name to the original one, without prefix.
 
-  The name is None where that layout has none.
-  What is done to come from the original tensor to that of diffusers: '', 'T',
-  'squeeze_hw', or one of 'rows0' to 'rows2', the thirds of the rows.
+  The name is None if the original layout has no such tensor.
   """
-  rule = {'unet': unet, 'vae': vae, 'text_encoder': keep}.get(component, tower)
-  return rule(name, layout)
+  if component == 'unet':
+    return original_unet(name, layout), KEEP
+  if component == 'vae':
+    return original_vae(name, layout)
+  if component == 'text_encoder':  # as transformers names it
+    return name, KEEP
+  return original_text_encoder_2(name)
 
 
-def keep(name, layout):
-  del layout
-  return name, ''
-
-
-def split(name):
-  """(module, '.weight' or '.bias')"""
+def split(name: str) -> tuple[str, str]:
+  """Splits a name into (module, '.weight' or '.bias')."""
   module, _, leaf = name.rpartition('.')
   return module, f'.{leaf}'
 
 
-def unet(name, layout):
+def original_unet(name: str, layout: BlockLayout) -> str | None:
+  """Translates the name of a tensor of the UNet."""
   module, leaf = split(name)
   if module in UNET:
-    return UNET[module] + leaf, ''
-  if found := re.match(r'mid_block\.(resnets|attentions)\.(\d)\.(.*)', module):
-    kind, i, rest = found.groups()
+    return UNET[module] + leaf
+  if match := re.match(r'mid_block\.(resnets|attentions)\.(\d)\.(.*)', module):
+    kind, i, layer = match.groups()
     place = 1 if kind == 'attentions' else 2 * int(i)
-    return f'middle_block.{place}.{RESNET.get(rest, rest)}{leaf}', ''
+    return f'middle_block.{place}.{RESNET.get(layer, layer)}{leaf}'
   pattern = r'(down|up)_blocks\.(\d+)\.([a-z]+)\.(\d+)\.(.*)'
-  found = re.match(pattern, module)
-  if not found:  # nets told the guidance scale came after that layout
-    return None, ''
-  side, level, kind, i, rest = found.groups()
-  down, level, stride = side == 'down', int(level), layout.layers + 1
+  match = re.match(pattern, module)
+  if not match:  # guidance embedding: such nets came after that layout
+    return None
+  side, level, kind, i, layer = match.groups()
+  # Blocks are numbered through all levels; conv_in is input block 0.
+  is_down, level, stride = side == 'down', int(level), layout.layers + 1
   if kind.endswith('samplers'):
-    number = level * stride + layout.layers + down
-    # Going up, it is one more layer of the level's last block.
-    place = 0 if down else 1 + layout.attention[-1 - level]
-    rest = 'op' if down else rest
+    number = level * stride + layout.layers + is_down
+    # An upsampler is one more layer of the level's last block.
+    place = 0 if is_down else 1 + layout.attention[-1 - level]
+    layer = 'op' if is_down else layer
   else:
-    number = level * stride + int(i) + down
-    place = int(kind == 'attentions')
-    rest = RESNET.get(rest, rest)
-  block = 'input_blocks' if down else 'output_blocks'
-  return f'{block}.{number}.{place}.{rest}{leaf}', ''
+    number = level * stride + int(i) + is_down
+    place = 1 if kind == 'attentions' else 0
+    layer = RESNET.get(layer, layer)
+  block = 'input_blocks' if is_down else 'output_blocks'
+  return f'{block}.{number}.{place}.{layer}{leaf}'
 
 
-def vae(name, layout):
+def original_vae(name: str, layout: BlockLayout) -> tuple[str, Transform]:
+  """Translates the name of a tensor of the VAE."""
   module, leaf = split(name)
   module = module.replace('conv_norm_out', 'norm_out')
   module = module.replace('conv_shortcut', 'nin_shortcut')
-  pattern = r'(.*)\.mid_block\.attentions\.0\.(.*)'
-  if found := re.match(pattern, module):
-    half, layer = found.groups()
-    to_do = 'squeeze_hw' if leaf == '.weight' and layer[:3] == 'to_' else ''
-    return f'{half}.mid.attn_1.{VAE_ATTENTION[layer]}{leaf}', to_do
-  if found := re.match(r'(.*)\.mid_block\.resnets\.(\d)\.(.*)', module):
-    half, i, layer = found.groups()
-    return f'{half}.mid.block_{int(i) + 1}.{layer}{leaf}', ''
-  if found := re.match(r'(.*)\.(down|up)_blocks\.(\d+)\.(.*)', module):
-    half, side, level, rest = found.groups()
+  # The middle block.
+  if match := re.match(r'(.*)\.mid_block\.attentions\.0\.(.*)', module):
+    half, layer = match.groups()
+    is_kernel = leaf == '.weight' and layer.startswith('to_')
+    original_name = f'{half}.mid.attn_1.{VAE_ATTENTION[layer]}{leaf}'
+    return original_name, SQUEEZE_HW if is_kernel else KEEP
+  if match := re.match(r'(.*)\.mid_block\.resnets\.(\d)\.(.*)', module):
+    half, i, layer = match.groups()
+    return f'{half}.mid.block_{int(i) + 1}.{layer}{leaf}', KEEP
+  # Levels of the decoder count from the end.
+  if match := re.match(r'(.*)\.(down|up)_blocks\.(\d+)\.(.*)', module):
+    half, side, level, rest = match.groups()
     level = int(level) if side == 'down' else layout.levels - 1 - int(level)
     rest = rest.replace('resnets.', 'block.')
     rest = re.sub(r'(down|up)samplers\.0', r'\1sample', rest)
     module = f'{half}.{side}.{level}.{rest}'
-  return module + leaf, ''
+  return module + leaf, KEEP
 
 
-def tower(name, layout):
-  del layout
-  if name in TOWER:
-    return TOWER[name], 'T' if name == 'text_projection.weight' else ''
+def original_text_encoder_2(name: str) -> tuple[str, Transform]:
+  """Translates the name of a tensor of the second text encoder."""
+  if name in TEXT_ENCODER:
+    is_projection = name == 'text_projection.weight'
+    return TEXT_ENCODER[name], TRANSPOSE if is_projection else KEEP
   pattern = r'text_model\.encoder\.layers\.(\d+)\.(.*)\.(weight|bias)'
   i, module, leaf = re.match(pattern, name).groups()
   block = f'transformer.resblocks.{i}'
-  if found := re.match(r'self_attn\.([qkv])_proj', module):
-    return f'{block}.attn.in_proj_{leaf}', f'rows{"qkv".index(found[1])}'
-  return f'{block}.{TOWER_BLOCK[module]}.{leaf}', ''
+  if match := re.match(r'self_attn\.([qkv])_proj', module):
+    return f'{block}.attn.in_proj_{leaf}', QKV[match[1]]
+  return f'{block}.{TEXT_ENCODER_BLOCK[module]}.{leaf}', KEEP
 
 
-def table(component, wanted, layout):
-  """{original name without prefix: [(diffusers name, what to do)]}."""
-  found = {}
-  for name in wanted:
-    key, to_do = original(component, name, layout)
+def table(
+  component: str, names: Iterable[str], layout: BlockLayout
+) -> dict[str, list[tuple[str, Transform]]]:
+  """Returns {original name without prefix: [(diffusers name, transform)]}.
+
+  Raises:
+    ValueError: if the original layout has no name for a tensor.
+  """
+  parts = {}
+  for name in names:
+    key, transform = original(component, name, layout)
     if key is None:
       raise ValueError(
         f'single files have no name for {name}: write a diffusers folder'
       )
-    found.setdefault(key, []).append((name, to_do))
-  return {
-    key: sorted(parts, key=lambda p: p[1]) for key, parts in found.items()
-  }
+    parts.setdefault(key, []).append((name, transform))
+  return {key: sorted(p, key=lambda x: x[1].part) for key, p in parts.items()}
 
 
-def to_diffusers(tensor, to_do):
-  """An original Tensor > that of diffusers, or one of those in it."""
-  if to_do == 'T':
-    read = lambda: tensor.read().T
-    return dataclasses.replace(tensor, shape=tensor.shape[::-1], read=read)
-  if to_do.startswith('rows'):
-    rows = tensor.shape[0] // 3
-    first = int(to_do[-1]) * rows
-    read = lambda: tensor.read()[first : first + rows]
-    return safetensors_file.Tensor(
-      (rows, *tensor.shape[1:]), tensor.dtype, read
-    )
-  return tensor  # names.fit squeezes, as older folders have it too
+def to_original(parts: list[tuple[Tensor, Transform]]) -> Tensor:
+  """Makes an original tensor from the diffusers tensors that it consists of."""
+  (tensor, transform), *others = parts
+  if not others:
+    return transform.to_original(tensor)
+  tensors = [tensor for tensor, _ in parts]
+  return dataclasses.replace(
+    tensor,
+    shape=(sum(t.shape[0] for t in tensors), *tensor.shape[1:]),
+    read=lambda: np.concatenate([t.read() for t in tensors]),
+  )
 
 
-def to_original(parts):
-  """[(diffusers Tensor, what to do)] of one original tensor > that tensor."""
-  (tensor, to_do), *others = parts
-  if others:
-    every = [t for t, _ in parts]
-    shape = sum(t.shape[0] for t in every), *tensor.shape[1:]
-    read = lambda: np.concatenate([t.read() for t in every])
-    return safetensors_file.Tensor(shape, tensor.dtype, read)
-  if to_do == 'squeeze_hw':
-    return tensor_names.reshaped(tensor, (*tensor.shape, 1, 1))
-  return to_diffusers(tensor, to_do)
+def constants(
+  prefix: str, component: str, positions: int | None
+) -> dict[str, Tensor]:
+  """Returns {name: tensor} of the constants that the original nets have.
 
-
-def extras(prefix, component, positions):
-  """{name: Tensor} of what the original nets have besides, all constant.
-
-  sgm makes them and its strict loader asks for them; nothing in SDXL reads
-  them. open_clip ends training with logit_scale at its limit, ln 100.
+  The strict loader of sgm requires them, and no SDXL net reads them. open_clip
+  ends training with logit_scale at its limit, ln 100.
   """
   if component == 'text_encoder':
     ids = np.arange(positions)[None]

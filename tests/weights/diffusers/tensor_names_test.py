@@ -12,7 +12,8 @@ from flax import traverse_util
 from sdxl_jax.distributed import device_mesh, sharding
 from sdxl_jax.models import clip, unet, vae
 from sdxl_jax.weights import pretrained, safetensors_file
-from sdxl_jax.weights.diffusers import config_json, folder_reader, tensor_names
+from sdxl_jax.weights.diffusers import config_json, tensor_names
+from tests.support import folders
 
 # Key list, folder of the config, our config, number of parameters.
 FULL_SIZE = {
@@ -37,14 +38,14 @@ def test_names_and_shapes_are_the_published_ones(keys, name, scan):
     config = dataclasses.replace(config, scan_blocks=False)
   published = json.loads((keys / f'diffusers.{name}.json').read_text())
   flat = flat_params(config)
-  slots = tensor_names.slots(flat)
-  assert {n: list(s.shape) for n, s in slots.items()} == {
+  locations = tensor_names.locations(flat)
+  assert {n: list(x.shape) for n, x in locations.items()} == {
     n: entry['shape'] for n, entry in published.items()
   }
   # Every leaf is filled, and every block of every stack exactly once.
-  places = {(slot.path, slot.index) for slot in slots.values()}
-  assert len(places) == len(slots)
-  assert {slot.path for slot in slots.values()} == set(flat)
+  places = {(x.path, x.index) for x in locations.values()}
+  assert len(places) == len(locations)
+  assert {x.path for x in locations.values()} == set(flat)
   assert sum(math.prod(leaf.shape) for leaf in flat.values()) == count
 
 
@@ -67,8 +68,8 @@ def test_configs_are_the_published_ones(keys, name):
 
 def test_stacked_and_unrolled_hold_the_same(golden):
   folder = golden / 'tiny' / 'base'
-  config, stacked = folder_reader.load_component(folder, 'unet')
-  _, unrolled = folder_reader.load_component(folder, 'unet', scan_blocks=False)
+  config, stacked = folders.load_component(folder, 'unet')
+  _, unrolled = folders.load_component(folder, 'unet', scan_blocks=False)
   last = config.mid_transformer_depth - 1
   block = unrolled['mid_block']['attentions_0'][f'transformer_blocks_{last}']
   blocks = stacked['mid_block']['attentions_0']['transformer_blocks']
@@ -95,7 +96,7 @@ def test_names_of_older_and_newer_files(old, new):
 
 @pytest.mark.parametrize('conv', [True, False], ids=['conv', 'linear'])
 def test_an_old_autoencoder_reads_alike(golden, conv):
-  config, params = folder_reader.load_component(golden / 'tiny' / 'base', 'vae')
+  config, params = folders.load_component(golden / 'tiny' / 'base', 'vae')
   old = {}
   for name, tensor in tensor_names.tensors(params).items():
     array = tensor.read()
@@ -119,11 +120,12 @@ def test_leftovers_and_shapes_are_refused():
   tensors = {'conv.weight': np.zeros((8, 4, 3, 3)), 'conv.bias': np.zeros(8)}
 
   def read(changes):
-    found = {k: v for k, v in (tensors | changes).items() if v is not None}
-    found = {
-      name: safetensors_file.from_array(array) for name, array in found.items()
+    published = {
+      name: safetensors_file.from_array(array)
+      for name, array in (tensors | changes).items()
+      if array is not None
     }
-    return tensor_names.from_published(found, target)
+    return tensor_names.from_published(published, target)
 
   assert read({})['conv']['kernel'].shape == (3, 3, 4, 8)
   assert read({'embeddings.position_ids': np.arange(77)})
@@ -141,17 +143,19 @@ def test_leftovers_and_shapes_are_refused():
 def test_a_tensor_under_two_names_is_refused():
   target = {'encoder': {'attentions_0': {'to_q': {'bias': np.zeros(8)}}}}
   old, new = (f'encoder.attentions.0.{n}.bias' for n in ('query', 'to_q'))
-  found = dict.fromkeys([old, new], safetensors_file.from_array(np.zeros(8)))
-  with pytest.raises(ValueError, match=f'{old}: there under another name too'):
-    tensor_names.from_published(found, target)
+  zeros = safetensors_file.from_array(np.zeros(8))
+  with pytest.raises(
+    ValueError, match=f'{old}: also stored under another name'
+  ):
+    tensor_names.from_published({old: zeros, new: zeros}, target)
 
 
-def test_arrays_go_where_the_target_says():
+def test_arrays_get_the_sharding_of_the_target():
   four = device_mesh.make_mesh(1, 4, devices=jax.devices()[:4])
   array = np.arange(64.0, dtype=np.float32).reshape(8, 8)
   shapes = {'conv': {'kernel': jax.ShapeDtypeStruct((8, 8), np.float32)}}
   target = sharding.with_shardings(shapes, four)
-  found = {'conv.weight': safetensors_file.from_array(array.T)}
-  put = tensor_names.from_published(found, target)['conv']['kernel']
+  published = {'conv.weight': safetensors_file.from_array(array.T)}
+  put = tensor_names.from_published(published, target)['conv']['kernel']
   assert {s.data.shape for s in put.addressable_shards} == {(2, 8)}
   np.testing.assert_array_equal(put, array)

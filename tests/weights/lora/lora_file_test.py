@@ -1,5 +1,6 @@
 """LoRA files of all dialects, and what they make of the tiny base."""
 
+import functools
 import json
 
 import jax
@@ -12,8 +13,8 @@ from flax import traverse_util
 
 from sdxl_jax.models import clip, layers, unet
 from sdxl_jax.weights import pretrained, safetensors_file
-from sdxl_jax.weights.diffusers import folder_reader
-from sdxl_jax.weights.lora import lora_file, lora_names, merge
+from sdxl_jax.weights.lora import lora_file, lora_names, lora_writer, merge
+from tests.support import folders
 
 # Full-size lists of the reference, and what we call their dialects.
 LISTS = {
@@ -31,11 +32,11 @@ def full_size():
   """The layers of SDXL, and the layout of its UNet."""
   configs = unet.BASE, clip.VIT_L, clip.VIT_BIGG
   nets = 'unet', 'text_encoder', 'text_encoder_2'
-  found = merge.layers_of(
+  layers = merge.layers_of(
     {n: pretrained.abstract_params(c) for n, c in zip(nets, configs)}
   )
-  names = lora_file.by_net(found)
-  return found, names, lora_names.layout_of(names['unet'])
+  names = lora_file.names_by_net(layers)
+  return layers, names, lora_names.unet_block_layout(names['unet'])
 
 
 @pytest.fixture
@@ -43,7 +44,7 @@ def base(golden):
   """Fresh for each test: merging spends them."""
   nets = 'unet', 'text_encoder', 'text_encoder_2'
   folder = golden / 'tiny' / 'base'
-  return {n: folder_reader.load_component(folder, n)[1] for n in nets}
+  return {n: folders.load_component(folder, n)[1] for n in nets}
 
 
 @pytest.fixture(params=FILES)
@@ -53,24 +54,27 @@ def file(golden, request):
 
 def test_kohyas_names_are_those_of_the_reference(keys, full_size):
   """But for layers that no trainer of the reference has: embeddings, ends."""
-  found, _, layout = full_size
+  layers, _, layout = full_size
   path = keys / 'lora' / 'map.kohya_to_diffusers_module.json'
   expected = {tuple(v): k for k, v in json.loads(path.read_text()).items()}
   ours = {
     (net, layer): lora_names.key_prefix('kohya', net, layer, layout)
-    for net, layer in found
+    for net, layer in layers
   }
   assert len(expected) == 1052 and expected.items() <= ours.items()
   ends = {name.rpartition('_')[0] for key, name in ours.items()
           if key not in expected}  # fmt: skip
   assert ends == {
-    *('lora_unet_time_embed', 'lora_unet_label_emb_0', 'lora_unet_out'),
-    *('lora_unet_input_blocks_0', 'lora_te2_text'),
+    'lora_unet_time_embed',
+    'lora_unet_label_emb_0',
+    'lora_unet_out',
+    'lora_unet_input_blocks_0',
+    'lora_te2_text',
   }
 
 
 def test_a_layer_that_the_original_lacks(full_size):
-  """Of a UNet that is told the guidance scale."""
+  """Of a UNet that has a guidance embedding."""
   _, names, layout = full_size
   layer = 'time_embedding.cond_proj'
   known = lora_names.key_prefixes({'unet': [*names['unet'], layer]})
@@ -80,9 +84,9 @@ def test_a_layer_that_the_original_lacks(full_size):
 
 @pytest.mark.parametrize('file', LISTS)
 def test_full_size_names_and_shapes(keys, full_size, file):
-  found, names, layout = full_size
+  layers, names, layout = full_size
   expected = json.loads((keys / 'lora' / f'{file}.json').read_text())
-  assert lora_names.key_format_of(expected) == LISTS[file]
+  assert lora_names.detect_key_format(expected) == LISTS[file]
   known, parts = lora_names.key_prefixes(names), {}
   for name, entry in expected.items():
     stem, part = lora_names.split(name)
@@ -94,7 +98,7 @@ def test_full_size_names_and_shapes(keys, full_size, file):
     assert name == lora_names.key_prefix(LISTS[file], net, layer, layout) + end
   for key, given in parts.items():
     made = merge.Factors(given['down'], given['up'])
-    assert len(made.down) == 4 and lora_file.fits(made, found[key].shape)
+    assert len(made.down) == 4 and lora_file.fits(made, layers[key].shape)
     assert ('alpha' in given) == (LISTS[file] == 'kohya')
 
 
@@ -111,12 +115,9 @@ def assert_same(actual, expected):
 
 def rename(dialect, base, tensors):
   """A file's tensors in another dialect, by its names alone."""
-  found = merge.layers_of(base)
-  names = lora_file.by_net(found)
-  known, layout = (
-    lora_names.key_prefixes(names),
-    lora_names.layout_of(names['unet']),
-  )
+  names = lora_file.names_by_net(merge.layers_of(base))
+  known = lora_names.key_prefixes(names)
+  layout = lora_names.unet_block_layout(names['unet'])
   renamed = {}
   for name, array in tensors.items():
     stem, part = lora_names.split(name)
@@ -140,8 +141,8 @@ def test_a_round_trip_changes_nothing(base, file, tmp_path, dtype):
     path = tmp_path / f'{dialect}.safetensors'
     write(path, tensors, {'ss_note': 'kept'})
     made = lora_file.load(path, base)
-    assert made.dialect == dialect
-    lora_file.save(tmp_path / 'again.safetensors', made, base, overwrite=True)
+    assert made.key_format == dialect
+    lora_writer.save(tmp_path / 'again.safetensors', made, base, overwrite=True)
     assert_same(read(tmp_path / 'again.safetensors'), tensors)
     again = lora_file.load(tmp_path / 'again.safetensors', base)
     assert again.metadata['ss_note'] == 'kept'
@@ -150,22 +151,22 @@ def test_a_round_trip_changes_nothing(base, file, tmp_path, dtype):
 def test_a_round_trip_of_peft(base, golden, tmp_path):
   """One net in a folder, its alpha beside it."""
   source = golden / 'tiny' / 'lora' / 'kohya.safetensors'
-  whole = lora_file.load(source, base)
+  all_nets = lora_file.load(source, base)
   for net in base:
-    made = whole.of([net])
+    made = all_nets.of([net])
     path = tmp_path / net / 'adapter_model.safetensors'
     path.parent.mkdir()
-    lora_file.save(path, made, base, 'peft')
+    lora_writer.save(path, made, base, 'peft')
     assert all(name.startswith('base_model.model.') for name in read(path))
     config = json.loads((path.parent / 'adapter_config.json').read_text())
     assert (config['r'], config['lora_alpha']) == (4, 2.0)
     again = lora_file.load(path.parent, base)
     assert (
-      again.dialect == 'peft' and again.factors.keys() == made.factors.keys()
+      again.key_format == 'peft' and again.factors.keys() == made.factors.keys()
     )
     for key, factors in made.factors.items():
       jax.tree.map(np.testing.assert_array_equal, again.factors[key], factors)
-    lora_file.save(path.with_stem('again'), again, base)
+    lora_writer.save(path.with_stem('again'), again, base)
     assert_same(read(path.with_stem('again')), read(path))
   # Patterns, and the other scale that PEFT knows: alpha / sqrt(r).
   layer = next(iter(made.factors))[1]
@@ -177,36 +178,42 @@ def test_a_round_trip_of_peft(base, golden, tmp_path):
   assert scales.pop(layer) == 3.0 and set(scales.values()) == {1.0}
 
 
-def test_other_dialects_say_the_same(base, golden, tmp_path):
+def product(factors):
+  """Returns scale * up @ down."""
+  return factors.scale * np.tensordot(factors.up, factors.down, ((1,), (0,)))
+
+
+def test_other_key_formats_are_equivalent(base, golden, tmp_path):
   """From kohya's, whose scale the others have in `up`."""
   source = golden / 'tiny' / 'lora' / 'kohya.safetensors'
   made = lora_file.load(source, base)
   path = tmp_path / 'other.safetensors'
   for dialect in 'kohya_diffusers', 'diffusers', 'diffusers_old':
-    lora_file.save(path, made, base, dialect, overwrite=True)
+    lora_writer.save(path, made, base, dialect, overwrite=True)
     other = lora_file.load(path, base)
-    assert other.dialect == dialect
+    assert other.key_format == dialect
     assert other.factors.keys() == made.factors.keys()
     for key, factors in made.factors.items():
-      product = lambda f: f.scale * np.tensordot(f.up, f.down, ((1,), (0,)))
-      a, b = product(other.factors[key]), product(factors)
-      np.testing.assert_array_equal(a, b)
+      np.testing.assert_array_equal(
+        product(other.factors[key]), product(factors)
+      )
   with pytest.raises(ValueError, match='PEFT keeps one net in a file'):
-    lora_file.save(path, made, base, 'peft')
+    lora_writer.save(path, made, base, 'peft')
   with pytest.raises(ValueError, match="'comfy'; choose one of"):
-    lora_file.save(path, made, base, 'comfy')
+    lora_writer.save(path, made, base, 'comfy')
 
 
 def test_alpha_beside_the_names_of_diffusers(base, golden, tmp_path):
   source = golden / 'tiny' / 'lora' / 'peft.safetensors'
-  told = {'unet.lora_alpha': 8, 'unet.r': 4, 'text_encoder_2.lora_alpha': 2}
+  settings = {'unet.lora_alpha': 8, 'unet.r': 4}
+  settings['text_encoder_2.lora_alpha'] = 2
   path = tmp_path / 'pytorch_lora_weights.safetensors'
-  metadata = {'lora_adapter_metadata': json.dumps(told)}
+  metadata = {'lora_adapter_metadata': json.dumps(settings)}
   write(path, read(source), metadata)
   made = lora_file.load(tmp_path, base)
   scales = {net: f.scale for (net, _), f in made.factors.items()}
   assert scales == {'unet': 2.0, 'text_encoder': 1.0, 'text_encoder_2': 0.5}
-  lora_file.save(
+  lora_writer.save(
     path, made, base, overwrite=True
   )  # now in the tensors, for all readers
   assert 'lora_adapter_metadata' not in safetensors_file.load(path).metadata
@@ -221,7 +228,7 @@ def test_alpha_beside_the_names_of_diffusers(base, golden, tmp_path):
 def nets(golden):
   """{net: compiled function of its parameters}, on the recorded inputs."""
   recorded = np.load(golden / 'tiny' / 'lora' / 'lora.npz')
-  config = folder_reader.load_config(golden / 'tiny' / 'base', 'unet')
+  config = folders.load_config(golden / 'tiny' / 'base', 'unet')
   sizes = layers.sinusoid(recorded['time_ids'], config.size_embed_dim)
   inputs = (
     recorded['sample'].transpose(0, 2, 3, 1),
@@ -231,18 +238,11 @@ def nets(golden):
   )
   net = unet.UNet(config)
   applied = {'unet': jax.jit(lambda p: net.apply({'params': p}, *inputs))}
-  for name, ids in (
-    ('text_encoder', 'input_ids'),
-    (
-      'text_encoder_2',
-      'input_ids_2',
-    ),
-  ):
-    tower = clip.CLIPText(
-      folder_reader.load_config(golden / 'tiny' / 'base', name)
-    )
+  ids_of = {'text_encoder': 'input_ids', 'text_encoder_2': 'input_ids_2'}
+  for name, ids in ids_of.items():
+    encoder = clip.CLIPText(folders.load_config(golden / 'tiny' / 'base', name))
     applied[name] = jax.jit(
-      lambda p, tower=tower, ids=recorded[ids]: tower.apply({'params': p}, ids)
+      lambda p, e=encoder, ids=recorded[ids]: e.apply({'params': p}, ids)
     )
   return recorded, applied
 
@@ -250,17 +250,17 @@ def nets(golden):
 @pytest.mark.parametrize('weight', ['1', '0.6'])
 def test_merged_outputs(base, file, nets, weight, close, tolerances):
   recorded, applied = nets
-  expected = lambda name: recorded[f'{file.stem}/{weight}/{name}']
+  prefix = f'{file.stem}/{weight}'
   specs = [str(file) if weight == '1' else f'{file}:{weight}']
   merged = lora_file.add(base, specs)
   limit = tolerances['lora_outputs']
   out = np.asarray(applied['unet'](merged['unet'])).transpose(0, 3, 1, 2)
-  close(out, expected('unet_out'), limit, 'unet')
+  close(out, recorded[f'{prefix}/unet_out'], limit, 'unet')
   hidden, _ = applied['text_encoder'](merged['text_encoder'])
-  close(hidden[-2], expected('te1_penultimate'), limit, 'CLIP-L')
+  close(hidden[-2], recorded[f'{prefix}/te1_penultimate'], limit, 'CLIP-L')
   hidden, pooled = applied['text_encoder_2'](merged['text_encoder_2'])
-  close(hidden[-2], expected('te2_penultimate'), limit, 'bigG')
-  close(pooled, expected('te2_text_embeds'), limit, 'pooled')
+  close(hidden[-2], recorded[f'{prefix}/te2_penultimate'], limit, 'bigG')
+  close(pooled, recorded[f'{prefix}/te2_text_embeds'], limit, 'pooled')
 
 
 def test_merged_into_bfloat16_is_rounded_once(base, golden):
@@ -296,7 +296,7 @@ def write(path, tensors, metadata=None):
     ({'.lokr_w1': (1,)}, 'LoKr'),
     ({'.diff': (1,)}, 'a difference of whole weights'),
     ({'x.alpha': ()}, r'1 of \d+ .* no layer.*: lora_unet_\w+_proj_inx.alpha'),
-    ({'.lora_up.weight': None}, 'proj_in has no up: .* not whole'),
+    ({'.lora_up.weight': None}, 'proj_in has no up: .* incomplete'),
     ({'.lora_down.weight': (4, 7)}, r'\(4, 7\) and .*another base'),
     ({'.lora_up.weight': (9, 4)}, r'\(9, 4\), and the layer is \(\d+, \d+\)'),
     ({'.lora_down.weight': (5, 12)}, 'another base'),
@@ -325,8 +325,10 @@ def test_a_layer_by_two_names(base, golden, tmp_path):
 
 def test_linear_layers_stored_as_convolutions(base, golden, tmp_path):
   tensors = read(golden / 'tiny' / 'lora' / 'kohya.safetensors')
-  as_conv = lambda x: x[..., None, None] if x.ndim == 2 else x
-  other = {name: as_conv(x) for name, x in tensors.items()}
+  other = {
+    name: x[..., None, None] if x.ndim == 2 else x
+    for name, x in tensors.items()
+  }
   loras = [
     lora_file.load(write(tmp_path / f'{i}.safetensors', t), base)
     for i, t in enumerate((tensors, other))
@@ -334,27 +336,25 @@ def test_linear_layers_stored_as_convolutions(base, golden, tmp_path):
   copy = jax.tree.map(np.copy, base)
   twice = merge.merge(base, [(made, 0.5) for made in loras])
   once = merge.merge(copy, [(loras[0], 1.0)])
-  near = lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
+  near = functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6)
   jax.tree.map(near, twice, once)
 
 
 def test_files_of_other_models(base, tmp_path):
   name = 'lora_unet_double_blocks_0_img_attn_proj.alpha'
-  path = write(
-    *(tmp_path / 'x.safetensors', {name: np.ones(1)}),
-    {'ss_base_model_version': 'flux1'},
-  )
+  metadata = {'ss_base_model_version': 'flux1'}
+  path = write(tmp_path / 'x.safetensors', {name: np.ones(1)}, metadata)
   with pytest.raises(ValueError, match=r'1 of 1 tensors.*another one: flux1'):
     lora_file.load(path, base)
   with pytest.raises(FileNotFoundError, match='no such file, nor a folder'):
     lora_file.load(tmp_path / 'none.safetensors', base)
 
 
-def test_what_kohyas_files_tell(base, golden, tmp_path):
+def test_metadata_of_kohyas_files(base, golden, tmp_path):
   source = golden / 'tiny' / 'lora' / 'peft.safetensors'
   path = tmp_path / 'x.safetensors'
   made = lora_file.load(source, base)
-  lora_file.save(path, made, base, 'kohya', 'float16', {'ss_title': 'mine'})
+  lora_writer.save(path, made, base, 'kohya', 'float16', {'ss_title': 'mine'})
   again = lora_file.load(path, base)
   assert again.metadata['ss_network_module'] == 'networks.lora'
   assert again.metadata['ss_network_dim'] == '4'

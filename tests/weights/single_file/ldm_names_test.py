@@ -1,4 +1,4 @@
-"""Single files of the full-size models name by name, and values in small."""
+"""Single files: all names of the full-size models, and values of small ones."""
 
 import json
 
@@ -7,10 +7,19 @@ import pytest
 
 from sdxl_jax.weights import pretrained, safetensors_file
 from sdxl_jax.weights.diffusers import folder_reader
-from sdxl_jax.weights.single_file import ldm_file, ldm_names
+from sdxl_jax.weights.single_file import ldm_names, ldm_reader, ldm_writer
 from tests.support import headers
 
 MODELS = ['base', 'refiner']
+# The words of the recorded tables for our transforms.
+WORDS = {
+  ldm_names.KEEP: '',
+  ldm_names.TRANSPOSE: 'T',
+  ldm_names.SQUEEZE_HW: 'squeeze_hw',
+  ldm_names.QKV['q']: 'rows0',
+  ldm_names.QKV['k']: 'rows1',
+  ldm_names.QKV['v']: 'rows2',
+}
 
 
 def read(path):
@@ -29,7 +38,7 @@ def model(request):
 
 @pytest.fixture
 def folder(keys, tmp_path, model):
-  """A full-size diffusers folder, whose numbers take no room."""
+  """A full-size diffusers folder of sparse files, which take no space."""
   configs = keys / 'configs' / model
   for path in configs.rglob('*.json'):
     copy = tmp_path / 'folder' / path.relative_to(configs)
@@ -49,41 +58,45 @@ def shapes(tensors):
 
 
 def test_every_name_is_the_published_one(keys, model, folder):
-  """The table that a converter of the reference makes, by our rule."""
+  """Our rule makes the table of the reference's converter."""
   expected = read(keys / f'map.original_to_diffusers.{model}.json')
-  found, source = {}, folder_reader.open_model(folder)
-  for component in source.index.components:
-    net = source.net(component)
+  table, model_folder = {}, folder_reader.open_model(folder)
+  for component in model_folder.index.components:
+    net = model_folder.net(component)
     prefix = ldm_names.PREFIXES[component]
     if model == 'refiner' and component == 'text_encoder_2':
-      prefix = ldm_names.REFINER_TOWER
-    for key, parts in ldm_file.original_table(net).items():
-      found[prefix + key] = [[component, *part] for part in parts]
-    found |= dict.fromkeys(ldm_names.extras(prefix, component, 77), [])
-  assert found == expected
+      prefix = ldm_names.REFINER_TEXT_ENCODER
+    for key, parts in ldm_reader.original_table(net).items():
+      table[prefix + key] = [
+        [component, name, WORDS[transform]] for name, transform in parts
+      ]
+    table |= dict.fromkeys(ldm_names.constants(prefix, component, 77), [])
+  assert table == expected
 
 
 def test_a_full_size_folder_as_a_single_file(keys, model, folder):
   expected = read(keys / f'original.sd_xl_{model}_1.0.json')
-  found = ldm_file.tensors(folder_reader.open_model(folder))
-  assert shapes(found) == {n: entry['shape'] for n, entry in expected.items()}
-  told = ldm_file.metadata(folder_reader.open_model(folder), '')
-  assert told['modelspec.architecture'] == f'stable-diffusion-xl-v1-{model}'
-  assert told['modelspec.resolution'] == '1024x1024'
-  assert told['modelspec.prediction_type'] == 'epsilon'
+  opened = folder_reader.open_model(folder)
+  converted = ldm_writer.tensors(opened)
+  assert shapes(converted) == {n: e['shape'] for n, e in expected.items()}
+  metadata = ldm_writer.metadata(opened, '')
+  assert metadata['modelspec.architecture'] == f'stable-diffusion-xl-v1-{model}'
+  assert metadata['modelspec.resolution'] == '1024x1024'
+  assert metadata['modelspec.prediction_type'] == 'epsilon'
 
 
 def test_a_full_size_single_file_as_a_folder(keys, tmp_path, model, folder):
-  """Nothing but names and shapes tells what the file holds."""
+  """The file has names and shapes only, and no config."""
   path = tmp_path / 'a.safetensors'
   headers.sparse(path, read(keys / f'original.sd_xl_{model}_1.0.json'))
-  found, expected = ldm_file.open_model(path), folder_reader.open_model(folder)
-  assert found.index == expected.index and found.whole
+  opened = ldm_reader.open_model(path)
+  expected = folder_reader.open_model(folder)
+  assert opened.index == expected.index and opened.is_complete
   for name, value in pretrained.SCHEDULER.items():
     assert expected.scheduler[name] == value
-  assert found.scheduler == pretrained.SCHEDULER
-  for component in found.index.components:
-    net = found.net(component)
+  assert opened.scheduler == pretrained.SCHEDULER
+  for component in opened.index.components:
+    net = opened.net(component)
     assert net.config() == expected.net(component).config()
     entries = diffusers_keys(keys, model, component)
     assert shapes(net.tensors()) == {n: e['shape'] for n, e in entries.items()}
@@ -92,46 +105,49 @@ def test_a_full_size_single_file_as_a_folder(keys, tmp_path, model, folder):
 def test_bare_full_size_nets(keys, tmp_path, folder):
   """In both namings, with and without the prefix of a whole model."""
   del folder
-  whole = read(keys / 'original.sd_xl_base_1.0.json')
+  base = read(keys / 'original.sd_xl_base_1.0.json')
   for component in ('unet', 'vae'):
     prefix = ldm_names.PREFIXES[component]
-    entries = {n: e for n, e in whole.items() if n.startswith(prefix)}
+    entries = {n: e for n, e in base.items() if n.startswith(prefix)}
     bare = {n.removeprefix(prefix): e for n, e in entries.items()}
-    theirs = diffusers_keys(keys, 'base', component)
-    for case in (entries, bare, theirs):
+    published = diffusers_keys(keys, 'base', component)
+    for case in (entries, bare, published):
       headers.sparse(tmp_path / 'a.safetensors', case)
-      found = ldm_file.open_model(tmp_path / 'a.safetensors')
-      assert list(found.openers) == [component] and found.index is None
-      assert shapes(found.net(component).tensors()) == {
-        n: e['shape'] for n, e in theirs.items()
+      opened = ldm_reader.open_model(tmp_path / 'a.safetensors')
+      assert list(opened.loaders) == [component] and opened.index is None
+      assert shapes(opened.net(component).tensors()) == {
+        n: e['shape'] for n, e in published.items()
       }
 
 
 def test_values():
-  """Fused rows, the projection turned over, convolutions of size one."""
+  """Fused rows, the transposed projection, convolutions of size one."""
   rng = np.random.default_rng(0)
-  q, k, v, p = (rng.normal(size=(4, 4)) for _ in range(4))
+  arrays = {name: rng.normal(size=(4, 4)) for name in 'qkv'}
   parts = [
-    (safetensors_file.from_array(x), f'rows{i}')
-    for i, x in enumerate((q, k, v))
+    (safetensors_file.from_array(array), ldm_names.QKV[name])
+    for name, array in arrays.items()
   ]
   fused = ldm_names.to_original(parts)
   assert fused.shape == (12, 4)
-  np.testing.assert_array_equal(fused.read(), np.concatenate([q, k, v]))
-  for i, x in enumerate((q, k, v)):
-    part = ldm_names.to_diffusers(fused, f'rows{i}')
-    assert part.shape == (4, 4)
-    np.testing.assert_array_equal(part.read(), x)
-  turned = ldm_names.to_original([(safetensors_file.from_array(p[:3]), 'T')])
-  np.testing.assert_array_equal(turned.read(), p[:3].T)
-  assert turned.shape == (4, 3)
-  square = ldm_names.to_original(
-    [(safetensors_file.from_array(p), 'squeeze_hw')]
+  np.testing.assert_array_equal(
+    fused.read(), np.concatenate([*arrays.values()])
   )
-  assert square.shape == square.read().shape == (4, 4, 1, 1)
+  for name, array in arrays.items():
+    part = ldm_names.QKV[name].to_diffusers(fused)
+    assert part.shape == (4, 4)
+    np.testing.assert_array_equal(part.read(), array)
+  matrix = safetensors_file.from_array(rng.normal(size=(3, 4)))
+  transposed = ldm_names.to_original([(matrix, ldm_names.TRANSPOSE)])
+  np.testing.assert_array_equal(transposed.read(), matrix.read().T)
+  assert transposed.shape == (4, 3)
+  again = ldm_names.TRANSPOSE.to_diffusers(transposed)
+  np.testing.assert_array_equal(again.read(), matrix.read())
+  convolution = ldm_names.to_original([(matrix, ldm_names.SQUEEZE_HW)])
+  assert convolution.shape == convolution.read().shape == (3, 4, 1, 1)
 
 
 def test_a_layer_that_came_after_single_files():
   name = 'time_embedding.cond_proj.weight'
   with pytest.raises(ValueError, match=f'{name}: write a diffusers folder'):
-    ldm_names.table('unet', [name], ldm_names.Layout())
+    ldm_names.table('unet', [name], ldm_names.BlockLayout())

@@ -1,0 +1,107 @@
+"""Writes SDXL as one safetensors file, as ComfyUI and others read it."""
+
+import json
+import pathlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+
+from sdxl_jax.weights import pretrained, safetensors_file
+from sdxl_jax.weights.single_file import ldm_names, ldm_reader
+
+SPEC = ldm_reader.SPEC
+# prediction_type in scheduler_config.json, and in modelspec.
+PREDICTIONS = {'epsilon': 'epsilon', 'v_prediction': 'v'}
+Tensors = dict[str, safetensors_file.LazyTensor]
+
+
+def tensors(model: pretrained.Model) -> Tensors:
+  """Opens {original name: tensor} of a whole model."""
+  converted = {}
+  for component in model.index.components:
+    prefix = ldm_names.PREFIXES[component]
+    if model.index.refiner and component == 'text_encoder_2':
+      prefix = ldm_names.REFINER_TEXT_ENCODER
+    net = model.net(component)
+    published = net.tensors()
+    for key, names in ldm_reader.original_table(net).items():
+      parts = [(published[name], transform) for name, transform in names]
+      converted[prefix + key] = ldm_names.to_original(parts)
+    positions = getattr(net.config(), 'max_position_embeddings', None)
+    converted |= ldm_names.constants(prefix, component, positions)
+  # Empty tensors mark the prediction type.
+  empty = safetensors_file.from_array(np.zeros(0, np.float32))
+  if model.scheduler['prediction_type'] == 'v_prediction':
+    converted['v_pred'] = empty
+    if model.scheduler.get('rescale_betas_zero_snr'):
+      converted['ztsnr'] = empty
+  # Constants of a single file stay as they were stored.
+  stored = {n: t for n, t in model.unused_tensors.items() if n in converted}
+  return dict(sorted((converted | stored).items()))
+
+
+def size(model: pretrained.Model, dtype: str | None = None) -> int:
+  """Computes the bytes of the tensors that `save` writes."""
+  return sum(safetensors_file.sizes(tensors(model), dtype).values())
+
+
+def metadata(model: pretrained.Model, title: str) -> dict[str, str]:
+  """Returns metadata: modelspec 1.0.0, and our configs.
+
+  Raises:
+    ValueError: if single files have no word for the prediction type.
+  """
+  predicted = model.scheduler['prediction_type']
+  if predicted not in PREDICTIONS:
+    raise ValueError(
+      f'{model.path} predicts {predicted!r}, and a single file can express '
+      f'only {" and ".join(PREDICTIONS)}: write a diffusers folder'
+    )
+  ours = {
+    'nets': {n: model.net(n).published for n in model.index.components},
+    'index': vars(model.index),
+    'scheduler': model.scheduler,
+  }
+  # Metadata of the source stays, but for hashes, which no longer match.
+  spec = {
+    name: value
+    for name, value in model.metadata.items()
+    if name.startswith(SPEC) and not name.startswith(f'{SPEC}hash')
+  }
+  side = model.sample_size * model.net('vae').config().downscale
+  kind = 'refiner' if model.index.refiner else 'base'
+  return spec | {
+    f'{SPEC}sai_model_spec': '1.0.0',
+    f'{SPEC}architecture': f'stable-diffusion-xl-v1-{kind}',
+    f'{SPEC}implementation': 'https://github.com/Stability-AI/'
+    'generative-models',
+    f'{SPEC}title': title or spec.get(f'{SPEC}title') or model.path.stem,
+    f'{SPEC}resolution': f'{side}x{side}',
+    f'{SPEC}prediction_type': PREDICTIONS[predicted],
+    ldm_reader.OURS: json.dumps(ours, sort_keys=True),
+  }
+
+
+def notes(model: pretrained.Model) -> Iterator[str]:
+  """Yields lines on facts that other programs do not read from the file."""
+  config = model.net('vae').config()
+  if config.latents_mean or config.scaling_factor != 0.13025:
+    yield (
+      f'its latents are scaled by {config.scaling_factor}, and other programs '
+      'assume 0.13025 for every SDXL file'
+    )
+
+
+def save(
+  path: str | pathlib.Path,
+  model: pretrained.Model,
+  dtype: str | None = None,
+  title: str = '',
+  watch: Callable[[int], Any] = lambda count: None,
+) -> None:
+  """Writes a whole model as one file; see safetensors_file.write."""
+  pretrained.check_complete(model)
+  safetensors_file.write(
+    path, tensors(model), dtype, metadata(model, title), watch
+  )
