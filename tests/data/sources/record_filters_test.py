@@ -78,7 +78,7 @@ def test_text_columns_and_missing_values(tmp_path):
 @pytest.mark.parametrize(
   'rule, message',
   [
-    (('nonsense', '>', 1), "'nonsense', of which Folder has no value"),
+    (('nonsense', '>', 1), "'nonsense', for which Folder has no value"),
     (('watermark', '>', 'x'), "compares watermark with 'x'"),
     (('watermark', '=>', 1), 'the comparison one of'),
     (('watermark', '>', 9), 'leave none of 18'),
