@@ -206,9 +206,12 @@ def build(
   with progress, process_map(workers) as run:
     for _ in run(measure_part, jobs):
       progress.update()
-  # Join the parts, which are memory-mapped.
+  # Join the parts, which are memory-mapped, in their folder, so that nothing
+  # that a killed process leaves there outlives it.
   table = join([read(job.path, job.fingerprint) for job in jobs])
-  write(path, digest([build_options, parts]), table)
+  joined = folder / path.name
+  write(joined, digest([build_options, parts]), table)
+  os.replace(joined, path)
   shutil.rmtree(folder)
 
 

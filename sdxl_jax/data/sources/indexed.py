@@ -88,7 +88,7 @@ class IndexedSource:
 
 
 def make_table(
-  sizes: Sequence[tuple[int, int] | None],
+  sizes: Sequence[images.Size | None],
   captioned: Sequence[bool],
   columns: dict[str, Sequence],
   **locations: pa.Array,
@@ -135,7 +135,7 @@ def make_column(values: Sequence) -> pa.Array:
     return pa.array(texts, pa.string())
 
 
-def size_of(file: Any) -> tuple[int, int] | None:
+def size_of(file: Any) -> images.Size | None:
   """Reads the upright (height, width) of an image, None if it is broken.
 
   Args:
