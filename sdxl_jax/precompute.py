@@ -17,7 +17,7 @@ import os
 import pathlib
 import shutil
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -30,21 +30,15 @@ from ml_collections import config_flags
 from sdxl_jax import cli
 from sdxl_jax.checkpoints import loading
 from sdxl_jax.data import dataset, images, precompute_writer
-from sdxl_jax.data.sources import index, indexed, precomputed
+from sdxl_jax.data.sources import index, precomputed
 from sdxl_jax.distributed import device_mesh, multihost, sharding
-from sdxl_jax.models import from_config, sdxl
+from sdxl_jax.models import from_config
 from sdxl_jax.text import tokenizer
 from sdxl_jax.training import config_diff, config_validation
 
 # Fields of a config that decide what a cache holds.
-CACHE_FIELDS = (
-  'seed',
-  'refiner',
-  'init_from',
-  'vae',
-  'text_encoder',
-  'text_encoder_2',
-)
+NETS = ('vae', 'text_encoder', 'text_encoder_2')
+CACHE_FIELDS = ('seed', 'refiner', 'init_from', *NETS)
 
 
 def precompute(
@@ -57,7 +51,7 @@ def precompute(
   shard_size: int = 1024,
   batch_size: int = 8,
   say: Callable[[str], Any] = print,
-):
+) -> None:
   """Writes the moments and encoded text of a dataset.
 
   The format is that of data/sources/precomputed.py.
@@ -102,15 +96,7 @@ def precompute(
     finalize(folder, layout, shards, encoder, say)
 
 
-def write_shards(
-  config: ml_collections.ConfigDict,
-  source: indexed.Source,
-  layout: precomputed.Layout,
-  folder: pathlib.Path,
-  shards: Sequence[precompute_writer.Shard],
-  encoder: 'Encoder',
-  say: Callable[[str], Any],
-):
+def write_shards(config, source, layout, folder, shards, encoder, say):
   """Writes this process's share of the shards, but for those that exist."""
   mine = shards[jax.process_index() :: jax.process_count()]
   missing = [s for s in mine if s.read_part(folder, layout) is None]
@@ -136,33 +122,19 @@ def write_shards(
     )
 
 
-def count_records(shards: Iterable[precompute_writer.Shard]) -> int:
+def count_records(shards):
   return sum(len(shard.ids) for shard in shards)
 
 
-def with_progress(examples: Iterable, bar: tqdm.tqdm) -> Iterator:
+def with_progress(examples, bar):
   """Yields examples, and advances a progress bar by each."""
   for example in examples:
     yield example
     bar.update()
 
 
-def make_layout(
-  config: ml_collections.ConfigDict,
-  model: sdxl.SDXL,
-  source: indexed.Source,
-  crops: int,
-  flips: bool,
-  dtype: str,
-) -> precomputed.Layout:
-  """Describes a cache: its arrays, and all inputs that decide its content.
-
-  Args:
-    config: of the run, with latent scaling.
-    model: of the config.
-    source: the filtered dataset.
-    crops, flips, dtype: as for `precompute`.
-  """
+def make_layout(config, model, source, crops, flips, dtype):
+  """Describes a cache: its arrays, and all inputs that decide its content."""
   # Through JSON, as the layout of an interrupted run is read.
   config = json.loads(config.to_json())
   data = config['data']
@@ -190,9 +162,7 @@ def make_layout(
   )
 
 
-def open_cache_dir(
-  output: str | os.PathLike, layout: precomputed.Layout
-) -> pathlib.Path:
+def open_cache_dir(output, layout):
   """Makes the folder of a cache, or opens that of an interrupted run.
 
   Raises:
@@ -214,7 +184,7 @@ def open_cache_dir(
   return folder
 
 
-def as_json(layout: precomputed.Layout) -> dict[str, Any]:
+def as_json(layout):
   """Converts a layout to a dict with lists in place of tuples."""
   return json.loads(json.dumps(dataclasses.asdict(layout)))
 
@@ -222,22 +192,11 @@ def as_json(layout: precomputed.Layout) -> dict[str, Any]:
 class Encoder:
   """Encodes images to moments and captions to text, in batches of one shape.
 
-  With several devices, each has its rows of a batch.
-
-  Args:
-    config: with init_from, the source of the weights.
-    model: of the config.
-    mesh: of this process's devices.
-    batch_size: rows per device.
+  The weights are those of config.init_from. With several devices, each has
+  `batch_size` rows of a batch.
   """
 
-  def __init__(
-    self,
-    config: ml_collections.ConfigDict,
-    model: sdxl.SDXL,
-    mesh: jax.sharding.Mesh,
-    batch_size: int,
-  ):
+  def __init__(self, config, model, mesh, batch_size):
     names = [name for name in model.configs if name != 'unet']
     self.params = loading.load_params(config.init_from, model, names, mesh)
     self.tokenize = tokenizer.load(loading.base_weights(config.init_from))
@@ -246,18 +205,16 @@ class Encoder:
     self.encode_images = jax.jit(model.encode)
     self.encode_tokens = model.text.encode
 
-  def moments(self, crops: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
+  def moments(self, crops):
     """Yields float32 [h/8, w/8, 8] of each uint8 [h, w, 3]."""
     return self.batched(self.encode_images, map(images.to_float, crops))
 
-  def text(
-    self, captions: Sequence[str]
-  ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+  def text(self, captions):
     """Yields context [77, 2048] and pooled [1280] of each caption."""
     tokens = self.tokenize(captions) if captions else []
     return self.batched(self.encode_tokens, iter(np.asarray(tokens, np.int32)))
 
-  def batched(self, encode: Callable, rows: Iterator[np.ndarray]) -> Iterator:
+  def batched(self, encode, rows):
     """Yields the result of each row; the next batch runs during the transfer.
 
     Args:
@@ -275,20 +232,14 @@ class Encoder:
       yield from fetch_rows(*pending)
 
 
-def fetch_rows(result: Any, count: int) -> Iterator:
+def fetch_rows(result, count):
   """Yields the first rows of a batch from the devices, one by one."""
   arrays, tree = jax.tree.flatten(result)
   for row in zip(*(np.asarray(array)[:count] for array in arrays)):
     yield tree.unflatten(row)
 
 
-def finalize(
-  folder: pathlib.Path,
-  layout: precomputed.Layout,
-  shards: Sequence[precompute_writer.Shard],
-  encoder: Encoder,
-  say: Callable[[str], Any],
-):
+def finalize(folder, layout, shards, encoder, say):
   """Writes the encoded empty caption, the checksums, and last the index."""
   uncond = folder / precomputed.UNCOND
   (context, pooled), *_ = encoder.text([''])

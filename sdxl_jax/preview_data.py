@@ -35,7 +35,7 @@ def preview(
   output: str | os.PathLike,
   steps: int = 4,
   say: Callable[[str], Any] = print,
-):
+) -> None:
   """Writes the images of the first steps and a chart of buckets.
 
   Args:

@@ -133,7 +133,7 @@ def save(
   path: str | os.PathLike,
   image: np.ndarray,
   text: dict[str, str] | None = None,
-):
+) -> None:
   """Writes an image as PNG atomically, and makes its folder.
 
   Args:
@@ -176,7 +176,7 @@ def to_chunks(text: dict[str, str]) -> PngImagePlugin.PngInfo:
   return chunks
 
 
-def write_whole(path: str | os.PathLike, data: bytes):
+def write_whole(path: str | os.PathLike, data: bytes) -> None:
   """Writes bytes under another name in the same folder, then renames the file.
 
   A symbolic link at `path` is kept, and its target is replaced.

@@ -121,14 +121,14 @@ class BatchRows(grain.MapDataset):
       f'the limit for skipping; repair or remove them:\n  {names}'
     )
 
-  def report(self, error: images.UnreadableImage):
+  def report(self, error: images.UnreadableImage) -> None:
     """Counts an unreadable image, and logs it the first time."""
     with self.lock:
       if error.name not in self.substituted:
         logging.warning('replaced by its neighbour: %s', error)
       self.substituted[error.name] += 1
 
-  def count_upscale(self, size: buckets.Size, bucket: buckets.Size):
+  def count_upscale(self, size: buckets.Size, bucket: buckets.Size) -> None:
     """Counts a row whose image was enlarged by more than max_upscale."""
     if transforms.scale(size, bucket) > self.options.max_upscale:
       with self.lock:
@@ -175,7 +175,7 @@ class Batches:
     micro_steps = self._iterator.get_state()['next_index']
     return {'batches': micro_steps // self._rows.options.accumulation_steps}
 
-  def set_state(self, state: dict[str, int]):
+  def set_state(self, state: dict[str, int]) -> None:
     micro_steps = state['batches'] * self._rows.options.accumulation_steps
     self._iterator.set_state({'next_index': micro_steps})
 
@@ -190,7 +190,7 @@ class Batches:
     """Returns int64 [b], the records of a micro batch, all hosts' rows."""
     return self._rows.records_of(micro_step).ids
 
-  def close(self):
+  def close(self) -> None:
     self._iterator.close()
 
 

@@ -138,7 +138,7 @@ def write_shard(
   layout: precomputed.Layout,
   examples: Iterable[indexed.Example | images.UnreadableImage],
   encoder: Encoder,
-):
+) -> None:
   """Writes the file of a shard, then its part of the index, which completes it.
 
   Args:

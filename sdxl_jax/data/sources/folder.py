@@ -211,7 +211,7 @@ def read_metadata(path: pathlib.Path, captions: bool) -> list[dict[str, Any]]:
 
 def check_texts(
   path: pathlib.Path, rows: Sequence[dict], columns: Sequence[str]
-):
+) -> None:
   """Raises ValueError, naming the rows that lack a text in one of columns."""
   for column in columns:
     missing = [

@@ -21,20 +21,18 @@ import shutil
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
-import filelock
 import fsspec
 import pyarrow as pa
 import tqdm
 
 from sdxl_jax import atomic_write
+from sdxl_jax.data.sources import build_lock
 
 VERSION = 1  # of the columns' meaning; a change rebuilds every index
 DIGEST_BYTES = 32  # at the end of the file
 CACHE = '~/.cache/sdxl_jax'  # of indices whose data's folder is not writable
 # Fields of fsspec's info that change with a file's content.
 VERSION_FIELDS = ('mtime', 'updated', 'LastModified', 'etag', 'ETag', 'md5Hash')
-LOCK_TIMEOUT_S = 24 * 3600  # for an index that another process builds
-POLL_S = 0.1  # between looks at a lock
 MIN_PARALLEL_PARTS = 4  # fewer are not worth starting processes for
 
 Part = tuple[Any, Any]  # what to measure, and its version; both JSON
@@ -60,14 +58,14 @@ def load(
     workers: processes that measure; 0: none but this one.
 
   Raises:
-    TimeoutError: after LOCK_TIMEOUT_S of waiting for another process.
+    TimeoutError: after a day of waiting for another process.
   """
   build_options = {'version': VERSION, **build_options}
   path = index_path(folder, digest(build_options)[:16])
   fingerprint = digest([build_options, parts])
   table = read(path, fingerprint)
   if table is None:
-    with build_lock(path.with_suffix('.lock')):
+    with build_lock.hold(path.with_suffix('.lock')):
       # Another process may have built it while this one waited.
       table = read(path, fingerprint)
       if table is None:
@@ -124,48 +122,6 @@ def index_path(folder: str | os.PathLike | None, identity: str) -> pathlib.Path:
   return folder / f'index-{identity}.arrow'
 
 
-@contextlib.contextmanager
-def build_lock(path: pathlib.Path) -> Iterator[None]:
-  """Holds the lock file `path`, so that one process at a time builds an index.
-
-  The operating system releases the lock of a process that dies, an NFS server
-  that of a machine that dies. The file stays: to remove it would let a process
-  that waits for it and one that comes later both hold the lock.
-
-  Raises:
-    TimeoutError: after LOCK_TIMEOUT_S of waiting.
-    OSError: if the file system has no locks.
-  """
-  # Other users of a shared folder must be able to open the file.
-  lock = filelock.FileLock(path, mode=0o666)
-  try:
-    lock.acquire(blocking=False)
-  except filelock.Timeout:
-    logging.warning('another process builds the index; waiting for %s', path)
-    wait_for(lock)
-  except NotImplementedError as error:
-    raise OSError(
-      f'{path}: the file system has no locks (flock), which keep two processes '
-      'from building one index: mount it with locks, or update filelock, which '
-      'can do without'
-    ) from error
-  try:
-    yield
-  finally:
-    lock.release()
-
-
-def wait_for(lock: filelock.BaseFileLock):
-  """Acquires a lock that another process holds."""
-  try:
-    lock.acquire(LOCK_TIMEOUT_S, poll_interval=POLL_S)
-  except filelock.Timeout as error:
-    raise TimeoutError(
-      f'{lock.lock_file} was locked for {LOCK_TIMEOUT_S / 3600:.3g} hours, the '
-      'limit for waiting: stop the process that builds the index, and run again'
-    ) from error
-
-
 class Job(NamedTuple):
   """A part of an index to measure."""
 
@@ -181,7 +137,7 @@ def build(
   parts: Sequence[Part],
   measure: Callable[[Any], pa.Table],
   workers: int,
-):
+) -> None:
   """Measures all parts but those that an interrupted attempt left, and joins.
 
   Args:
@@ -243,13 +199,13 @@ def process_map(workers: int) -> Iterator[Callable[..., Iterator]]:
     yield executor.map
 
 
-def measure_part(job: Job):
+def measure_part(job: Job) -> None:
   """Writes the table of a part, unless an earlier attempt has written it."""
   if read(job.path, job.fingerprint) is None:
     write(job.path, job.fingerprint, job.measure(job.what))
 
 
-def write(path: pathlib.Path, fingerprint: str, table: pa.Table):
+def write(path: pathlib.Path, fingerprint: str, table: pa.Table) -> None:
   """Writes a table and the digest of its bytes atomically.
 
   Args:

@@ -79,7 +79,7 @@ class Layout:
     """The hash of all fields."""
     return index.digest(dataclasses.asdict(self))
 
-  def save(self, folder: str | os.PathLike):
+  def save(self, folder: str | os.PathLike) -> None:
     """Writes the layout into the folder of a cache."""
     text = json.dumps(dataclasses.asdict(self), indent=2)
     (pathlib.Path(folder) / LAYOUT).write_text(text + '\n')
@@ -122,7 +122,7 @@ def unpack(fields: Sequence[Field], data: bytes) -> dict[str, np.ndarray]:
   return arrays
 
 
-def write_rows(path: pathlib.Path, rows: Iterable[bytes]):
+def write_rows(path: pathlib.Path, rows: Iterable[bytes]) -> None:
   """Writes rows as an ArrayRecord file, atomically."""
   with atomic_write.atomic_path(path, overwrite=True) as partial:
     # Moments hardly compress, and each row is read on its own.

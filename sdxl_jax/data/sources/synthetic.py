@@ -125,7 +125,7 @@ class Vocabulary:
     )
 
 
-def check_range(name: str, value: float, least: float, limit: float):
+def check_range(name: str, value: float, least: float, limit: float) -> None:
   """Raises ValueError for a setting outside of its range."""
   if not least <= value <= limit:
     raise ValueError(

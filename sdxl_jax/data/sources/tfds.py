@@ -90,7 +90,9 @@ def make_builder(dataset: str, data_dir: str) -> tfds.core.DatasetBuilder:
     ) from error
 
 
-def check_features(builder: tfds.core.DatasetBuilder, names: Sequence[str]):
+def check_features(
+  builder: tfds.core.DatasetBuilder, names: Sequence[str]
+) -> None:
   """Raises ValueError for missing features or files without random access."""
   missing = sorted(set(names) - set(builder.info.features))
   if missing:

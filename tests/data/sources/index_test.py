@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from sdxl_jax.data.sources import index
+from sdxl_jax.data.sources import build_lock, index
 
 MEASURED = 'measured.txt'
 PARTS = [('a', 1), ('b', 1), ('c', 1), ('d', 1), ('e', 1)]
@@ -242,7 +242,7 @@ def test_a_killed_builder_blocks_nobody(tmp_path, caplog):
 
 
 def test_waiting_has_an_end(tmp_path, monkeypatch):
-  monkeypatch.setattr(index, 'LOCK_TIMEOUT_S', 0.36)
+  monkeypatch.setattr(build_lock, 'TIMEOUT_S', 0.36)
   builder = start_and_hold_lock(tmp_path, tmp_path / 'builder.log')
   with pytest.raises(TimeoutError, match=r'\.lock was locked for 0.0001 hours'):
     load(tmp_path, Measure(tmp_path))
@@ -254,6 +254,6 @@ def test_a_file_system_without_locks(tmp_path, monkeypatch):
   def acquire(self, *args, **settings):
     raise NotImplementedError
 
-  monkeypatch.setattr(index.filelock.FileLock, 'acquire', acquire)
+  monkeypatch.setattr(build_lock.filelock.FileLock, 'acquire', acquire)
   with pytest.raises(OSError, match='has no locks'):
     load(tmp_path, Measure(tmp_path))
