@@ -84,6 +84,7 @@ def occupancy(
   """
   assigned, rows = buckets.assign(sizes, table), []
   for b, (h, w) in enumerate(table):
+    # As in transforms: scaled to cover the bucket, then cropped.
     inside = np.asarray(sizes[assigned == b], float)
     scale = np.max([h, w] / inside, axis=1)
     visible = h * w / np.prod(inside * scale[:, None], axis=1)

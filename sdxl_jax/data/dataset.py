@@ -38,6 +38,7 @@ def make_batches(
     tokenize: list of strings -> int32 [b, 2, 77].
     rows: the rows of each batch to make, which are those of this host.
   """
+  # A step with several buckets takes several batches of the schedule.
   schedule = buckets.Schedule(
     source.sizes,
     config.data.buckets,

@@ -59,8 +59,10 @@ def decode(
   """
   try:
     image = Image.open(io.BytesIO(data))
+    # An index older than the file would give wrong micro-conditioning.
     if size is not None and size_of(image) != tuple(size):
       raise ValueError(f'{size_of(image)} px, but the index has {size}')
+    # Pillow reduces a JPEG while decoding; other formats ignore this.
     if at_least is not None:
       h, w = at_least
       image.draft(None, (h, w) if is_turned(image) else (w, h))
@@ -86,6 +88,7 @@ def to_rgb(image: Image.Image, background: str = 'white') -> Image.Image:
   if image.mode.startswith('I'):  # 16 bit grey, which Pillow would clip
     grey = np.asarray(image, np.float64) / 257
     image = Image.fromarray(grey.round().clip(0, 255).astype(np.uint8))
+  # Also of palettes with a transparent colour.
   if image.has_transparency_data:
     image = image.convert('RGBA')
     canvas = Image.new('RGBA', image.size, background)
@@ -241,6 +244,7 @@ def grid(
       the width of its cell.
     zoom: integer factor by which pixels are repeated.
   """
+  # uint8, enlarged.
   images = [np.asarray(image) for image in images]
   images = [x if x.dtype == np.uint8 else to_uint8(x) for x in images]
   images = [x.repeat(zoom, 0).repeat(zoom, 1) for x in images]
@@ -253,6 +257,7 @@ def grid(
   size = (columns * cell_w + GAP, rows * cell_h + GAP)
   canvas = Image.new('RGB', size, (GREY,) * 3)
   pen, font = ImageDraw.Draw(canvas), ImageFont.load_default(LINE - 4)
+  # Each image at the top of its cell, each caption at the bottom.
   for i, image in enumerate(images):
     x, y = GAP + i % columns * cell_w, GAP + i // columns * cell_h
     canvas.paste(Image.fromarray(image), (x, y))

@@ -100,6 +100,7 @@ class BatchRows(grain.MapDataset):
       seed = [self.schedule.seed, seeds.Stream.TRANSFORM, data_pass, record]
       try:
         example = self.source[record]
+        # The same row on any host, thread and batch size.
         row = transforms.transform(
           example,
           bucket,
@@ -115,6 +116,7 @@ class BatchRows(grain.MapDataset):
         self.report(error)
         # A function of the record alone, so that all hosts choose alike.
         record = self.schedule.next_in_bucket(record)
+    # So many at once are a fault of the storage, not of single images.
     names = '\n  '.join(list(self.substituted)[:5])
     raise ValueError(
       f'{MAX_SUBSTITUTES} records in a row of bucket {bucket} cannot be read, '
@@ -213,6 +215,7 @@ def make_batches(
     options: see `BatchOptions`.
   """
   batch_rows = BatchRows(source, schedule, rows, options)
+  # Threads share one tokenizer, and so one lock.
   stack = functools.partial(collate, tokenize=tokenize, lock=threading.Lock())
   # An element is a batch here, so Grain's default of 500 would fill the memory.
   read_options = grain.ReadOptions(options.num_threads, options.prefetch)

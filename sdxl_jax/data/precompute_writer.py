@@ -57,6 +57,7 @@ def plan_shards(
     table: buckets.
     size: records in a shard, at most.
   """
+  # Bucket by bucket, since a shard's rows have one shape.
   assigned = buckets.assign(source.sizes, table)
   for h, w in sorted(table):
     ids = np.flatnonzero(assigned == table.index((h, w)))
@@ -86,6 +87,7 @@ class CropMaker:
       image = transforms.open_image(example, self.bucket, self.background)
     except images.UnreadableImage as error:
       return error
+    # The encoded bytes are not needed any more.
     del example['image']
     example['images'], example['crops'] = [], []
     flippable = example.get('flippable', True)
@@ -110,6 +112,7 @@ def prefetch(
   pool: concurrent.futures.Executor, make: Callable, ids: Iterable
 ) -> Iterator:
   """Yields make(i) of each id in order, some of them started ahead."""
+  # A full queue at first, then one more for each result.
   ids, pending = iter(ids), collections.deque()
   for i in itertools.islice(ids, PREFETCH):
     pending.append(pool.submit(make, i))

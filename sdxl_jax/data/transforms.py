@@ -57,6 +57,7 @@ def fit(
     uint8 [*bucket, 3], and the crop's (top, left) in px of the resized image,
     mirrored if asked to.
   """
+  # Resize to cover the bucket, then crop what exceeds it.
   h, w = bucket
   resized = images.resize(image, cover(size, bucket))
   top, left = random_crop(resized.size[::-1], bucket, rng)
@@ -161,6 +162,7 @@ def choose_variant(
       f'{example["name"]} was precomputed for the bucket {example["bucket"]}, '
       f'not {bucket}: precompute it with the buckets of this config'
     )
+  # One read of the shard, for the variant chosen.
   variants = example['variants']
   crop = int(rng.integers(variants.crops))
   text = example['uncond'] if drop else example['text']

@@ -80,6 +80,7 @@ class Folder(indexed.IndexedSource):
     except OSError as error:
       raise images.UnreadableImage(path, error) from error
     caption = self.value('caption', i) if self.captions else ''
+    # Without a table, captions are not in the index.
     if caption is None:
       text = path.with_suffix('.txt').read_text('utf-8', errors='replace')
       caption = text.strip()
@@ -183,6 +184,7 @@ def read_metadata(path: pathlib.Path, captions: bool) -> list[dict[str, Any]]:
     ValueError: naming rows without a text or a score, or without an image.
   """
   rows = read_table(path)
+  # Every row needs a file name, and an image of this name.
   check_texts(path, rows, ('file_name', 'text') if captions else ('file_name',))
   missing = [
     row['file_name']
@@ -231,6 +233,7 @@ def chunks(
   rows: Sequence[dict], folder: pathlib.Path
 ) -> Iterator[tuple[list[dict], list[list[int]]]]:
   """Yields parts for index.load: rows, and size and time of their images."""
+  # The only look at every file of an indexed folder.
   progress = tqdm.tqdm(rows, desc='checking changes', unit='file', delay=2)
   stats = [os.stat(folder / row['file_name']) for row in progress]
   versions = [[stat.st_size, stat.st_mtime_ns] for stat in stats]

@@ -60,6 +60,7 @@ def load(
   Raises:
     TimeoutError: after a day of waiting for another process.
   """
+  # The file's name depends on the options, its fingerprint also on the data.
   build_options = {'version': VERSION, **build_options}
   path = index_path(folder, digest(build_options)[:16])
   fingerprint = digest([build_options, parts])

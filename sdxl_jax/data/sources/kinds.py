@@ -87,6 +87,7 @@ def make_mixture(
       'config.data.mixture is empty: set its sources, such as dict(photos='
       "dict(source='folder', path='IMAGES', share=0.7), ...)"
     )
+  # Make each source, its share apart, its reports under its name.
   sources, shares = {}, {}
   for name, settings in parts.items():
     settings = dict(settings)

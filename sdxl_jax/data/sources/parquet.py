@@ -41,6 +41,7 @@ class Parquet(indexed.IndexedSource):
     columns: tuple[str, ...] = (),
     workers: int = 8,
   ):
+    # Sorted, so that all hosts number the records alike.
     self.fs, pattern = fsspec.core.url_to_fs(str(files))
     self.image, self.caption = image, caption
     paths = sorted(self.fs.glob(pattern))
@@ -49,6 +50,7 @@ class Parquet(indexed.IndexedSource):
         f'no parquet file matches {files}: check the path, or the login for a '
         'URL'
       )
+    # One part of the index for each file.
     columns = indexed.index_columns(columns, score)
     super().__init__(
       index.load_files(
@@ -59,6 +61,7 @@ class Parquet(indexed.IndexedSource):
         workers,
       )
     )
+    # Footers are small, and every read of a file needs its footer.
     self._metadata = functools.lru_cache(maxsize=4096)(self._metadata)
 
   def name(self, i: int) -> str:
@@ -113,7 +116,7 @@ def measure(
     if missing:
       raise ValueError(f'{path} has no column {sorted(missing)}, but {names}')
     count = parquet.num_row_groups
-    # Sizes stand in the headers of images, so that every row is read once.
+    # Sizes are in the images' own headers, so every row is read once.
     tables = [
       measure_group(parquet, path, group, image, caption, columns)
       for group in range(count)

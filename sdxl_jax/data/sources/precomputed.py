@@ -213,6 +213,7 @@ class Precomputed(indexed.IndexedSource):
         f'{len(table)} records of {layout.rows} rows each: shards are missing, '
         f'see sha256sum -c {SUMS}'
       )
+    # The empty caption, for caption dropout.
     uncond = array_record_data_source.ArrayRecordDataSource(
       [str(folder / UNCOND)]
     )
@@ -223,6 +224,7 @@ class Precomputed(indexed.IndexedSource):
 
   def read(self, i: int) -> indexed.Example:
     bucket = self.value('bucket_height', i), self.value('bucket_width', i)
+    # The rows of a record: its crops, then its text.
     first = i * self.layout.rows
     text = self.source[first + self.layout.rows - 1]
     return {

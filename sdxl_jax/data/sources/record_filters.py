@@ -125,6 +125,7 @@ class FilteredSource:
         say(f'{len(lost):,} of {len(source):,} records left out: {reason}')
       if reason in PROBLEMS.values():
         self.unusable.append((reason, lost))
+    # Ids in the smallest type: sources may have 10^8 records.
     self.source = source
     self.ids = np.flatnonzero(keep).astype(np.min_scalar_type(len(keep)))
     self.sizes = source.sizes[keep]

@@ -46,6 +46,7 @@ class WebDataset(indexed.IndexedSource):
   ):
     self.fs, pattern = fsspec.core.url_to_fs(str(shards))
     self.caption = caption
+    # Sorted, so that all hosts number the records alike.
     paths = sorted(
       path for part in braces(pattern) for path in self.fs.glob(part)
     )
@@ -53,6 +54,7 @@ class WebDataset(indexed.IndexedSource):
       raise FileNotFoundError(
         f'no tar matches {shards}: check the path, or the login for a URL'
       )
+    # One part of the index for each tar.
     columns = indexed.index_columns(columns, score)
     super().__init__(
       index.load_files(
@@ -73,6 +75,7 @@ class WebDataset(indexed.IndexedSource):
       text = self.member('text', i) if self.caption else b''
     except OSError as error:
       raise images.UnreadableImage(self.name(i), error) from error
+    # A caption is the .txt member, or a field of the .json one.
     text = text.decode('utf-8', errors='replace')
     if self.caption not in ('txt', ''):
       text = json.loads(text)[self.caption]
