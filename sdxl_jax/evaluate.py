@@ -34,6 +34,7 @@ from sdxl_jax.data import (
   dataset,
   images,
   precompute_writer,
+  seeds,
   transforms,
 )
 from sdxl_jax.distributed import device_mesh, sharding
@@ -41,7 +42,6 @@ from sdxl_jax.evaluation import reconstruction
 from sdxl_jax.models import from_config
 from sdxl_jax.training import config_validation
 
-CROP = 4  # what a seed is drawn for; 0 to 3 belong to training and precompute
 SHOWN = 12  # pictures in the grid
 
 
@@ -124,7 +124,7 @@ def read(config, source, count, size, say):
   assigned = buckets.assign(source.sizes[:count], table)
 
   def crop(bucket, i):
-    seed = [config.seed, CROP, int(i)]
+    seed = [config.seed, seeds.Stream.EVALUATION_CROP, int(i)]
     background = config.data.background
     try:
       example = source[int(i)]

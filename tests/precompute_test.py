@@ -1,4 +1,4 @@
-"""A cache holds what the nets make of a dataset, whatever interrupts it."""
+"""Tests that a cache holds what the nets compute, whatever interrupts it."""
 
 import signal
 import subprocess
@@ -22,13 +22,14 @@ SIZES = ((40, 60), (60, 40), (36, 90), (32, 48), (80, 48), (50, 50), (48, 72))
 BUCKETS = ((32, 48), (48, 32))
 
 
-def write_pictures(folder):
+def write_images(folder):
+  """Writes an image of each size; returns the folder's path."""
   examples = [datasets.example(i, size) for i, size in enumerate(SIZES)]
   return datasets.write_folder(folder, examples)['path']
 
 
 def on_pixels(folder):
-  """A config whose autoencoder is the identity; the towers are random."""
+  """Makes a config whose autoencoder is the identity."""
   config = tiny_config.get_config()
   config.data.source = 'folder'
   config.data.folder.path = folder
@@ -39,83 +40,94 @@ def on_pixels(folder):
 
 @pytest.fixture
 def random_weights(monkeypatch):
-  def load_nets(source, nets, names, mesh=None):
-    params = nets.init(jax.random.key(0))
+  def load_params(source, model, names, mesh=None):
+    params = model.init(jax.random.key(0))
     return {name: params[name] for name in names}
 
-  monkeypatch.setattr(loading, 'load_nets', load_nets)
+  monkeypatch.setattr(loading, 'load_params', load_params)
 
 
 def contents(folder):
+  """Returns {name: bytes} of the files in a folder."""
   return {p.name: p.read_bytes() for p in folder.iterdir() if p.is_file()}
 
 
-def read(folder, batch_size=4, table=BUCKETS, dtype='bfloat16', **settings):
-  """Batches from a cache."""
-  settings = dict(num_threads=1) | settings
+def read(folder, batch_size=4, table=BUCKETS, dtype='bfloat16', **options):
+  """Makes batches from a cache."""
+  options = pipeline.BatchOptions(**{'num_threads': 1} | options)
   source = kinds.make_source(
     'precomputed', {'path': folder, 'dtype': dtype}, say=lambda line: None
   )
   schedule = buckets.Schedule(source.sizes, table, 0, batch_size)
   return pipeline.make_batches(
-    source, None, schedule, range(batch_size), **settings
+    source, None, schedule, range(batch_size), options
   )
 
 
 @pytest.fixture
 def cache(tmp_path, random_weights):
-  """Of pictures, two of which are broken: one in its header."""
-  pictures = tmp_path / 'pictures'
-  config = on_pixels(write_pictures(pictures))
-  (pictures / '0003.png').write_bytes(b'no picture')
-  whole = (pictures / '0005.png').read_bytes()
-  (pictures / '0005.png').write_bytes(whole[: len(whole) // 2])
-  settings = dict(crops=3, flips=True, dtype='float16', shard_size=2)
-  said = []
-  folder = tmp_path / 'cache'
-  make = lambda folder=folder, **more: precompute.precompute(
-    config, folder, **settings | more, say=said.append
-  )
-  make()
-  return folder, make, said
+  """Makes a cache of images, two of which are broken, one in its header.
+
+  Returns its folder, a function that makes another, and the lines reported.
+  """
+  image_folder = tmp_path / 'images'
+  config = on_pixels(write_images(image_folder))
+  (image_folder / '0003.png').write_bytes(b'no image')
+  content = (image_folder / '0005.png').read_bytes()
+  (image_folder / '0005.png').write_bytes(content[: len(content) // 2])
+  lines = []
+
+  def make(folder, **options):
+    defaults = dict(crops=3, flips=True, dtype='float16', shard_size=2)
+    precompute.precompute(
+      config, folder, **defaults | options, say=lines.append
+    )
+
+  make(tmp_path / 'cache')
+  return tmp_path / 'cache', make, lines
 
 
 def test_conditions_are_true(cache):
-  """What was cropped is what the batch says, for every crop and flip."""
-  nets = from_config.make_model(on_pixels('x'))
+  """The sizes and crops of a batch are those of its pixels."""
+  model = from_config.make_model(on_pixels('x'))
   batches = read(cache[0], dtype='float16', flip_probability=0.5)
-  seen, flips = set(), 0
+  variants, flips = set(), 0
   for _ in range(30):
     bucket, batch = next(batches)
-    assert set(batch) == {
-      *('moments', 'context', 'pooled', 'original_size', 'crop_top_left'),
+    keys = {'moments', 'context', 'pooled'}
+    assert set(batch) == keys | {
+      'original_size',
+      'crop_top_left',
       'target_size',
     }
     mean = np.split(np.asarray(batch['moments'], np.float32), 2, -1)[0]
-    pictures = nets.decode({}, mean)
-    for row, picture in enumerate(pictures):
+    for row, image in enumerate(model.decode({}, mean)):
       size, crop = batch['original_size'][row], batch['crop_top_left'][row]
       resized = transforms.cover(size, bucket)
-      number, top, left, mirrored = conditions_test.seen(picture, resized)
+      number, top, left, mirrored = conditions_test.read_ramp(image, resized)
       assert tuple(size) == SIZES[number]
-      assert tuple(batch['target_size'][row]) == picture.shape[:2] == bucket
+      assert tuple(batch['target_size'][row]) == image.shape[:2] == bucket
       assert abs(top - crop[0]) < 0.7 and abs(left - crop[1]) < 0.7
-      seen.add((number, mirrored, tuple(crop)))
+      variants.add((number, mirrored, tuple(crop)))
       flips += mirrored
   batches.close()
-  assert {number for number, _, _ in seen} == {0, 1, 2, 4, 6}
+  assert {number for number, _, _ in variants} == {0, 1, 2, 4, 6}
   for mirrored in (False, True):
-    assert len({crop for *which, crop in seen if which == [2, mirrored]}) > 1
+    crops = {crop for *key, crop in variants if key == [2, mirrored]}
+    assert len(crops) > 1
   assert 30 < flips < 90
 
 
-def test_text_and_its_opposite(cache):
+def test_text_and_the_empty_caption(cache):
   folder, *_ = cache
   config = on_pixels('x')
-  nets = from_config.make_model(config)
-  params = nets.init(jax.random.key(0))
+  model = from_config.make_model(config)
+  params = model.init(jax.random.key(0))
   tokenize = precompute.tokenizer.load(None)
-  encode = lambda text: nets.text.encode(params, tokenize([text]))
+
+  def encode(text):
+    return model.text.encode(params, tokenize([text]))
+
   source = precomputed.Precomputed(folder, 'float16')
   for i in range(len(source)):
     context, pooled = encode(source[i]['caption'])
@@ -134,12 +146,12 @@ def test_text_and_its_opposite(cache):
   assert (batch['pooled'] == source.uncond['pooled']).all()
 
 
-def test_broken_pictures_are_named(cache):
-  folder, _, said = cache
+def test_broken_images_are_named(cache):
+  folder, _, lines = cache
   assert len(precomputed.Precomputed(folder, 'float16')) == len(SIZES) - 2
   assert '0005.png' in (folder / 'left_out.txt').read_text()
-  assert said[0] == '1 of 7 records left out: its header cannot be read'
-  assert '5 records in 4 shards' in said[-1] and '1 left out' in said[-1]
+  assert lines[0] == '1 of 7 records left out: its header cannot be read'
+  assert '5 records in 4 shards' in lines[-1] and '1 left out' in lines[-1]
 
 
 def test_sums(cache):
@@ -148,23 +160,24 @@ def test_sums(cache):
 
 
 def test_finished_and_another_cache(cache):
-  folder, make, said = cache
+  folder, make, lines = cache
   before = contents(folder)
-  make()
-  assert said[-1] == f'{folder} is finished'
+  make(folder)
+  assert lines[-1] == f'{folder} is finished'
   with pytest.raises(ValueError, match=r'another cache.*\n  crops: 3 > 2\n'):
-    make(crops=2)
+    make(folder, crops=2)
   assert contents(folder) == before
 
 
-def test_going_on_gives_the_same_bytes(cache, tmp_path, monkeypatch):
+def test_continuing_gives_the_same_bytes(cache, tmp_path, monkeypatch):
   """After an error in the second shard, and half of a file left behind."""
   folder, make, _ = cache
   write, broken = precomputed.write_rows, tmp_path / 'broken'
 
   def fail_once(path, rows):
     if path.name.startswith('00032x00048-00001'):
-      path.with_suffix('.new').write_bytes(b'half')
+      path.with_name(f'{path.name}.partial').write_bytes(b'half')
+      path.with_name(f'.{path.name}.0123.partial').write_bytes(b'half')
       raise OSError('No space left on device')
     write(path, rows)
 
@@ -179,35 +192,38 @@ def test_going_on_gives_the_same_bytes(cache, tmp_path, monkeypatch):
   assert contents(broken) == contents(folder)
 
 
-def test_killed_and_gone_on(tmp_path):
-  """By SIGKILL, in a process of its own."""
-  path = write_pictures(tmp_path / 'pictures')
-  command = [sys.executable, '-m', 'sdxl_jax.precompute']
-  command += ['--config', 'tests/support/published_config.py', '--shard_size=1']
-  command += [
+def make_command(folder, *flags):
+  """Writes images, and returns a module and its flags to precompute them."""
+  return [
+    'sdxl_jax.precompute',
+    '--config=tests/support/published_config.py',
     '--config.data.source=folder',
-    f'--config.data.folder.path={path}',
+    f'--config.data.folder.path={write_images(folder / "images")}',
+    *flags,
   ]
-  run = lambda name: subprocess.Popen([*command, '--output', tmp_path / name])
+
+
+def test_killed_and_continued(tmp_path):
+  """By SIGKILL, in a process of its own."""
+  command = [sys.executable, '-m', *make_command(tmp_path, '--shard_size=1')]
+
+  def run(name):
+    return subprocess.Popen([*command, '--output', tmp_path / name])
+
+  def shards():
+    return list((tmp_path / 'killed').glob('*-*.array_record'))
+
   first = run('killed')
-  shards = lambda: list((tmp_path / 'killed').glob('*-*.array_record'))
   while not shards() and first.poll() is None:
     time.sleep(0.01)
   first.send_signal(signal.SIGKILL)
   assert first.wait() == -signal.SIGKILL and 0 < len(shards()) < len(SIZES)
-  assert run('killed').wait() == run('whole').wait() == 0
-  assert contents(tmp_path / 'killed') == contents(tmp_path / 'whole')
+  assert run('killed').wait() == run('uninterrupted').wait() == 0
+  assert contents(tmp_path / 'killed') == contents(tmp_path / 'uninterrupted')
 
 
 def test_two_processes_write_what_one_writes(tmp_path):
-  path = write_pictures(tmp_path / 'pictures')
-  command = [
-    'sdxl_jax.precompute',
-    '--config',
-    'tests/support/published_config.py',
-  ]
-  command += ['--shard_size=1', '--crops=2', '--config.data.source=folder']
-  command += [f'--config.data.folder.path={path}']
+  command = make_command(tmp_path, '--shard_size=1', '--crops=2')
   for count in (1, 2):
     logs = [tmp_path / f'{count}-{i}.log' for i in range(count)]
     output = ['--output', str(tmp_path / str(count))]
@@ -217,22 +233,20 @@ def test_two_processes_write_what_one_writes(tmp_path):
 
 
 def test_weights_must_be_given(tmp_path):
-  config = on_pixels(write_pictures(tmp_path / 'pictures'))
+  config = on_pixels(write_images(tmp_path / 'images'))
   with pytest.raises(ValueError, match='init_from is empty.*text_encoder_2'):
     precompute.precompute(config, tmp_path / 'cache')
 
 
 def test_loss_is_that_of_pixels(tmp_path):
-  """For the same noise, within what storing in bfloat16 costs."""
+  """For the same noise, within the error of storing in bfloat16."""
   config = published_config.get_config()
   config.data.source = 'folder'
-  config.data.folder.path = write_pictures(tmp_path / 'pictures')
+  config.data.folder.path = write_images(tmp_path / 'images')
   precompute.precompute(config, tmp_path / 'cache', say=print)
-  nets = from_config.make_model(config)
-  params = loading.load_params(config.init_from, nets, nets.configs)
-  loss = jax.jit(
-    diffusion_task.make_loss(nets, 0.1, 0.0, None, (0, 1000)),
-  )
+  model = from_config.make_model(config)
+  params = loading.load_params(config.init_from, model, model.configs)
+  loss = jax.jit(diffusion_task.make_loss(model, 0.1, 0.0, None, (0, 1000)))
   source = kinds.make_source('folder', {'path': config.data.folder.path})
   tokenize = precompute.tokenizer.load(config.init_from)
   batches = read(tmp_path / 'cache')
@@ -240,15 +254,15 @@ def test_loss_is_that_of_pixels(tmp_path):
   batches.close()
   wanted = list(map(tuple, stored['original_size']))
   examples = [source[SIZES.index(size)] for size in wanted]
-  pictures = []
+  crops = []
   for example, (top, left) in zip(examples, stored['crop_top_left']):
     image = transforms.open_image(example, bucket)
     size = transforms.cover(example['original_size'], bucket)
-    whole = np.asarray(images.resize(image, size))
-    cut = whole[top : top + bucket[0], left : left + bucket[1]]
-    pictures.append(images.to_float(cut))
+    resized = np.asarray(images.resize(image, size))
+    crop = resized[top : top + bucket[0], left : left + bucket[1]]
+    crops.append(images.to_float(crop))
   pixels = {k: v for k, v in stored.items() if v.ndim == 2 and v.shape[1] == 2}
-  pixels['image'] = np.stack(pictures)
+  pixels['image'] = np.stack(crops)
   pixels['tokens'] = tokenize([example['caption'] for example in examples])
   for seed in range(3):
     key = jax.random.key(seed)
@@ -263,7 +277,7 @@ def test_loss_is_that_of_pixels(tmp_path):
     ({'table': ((32, 48), (48, 40))}, 'precomputed for the bucket .*48, 32'),
   ],
 )
-def test_another_config_than_the_caches(cache, settings, message):
+def test_a_cache_of_another_config(cache, settings, message):
   with pytest.raises(ValueError, match=message):
     batches = read(cache[0], **{'dtype': 'float16'} | settings)
     for _ in range(4):
@@ -273,7 +287,7 @@ def test_another_config_than_the_caches(cache, settings, message):
 def test_a_missing_shard_and_flips(cache):
   folder, make, _ = cache
   make(folder.parent / 'plain', flips=False)
-  with pytest.raises(ValueError, match='were not precomputed: use --flips'):
+  with pytest.raises(ValueError, match='not precomputed: .* with --flips'):
     next(read(folder.parent / 'plain', dtype='float16', flip_probability=1.0))
   next(folder.glob('*-*.array_record')).unlink()
   with pytest.raises(ValueError, match='shards are missing, see sha256sum'):

@@ -1,4 +1,4 @@
-"""What is shown is what training would see."""
+"""Tests that the preview shows what a training step takes."""
 
 import numpy as np
 import pytest
@@ -22,17 +22,17 @@ def test_occupancy():
 
 def test_an_empty_bucket():
   rows = preview_data.occupancy(np.array([[9, 9]]), ((40, 40), (32, 48)))
-  assert rows[1]['pictures'] == 0 and rows[1]['cut off'] == 0
+  assert rows[1]['images'] == 0 and rows[1]['cut off'] == 0
 
 
-def test_batches_are_drawn(tmp_path):
-  said = []
-  preview_data.show(
-    tiny_config.get_config(), tmp_path, steps=3, say=said.append
+def test_batches_are_shown(tmp_path):
+  lines = []
+  preview_data.preview(
+    tiny_config.get_config(), tmp_path, steps=3, say=lines.append
   )
-  assert '16x24' in said[0] and said[-1].startswith('12 pictures as training')
-  drawn = np.asarray(Image.open(tmp_path / 'batches.png'))
-  assert drawn.std() > 20
+  assert '16x24' in lines[0] and lines[-1].startswith('12 images as training')
+  grid = np.asarray(Image.open(tmp_path / 'batches.png'))
+  assert grid.std() > 20
   assert (tmp_path / 'buckets.png').is_file()
 
 

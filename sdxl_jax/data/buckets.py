@@ -1,34 +1,39 @@
 """Aspect-ratio buckets: the fixed table, assignment, and the global schedule.
 
-The schedule says which bucket and which records make every global batch. It is
-a pure function of (sizes, buckets, seed, global_batch_size): hosts agree with
-no word exchanged, resuming is a seek, and the number of hosts may change.
+The schedule chooses the bucket and the records of every global batch. It is a
+pure function of (sizes, buckets, seed, global_batch_size): hosts agree without
+communication, resuming is a seek, and the number of hosts may change.
 """
 
 import bisect
 import functools
 import hashlib
 import math
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 
-# What a seed is drawn for; keeps the streams apart.
-INTERLEAVE, PERMUTE = 0, 1
+from sdxl_jax.data import seeds
+
+Size = tuple[int, int]  # (height, width) in px
 
 
-def assign(sizes, buckets, chunk=1 << 20):
-  """The bucket nearest in log aspect ratio.
+def assign(
+  sizes: np.ndarray, buckets: Sequence[Size], chunk: int = 1 << 20
+) -> np.ndarray:
+  """Assigns each record to the bucket nearest in log aspect ratio.
 
   Args:
     sizes: int [n, 2], (height, width) of each record in px.
     buckets: sequence of (height, width), of different aspect ratios.
-    chunk: rows held as floats at a time.
+    chunk: rows converted to floats at a time, to bound memory.
 
   Returns:
     int16 [n], indices into `buckets`.
 
   Raises:
-    ValueError: for no buckets, or two of one aspect ratio.
+    ValueError: if there are no buckets, or two of one aspect ratio.
   """
   aspects = np.array([math.log(h / w) for h, w in buckets])
   order = np.argsort(aspects)
@@ -37,54 +42,75 @@ def assign(sizes, buckets, chunk=1 << 20):
       f'buckets = {tuple(buckets)}: at least one is needed, and no two of one '
       'aspect ratio; remove the repetition'
     )
+  # Between two middles of neighbouring aspects, one bucket is the nearest.
   middles = (aspects[order][1:] + aspects[order][:-1]) / 2
   nearest = np.empty(len(sizes), np.int16)
   for start in range(0, len(sizes), chunk):
     h, w = np.asarray(sizes[start : start + chunk], np.float64).T
-    place = np.searchsorted(middles, np.log(h / w))
-    nearest[start : start + chunk] = order[place]
+    rank = np.searchsorted(middles, np.log(h / w))
+    nearest[start : start + chunk] = order[rank]
   return nearest
 
 
-def mix(x):
-  """The finaliser of splitmix64: uint64 [n] to well-mixed uint64 [n]."""
+def mix(x: np.ndarray) -> np.ndarray:
+  """Applies the finaliser of splitmix64: uint64 [n] to mixed uint64 [n]."""
   x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
   x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
   return x ^ (x >> np.uint64(31))
 
 
-def permute(index, n, seed, rounds=6):
-  """Where a random permutation of range(n) sends each index.
+def permute(
+  index: np.ndarray, n: int, seed: Sequence[int], rounds: int = 6
+) -> np.ndarray:
+  """Computes where a random permutation of range(n) sends each index.
 
-  A Feistel network on the grid a * b >= n, walked until it lands under n
+  A Feistel network on the grid a * b >= n, iterated until the result is below n
   (Black and Rogaway 2002, 'Ciphers with arbitrary finite domains'): no table,
   so a pass over 10^8 records costs neither memory nor time before its first
   batch.
+
+  Args:
+    index: int [m], each in range(n).
+    n: size of the permutation.
+    seed: entropy of np.random.SeedSequence.
+    rounds: of the network.
+
+  Returns:
+    int64 [m].
   """
   a = math.isqrt(n - 1) + 1
   b = -(-n // a)
   keys = np.random.SeedSequence(seed).generate_state(2 * rounds, np.uint64)
   a, b, n = np.uint64(a), np.uint64(b), np.uint64(n)
 
-  def step(x):
+  def encrypt(x):
     left, right = np.divmod(x, b)
     for left_key, right_key in keys.reshape(-1, 2):
       left = (left + mix(right ^ left_key) % a) % a
       right = (right + mix(left ^ right_key) % b) % b
     return left * b + right
 
-  place = step(np.asarray(index, np.uint64))
-  while (outside := place >= n).any():
-    place = np.where(outside, step(place), place)
-  return place.astype(np.int64)
+  # Cycle walking: what lands outside of range(n) is encrypted once more.
+  image = encrypt(np.asarray(index, np.uint64))
+  while (outside := image >= n).any():
+    image = np.where(outside, encrypt(image), image)
+  return image.astype(np.int64)
+
+
+class ScheduledBatch(NamedTuple):
+  """The records of a batch, of all hosts."""
+
+  bucket: Size
+  ids: np.ndarray  # int64 [b], records
+  passes: np.ndarray  # int64 [b], the pass over the bucket that each is in
 
 
 class Schedule:
-  """schedule[step] -> (bucket, record ids), the same on every host.
+  """Maps a step to its bucket and records, identically on every host.
 
   Each bucket is an endless stream: pass after pass over its records, every pass
   in a new random order. The k-th batch of a bucket is rows [k B, (k + 1) B) of
-  its stream, so what is left of one pass opens the batch that starts the next.
+  its stream, so the remainder of one pass opens the batch that starts the next.
   Epoch e holds as many batches of each bucket as complete e + 1 passes over it,
   rounded down, in random order.
 
@@ -93,9 +119,18 @@ class Schedule:
     buckets: sequence of (height, width).
     seed: of every order.
     global_batch_size: records per step, over all hosts.
+
+  Raises:
+    ValueError: if there are no records, or fewer than one per step.
   """
 
-  def __init__(self, sizes, buckets, seed, global_batch_size):
+  def __init__(
+    self,
+    sizes: np.ndarray,
+    buckets: Sequence[Size],
+    seed: int,
+    global_batch_size: int,
+  ):
     if not len(sizes) or global_batch_size < 1:
       raise ValueError(
         f'{len(sizes)} records and global_batch_size = {global_batch_size}: '
@@ -112,65 +147,67 @@ class Schedule:
     self.starts = np.cumsum(self.counts) - self.counts
     self._order = functools.lru_cache(maxsize=2)(self._order)
 
-  def __getitem__(self, step):
-    """Bucket (height, width) and record ids, int64 [global_batch_size]."""
+  def __getitem__(self, step: int) -> tuple[Size, np.ndarray]:
+    """Returns bucket (height, width) and record ids, int64 [batch]."""
     bucket, ids, _ = self.records(step)
     return bucket, ids
 
-  def records(self, step):
-    """Bucket, record ids, and the pass that each record is in."""
+  def records(self, step: int) -> ScheduledBatch:
+    """Returns the bucket, records and passes of a step."""
     b, k = self._batch(step)
     n = int(self.counts[b])
     rows = k * self.global_batch_size + np.arange(self.global_batch_size)
-    passes, places = np.divmod(rows, n)
+    passes, positions = np.divmod(rows, n)
+    # A batch may span several passes over a rare bucket.
     for p in np.unique(passes):
       inside = passes == p
-      key = [self.seed, PERMUTE, b, int(p)]
-      places[inside] = permute(places[inside], n, key)
-    ids = self.members[self.starts[b] + places].astype(np.int64)
-    return self.buckets[b], ids, passes
+      key = [self.seed, seeds.Stream.RECORD_ORDER, b, int(p)]
+      positions[inside] = permute(positions[inside], n, key)
+    ids = self.members[self.starts[b] + positions].astype(np.int64)
+    return ScheduledBatch(self.buckets[b], ids, passes)
 
-  def next_in_bucket(self, record):
-    """The record that follows in the same bucket, in a circle."""
+  def next_in_bucket(self, record: int) -> int:
+    """Returns the record that follows in the same bucket, cyclically."""
     b = self.assigned[record]
     first, n = self.starts[b], self.counts[b]
-    place = np.searchsorted(self.members[first : first + n], record)
-    return int(self.members[first + (place + 1) % n])
+    position = np.searchsorted(self.members[first : first + n], record)
+    return int(self.members[first + (position + 1) % n])
 
-  def first_use(self):
-    """The buckets that hold records, in the order in which steps need them."""
+  def first_use(self) -> list[Size]:
+    """Lists the buckets that hold records, in the order of their first step."""
     counts = self.counts[self.counts > 0]
     first_epochs = -(-self.global_batch_size // counts) - 1
-    found = {}
+    indices = {}  # a dict keeps the order
     for epoch in np.unique(first_epochs).tolist():
-      found |= dict.fromkeys(self._order(epoch)[0].tolist())
-    return [self.buckets[b] for b in found]
+      indices |= dict.fromkeys(self._order(epoch)[0].tolist())
+    return [self.buckets[b] for b in indices]
 
-  def fingerprint(self):
-    """A hash of all that decides the schedule, to compare hosts and runs."""
+  def fingerprint(self) -> str:
+    """Hashes all that decides the schedule, to compare hosts and runs."""
     text = repr((self.buckets, self.seed, self.global_batch_size))
     return hashlib.sha256(text.encode() + self.assigned.tobytes()).hexdigest()
 
   def _batches_before(self, epoch):
-    """Batches of each bucket in the epochs before this one."""
+    """Counts the batches of each bucket in the epochs before this one."""
     return epoch * self.counts // self.global_batch_size
 
   def _steps_before(self, epoch):
+    """Counts the steps of the epochs before this one."""
     return int(self._batches_before(epoch).sum())
 
   def _epoch(self, step):
-    """The epoch that holds a step."""
+    """Finds the epoch that holds a step."""
     # Rounding down loses under one batch of each bucket.
     batches = step + 1 + len(self.buckets)
     last = batches * self.global_batch_size // len(self.members) + 1
     return bisect.bisect_right(range(last), step, key=self._steps_before) - 1
 
   def _order(self, epoch):
-    """The bucket of each step of an epoch, and which of its batches it is."""
+    """Returns each step's bucket index, and the number of its batch there."""
     before = self._batches_before(epoch)
     batches = self._batches_before(epoch + 1) - before
     bucket = np.repeat(np.arange(len(batches), dtype=np.int16), batches)
-    seed = np.random.SeedSequence([self.seed, INTERLEAVE, epoch])
+    seed = np.random.SeedSequence([self.seed, seeds.Stream.BUCKET_ORDER, epoch])
     bucket = np.random.Generator(np.random.Philox(seed)).permutation(bucket)
     # Number the batches of each bucket in the order of their steps.
     number = np.empty(len(bucket), np.int64)
@@ -180,8 +217,8 @@ class Schedule:
     return bucket, number
 
   def _batch(self, step):
-    """Index of the bucket of a step, and which of its batches it is."""
+    """Returns a step's bucket index, and the number of its batch there."""
     epoch = self._epoch(step)
     bucket, number = self._order(epoch)
-    place = step - self._steps_before(epoch)
-    return int(bucket[place]), int(number[place])
+    position = step - self._steps_before(epoch)
+    return int(bucket[position]), int(number[position])

@@ -1,51 +1,68 @@
-"""Pictures: bytes to arrays and back, resizing, files with text, grids."""
+"""Images: decoding, resizing, PNG files with text, grids and charts."""
 
 import io
 import os
 import pathlib
 import secrets
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont, ImageOps, PngImagePlugin
 
 GAP = 4  # px between the cells of a grid
-GREY = 238  # of the gaps
+GREY = 238  # 0..255, of the gaps
 SUFFIXES = ('.jpg', '.jpeg', '.png', '.webp', '.gif')
 ORIENTATION = 0x0112  # the EXIF tag; 5 to 8 swap height and width
-TEXT = 14  # px, height of a row of captions
+LINE = 14  # px, height of a line of text
+
+Size = tuple[int, int]  # (height, width) in px
 
 
 class UnreadableImage(ValueError):
-  """A picture that is missing or broken."""
+  """Raised for an image that is missing or broken.
 
-  def __init__(self, name, reason):
-    super().__init__(f'{name}: not a readable picture ({reason})')
+  Args:
+    name: path or id of the image.
+    reason: the error that reading it raised.
+  """
+
+  def __init__(self, name: str | os.PathLike, reason: Exception):
+    super().__init__(f'{name}: not a readable image ({reason})')
     self.name = str(name)
 
 
-def decode(data, name, size=None, at_least=None, background='white'):
-  """Encoded bytes to a Pillow image in RGB.
+def decode(
+  data: bytes,
+  name: str | os.PathLike,
+  size: Size | None = None,
+  at_least: Size | None = None,
+  background: str = 'white',
+) -> Image.Image:
+  """Decodes the bytes of a file to a Pillow image in RGB.
 
-  EXIF orientation is applied, transparency laid on the background, and every
-  mode (palette, grey, 16 bit, CMYK) brought to RGB; of an animation it is the
-  first frame.
+  Applies the EXIF orientation, composites transparency over the background, and
+  converts every mode (palette, grey, 16 bit, CMYK) to RGB. Of an animation, the
+  first frame is decoded.
 
   Args:
-    data: the bytes of a file that Pillow reads.
-    name: of the picture, for the error.
-    size: (height, width) that it must have, if that is known.
-    at_least: (height, width) that is enough; a JPEG that is at least twice as
-      large is then decoded at a half, quarter or eighth of its size.
+    data: the bytes of a file in a format that Pillow reads.
+    name: of the image, for the error.
+    size: (height, width) that the image must have, if known.
+    at_least: (height, width) that is enough; a JPEG at least twice as large is
+      then decoded at a half, quarter or eighth of its size.
     background: colour, as Pillow names it.
 
   Raises:
-    UnreadableImage: for bytes that are no whole picture, one so large that
-      Pillow takes it for an attack, or one of another size.
+    UnreadableImage: if the image is truncated or corrupt, has another size, or
+      is larger than Pillow's limit against decompression bombs.
   """
   try:
     image = Image.open(io.BytesIO(data))
+    # An index older than the file would give wrong micro-conditioning.
     if size is not None and size_of(image) != tuple(size):
       raise ValueError(f'{size_of(image)} px, but the index has {size}')
+    # Pillow reduces a JPEG while decoding; other formats ignore this.
     if at_least is not None:
       h, w = at_least
       image.draft(None, (h, w) if is_turned(image) else (w, h))
@@ -55,22 +72,23 @@ def decode(data, name, size=None, at_least=None, background='white'):
     raise UnreadableImage(name, error) from error
 
 
-def is_turned(image):
-  """Whether its EXIF orientation swaps height and width."""
-  # Not image.getexif(), which decodes a PNG to look behind its pixels.
+def is_turned(image: Image.Image) -> bool:
+  """Checks whether the EXIF orientation swaps height and width."""
+  # Not image.getexif(), which decodes a PNG to find EXIF data after its pixels.
   return Image.Image.getexif(image).get(ORIENTATION, 1) in (5, 6, 7, 8)
 
 
-def size_of(image):
-  """(height, width) once its orientation is applied."""
+def size_of(image: Image.Image) -> Size:
+  """Returns (height, width) after EXIF orientation."""
   return image.size if is_turned(image) else image.size[::-1]
 
 
-def to_rgb(image, background='white'):
-  """Any Pillow image as RGB, transparency laid on the background."""
+def to_rgb(image: Image.Image, background: str = 'white') -> Image.Image:
+  """Converts any Pillow image to RGB, composited over the background."""
   if image.mode.startswith('I'):  # 16 bit grey, which Pillow would clip
     grey = np.asarray(image, np.float64) / 257
     image = Image.fromarray(grey.round().clip(0, 255).astype(np.uint8))
+  # Also of palettes with a transparent colour.
   if image.has_transparency_data:
     image = image.convert('RGBA')
     canvas = Image.new('RGBA', image.size, background)
@@ -78,15 +96,15 @@ def to_rgb(image, background='white'):
   return image.convert('RGB')
 
 
-def upright_size(file):
-  """(height, width) after EXIF orientation, from the header alone.
+def upright_size(file: Any) -> Size:
+  """Reads (height, width) after EXIF orientation, from the header alone.
 
   Args:
     file: a path, or an open file.
 
   Raises:
-    UnreadableImage: where the header cannot be read, or tells of so many px
-      that Pillow takes it for an attack.
+    UnreadableImage: if the header cannot be read, or has a size above Pillow's
+      limit against decompression bombs.
   """
   try:
     with Image.open(file) as image:
@@ -95,32 +113,36 @@ def upright_size(file):
     raise UnreadableImage(file, error) from error
 
 
-def resize(image, size):
-  """A Pillow image to (height, width) `size`, antialiased bicubic."""
+def resize(image: Image.Image, size: Size) -> Image.Image:
+  """Resizes to (height, width), antialiased bicubic."""
   h, w = size
   if image.size == (w, h):
     return image
   return image.resize((w, h), Image.Resampling.BICUBIC)
 
 
-def to_float(image):
-  """uint8 0..255 to float32 -1..1."""
+def to_float(image: np.ndarray) -> np.ndarray:
+  """Converts uint8 in 0..255 to float32 in -1..1."""
   return np.asarray(image, np.float32) * np.float32(2 / 255) - 1
 
 
-def to_uint8(image):
-  """float -1..1 to uint8 0..255, rounded and clipped."""
+def to_uint8(image: np.ndarray) -> np.ndarray:
+  """Converts float in -1..1 to uint8 in 0..255, rounded and clipped."""
   scaled = (np.asarray(image, np.float32) + 1) * 127.5
   return np.clip(np.rint(scaled), 0, 255).astype(np.uint8)
 
 
-def save(path, image, text=None):
-  """Writes a picture as PNG, making its folder; whole or not at all.
+def save(
+  path: str | os.PathLike,
+  image: np.ndarray,
+  text: dict[str, str] | None = None,
+) -> None:
+  """Writes an image as PNG atomically, and makes its folder.
 
   Args:
     path: of the file, which is replaced if it exists.
-    image: uint8 [h, w, 3] or float [-1, 1].
-    text: {key: string} to keep in the file, where `load_text` finds it.
+    image: uint8 [h, w, 3] or float in [-1, 1].
+    text: {key: string} to store in the file, for `load_text`.
 
   Raises:
     ValueError: for a key or string that a PNG cannot hold.
@@ -134,36 +156,41 @@ def save(path, image, text=None):
   try:
     write_whole(path, data.getvalue())
   except OSError as error:
-    # By its number Python makes it the kind that it was.
+    # From its number Python makes the same subclass of OSError.
     raise OSError(error.errno, error.strerror, str(path)) from error
 
 
-def to_chunks(text):
-  """{key: string} for Pillow: Latin-1 as tEXt, anything else as iTXt."""
+def to_chunks(text: dict[str, str]) -> PngImagePlugin.PngInfo:
+  """Converts {key: string} for Pillow: Latin-1 to tEXt, other text to iTXt."""
   chunks = PngImagePlugin.PngInfo()
   for key, string in text.items():
-    # PNG specification, third edition, section 11.3.3.1, but for its accents.
+    # PNG specification, third edition, section 11.3.3.1, without its accents.
     plain = key.isascii() and key.isprintable() and key == key.strip()
     if not (plain and 0 < len(key) < 80):
       raise ValueError(
-        f'a PNG keeps no text under {key!r}; name it by 1 to 79 printable '
-        'ASCII characters without spaces at the ends'
+        f'a PNG cannot hold text under {key!r}; choose a key of 1 to 79 '
+        'printable ASCII characters without spaces at the ends'
       )
     if '\0' in string:
-      raise ValueError(f'a PNG keeps no NUL, as the text under {key!r} has')
+      raise ValueError(
+        f'a PNG cannot hold a NUL, which is in the text under {key!r}'
+      )
     chunks.add_text(key, string)
   return chunks
 
 
-def write_whole(path, data):
-  """Writes bytes under another name in the same folder, then renames them."""
-  path = pathlib.Path(os.path.realpath(path))  # so that a link stays one
+def write_whole(path: str | os.PathLike, data: bytes) -> None:
+  """Writes bytes under another name in the same folder, then renames the file.
+
+  A symbolic link at `path` is kept, and its target is replaced.
+  """
+  path = pathlib.Path(os.path.realpath(path))
   path.parent.mkdir(parents=True, exist_ok=True)
   if path.exists() and not path.is_file():
-    path.write_bytes(data)  # a device takes them; a folder raises its error
+    path.write_bytes(data)  # to a device; for a folder this raises its error
     return
-  # A name that no other process or thread has, and no picture's, so that
-  # nobody reads what a killed run leaves.
+  # A name that no other process or thread has, and no image's, so that nobody
+  # reads what a killed run leaves.
   new = path.with_name(f'.{secrets.token_hex(8)}.new')
   try:
     with open(new, 'xb') as file:
@@ -173,12 +200,12 @@ def write_whole(path, data):
     new.unlink(missing_ok=True)
 
 
-def load_text(path, *keys):
-  """The {key: string} that a PNG file holds.
+def load_text(path: str | os.PathLike, *keys: str) -> dict[str, str]:
+  """Reads the {key: string} of a PNG file.
 
   Args:
     path: of the file.
-    *keys: that must be among them.
+    *keys: required keys.
 
   Raises:
     ValueError: for a file that is broken, is no PNG, or lacks one of `keys`.
@@ -186,67 +213,79 @@ def load_text(path, *keys):
   data = pathlib.Path(path).read_bytes()
   try:
     with Image.open(io.BytesIO(data)) as image:
-      kind, text = image.format, getattr(image, 'text', {})
+      file_format, text = image.format, getattr(image, 'text', {})
   # Pillow's decoders raise many kinds of error on broken bytes.
   except Exception as error:
     raise UnreadableImage(path, error) from error
-  if kind != 'PNG':
-    raise ValueError(f'{path}: a {kind} file; text is kept in PNG files only')
+  if file_format != 'PNG':
+    raise ValueError(
+      f'{path}: a {file_format} file; only PNG files hold the text'
+    )
   if missing := set(keys) - set(text):
     raise ValueError(
       f'{path}: no text under {sorted(missing)}, but under {sorted(text)}; '
-      'give the file as it was written, for editors often drop text'
+      'pass the file as it was written, since editors often remove text'
     )
   return {key: str(string) for key, string in text.items()}
 
 
-def grid(pictures, columns, captions=None, zoom=1):
-  """Pictures of any sizes in rows, optionally captioned, as uint8 [h, w, 3].
+def grid(
+  images: Sequence[np.ndarray],
+  columns: int,
+  captions: Sequence[str] | None = None,
+  zoom: int = 1,
+) -> np.ndarray:
+  """Arranges images of any sizes in rows, as uint8 [h, w, 3].
 
   Args:
-    pictures: sequence of uint8 [h, w, 3] or float [-1, 1].
-    columns: pictures per row.
-    captions: one string per picture, of as many lines; each is cut to its cell.
-    zoom: whole factor by which pixels are repeated.
+    images: sequence of uint8 [h, w, 3] or float in [-1, 1].
+    columns: images per row.
+    captions: one string per image, of one or more lines; a line is truncated to
+      the width of its cell.
+    zoom: integer factor by which pixels are repeated.
   """
-  pictures = [np.asarray(p) for p in pictures]
-  pictures = [p if p.dtype == np.uint8 else to_uint8(p) for p in pictures]
-  pictures = [p.repeat(zoom, 0).repeat(zoom, 1) for p in pictures]
+  # uint8, enlarged.
+  images = [np.asarray(image) for image in images]
+  images = [x if x.dtype == np.uint8 else to_uint8(x) for x in images]
+  images = [x.repeat(zoom, 0).repeat(zoom, 1) for x in images]
   captions = [text.split('\n') for text in captions or []]
-  lines = max(map(len, captions), default=0)
-  cell_h = max(p.shape[0] for p in pictures) + GAP + TEXT * lines
-  cell_w = max(p.shape[1] for p in pictures) + GAP
-  rows = -(-len(pictures) // columns)
+  # All cells have the size of the largest image and caption.
+  text_h = LINE * max(map(len, captions), default=0)
+  cell_h = max(x.shape[0] for x in images) + GAP + text_h
+  cell_w = max(x.shape[1] for x in images) + GAP
+  rows = -(-len(images) // columns)
   size = (columns * cell_w + GAP, rows * cell_h + GAP)
   canvas = Image.new('RGB', size, (GREY,) * 3)
-  pen, font = ImageDraw.Draw(canvas), ImageFont.load_default(TEXT - 4)
-  for i, picture in enumerate(pictures):
+  pen, font = ImageDraw.Draw(canvas), ImageFont.load_default(LINE - 4)
+  # Each image at the top of its cell, each caption at the bottom.
+  for i, image in enumerate(images):
     x, y = GAP + i % columns * cell_w, GAP + i // columns * cell_h
-    canvas.paste(Image.fromarray(picture), (x, y))
-    bottom = y + cell_h - GAP - TEXT * lines
+    canvas.paste(Image.fromarray(image), (x, y))
+    bottom = y + cell_h - GAP - text_h
     for number, text in enumerate(captions[i] if captions else []):
       while text and font.getlength(text) > cell_w - GAP:
         text = text[:-1]
-      pen.text((x, bottom + TEXT * number), text, fill='black', font=font)
+      pen.text((x, bottom + LINE * number), text, fill='black', font=font)
   return np.asarray(canvas)
 
 
-def bars(rows, width=640):
-  """A bar chart as uint8 [h, w, 3].
+def bars(rows: Sequence[tuple[str, int]], width: int = 640) -> np.ndarray:
+  """Renders a bar chart as uint8 [h, w, 3].
 
   Args:
-    rows: [(label, value)], drawn from top to bottom.
+    rows: [(label, value)], from top to bottom.
     width: px of the longest bar.
   """
-  font = ImageFont.load_default(TEXT - 4)
+  font = ImageFont.load_default(LINE - 4)
+  # Labels to the left of the bars, values to the right.
   left = 2 * GAP + int(max(font.getlength(label) for label, _ in rows))
-  size = (left + width + 20 * GAP, len(rows) * TEXT + 2 * GAP)
+  size = (left + width + 20 * GAP, len(rows) * LINE + 2 * GAP)
   canvas = Image.new('RGB', size, (GREY,) * 3)
   pen = ImageDraw.Draw(canvas)
-  most = max(value for _, value in rows) or 1
+  largest = max(value for _, value in rows) or 1
   for number, (label, value) in enumerate(rows):
-    y, end = GAP + number * TEXT, left + round(width * value / most)
+    y, end = GAP + number * LINE, left + round(width * value / largest)
     pen.text((GAP, y), label, fill='black', font=font)
-    pen.rectangle((left, y + 2, end, y + TEXT - 2), fill='teal')
+    pen.rectangle((left, y + 2, end, y + LINE - 2), fill='teal')
     pen.text((end + GAP, y), f'{value:,}', fill='black', font=font)
   return np.asarray(canvas)

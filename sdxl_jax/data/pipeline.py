@@ -11,91 +11,136 @@ and
   original_size    int32 [b, 2], (height, width) before any resize
   crop_top_left    int32 [b, 2], px of the resized image
   target_size      int32 [b, 2], the bucket
-  aesthetic_score  float32 [b], where asked for
+  aesthetic_score  float32 [b], with BatchOptions.aesthetic_score
 """
 
 import collections
+import dataclasses
 import functools
 import logging
 import threading
+from collections.abc import Callable, Iterator, Sequence
 
 import grain
 import numpy as np
 
-from sdxl_jax.data import images, transforms
+from sdxl_jax.data import buckets, images, seeds, transforms
+from sdxl_jax.data.sources import indexed
 
-TRANSFORM = 2  # what a seed is drawn for; 0 and 1 belong to the schedule
-ENDLESS = 1 << 40  # steps; Grain wants a length
+ENDLESS = 1 << 40  # batches; Grain needs a length
 MAX_SUBSTITUTES = 16  # unreadable records in a row before the run stops
 
+Batch = dict[str, np.ndarray]
+Tokenize = Callable[[Sequence[str]], np.ndarray]
 
-class Slots(grain.MapDataset):
-  """Rows of this host: slot = part * local_batch + row, looked up and made.
 
-  Part after part, a batch of the schedule is taken in `divisor` equal parts.
+@dataclasses.dataclass(frozen=True)
+class BatchOptions:
+  """What a batch holds, and how much is prepared ahead."""
+
+  accumulation_steps: int = 1  # parts of a scheduled batch, each a batch here
+  flip_probability: float = 0.0  # of mirroring an image
+  caption_dropout: float = 0.0  # probability of the caption ''
+  aesthetic_score: bool = False  # whether rows have one
+  background: str = 'white'  # colour behind transparent images
+  max_upscale: float = 1.0  # rows whose image is enlarged more are counted
+  num_threads: int = 4  # batches made at once
+  prefetch: int = 4  # batches held ready; each costs its size in host memory
+
+
+class BatchRows(grain.MapDataset):
+  """This host's rows, one after another, each read and made on request.
+
+  Every scheduled batch is split into `accumulation_steps` equal micro batches.
+  Element i is row i % n of micro batch i // n, for n rows of this host.
   """
 
   def __init__(
-    self, source, schedule, divisor, rows, seed, max_upscale, settings
+    self,
+    source: indexed.Source,
+    schedule: buckets.Schedule,
+    rows: Sequence[int],
+    options: BatchOptions,
   ):
     super().__init__()
-    self.source, self.schedule, self.seed = source, schedule, seed
-    self.divisor, self.rows, self.settings = divisor, rows, settings
-    self.max_upscale, self.lock = max_upscale, threading.Lock()
+    self.source, self.schedule = source, schedule
+    self.rows, self.options = rows, options
+    self.lock = threading.Lock()
     self.substituted = collections.Counter()  # by name of the unreadable
-    self.upscaled = 0  # rows made larger than max_upscale
-    # Every slot of a batch asks for the same records.
+    self.upscaled = 0  # rows enlarged more than max_upscale
+    # Every row of a micro batch looks up the same records.
     self.records = functools.lru_cache(maxsize=64)(schedule.records)
 
-  def __len__(self):
+  def __len__(self) -> int:
     return ENDLESS * len(self.rows)
 
-  def __getitem__(self, slot):
-    part, row = divmod(slot, len(self.rows))
-    bucket, ids, passes = self.records_of(part)
+  def __getitem__(self, index: int) -> Batch:
+    micro_step, row = divmod(index, len(self.rows))
+    bucket, ids, passes = self.records_of(micro_step)
     row = self.rows[row]
     return self.make_row(bucket, int(ids[row]), int(passes[row]))
 
-  def records_of(self, part):
-    """Bucket, record ids and passes of all hosts' rows of a part."""
-    number, piece = divmod(part, self.divisor)
-    bucket, ids, passes = self.records(number)
-    # Rows i, i + divisor, ...: pieces differ in no other way.
-    return bucket, ids[piece :: self.divisor], passes[piece :: self.divisor]
+  def records_of(self, micro_step: int) -> buckets.ScheduledBatch:
+    """Returns bucket, records and passes of a micro batch, all hosts' rows."""
+    steps = self.options.accumulation_steps
+    step, part = divmod(micro_step, steps)
+    bucket, ids, passes = self.records(step)
+    # Rows i, i + steps, ...: micro batches differ in no other way.
+    return buckets.ScheduledBatch(bucket, ids[part::steps], passes[part::steps])
 
-  def make_row(self, bucket, record, data_pass):
-    """The record's row, or that of the next readable one in its bucket."""
+  def make_row(
+    self, bucket: buckets.Size, record: int, data_pass: int
+  ) -> Batch:
+    """Makes a record's row, or that of the next readable one in its bucket.
+
+    Raises:
+      ValueError: after MAX_SUBSTITUTES unreadable records in a row.
+    """
     for _ in range(MAX_SUBSTITUTES):
-      seed = [self.seed, TRANSFORM, data_pass, record]
+      seed = [self.schedule.seed, seeds.Stream.TRANSFORM, data_pass, record]
       try:
         example = self.source[record]
-        row = transforms.transform(example, bucket, seed, **self.settings)
+        # The same row on any host, thread and batch size.
+        row = transforms.transform(
+          example,
+          bucket,
+          seed,
+          aesthetic_score=self.options.aesthetic_score,
+          flip_probability=self.options.flip_probability,
+          caption_dropout=self.options.caption_dropout,
+          background=self.options.background,
+        )
         self.count_upscale(example['original_size'], bucket)
         return row
       except images.UnreadableImage as error:
         self.report(error)
-        # From the record alone, so that every host chooses alike.
+        # A function of the record alone, so that all hosts choose alike.
         record = self.schedule.next_in_bucket(record)
+    # So many at once are a fault of the storage, not of single images.
     names = '\n  '.join(list(self.substituted)[:5])
     raise ValueError(
       f'{MAX_SUBSTITUTES} records in a row of bucket {bucket} cannot be read, '
       f'the limit for skipping; repair or remove them:\n  {names}'
     )
 
-  def report(self, error):
+  def report(self, error: images.UnreadableImage) -> None:
+    """Counts an unreadable image, and logs it the first time."""
     with self.lock:
       if error.name not in self.substituted:
         logging.warning('replaced by its neighbour: %s', error)
       self.substituted[error.name] += 1
 
-  def count_upscale(self, size, bucket):
-    if transforms.scale(size, bucket) > self.max_upscale:
+  def count_upscale(self, size: buckets.Size, bucket: buckets.Size) -> None:
+    """Counts a row whose image was enlarged by more than max_upscale."""
+    if transforms.scale(size, bucket) > self.options.max_upscale:
       with self.lock:
         self.upscaled += 1
 
 
-def collate(rows, tokenize, lock):
-  """Rows as (bucket, batch), their captions tokenized together."""
+def collate(
+  rows: Sequence[dict], tokenize: Tokenize | None, lock: threading.Lock
+) -> tuple[buckets.Size, Batch]:
+  """Stacks rows to (bucket, batch), and tokenizes their captions together."""
   captions = [row.pop('caption', None) for row in rows]
   batch = {key: np.stack([row[key] for row in rows]) for key in rows[0]}
   if 'context' not in batch:
@@ -106,96 +151,73 @@ def collate(rows, tokenize, lock):
 
 
 class Batches:
-  """Endless (bucket, batch).
+  """Endless iterator of (bucket, batch).
 
-  The state, as JSON, counts batches of the schedule: it holds for any number of
-  hosts and of parts.
+  The state, as JSON, counts batches of the schedule: it is valid for any number
+  of hosts and of accumulation steps.
   """
 
-  def __init__(self, dataset, slots, options):
-    self.schedule = slots.schedule
-    self._slots = slots
+  def __init__(
+    self,
+    dataset: grain.MapDataset,
+    rows: BatchRows,
+    options: grain.ReadOptions,
+  ):
+    self.schedule = rows.schedule
+    self._rows = rows
     self._iterator = iter(dataset.to_iter_dataset(options))
 
-  def __iter__(self):
+  def __iter__(self) -> Iterator[tuple[buckets.Size, Batch]]:
     return self
 
-  def __next__(self):
+  def __next__(self) -> tuple[buckets.Size, Batch]:
     return next(self._iterator)
 
-  def get_state(self):
-    taken = self._iterator.get_state()['next_index']
-    return {'batches': taken // self._slots.divisor}
+  def get_state(self) -> dict[str, int]:
+    micro_steps = self._iterator.get_state()['next_index']
+    return {'batches': micro_steps // self._rows.options.accumulation_steps}
 
-  def set_state(self, state):
-    taken = state['batches'] * self._slots.divisor
-    self._iterator.set_state({'next_index': taken})
+  def set_state(self, state: dict[str, int]) -> None:
+    micro_steps = state['batches'] * self._rows.options.accumulation_steps
+    self._iterator.set_state({'next_index': micro_steps})
 
-  @property
-  def unreadable(self):
-    """{name: times} of the pictures that this host had to replace."""
-    return dict(self._slots.substituted)
-
-  def counts(self):
-    """{metric: rows of this host so far}, those held ready included."""
+  def counts(self) -> dict[str, int]:
+    """Returns {metric: rows of this host so far}, prefetched ones included."""
     return {
-      'substituted': sum(self._slots.substituted.values()),
-      'upscaled': self._slots.upscaled,
+      'substituted': sum(self._rows.substituted.values()),
+      'upscaled': self._rows.upscaled,
     }
 
-  def record_ids(self, part):
-    """int64 [batch_size], the records scheduled for a batch, all hosts'."""
-    return self._slots.records_of(part)[1]
+  def record_ids(self, micro_step: int) -> np.ndarray:
+    """Returns int64 [b], the records of a micro batch, all hosts' rows."""
+    return self._rows.records_of(micro_step).ids
 
-  def close(self):
+  def close(self) -> None:
     self._iterator.close()
 
 
 def make_batches(
-  source,
-  tokenize,
-  schedule,
-  rows,
-  *,
-  divisor=1,
-  flip_probability=0.0,
-  caption_dropout=0.0,
-  aesthetic_score=False,
-  background='white',
-  max_upscale=1.0,
-  num_threads=4,
-  prefetch=4,
-):
-  """This host's rows of every batch, read and made by threads.
+  source: indexed.Source,
+  tokenize: Tokenize | None,
+  schedule: buckets.Schedule,
+  rows: Sequence[int],
+  options: BatchOptions = BatchOptions(),
+) -> Batches:
+  """Makes the iterator of this host's rows of every batch, read by threads.
 
   Args:
-    source: see `sources`.
-    tokenize: list of strings -> int32 [b, 2, 77].
-    schedule: buckets.Schedule over the source; its seed is also that of crops,
-      flips and dropped captions.
-    rows: which rows of each batch are this host's.
-    divisor: parts of a batch of the schedule, each a batch here.
-    flip_probability, caption_dropout, aesthetic_score, background: see
-      `transforms`.
-    max_upscale: rows whose picture is enlarged more than this are counted.
-    num_threads: batches made at once.
-    prefetch: batches held ready; each costs its size in host memory.
-
-  Returns:
-    `Batches`.
+    source: of examples, see `indexed.Source`.
+    tokenize: list of strings -> int32 [b, 2, 77]; not called for precomputed
+      text.
+    schedule: over the source; its seed is also that of crops, flips and dropped
+      captions.
+    rows: the rows of each micro batch that are this host's.
+    options: see `BatchOptions`.
   """
-  settings = dict(
-    flip_probability=flip_probability,
-    caption_dropout=caption_dropout,
-    aesthetic_score=aesthetic_score,
-    background=background,
-  )
-  slots = Slots(
-    source, schedule, divisor, rows, schedule.seed, max_upscale, settings
-  )
+  batch_rows = BatchRows(source, schedule, rows, options)
+  # Threads share one tokenizer, and so one lock.
   stack = functools.partial(collate, tokenize=tokenize, lock=threading.Lock())
-  # An element is a whole batch here, so Grain's default of 500 would fill the
-  # memory.
-  options = grain.ReadOptions(num_threads, prefetch)
-  dataset = slots.batch(len(rows), batch_fn=stack)
-  return Batches(dataset, slots, options)
+  # An element is a batch here, so Grain's default of 500 would fill the memory.
+  read_options = grain.ReadOptions(options.num_threads, options.prefetch)
+  dataset = batch_rows.batch(len(rows), batch_fn=stack)
+  return Batches(dataset, batch_rows, read_options)

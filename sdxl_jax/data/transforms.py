@@ -1,75 +1,93 @@
-"""From a source's example to one of the bucket's shape, sizes recorded.
+"""From a source's example to a row of the bucket's shape, sizes recorded.
 
-Algorithm 1 of the SDXL paper, with a bucket in place of a square. Randomness
-comes from (seed, pass, record id) alone, so that it does not depend on hosts,
-threads or batch size.
+Algorithm 1 of the SDXL paper, with a bucket in place of a square. Randomness is
+a function of (seed, pass, record id) alone, so that it does not depend on
+hosts, threads or batch size.
 """
+
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
 from sdxl_jax.data import images
+from sdxl_jax.data.sources import indexed
+
+Example = indexed.Example
+Size = images.Size
+Row = dict[str, Any]  # see `transform`
 
 
-def scale(size, bucket):
-  """By which factor a picture grows to just cover the bucket."""
+def scale(size: Size, bucket: Size) -> float:
+  """Computes the factor by which an image grows to just cover the bucket."""
   return max(b / s for b, s in zip(bucket, size))
 
 
-def cover(size, bucket):
-  """The (height, width) that just covers the bucket, aspect kept."""
+def cover(size: Size, bucket: Size) -> Size:
+  """Computes the (height, width) that just covers the bucket, aspect kept."""
   factor = scale(size, bucket)
   return tuple(max(b, round(s * factor)) for b, s in zip(bucket, size))
 
 
-def random_crop(resized, bucket, rng):
-  """(top, left), uniform; only the longer side leaves a choice."""
+def random_crop(
+  resized: Size, bucket: Size, rng: np.random.Generator
+) -> tuple[int, int]:
+  """Samples (top, left) uniformly; only the longer side leaves a choice."""
   return tuple(int(rng.integers(r - b + 1)) for r, b in zip(resized, bucket))
 
 
-def fit(image, size, bucket, rng, flip):
-  """The picture resized, perhaps mirrored, and cropped to the bucket.
+def fit(
+  image: Image.Image,
+  size: Size,
+  bucket: Size,
+  rng: np.random.Generator,
+  flip: bool,
+) -> tuple[np.ndarray, tuple[int, int]]:
+  """Resizes an image, mirrors it if asked to, and crops it to the bucket.
 
   Args:
-    image: Pillow image, perhaps decoded smaller than it is.
-    size: its own (height, width).
+    image: Pillow image, perhaps decoded at a reduced size.
+    size: full (height, width) of the image.
     bucket: (height, width).
     rng: of the crop.
-    flip: whether to mirror, before the crop.
+    flip: whether to mirror the resized image before the crop.
 
   Returns:
-    uint8 [*bucket, 3], and the crop's (top, left) in px of the resized picture.
+    uint8 [*bucket, 3], and the crop's (top, left) in px of the resized image,
+    mirrored if asked to.
   """
+  # Resize to cover the bucket, then crop what exceeds it.
   h, w = bucket
   resized = images.resize(image, cover(size, bucket))
   top, left = random_crop(resized.size[::-1], bucket, rng)
   pixels = np.asarray(resized.crop((left, top, left + w, top + h)))
   if flip:
-    # The crop of the mirrored picture starts where the other one ended.
+    # Mirroring after the crop: its right edge becomes the left one.
     return pixels[:, ::-1], (top, resized.width - left - w)
   return pixels, (top, left)
 
 
 def transform(
-  example,
-  bucket,
-  seed,
-  aesthetic_score=False,
-  flip_probability=0.0,
-  caption_dropout=0.0,
-  background='white',
-):
-  """One source example as one row of a batch, its caption not yet tokens.
+  example: Example,
+  bucket: Size,
+  seed: Sequence[int],
+  aesthetic_score: bool = False,
+  flip_probability: float = 0.0,
+  caption_dropout: float = 0.0,
+  background: str = 'white',
+) -> Row:
+  """Makes one row of a batch of one example, its caption not yet tokenized.
 
   Args:
-    example: from a source; the image as bytes or uint8 [h, w, 3], or computed
-      ahead as in `precomputed`.
+    example: from a source; the image as bytes or uint8 [h, w, 3], or
+      precomputed variants as in `sources.precomputed`.
     bucket: (height, width) of the row.
-    seed: sequence of ints, of everything random here.
-    aesthetic_score: whether the row carries one.
+    seed: ints, of everything random here.
+    aesthetic_score: whether the row has one.
     flip_probability: of mirroring, where the example does not forbid it.
     caption_dropout: probability of the caption ''.
-    background: colour behind transparent pictures.
+    background: colour behind transparent images.
 
   Returns:
     `image` float32 [h, w, 3] in [-1, 1] and `caption`, or `moments`, `context`
@@ -78,62 +96,85 @@ def transform(
     image, `target_size`.
 
   Raises:
-    images.UnreadableImage: for a picture that cannot be decoded.
-    ValueError: where a score is asked for that the example lacks.
+    images.UnreadableImage: for an image that cannot be decoded.
+    ValueError: for a missing aesthetic score, or another precomputed bucket.
   """
+  # The order of these draws is part of what a seed means.
   rng = np.random.default_rng(seed)
   flip = rng.random() < flip_probability and example.get('flippable', True)
   drop = rng.random() < caption_dropout
+  # The image and its caption, or one of the precomputed variants.
   if 'variants' in example:
-    row = choose(example, bucket, rng, flip, drop)
+    row = choose_variant(example, bucket, rng, flip, drop)
   else:
-    image, crop = fit(
-      open_image(example, bucket, background),
-      *(example['original_size'], bucket, rng, flip),
-    )
+    image = open_image(example, bucket, background)
+    pixels, crop = fit(image, example['original_size'], bucket, rng, flip)
     row = {
-      'image': images.to_float(image),
+      'image': images.to_float(pixels),
       'caption': '' if drop else example['caption'],
       'crop_top_left': np.array(crop, np.int32),
     }
+  # Micro-conditioning.
   row['original_size'] = np.array(example['original_size'], np.int32)
   row['target_size'] = np.array(bucket, np.int32)
   if aesthetic_score:
-    row['aesthetic_score'] = score(example)
+    row['aesthetic_score'] = score_of(example)
   return row
 
 
-def open_image(example, bucket, background='white'):
-  """An example's picture, decoded no larger than the bucket needs."""
+def open_image(
+  example: Example, bucket: Size, background: str = 'white'
+) -> Image.Image:
+  """Opens an example's image, decoded no larger than the bucket needs."""
   if not isinstance(example['image'], bytes):
     return Image.fromarray(example['image'])
   size = example['original_size']
   return images.decode(
-    *(example['image'], example['name'], size),
+    example['image'],
+    example['name'],
+    size,
     at_least=cover(size, bucket),
     background=background,
   )
 
 
-def choose(example, bucket, rng, flip, drop):
-  """One of the crops that were computed ahead, and the encoded text."""
+def choose_variant(
+  example: Example,
+  bucket: Size,
+  rng: np.random.Generator,
+  flip: bool,
+  drop: bool,
+) -> Row:
+  """Chooses one of the precomputed crops, and adds the encoded text.
+
+  Args:
+    example: from `sources.precomputed`.
+    bucket: (height, width) of the row.
+    rng: of the crop.
+    flip: whether to take the mirrored crop.
+    drop: whether to take the text of the empty caption.
+
+  Raises:
+    ValueError: if the example was precomputed for another bucket.
+  """
   if example['bucket'] != bucket:
     raise ValueError(
       f'{example["name"]} was precomputed for the bucket {example["bucket"]}, '
       f'not {bucket}: precompute it with the buckets of this config'
     )
+  # One read of the shard, for the variant chosen.
   variants = example['variants']
   crop = int(rng.integers(variants.crops))
   text = example['uncond'] if drop else example['text']
   return variants[crop, int(flip)] | text
 
 
-def score(example):
-  """The aesthetic score as float32, or an error that says where to add it."""
+def score_of(example: Example) -> np.float32:
+  """Returns the aesthetic score, or raises ValueError with how to add it."""
   if 'aesthetic_score' not in example:
     raise ValueError(
       f'{example["name"]} has no aesthetic_score, which the refiner is trained '
-      'on: give every record a number of about 1 to 10, in metadata.jsonl of a '
-      'folder, elsewhere in what the config of the source names as score'
+      'on: add a number of about 1 to 10 to every record, in metadata.jsonl of '
+      "a folder, otherwise in the source's setting score"
     )
   return np.float32(example['aesthetic_score'])

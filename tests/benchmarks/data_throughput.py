@@ -91,13 +91,9 @@ def with_torch(groups, batch_size, workers):
 def with_ours(source, batch_size, workers, count):
   """Returns seconds for `count` images, without start of workers."""
   schedule = buckets.Schedule(source.sizes, BUCKETS, 0, batch_size)
+  options = pipeline.BatchOptions(num_threads=workers, prefetch=2 * workers)
   batches = pipeline.make_batches(
-    source,
-    tokenize,
-    schedule,
-    range(batch_size),
-    num_threads=workers,
-    prefetch=2 * workers,
+    source, tokenize, schedule, range(batch_size), options
   )
   next(batches)
   started = time.monotonic()

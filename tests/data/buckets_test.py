@@ -1,4 +1,4 @@
-"""Bucket assignment and the schedule's promises."""
+"""Tests bucket assignment and the guarantees of the schedule."""
 
 import collections
 
@@ -6,14 +6,14 @@ import numpy as np
 import pytest
 
 from configs import stage3
-from sdxl_jax.data import buckets
+from sdxl_jax.data import buckets, seeds
 
 FIVE = ((28, 56), (32, 48), (40, 40), (48, 32), (56, 28))
 
 
 @pytest.fixture(scope='module')
 def sizes():
-  """A skewed distribution: most square, few wide, three tall."""
+  """Makes a skewed distribution: most square, few wide, three tall."""
   rng = np.random.default_rng(0)
   aspects = np.repeat([1.0, 1.4, 0.7, 0.5, 2.1], [700, 210, 67, 41, 3])
   aspects = rng.permutation(aspects) * rng.uniform(0.95, 1.05, len(aspects))
@@ -21,7 +21,7 @@ def sizes():
   return np.stack([side * aspects**0.5, side / aspects**0.5], 1).astype(int)
 
 
-def test_the_table_is_the_papers():
+def test_the_table_of_the_paper():
   assert len(set(stage3.BUCKETS)) == 40
   area = np.prod(stage3.BUCKETS, axis=1) / 1024**2
   assert 0.87 < area.min() and area.max() <= 1.01
@@ -32,11 +32,11 @@ def test_the_table_is_the_papers():
 def test_assign_is_nearest_in_log_aspect():
   rng = np.random.default_rng(0)
   sizes = rng.integers(64, 4096, (500, 2))
-  found = buckets.assign(sizes, stage3.BUCKETS, chunk=77)
+  nearest = buckets.assign(sizes, stage3.BUCKETS, chunk=77)
   log = np.log([h / w for h, w in stage3.BUCKETS])
   distance = abs(np.log(sizes[:, :1] / sizes[:, 1:]) - log)
   np.testing.assert_array_equal(
-    distance[np.arange(500), found], distance.min(1)
+    distance[np.arange(500), nearest], distance.min(1)
   )
 
 
@@ -48,15 +48,15 @@ def test_assign_refuses(table):
 
 @pytest.mark.parametrize('n', [1, 2, 3, 7, 10, 100, 1000, 4097])
 def test_permute_is_a_permutation(n):
-  place = buckets.permute(np.arange(n), n, [1, 2, 3])
-  np.testing.assert_array_equal(np.sort(place), np.arange(n))
+  image = buckets.permute(np.arange(n), n, [1, 2, 3])
+  np.testing.assert_array_equal(np.sort(image), np.arange(n))
 
 
 def test_permute_is_uniform():
   n, trials = 11, 1500
-  places = [buckets.permute(np.arange(n), n, [5, t]) for t in range(trials)]
+  images = [buckets.permute(np.arange(n), n, [5, t]) for t in range(trials)]
   for i in range(n):
-    counts = np.bincount(np.array(places)[:, i], minlength=n)
+    counts = np.bincount(np.array(images)[:, i], minlength=n)
     chi2 = ((counts - trials / n) ** 2 / (trials / n)).sum()
     assert chi2 < 35  # 10 degrees of freedom: p = 1e-4
   # Neighbours do not stay together.
@@ -65,7 +65,7 @@ def test_permute_is_uniform():
 
 
 def stream(schedule, steps):
-  """The records of each bucket in order, and the buckets in order."""
+  """Returns the records of each bucket in order, and the buckets in order."""
   rows, order = collections.defaultdict(list), []
   for step in range(steps):
     bucket, ids = schedule[step]
@@ -82,11 +82,11 @@ def test_each_record_once_per_pass(sizes, batch):
   assigned = buckets.assign(sizes, FIVE)
   for b, bucket in enumerate(FIVE):
     members = np.flatnonzero(assigned == b)
-    seen = rows[bucket]
-    assert set(seen) <= set(members)
+    ids = rows[bucket]
+    assert set(ids) <= set(members)
     passes = [
-      tuple(seen[i : i + len(members)])
-      for i in range(0, len(seen) - len(members) + 1, len(members))
+      tuple(ids[i : i + len(members)])
+      for i in range(0, len(ids) - len(members) + 1, len(members))
     ]
     for one in passes:
       assert sorted(one) == members.tolist()
@@ -115,7 +115,7 @@ def test_random_access(sizes):
     np.testing.assert_array_equal(one[step][1], two[step][1])
   assert one.fingerprint() == two.fingerprint()
   assert buckets.Schedule(sizes, FIVE, 2, 32).fingerprint() != one.fingerprint()
-  # Its passes are known: a rare bucket's batch spans several.
+  # A batch of a rare bucket spans several passes.
   for step in range(3000):
     bucket, _, passes = one.records(step)
     if bucket == (56, 28):
@@ -129,6 +129,25 @@ def test_first_use(sizes):
   schedule = buckets.Schedule(sizes, FIVE, seed=0, global_batch_size=8)
   _, order = stream(schedule, 600)
   assert schedule.first_use() == list(dict.fromkeys(order))
+
+
+def test_streams_of_a_seed_never_change():
+  """Their numbers decide the orders and crops of every run."""
+  assert {stream.name: stream.value for stream in seeds.Stream} == {
+    'BUCKET_ORDER': 0,
+    'RECORD_ORDER': 1,
+    'TRANSFORM': 2,
+    'PRECOMPUTED_CROP': 3,
+    'EVALUATION_CROP': 4,
+  }
+  schedule = buckets.Schedule([[40, 40], [28, 56]] * 9, FIVE, 3, 4)
+  steps = [schedule[step] for step in range(4)]
+  assert [(bucket, ids.tolist()) for bucket, ids in steps] == [
+    ((28, 56), [9, 15, 13, 17]),
+    ((28, 56), [5, 3, 11, 7]),
+    ((40, 40), [2, 8, 10, 0]),
+    ((40, 40), [14, 12, 16, 4]),
+  ]
 
 
 def test_next_in_bucket_is_a_circle(sizes):

@@ -1,4 +1,4 @@
-"""Sizes and crops that batches tell are those that their pixels show."""
+"""Tests that the sizes and crops of batches are those of their pixels."""
 
 import numpy as np
 import pytest
@@ -11,8 +11,8 @@ BUCKETS = ((48, 96), (64, 64), (96, 48))
 SIZES = ((90, 240), (240, 90), (100, 140), (64, 64), (40, 50), (70, 130)) * 2
 
 
-def seen(image, resized):
-  """What pixels show: (record number, top, left, whether it is mirrored).
+def read_ramp(image, resized):
+  """Computes (record number, top, left, whether it is mirrored) from pixels.
 
   Args:
     image: float [h, w, 3], cut out of a ramp of size `resized`.
@@ -41,8 +41,11 @@ def test_conditions_are_true(kind, flip, tmp_path):
   source = kinds.make_source(kind, written, workers=0)
   schedule = buckets.Schedule(source.sizes, BUCKETS, 0, 4)
   batches = pipeline.make_batches(
-    *(source, lambda texts: np.zeros((len(texts), 2, 77)), schedule, range(4)),
-    flip_probability=flip,
+    source,
+    lambda texts: np.zeros((len(texts), 2, 77)),
+    schedule,
+    range(4),
+    pipeline.BatchOptions(flip_probability=flip),
   )
   flips, numbers, crops = 0, set(), set()
   for _ in range(12):
@@ -53,7 +56,7 @@ def test_conditions_are_true(kind, flip, tmp_path):
         for key in ('image', 'original_size', 'crop_top_left', 'target_size')
       )
       resized = transforms.cover(size, bucket)
-      number, top, left, mirrored = seen(image, resized)
+      number, top, left, mirrored = read_ramp(image, resized)
       assert tuple(size) == SIZES[number]
       assert tuple(target) == image.shape[:2] == bucket
       assert abs(top - crop[0]) < 0.7 and abs(left - crop[1]) < 0.7

@@ -1,4 +1,4 @@
-"""Decoding to RGB, orientation, errors, saving, text and grids."""
+"""Tests decoding to RGB, orientation, errors, saving, text and grids."""
 
 import io
 import pathlib
@@ -72,9 +72,9 @@ def test_broken_bytes_name_the_file(cut):
 
 
 def test_resize_is_antialiased_and_keeps_flat_colour():
-  resize = lambda image, size: np.asarray(
-    images.resize(Image.fromarray(image), size)
-  )
+  def resize(image, size):
+    return np.asarray(images.resize(Image.fromarray(image), size))
+
   flat = np.full((50, 70, 3), (12, 200, 255), np.uint8)
   assert (resize(flat, (13, 90)) == flat[0, 0]).all()
   checks = (np.indices((64, 64)).sum(0) % 2 * 255).astype(np.uint8)
@@ -125,9 +125,9 @@ def test_text(tmp_path):
 
 @pytest.mark.parametrize('key', ['', 'a' * 80, 'é', 'a\0b', 'a\nb', ' a'])
 def test_keys_that_a_png_cannot_hold(tmp_path, key):
-  with pytest.raises(ValueError, match=re.escape(f'no text under {key!r}')):
+  with pytest.raises(ValueError, match=re.escape(f'hold text under {key!r}')):
     images.save(tmp_path / 'a.png', noise(), {key: 'x'})
-  with pytest.raises(ValueError, match="NUL, as the text under 'k'"):
+  with pytest.raises(ValueError, match="NUL, which is in the text under 'k'"):
     images.save(tmp_path / 'a.png', noise(), {'k': 'a\0b'})
   assert not list(tmp_path.iterdir())
   images.save(tmp_path / 'a.png', noise(), {'a' * 79: 'x'})
@@ -144,9 +144,9 @@ def test_files_without_text(tmp_path):
   with pytest.raises(images.UnreadableImage, match=r'a\.png: not a readable'):
     images.load_text(path)
   path.write_bytes(encode(Image.fromarray(noise()), format='JPEG'))
-  with pytest.raises(ValueError, match=r'a\.png: a JPEG file; text is kept in'):
+  with pytest.raises(ValueError, match=r'a\.png: a JPEG file; only PNG'):
     images.load_text(path)
-  path.write_text('not a picture')
+  path.write_text('not an image')
   with pytest.raises(images.UnreadableImage, match=r'a\.png: not a readable'):
     images.load_text(path)
   with pytest.raises(FileNotFoundError, match=r'none\.png'):
@@ -166,8 +166,8 @@ images.save(sys.argv[1], np.random.default_rng(1).random((64, 64, 3)))
 
 @pytest.mark.parametrize('old', [True, False])
 @pytest.mark.parametrize('action', ['SIG_DFL', 'SIG_IGN'])
-def test_whole_or_not_at_all(tmp_path, action, old):
-  """A run that may write 1,000 bytes and no more is killed, or told so."""
+def test_save_is_atomic(tmp_path, action, old):
+  """A run that may write only 1,000 bytes is killed, or gets an error."""
   path = tmp_path / 'a.png'
   if old:
     images.save(path, noise())
@@ -182,12 +182,12 @@ def test_whole_or_not_at_all(tmp_path, action, old):
     np.testing.assert_array_equal(decode(path.read_bytes()), noise())
   left = [file for file in tmp_path.iterdir() if file != path or not old]
   assert not [file for file in left if file.suffix in images.SUFFIXES]
-  # What a killed run had written lies under another name, and only then.
-  assert [file.stat().st_size for file in left] == [1000] * killed
+  # Only a killed run leaves a file, under another name.
+  assert [file.stat().st_size for file in left] == ([1000] if killed else [])
 
 
-def test_nothing_but_the_picture_is_left(tmp_path):
-  """Even of the longest name; who reads the old one still reads it whole."""
+def test_nothing_but_the_image_is_left(tmp_path):
+  """Even of the longest name; an open old file stays readable."""
   path, plain = tmp_path / ('n' * 251 + '.png'), tmp_path / 'plain'
   images.save(path, noise(1))
   with open(path, 'rb') as reader:
@@ -224,35 +224,35 @@ def test_unwritable_names_the_path(tmp_path, name):
 
 
 def test_grid():
-  pictures = [
+  samples = [
     np.full((20, 30, 3), 10, np.uint8),
     np.full((30, 20, 3), -1.0, np.float32),
     np.full((8, 8, 3), 30, np.uint8),
   ]
-  plain = images.grid(pictures, columns=2, zoom=2)
+  plain = images.grid(samples, columns=2, zoom=2)
   assert plain.shape == (4 + 2 * 64, 4 + 2 * 64, 3)
   assert plain[4, 4, 0] == 10 and plain[4, 68, 0] == 0
   assert plain[68, 4, 0] == 30 and plain[100, 100, 0] == images.GREY
-  captioned = images.grid(pictures, 2, ['a dog ' * 20, 'b', 'c'])
+  captioned = images.grid(samples, 2, ['a dog ' * 20, 'b', 'c'])
   assert (captioned[36:48] < 100).any()
 
 
 @pytest.mark.parametrize('orientation', [1, 6])
 @pytest.mark.parametrize('at_least, factor', [(101, 1), (100, 2), (26, 4)])
 def test_large_jpegs_are_decoded_smaller(at_least, factor, orientation):
-  """To no less than asked for, and looking like the whole one made small."""
+  """Decodes to no less than needed, close to the resized original."""
   y, x = np.indices((200, 300))
   waves = 127 + 100 * np.sin(x / 9) * np.cos(y / 7)
   exif = Image.Exif()
   exif[0x0112] = orientation
-  picture = Image.fromarray(waves.astype(np.uint8)).convert('RGB')
-  data = encode(picture, format='JPEG', quality=95, exif=exif)
+  image = Image.fromarray(waves.astype(np.uint8)).convert('RGB')
+  data = encode(image, format='JPEG', quality=95, exif=exif)
   size = (at_least, at_least * 3 // 2)
   size = size if orientation == 1 else size[::-1]
-  whole = images.decode(data, 'x')
+  full = images.decode(data, 'x')
   small = images.decode(data, 'x', at_least=size)
-  assert small.size == tuple(side // factor for side in whole.size)
-  expected = images.resize(whole, small.size[::-1])
+  assert small.size == tuple(side // factor for side in full.size)
+  expected = images.resize(full, small.size[::-1])
   error = np.abs(np.asarray(small, float) - np.asarray(expected, float))
   assert error.mean() < 1.5
 
@@ -289,7 +289,7 @@ def test_another_size_than_the_index_has():
 
 
 def test_decompression_bomb():
-  """A few kB that claim a picture of 900 million px."""
+  """Refuses a few bytes whose header has 900 million px."""
   header = b'IHDR' + struct.pack('>IIBBBBB', 30_000, 30_000, 8, 2, 0, 0, 0)
   data = encode(Image.new('RGB', (1, 1)))
   bomb = data[:12] + header + struct.pack('>I', zlib.crc32(header)) + data[33:]

@@ -1,4 +1,4 @@
-"""The pipeline: hosts, resuming, substitution, and what a batch holds."""
+"""Tests the pipeline: hosts, resuming, substitution, contents of batches."""
 
 import json
 
@@ -13,7 +13,7 @@ FIVE = ((28, 56), (32, 48), (40, 40), (48, 32), (56, 28))
 
 
 def tokenize(captions):
-  """Fake: the caption's first letters, twice."""
+  """Returns the codes of a caption's first letters, for both text encoders."""
   codes = [[ord(c) for c in text[:77].ljust(77)] for text in captions]
   return np.stack([codes, codes], 1).astype(np.int32)
 
@@ -23,16 +23,16 @@ def source():
   return synthetic.Scenes(40, length=300, objects=8, colours=6)
 
 
-def make(source, batch_size=8, host=0, hosts=1, divisor=1, **settings):
-  """Batches of one of several hosts, which share out the rows in turn."""
+def make(source, batch_size=8, host=0, hosts=1, **options):
+  """Makes the batches of one of several hosts, which take rows in turn."""
   schedule = buckets.Schedule(source.sizes, FIVE, 5, batch_size)
-  rows = range(host, batch_size // divisor, hosts)
-  settings = dict(divisor=divisor, num_threads=2) | settings
-  return pipeline.make_batches(source, tokenize, schedule, rows, **settings)
+  options = pipeline.BatchOptions(**{'num_threads': 2} | options)
+  rows = range(host, batch_size // options.accumulation_steps, hosts)
+  return pipeline.make_batches(source, tokenize, schedule, rows, options)
 
 
 def join(shares):
-  """The rows of all hosts in their order."""
+  """Interleaves the rows of all hosts in their order."""
   return {
     key: np.stack([share[key] for share in shares], 1).reshape(
       -1, *shares[0][key].shape[1:]
@@ -42,12 +42,13 @@ def join(shares):
 
 
 def take(batches, n):
-  taken = [next(batches) for _ in range(n)]
+  """Returns the first batches, and closes the iterator."""
+  first = [next(batches) for _ in range(n)]
   batches.close()
-  return taken
+  return first
 
 
-def same(a, b):
+def assert_same(a, b):
   assert a[0] == b[0] and a[1].keys() == b[1].keys()
   for key in a[1]:
     np.testing.assert_array_equal(a[1][key], b[1][key])
@@ -77,27 +78,27 @@ def test_keys_and_shapes(source):
 
 @pytest.mark.parametrize('hosts', [2, 4])
 def test_hosts_share_the_global_batch(source, hosts):
-  whole = take(make(source, flip_probability=0.5), 40)
+  one_host = take(make(source, flip_probability=0.5), 40)
   shares = [
     take(make(source, flip_probability=0.5, host=i, hosts=hosts), 40)
     for i in range(hosts)
   ]
-  for step, (bucket, batch) in enumerate(whole):
+  for step, (bucket, batch) in enumerate(one_host):
     assert all(share[step][0] == bucket for share in shares)
-    same((bucket, batch), (bucket, join([s[step][1] for s in shares])))
+    assert_same((bucket, batch), (bucket, join([s[step][1] for s in shares])))
 
 
 @pytest.mark.parametrize('hosts', [1, 2, 4])
 def test_every_record_once_in_each_of_two_passes(hosts):
-  """On a skewed distribution, whose leftovers open the next pass."""
+  """Uses a skewed distribution, whose remainders open the next pass."""
   settings = dict(objects=8, colours=6, aspects=(1.0,) * 12 + (0.5, 2.0, 0.7))
   source = synthetic.Scenes(30, length=203, scales=(0.9, 1.1), **settings)
   tables = ((16, 16), (12, 24), (24, 12), (12, 16))
   schedule = buckets.Schedule(source.sizes, tables, 5, 8)
   read = {bucket: [] for bucket in tables}
 
-  class Noted:
-    """Knows which records are read, and for which batch."""
+  class Recorded:
+    """Appends the records that are read to `rows`."""
 
     sizes = source.sizes
 
@@ -108,21 +109,22 @@ def test_every_record_once_in_each_of_two_passes(hosts):
   shares = []
   for host in range(hosts):
     rows = []
+    options = pipeline.BatchOptions(num_threads=0)
     batches = pipeline.make_batches(
-      Noted(), tokenize, schedule, range(host, 8, hosts), num_threads=0
+      Recorded(), tokenize, schedule, range(host, 8, hosts), options
     )
-    steps, taken = [], []
+    steps, records = [], []
     while len(steps) < 3 * len(source) // 8:
       before = len(rows)
       bucket, _ = next(batches)
       steps.append(bucket)
-      taken.append(rows[before:])
+      records.append(rows[before:])
     batches.close()
-    shares.append((steps, taken))
+    shares.append((steps, records))
   assert all(steps == shares[0][0] for steps, _ in shares)
   for step, bucket in enumerate(shares[0][0]):
-    together = np.stack([taken[step] for _, taken in shares], 1).reshape(-1)
-    read[bucket] += together.tolist()
+    all_hosts = np.stack([records[step] for _, records in shares], 1)
+    read[bucket] += all_hosts.reshape(-1).tolist()
   counts = np.bincount(schedule.assigned, minlength=4)
   assert min(counts) > 8 and (counts % 8).any()
   for b, bucket in enumerate(tables):
@@ -133,45 +135,47 @@ def test_every_record_once_in_each_of_two_passes(hosts):
     assert read[bucket][:n] != read[bucket][n : 2 * n]
 
 
-def test_parts_are_the_whole(source):
-  """Gradients of parts, summed, come from the records that one step takes."""
-  whole, parts = take(make(source), 10), take(make(source, divisor=4), 40)
-  for step, (bucket, batch) in enumerate(whole):
-    four = parts[4 * step : 4 * step + 4]
-    assert all(part[0] == bucket for part in four)
-    same((bucket, batch), (bucket, join([batch for _, batch in four])))
+def test_micro_batches_are_the_batch(source):
+  """Their gradients, summed, come from the records of one step."""
+  batches = take(make(source), 10)
+  micro_batches = take(make(source, accumulation_steps=4), 40)
+  for step, (bucket, batch) in enumerate(batches):
+    four = micro_batches[4 * step : 4 * step + 4]
+    assert all(micro_batch[0] == bucket for micro_batch in four)
+    assert_same((bucket, batch), (bucket, join([batch for _, batch in four])))
 
 
-def test_position_does_not_depend_on_parts(source):
-  batches = make(source, divisor=2)
+def test_position_does_not_depend_on_accumulation(source):
+  batches = make(source, accumulation_steps=2)
   for _ in range(6):
     next(batches)
   assert batches.get_state() == {'batches': 3}
-  whole = make(source)
-  whole.set_state(batches.get_state())
+  resumed = make(source)
+  resumed.set_state(batches.get_state())
   expected = take(make(source), 4)[3]
-  same(next(whole), expected)
+  assert_same(next(resumed), expected)
   np.testing.assert_array_equal(
     np.sort(np.concatenate([batches.record_ids(6), batches.record_ids(7)])),
-    np.sort(whole.record_ids(3)),
+    np.sort(resumed.record_ids(3)),
   )
-  whole.close(), batches.close()
+  resumed.close()
+  batches.close()
 
 
 @pytest.mark.parametrize('threads', [0, 1, 3])
 def test_resuming_is_a_seek(source, threads):
-  settings = dict(caption_dropout=0.3, num_threads=threads)
-  whole = take(make(source, **settings), 90)  # over two passes
-  batches = make(source, **settings)
+  options = dict(caption_dropout=0.3, num_threads=threads)
+  uninterrupted = take(make(source, **options), 90)  # over two passes
+  batches = make(source, **options)
   for _ in range(7):
     next(batches)
   state = json.loads(json.dumps(batches.get_state()))
   batches.close()
-  resumed = make(source, **settings)
+  resumed = make(source, **options)
   resumed.set_state(state)
-  same(next(resumed), whole[7])
+  assert_same(next(resumed), uninterrupted[7])
   resumed.set_state({'batches': 83})
-  same(next(resumed), whole[83])
+  assert_same(next(resumed), uninterrupted[83])
   resumed.close()
 
 
@@ -190,7 +194,7 @@ def test_two_passes_crop_differently(source):
 
 @pytest.fixture
 def damaged(tmp_path):
-  """24 pictures of two shapes; three good headers with broken pixels."""
+  """Writes 24 images of two shapes, three with broken pixels."""
   rng = np.random.default_rng(0)
   for i in range(24):
     h, w = [(40, 40), (56, 28)][i % 2]
@@ -203,28 +207,31 @@ def damaged(tmp_path):
   return tmp_path
 
 
-def test_corrupt_pictures_are_replaced_alike_on_all_hosts(damaged, caplog):
+def test_corrupt_images_are_replaced_alike_on_all_hosts(damaged, caplog):
   source = kinds.make_source('folder', {'path': damaged}, workers=0)
   assert len(source) == 24
-  make_four = lambda i, n: make(source, batch_size=4, host=i, hosts=n)
-  batches = make_four(0, 1)
-  whole = [next(batches) for _ in range(12)]
+  batches = make(source, batch_size=4)
+  one_host = [next(batches) for _ in range(12)]
   names = {f'{damaged}/{i:02}.png' for i in (4, 6, 13)}
   assert batches.counts()['substituted'] >= len(names)
   assert all(name in caplog.text for name in names)
-  for step, (_, batch) in enumerate(whole):
+  for step, (_, batch) in enumerate(one_host):
     for record, tokens in zip(batches.record_ids(step), batch['tokens']):
-      # The next of the same shape, and again where that is broken too.
-      shown = {4: 8, 6: 8, 13: 15}.get(int(record), int(record))
-      np.testing.assert_array_equal(tokens, tokenize([f'noise {shown}'])[0])
+      # The next of the same shape; after 4 comes 6, which is broken too.
+      read = {4: 8, 6: 8, 13: 15}.get(int(record), int(record))
+      np.testing.assert_array_equal(tokens, tokenize([f'noise {read}'])[0])
   batches.close()
-  shares = [take(make_four(i, 4), 12) for i in range(4)]
-  for step, (bucket, batch) in enumerate(whole):
+  shares = [
+    take(make(source, batch_size=4, host=i, hosts=4), 12) for i in range(4)
+  ]
+  for step, (bucket, batch) in enumerate(one_host):
     images = np.concatenate([share[step][1]['image'] for share in shares])
-    same((bucket, {'image': batch['image']}), (bucket, {'image': images}))
+    assert_same(
+      (bucket, {'image': batch['image']}), (bucket, {'image': images})
+    )
 
 
-def test_too_many_corrupt_pictures_stop_the_run(damaged):
+def test_too_many_corrupt_images_stop_the_run(damaged):
   source = kinds.make_source('folder', {'path': damaged}, workers=0)
   for path in damaged.glob('*.png'):
     path.write_bytes(b'gone')

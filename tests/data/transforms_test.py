@@ -1,4 +1,4 @@
-"""Size and crop conditions stay true through resize, crop and flip."""
+"""Tests that size and crop conditions are true after resize, crop, flip."""
 
 import numpy as np
 import pytest
@@ -7,7 +7,7 @@ from sdxl_jax.data import images, transforms
 
 
 def example(h, w, **more):
-  """A picture whose pixels say where they are: red = x / w, green = y / h."""
+  """Makes an image of its coordinates: red = x / w, green = y / h."""
   y, x = (np.indices((h, w)) + 0.5) / np.array([h, w]).reshape(2, 1, 1)
   image = np.stack([x, y, 0 * x], -1) * 255
   return {
@@ -53,13 +53,13 @@ def test_conditions_are_true(size, bucket, flip):
     resized = transforms.cover(size, bucket)
     top, left = row['crop_top_left']
     crops.add((int(top), int(left)))
-    seen = (row['image'] + 1) / 2
+    ramp = (row['image'] + 1) / 2
     x = (np.arange(bucket[1]) + left + 0.5) / resized[1]
     y = (np.arange(bucket[0]) + top + 0.5) / resized[0]
     inside = slice(4, -4)  # a resize bends the ramp at its ends
     x = 1 - x if flip else x
-    assert abs(seen[:, :, 0] - x)[:, inside].max() < 0.012
-    assert abs(seen[:, :, 1] - y[:, None])[inside].max() < 0.012
+    assert abs(ramp[:, :, 0] - x)[:, inside].max() < 0.012
+    assert abs(ramp[:, :, 1] - y[:, None])[inside].max() < 0.012
   choices = max(r - b for r, b in zip(transforms.cover(size, bucket), bucket))
   assert len(crops) > min(choices, 5) / 2
 

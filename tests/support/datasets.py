@@ -1,4 +1,4 @@
-"""The same pictures, stored in every way that a source reads."""
+"""Writes the same images in every format that a source reads."""
 
 import io
 import json
@@ -14,7 +14,7 @@ STEP = 12  # so that JPEG does not blur one number into the next
 
 
 def ramp(h, w, number=0):
-  """A picture whose pixels say where they are, and which one it is.
+  """Makes an image whose pixels encode their coordinates and its number.
 
   Red is x / w, green y / h, both of 255; blue is STEP times the number.
   """
@@ -23,6 +23,7 @@ def ramp(h, w, number=0):
 
 
 def encode(image, format='PNG', **options):
+  """Returns the bytes of a file."""
   file = io.BytesIO()
   image = image if isinstance(image, Image.Image) else Image.fromarray(image)
   image.save(file, format, **options)
@@ -30,7 +31,7 @@ def encode(image, format='PNG', **options):
 
 
 def example(i, size, format='PNG', **more):
-  """What a dataset holds of record i."""
+  """Makes record i, as the writers below take it."""
   return {
     'key': f'{i:04d}',
     'image': encode(ramp(*size, number=i), format),
@@ -43,7 +44,7 @@ def example(i, size, format='PNG', **more):
 
 
 def write_folder(folder, examples):
-  """With metadata.jsonl; returns the settings of the source."""
+  """Writes files and metadata.jsonl; returns the settings of the source."""
   folder.mkdir(parents=True, exist_ok=True)
   lines = []
   for e in examples:
@@ -56,10 +57,12 @@ def write_folder(folder, examples):
 
 
 def metadata(e):
+  """Returns the fields that every format stores beside image and caption."""
   return {name: e[name] for name in ('aesthetic_score', 'watermark')}
 
 
 def write_webdataset(folder, examples, per_tar=5):
+  """Writes tars; returns the settings of the source."""
   folder.mkdir(parents=True, exist_ok=True)
   for start in range(0, len(examples), per_tar):
     with tarfile.open(folder / f'{start:05d}.tar', 'w') as tar:
@@ -76,6 +79,7 @@ def write_webdataset(folder, examples, per_tar=5):
 
 
 def write_parquet(folder, examples, per_file=7, row_group_size=3):
+  """Writes parquet files; returns the settings of the source."""
   folder.mkdir(parents=True, exist_ok=True)
   for start in range(0, len(examples), per_file):
     rows = examples[start : start + per_file]
@@ -93,6 +97,7 @@ def write_parquet(folder, examples, per_file=7, row_group_size=3):
 
 
 def write_tfds(folder, examples):
+  """Builds a TFDS dataset; returns the settings of the source."""
   builder = Ramps(data_dir=folder, file_format='array_record')
   builder.examples = examples
   builder.download_and_prepare()
@@ -100,7 +105,7 @@ def write_tfds(folder, examples):
 
 
 class Ramps(tfds.core.GeneratorBasedBuilder):
-  """A TFDS dataset of the examples that it is given."""
+  """A TFDS dataset of the list `examples`, which is set before building."""
 
   VERSION = tfds.core.Version('1.0.0')
 

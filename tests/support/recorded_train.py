@@ -29,7 +29,7 @@ class Noted:
 
 
 def main():
-  make_source, getitem = kinds.make_source, pipeline.Slots.__getitem__
+  make_source, getitem = kinds.make_source, pipeline.BatchRows.__getitem__
 
   def noted_getitem(self, slot):
     part, row = divmod(slot, len(self.rows))
@@ -37,7 +37,7 @@ def main():
     return getitem(self, slot)
 
   kinds.make_source = lambda *args, **kw: Noted(make_source(*args, **kw))
-  pipeline.Slots.__getitem__ = noted_getitem
+  pipeline.BatchRows.__getitem__ = noted_getitem
   train.define_flags()
   cli.run(train.main)
 

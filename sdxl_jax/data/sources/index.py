@@ -1,9 +1,10 @@
-"""The index of a dataset: a row per record, known without opening a picture.
+"""The index of a dataset: a row per record, measured without decoding images.
 
-One Arrow file, mapped into memory, so that a hundred million rows cost no more
-of it than what is looked at; then the digest of its bytes. Columns:
+One Arrow file, memory-mapped, so that a hundred million rows take no more
+memory than those in use, followed by the digest of its bytes. Columns:
   height, width    int32, px, upright; 0 where the header cannot be read
-  aesthetic_score  float32, NaN where there is none
+  problem          uint8, whether the record can be used, see `indexed`
+  aesthetic_score  float, null where there is none
 and those by which a source finds its records and filters choose them.
 """
 
@@ -17,67 +18,104 @@ import multiprocessing
 import os
 import pathlib
 import shutil
-import threading
-import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
 
 import fsspec
 import pyarrow as pa
 import tqdm
 
-VERSION = 1  # of the columns' meaning; another one is built anew
-DIGEST = 32  # bytes at the end of the file
-CACHE = '~/.cache/sdxl_jax'  # of indices whose data's own place takes no file
-CHANGES = ('mtime', 'updated', 'LastModified', 'etag', 'ETag', 'md5Hash')
-LOCK_TIMEOUT_S = 60  # seconds without a sign of life
-MIN_PARALLEL_PARTS = 4  # parts that are not worth starting processes for
+from sdxl_jax import atomic_write
+from sdxl_jax.data.sources import build_lock
+
+VERSION = 1  # of the columns' meaning; a change rebuilds every index
+DIGEST_BYTES = 32  # at the end of the file
+CACHE = '~/.cache/sdxl_jax'  # of indices whose data's folder is not writable
+# Fields of fsspec's info that change with a file's content.
+VERSION_FIELDS = ('mtime', 'updated', 'LastModified', 'etag', 'ETag', 'md5Hash')
+MIN_PARALLEL_PARTS = 4  # fewer are not worth starting processes for
+
+Part = tuple[Any, Any]  # what to measure, and its version; both JSON
 
 
-def load(folder, facts, parts, measure, workers=8):
-  """The index of a dataset as a pa.Table, built if it is not there.
+def load(
+  folder: str | os.PathLike | None,
+  build_options: dict[str, Any],
+  parts: Sequence[Part],
+  measure: Callable[[Any], pa.Table],
+  workers: int = 8,
+) -> pa.Table:
+  """Reads the index of a dataset, or builds it where it is missing or outdated.
+
+  Of several processes one builds, and the others wait for its index.
 
   Args:
-    folder: where it belongs, or None for data that is not on a local disk.
-    facts: JSON dict of what the dataset is and how it is read.
-    parts: [(what, stamp)], the pieces that are measured apart, such as tars, in
-      JSON; the stamp of one changes with its content.
-    measure: picklable function, what -> pa.Table of the records of a part.
+    folder: of the dataset, or None for data that is not on a local disk.
+    build_options: JSON dict of the dataset's name and how it is read.
+    parts: [(what, version)], pieces such as tars that are measured
+      independently; the version of one changes with its content.
+    measure: picklable function, what -> table of the records of a part.
     workers: processes that measure; 0: none but this one.
+
+  Raises:
+    TimeoutError: after a day of waiting for another process.
   """
-  facts = {'version': VERSION, **facts}
-  path = index_path(folder, digest(facts)[:16])
-  while (table := read(path, digest([facts, parts]))) is None:
-    with build_lock(path.with_suffix('.lock')) as ours:
-      if ours:
-        build(path, facts, parts, measure, workers)
+  # The file's name depends on the options, its fingerprint also on the data.
+  build_options = {'version': VERSION, **build_options}
+  path = index_path(folder, digest(build_options)[:16])
+  fingerprint = digest([build_options, parts])
+  table = read(path, fingerprint)
+  if table is None:
+    with build_lock.hold(path.with_suffix('.lock')):
+      # Another process may have built it while this one waited.
+      table = read(path, fingerprint)
+      if table is None:
+        build(path, build_options, parts, measure, workers)
+        table = read(path, fingerprint)
   return table
 
 
-def load_files(source, pattern, fs, paths, facts, measure, workers):
-  """The index of files, each a part, local or behind a URL.
+class Files(NamedTuple):
+  """The files of a dataset, each a part of its index."""
+
+  pattern: str  # as the config has it
+  fs: fsspec.AbstractFileSystem  # that holds them
+  paths: Sequence[str]  # on `fs`, in the order of their records
+
+
+def load_files(
+  source: str,
+  files: Files,
+  build_options: dict[str, Any],
+  measure: Callable[..., pa.Table],
+  workers: int,
+) -> pa.Table:
+  """Loads the index of files, local or behind a URL.
 
   Args:
-    source: name of the kind.
-    pattern: what the files were found by.
-    fs, paths: fsspec's file system, and the files on it.
-    facts: how they are read; further arguments of measure.
-    measure: picklable function, (path, fs=fs, **facts) -> pa.Table.
-    workers: as for `load`.
+    source: kind of the source.
+    files: of the dataset.
+    build_options: how the files are read; further arguments of measure.
+    measure: picklable function, (path, fs=fs, **build_options) -> table.
+    workers: see `load`.
   """
+  fs, paths = files.fs, files.paths
   return load(
     local_folder(fs, paths[0]),
-    {'source': source, 'files': str(pattern), **facts},
+    {'source': source, 'files': files.pattern, **build_options},
     [(path, file_version(fs, path)) for path in paths],
-    functools.partial(measure, fs=fs, **facts),
+    functools.partial(measure, fs=fs, **build_options),
     workers,
   )
 
 
-def digest(value):
+def digest(value: Any) -> str:
+  """Hashes a JSON value."""
   return hashlib.sha256(json.dumps(value).encode()).hexdigest()
 
 
-def index_path(folder, identity):
-  """A path that can be written: hidden beside the data, or in a cache."""
+def index_path(folder: str | os.PathLike | None, identity: str) -> pathlib.Path:
+  """Returns a writable path: hidden in the data's folder, or in a cache."""
   if folder is not None and os.access(folder, os.W_OK):
     return pathlib.Path(folder) / f'.index-{identity}.arrow'
   folder = pathlib.Path(os.environ.get('SDXL_JAX_CACHE', CACHE)).expanduser()
@@ -85,83 +123,74 @@ def index_path(folder, identity):
   return folder / f'index-{identity}.arrow'
 
 
-@contextlib.contextmanager
-def build_lock(lock):
-  """Whether to build now; if another process does, waits until it is done.
+class Job(NamedTuple):
+  """A part of an index to measure."""
 
-  Who builds touches the file as a sign of life, so that one that was killed
-  keeps nobody waiting.
+  path: pathlib.Path  # of the result
+  fingerprint: str
+  what: Any
+  measure: Callable[[Any], pa.Table]
+
+
+def build(
+  path: pathlib.Path,
+  build_options: dict[str, Any],
+  parts: Sequence[Part],
+  measure: Callable[[Any], pa.Table],
+  workers: int,
+) -> None:
+  """Measures all parts but those that an interrupted attempt left, and joins.
+
+  Args:
+    path: of the index.
+    build_options, parts, measure, workers: see `load`.
   """
-  try:
-    lock.touch(exist_ok=False)
-  except FileExistsError:
-    wait_for(lock)
-    yield False
-    return
-  done = threading.Event()
-
-  def live():
-    while not done.wait(LOCK_TIMEOUT_S / 6):
-      lock.touch()
-
-  alive = threading.Thread(target=live, daemon=True)
-  alive.start()
-  try:
-    yield True
-  finally:
-    done.set()
-    alive.join()
-    lock.unlink(missing_ok=True)
-
-
-def wait_for(lock):
-  """Returns when a lock is gone, or takes away that of a dead process."""
-  logging.warning('another process builds the index; waiting for %s', lock)
-  seen, since = None, time.monotonic()
-  while lock.exists():
-    try:
-      touched = lock.stat().st_mtime_ns
-    except FileNotFoundError:
-      return
-    if touched != seen:
-      seen, since = touched, time.monotonic()
-    elif time.monotonic() - since > LOCK_TIMEOUT_S:
-      lock.unlink(missing_ok=True)
-    time.sleep(0.1)
-
-
-def build(path, facts, parts, measure, workers):
-  """Measures all parts, of which an earlier, broken attempt may hold some."""
   folder = path.with_suffix('.parts')
   folder.mkdir(exist_ok=True)
   jobs = [
-    (folder / f'{i:06d}.arrow', digest([facts, what, stamp]), what, measure)
-    for i, (what, stamp) in enumerate(parts)
+    Job(
+      folder / f'{i:06d}.arrow',
+      digest([build_options, what, version]),
+      what,
+      measure,
+    )
+    for i, (what, version) in enumerate(parts)
   ]
+  # Measure in processes, each part to a file of its own.
+  if len(jobs) < MIN_PARALLEL_PARTS:
+    workers = 0
   progress = tqdm.tqdm(total=len(jobs), desc='indexing', unit='part', delay=2)
-  with progress, pool(workers if len(jobs) >= MIN_PARALLEL_PARTS else 0) as run:
+  with progress, process_map(workers) as run:
     for _ in run(measure_part, jobs):
       progress.update()
-  table = join([read(file, known) for file, known, _, _ in jobs])
-  write(path, digest([facts, parts]), table)
+  # Join the parts, which are memory-mapped, in their folder, so that nothing
+  # that a killed process leaves there outlives it.
+  table = join([read(job.path, job.fingerprint) for job in jobs])
+  joined = folder / path.name
+  write(joined, digest([build_options, parts]), table)
+  os.replace(joined, path)
   shutil.rmtree(folder)
 
 
-def join(tables):
-  """One table of many, where a column may lack in some; copies no rows."""
+def join(tables: Sequence[pa.Table]) -> pa.Table:
+  """Concatenates tables, some of which may lack a column; copies no rows.
+
+  Raises:
+    ValueError: if a column is numeric in one table and text in another.
+  """
   try:
     table = pa.concat_tables(tables, promote_options='permissive')
   except pa.ArrowTypeError as error:
     raise ValueError(
-      f'a column of the metadata holds numbers in places and text in others '
-      f'({error}): make them alike, or leave it out of the filters'
+      'a column of the metadata holds numbers in places and text in others '
+      f'({error}): make them alike, or remove the column from the filters'
     ) from error
   return table.unify_dictionaries()
 
 
 @contextlib.contextmanager
-def pool(workers):
-  """A map() that runs in processes, or in this one."""
+def process_map(workers: int) -> Iterator[Callable[..., Iterator]]:
+  """Yields a map() that runs in so many processes, or in this one."""
   if not workers:
     yield map
     return
@@ -171,56 +200,62 @@ def pool(workers):
     yield executor.map
 
 
-def measure_part(job):
-  file, known, what, measure = job
-  if read(file, known) is None:
-    write(file, known, measure(what))
+def measure_part(job: Job) -> None:
+  """Writes the table of a part, unless an earlier attempt has written it."""
+  if read(job.path, job.fingerprint) is None:
+    write(job.path, job.fingerprint, job.measure(job.what))
 
 
-def write(path, known, table):
-  """Writes a table so that it appears whole or not at all."""
-  table = table.replace_schema_metadata({'known': known})
-  new = path.with_name(f'{path.name}.{os.getpid()}')
-  with pa.OSFile(str(new), 'wb') as sink:
-    with pa.ipc.new_file(sink, table.schema) as writer:
-      writer.write_table(table)
-  with open(new, 'rb') as file:
-    digest = hashlib.file_digest(file, new_hash).digest()
-  with open(new, 'ab') as file:
-    file.write(digest)
-  new.replace(path)
+def write(path: pathlib.Path, fingerprint: str, table: pa.Table) -> None:
+  """Writes a table and the digest of its bytes atomically.
+
+  Args:
+    path: of the file.
+    fingerprint: of the inputs, by which `read` recognises what is outdated.
+    table: of an index, or of a part.
+  """
+  table = table.replace_schema_metadata({'known': fingerprint})
+  with atomic_write.atomic_path(path, overwrite=True) as partial:
+    with pa.OSFile(str(partial), 'wb') as sink:
+      with pa.ipc.new_file(sink, table.schema) as writer:
+        writer.write_table(table)
+    with open(partial, 'rb') as file:
+      content_digest = hashlib.file_digest(file, new_hash).digest()
+    with open(partial, 'ab') as file:
+      file.write(content_digest)
 
 
 def new_hash():
-  return hashlib.blake2b(digest_size=DIGEST)
+  return hashlib.blake2b(digest_size=DIGEST_BYTES)
 
 
-def read(path, known):
-  """The table, or None where there is none of these facts."""
+def read(path: pathlib.Path, fingerprint: str) -> pa.Table | None:
+  """Maps a table into memory, None if missing or written for other inputs."""
   if not path.exists():
     return None
+  # Check the digest, which ends the file.
   content = pa.memory_map(str(path)).read_buffer()
-  end = max(0, content.size - DIGEST)
+  end = max(0, content.size - DIGEST_BYTES)
   body = content.slice(0, end)
-  expected = new_hash()
-  expected.update(body)
-  if expected.digest() != content.slice(end).to_pybytes():
-    logging.warning('the index %s is damaged, and is built anew', path)
+  body_hash = new_hash()
+  body_hash.update(body)
+  if body_hash.digest() != content.slice(end).to_pybytes():
+    logging.warning('the index %s is damaged and will be rebuilt', path)
     return None
   table = pa.ipc.open_file(body).read_all()
-  if table.schema.metadata[b'known'].decode() != known:
-    logging.warning('the data changed, so %s is built anew', path)
+  if table.schema.metadata[b'known'].decode() != fingerprint:
+    logging.warning('the data changed, so %s will be rebuilt', path)
     return None
   return table
 
 
-def local_folder(fs, path):
-  """The folder of a file, None where it is not on a local disk."""
+def local_folder(fs: fsspec.AbstractFileSystem, path: str) -> str | None:
+  """Returns the folder of a file, None where it is not on a local disk."""
   local = isinstance(fs, fsspec.implementations.local.LocalFileSystem)
   return os.path.dirname(path) if local else None
 
 
-def file_version(fs, path):
-  """What changes with a file's content, known without reading it."""
+def file_version(fs: fsspec.AbstractFileSystem, path: str) -> list:
+  """Returns what changes with a file's content, known without reading it."""
   info = fs.info(path)
-  return [info['size'], *(str(info[k]) for k in CHANGES if k in info)]
+  return [info['size'], *(str(info[k]) for k in VERSION_FIELDS if k in info)]

@@ -1,16 +1,28 @@
-"""Where examples come from.
+"""Where examples come from: the kinds of sources, and how one is made.
 
-A source has a length, `sizes` int32 [n, 2] (height, width) known without
-decoding a picture, and source[i], a dict of
-  image            encoded bytes, or uint8 [h, w, 3]
-  caption          string
-  original_size    (height, width)
-  name             path or id, for error reports
-  aesthetic_score  float, optional
-  flippable        optional; False where a mirrored picture belies the caption
+A source is a sequence of examples, each an image and its caption, whose sizes
+are known before any image is decoded; `indexed.Source` has the contract. A
+config names the kind and its settings:
+
+  config.data.source = 'folder'
+  config.data.folder.path = '/data/photos'
+
+  folder       images with .txt files, or with a metadata table
+  webdataset   tar shards, local or behind a URL
+  parquet      columns of encoded images and captions, local or behind a URL
+  tfds         a TensorFlow Datasets split in ArrayRecord files
+  precomputed  moments and encoded text, which `precompute` wrote
+  scenes       synthetic images of objects, made on request
+  mixture      several of these, in given shares
+
+The first four are indexed: one pass over the headers, done once and stored with
+the data, gives sizes, captions and the columns of filters. A new kind is a
+class in a module of this folder, and a line in KINDS.
 """
 
 import importlib
+from collections.abc import Callable
+from typing import Any
 
 from sdxl_jax.data.sources import mixture, record_filters
 
@@ -28,17 +40,24 @@ INDEXED = ('folder', 'webdataset', 'parquet', 'tfds')
 
 
 def make_source(
-  kind, settings, filters=record_filters.NONE, workers=8, say=print
-):
-  """The source that a config describes, without what its filters leave out.
+  kind: str,
+  settings: dict[str, Any],
+  filters: record_filters.Filters = record_filters.NONE,
+  workers: int = 8,
+  say: Callable[[str], Any] = print,
+) -> record_filters.FilteredSource | mixture.Mixture:
+  """Makes a source, without the records that its filters leave out.
 
   Args:
     kind: 'mixture' or one of KINDS.
-    settings: {name: value}, of the source; of a mixture {name: {'source': kind,
-      'share': relative, **settings}}.
-    filters: Filters, of each source.
+    settings: {name: value}, arguments of the class; of a mixture {name:
+      {'source': kind, 'share': relative, **settings}}.
+    filters: applied to each source.
     workers: processes that build an index.
     say: takes a line for the user.
+
+  Raises:
+    ValueError: for an unknown kind, or filters that leave no record.
   """
   if kind == 'mixture':
     return make_mixture(settings, filters, workers, say)
@@ -47,6 +66,7 @@ def make_source(
       f'config.data.source is {kind!r}; choose one of {sorted(KINDS)} or '
       "'mixture'"
     )
+  # An index holds the columns by which filters choose.
   if kind in INDEXED:
     settings = dict(settings, columns=filters.names, workers=workers)
   module_name, class_name = KINDS[kind]
@@ -55,22 +75,31 @@ def make_source(
   return record_filters.FilteredSource(source, filters, say)
 
 
-def make_mixture(parts, filters, workers, say):
+def make_mixture(
+  parts: dict[str, dict[str, Any]],
+  filters: record_filters.Filters,
+  workers: int,
+  say: Callable[[str], Any],
+) -> mixture.Mixture:
+  """Makes the source that mixes {name: settings with `source` and `share`}."""
   if not parts:
     raise ValueError(
-      'config.data.mixture is empty: give it sources, such as dict(photos='
-      "dict(source='folder', path='PICTURES', share=0.7), ...)"
+      'config.data.mixture is empty: set its sources, such as dict(photos='
+      "dict(source='folder', path='IMAGES', share=0.7), ...)"
     )
-  made = {}
+  # Make each source, its share apart, its reports under its name.
+  sources, shares = {}, {}
   for name, settings in parts.items():
     settings = dict(settings)
-    kind, _ = settings.pop('source'), settings.pop('share')
+    kind, shares[name] = settings.pop('source'), settings.pop('share')
     if kind in ('mixture', 'precomputed'):
       raise ValueError(
-        f'config.data.mixture.{name} is a {kind!r} source, which none can be'
+        f'config.data.mixture.{name}.source is {kind!r}, which cannot be part '
+        'of a mixture: name another kind'
       )
-    tell = lambda line, name=name: say(f'{name}: {line}')
-    made[name] = make_source(kind, settings, filters, workers, tell)
-  return mixture.Mixture(
-    made, {name: part['share'] for name, part in parts.items()}
-  )
+
+    def say_with_name(line, name=name):
+      say(f'{name}: {line}')
+
+    sources[name] = make_source(kind, settings, filters, workers, say_with_name)
+  return mixture.Mixture(sources, shares)

@@ -1,21 +1,32 @@
 """A source that mixes several sources in given shares."""
 
+from collections.abc import Iterator
+
 import numpy as np
+
+from sdxl_jax.data.sources import indexed, record_filters
 
 
 class Mixture:
   """Several sources in given shares.
 
-  A pass holds every record of each at least once. To reach their shares, those
-  that are too small are gone through several times in it: all records of one
-  equally often, but for one time more or less.
+  A pass holds every record of each source at least once. To reach its share, a
+  source that is too small is repeated within the pass: each of its records
+  equally often, give or take one.
 
   Args:
     sources: {name: source}.
-    shares: {name: of the pictures, relative to the others'}.
+    shares: {name: share of the images, relative to the other sources'}.
+
+  Raises:
+    ValueError: for a share that is not positive.
   """
 
-  def __init__(self, sources, shares):
+  def __init__(
+    self,
+    sources: dict[str, record_filters.FilteredSource],
+    shares: dict[str, float],
+  ):
     for name, share in shares.items():
       if not share > 0:
         raise ValueError(
@@ -25,6 +36,7 @@ class Mixture:
     share = np.array([shares[name] for name in sources], float)
     share /= share.sum()
     lengths = np.array([len(source) for source in self.sources])
+    # The least total at which no source has more records than its share.
     total = (lengths / share).max()
     self.lengths = np.maximum(lengths, np.rint(share * total).astype(int))
     self.ends = np.cumsum(self.lengths)
@@ -32,14 +44,16 @@ class Mixture:
       [np.resize(s.sizes, (n, 2)) for s, n in zip(self.sources, self.lengths)]
     )
 
-  def __len__(self):
+  def __len__(self) -> int:
     return int(self.ends[-1])
 
-  def __getitem__(self, i):
+  def __getitem__(self, i: int) -> indexed.Example:
     which = int(np.searchsorted(self.ends, i, side='right'))
     source = self.sources[which]
-    return source[int(i - self.ends[which] + self.lengths[which]) % len(source)]
+    start = self.ends[which] - self.lengths[which]
+    return source[int(i - start) % len(source)]
 
-  def left_out(self):
+  def left_out(self) -> Iterator[str]:
+    """Yields a line for each unusable record: its name, and why."""
     for source in self.sources:
       yield from source.left_out()

@@ -1,4 +1,4 @@
-"""Parquet files of encoded pictures and captions, as Hugging Face has them."""
+"""Parquet files of encoded images and captions, in Hugging Face's layout."""
 
 import functools
 import io
@@ -12,7 +12,8 @@ import pyarrow.parquet as pq
 from sdxl_jax.data import images
 from sdxl_jax.data.sources import index, indexed
 
-LARGE = 64 << 20  # bytes of a row group, which is read whole for one picture
+# Bytes; a row group is read as a whole for one image.
+LARGE_ROW_GROUP = 64 << 20
 
 
 class Parquet(indexed.IndexedSource):
@@ -21,101 +22,137 @@ class Parquet(indexed.IndexedSource):
   Args:
     files: pattern of paths, or of URLs that fsspec opens.
     image: column of encoded bytes, or of Hugging Face's {bytes, path}.
-    caption: column of text; '': none.
-    score: column for aesthetic_score; '': none.
-    columns: others, by which filters choose.
-    workers: processes that read the files.
+    caption: column of text; '': captions are ''.
+    score: column of aesthetic_score; '': none.
+    columns: other columns, by which filters choose.
+    workers: processes that read the files to index them.
 
   Raises:
-    FileNotFoundError: where no file is so named.
-    ValueError: for a file without these columns.
+    FileNotFoundError: if no file matches.
+    ValueError: for a file that lacks one of the columns.
   """
 
   def __init__(
     self,
-    files,
-    image='image',
-    caption='text',
-    score='',
-    columns=(),
-    workers=8,
+    files: str,
+    image: str = 'image',
+    caption: str = 'text',
+    score: str = '',
+    columns: tuple[str, ...] = (),
+    workers: int = 8,
   ):
+    # Sorted, so that all hosts number the records alike.
     self.fs, pattern = fsspec.core.url_to_fs(str(files))
     self.image, self.caption = image, caption
     paths = sorted(self.fs.glob(pattern))
     if not paths:
       raise FileNotFoundError(
-        f'no parquet file is named {files}: check the path, or the login for a '
+        f'no parquet file matches {files}: check the path, or the login for a '
         'URL'
       )
+    # One part of the index for each file.
     columns = indexed.index_columns(columns, score)
-    facts = dict(image=image, caption=caption, columns=columns)
     super().__init__(
       index.load_files(
-        'parquet', files, self.fs, paths, facts, measure, workers
+        'parquet',
+        index.Files(str(files), self.fs, paths),
+        dict(image=image, caption=caption, columns=columns),
+        measure,
+        workers,
       )
     )
+    # Footers are small, and every read of a file needs its footer.
     self._metadata = functools.lru_cache(maxsize=4096)(self._metadata)
 
-  def name(self, i):
-    group, place = self.value('group', i), self.value('place', i)
-    return f'{self.value("file", i)}: row {place} of group {group}'
+  def name(self, i: int) -> str:
+    group, row = self.value('group', i), self.value('place', i)
+    return f'{self.value("file", i)}: row {row} of group {group}'
 
-  def read(self, i):
+  def read(self, i: int) -> indexed.Example:
     path, group = self.value('file', i), self.value('group', i)
+    names = [name for name in (self.image, self.caption) if name]
     try:
       with self.fs.open(path, 'rb') as file:
         parquet = pq.ParquetFile(file, metadata=self._metadata(path))
-        names = list(filter(None, (self.image, self.caption)))
         table = parquet.read_row_group(group, names)
     except (OSError, pa.ArrowException) as error:
       raise images.UnreadableImage(self.name(i), error) from error
     row = table.slice(self.value('place', i), 1).to_pylist()[0]
-    image = bytes_of(row[self.image])
     caption = row[self.caption].strip() if self.caption else ''
-    return {'image': image, 'caption': caption}
+    return {'image': bytes_of(row[self.image]), 'caption': caption}
 
   def _metadata(self, path):
+    """Reads the footer of a file, without which no row group can be read."""
     with self.fs.open(path, 'rb') as file:
       return pq.read_metadata(file)
 
 
-def bytes_of(value):
-  """Of a picture: Hugging Face wraps them in {bytes, path}."""
-  return (value['bytes'] if isinstance(value, dict) else value) or b''
+def bytes_of(value: bytes | dict | None) -> bytes:
+  """Returns an image's bytes, which Hugging Face wraps in {bytes, path}."""
+  if isinstance(value, dict):
+    value = value['bytes']
+  return value or b''
 
 
-def measure(path, fs, image, caption, columns):
-  """A part of the index: one file."""
+def measure(
+  path: str,
+  fs: fsspec.AbstractFileSystem,
+  image: str,
+  caption: str,
+  columns: dict[str, str],
+) -> pa.Table:
+  """Measures a part of the index: one file.
+
+  Args:
+    path: of the file, on `fs`.
+    fs: file system.
+    image, caption: names of columns; caption '': none.
+    columns: {name in the index: name in the file}.
+  """
   with fs.open(path, 'rb') as file:
     parquet = pq.ParquetFile(file)
     names = parquet.schema_arrow.names
-    lacking = {image, caption, *columns.values()} - {*names, ''}
-    if lacking:
-      raise ValueError(f'{path} has no column {sorted(lacking)}, but {names}')
-    groups = [
+    missing = {image, caption, *columns.values()} - {*names, ''}
+    if missing:
+      raise ValueError(f'{path} has no column {sorted(missing)}, but {names}')
+    count = parquet.num_row_groups
+    # Sizes are in the images' own headers, so every row is read once.
+    tables = [
       measure_group(parquet, path, group, image, caption, columns)
-      for group in range(parquet.num_row_groups)
+      for group in range(count)
     ]
     largest = max(
-      parquet.metadata.row_group(i).total_byte_size for i in range(len(groups))
+      parquet.metadata.row_group(group).total_byte_size
+      for group in range(count)
     )
-  if largest > LARGE:
+  if largest > LARGE_ROW_GROUP:
     logging.warning(
-      '%s has row groups of %d MB, each read whole for one picture: write it '
-      'anew with fewer rows in each (row_group_size=100)',
-      *(path, largest >> 20),
+      '%s has row groups of %d MB, each read as a whole for one image: rewrite '
+      'it with fewer rows in each (row_group_size=100)',
+      path,
+      largest >> 20,
     )
-  return index.join(groups)
+  return index.join(tables)
 
 
-def measure_group(parquet, path, group, image, caption, columns):
-  names = list(filter(None, (image, caption, *columns.values())))
+def measure_group(
+  parquet: pq.ParquetFile,
+  path: str,
+  group: int,
+  image: str,
+  caption: str,
+  columns: dict[str, str],
+) -> pa.Table:
+  """Measures the records of one row group; arguments as for `measure`."""
+  names = [name for name in (image, caption, *columns.values()) if name]
   table = parquet.read_row_group(group, names)
   n = table.num_rows
+  captioned = [True] * n
+  if caption:
+    captioned = [text.is_valid for text in table[caption]]
   return indexed.make_table(
     [indexed.size_of(io.BytesIO(bytes_of(v.as_py()))) for v in table[image]],
-    [text.is_valid for text in table[caption]] if caption else [True] * n,
+    captioned,
     {n: table[name].to_pylist() for n, name in columns.items()},
     file=pa.array([path] * n, pa.string()).dictionary_encode(),
     group=pa.array(np.full(n, group, np.int32)),

@@ -12,11 +12,15 @@ Each record is crops x flips rows of moments and crop, then one of text.
 import dataclasses
 import hashlib
 import json
+import os
 import pathlib
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 from array_record.python import array_record_data_source, array_record_module
 
+from sdxl_jax import atomic_write
 from sdxl_jax.data.sources import index, indexed
 
 LAYOUT, INDEX, SUMS = 'cache.json', 'index.arrow', 'SHA256SUMS'
@@ -24,52 +28,65 @@ UNCOND = 'uncond.array_record'
 SUFFIX = '.array_record'
 
 
+class Field(NamedTuple):
+  """An array in the bytes of a row."""
+
+  name: str
+  dtype: str
+  shape: tuple[int, ...]
+
+
 @dataclasses.dataclass(frozen=True)
 class Layout:
-  """What the rows of a cache hold."""
+  """What the rows of a cache hold.
+
+  The hash of all fields identifies a cache, so that no field may be renamed.
+  """
 
   buckets: tuple  # of (height, width) in px
-  crops: int  # different ones of each picture
-  flips: int  # 2: each crop also of the mirrored picture; else 1
+  crops: int  # different crops of each image
+  flips: int  # 2: each crop also of the mirrored image; otherwise 1
   dtype: str  # of moments and text, 'bfloat16' or 'float16'
   downscale: int  # px per latent
   moments: int  # channels
   context: tuple  # (tokens, width)
   pooled: int  # width
-  facts: dict  # of what it was computed from, for the error of a change
+  facts: dict  # inputs of the computation, to explain a mismatch
 
   @property
-  def rows(self):
-    """Per record."""
+  def rows(self) -> int:
+    """Rows per record."""
     return self.crops * self.flips + 1
 
-  def variant(self, bucket):
-    """[(name, dtype, shape)] of a row of moments."""
+  def variant(self, bucket: tuple[int, int]) -> tuple[Field, ...]:
+    """Returns the fields of a row of moments."""
     h, w = (side // self.downscale for side in bucket)
     return (
-      ('moments', self.dtype, (h, w, self.moments)),
-      ('crop_top_left', 'int32', (2,)),
+      Field('moments', self.dtype, (h, w, self.moments)),
+      Field('crop_top_left', 'int32', (2,)),
     )
 
   @property
-  def text(self):
-    """[(name, dtype, shape)] of a row of text."""
+  def text(self) -> tuple[Field, ...]:
+    """The fields of a row of text."""
     return (
-      ('context', self.dtype, tuple(self.context)),
-      ('pooled', self.dtype, (self.pooled,)),
+      Field('context', self.dtype, tuple(self.context)),
+      Field('pooled', self.dtype, (self.pooled,)),
     )
 
   @property
-  def identity(self):
+  def identity(self) -> str:
+    """The hash of all fields."""
     return index.digest(dataclasses.asdict(self))
 
-  def save(self, folder):
+  def save(self, folder: str | os.PathLike) -> None:
+    """Writes the layout into the folder of a cache."""
     text = json.dumps(dataclasses.asdict(self), indent=2)
     (pathlib.Path(folder) / LAYOUT).write_text(text + '\n')
 
   @classmethod
-  def load(cls, folder):
-    """That of a folder, or None where there is none."""
+  def load(cls, folder: str | os.PathLike) -> 'Layout | None':
+    """Reads the layout of a folder, None if it has none."""
     path = pathlib.Path(folder) / LAYOUT
     if not path.exists():
       return None
@@ -78,8 +95,12 @@ class Layout:
     return cls(**fields)
 
 
-def pack(fields, values):
-  """Arrays by name as the bytes of a row."""
+def pack(fields: Sequence[Field], values: dict[str, np.ndarray]) -> bytes:
+  """Converts arrays by name to the bytes of a row.
+
+  Raises:
+    ValueError: for an array of another shape than its field.
+  """
   parts = []
   for name, dtype, shape in fields:
     array = np.asarray(values[name]).astype(np.dtype(dtype))
@@ -89,8 +110,8 @@ def pack(fields, values):
   return b''.join(parts)
 
 
-def unpack(fields, data):
-  """The arrays of a row; they lie in its bytes."""
+def unpack(fields: Sequence[Field], data: bytes) -> dict[str, np.ndarray]:
+  """Returns the arrays of a row, which are views of its bytes."""
   arrays, start = {}, 0
   for name, dtype, shape in fields:
     dtype = np.dtype(dtype)
@@ -101,38 +122,51 @@ def unpack(fields, data):
   return arrays
 
 
-def write_rows(path, rows):
-  """Writes bytes as an ArrayRecord file that appears whole or not at all."""
-  new = path.with_suffix('.new')
-  # Moments hardly compress, and each row is read by itself.
-  writer = array_record_module.ArrayRecordWriter(
-    str(new), 'group_size:1,uncompressed'
-  )
-  for row in rows:
-    writer.write(row)
-  writer.close()
-  new.replace(path)
+def write_rows(path: pathlib.Path, rows: Iterable[bytes]) -> None:
+  """Writes rows as an ArrayRecord file, atomically."""
+  with atomic_write.atomic_path(path, overwrite=True) as partial:
+    # Moments hardly compress, and each row is read on its own.
+    writer = array_record_module.ArrayRecordWriter(
+      str(partial), 'group_size:1,uncompressed'
+    )
+    for row in rows:
+      writer.write(row)
+    writer.close()
 
 
-def digest(path):
+def digest(path: pathlib.Path) -> str:
+  """Hashes a file as sha256sum does."""
   with open(path, 'rb') as file:
     return hashlib.file_digest(file, 'sha256').hexdigest()
 
 
 class Variants:
-  """The rows of moments of one record: variants[crop, flip]."""
+  """The rows of moments of one record, read on request: variants[crop, flip].
 
-  def __init__(self, source, first, layout, bucket):
+  Args:
+    source: of the rows of all records.
+    first: the row of the record's first crop.
+    layout: of the cache.
+    bucket: (height, width) of the record.
+  """
+
+  def __init__(
+    self,
+    source: Sequence[bytes],
+    first: int,
+    layout: Layout,
+    bucket: tuple[int, int],
+  ):
     self.source, self.first = source, first
     self.layout, self.bucket = layout, bucket
     self.crops = layout.crops
 
-  def __getitem__(self, which):
-    crop, flip = which
+  def __getitem__(self, crop_and_flip: tuple[int, int]) -> dict[str, Any]:
+    crop, flip = crop_and_flip
     if flip >= self.layout.flips:
       raise ValueError(
-        'config.data.flip_probability asks for mirrored pictures, which were '
-        'not precomputed: use --flips, or set it to 0'
+        'config.data.flip_probability requires mirrored images, which were not '
+        'precomputed: precompute with --flips, or set it to 0'
       )
     data = self.source[self.first + crop * self.layout.flips + flip]
     return unpack(self.layout.variant(self.bucket), data)
@@ -142,49 +176,55 @@ class Precomputed(indexed.IndexedSource):
   """What `python -m sdxl_jax.precompute` wrote.
 
   Args:
-    path: its folder.
-    dtype: in which its moments and text are stored.
+    path: folder of the cache.
+    dtype: in which moments and text are stored.
 
   Raises:
-    FileNotFoundError: where there is no cache, or one that is not finished.
-    ValueError: where it is not whole, or of another dtype.
+    FileNotFoundError: if there is no cache, or an unfinished one.
+    ValueError: if shards are missing, or the cache has another dtype.
   """
 
-  def __init__(self, path, dtype='bfloat16'):
+  def __init__(self, path: str | os.PathLike, dtype: str = 'bfloat16'):
     folder = pathlib.Path(path)
-    self.layout = Layout.load(folder)
-    table = self.layout and index.read(folder / INDEX, self.layout.identity)
+    # The index is written last: without it the cache is not finished.
+    layout, table = Layout.load(folder), None
+    if layout:
+      table = index.read(folder / INDEX, layout.identity)
     if table is None:
       raise FileNotFoundError(
         f'{path} is no finished cache: run python -m sdxl_jax.precompute '
-        f'--output {path} (again, where it was stopped)'
+        f'--output {path} (again, if it was interrupted)'
       )
-    if self.layout.dtype != dtype:
+    if layout.dtype != dtype:
       raise ValueError(
-        f'{path} is stored in {self.layout.dtype}, but '
-        f'config.data.precomputed.dtype is {dtype}: set it to that'
+        f'{path} is stored in {layout.dtype}, but '
+        f'config.data.precomputed.dtype is {dtype}: set it to {layout.dtype}'
       )
     super().__init__(table)
+    self.layout = layout
+    # The order of the names is that of the index.
     shards = sorted(folder.glob(f'*-*{SUFFIX}'))
     self.source = array_record_data_source.ArrayRecordDataSource(
       [str(shard) for shard in shards]
     )
-    if len(self.source) != len(table) * self.layout.rows:
+    if len(self.source) != len(table) * layout.rows:
       raise ValueError(
-        f'{path} has shards of {len(self.source)} rows, but its index tells of '
-        f'{len(table)} records of {self.layout.rows} each: shards are missing, '
+        f'{path} has shards of {len(self.source)} rows, but an index of '
+        f'{len(table)} records of {layout.rows} rows each: shards are missing, '
         f'see sha256sum -c {SUMS}'
       )
-    text = array_record_data_source.ArrayRecordDataSource(
+    # The empty caption, for caption dropout.
+    uncond = array_record_data_source.ArrayRecordDataSource(
       [str(folder / UNCOND)]
     )
-    self.uncond = unpack(self.layout.text, text[0])
+    self.uncond = unpack(layout.text, uncond[0])
 
-  def name(self, i):
+  def name(self, i: int) -> str:
     return self.value('name', i)
 
-  def read(self, i):
+  def read(self, i: int) -> indexed.Example:
     bucket = self.value('bucket_height', i), self.value('bucket_width', i)
+    # The rows of a record: its crops, then its text.
     first = i * self.layout.rows
     text = self.source[first + self.layout.rows - 1]
     return {

@@ -1,6 +1,8 @@
-"""Which records of a source are used, and how many are not, and why."""
+"""Filters: which records of a source are used, and why others are not."""
 
 import dataclasses
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -24,9 +26,9 @@ PROBLEMS = {
 
 @dataclasses.dataclass(frozen=True)
 class Filters:
-  """Which records of a source are used."""
+  """Conditions that the records of a source must meet to be used."""
 
-  min_side: int = 0  # px, of the shorter one
+  min_side: int = 0  # px, of the shorter side
   min_aspect: float = 0.0  # height / width
   max_aspect: float = float('inf')
   min_aesthetic_score: float | None = None  # leaves out those without a score
@@ -41,61 +43,81 @@ class Filters:
         )
 
   @property
-  def names(self):
+  def names(self) -> tuple[str, ...]:
     """The columns that an index must have for these filters."""
     return tuple(sorted({name for name, _, _ in self.columns}))
 
-  def masks(self, source):
-    """(reason to be left out, whether each record stays), one by one."""
+  def masks(self, source: indexed.Source) -> Iterator[tuple[str, np.ndarray]]:
+    """Yields (why records are left out, bool [n], which meet the condition)."""
+    # What the index found broken.
     if isinstance(source, indexed.IndexedSource):
       for code, reason in PROBLEMS.items():
         yield reason, source.column('problem') != code
-    yield (
-      f'a side is under {self.min_side} px',
-      (source.sizes.min(1) >= self.min_side),
-    )
+    # Sizes, which every source has.
+    fits = source.sizes.min(1) >= self.min_side
+    yield f'a side is under {self.min_side} px', fits
     aspects = source.sizes[:, 0] / np.maximum(source.sizes[:, 1], 1)
-    yield (
-      f'height / width is not {self.min_aspect} to {self.max_aspect}',
-      ((self.min_aspect <= aspects) & (aspects <= self.max_aspect)),
-    )
+    fits = (self.min_aspect <= aspects) & (aspects <= self.max_aspect)
+    yield f'height / width is not {self.min_aspect} to {self.max_aspect}', fits
+    # Columns of the index.
     conditions = self.columns
     if self.min_aesthetic_score is not None:
       conditions += (('aesthetic_score', '>=', self.min_aesthetic_score),)
     for name, comparison, value in conditions:
-      yield (
-        f'{name} is not {comparison} {value}',
-        (matches(source, name, COMPARE[comparison], value)),
-      )
+      mask = matches(source, name, COMPARE[comparison], value)
+      yield f'{name} is not {comparison} {value}', mask
 
 
 NONE = Filters()
 
 
-def matches(source, name, compare, value):
-  """Of each record, whether a condition holds; not where it has no value."""
+def matches(
+  source: indexed.Source, name: str, compare: Callable, value: Any
+) -> np.ndarray:
+  """Computes bool [n], whether a column's value meets a condition.
+
+  A record without a value does not.
+
+  Raises:
+    ValueError: if no record has a value, or the types cannot be compared.
+  """
   table = getattr(source, 'table', None)
   names = table.column_names if table else []
   if name not in names or table[name].null_count == len(table):
     raise ValueError(
-      f'config.data.filters asks for {name!r}, of which '
+      f'config.data.filters has a condition on {name!r}, for which '
       f'{type(source).__name__} has no value; its columns are {names}'
     )
   try:
-    met = compare(table[name], value)
+    mask = compare(table[name], value)
   except pa.ArrowException as error:
     raise ValueError(
-      f'config.data.filters compares {name} with {value!r}, but it holds '
-      f'{table[name].type}: {error}'
+      f'config.data.filters compares {name} with {value!r}, but the column '
+      f'holds {table[name].type}: {error}'
     ) from error
-  return pc.fill_null(met, False).to_numpy()
+  return pc.fill_null(mask, False).to_numpy()
 
 
 class FilteredSource:
-  """The records of a source that pass filters, in their order."""
+  """The records of a source that meet filters, in their order.
 
-  def __init__(self, source, filters, say):
+  Args:
+    source: of all records.
+    filters: conditions.
+    say: takes a line for the user, one for each condition that records fail.
+
+  Raises:
+    ValueError: if no record is left.
+  """
+
+  def __init__(
+    self,
+    source: indexed.Source,
+    filters: Filters,
+    say: Callable[[str], Any],
+  ):
     keep, self.unusable = np.ones(len(source), bool), []
+    # Each record is counted once, by the first condition that it fails.
     for reason, mask in filters.masks(source):
       lost = np.flatnonzero(keep & ~mask)
       keep &= mask
@@ -103,6 +125,7 @@ class FilteredSource:
         say(f'{len(lost):,} of {len(source):,} records left out: {reason}')
       if reason in PROBLEMS.values():
         self.unusable.append((reason, lost))
+    # Ids in the smallest type: sources may have 10^8 records.
     self.source = source
     self.ids = np.flatnonzero(keep).astype(np.min_scalar_type(len(keep)))
     self.sizes = source.sizes[keep]
@@ -111,14 +134,14 @@ class FilteredSource:
         f'config.data.filters and broken records leave none of {len(source):,}'
       )
 
-  def __len__(self):
+  def __len__(self) -> int:
     return len(self.ids)
 
-  def __getitem__(self, i):
+  def __getitem__(self, i: int) -> indexed.Example:
     return self.source[int(self.ids[i])]
 
-  def left_out(self):
-    """A line for each record that is broken: its name, and why."""
+  def left_out(self) -> Iterator[str]:
+    """Yields a line for each unusable record: its name, and why."""
     for reason, ids in self.unusable:
       for i in ids:
         yield f'{self.source.name(i)}: {reason}'

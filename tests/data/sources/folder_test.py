@@ -1,4 +1,4 @@
-"""The folder source: both layouts, and an error for every mistake."""
+"""Tests the folder source: both layouts, and an error for every mistake."""
 
 import json
 import os
@@ -12,7 +12,7 @@ from sdxl_jax.data.sources import folder, record_filters
 from tests.support import datasets
 
 
-def picture(path, size=(20, 30), **options):
+def write_image(path, size=(20, 30), **options):
   path.parent.mkdir(parents=True, exist_ok=True)
   h, w = size
   Image.new('RGB', (w, h), 'teal').save(path, **options)
@@ -23,22 +23,22 @@ def all_of(source):
 
 
 @pytest.fixture
-def pictures(tmp_path):
-  """Four pictures with caption files, one turned, some in sub-folders."""
-  turned = Image.Exif()
-  turned[0x0112] = 6
-  picture(tmp_path / 'b.JPG', (20, 30), exif=turned)
-  picture(tmp_path / 'deep/er/a.png', (10, 40))
-  picture(tmp_path / 'deep/c.webp', (25, 25))
-  picture(tmp_path / 'd.jpeg', (33, 11))
+def captioned(tmp_path):
+  """Writes four images with captions, one rotated, some in sub-folders."""
+  rotated = Image.Exif()
+  rotated[0x0112] = 6
+  write_image(tmp_path / 'b.JPG', (20, 30), exif=rotated)
+  write_image(tmp_path / 'deep/er/a.png', (10, 40))
+  write_image(tmp_path / 'deep/c.webp', (25, 25))
+  write_image(tmp_path / 'd.jpeg', (33, 11))
   for name in ('b', 'deep/er/a', 'deep/c', 'd'):
     (tmp_path / f'{name}.txt').write_text(f'caption of {name}\n')
   return tmp_path
 
 
-def test_caption_files(pictures):
-  (pictures / '.hidden.png').write_bytes(b'')
-  source = folder.Folder(pictures, workers=0)
+def test_caption_files(captioned):
+  (captioned / '.hidden.png').write_bytes(b'')
+  source = folder.Folder(captioned, workers=0)
   assert len(source) == 4
   assert source.sizes.dtype == np.int32
   sizes = {s['caption']: s['original_size'] for s in all_of(source)}
@@ -55,12 +55,12 @@ def test_caption_files(pictures):
 
 
 @pytest.mark.parametrize('suffix', ['jsonl', 'csv'])
-def test_metadata(pictures, suffix):
+def test_metadata(captioned, suffix):
   rows = [
     {'file_name': 'deep/c.webp', 'text': 'a square, "teal"'},
     {'file_name': 'd.jpeg', 'text': 'tall', 'aesthetic_score': 5.5},
   ]
-  path = pictures / f'metadata.{suffix}'
+  path = captioned / f'metadata.{suffix}'
   if suffix == 'jsonl':
     path.write_text('\n'.join(map(json.dumps, rows)) + '\n\n')
   else:
@@ -68,17 +68,17 @@ def test_metadata(pictures, suffix):
       'file_name,text,aesthetic_score\n'
       'deep/c.webp,"a square, ""teal""",\nd.jpeg,tall,5.5\n'
     )
-  source = folder.Folder(pictures, workers=0)
+  source = folder.Folder(captioned, workers=0)
   assert [e['caption'] for e in all_of(source)] == [r['text'] for r in rows]
   assert 'aesthetic_score' not in source[0]
   assert source[1]['aesthetic_score'] == 5.5
   assert source.sizes.tolist() == [[25, 25], [33, 11]]
 
 
-def fails(pictures, *words, error=ValueError):
-  """The folder is refused in one screen that holds all the words."""
+def fails(captioned, *words, error=ValueError):
+  """Expects an error that fits one screen and holds all the words."""
   with pytest.raises(error) as caught:
-    folder.Folder(pictures, workers=0)
+    folder.Folder(captioned, workers=0)
   text = str(caught.value)
   assert len(text.splitlines()) < 12
   for word in words:
@@ -94,90 +94,93 @@ def test_no_images(tmp_path):
   fails(tmp_path, 'no images among its 1 files', '.webp')
 
 
-def test_image_without_caption(pictures):
+def test_image_without_caption(captioned):
   for i in range(9):
-    picture(pictures / f'x{i}.png')
-  fails(pictures, 'images without a caption (9)', 'x0.png', '...', 'Write the')
+    write_image(captioned / f'x{i}.png')
+  fails(captioned, 'images without a caption (9)', 'x0.png', '...', 'Write the')
 
 
-def test_caption_without_image(pictures):
-  (pictures / 'lonely.txt').write_text('a ghost')
-  fails(pictures, 'caption files without an image (1)', 'lonely.txt', 'remove')
+def test_caption_without_image(captioned):
+  (captioned / 'lonely.txt').write_text('a ghost')
+  fails(captioned, 'caption files without an image (1)', 'lonely.txt', 'remove')
 
 
-def metadata(pictures, *lines):
-  (pictures / 'metadata.jsonl').write_text('\n'.join(lines))
-  return pictures
+def metadata(captioned, *lines):
+  (captioned / 'metadata.jsonl').write_text('\n'.join(lines))
+  return captioned
 
 
-def test_row_without_image(pictures):
+def test_row_without_image(captioned):
   row = '{"file_name": "nowhere.png", "text": ""}'
-  fails(metadata(pictures, row), 'missing (1)', 'nowhere.png', 'relative to')
+  fails(metadata(captioned, row), 'missing (1)', 'nowhere.png', 'relative to')
 
 
 @pytest.mark.parametrize('column', ['file_name', 'text'])
-def test_missing_column(pictures, column):
+def test_missing_column(captioned, column):
   row = {'file_name': 'd.jpeg', 'text': ''}
   del row[column]
-  fails(metadata(pictures, json.dumps(row)), repr(column), 'row 1', 'columns')
+  fails(metadata(captioned, json.dumps(row)), repr(column), 'row 1', 'columns')
 
 
-def test_missing_csv_column(pictures):
-  (pictures / 'metadata.csv').write_text('file_name,caption\nd.jpeg,hello\n')
-  fails(pictures, "'text' (1)", 'row 1')
+def test_missing_csv_column(captioned):
+  (captioned / 'metadata.csv').write_text('file_name,caption\nd.jpeg,hello\n')
+  fails(captioned, "'text' (1)", 'row 1')
 
 
-def test_bad_rows(pictures):
-  fails(metadata(pictures, 'oops'), 'line 1 is not a JSON object', 'oops')
-  fails(metadata(pictures, '[1]'), 'line 1 is not a JSON object')
+def test_bad_rows(captioned):
+  fails(metadata(captioned, 'oops'), 'line 1 is not a JSON object', 'oops')
+  fails(metadata(captioned, '[1]'), 'line 1 is not a JSON object')
   row = '{"file_name": "d.jpeg", "text": "", "aesthetic_score": "high"}'
-  fails(metadata(pictures, row), "aesthetic_score = 'high'", 'row 1')
+  fails(metadata(captioned, row), "aesthetic_score = 'high'", 'row 1')
 
 
-def test_two_tables(pictures):
-  (pictures / 'metadata.csv').write_text('file_name,text\n')
-  fails(metadata(pictures, ''), 'remove one')
+def test_two_tables(captioned):
+  (captioned / 'metadata.csv').write_text('file_name,text\n')
+  fails(metadata(captioned, ''), 'remove one')
 
 
-def test_broken_headers_are_left_out(pictures):
-  (pictures / 'bad.png').write_bytes(b'no picture')
-  (pictures / 'bad.txt').write_text('broken')
-  said = []
-  source = folder.Folder(pictures, workers=0)
+def test_broken_headers_are_left_out(captioned):
+  (captioned / 'bad.png').write_bytes(b'no image')
+  (captioned / 'bad.txt').write_text('broken')
+  lines = []
+  source = folder.Folder(captioned, workers=0)
   chosen = record_filters.FilteredSource(
-    source, record_filters.NONE, said.append
+    source, record_filters.NONE, lines.append
   )
-  assert len(chosen) == 4 and '1 of 5 records left out' in said[0]
+  assert len(chosen) == 4 and '1 of 5 records left out' in lines[0]
   assert [line.split(':')[0] for line in chosen.left_out()] == [
-    str(pictures / 'bad.png')
+    str(captioned / 'bad.png')
   ]
 
 
 def test_all_headers_broken(tmp_path):
-  (tmp_path / 'bad.png').write_bytes(b'no picture')
+  (tmp_path / 'bad.png').write_bytes(b'no image')
   (tmp_path / 'bad.txt').write_text('broken')
   source = folder.Folder(tmp_path, workers=0)
   with pytest.raises(ValueError, match='leave none of 1'):
     record_filters.FilteredSource(source, record_filters.NONE, print)
 
 
-def test_vanished_picture(pictures):
-  source = folder.Folder(pictures, workers=0)
-  (pictures / 'b.JPG').unlink()
+def test_vanished_image(captioned):
+  source = folder.Folder(captioned, workers=0)
+  (captioned / 'b.JPG').unlink()
   with pytest.raises(images.UnreadableImage, match='b.JPG'):
     source[0]
 
 
-def test_a_picture_that_changed_is_measured_again(tmp_path):
-  """Also where its file is as long as before."""
+def test_a_changed_image_is_measured_again(tmp_path):
+  """Also if its file is as long as before."""
   path = tmp_path / '0.png'
-  (tmp_path / '0.txt').write_text('a picture')
+  (tmp_path / '0.txt').write_text('an image')
   first, second = (
     datasets.example(0, size)['image'] for size in ((20, 30), (30, 20))
   )
   length = max(len(first), len(second))
   path.write_bytes(first.ljust(length, b' '))
-  sizes = lambda: folder.Folder(tmp_path, workers=0).sizes.tolist()
+
+  def sizes():
+    return folder.Folder(tmp_path, workers=0).sizes.tolist()
+
   assert sizes() == sizes() == [[20, 30]]
   path.write_bytes(second.ljust(length, b' '))
   os.utime(path, ns=(0, path.stat().st_mtime_ns + 1_000_000))

@@ -1,4 +1,4 @@
-"""What every source promises, on the same pictures stored in every way."""
+"""Tests the contract of a source on the same images stored in every format."""
 
 import numpy as np
 import pytest
@@ -39,13 +39,13 @@ def test_contract(kind, tmp_path):
 @pytest.mark.parametrize('kind', KINDS)
 def test_unusable_records_are_named(kind, tmp_path):
   examples = [datasets.example(i, size) for i, size in enumerate(SIZES)]
-  examples[3]['image'] = b'no picture'
+  examples[3]['image'] = b'no image'
   examples[7]['image'] = b''
-  null = kind in ('webdataset', 'parquet')  # the others have '' at least
+  null = kind in ('webdataset', 'parquet')  # the others have at least ''
   if null:
     examples[9]['text'] = None
-  said = []
-  source = make(kind, tmp_path, examples, say=said.append)
+  lines = []
+  source = make(kind, tmp_path, examples, say=lines.append)
   assert len(source) == len(SIZES) - 2 - null
   left_out = '\n'.join(source.left_out())
   names = {
@@ -55,15 +55,15 @@ def test_unusable_records_are_named(kind, tmp_path):
     'tfds': ('record 3', 'record 7'),
   }
   assert all(name in left_out for name in names[kind]), left_out
-  assert '2 of 18 records left out: its header cannot be read' in said
+  assert '2 of 18 records left out: its header cannot be read' in lines
   captions = {source[i]['caption'] for i in range(len(source))}
   assert not captions & {'picture 3', 'picture 7'}
   assert ('picture 9' in captions) != null
 
 
 @pytest.mark.parametrize('kind', KINDS)
-def test_pictures_without_captions(kind, tmp_path):
-  """Where none are asked for, none need be there."""
+def test_images_without_captions(kind, tmp_path):
+  """Without captions in the settings, none need exist."""
   sizes = ((40, 60), (60, 40), (50, 50))
   examples = [datasets.example(i, size) for i, size in enumerate(sizes)]
   if kind != 'tfds':  # whose text is never missing
@@ -77,7 +77,7 @@ def test_pictures_without_captions(kind, tmp_path):
     assert source[i]['caption'] == '' and source[i]['image'] == e['image']
 
 
-def test_a_folder_of_nothing_but_pictures(tmp_path):
+def test_a_folder_of_images_alone(tmp_path):
   for i in range(3):
     path = tmp_path / f'{i}.png'
     path.write_bytes(datasets.example(i, (20, 30))['image'])

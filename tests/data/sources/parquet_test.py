@@ -1,4 +1,4 @@
-"""Parquet: plain and wrapped pictures, lacking columns, large row groups."""
+"""Tests parquet: plain and wrapped images, missing columns, row groups."""
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -27,7 +27,7 @@ def test_plain_bytes_and_other_names(tmp_path):
   assert source.name(3) == f'{tmp_path}/a.parquet: row 1 of group 1'
 
 
-def test_lacking_columns(tmp_path):
+def test_missing_columns(tmp_path):
   write(tmp_path / 'a.parquet', image=[PNG], caption=['x'])
   with pytest.raises(ValueError, match=r"no column \['text'\], but \['image'"):
     parquet.Parquet(tmp_path / '*.parquet', workers=0)
@@ -35,13 +35,13 @@ def test_lacking_columns(tmp_path):
 
 def test_large_row_groups(tmp_path, monkeypatch, caplog):
   write(tmp_path / 'a.parquet', image=[PNG] * 4, text=['x'] * 4)
-  monkeypatch.setattr(parquet, 'LARGE', 10)
+  monkeypatch.setattr(parquet, 'LARGE_ROW_GROUP', 10)
   parquet.Parquet(tmp_path / '*.parquet', workers=0)
-  assert 'write it anew with fewer rows' in caplog.text
+  assert 'rewrite it with fewer rows' in caplog.text
 
 
 def test_no_file(tmp_path):
-  with pytest.raises(FileNotFoundError, match='no parquet file is named'):
+  with pytest.raises(FileNotFoundError, match='no parquet file matches'):
     parquet.Parquet(tmp_path / '*.parquet')
 
 

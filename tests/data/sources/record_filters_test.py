@@ -1,4 +1,4 @@
-"""What filters leave out, what they say of it, and what they refuse."""
+"""Tests what filters leave out, report and refuse."""
 
 import collections
 
@@ -12,14 +12,14 @@ SIZES = ((20, 30), (10, 40), (25, 25), (33, 11), (40, 24), (16, 16)) * 3
 
 
 def choose(tmp_path, kind='folder', **settings):
-  """Numbers of the records that pass, and what was said."""
-  rules, said = record_filters.Filters(**settings), []
+  """Returns the numbers of the records that pass, and the lines reported."""
+  filters, lines = record_filters.Filters(**settings), []
   examples = [datasets.example(i, size) for i, size in enumerate(SIZES)]
   written = datasets.WRITERS[kind](tmp_path / kind, examples)
-  source = kinds.make_source(kind, written, rules, 0, said.append)
+  source = kinds.make_source(kind, written, filters, 0, lines.append)
   sizes = [source[i]['original_size'] for i in range(len(source))]
   assert source.sizes.tolist() == list(map(list, sizes))
-  return numbers_of(source), said
+  return numbers_of(source), lines
 
 
 def numbers_of(source):
@@ -32,27 +32,28 @@ def numbers(keep):
 
 
 def test_sides(tmp_path):
-  found, said = choose(tmp_path, min_side=20)
-  assert found == numbers(lambda i, h, w: min(h, w) >= 20)
-  assert said == ['9 of 18 records left out: a side is under 20 px']
+  chosen, lines = choose(tmp_path, min_side=20)
+  assert chosen == numbers(lambda i, h, w: min(h, w) >= 20)
+  assert lines == ['9 of 18 records left out: a side is under 20 px']
 
 
 def test_aspects(tmp_path):
-  found, said = choose(tmp_path, min_aspect=0.5, max_aspect=1.0)
-  assert found == numbers(lambda i, h, w: 0.5 <= h / w <= 1)
-  assert said == ['9 of 18 records left out: height / width is not 0.5 to 1.0']
+  chosen, lines = choose(tmp_path, min_aspect=0.5, max_aspect=1.0)
+  assert chosen == numbers(lambda i, h, w: 0.5 <= h / w <= 1)
+  assert lines == ['9 of 18 records left out: height / width is not 0.5 to 1.0']
 
 
 @pytest.mark.parametrize('kind', sorted(datasets.WRITERS))
 def test_columns(tmp_path, kind):
-  found, said = choose(
-    *(tmp_path, kind),
+  chosen, lines = choose(
+    tmp_path,
+    kind,
     min_aesthetic_score=4.5,
     columns=(('watermark', '<=', 0.25), ('watermark', '!=', 0.0)),
   )
-  assert found == numbers(lambda i, h, w: i >= 4 and i % 4 == 1)
-  # Each record is counted once, by the first rule that it breaks.
-  assert said == [
+  assert chosen == numbers(lambda i, h, w: i >= 4 and i % 4 == 1)
+  # Each record is counted once, by the first condition that it fails.
+  assert lines == [
     '8 of 18 records left out: watermark is not <= 0.25',
     '5 of 18 records left out: watermark is not != 0.0',
     '1 of 18 records left out: aesthetic_score is not >= 4.5',
@@ -66,7 +67,7 @@ def test_text_columns_and_missing_values(tmp_path):
   )
   for rule, expected in (
     (('lang', '==', 'en'), ['0']),
-    (('lang', '!=', 'en'), ['1']),  # not one of unknown language
+    (('lang', '!=', 'en'), ['1']),  # not the one without a language
     (('p', '<', 0.4), ['2']),
   ):
     source = kinds.make_source(
@@ -78,7 +79,7 @@ def test_text_columns_and_missing_values(tmp_path):
 @pytest.mark.parametrize(
   'rule, message',
   [
-    (('nonsense', '>', 1), "'nonsense', of which Folder has no value"),
+    (('nonsense', '>', 1), "'nonsense', for which Folder has no value"),
     (('watermark', '>', 'x'), "compares watermark with 'x'"),
     (('watermark', '=>', 1), 'the comparison one of'),
     (('watermark', '>', 9), 'leave none of 18'),
@@ -91,17 +92,17 @@ def test_refused(tmp_path, rule, message):
 
 def test_sources_without_an_index(tmp_path):
   settings = dict(resolution=40, length=50, objects=8, colours=6)
-  rules = record_filters.Filters(min_side=40)
-  source = kinds.make_source('scenes', settings, rules, say=lambda line: None)
+  filters = record_filters.Filters(min_side=40)
+  source = kinds.make_source('scenes', settings, filters, say=lambda line: None)
   assert 0 < len(source) < 50 and source.sizes.min() >= 40
   assert source[0]['original_size'] == tuple(source.sizes[0])
-  rules = record_filters.Filters(columns=(('watermark', '<', 1),))
+  filters = record_filters.Filters(columns=(('watermark', '<', 1),))
   with pytest.raises(ValueError, match='Scenes has no value'):
-    kinds.make_source('scenes', settings, rules)
+    kinds.make_source('scenes', settings, filters)
 
 
 def test_mixture(tmp_path):
-  """Shares are met, and every record of each source comes at least once."""
+  """Meets the shares, and has every record of each source at least once."""
   parts = {}
   for n, (kind, share) in enumerate((('folder', 3), ('webdataset', 1))):
     examples = [
@@ -134,7 +135,7 @@ def test_unknown_kind():
 
 @pytest.mark.parametrize('weight', [1.0, 0.25])
 def test_shares_weigh_a_prior(weight):
-  """Of a few pictures and many of their class; see configs/lora.py."""
+  """Mixes a few images with many of their class; see configs/lora.py."""
   kind = {'source': 'scenes', 'resolution': 32}
   parts = {
     'mine': kind | {'length': 20, 'share': 1.0},
@@ -144,6 +145,5 @@ def test_shares_weigh_a_prior(weight):
   mine, others = source.lengths
   assert others / mine == pytest.approx(weight)
   assert others == 200 and mine == 200 / weight
-  seen = [source[i]['name'] for i in range(mine)]
-  times = collections.Counter(seen)
+  times = collections.Counter(source[i]['name'] for i in range(mine))
   assert len(times) == 20 and set(times.values()) == {mine // 20}

@@ -1,4 +1,4 @@
-"""The source `scenes`: grammar, determinism, sizes and held-out prompts."""
+"""Tests `scenes`: grammar, determinism, sizes and held-out prompts."""
 
 import re
 
@@ -61,27 +61,27 @@ def test_grammar(noun, article, plural):
 
 
 def check_sentence(caption):
-  found = SENTENCE.fullmatch(caption)
-  assert found, caption
-  assert found['colour'].split()[1] in synthetic.COLOURS
-  assert found['plural'] is None or found['plural'] in PLURALS
-  for name in filter(None, (found['first'], found['second'], found['colour'])):
+  match = SENTENCE.fullmatch(caption)
+  assert match, caption
+  assert match['colour'].split()[1] in synthetic.COLOURS
+  assert match['plural'] is None or match['plural'] in PLURALS
+  for name in filter(None, (match['first'], match['second'], match['colour'])):
     article, noun = name.split(' ', 1)
     vowel = noun[0] in 'aeiou' and noun != 'unicorn'
     assert article == ('an' if vowel else 'a'), caption
-    assert name == found['colour'] or noun in NOUNS
+    assert name == match['colour'] or noun in NOUNS
 
 
 def test_captions():
   vocabulary = synthetic.Vocabulary(objects=len(emoji.OBJECTS))
   rng = np.random.default_rng(0)
-  seen = ''
+  text = ''
   for _ in range(3000):
     caption = synthetic.caption(vocabulary.draw(rng, held_out=False), rng)
     check_sentence(caption)
-    seen += caption
+    text += caption
   for words in ('left of', 'right of', 'above', 'below', ' and ', 'three'):
-    assert words in seen
+    assert words in text
 
 
 def test_depends_on_seed_and_index_alone():
@@ -120,22 +120,22 @@ def test_single_objects_are_large():
 
 
 def test_jitter_is_the_freedom_of_objects():
-  thing = synthetic.art.OBJECTS[0]
+  thing = emoji.OBJECTS[0]
   combination = synthetic.Combination('one', (thing,), 'blue')
 
-  def pictures(jitter):
-    draws = map(np.random.default_rng, range(20))
-    return [synthetic.paint(combination, 48, 64, d, jitter) for d in draws]
+  def paint_20(jitter):
+    rngs = map(np.random.default_rng, range(20))
+    return [synthetic.paint(combination, 48, 64, rng, jitter) for rng in rngs]
 
-  still = pictures(0)
-  assert all(np.array_equal(p, still[0]) for p in still)
+  centred = paint_20(0)
+  assert all(np.array_equal(image, centred[0]) for image in centred)
   rows, columns = np.any(
-    still[0] != synthetic.COLOURS['blue'], axis=2
+    centred[0] != synthetic.COLOURS['blue'], axis=2
   ).nonzero()
   assert abs(rows.min() + rows.max() - 47) <= 1
   assert abs(columns.min() + columns.max() - 63) <= 1
-  moved = np.std(pictures(1), axis=0).sum()
-  assert 0 < np.std(pictures(0.3), axis=0).sum() < moved
+  moved = np.std(paint_20(1), axis=0).sum()
+  assert 0 < np.std(paint_20(0.3), axis=0).sum() < moved
 
 
 def test_sizes():
@@ -148,7 +148,7 @@ def test_sizes():
   assert len(synthetic.ASPECTS) >= 11
 
 
-def test_held_out_combinations_are_never_drawn():
+def test_held_out_combinations_are_in_no_scene():
   prompts = synthetic.held_out_prompts(64, synthetic.Vocabulary(**SMALL))
   assert len({p.caption for p in prompts}) == 64
   for prompt in prompts:
@@ -156,28 +156,28 @@ def test_held_out_combinations_are_never_drawn():
     colour = prompt.caption.split()[-2]
     assert prompt.background == synthetic.COLOURS[colour]
   vocabulary = synthetic.Vocabulary(**SMALL)
-  seen = set()
+  scenes = set()
   for i in range(4000):
     rng = np.random.default_rng([0, i])
     layout, things, colour = vocabulary.draw(rng, held_out=False)
-    seen.add((layout, frozenset(o.noun for o in things), colour))
-  unseen = {
+    scenes.add((layout, frozenset(o.noun for o in things), colour))
+  held_out = {
     (p.layout, frozenset(p.objects), p.caption.split()[-2]) for p in prompts
   }
-  assert not seen & unseen
-  assert {s[0] for s in seen} == {s[0] for s in unseen}
-  # The parts are all seen, alone; only their meeting is new.
-  singles = {s for s in seen if s[0] == 'one'}
+  assert not scenes & held_out
+  assert {s[0] for s in scenes} == {s[0] for s in held_out}
+  # Every part occurs in training; only their combination is new.
+  singles = {s for s in scenes if s[0] == 'one'}
   assert len({s[1] for s in singles}) == SMALL['objects']
   assert len({s[2] for s in singles}) == SMALL['colours']
 
 
-def test_pictures_of_one_kind_and_a_larger_share_held_out():
+def test_images_of_one_kind_and_a_larger_share_held_out():
   vocabulary = synthetic.Vocabulary(16, 8, 2, max_kinds=1, held_out=0.4)
   assert vocabulary.layouts == ['one', 'one', 'two']
   less = synthetic.Vocabulary(16, 8, 2, max_kinds=1, held_out=0.2)
   rng = np.random.default_rng(0)
-  drawn = {vocabulary.draw(rng, held_out=False) for _ in range(3000)}
+  sampled = {vocabulary.draw(rng, held_out=False) for _ in range(3000)}
   for layout in ('one', 'two'):
     for thing in emoji.OBJECTS[:16]:
       every = [
@@ -185,11 +185,11 @@ def test_pictures_of_one_kind_and_a_larger_share_held_out():
         for colour in list(synthetic.COLOURS)[:8]
       ]
       every = [c for c in every if c.visible]
-      kept = [c for c in every if not vocabulary.holds_out(c)]
+      training = [c for c in every if not vocabulary.holds_out(c)]
       # The same for every object, so that none is rare, and nested.
-      assert len(every) - len(kept) == round(0.4 * len(every))
-      assert set(kept) <= {c for c in every if not less.holds_out(c)}
-      assert set(kept) == drawn & set(every)
+      assert len(every) - len(training) == round(0.4 * len(every))
+      assert set(training) <= {c for c in every if not less.holds_out(c)}
+      assert set(training) == sampled & set(every)
 
 
 def test_bad_settings():
@@ -199,7 +199,7 @@ def test_bad_settings():
     synthetic.Scenes(48, jitter=2)
   with pytest.raises(ValueError, match='under the limit of 16'):
     synthetic.Scenes(16)
-  with pytest.raises(ValueError, match='held-out prompts asked for'):
+  with pytest.raises(ValueError, match='held-out prompts are needed'):
     synthetic.held_out_prompts(60, synthetic.Vocabulary(3, 2, held_out=0.5))
   with pytest.raises(ValueError, match='is too small'):
     synthetic.held_out_prompts(1, synthetic.Vocabulary(2, 1, 1))
@@ -211,10 +211,10 @@ def test_art_not_installed(monkeypatch):
     emoji.rasterise.__wrapped__('🍎', 16)
 
 
-def test_the_papers_buckets_cut_no_object():
-  """Crops to the nearest bucket stay within the border."""
+def test_the_buckets_of_the_paper_cut_no_object():
+  """Crops to the nearest bucket remove no more than the border."""
   sizes = np.array([(1024 * a**0.5, 1024 / a**0.5) for a in synthetic.ASPECTS])
   for size, b in zip(sizes, buckets.assign(sizes, stage3.BUCKETS)):
     resized = transforms.cover(tuple(size), stage3.BUCKETS[b])
-    kept = np.divide(stage3.BUCKETS[b], resized).min()
-    assert kept >= 1 - synthetic.BORDER
+    share = np.divide(stage3.BUCKETS[b], resized).min()
+    assert share >= 1 - synthetic.BORDER

@@ -1,4 +1,4 @@
-"""TFDS without TensorFlow: splits, names, and what is refused."""
+"""Tests TFDS without TensorFlow: splits, names, and what is refused."""
 
 import subprocess
 import sys
@@ -25,7 +25,7 @@ def test_slices_of_a_split(folder):
   assert source.name(0) == 'ramps/1.0.0 train[20%:80%]: record 0'
 
 
-def test_lacking_features(folder):
+def test_missing_features(folder):
   with pytest.raises(ValueError, match=r"no feature \['text'\], but \['aest"):
     tfds.TFDS(folder, caption='text', workers=0)
 
@@ -34,14 +34,14 @@ def test_unknown_split_and_name(folder, tmp_path):
   with pytest.raises(ValueError, match="Unknown split 'test'"):
     tfds.TFDS(folder, split='test', workers=0)
   for name in ('no_such_set', str(tmp_path)):
-    with pytest.raises(FileNotFoundError, match='TFDS knows no dataset'):
+    with pytest.raises(FileNotFoundError, match='TFDS has no dataset'):
       tfds.TFDS(name, workers=0)
 
 
 def test_no_tensorflow(folder):
-  """In a process of its own, where nothing else could have brought it."""
+  """Runs in a process of its own, where nothing else can have imported it."""
   code = (
-    'import sys; from sdxl_jax.data import tfds; '
+    'import sys; from sdxl_jax.data.sources import tfds; '
     f'print(len(tfds.TFDS({folder!r}, workers=0)[0]["image"])); '
     'sys.exit("tensorflow" in sys.modules)'
   )

@@ -1,4 +1,4 @@
-"""Tar shards: their names, where captions are, and what is wrong with them."""
+"""Tests tar shards: names, where captions are, and broken files."""
 
 import io
 import json
@@ -13,7 +13,7 @@ from tests.support import datasets
 
 
 def write(path, members):
-  """A tar of {name: bytes}."""
+  """Writes a tar of {name: bytes}."""
   with tarfile.open(path, 'w') as tar:
     for name, content in members.items():
       info = tarfile.TarInfo(name)
@@ -41,7 +41,7 @@ def test_only_the_named_shards(tmp_path):
     write(tmp_path / f'{n}.tar', {'a.png': PNG, 'a.txt': b'%d' % n})
   source = webdataset.WebDataset(tmp_path / '{1..2}.tar', workers=0)
   assert captions(source) == ['1', '2']
-  with pytest.raises(FileNotFoundError, match='no tar is named .*9.tar'):
+  with pytest.raises(FileNotFoundError, match='no tar matches .*9.tar'):
     webdataset.WebDataset(tmp_path / '9.tar')
 
 
@@ -49,7 +49,7 @@ def test_keys_reach_to_the_first_dot(tmp_path):
   write(
     tmp_path / '0.tar',
     {
-      'deep.er/a.b.png': PNG,  # of the key a, as webdataset has it
+      'deep.er/a.b.png': PNG,  # of the key a, as in webdataset
       'deep.er/c.PNG': PNG,
       'deep.er/c.txt': b' two \n',
       'c.txt': b'another folder',
@@ -80,11 +80,11 @@ def test_captions_in_json(tmp_path):
 
 
 @pytest.mark.parametrize('keep', [700, 2000])
-def test_a_tar_cut_short(tmp_path, keep):
+def test_a_truncated_tar(tmp_path, keep):
   path = tmp_path / '0.tar'
   write(path, {'a.txt': b'x', 'a.png': bytes(1500)})
   path.write_bytes(path.read_bytes()[:keep])
-  with pytest.raises(ValueError, match='0.tar is not a whole tar'):
+  with pytest.raises(ValueError, match='0.tar is a truncated or corrupt tar'):
     webdataset.WebDataset(path, workers=0)
 
 

@@ -1,0 +1,18 @@
+"""Numbers that keep the random streams of one seed apart.
+
+Every use of randomness seeds its generator with [seed, stream, ...]. The
+numbers decide the order of records and every crop of a run: they never change,
+and a new use gets a new number.
+"""
+
+import enum
+
+
+class Stream(enum.IntEnum):
+  """Uses of the seed of a config."""
+
+  BUCKET_ORDER = 0  # buckets of the steps of an epoch
+  RECORD_ORDER = 1  # records of a pass over a bucket
+  TRANSFORM = 2  # crop, flip and dropped caption of a training example
+  PRECOMPUTED_CROP = 3  # crops that `precompute` stores
+  EVALUATION_CROP = 4  # crops that `evaluate` reconstructs
