@@ -16,7 +16,7 @@ from sdxl_jax.distributed import device_mesh
 from sdxl_jax.ema import transform
 from sdxl_jax.models import from_config
 from sdxl_jax.sampling import generation, pipelines
-from sdxl_jax.training import metrics, sample_grid, tasks
+from sdxl_jax.training import metrics, run_setup, sample_grid, tasks
 from tests.support import datasets, published_config, tiny_config
 
 
@@ -128,9 +128,9 @@ def test_samples_need_no_fused_kernel(monkeypatch):
 
   monkeypatch.setattr(generation, 'generate', generate)
   state = jax.jit(tasks.make_task(config, nets).init)(jax.random.key(0))
-  draw = sample_grid.make_draw(config, nets, {}, source=None)
-  grid = draw(transform.ema_params(state.opt_state))
-  assert drawn == ['xla'] and grid.dtype == np.uint8
+  grid = sample_grid.make_sample_grid(config, nets, {}, source=None)
+  image = grid.render(transform.ema_params(state.opt_state))
+  assert drawn == ['xla'] and image.dtype == np.uint8
 
 
 def test_a_finished_run_has_nothing_to_do(straight):
@@ -163,7 +163,7 @@ def test_nets_from_scratch(straight):
   config.init_from, config.from_scratch = str(straight), ('unet',)
   nets = from_config.make_model(config)
   one = device_mesh.make_mesh(devices=jax.devices()[:1])
-  given = train.load_weights(config, nets, one)
+  given = run_setup.load_weights(config, nets, one)
   assert set(given) == {'text_encoder', 'text_encoder_2'}
 
 
@@ -262,7 +262,7 @@ def test_non_finite_loss_names_the_records():
 def test_metrics_of_a_lost_stretch_are_dropped(tmp_path):
   path = tmp_path / 'metrics.jsonl'
   path.write_text('{"step": 1}\n{"step": 2}\n{"step": 3}\n{"st')
-  metrics.keep_until(path, 2)
+  metrics.drop_lines_after(path, 2)
   assert path.read_text() == '{"step": 1}\n{"step": 2}\n'
 
 
@@ -315,7 +315,7 @@ def test_precomputed(straight, tmp_path):
   precompute.precompute(config, tmp_path / 'cache')
   config.data.source = 'precomputed'
   config.data.precomputed.path = str(tmp_path / 'cache')
-  given = train.load_weights(config, from_config.make_model(config), None)
+  given = run_setup.load_weights(config, from_config.make_model(config), None)
   assert set(given) == {'unet'}
   config.samples.every = 2
   assert train.train(config, tmp_path / 'run') == 4

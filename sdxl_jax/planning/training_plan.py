@@ -81,11 +81,11 @@ class Planner:
     # before, and the next batch on its way.
     batch, *_ = compilation.example_batch(self.task, self.mesh, bucket)
     peak += machines.bytes_of(self.state.opt_state) + machines.bytes_of(batch)
-    if self.task.parts > 1:
+    if self.task.micro_batches > 1:
       peak += machines.bytes_of(self.state.params)
     traced = compilation.trace_gradients(*args)
     plain = compilation.trace_gradients(self.plain, *args[1:])
-    rows = self.config.global_batch_size // self.task.parts
+    rows = self.config.global_batch_size // self.task.micro_batches
     model_flops = cost.flops(plain)
     seconds = self.machine.seconds(text, traced)
     chip = self.machine.chip

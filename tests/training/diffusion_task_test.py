@@ -78,14 +78,14 @@ def test_meshes_do_not_change_gradients(parts, close, axes):
   assert zero == unread
 
 
-def test_update_takes_the_mean_of_the_parts(parts):
+def test_update_takes_the_mean_of_micro_batches(parts):
   config, nets, made, state, *_ = parts
   halves = diffusion_task.make_diffusion_task(
-    nets,
+    diffusion_task.DiffusionLoss(nets),
     tasks.make_optimizer(config),
     global_batch_size=4,
     trained=tuple(config.trained),
-    parts=2,
+    micro_batches=2,
   )
   assert halves.batch_spec((16, 24))['image'].shape[0] == 2
   twice = jax.tree.map(lambda x: 2 * x, state.params)
@@ -95,16 +95,22 @@ def test_update_takes_the_mean_of_the_parts(parts):
   assert float(metrics_a['grad_norm']) == float(metrics_b['grad_norm'])
 
 
-def test_indivisible_parts(parts):
+def test_indivisible_batch(parts):
   config, nets, *_ = parts
+  loss = diffusion_task.DiffusionLoss(nets)
   with pytest.raises(ValueError, match='4 is not a multiple of.*3'):
-    diffusion_task.make_diffusion_task(nets, None, global_batch_size=4, parts=3)
+    diffusion_task.make_diffusion_task(
+      loss, None, global_batch_size=4, micro_batches=3
+    )
 
 
 def test_frozen_nets_stay_out_of_the_state(parts):
   config, nets, *_ = parts
   made = diffusion_task.make_diffusion_task(
-    nets, tasks.make_optimizer(config), global_batch_size=4, trained=('unet',)
+    diffusion_task.DiffusionLoss(nets),
+    tasks.make_optimizer(config),
+    global_batch_size=4,
+    trained=('unet',),
   )
   state = jax.eval_shape(made.init, jax.random.key(0))
   assert set(state.params) == {'unet'}
