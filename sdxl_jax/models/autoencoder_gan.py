@@ -53,8 +53,8 @@ class AutoencoderGAN:
     net = vae.make_vae(self.vae)
     return net.apply({'params': params['vae']}, latents, method='decode')
 
-  def judge(self, params, image):
-    """Image > logits, high where the discriminator takes it for real."""
+  def discriminate(self, params, image):
+    """Returns logits of patches, high where they are classified as real."""
     net = discriminator.Discriminator(self.discriminator)
     return net.apply({'params': params['discriminator']}, image)
 

@@ -157,13 +157,13 @@ class AutoencoderLoss:
 
   def generator_loss(self, x, params):
     """Returns the adversarial loss of a reconstruction x."""
-    return -self.model.judge(params, x).mean()
+    return -self.model.discriminate(params, x).mean()
 
   def discriminator_loss(self, discriminator, image, x, active):
     """Returns the discriminator's loss, 0 unless active, and metrics."""
     params = {'discriminator': discriminator}
-    real = self.model.judge(params, image)
-    fake = self.model.judge(params, x)
+    real = self.model.discriminate(params, image)
+    fake = self.model.discriminate(params, x)
     metrics = {'logits_real': real.mean(), 'logits_fake': fake.mean()}
     return active * hinge(real, fake), metrics
 
