@@ -113,8 +113,8 @@ def quick():
     num_attention_heads=1,
     dtype='float32',
   )
-  config.text_encoder = default.text_tower(**small)
-  config.text_encoder_2 = default.text_tower(
+  config.text_encoder = default.text_encoder(**small)
+  config.text_encoder_2 = default.text_encoder(
     **small, hidden_act='gelu', projection_dim=64
   )
   return config.lock()
