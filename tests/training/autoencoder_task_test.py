@@ -96,7 +96,10 @@ def in_torch(nets, params, micro_step):
   )
   opposed = -judge(x).mean()
   last = net.decoder.conv_out.weight
-  by = lambda value: torch.autograd.grad(value, last, retain_graph=True)[0]
+
+  def by(value):
+    return torch.autograd.grad(value, last, retain_graph=True)[0]
+
   weight = (by(nll).norm() / (by(opposed).norm() + 1e-4)).clamp(0.0, 1e4)
   weight = 0.5 * weight.detach() * (micro_step >= 4)
   loss = nll + 1e-3 * kl + weight * opposed
@@ -129,7 +132,7 @@ def in_torch(nets, params, micro_step):
 
 @pytest.mark.parametrize('micro_step', [3, 4])
 def test_as_in_torch(setup, micro_step):
-  """Losses, weight and gradients, before and after the adversary's start."""
+  """Losses, weight and gradients, before and after the start."""
   nets, params = setup
   expected, expected_metrics = in_torch(nets, params, micro_step)
   from tests.support import discriminator_in_torch as critics
@@ -144,12 +147,12 @@ def test_as_in_torch(setup, micro_step):
     float(expected['logvar']), rel=1e-4
   )
   for net in ('vae', 'discriminator'):
-    ours = critics.state_of(gradients[net])
-    assert set(ours) == set(expected[net])
+    actual = critics.state_of(gradients[net])
+    assert set(actual) == set(expected[net])
     largest = max(float(g.abs().max()) for g in expected[net].values())
     for name, gradient in expected[net].items():
       np.testing.assert_allclose(
-        ours[name], gradient, atol=2e-4 * largest, err_msg=name
+        actual[name], gradient, atol=2e-4 * largest, err_msg=name
       )
       if micro_step == 4 or net == 'vae':
         assert float(gradient.abs().max()) > 0, name
@@ -214,7 +217,10 @@ def test_optimizers(setup):
     state = task.init(jax.random.key(0), {n: params[n] for n in nets.configs})
     gradients, _ = run(task, state.params | {'lpips': params['lpips']}, 4)
     after, _ = jax.jit(task.update)(state, gradients)
-    same = lambda a, b: jax.tree.all(jax.tree.map(np.array_equal, a, b))
+
+    def same(a, b):
+      return jax.tree.all(jax.tree.map(np.array_equal, a, b))
+
     average = transform.ema_params(after.opt_state)
     return {
       (name, module): (
@@ -226,9 +232,9 @@ def test_optimizers(setup):
     } | {'logvar': float(after.params['logvar'])}
 
   for decoder_only in (False, True):
-    kept = stepped(decoder_only, decoder_only)
-    assert (kept.pop('logvar') != 0) == decoder_only
-    for (_, module), unchanged in kept.items():
+    changes = stepped(decoder_only, decoder_only)
+    assert (changes.pop('logvar') != 0) == decoder_only
+    for (_, module), unchanged in changes.items():
       frozen = decoder_only and module in ('encoder', 'quant_conv')
       assert unchanged == (frozen, frozen), module
 

@@ -150,19 +150,22 @@ def test_unknown_field():
 def test_changed_fields(field, value, refused):
   old, new = tiny_config.get_config(), tiny_config.get_config()
   new.update_from_flattened_dict({field: value})
-  said = []
-  check = lambda accepted: config_diff.check_changes(
-    old.to_dict(), new.to_dict(), 'DIR', accepted, said.append
-  )
+  lines = []
+
+  def check(accepted):
+    return config_diff.check_changes(
+      old.to_dict(), new.to_dict(), 'DIR', accepted, lines.append
+    )
+
   if refused:
     with pytest.raises(ValueError, match=rf'DIR holds .*\n  {field}: .* > '):
       check(False)
-    assert not said
+    assert not lines
   check(refused)
-  assert f'{field}: ' in said[0] and f'> {value}' in said[0]
+  assert f'{field}: ' in lines[0] and f'> {value}' in lines[0]
 
 
 def test_nothing_changed():
-  config, said = tiny_config.get_config().to_dict(), []
-  config_diff.check_changes(config, config, 'DIR', False, said.append)
-  assert not said
+  config, lines = tiny_config.get_config().to_dict(), []
+  config_diff.check_changes(config, config, 'DIR', False, lines.append)
+  assert not lines

@@ -56,10 +56,10 @@ def test_urls():
 
 
 def test_config_of_a_run_that_has_steps(tmp_path):
-  said = []
+  lines = []
 
   def write(config, has_steps, accept=False):
-    workdirs.write_config(config, tmp_path, has_steps, accept, said.append)
+    workdirs.write_config(config, tmp_path, has_steps, accept, lines.append)
 
   config = tiny_config.get_config()
   write(config, False)
@@ -69,9 +69,9 @@ def test_config_of_a_run_that_has_steps(tmp_path):
   with pytest.raises(ValueError, match='seed: 7 > 8'):
     write(config, True)
   saved = json.loads((tmp_path / 'config.json').read_text())
-  assert saved['seed'] == 7 and not said
+  assert saved['seed'] == 7 and not lines
   write(config, True, accept=True)
-  assert 'seed: 7 > 8' in said[0]
+  assert 'seed: 7 > 8' in lines[0]
 
 
 def test_a_cache_that_the_user_named_is_kept(tmp_path, monkeypatch):
