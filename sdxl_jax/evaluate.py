@@ -73,12 +73,15 @@ def evaluate(
   Raises:
     ValueError: for a config of another task, or if no image can be read.
   """
+  # Refuse other tasks before anything is read or written.
   config_validation.check(config)
   if config.task != 'autoencoder':
     raise ValueError(
       f"config.task is {config.task!r}; only an 'autoencoder' can be "
       'evaluated so far: pass configs/stage0.py'
     )
+
+  # Measure, with data and model on this process's devices.
   output = pathlib.Path(output)
   output.mkdir(parents=True, exist_ok=True)
   setup = run_setup.set_up_locally(config, weights, say)
@@ -96,7 +99,12 @@ def evaluate(
   return metrics
 
 
-def load_params(setup, weights, average, say):
+def load_params(
+  setup: run_setup.LocalSetup,
+  weights: str | pathlib.Path,
+  average: str,
+  say: Callable[[str], None],
+) -> dict[str, Any]:
   """Loads {'vae': params}, and LPIPS if the config has a weight for it."""
   config, model, mesh = setup.config, setup.model, setup.mesh
   params = loading.load_params(weights, model, ['vae'], mesh, average)
@@ -106,13 +114,20 @@ def load_params(setup, weights, average, say):
   return params | {'lpips': loading.load_lpips(config, model, mesh)}
 
 
-def measure_images(setup, params, num_images, batch_size, say):
+def measure_images(
+  setup: run_setup.LocalSetup,
+  params: dict[str, Any],
+  num_images: int,
+  batch_size: int,
+  say: Callable[[str], None],
+) -> tuple[dict[str, list[np.ndarray]], list[np.ndarray]]:
   """Measures the first images of a source.
 
   Returns:
     {name: [value of each image]}, as reconstruction.measure names them, and
     the cells of a grid of the first images.
   """
+  # One program for all batches; the devices share the rows.
   measure = jax.jit(functools.partial(reconstruction.measure, setup.model))
   size = batch_size * setup.mesh.size
   rows = sharding.batch_sharding(setup.mesh)
@@ -155,6 +170,7 @@ def read_crops(
         background=config.data.background,
       )
       return row['image']
+    # Returned, not raised: one unreadable image does not end the evaluation.
     except images.UnreadableImage as error:
       return error
 
@@ -195,7 +211,7 @@ def describe(metrics: dict[str, Any], count: int) -> str:
   )
 
 
-def main(args):
+def main(args: flags.FlagValues) -> None:
   evaluate(
     args.config,
     args.weights,

@@ -135,8 +135,7 @@ def prepare(
   facts = tasks.run_fingerprint(config, batches.schedule)
   multihost.check_equal_across_hosts(facts)
 
-  # Load weights directly into their shardings; eval_shape gives the shapes for
-  # AOT compilation.
+  # Load weights directly into their shardings; start to compile the programs.
   key = jax.random.key(config.seed)
   pretrained = run_setup.load_weights(config, model, mesh)
   shapes = jax.eval_shape(task.init, key, pretrained)
@@ -221,10 +220,13 @@ def take_step(
   """Takes one optimizer step: gradients of micro-batches, their sum, update."""
   gradients_sum, count = None, run.task.micro_batches
   for micro_step in range(step * count, (step + 1) * count):
+    # The time until the batch is on the device counts as waiting for data.
     started = time.monotonic()
     bucket, batch = next(run.batches)
     batch = sharding.put_batch(batch, run.mesh, run.task.batch_spec(bucket))
     reporter.waited(time.monotonic() - started)
+
+    # Programs run asynchronously: nothing here waits for their results.
     gradients, result = run.programs.gradients(bucket)(
       state.params, run.frozen, batch, run.key, np.int32(micro_step)
     )
@@ -243,7 +245,9 @@ def is_due(done: int, every: int, total: int) -> bool:
   return every > 0 and (done % every == 0 or done == total)
 
 
-def write_samples(run, state, done, writer):
+def write_samples(
+  run: Run, state: train_state.State, done: int, writer: metrics.Writer
+) -> None:
   """Writes the sample grid of the EMA parameters as a PNG, to TensorBoard."""
   grid = run.sample_grid.render(transform.ema_params(state.opt_state))
   if multihost.is_primary():
@@ -267,13 +271,13 @@ def next_command(config: config_dict.ConfigDict, workdir: str) -> str:
   )
 
 
-def main(args):
+def main(args: flags.FlagValues) -> None:
   done = train(args.config, args.workdir, args.accept_changes)
   if done >= args.config.total_steps and multihost.is_primary():
     print(next_command(args.config, args.workdir))
 
 
-def define_flags():
+def define_flags() -> None:
   flags.DEFINE_string(
     'workdir', None, 'folder that the run writes to and resumes from'
   )

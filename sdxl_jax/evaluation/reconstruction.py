@@ -21,6 +21,7 @@ GAIN = 4  # factor that makes differences visible
 
 def psnr(x: Images, y: Images) -> Float[Array, ' b']:
   """Computes the peak signal to noise ratio in dB of images in [-1, 1]."""
+  # dm_pix expects images in [0, 1].
   return dm_pix.psnr((x + 1) / 2, (y + 1) / 2)
 
 
@@ -54,6 +55,7 @@ def reconstruct(
     params: {'vae': parameters}.
     image: in [-1, 1].
   """
+  # The mean, not a sample: a reconstruction depends on nothing random.
   moments = model.encode(params, image)
   mean, _ = latent_scaling.split(moments)
   decoded = model.decode(params, latent_scaling.scale(model.vae, mean))
@@ -79,6 +81,7 @@ def measure(
     'psnr': psnr(image, reconstructed),
     'ssim': ssim(image, reconstructed),
   }
+  # LPIPS only where its weights were loaded.
   if 'lpips' in params:
     values['lpips'] = model.distance(params, image, reconstructed)
   values['mean'], values['square'] = latent_scaling.statistics(moments)
@@ -94,6 +97,7 @@ def summary(values: Mapping[str, Sequence[Any]]) -> dict[str, Any]:
   Returns:
     {metric: [mean, standard deviation]}, scaling_factor and latents_mean.
   """
+  # In float64, since sums over thousands of images lose digits in float32.
   arrays = {name: np.array(x, np.float64) for name, x in values.items()}
   metrics = {
     name: [float(arrays[name].mean()), float(arrays[name].std())]
@@ -115,6 +119,7 @@ def comparison(
   """
   cells = []
   for x, y in zip(images, reconstructions):
+    # From -1, black, where there is no difference.
     difference = np.abs(np.asarray(x) - np.asarray(y)) * GAIN - 1
     cells += [np.asarray(x), np.asarray(y), difference.clip(-1, 1)]
   return cells

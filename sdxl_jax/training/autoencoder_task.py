@@ -17,15 +17,20 @@ from jaxtyping import Array, Float
 from sdxl_jax.models import autoencoder_gan, latent_scaling
 from sdxl_jax.training import batch_specs, train_state
 
+Params = dict[str, Any]
+Images = Float[Array, 'b h w c']
+Scalar = Float[Array, '']
+Metrics = dict[str, jax.Array]
+
 ENCODER = ('encoder', 'quant_conv')  # modules that `decoder_only` freezes
 
 
 def nll(
-  image: Float[Array, 'b h w c'],
-  reconstruction: Float[Array, 'b h w c'],
+  image: Images,
+  reconstruction: Images,
   distance: Float[Array, ' b'],
-  logvar: Float[Array, ''],
-) -> Float[Array, '']:
+  logvar: Scalar,
+) -> Scalar:
   """Computes -log p(image) up to a constant: a Laplacian with LPIPS added.
 
   Args:
@@ -40,23 +45,21 @@ def nll(
   return (error * jnp.exp(-logvar) + logvar).sum() / len(image)
 
 
-def kl_divergence(moments: Float[Array, 'b h w c']) -> Float[Array, '']:
+def kl_divergence(moments: Float[Array, 'b h w moments']) -> Scalar:
   """KL of the posterior from N(0, 1): sum over latents, mean over images."""
   mean, logvar = latent_scaling.split(moments)
   values = 0.5 * (jnp.square(mean) + jnp.exp(logvar) - 1.0 - logvar)
   return values.sum() / len(moments)
 
 
-def hinge(
-  real: Float[Array, '...'], fake: Float[Array, '...']
-) -> Float[Array, '']:
+def hinge(real: Float[Array, '...'], fake: Float[Array, '...']) -> Scalar:
   """Computes the discriminator's hinge loss from its logits."""
   return 0.5 * (nn.relu(1.0 - real).mean() + nn.relu(1.0 + fake).mean())
 
 
 def adaptive_weight(
   grad_nll: Float[Array, '...'], grad_generator: Float[Array, '...']
-) -> Float[Array, '']:
+) -> Scalar:
   """|grad nll| / |grad generator loss| at the decoder's last layer, <= 1e4.
 
   With this weight the generator's adversarial loss pulls as hard at the last
@@ -81,12 +84,12 @@ class AutoencoderLoss:
 
   def gradients(
     self,
-    params: dict[str, Any],
-    frozen: dict[str, Any],
+    params: Params,
+    frozen: Params,
     batch: dict[str, jax.Array],
     key: jax.Array,
     micro_step: jax.Array,
-  ) -> tuple[dict[str, Any], dict[str, jax.Array]]:
+  ) -> tuple[Params, Metrics]:
     """Returns (gradients, metrics), as train_state.Task describes them.
 
     Generator and discriminator are trained on the same reconstruction, in one
@@ -139,7 +142,9 @@ class AutoencoderLoss:
       'discriminator_loss': d_loss,
     }
 
-  def reconstruct(self, autoencoder, image, key):
+  def reconstruct(
+    self, autoencoder: Params, image: Images, key: jax.Array
+  ) -> tuple[Images, Float[Array, 'b h_latent w_latent moments']]:
     """Returns the image through a sample of its posterior, and its moments."""
     moments = self.model.encode({'vae': autoencoder}, image)
     b, h, w, c = moments.shape
@@ -147,33 +152,41 @@ class AutoencoderLoss:
     latents = latent_scaling.sample(self.model.vae, moments, noise)
     return self.model.decode({'vae': autoencoder}, latents), moments
 
-  def reconstruction_loss(self, x, logvar, image, frozen):
+  def reconstruction_loss(
+    self, x: Images, logvar: Scalar, image: Images, frozen: Params
+  ) -> tuple[Scalar, Metrics]:
     """Returns the nll of an image given its reconstruction x, and metrics."""
+    # Without a weight, LPIPS is not even compiled.
     distance = jnp.zeros(len(image))
     if self.perceptual_weight:
       distance = self.model.distance(frozen, image, x)
     metrics = {'l1': jnp.abs(image - x).mean(), 'lpips': distance.mean()}
     return nll(image, x, self.perceptual_weight * distance, logvar), metrics
 
-  def generator_loss(self, x, params):
+  def generator_loss(self, x: Images, params: Params) -> Scalar:
     """Returns the adversarial loss of a reconstruction x."""
     return -self.model.discriminate(params, x).mean()
 
-  def discriminator_loss(self, discriminator, image, x, active):
+  def discriminator_loss(
+    self, discriminator: Params, image: Images, x: Images, active: jax.Array
+  ) -> tuple[Scalar, Metrics]:
     """Returns the discriminator's loss, 0 unless active, and metrics."""
     params = {'discriminator': discriminator}
     real = self.model.discriminate(params, image)
     fake = self.model.discriminate(params, x)
     metrics = {'logits_real': real.mean(), 'logits_fake': fake.mean()}
+    # Before its start the gradients are zero, in the same compiled program.
     return active * hinge(real, fake), metrics
 
 
-def last_kernel(autoencoder):
+def last_kernel(autoencoder: Params) -> Float[Array, 'kh kw c_in c_out']:
   """The kernel of the decoder's last layer."""
   return autoencoder['decoder']['conv_out']['kernel']
 
 
-def with_last_kernel(autoencoder, kernel):
+def with_last_kernel(
+  autoencoder: Params, kernel: Float[Array, 'kh kw c_in c_out']
+) -> Params:
   """The same parameters with another kernel in the decoder's last layer."""
   decoder = autoencoder['decoder']
   conv_out = decoder['conv_out'] | {'kernel': kernel}
@@ -196,6 +209,7 @@ def make_autoencoder_task(
 
   def init(key, pretrained=None):
     params = loss.model.init(key) | (pretrained or {})
+    # LPIPS is part of the loss, not of what is trained.
     params.pop('lpips', None)
     params['logvar'] = jnp.zeros([])
     step = jnp.zeros([], jnp.int32)
@@ -231,6 +245,7 @@ def make_optimizer(
   def label(path, leaf):
     del leaf
     net, *modules = (key.key for key in path)
+    # The log-variance belongs to the autoencoder, but may be frozen alone.
     if net == 'logvar':
       return 'generator' if learn_logvar else 'frozen'
     if net == 'vae' and decoder_only and modules[0] in ENCODER:
@@ -240,6 +255,7 @@ def make_optimizer(
   def labels(params):
     return jax.tree_util.tree_map_with_path(label, params)
 
+  # Frozen parameters have no moments, and the average keeps their bits.
   chains = {
     'generator': make_chain(),
     'discriminator': make_chain(),

@@ -39,7 +39,8 @@ def image_batch_spec(
 
   batch = {
     'image': spec((*bucket, 3), jnp.float32),
-    'tokens': spec((2, 77), jnp.int32),
+    'tokens': spec((2, 77), jnp.int32),  # of both text encoders
+    # Micro-conditioning in px, (height, width) or (top, left).
     'original_size': spec((2,), jnp.int32),
     'crop_top_left': spec((2,), jnp.int32),
     'target_size': spec((2,), jnp.int32),
@@ -64,12 +65,13 @@ def precomputed_batch_spec(
   def spec(*shape):
     return jax.ShapeDtypeStruct((batch_size, *shape), dtype)
 
+  # The frozen nets' inputs are replaced by their outputs.
   batch = image_batch_spec(bucket, batch_size, model.refiner)
   del batch['image'], batch['tokens']
   h, w = (side // model.vae.downscale for side in bucket)
   encoder = model.text.text_encoder_2
   return batch | {
-    'moments': spec(h, w, 2 * model.unet.in_channels),
+    'moments': spec(h, w, 2 * model.unet.in_channels),  # mean, log-variance
     'context': spec(encoder.max_position_embeddings, model.unet.context_dim),
     'pooled': spec(encoder.projection_dim),
   }

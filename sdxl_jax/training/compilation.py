@@ -52,6 +52,7 @@ class Programs:
   ):
     self._task, self._mesh = task, mesh
     self._state, self._frozen = state, frozen
+    # Threads suffice, since XLA compiles without holding Python's lock.
     self._pool = concurrent.futures.ThreadPoolExecutor(threads)
     self._say, self._lock = say, threading.Lock()
     self._ready, self._total = 0, len(buckets)
@@ -59,6 +60,7 @@ class Programs:
     first, *others = buckets
     self._gradients = {first: self._pool.submit(self._compile_bucket, first)}
     self._update = self._pool.submit(self._compile_update)
+    # A single micro-batch has nothing to be added to.
     if task.micro_batches > 1:
       self._add = self._pool.submit(self._compile_add)
     for bucket in others:
@@ -88,6 +90,7 @@ class Programs:
   def _report(self, name, started, buckets=0):
     """Prints a line about a compiled program; `buckets` of them are new."""
     seconds = time.monotonic() - started
+    # Under a lock, so that the numbers in the lines ascend.
     with self._lock:
       self._ready += buckets
       self._say(
@@ -118,7 +121,7 @@ class Programs:
     """The program that updates the state."""
     return self._update.result()
 
-  def close(self):
+  def close(self) -> None:
     """Cancels what has not begun to compile."""
     self._pool.shutdown(wait=False, cancel_futures=True)
 
@@ -162,6 +165,7 @@ def trace_gradients(
     out_shardings=(shardings_of(params), sharding.replicated(mesh)),
   )
   batch, key, micro_step = example_batch(task, mesh, bucket)
+  # Fused kernels need the mesh as a context; activations keep their sharding.
   keep_rows = sharding.keep_rows(mesh, len(batch['target_size']))
   with jax.set_mesh(mesh), nn.intercept_methods(keep_rows):
     return gradients.trace(params, frozen, batch, key, micro_step)
@@ -177,6 +181,7 @@ def example_batch(
       lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), shapes
     )
 
+  # Rows are sharded over the devices; all have the same key and number.
   replicated = sharding.replicated(mesh)
   key = jax.eval_shape(lambda: jax.random.key(0))
   micro_step = jax.ShapeDtypeStruct((), jnp.int32)

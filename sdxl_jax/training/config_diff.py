@@ -60,6 +60,7 @@ def check_changes(
     ValueError: if the order of the data or the parameters would be others than
       those of the run so far, unless that is accepted.
   """
+  # Refuse grave changes before anything is written to the workdir.
   changes = differences(old, new)
   grave = {field: row for field, row in changes.items() if is_grave(field)}
   if grave and not accepted:
@@ -70,6 +71,7 @@ def check_changes(
       'another workdir to start a new one, or pass --accept_changes to go on '
       'nevertheless'
     )
+  # Print the others, so that an unintended change is noticed.
   if changes:
     say(
       f'The config changed since the last start (old > new):{as_lines(changes)}'
@@ -96,6 +98,7 @@ def differences(
   """Returns {field: 'old > new'} of two configs as dicts."""
   changes = {}
   for name in sorted(set(old) | set(new)):
+    # Sections are compared field by field.
     field, a, b = f'{prefix}{name}', old.get(name), new.get(name)
     if isinstance(a, dict) and isinstance(b, dict):
       changes |= differences(a, b, f'{field}.')

@@ -93,6 +93,7 @@ AUTOENCODER_NETS = {'vae', 'discriminator'}  # the trained nets of stage 0
 
 def check(config: config_dict.ConfigDict) -> None:
   """Raises ValueError with field, value and limit of the first bad field."""
+  # Each field by itself.
   for field, limits in RANGES.items():
     if get(config, field) not in limits:
       raise ValueError(
@@ -103,6 +104,8 @@ def check(config: config_dict.ConfigDict) -> None:
       raise ValueError(
         f'config.{field} is {get(config, field)!r}; choose one of {choices}'
       )
+
+  # What fields require of each other.
   check_optimizer(config)
   if config.task == 'autoencoder':
     check_autoencoder(config)
@@ -114,14 +117,16 @@ def check(config: config_dict.ConfigDict) -> None:
   check_buckets(config)
 
 
-def check_optimizer(config):
+def check_optimizer(config: config_dict.ConfigDict) -> None:
   """Raises ValueError for a schedule or snapshots that cannot be."""
+  # The decay takes the steps that the warm-up leaves.
   warmup = config.optimizer.warmup_steps
   if config.optimizer.cosine and warmup >= config.total_steps:
     raise ValueError(
       f'config.optimizer.warmup_steps is {warmup}; a cosine decay needs fewer '
       f'than config.total_steps, {config.total_steps}'
     )
+  # An EMA of one decay cannot be combined to other widths.
   if config.optimizer.ema_snapshots and not config.optimizer.ema_widths:
     raise ValueError(
       'config.optimizer.ema_snapshots is '
@@ -134,14 +139,16 @@ def check_optimizer(config):
     )
 
 
-def check_diffusion(config):
+def check_diffusion(config: config_dict.ConfigDict) -> None:
   """Raises ValueError for timesteps or samples that cannot be."""
+  # The noise schedule has 1000 timesteps.
   low, high = config.loss.timestep_range
   if not 0 <= low < high <= 1000:
     raise ValueError(
       f'config.loss.timestep_range is {(low, high)}; it must be (first, last + '
       '1) with 0 <= first <= last < 1000'
     )
+  # Otherwise the run would fail at its first samples, long after the start.
   if config.samples.every and not config.samples.prompts:
     raise ValueError(
       f'config.samples.every is {config.samples.every}, but '
@@ -149,8 +156,9 @@ def check_diffusion(config):
     )
 
 
-def check_autoencoder(config):
+def check_autoencoder(config: config_dict.ConfigDict) -> None:
   """Raises ValueError for an autoencoder that cannot be trained."""
+  # 'patch' is a reshape without parameters.
   if config.vae.kind != 'kl':
     raise ValueError(
       f'config.vae.kind is {config.vae.kind!r}, which has nothing to train; '
@@ -161,6 +169,7 @@ def check_autoencoder(config):
       f'config.trained is {tuple(config.trained)}; config.task = '
       f"'autoencoder' trains {sorted(AUTOENCODER_NETS)}"
     )
+  # A UNet is trained on latents of about unit variance.
   known = config.vae.scaling_factor or config.autoencoder.measure_latents
   if 'vae' in config.from_scratch and not known:
     raise ValueError(
@@ -169,7 +178,7 @@ def check_autoencoder(config):
     )
 
 
-def check_lora(config):
+def check_lora(config: config_dict.ConfigDict) -> None:
   """Raises ValueError for groups of low-rank factors that cannot be trained."""
   if bool(config.lora) != ('lora' in config.trained):
     raise ValueError(
@@ -177,6 +186,7 @@ def check_lora(config):
       f"{list(config.lora)}: to train low-rank factors, put 'lora' into "
       'trained and a dict(layers=pattern, rank=16, alpha=16.0) into config.lora'
     )
+  # Each group; its pattern is compiled here, so that a mistake fails at once.
   for name, group in config.lora.items():
     for field, least in ('rank', 1), ('alpha', 1e-6):
       if not group[field] >= least:
@@ -193,8 +203,9 @@ def check_lora(config):
       ) from None
 
 
-def check_precomputed(config):
+def check_precomputed(config: config_dict.ConfigDict) -> None:
   """Raises ValueError if nets are trained that a cache has already applied."""
+  # Text encoders and autoencoder do not run, so they would get no gradients.
   only_unet = all(g.layers.startswith('unet/') for g in config.lora.values())
   if not only_unet or tuple(config.trained) not in (('unet',), ('lora',)):
     raise ValueError(
@@ -204,8 +215,9 @@ def check_precomputed(config):
     )
 
 
-def check_buckets(config):
+def check_buckets(config: config_dict.ConfigDict) -> None:
   """Raises ValueError for sizes that are no whole number of latents."""
+  # Each level of the autoencoder but the last halves the size.
   if config.vae.kind == 'patch':
     downscale = config.vae.patch
   else:

@@ -6,10 +6,15 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
+from jaxtyping import Array, Float
 
 from sdxl_jax.diffusion import losses
 from sdxl_jax.models import latent_scaling, sdxl, text_encoder
 from sdxl_jax.training import batch_specs, train_state
+
+Params = dict[str, Any]
+Batch = dict[str, jax.Array]
+Metrics = dict[str, jax.Array]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,17 +29,19 @@ class DiffusionLoss:
 
   def gradients(
     self,
-    params: dict[str, Any],
-    frozen: dict[str, Any],
-    batch: dict[str, jax.Array],
+    params: Params,
+    frozen: Params,
+    batch: Batch,
     key: jax.Array,
     micro_step: jax.Array,
-  ) -> tuple[dict[str, Any], dict[str, jax.Array]]:
+  ) -> tuple[Params, Metrics]:
     """Returns (gradients, metrics), as train_state.Task describes them."""
     key = jax.random.fold_in(key, micro_step)
     return jax.grad(self.loss, has_aux=True)(params, frozen, batch, key)
 
-  def loss(self, params, frozen, batch, key):
+  def loss(
+    self, params: Params, frozen: Params, batch: Batch, key: jax.Array
+  ) -> tuple[Float[Array, ''], Metrics]:
     """Returns (loss, metrics) of one batch; the key is that of the batch."""
     params = self.model.ready(frozen | params)
     latents_key, dropout_key, loss_key = jax.random.split(key, 3)
@@ -62,7 +69,9 @@ class DiffusionLoss:
       min_snr_gamma=self.min_snr_gamma,
     )
 
-  def sample_latents(self, params, batch, key):
+  def sample_latents(
+    self, params: Params, batch: Batch, key: jax.Array
+  ) -> Float[Array, 'b h_latent w_latent c']:
     """Samples scaled latents from the batch's moments, or its images'."""
     if 'moments' in batch:
       moments = batch['moments']

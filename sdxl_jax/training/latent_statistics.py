@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jaxtyping import Array, Float
 from ml_collections import config_dict
 
 from sdxl_jax.data import pipeline
@@ -52,8 +53,11 @@ class CheckpointConfig:
     self.say(f'latents have unit variance with scaling_factor {factor:.4g}')
     return saved
 
-  def measure(self, ema_params):
+  def measure(
+    self, ema_params: dict[str, Any]
+  ) -> tuple[float, tuple[float, ...]]:
     """Returns (scaling_factor, latents_mean) of at least measure_latents."""
+    # Whole micro-batches, at least as many images as the config has.
     rows = self.config.global_batch_size // self.task.micro_batches
     count = -(-self.config.autoencoder.measure_latents // rows)
     # A fused kernel needs the mesh as a context, which only training sets.
@@ -73,8 +77,13 @@ class CheckpointConfig:
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
-def batch_statistics(model, output_sharding, params, image):
-  """Mean and mean square of each channel of the latents of [b, h, w, 3]."""
+def batch_statistics(
+  model: autoencoder_gan.AutoencoderGAN,
+  output_sharding: jax.sharding.Sharding,
+  params: dict[str, Any],
+  image: Float[Array, 'b h w c'],
+) -> list[Float[Array, ' channels']]:
+  """Mean and mean square of each channel of the latents."""
   statistics = latent_scaling.statistics(model.encode(params, image))
   means = [x.mean(0) for x in statistics]
   return jax.lax.with_sharding_constraint(means, output_sharding)

@@ -51,6 +51,7 @@ class Writer:
   ):
     folder = pathlib.Path(workdir)
     path = folder / 'metrics.jsonl'
+    # Steps after the checkpoint are taken, and written, a second time.
     if is_primary:
       drop_lines_after(path, start_step)
     self._file = open(path if is_primary else os.devnull, 'a')
@@ -69,6 +70,7 @@ class Writer:
 
   def write(self, step: int, metrics: dict[str, float]) -> None:
     """Writes the metrics after `step` optimizer steps."""
+    # Six digits are more than a metric's noise, and keep the file small.
     line = {'step': step, **{k: float(f'{v:.6g}') for k, v in metrics.items()}}
     self._file.write(json.dumps(line) + '\n')
     self._file.flush()
@@ -106,8 +108,11 @@ def drop_lines_after(path: pathlib.Path, step: int) -> None:
     try:
       if json.loads(line)['step'] <= step:
         lines.append(line)
+    # A line without an end: the process was killed while it wrote.
     except json.JSONDecodeError:
       continue
+
+  # Atomically, so that a crash here loses no metrics.
   with atomic_write.atomic_path(path, overwrite=True) as partial:
     partial.write_text(''.join(lines))
 
@@ -155,6 +160,7 @@ class Reporter:
 
   def end_step(self, step: int, metrics: dict[str, jax.Array]) -> None:
     """Keeps the metrics of an update, and reports those of the step before."""
+    # The device is computing this step; the one before is complete.
     self.flush()
     self._pending = step, self._micro_batches, metrics
     self._micro_batches = []
@@ -167,7 +173,8 @@ class Reporter:
     """
     if self._pending is None:
       return
-    (step, micro_batches, metrics), self._pending = self._pending, None
+    step, micro_batches, metrics = self._pending
+    self._pending = None
     micro_batches, metrics = jax.device_get((micro_batches, metrics))
 
     # Check each micro-batch, then the whole step.
@@ -189,7 +196,8 @@ class Reporter:
       self.writer.write(step + 1, metrics | self._rates(step))
 
   def _rates(self, step):
-    """Speed since the last line, learning rate and counts of the data."""
+    """Returns speed, learning rate and counts of the data."""
+    # Speed since the last line; then the next interval begins.
     elapsed = time.monotonic() - self._started
     steps, waited = self._steps, self._waited
     self._restart()

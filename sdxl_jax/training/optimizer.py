@@ -1,10 +1,12 @@
 """The optimizer: gradient clipping and AdamW under a learning rate schedule."""
 
+from typing import Any
+
 import jax
 import optax
 
 
-def make_decay_mask(params):
+def make_decay_mask(params: optax.Params) -> Any:
   """Selects what decays: kernels and low-rank factors, no biases or norms."""
 
   def decays(path, leaf):

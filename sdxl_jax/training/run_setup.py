@@ -1,5 +1,6 @@
 """Sets up what commands need before they run: data, weights, first state."""
 
+import pathlib
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -40,15 +41,19 @@ def set_up_locally(
     weights: source of the autoencoder, for the latent scaling.
     say: prints a line for the user.
   """
+  # The scaling belongs to the autoencoder's weights.
   config = loading.with_latent_scaling(config, weights)
   source = dataset.make_source(config, say)
+  # Each process works for itself: there are no gradients to share.
   mesh = device_mesh.make_mesh(devices=jax.local_devices())
   model = from_config.make_model(config, device_mesh.platform(mesh))
   return LocalSetup(config, source, mesh, model)
 
 
 def make_source(
-  config: config_dict.ConfigDict, workdir, say: Callable[[str], None]
+  config: config_dict.ConfigDict,
+  workdir: pathlib.Path,
+  say: Callable[[str], None],
 ) -> Any:
   """Makes the config's source; lists broken records in WORKDIR/left_out.txt."""
   source = dataset.make_source(config, say)
@@ -82,15 +87,20 @@ def load_weights(
   Raises:
     ValueError: if a net would be neither loaded nor trained.
   """
+  # Precomputed data replace the frozen nets, unless there are samples.
   names = [name for name in model.configs if name not in config.from_scratch]
   if config_validation.is_precomputed(config) and not config.samples.every:
     names = ['unet'] if 'unet' in names else []
+
+  # LPIPS has a source of its own.
   params = {}
   if 'lpips' in names:
     names.remove('lpips')
     params['lpips'] = loading.load_lpips(config, model, mesh)
   if config.init_from:
     return params | loading.load_params(config.init_from, model, names, mesh)
+
+  # Random parameters are of use only where they are trained.
   missing = sorted(set(model.configs) - set(config.trained) - set(params))
   if missing:
     raise ValueError(
@@ -121,11 +131,14 @@ def initial_state(
   Raises:
     OSError: if the disk has no room for the next checkpoint.
   """
+  # Refuse a full disk before anything is computed.
   checkpoints.check_space(shapes)
   if checkpoints.latest_step is None:
     shardings = compilation.shardings_of(shapes)
     # Weights are an argument: a closure would compile them into the program.
     return jax.jit(task.init, out_shardings=shardings)(key, pretrained)
+
+  # State and position of the data are restored together.
   state, position = checkpoints.restore(shapes)
   batches.set_state(position)
   return state

@@ -15,6 +15,8 @@ from sdxl_jax.models import autoencoder_gan, sdxl
 from sdxl_jax.sampling import generation, pipelines
 from sdxl_jax.training import run_setup, tasks
 
+Grid = UInt8[np.ndarray, 'h w 3']
+
 IMAGES, ROWS = 8, 4  # of the grid of reconstructions
 
 
@@ -27,13 +29,13 @@ class SampleGrid:
   frozen: dict[str, Any]  # {net: parameters} of the nets that are not trained
   inputs: Float[np.ndarray, 'b h w c'] | None = None  # [-1, 1], to reconstruct
 
-  def render(self, ema_params: dict[str, Any]) -> UInt8[np.ndarray, 'h w 3']:
+  def render(self, ema_params: dict[str, Any]) -> Grid:
     """Returns the grid, the same in every process, given {net: parameters}."""
     if self.config.task == 'diffusion':
       return self.render_samples(self.frozen | ema_params)
     return self.render_reconstructions(ema_params)
 
-  def render_samples(self, params):
+  def render_samples(self, params: dict[str, Any]) -> Grid:
     """Returns samples of the config's prompts, with the prompts as captions."""
     c = self.config.samples
     samples, _ = generation.generate(
@@ -46,10 +48,11 @@ class SampleGrid:
       sampler=c.sampler,
       guidance_scale=c.guidance_scale,
     )
+    # As nearly square as their number allows.
     columns = math.ceil(len(samples) ** 0.5)
     return images.grid(samples, columns, list(c.prompts), c.zoom)
 
-  def render_reconstructions(self, params):
+  def render_reconstructions(self, params: dict[str, Any]) -> Grid:
     """Returns images, their reconstructions and the differences."""
     reconstructed, _ = reconstruction.reconstruct(
       self.model, params, self.inputs
@@ -57,6 +60,7 @@ class SampleGrid:
     cells = reconstruction.comparison(
       self.inputs, multihost.fetch(reconstructed)
     )
+    # Image, reconstruction and difference side by side.
     columns = 3 * math.ceil(len(self.inputs) / ROWS)
     return images.grid(cells, columns, zoom=self.config.samples.zoom)
 
@@ -75,6 +79,7 @@ def make_sample_grid(
     frozen: {net: parameters} of the nets that are not trained.
     source: of images, as data/ makes it; read for reconstructions only.
   """
+  # The same images in every grid.
   inputs = None
   if config.task == 'autoencoder' and config.samples.every:
     inputs = first_images(config, source)
@@ -82,7 +87,9 @@ def make_sample_grid(
   return SampleGrid(config, model.replace(attention='xla'), frozen, inputs)
 
 
-def first_images(config, source):
+def first_images(
+  config: config_dict.ConfigDict, source: Any
+) -> Float[np.ndarray, 'b h w 3']:
   """Returns the first images of the schedule, as training crops them."""
   rows = range(min(IMAGES, tasks.micro_batch_size(config)))
   batches = run_setup.make_batches(config, source, rows)

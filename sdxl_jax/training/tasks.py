@@ -30,7 +30,10 @@ def make_task(
   return make_diffusion_task(config, model)
 
 
-def make_diffusion_task(config, model):
+def make_diffusion_task(
+  config: config_dict.ConfigDict, model: sdxl.SDXL
+) -> train_state.Task:
+  """Makes the Task of stages 1 to 3, refiner and LoRA."""
   # With 'empty' the data drop captions; with 'zeros' the task drops their text.
   text_dropout = config.caption_dropout if config.uncond == 'zeros' else 0.0
   precomputed_dtype = None
@@ -41,7 +44,7 @@ def make_diffusion_task(config, model):
       model,
       text_dropout=text_dropout,
       offset_noise=config.loss.offset_noise,
-      min_snr_gamma=config.loss.min_snr_gamma or None,
+      min_snr_gamma=config.loss.min_snr_gamma or None,  # 0 means off
       timestep_range=tuple(config.loss.timestep_range),
     ),
     make_optimizer(config),
@@ -52,7 +55,11 @@ def make_diffusion_task(config, model):
   )
 
 
-def make_autoencoder_task(config, model):
+def make_autoencoder_task(
+  config: config_dict.ConfigDict, model: autoencoder_gan.AutoencoderGAN
+) -> train_state.Task:
+  """Makes the Task of stage 0."""
+  # The config counts optimizer steps, the loss counts micro-steps.
   c, micro_batches = config.autoencoder, micro_batches_of(config)
   return autoencoder_task.make_autoencoder_task(
     autoencoder_task.AutoencoderLoss(
@@ -73,6 +80,7 @@ def make_optimizer(
 ) -> optax.GradientTransformation:
   """Makes the optimizer that a config describes, with its EMA."""
   c = config.optimizer
+  # Power-function averages replace the exponential one.
   if c.ema_widths:
     average = transform.power_ema(*c.ema_widths)
   else:
@@ -88,6 +96,7 @@ def make_optimizer(
       clip_norm=c.clip_norm,
     )
 
+  # The average is last in the chain, since it follows the updated parameters.
   if config.task == 'diffusion':
     return optax.chain(make_chain(), average)
   return autoencoder_task.make_optimizer(
@@ -101,6 +110,7 @@ def make_optimizer(
 def make_learning_rate(config: config_dict.ConfigDict) -> optax.Schedule:
   """Makes the function step -> learning rate that a config describes."""
   c = config.optimizer
+  # The decay ends with the run.
   decay_steps = config.total_steps if c.cosine else 0
   return optimizer.learning_rate_schedule(
     c.learning_rate, c.warmup_steps, decay_steps
@@ -121,6 +131,7 @@ def micro_batch_size(config: config_dict.ConfigDict) -> int:
 
 def check_mesh(config: config_dict.ConfigDict, mesh: jax.sharding.Mesh) -> None:
   """Raises ValueError if devices cannot share batch or heads evenly."""
+  # Each device gets the same number of rows of each micro-batch.
   batch, devices = config.global_batch_size, device_mesh.row_devices(mesh)
   micro_batches = micro_batches_of(config)
   divisor = devices * micro_batches
@@ -132,6 +143,8 @@ def check_mesh(config: config_dict.ConfigDict, mesh: jax.sharding.Mesh) -> None:
       f'buckets_per_step): take {batch // divisor * divisor or divisor} or '
       'change the mesh'
     )
+
+  # The axis tensor shards whole heads.
   tensor = mesh.shape['tensor']
   for depth, heads in zip(config.unet.transformer_depth, config.unet.num_heads):
     if depth and heads % tensor:
@@ -145,6 +158,7 @@ def run_fingerprint(
   config: config_dict.ConfigDict, schedule: buckets.Schedule
 ) -> dict[str, str]:
   """{name: text} of what all processes of a run must have in common."""
+  # Other versions may compile programs that do not match.
   packages = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'numpy')
   versions = {name: importlib.metadata.version(name) for name in packages}
   return {

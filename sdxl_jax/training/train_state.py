@@ -52,6 +52,7 @@ def make_update(
   """Makes the `update` of a Task, which takes the mean over micro-batches."""
 
   def update(state, gradients):
+    # The mean over micro-batches, as one large batch would give.
     gradients = jax.tree.map(lambda x: x / micro_batches, gradients)
     updates, opt_state = optimizer.update(
       gradients, state.opt_state, state.params

@@ -57,11 +57,14 @@ def write_config(
   Raises:
     ValueError: on grave changes; see config_diff.check_changes.
   """
+  # Without checkpoints nothing was trained, so another config may follow.
   path = workdir / 'config.json'
   new = json.loads(config.to_json())
   if path.exists() and has_steps:
     old = json.loads(path.read_text())
     config_diff.check_changes(old, new, workdir, accept_changes, say)
+
+  # Written once all processes have compared.
   multihost.barrier('every process has read the old config')
   if multihost.is_primary():
     with atomic_write.atomic_path(path, overwrite=True) as partial:
