@@ -111,7 +111,7 @@ def test_no_weight_decay():
 def test_no_moments(field):
   """A decay of 0 takes the moment from the last gradient alone."""
   after, _ = adam_step(
-    jnp.array([3.0, -4.0]), **{field: 0.0, 'weight_decay': 0}
+    jnp.array([3.0, -4.0]), **{field: 0.0, 'weight_decay': 0.0}
   )
   np.testing.assert_allclose(after, [1 - 1e-3, 1 + 1e-3], rtol=1e-6)
 
