@@ -1,49 +1,50 @@
-"""LoRA: low-rank factors beside the kernels of SDXL, from a few pictures.
+"""LoRA: trains low-rank factors of SDXL's kernels on a few images.
 
   python -m sdxl_jax.train --config configs/lora.py --workdir DIR/lora \
-    --config.init_from=SDXL --config.data.folder.path=PICTURES
+    --config.init_from=SDXL --config.data.folder.path=IMAGES
   python -m sdxl_jax.sample --weights DIR/lora --prompt "..."
 
-W becomes W + alpha / rank * a b in the layers that the patterns of config.lora
-name; only a and b are trained, averaged and saved (Hu et al. 2021). Another
-rank is --config.lora.attention.rank=64 with alpha beside it. A pattern is
-matched with the whole path of a layer; to train the text towers as well, add in
-a config of your own
+A kernel W becomes W + alpha / rank * a b in the layers that match a pattern of
+config.lora; only a and b are trained, averaged and saved (Hu et al. 2021). To
+change the rank, pass --config.lora.attention.rank=64, and alpha likewise. A
+pattern must match the whole path of a layer. To train the text encoders as
+well, add to a config of your own
 
   config.lora.text = dict(
     layers=r'text_encoder(_2)?/.*/(([qkv]|out)_proj|fc[12])', rank=8, alpha=8.0)
 
-Convolutions are layers as others: r'unet/.*/(conv1|conv2|conv_shortcut)'.
+Convolutions can be trained too: r'unet/.*/(conv1|conv2|conv_shortcut)'.
 
-configs/lora.py:prior is DreamBooth's (Ruiz et al. 2022), which keeps what the
-base knows of the class: half of each pass are pictures of other members of it,
-perhaps drawn with the base itself.
+configs/lora.py:prior is DreamBooth with prior preservation (Ruiz et al. 2022),
+so that the base does not forget the object's class: half of the images are of
+other members of the class, for example sampled from the base itself.
 
-  --config.data.mixture.mine.path=PICTURES   "a photo of a sks dog"
+  --config.data.mixture.mine.path=IMAGES     "a photo of a sks dog"
   --config.data.mixture.others.path=OTHERS   "a photo of a dog"
 
-Its weight of the prior is the ratio of the shares: in expectation, a loss of
-L(mine) + w L(class) and shares of 1 : w have the same gradient, but for a
-factor that Adam does not see. Twenty pictures beside two hundred are gone
-through ten times as often.
+DreamBooth's weight w of the prior is the ratio of the shares here: in
+expectation, the loss L(mine) + w L(class) and shares of 1 : w have the same
+gradient up to a factor, which Adam's update does not depend on. With 20 and 200
+images, each of the 20 is used ten times as often.
 
-Rank 16 beside all attention of the UNet: 23 M of 2567 M parameters, 93 MB in
+Rank 16 in all attention layers of the UNet: 23 M of 2567 M parameters, 93 MB in
 float32 as in a file, four times that with moments and EMA in a checkpoint. UNet
-and towers are held in bfloat16: with the autoencoder they take 7.1 GB.
+and text encoders are stored in bfloat16: with the autoencoder they take 7.1 GB.
 
-Full size is not trained yet. In miniature (configs/tiny.py:lora, pictures by
-tests/benchmarks/one_object.py), 200 steps of 8 pictures take three minutes of
-CPU time: a base that never saw an elephant draws it on three colours that none
-of the 20 pictures has. The file has 0.83 MB, a checkpoint 5 where one of all
-nets has 64. Without a prior, a banana on blue, a colour of the 20, becomes an
-elephant too; apple and fish stay.
+This config has not been trained at full size yet. In miniature
+(configs/tiny.py:lora, images by tests/benchmarks/one_object.py), 200 steps of 8
+images take three minutes of CPU time: a base that was trained without elephants
+then generates them on three colours that none of the 20 images has. The file
+has 0.83 MB; a checkpoint has 5 MB, one of all nets 64 MB. Without a prior, a
+banana on blue, one of the colours of the 20 images, becomes an elephant too;
+apple and fish stay.
 """
 
 from configs import default
 
 
 def get_config(kind=''):
-  """Pictures of a folder, or 'prior': beside those of their class."""
+  """Returns the config for a folder of images; 'prior': with a class prior."""
   config = default.get_config()
   config.unlock()
 
@@ -55,7 +56,7 @@ def get_config(kind=''):
   )
   config.total_steps = 1000
   config.global_batch_size = 4
-  config.caption_dropout = 0.0  # the base has learned to do without
+  config.caption_dropout = 0.0  # the base was trained with it
 
   config.optimizer.learning_rate = 1e-4
   config.optimizer.warmup_steps = 50
@@ -64,7 +65,7 @@ def get_config(kind=''):
   config.checkpoint.every = 250
   config.samples.every = 250
 
-  # What is not trained need not be stored more precisely than it is used.
+  # Frozen nets compute in bfloat16, and are stored in the same precision.
   for net in (config.unet, config.text_encoder, config.text_encoder_2):
     net.param_dtype = 'bfloat16'
 

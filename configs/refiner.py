@@ -1,18 +1,18 @@
-"""The refiner: a second UNet for the last 200 noise levels.
+"""The refiner: a second UNet for the 200 timesteps of least noise.
 
   python -m sdxl_jax.train --config configs/refiner.py --workdir DIR/refiner \
-    --config.init_from=SDXL --config.data.folder.path=PICTURES
+    --config.init_from=SDXL --config.data.folder.path=IMAGES
 
-SDXL gives the frozen autoencoder and bigG; it may be the base's folder or
-stage 3's workdir. PICTURES need an `aesthetic_score` each (metadata.jsonl).
+SDXL is the source of the frozen autoencoder and bigG: the base's folder or
+stage 3's workdir. Each of IMAGES needs an `aesthetic_score` (metadata.jsonl).
 
-The paper's (section 2.5): same latents, timesteps 0 to 199 only, pictures of
-high quality and resolution. Its net is the published refiner's. Ours: steps,
-batch, and the buckets and offset noise of stage 3.
+From the paper (section 2.5): same latents, timesteps 0 to 199 only, images of
+high quality and resolution. The net is the published refiner's. Our choice:
+steps, batch, and the buckets and offset noise of stage 3.
 
-Planned with sdxl_jax.plan for h100x8, square, widest and tallest bucket alike:
-26.9 of 59.3 GiB, 26.8 TFLOP per picture (32.0 with rematerialisation), the
-gradients of a step in 0.80 s by estimate, MFU 27 %.
+Planned with sdxl_jax.plan for h100x8, where square, widest and tallest bucket
+need the same: 26.9 of 59.3 GiB, 26.8 TFLOP per image (32.0 with
+rematerialisation), 0.80 s for the gradients of a step (estimate), MFU 27 %.
 """
 
 from configs import stage3

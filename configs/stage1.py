@@ -1,16 +1,18 @@
 """Stage 1: the base UNet from scratch, at 256 x 256.
 
   python -m sdxl_jax.train --config configs/stage1.py --workdir DIR/stage1 \
-    --config.init_from=SDXL --config.data.folder.path=PICTURES
+    --config.init_from=SDXL --config.data.folder.path=IMAGES
 
-SDXL is a diffusers folder with the frozen autoencoder and text towers. The
-paper's (section 2.5): 600,000 steps, batch 2048, sizes and crop as conditions.
-Ours, since it does not say: AdamW at 1e-4 after 10,000 steps of warm-up, EMA
-0.9999, text dropped from a tenth, bfloat16 compute over float32 parameters.
+SDXL is a diffusers folder with the frozen autoencoder and text encoders.
 
-Planned with sdxl_jax.plan for h100x8x8, of which each GPU takes 32 pictures:
-4.0 of 59.3 GiB, 1.6 TFLOP per picture (1.9 with rematerialisation), the
-gradients of a step in 0.14 s by estimate, MFU 36 %.
+From the paper (section 2.5): 600,000 steps, batch 2048, conditioning on sizes
+and crop. Our choice, since the paper does not specify it: AdamW at 1e-4 after
+10,000 steps of warm-up, EMA 0.9999, text dropped from a tenth of the images,
+bfloat16 compute with float32 parameters.
+
+Planned with sdxl_jax.plan for h100x8x8, 32 images per GPU: 4.0 of 59.3 GiB, 1.6
+TFLOP per image (1.9 with rematerialisation), 0.14 s for the gradients of a step
+(estimate), MFU 36 %.
 """
 
 from configs import default
@@ -30,7 +32,7 @@ def get_config():
   config.mesh.data = 1
   config.mesh.fsdp = -1
 
-  # Frozen, and computed in bfloat16: they need not be stored in more.
+  # Frozen nets compute in bfloat16, and are stored in the same precision.
   config.text_encoder.param_dtype = 'bfloat16'
   config.text_encoder_2.param_dtype = 'bfloat16'
   return config.lock()

@@ -1,24 +1,25 @@
-"""A small SDXL that learns to draw scenes, on a CPU, in minutes.
+"""A small SDXL, trained on a CPU in minutes to generate simple scenes.
 
   python -m sdxl_jax.train --config configs/tiny.py --workdir /tmp/tiny
 
-All the parts of SDXL, small: two text towers (trained too, from nothing),
-pooled text and sizes as vector, transformers [0, 1, 2] deep, five aspect
-buckets. It works on pixels: the autoencoder is the identity, 4 x 4 pixels to
-one position. The UNet predicts x0: with v it did not learn, in so few steps, to
-pass on the noise in 48 channels, and that loss hid the words. Zero terminal SNR
-lets a drawing start from noise alone.
+All the parts of SDXL, small: two text encoders (also trained, from random
+parameters), pooled text and sizes as vector, transformers of depth [0, 1, 2],
+several aspect buckets. Diffusion is on pixels: the autoencoder is the identity,
+4 x 4 pixels to one position. The UNet predicts x0: with v, so few steps did not
+suffice to predict the noise in 48 channels, and that part of the loss hid the
+part that depends on the words. With zero terminal SNR, sampling starts from
+pure noise.
 
 configs/tiny.py:stage0 to :stage3 and :refiner are the paper's stages in
-miniature, each from the workdir of the one before, on latents that stage 0
-learned; see launch/recipe.sh. configs/tiny.py:lora teaches the quick one a new
-thing from 20 pictures of it.
+miniature, each from the workdir of the stage before, on the latents of stage 0;
+see launch/recipe.sh. configs/tiny.py:lora fine-tunes the quick config on 20
+images of a new object.
 """
 
 from configs import default
 
 BUCKETS = ((40, 40), (40, 32), (32, 40), (48, 32), (32, 48))
-# Combinations that `scenes` never shows.
+# Combinations that the source `scenes` holds out.
 PROMPTS = (
   'an apple on a green background',
   'a banana on a blue background',
@@ -31,12 +32,13 @@ PROMPTS = (
   'two octopuses on a white background',
 )
 
-# Of 'an elephant', which the quick one never saw, and :lora not on these.
+# The quick config is trained without elephants, :lora on images that have none
+# on these backgrounds.
 LORA_UNSEEN = ('red', 'yellow', 'purple')
 
 
 def get_config(stage=''):
-  """The quick one, or 'stage0' to 'stage3', 'refiner' or 'lora'."""
+  """Returns the quick config, or 'stage0' to 'stage3', 'refiner' or 'lora'."""
   config = quick()
   if stage:
     config.unlock()
@@ -113,8 +115,8 @@ def quick():
     num_attention_heads=1,
     dtype='float32',
   )
-  config.text_encoder = default.text_tower(**small)
-  config.text_encoder_2 = default.text_tower(
+  config.text_encoder = default.text_encoder(**small)
+  config.text_encoder_2 = default.text_encoder(
     **small, hidden_act='gelu', projection_dim=64
   )
   return config.lock()
@@ -139,7 +141,7 @@ def stage0(config):
 
 
 def stage1(config):
-  """Squares of 16 px; it also trains the text towers, from nothing."""
+  """Squares of 16 px; text encoders are trained too, from random parameters."""
   config.total_steps = 1500
   config.from_scratch = config.trained
   learned_latents(config)
@@ -147,7 +149,7 @@ def stage1(config):
 
 
 def stage2(config):
-  """Squares of 32 px, from stage 1; the text towers are frozen from here on."""
+  """Squares of 32 px, from stage 1; text encoders are frozen from here on."""
   config.total_steps = 800
   config.trained = ('unet',)
   learned_latents(config)
@@ -164,9 +166,10 @@ def stage3(config):
 
 
 def refiner(config):
-  """The last 200 timesteps, from nothing but stage 3's second text tower.
+  """The last 200 timesteps, with stage 3's second text encoder.
 
-  Its pictures are noisy by degrees, and a score says by how much.
+  The UNet is trained from random parameters, on images of varying noise with a
+  score that measures it.
   """
   config.total_steps = 400
   config.trained = config.from_scratch = ('unet',)
@@ -178,11 +181,11 @@ def refiner(config):
   config.text_encoder = None
   config.unet.context_dim = 32
   config.unet.vector_dim = 64 + 5 * 32
-  config.samples.every = 0  # it draws nothing alone
+  config.samples.every = 0  # the refiner cannot generate by itself
 
 
 def lora(config):
-  """Factors beside the quick one's kernels, and its towers': a new word."""
+  """Low-rank factors of the quick config's UNet and text encoders."""
   config.trained = ('lora',)
   config.lora.unet = dict(
     layers=r'unet/.*/(to_[qkv]|to_out_0|proj|net_2|proj_in|proj_out)',
@@ -201,12 +204,12 @@ def lora(config):
   config.checkpoint.every = config.samples.every = 100
   config.samples.prompts = (
     *(f'an elephant on a {colour} background' for colour in LORA_UNSEEN),
-    *PROMPTS[:3],  # what it knew before
+    *PROMPTS[:3],  # objects that the base knows
   )
 
 
 def learned_latents(config):
-  """Those of stage 0, scaled as it measured them."""
+  """Sets up the latents of stage 0, with the scaling that it measured."""
   config.unet.in_channels = config.unet.out_channels = 8
   config.vae = default.get_config().vae
   config.vae.update(
@@ -219,7 +222,7 @@ def learned_latents(config):
 
 def square(config, side):
   config.data.buckets = ((side, side),)
-  config.data.scenes.resolution = 40  # no picture smaller than its bucket
+  config.data.scenes.resolution = 40  # no image is smaller than its bucket
   config.samples.size = (side, side)
 
 

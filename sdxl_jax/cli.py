@@ -1,6 +1,7 @@
-"""What all commands share: flags that explain themselves, and a last line."""
+"""Entry point of all commands: parses flags, and prints errors as one line."""
 
 import sys
+from collections.abc import Callable, Sequence
 
 import jax
 from absl import app, flags, logging
@@ -8,48 +9,50 @@ from absl import app, flags, logging
 from sdxl_jax.distributed import multihost
 
 
-def run(main, *names):
-  """Runs main(flags, *arguments); bad input ends it with one line.
+def run(main: Callable, *names: str) -> None:
+  """Runs main(flags, *arguments); bad input ends the command with one line.
 
   Args:
-    main: raises ValueError or OSError with that line, which says what to do.
-    names: of the arguments that are no flags.
+    main: raises ValueError or OSError with a message that names the remedy.
+    names: of the positional arguments.
   """
 
-  def whole(argv):
-    logging.set_verbosity(logging.ERROR)  # orbax tells much
+  def run_main(argv):
+    logging.set_verbosity(logging.ERROR)  # orbax logs verbosely at INFO
     try:
       check_arguments(argv[1:], names)
       main(flags.FLAGS, *argv[1:])
     except (ValueError, OSError) as error:
       multihost.abort(f'error: {error}')
+    # With several processes, JAX reports a lost peer as a failed step.
     except jax.errors.JaxRuntimeError as error:
       if jax.process_count() == 1:
         raise
       multihost.abort(
-        'error: a step failed, most likely since another process is gone; see '
-        'its log. What was saved is intact: run the same command again in all '
-        f'processes. JAX says: {str(error)[:500]}',
+        'error: a step failed, most likely because another process is gone; '
+        'see its log. What was saved is intact: run the same command again in '
+        f'all processes. JAX reports: {str(error)[:500]}',
         multihost.EXIT_PEER_LOST,
       )
 
-  app.run(whole, flags_parser=parse_flags)
+  app.run(run_main, flags_parser=parse_flags)
 
 
-def check_arguments(given, names):
-  if len(given) != len(names):
+def check_arguments(arguments: Sequence[str], names: Sequence[str]) -> None:
+  """Raises ValueError unless there is one argument for each name."""
+  if len(arguments) != len(names):
     raise ValueError(
-      f'besides flags, {" and ".join(names) or "nothing"} must be given, not '
-      f'{" ".join(given) or "nothing"}; --help lists the flags'
+      f'besides flags, pass {" and ".join(names) or "nothing"}, not '
+      f'{" ".join(arguments) or "nothing"}; --help lists the flags'
     )
 
 
-def parse_flags(argv):
-  """As absl does, but an unknown field of the config is one line."""
+def parse_flags(argv: list[str]) -> list[str]:
+  """Parses flags as absl does; an unknown config field is a one-line error."""
   try:
     return app.parse_flags_with_usage(argv)
   except (AttributeError, KeyError, TypeError) as error:
-    while isinstance(error, Exception):  # one may hold another
+    while isinstance(error, Exception):  # an error may wrap another
       error = error.args[0]
     sys.exit(
       f'error: {"; ".join(str(error).splitlines())}: the config has no such '

@@ -1,17 +1,17 @@
-"""Evaluate: how near an autoencoder's reconstructions come to the pictures.
+"""Evaluate: measures how well an autoencoder reconstructs images.
 
   python -m sdxl_jax.evaluate --config configs/stage0.py --weights DIR \
-    --output OUT --config.data.folder.path=PICTURES
+    --output OUT --config.data.folder.path=IMAGES
 
 DIR is published weights, or a workdir, of which --average chooses parameters.
 Prints PSNR, SSIM and LPIPS at the size of the config's bucket, 256 px as in
-Table 3 of the SDXL paper, and what would give the latents unit variance; writes
-OUT/metrics.json and OUT/reconstructions.png.
+Table 3 of the SDXL paper, and the scaling that gives the latents unit variance;
+writes OUT/metrics.json and OUT/reconstructions.png.
 
-LPIPS is the calibrated distance of the package `lpips`, by which SDXL's
-autoencoder is known to have about 0.055 on COCO at 256 px. The paper's 0.88 is
-of another scale, which it does not name: without the calibrated weights, the
-same features give 10 to 12 times ours.
+LPIPS is the calibrated distance of the package `lpips`, for which about 0.055
+on COCO at 256 px is known of SDXL's autoencoder. The paper's 0.88 is on another
+scale, which it does not name: without the calibrated weights, the same features
+give 10 to 12 times our numbers.
 """
 
 import collections
@@ -20,165 +20,215 @@ import functools
 import itertools
 import json
 import pathlib
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import jax
 import numpy as np
 import tqdm
 from absl import flags
-from ml_collections import config_flags
+from jaxtyping import Float
+from ml_collections import config_dict, config_flags
 
 from sdxl_jax import cli
 from sdxl_jax.checkpoints import loading, run_params
 from sdxl_jax.data import (
   buckets,
-  dataset,
   images,
   precompute_writer,
   seeds,
   transforms,
 )
-from sdxl_jax.distributed import device_mesh, sharding
+from sdxl_jax.distributed import sharding
 from sdxl_jax.evaluation import reconstruction
-from sdxl_jax.models import from_config
-from sdxl_jax.training import config_validation
+from sdxl_jax.training import config_validation, run_setup
 
-SHOWN = 12  # pictures in the grid
+IMAGES, COLUMNS = 12, 6  # of the grid; each image takes three columns
 
 
 def evaluate(
-  config,
-  weights,
-  output,
-  pictures=5000,
-  batch_size=8,
-  average='ema',
-  say=print,
-):
-  """Measures an autoencoder on the first pictures of a source, one crop each.
+  config: config_dict.ConfigDict,
+  weights: str | pathlib.Path,
+  output: str | pathlib.Path,
+  num_images: int = 5000,
+  batch_size: int = 8,
+  average: str = 'ema',
+  say: Callable[[str], None] = print,
+) -> dict[str, Any]:
+  """Measures an autoencoder on the first images of a source, one crop each.
 
   Args:
     config: as for training stage 0; its `vae` must be that of the weights.
-    weights: published ones, workdir or checkpoint.
+    weights: published weights, a workdir or a checkpoint.
     output: folder to write to.
-    pictures: at most so many.
+    num_images: number of images, at most.
     batch_size: on each device.
     average: which parameters of a workdir, see pipelines.load.
-    say: takes a line for the user.
+    say: prints a line for the user.
 
   Returns:
-    {metric: [mean, standard deviation over pictures]} and of the latents
+    {metric: [mean, standard deviation over images]} and of the latents
     {'scaling_factor': float, 'latents_mean': [by channel]}.
 
   Raises:
-    ValueError: for a config of another task, or if no picture can be read.
+    ValueError: for a config of another task, or if no image can be read.
   """
+  # Refuse other tasks before anything is read or written.
   config_validation.check(config)
   if config.task != 'autoencoder':
     raise ValueError(
-      f"config.task is {config.task!r}; only an 'autoencoder' is measured so "
-      'far: give configs/stage0.py'
+      f"config.task is {config.task!r}; only an 'autoencoder' can be "
+      'evaluated so far: pass configs/stage0.py'
     )
-  config = loading.with_latent_scaling(config, weights)
+
+  # Measure, with data and model on this process's devices.
   output = pathlib.Path(output)
   output.mkdir(parents=True, exist_ok=True)
-  source = dataset.make_source(config, say)
-  mesh = device_mesh.make_mesh(devices=jax.local_devices())
-  nets = from_config.make_model(config, device_mesh.platform(mesh))
-  params = load(config, nets, weights, mesh, average, say)
-  measure = jax.jit(functools.partial(reconstruction.measure, nets))
-  size, rows = batch_size * mesh.size, sharding.batch_sharding(mesh)
-  found, cells = collections.defaultdict(list), []
-  bar = tqdm.tqdm(total=min(pictures, len(source)), unit='image')
-  for batch in read(config, source, pictures, size, say):
-    whole = np.concatenate([batch, batch[-1:].repeat(size - len(batch), 0)])
-    values, made = measure(params, jax.device_put(whole, rows))
-    for name, value in values.items():
-      found[name] += list(np.asarray(value)[: len(batch)])
-    if len(cells) < 3 * SHOWN:
-      cells += reconstruction.comparison(batch, np.asarray(made))
-    bar.update(len(batch))
-  bar.close()
+  setup = run_setup.set_up_locally(config, weights, say)
+  params = load_params(setup, weights, average, say)
+  values, cells = measure_images(setup, params, num_images, batch_size, say)
   if not cells:
-    raise ValueError(f'none of {len(source)} pictures can be read')
-  images.save(
-    output / 'reconstructions.png', images.grid(cells[: 3 * SHOWN], 6)
-  )
-  metrics = reconstruction.summary(found)
+    raise ValueError(f'none of {len(setup.source)} images can be read')
+
+  # Write the figures and the first images.
+  grid = images.grid(cells, COLUMNS)
+  images.save(output / 'reconstructions.png', grid)
+  metrics = reconstruction.summary(values)
   (output / 'metrics.json').write_text(json.dumps(metrics, indent=2) + '\n')
-  say(describe(metrics, len(found['psnr'])))
+  say(describe(metrics, len(values['psnr'])))
   return metrics
 
 
-def load(config, nets, weights, mesh, average, say):
-  """{'vae': params}, and LPIPS where the config asks for it."""
-  params = loading.load_params(weights, nets, ['vae'], mesh, average)
-  if 'lpips' not in nets.configs:
+def load_params(
+  setup: run_setup.LocalSetup,
+  weights: str | pathlib.Path,
+  average: str,
+  say: Callable[[str], None],
+) -> dict[str, Any]:
+  """Loads {'vae': params}, and LPIPS if the config has a weight for it."""
+  config, model, mesh = setup.config, setup.model, setup.mesh
+  params = loading.load_params(weights, model, ['vae'], mesh, average)
+  if 'lpips' not in model.configs:
     say('without LPIPS, since config.autoencoder.perceptual_weight is 0')
     return params
-  return params | {'lpips': loading.load_lpips(config, nets, mesh)}
+  return params | {'lpips': loading.load_lpips(config, model, mesh)}
 
 
-def read(config, source, count, size, say):
-  """Batches float32 [<= size, h, w, 3], each of one bucket."""
+def measure_images(
+  setup: run_setup.LocalSetup,
+  params: dict[str, Any],
+  num_images: int,
+  batch_size: int,
+  say: Callable[[str], None],
+) -> tuple[dict[str, list[np.ndarray]], list[np.ndarray]]:
+  """Measures the first images of a source.
+
+  Returns:
+    {name: [value of each image]}, as reconstruction.measure names them, and
+    the cells of a grid of the first images.
+  """
+  # One program for all batches; the devices share the rows.
+  measure = jax.jit(functools.partial(reconstruction.measure, setup.model))
+  size = batch_size * setup.mesh.size
+  rows = sharding.batch_sharding(setup.mesh)
+  values, cells = collections.defaultdict(list), []
+  total = min(num_images, len(setup.source))
+  with tqdm.tqdm(total=total, unit='image') as bar:
+    for batch in read_crops(setup.config, setup.source, num_images, size, say):
+      # The last batch is padded with its last image to the compiled size.
+      padding = batch[-1:].repeat(size - len(batch), 0)
+      padded = jax.device_put(np.concatenate([batch, padding]), rows)
+      measured, reconstructed = measure(params, padded)
+      for name, value in measured.items():
+        values[name] += list(np.asarray(value)[: len(batch)])
+      if len(cells) < 3 * IMAGES:
+        cells += reconstruction.comparison(batch, np.asarray(reconstructed))
+      bar.update(len(batch))
+  return values, cells[: 3 * IMAGES]
+
+
+def read_crops(
+  config: config_dict.ConfigDict,
+  source: Any,
+  num_images: int,
+  size: int,
+  say: Callable[[str], None],
+) -> Iterator[Float[np.ndarray, 'b h w 3']]:
+  """Yields batches of at most `size` crops in [-1, 1], each of one bucket.
+
+  Images that cannot be read are left out, with a line for the user.
+  """
   table = tuple(map(tuple, config.data.buckets))
-  assigned = buckets.assign(source.sizes[:count], table)
+  assigned = buckets.assign(source.sizes[:num_images], table)
 
   def crop(bucket, i):
     seed = [config.seed, seeds.Stream.EVALUATION_CROP, int(i)]
-    background = config.data.background
     try:
-      example = source[int(i)]
-      row = transforms.transform(example, bucket, seed, background=background)
+      row = transforms.transform(
+        source[int(i)],
+        bucket,
+        seed,
+        background=config.data.background,
+      )
       return row['image']
+    # Returned, not raised: one unreadable image does not end the evaluation.
     except images.UnreadableImage as error:
       return error
 
   def readable(crops):
-    for made in crops:
-      if isinstance(made, images.UnreadableImage):
-        say(f'left out: {made}')
+    for result in crops:
+      if isinstance(result, images.UnreadableImage):
+        say(f'left out: {result}')
       else:
-        yield made
+        yield result
 
+  # Bucket by bucket, read ahead by threads.
   threads = config.data.num_threads or 1
   with concurrent.futures.ThreadPoolExecutor(threads) as pool:
-    for b, bucket in enumerate(table):
-      make = functools.partial(crop, bucket)
-      crops = precompute_writer.prefetch(
-        pool, make, np.flatnonzero(assigned == b)
+    for number, bucket in enumerate(table):
+      crops = readable(
+        precompute_writer.prefetch(
+          pool,
+          functools.partial(crop, bucket),
+          np.flatnonzero(assigned == number),
+        )
       )
-      crops = readable(crops)
       while batch := list(itertools.islice(crops, size)):
         yield np.stack(batch)
 
 
-def describe(metrics, count):
-  """The metrics as text."""
-  spread = lambda name: '{:.4g} +- {:.2g}'.format(*metrics[name])
-  measured = ', '.join(
-    f'{name} {spread(name)}' for name in reconstruction.NAMES if name in metrics
-  )
-  mean = ', '.join(f'{x:.3g}' for x in metrics['latents_mean'])
+def describe(metrics: dict[str, Any], count: int) -> str:
+  """Formats the metrics of so many images."""
+  measured = []
+  for name in reconstruction.NAMES:
+    if name in metrics:
+      mean, deviation = metrics[name]
+      measured.append(f'{name} {mean:.4g} +- {deviation:.2g}')
+  latents_mean = ', '.join(f'{x:.3g}' for x in metrics['latents_mean'])
   return (
-    f'{count:,} pictures: {measured}\nlatents have unit variance with '
+    f'{count:,} images: {", ".join(measured)}\nlatents have unit variance with '
     f'scaling_factor {metrics["scaling_factor"]:.5g}, and zero mean with '
-    f'latents_mean ({mean})'
+    f'latents_mean ({latents_mean})'
   )
 
 
-def main(args):
+def main(args: flags.FlagValues) -> None:
   evaluate(
-    *(args.config, args.weights, args.output),
-    *(args.pictures, args.batch_size, args.average),
+    args.config,
+    args.weights,
+    args.output,
+    num_images=args.pictures,
+    batch_size=args.batch_size,
+    average=args.average,
   )
 
 
 if __name__ == '__main__':
   config_flags.DEFINE_config_file('config', None, 'a file with get_config()')
-  flags.DEFINE_string('weights', None, 'published ones, or a workdir')
+  flags.DEFINE_string('weights', None, 'published weights, or a workdir')
   flags.DEFINE_string('output', None, 'folder to write to')
-  flags.DEFINE_integer('pictures', 5000, 'to measure, at most', 1)
-  flags.DEFINE_integer('batch_size', 8, 'pictures at once, per device', 1)
+  flags.DEFINE_integer('pictures', 5000, 'number of images, at most', 1)
+  flags.DEFINE_integer('batch_size', 8, 'images at once, per device', 1)
   flags.DEFINE_string('average', 'ema', run_params.HELP)
   flags.mark_flags_as_required(['config', 'weights', 'output'])
   cli.run(main)

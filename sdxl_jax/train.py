@@ -7,37 +7,40 @@ To resume, run the same command again.
 
 import contextlib
 import dataclasses
-import functools
 import pathlib
 import time
-from collections.abc import Callable
 from typing import Any
 
 import jax
 import numpy as np
 from absl import flags
-from ml_collections import config_flags
+from ml_collections import config_dict, config_flags
 
 from sdxl_jax import cli
 from sdxl_jax.checkpoints import loading, orbax_checkpoint
-from sdxl_jax.data import dataset, images, pipeline
+from sdxl_jax.data import images, pipeline
 from sdxl_jax.distributed import device_mesh, multihost, sharding
 from sdxl_jax.ema import snapshots, transform
 from sdxl_jax.models import from_config
-from sdxl_jax.text import tokenizer
 from sdxl_jax.training import (
   compilation,
   config_validation,
   latent_statistics,
   metrics,
+  run_setup,
   sample_grid,
   tasks,
+  train_state,
   workdirs,
 )
 
 
-def train(config, workdir, accept_changes=False):
-  """Trains as the config says; everything that it writes goes to workdir.
+def train(
+  config: config_dict.ConfigDict,
+  workdir: str | pathlib.Path,
+  accept_changes: bool = False,
+) -> int:
+  """Trains as the config describes; everything is written to workdir.
 
   Args:
     config: as configs/default.py describes it.
@@ -46,7 +49,7 @@ def train(config, workdir, accept_changes=False):
       order of its data or what it trains.
 
   Returns:
-    Steps done: config.total_steps, or fewer if SIGTERM asked to stop.
+    Steps done: config.total_steps, or fewer if SIGTERM stopped the run.
 
   Raises:
     ValueError: on a config, data or checkpoint that does not fit, or on a loss
@@ -54,94 +57,127 @@ def train(config, workdir, accept_changes=False):
   """
   config_validation.check(config)
   multihost.start(config.mesh.processes)
-  given = '' if 'vae' in config.from_scratch else config.init_from
-  config = loading.with_latent_scaling(config, given)
+  vae_source = '' if 'vae' in config.from_scratch else config.init_from
+  config = loading.with_latent_scaling(config, vae_source)
+
+  # Open the workdir.
   workdir = workdirs.make(workdir)
   checkpoints = orbax_checkpoint.Checkpoints(
     workdir, config.checkpoint.max_to_keep
   )
   done = checkpoints.latest_step or 0
   with contextlib.ExitStack() as stack:
-    keep = lambda thing: stack.enter_context(contextlib.closing(thing))
-    writer = keep(
-      metrics.Writer(workdir, done, config.total_steps, multihost.is_primary())
+    writer = metrics.Writer(
+      workdir, done, config.total_steps, multihost.is_primary()
     )
+    stack.callback(writer.close)
     writer.say(multihost.describe())
-    workdirs.write_config(config, workdir, done, accept_changes, writer.say)
+    workdirs.write_config(config, workdir, done > 0, accept_changes, writer.say)
     workdirs.cache_compilations(workdir)
-    stop = keep(multihost.PreemptionNotice())
-    run, state = prepare(config, workdir, checkpoints, writer, keep)
+
+    # Prepare and train, until the last step or SIGTERM.
+    notice = multihost.PreemptionNotice()
+    stack.callback(notice.close)
+    run, state = prepare(config, workdir, checkpoints, writer, stack)
     try:
-      done = loop(run, state, done, checkpoints, writer, stop)
+      done = loop(run, state, done, checkpoints, writer, notice)
     except (ValueError, OSError):
-      checkpoints.close()  # what was being saved is good
+      checkpoints.close()  # finishes what was being saved, which is good
       raise
     checkpoints.close()
     if done < config.total_steps:
-      writer.say(f'stopped, as told, after step {done}, which is saved')
+      writer.say(f'stopped by SIGTERM after step {done}; checkpoint saved')
   return done
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Run:
   """What stays the same from step to step."""
 
-  config: Any
+  config: config_dict.ConfigDict
   workdir: pathlib.Path
   mesh: jax.sharding.Mesh
-  task: Any
-  frozen: dict
+  task: train_state.Task
+  frozen: dict[str, Any]  # {net: parameters} of the nets that are not trained
   key: jax.Array
   batches: pipeline.Batches
   programs: compilation.Programs
-  draw: Callable
-  describe: Callable
+  sample_grid: sample_grid.SampleGrid
+  checkpoint_config: latent_statistics.CheckpointConfig
 
 
-def prepare(config, workdir, checkpoints, writer, keep):
-  """(Run, State): all that a run needs, alike in all processes.
+def prepare(
+  config: config_dict.ConfigDict,
+  workdir: pathlib.Path,
+  checkpoints: orbax_checkpoint.Checkpoints,
+  writer: metrics.Writer,
+  stack: contextlib.ExitStack,
+) -> tuple[Run, train_state.State]:
+  """Makes the Run and its State, alike in all processes.
 
-  Hands `keep` what is to be closed in the end.
+  Threads and files that a run holds open are closed by `stack`.
   """
-  mesh = device_mesh.make_mesh(
-    config.mesh.data, config.mesh.fsdp, config.mesh.tensor
-  )
+  c = config.mesh
+  mesh = device_mesh.make_mesh(c.data, c.fsdp, c.tensor)
   tasks.check_mesh(config, mesh)
-  nets = from_config.make_model(config, device_mesh.platform(mesh))
-  task = tasks.make_task(config, nets)
-  source = make_source(config, workdir, writer.say)
-  take_batches = functools.partial(make_batches, config, mesh, source)
-  batches = keep(take_batches())
-  multihost.check_equal_across_hosts(
-    tasks.run_fingerprint(config, batches.schedule)
-  )
+  model = from_config.make_model(config, device_mesh.platform(mesh))
+  task = tasks.make_task(config, model)
 
-  # Weights go straight to their places; shapes say what to compile ahead.
+  # Open the data, and check that all processes have the same.
+  source = run_setup.make_source(config, workdir, writer.say)
+
+  def make_batches():
+    rows = sharding.local_rows(mesh, tasks.micro_batch_size(config))
+    return run_setup.make_batches(config, source, rows)
+
+  batches = make_batches()
+  stack.callback(batches.close)
+  facts = tasks.run_fingerprint(config, batches.schedule)
+  multihost.check_equal_across_hosts(facts)
+
+  # Load weights directly into their shardings; start to compile the programs.
   key = jax.random.key(config.seed)
-  given = load_weights(config, nets, mesh)
-  shapes = sharding.with_shardings(jax.eval_shape(task.init, key, given), mesh)
-  frozen = {name: given[name] for name in given if name not in shapes.params}
+  pretrained = run_setup.load_weights(config, model, mesh)
+  shapes = jax.eval_shape(task.init, key, pretrained)
+  shapes = sharding.with_shardings(shapes, mesh)
+  frozen = {n: p for n, p in pretrained.items() if n not in shapes.params}
+  buckets = batches.schedule.first_use()
   programs = compilation.Programs(
-    *(task, mesh, shapes, frozen, batches.schedule.first_use()),
-    threads=config.compile_threads,
-    say=writer.say,
+    task, mesh, shapes, frozen, buckets, config.compile_threads, writer.say
   )
-  keep(programs)
-  state = start(checkpoints, task, shapes, key, given, batches)
-  draw = sample_grid.make_draw(config, nets, frozen, source)
-  describe = latent_statistics.make_describe(
-    *(config, nets, task, mesh, take_batches, writer.say)
+  stack.callback(programs.close)
+
+  # Restore or initialise the state while the programs compile.
+  state = run_setup.initial_state(
+    checkpoints, task, shapes, key, pretrained, batches
   )
   run = Run(
-    *(config, workdir, mesh, task, frozen, key, batches, programs),
-    *(draw, describe),
+    config=config,
+    workdir=workdir,
+    mesh=mesh,
+    task=task,
+    frozen=frozen,
+    key=key,
+    batches=batches,
+    programs=programs,
+    sample_grid=sample_grid.make_sample_grid(config, model, frozen, source),
+    checkpoint_config=latent_statistics.CheckpointConfig(
+      config, model, task, mesh, make_batches, writer.say
+    ),
   )
   return run, state
 
 
-def loop(run, state, done, checkpoints, writer, stop):
-  """Steps from `done` on; returns how many are done in the end."""
-  config = run.config
+def loop(
+  run: Run,
+  state: train_state.State,
+  done: int,
+  checkpoints: orbax_checkpoint.Checkpoints,
+  writer: metrics.Writer,
+  notice: multihost.PreemptionNotice,
+) -> int:
+  """Trains from step `done` on; returns the number of steps done at the end."""
+  config, total = run.config, run.config.total_steps
   reporter = metrics.Reporter(
     writer,
     every=config.log_every,
@@ -150,128 +186,106 @@ def loop(run, state, done, checkpoints, writer, stop):
     batches=run.batches,
   )
   stopping = False
-  while done < config.total_steps and not stopping:
+  while done < total and not stopping:
     state = take_step(run, state, done, reporter)
     done += 1
-    stopping = stop.requested(done)
-    if stopping or is_due(done, config.checkpoint.every, config.total_steps):
+    stopping = notice.requested(done)
+
+    # Save checkpoints, also the last one before a stop.
+    if stopping or is_due(done, config.checkpoint.every, total):
       reporter.flush()  # a state is saved only once its loss is known
       position = run.batches.get_state()
-      described = run.describe(transform.ema_params(state.opt_state))
-      checkpoints.save(done, state, position, described)
-    c = config.optimizer
-    if is_due(done, c.ema_snapshots, config.total_steps):
+      ema_params = transform.ema_params(state.opt_state)
+      saved_config = run.checkpoint_config.make(ema_params)
+      checkpoints.save(done, state, position, saved_config)
+    if is_due(done, config.optimizer.ema_snapshots, total):
       reporter.flush()
-      snapshots.save(run.workdir, done, state.opt_state, c.ema_widths)
-    if is_due(done, config.samples.every, config.total_steps) and not stopping:
+      snapshots.save(
+        run.workdir, done, state.opt_state, config.optimizer.ema_widths
+      )
+
+    # Show what the model generates so far.
+    if is_due(done, config.samples.every, total) and not stopping:
       reporter.flush()
-      draw_samples(run, state, done, writer)
+      write_samples(run, state, done, writer)
   return done
 
 
-def take_step(run, state, step, reporter):
-  """One optimizer step: gradients of each part, their sum, the update."""
-  total, parts = None, run.task.parts
-  for part in range(step * parts, (step + 1) * parts):
+def take_step(
+  run: Run,
+  state: train_state.State,
+  step: int,
+  reporter: metrics.Reporter,
+) -> train_state.State:
+  """Takes one optimizer step: gradients of micro-batches, their sum, update."""
+  gradients_sum, count = None, run.task.micro_batches
+  for micro_step in range(step * count, (step + 1) * count):
+    # The time until the batch is on the device counts as waiting for data.
     started = time.monotonic()
     bucket, batch = next(run.batches)
     batch = sharding.put_batch(batch, run.mesh, run.task.batch_spec(bucket))
     reporter.waited(time.monotonic() - started)
+
+    # Programs run asynchronously: nothing here waits for their results.
     gradients, result = run.programs.gradients(bucket)(
-      state.params, run.frozen, batch, run.key, np.int32(part)
+      state.params, run.frozen, batch, run.key, np.int32(micro_step)
     )
-    reporter.add_part(part, bucket, result)
-    total = gradients if total is None else run.programs.add(total, gradients)
-  state, result = run.programs.update(state, total)
+    reporter.add_micro_batch(micro_step, bucket, result)
+    if gradients_sum is None:
+      gradients_sum = gradients
+    else:
+      gradients_sum = run.programs.add(gradients_sum, gradients)
+  state, result = run.programs.update(state, gradients_sum)
   reporter.end_step(step, result)
   return state
 
 
-def is_due(done, every, total):
-  return every and (done % every == 0 or done == total)
+def is_due(done: int, every: int, total: int) -> bool:
+  """Whether something is due after `done` steps; never if `every` is 0."""
+  return every > 0 and (done % every == 0 or done == total)
 
 
-def make_source(config, workdir, say):
-  """The source of the config; what is broken in it stands in left_out.txt."""
-  source = dataset.make_source(config, say)
-  names = '\n'.join(source.left_out())
-  if names and multihost.is_primary():
-    workdirs.replace(workdir / 'left_out.txt', names + '\n')
-  return source
-
-
-def make_batches(config, mesh, source):
-  """pipeline.Batches of this process's rows."""
-  tokenize = tokenizer.load(loading.base_weights(config.init_from))
-  batch_size = config.global_batch_size // tasks.micro_batches_of(config)
-  rows = sharding.local_rows(mesh, batch_size)
-  return dataset.make_batches(config, source, tokenize, rows)
-
-
-def load_weights(config, nets, mesh):
-  """{net: params} of `init_from`; without it, every net must be trained."""
-  names = [name for name in nets.configs if name not in config.from_scratch]
-  if config_validation.is_precomputed(config) and not config.samples.every:
-    names = ['unet'] if 'unet' in names else []
-  given = {}
-  if 'lpips' in names:
-    names.remove('lpips')
-    given['lpips'] = loading.load_lpips(config, nets, mesh)
-  if config.init_from:
-    return given | loading.load_params(config.init_from, nets, names, mesh)
-  missing = sorted(set(nets.configs) - set(config.trained) - set(given))
-  if missing:
-    raise ValueError(
-      f'config.init_from is empty, but {missing} would stay random: give a '
-      'source of weights that has them, or add them to config.trained'
-    )
-  return given
-
-
-def start(checkpoints, task, shapes, key, given, batches):
-  """The latest checkpoint's State, or a fresh one straight onto the mesh.
-
-  The data goes on from where that checkpoint left it. A disk that the next
-  checkpoint would not fit on is refused before anything is paid for.
-  """
-  checkpoints.check_space(shapes)
-  if checkpoints.latest_step is None:
-    places = jax.tree.map(lambda x: x.sharding, shapes)
-    # Weights go in as an argument: a closure would compile them in.
-    return jax.jit(task.init, out_shardings=places)(key, given)
-  state, position = checkpoints.restore(shapes)
-  batches.set_state(position)
-  return state
-
-
-def draw_samples(run, state, done, writer):
-  """What the EMA parameters can do, as a PNG and in TensorBoard."""
-  grid = run.draw(transform.ema_params(state.opt_state))
+def write_samples(
+  run: Run, state: train_state.State, done: int, writer: metrics.Writer
+) -> None:
+  """Writes the sample grid of the EMA parameters as a PNG, to TensorBoard."""
+  grid = run.sample_grid.render(transform.ema_params(state.opt_state))
   if multihost.is_primary():
     images.save(run.workdir / 'samples' / f'{done:07d}.png', grid)
     writer.image('samples', grid, done)
 
 
-def main(args):
-  done = train(args.config, args.workdir, args.accept_changes)
-  if done < args.config.total_steps or not multihost.is_primary():
-    return
-  if args.config.task == 'autoencoder':
-    print('Now measure it with sdxl_jax.evaluate, or start stage 1 from it')
-    return
-  c = args.config.samples
-  print(
-    'Now draw with it:\n'
-    f'  python -m sdxl_jax.sample --weights {args.workdir} --prompt '
-    f'"{c.prompts[0]}" --steps {c.steps} --guidance_scale {c.guidance_scale} '
-    '--output out.png'
+def next_command(config: config_dict.ConfigDict, workdir: str) -> str:
+  """Text that shows what to do with a finished run."""
+  if config.task == 'autoencoder':
+    return (
+      'Finished. Next, measure the autoencoder with sdxl_jax.evaluate, or '
+      'start stage 1 from it.'
+    )
+  c = config.samples
+  prompt = c.prompts[0] if c.prompts else 'a fox'
+  return (
+    'Finished. Next, sample from it:\n'
+    f'  python -m sdxl_jax.sample --weights {workdir} --prompt "{prompt}" '
+    f'--steps {c.steps} --guidance_scale {c.guidance_scale} --output out.png'
   )
 
 
-def define_flags():
-  flags.DEFINE_string('workdir', None, 'where the run writes and resumes from')
+def main(args: flags.FlagValues) -> None:
+  done = train(args.config, args.workdir, args.accept_changes)
+  if done >= args.config.total_steps and multihost.is_primary():
+    print(next_command(args.config, args.workdir))
+
+
+def define_flags() -> None:
+  flags.DEFINE_string(
+    'workdir', None, 'folder that the run writes to and resumes from'
+  )
   flags.DEFINE_bool(
-    'accept_changes', False, 'resume although the config changed the run'
+    'accept_changes',
+    False,
+    'resume although the config changes the order of the data or what is '
+    'trained',
   )
   config_flags.DEFINE_config_file('config', None, 'a file with get_config()')
   flags.mark_flags_as_required(['config', 'workdir'])

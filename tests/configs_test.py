@@ -1,4 +1,4 @@
-"""What configs claim of themselves, and that each of them can be trained."""
+"""Checks the claims of the configs, and that each can be trained."""
 
 import jax
 import numpy as np
@@ -19,7 +19,7 @@ FULL_SIZE = {
 }
 
 
-def test_prompts_of_tiny_are_never_drawn():
+def test_prompts_of_tiny_are_held_out():
   vocabulary = synthetic.Scenes(**tiny.get_config().data.scenes).vocabulary
   rng = np.random.default_rng(0)
   unseen = {
@@ -37,7 +37,7 @@ def test_full_size(module):
   four = device_mesh.make_mesh(1, 4, devices=jax.devices()[:4])
   tasks.check_mesh(config, four)
   nets = from_config.make_model(config, 'cpu')
-  made = tasks.make_task(config, nets)
+  task = tasks.make_task(config, nets)
   params = jax.eval_shape(nets.init, jax.random.key(0))
   params = sharding.with_shardings(params, four)
   unet = {'unet': params['unet']}
@@ -45,9 +45,12 @@ def test_full_size(module):
   assert count == FULL_SIZE[module]
   frozen = {n: params[n] for n in nets.configs if n != 'unet'}
   bucket = plan.choose_buckets(config, 'extremes')[-1]
-  traced = compilation.trace_gradients(made, four, unet, frozen, bucket)
+  traced = compilation.trace_gradients(task, four, unet, frozen, bucket)
   gradients, metrics = traced.out_info
-  same = lambda g, p: g.shape == p.shape and g.dtype == p.dtype
+
+  def same(g, p):
+    return g.shape == p.shape and g.dtype == p.dtype
+
   assert jax.tree.all(jax.tree.map(same, gradients, unet))
   assert metrics['loss'].shape == ()
 
@@ -57,17 +60,23 @@ def test_full_size_of_stage_0():
   config_validation.check(config)
   four = device_mesh.make_mesh(devices=jax.devices()[:4])
   nets = from_config.make_model(config, 'cpu')
-  made = tasks.make_task(config, nets)
-  state = jax.eval_shape(made.init, jax.random.key(0))
+  task = tasks.make_task(config, nets)
+  state = jax.eval_shape(task.init, jax.random.key(0))
   params = sharding.with_shardings(state.params, four)
-  count = lambda net: sum(x.size for x in jax.tree.leaves(params[net]))
+
+  def count(net):
+    return sum(x.size for x in jax.tree.leaves(params[net]))
+
   assert count('vae') == 83_653_863
   assert count('discriminator') == 2_765_633
   frozen = {'lpips': jax.eval_shape(nets.init, jax.random.key(0))['lpips']}
   frozen = sharding.with_shardings(frozen, four)
-  traced = compilation.trace_gradients(made, four, params, frozen, (256, 256))
+  traced = compilation.trace_gradients(task, four, params, frozen, (256, 256))
   gradients, metrics = traced.out_info
-  same = lambda g, p: g.shape == p.shape and g.dtype == p.dtype
+
+  def same(g, p):
+    return g.shape == p.shape and g.dtype == p.dtype
+
   assert jax.tree.all(jax.tree.map(same, gradients, params))
   assert metrics['loss'].shape == ()
 
@@ -78,8 +87,8 @@ def test_full_size_of_lora(kind):
   config_validation.check(config)
   four = device_mesh.make_mesh(1, 4, devices=jax.devices()[:4])
   nets = from_config.make_model(config, 'cpu')
-  made = tasks.make_task(config, nets)
-  state = jax.eval_shape(made.init, jax.random.key(0))
+  task = tasks.make_task(config, nets)
+  state = jax.eval_shape(task.init, jax.random.key(0))
   assert sum(x.size for x in jax.tree.leaves(state.params)) == 23_224_320
   dtypes = {x.dtype.name for x in jax.tree.leaves(state.params)}
   assert dtypes == {'float32'}
@@ -91,14 +100,17 @@ def test_full_size_of_lora(kind):
   size = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(frozen))
   assert size < 7.2e9
   frozen = sharding.with_shardings(frozen, four)
-  traced = compilation.trace_gradients(made, four, params, frozen, (1024, 1024))
+  traced = compilation.trace_gradients(task, four, params, frozen, (1024, 1024))
   gradients, _ = traced.out_info
-  same = lambda g, p: g.shape == p.shape and g.dtype == p.dtype
+
+  def same(g, p):
+    return g.shape == p.shape and g.dtype == p.dtype
+
   assert jax.tree.all(jax.tree.map(same, gradients, params))
 
 
 def test_the_chain_of_stages():
-  """Each stage keeps what the one before has made."""
+  """Each stage keeps the architecture of the stage before it."""
   one, two, three = (m.get_config() for m in (stage1, stage2, stage3))
   assert one.unet == two.unet == three.unet
   assert (one.from_scratch, two.from_scratch) == (('unet',), ())
@@ -112,6 +124,6 @@ def test_the_chain_of_stages():
 def test_tiny_stages(stage):
   config = tiny.get_config(stage)
   config_validation.check(config)
-  made = tasks.make_task(config, from_config.make_model(config))
-  state = jax.eval_shape(made.init, jax.random.key(0))
+  task = tasks.make_task(config, from_config.make_model(config))
+  state = jax.eval_shape(task.init, jax.random.key(0))
   assert set(state.params) - {'logvar'} == set(config.trained)

@@ -1,4 +1,4 @@
-"""Stage 0 from the command's point of view: train, measure, go on."""
+"""Stage 0 by its commands: train, evaluate, and the stages after it."""
 
 import json
 
@@ -39,7 +39,7 @@ def test_what_training_leaves(trained):
 
 
 def test_resumed_is_unbroken(trained, tmp_path):
-  """Its three parts, the adversary's start included, go on where they were."""
+  """Autoencoder, discriminator and its start continue as without a stop."""
   config = autoencoder_config.get_config()
   config.samples.every = 0
   config.optimizer.cosine = False
@@ -49,9 +49,10 @@ def test_resumed_is_unbroken(trained, tmp_path):
   train.train(config, broken)
   config.total_steps = 4
   train.train(config, broken)
-  last = lambda run: json.loads(
-    (run / 'metrics.jsonl').read_text().splitlines()[-1]
-  )
+
+  def last(run):
+    return json.loads((run / 'metrics.jsonl').read_text().splitlines()[-1])
+
   for name in ('loss', 'discriminator_loss', 'grad_norm', 'logvar'):
     assert last(whole)[name] == last(broken)[name]
 
@@ -64,8 +65,13 @@ def test_a_discriminator_starts_anew_on_given_weights(trained, tmp_path):
   config.samples.every = 0
   train.train(config, tmp_path)
   nets = from_config.make_model(config)
-  load = lambda run, *names: loading.load_params(run, nets, names)
-  same = lambda a, b: jax.tree.all(jax.tree.map(np.array_equal, a, b))
+
+  def load(run, *names):
+    return loading.load_params(run, nets, names)
+
+  def same(a, b):
+    return jax.tree.all(jax.tree.map(np.array_equal, a, b))
+
   assert same(load(trained, 'vae'), load(tmp_path, 'vae'))
   assert not same(
     load(trained, 'discriminator'), load(tmp_path, 'discriminator')
@@ -73,7 +79,7 @@ def test_a_discriminator_starts_anew_on_given_weights(trained, tmp_path):
 
 
 def test_evaluate(trained, tmp_path):
-  """Every picture once, the last batch too, on eight devices and on one."""
+  """Measures every image once, those of the last batch too."""
   examples = [datasets.example(i, (40, 36 + i)) for i in range(11)]
   config = autoencoder_config.get_config()
   config.data.source = 'folder'
@@ -85,7 +91,7 @@ def test_evaluate(trained, tmp_path):
   metrics = evaluate.evaluate(
     config, trained, tmp_path / 'out', batch_size=1, say=said.append
   )
-  assert '11 pictures: psnr' in said[-1] and 'without LPIPS' in said[0]
+  assert '11 images: psnr' in said[-1] and 'without LPIPS' in said[0]
   assert 5 < metrics['psnr'][0] < 40 and -1 < metrics['ssim'][0] < 1
   assert len(metrics['latents_mean']) == 4
   assert json.loads((tmp_path / 'out' / 'metrics.json').read_text()) == metrics
@@ -100,21 +106,22 @@ def test_evaluate(trained, tmp_path):
 
 
 def test_latents_are_measured_and_handed_on(tmp_path):
-  """What stage 0 found is what later stages scale by, and is right."""
+  """Later stages use the scaling that stage 0 measured, which is right."""
   config = autoencoder_config.get_config().unlock()
   config.total_steps, config.samples.every = 2, 0
   config.vae.scaling_factor = None
   config.autoencoder.update(measure_latents=30, measure_mean=True)
   first, second = tmp_path / 'stage0', tmp_path / 'stage1'
   train.train(config, first)
-  found = loading.saved_config(first).vae
-  assert found.latents_std == [1.0] * 4 and found.scaling_factor != 1
+  saved = loading.saved_config(first).vae
+  assert saved.latents_std == [1.0] * 4 and saved.scaling_factor != 1
   metrics = evaluate.evaluate(config, first, tmp_path, 64, say=lambda s: 0)
-  assert found.scaling_factor == pytest.approx(
+  assert saved.scaling_factor == pytest.approx(
     metrics['scaling_factor'], rel=0.1
   )
   np.testing.assert_allclose(
-    *(found.latents_mean, metrics['latents_mean']),
+    saved.latents_mean,
+    metrics['latents_mean'],
     atol=0.1 / metrics['scaling_factor'],
   )
 
@@ -128,13 +135,13 @@ def test_latents_are_measured_and_handed_on(tmp_path):
     train.train(config, second)
   config.init_from = str(first)
   train.train(config, second)
-  nets = pipelines.load(second).model
-  assert nets.vae.scaling_factor == found.scaling_factor
-  assert list(nets.vae.latents_mean) == found.latents_mean
+  vae = pipelines.load(second).model.vae
+  assert vae.scaling_factor == saved.scaling_factor
+  assert list(vae.latents_mean) == saved.latents_mean
 
 
 def test_averages_to_choose_from(tmp_path):
-  """The last parameters, the average kept, or one put together."""
+  """Loads the last parameters, the saved EMA, or a reconstructed one."""
   config = autoencoder_config.get_config()
   config.samples.every, config.total_steps = 0, 6
   config.optimizer.ema_widths = (0.1, 0.25)
@@ -143,8 +150,8 @@ def test_averages_to_choose_from(tmp_path):
   nets = from_config.make_model(config)
 
   def load(average):
-    found = loading.load_params(tmp_path, nets, ['vae'], average=average)
-    return found['vae']['decoder']['conv_out']['kernel']
+    params = loading.load_params(tmp_path, nets, ['vae'], average=average)
+    return params['vae']['decoder']['conv_out']['kernel']
 
   assert not np.allclose(load('none'), load('ema'), rtol=1e-4)
   np.testing.assert_allclose(load('0.1'), load('ema'), atol=1e-4)

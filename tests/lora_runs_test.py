@@ -1,4 +1,4 @@
-"""Low-rank factors from training to file to picture, ours and diffusers'."""
+"""Low-rank factors from training to file to sample, ours and diffusers'."""
 
 import json
 import shutil
@@ -40,8 +40,8 @@ def base(tmp_path_factory):
   """A workdir with a base model: random, and never trained."""
   folder = tmp_path_factory.mktemp('base')
   config = tiny_config.get_config()
-  made = tasks.make_task(config, from_config.make_model(config))
-  state = jax.jit(made.init)(jax.random.key(0))
+  task = tasks.make_task(config, from_config.make_model(config))
+  state = jax.jit(task.init)(jax.random.key(0))
   # Layers that begin with zeros would hide what is before them.
   state = jax.tree.map(lambda x: x + 0.05 if x.ndim else x, state)
   checkpoints = orbax_checkpoint.Checkpoints(folder)
@@ -51,7 +51,7 @@ def base(tmp_path_factory):
 
 
 def get_config(base):
-  """A few large steps beside it."""
+  """Returns a config for a few large steps of factors."""
   config = tiny_config.get_config()
   config.unlock()
   config.update(init_from=str(base), trained=('lora',), lora=GROUPS)
@@ -63,7 +63,7 @@ def get_config(base):
 
 @pytest.fixture(scope='module')
 def workdir(base, tmp_path_factory):
-  """Of a finished run."""
+  """The workdir of a finished run."""
   folder = tmp_path_factory.mktemp('lora')
   assert train.train(get_config(base), folder) == 4
   return folder
@@ -75,18 +75,18 @@ def loaded(workdir):
 
 
 def read(path):
-  with Image.open(path) as picture:
-    return np.asarray(picture.convert('RGB'))
+  with Image.open(path) as image:
+    return np.asarray(image.convert('RGB'))
 
 
-def draw(pipeline):
+def sample(pipeline):
   settings = dict(steps=2, size=(16, 24), guidance_scale=3.0)
   return generation.generate(pipeline, ['a fox'], **settings)[0]
 
 
 @pytest.fixture(scope='module')
-def drawn(loaded):
-  return draw(loaded)
+def samples(loaded):
+  return sample(loaded)
 
 
 def test_a_run_keeps_factors_alone(workdir):
@@ -116,15 +116,15 @@ def test_resuming_equals_no_stop(base, workdir, tmp_path):
     jax.tree.map(np.testing.assert_array_equal, factors, b.factors[key])
 
 
-def test_pictures_during_and_after_training(base, workdir, drawn):
-  """By added products, and by merged ones; and not those of the base."""
+def test_samples_during_and_after_training(base, workdir, samples):
+  """Factors beside the kernels sample as merged ones, unlike the base."""
   grid = images.to_float(read(workdir / 'samples' / '0000004.png'))
-  alone = drawn[0]
+  alone = samples[0]
   zoom = get_config(base).samples.zoom
   cell = grid[images.GAP :, images.GAP :]
   part = cell[: 16 * zoom : zoom, : 24 * zoom : zoom]
   assert np.abs(part - alone).max() < 0.02
-  assert np.abs(draw(pipelines.load(base)) - drawn).max() > 0.1
+  assert np.abs(sample(pipelines.load(base)) - samples).max() > 0.1
 
 
 def test_averages(workdir):
@@ -141,10 +141,12 @@ def test_a_file_of_a_run(base, workdir, loaded, tmp_path, close, dialect):
   merged = pipelines.load(base, loras=[str(path)]).params
   jax.tree.map(lambda a, b: close(a, b, 1e-6), merged, loaded.params)
   if dialect == 'kohya':
-    told = lora_file.load(path, merged).metadata
-    assert told['ss_network_dim'] == 'Dynamic'
-    assert told['modelspec.title'] == 'mine'
-    assert 'modelspec.prediction_type' not in told  # it has no word for x0
+    metadata = lora_file.load(path, merged).metadata
+    assert metadata['ss_network_dim'] == 'Dynamic'
+    assert metadata['modelspec.title'] == 'mine'
+    assert (
+      'modelspec.prediction_type' not in metadata
+    )  # which has no value for x0
 
 
 def test_a_run_without_factors(base, tmp_path):
@@ -153,7 +155,7 @@ def test_a_run_without_factors(base, tmp_path):
 
 
 def test_command(tmp_path):
-  """A picture tells which files it was drawn with."""
+  """The PNG lists the LoRA files that it was sampled with."""
   specs = [str(FILES[0]), f'{FILES[1]}:0.5']
   out = tmp_path / 'out.png'
   command = [sys.executable, '-m', 'sdxl_jax.sample', '--weights', str(BASE)]
@@ -175,20 +177,21 @@ def test_command(tmp_path):
 def save_ours(path, dialect):
   """Random factors beside many layers of the reference's base, as a file.
 
-  Of a tower with some of its layers alone, as to_q without to_out, diffusers
-  does not know the dialect and drops them with a warning.
+  If a text encoder has factors for some of its layers only, as to_q without
+  to_out, diffusers does not recognise the key format and drops the factors with
+  a warning.
   """
   params = pipelines.load(BASE).params
   targets = tuple(lora.Target(name, **group) for name, group in GROUPS.items())
   tree = lora.init(jax.random.key(0), params, targets)
   tree = jax.tree.map(lambda x: x + 0.1, tree)
-  made = merge.from_training(tree, targets)
-  lora_writer.save(path, made, params, dialect)
+  factors = merge.from_training(tree, targets)
+  lora_writer.save(path, factors, params, dialect)
 
 
 @pytest.mark.torch
-def test_pictures_of_diffusers(tmp_path, close, tolerances):
-  """With the same file: the reference's, and ours in all but PEFT's names."""
+def test_samples_of_diffusers(tmp_path, close, tolerances):
+  """Samples equal diffusers', from its files and ours (but PEFT's keys)."""
   torch = pytest.importorskip('torch')
   diffusers = pytest.importorskip('diffusers')
   pytest.importorskip('peft')

@@ -1,4 +1,4 @@
-"""A run from config to picture: checkpoints, resuming, and what goes wrong."""
+"""A run from config to sample: checkpoints, resuming, and errors."""
 
 import collections
 import json
@@ -16,7 +16,7 @@ from sdxl_jax.distributed import device_mesh
 from sdxl_jax.ema import transform
 from sdxl_jax.models import from_config
 from sdxl_jax.sampling import generation, pipelines
-from sdxl_jax.training import metrics, sample_grid, tasks
+from sdxl_jax.training import metrics, run_setup, sample_grid, tasks
 from tests.support import datasets, published_config, tiny_config
 
 
@@ -50,7 +50,7 @@ class Compilations:
 
 @pytest.fixture(scope='module', autouse=True)
 def caches_of_workdirs():
-  """Programs go where a user has them who says nothing."""
+  """Compiles to the default cache, as for a user who names none."""
   before = jax.config.jax_compilation_cache_dir
   with pytest.MonkeyPatch.context() as patch:
     patch.delenv('JAX_COMPILATION_CACHE_DIR')
@@ -91,8 +91,13 @@ def test_what_a_run_leaves(straight):
   ]
   assert [line['step'] for line in lines] == [1, 2, 3, 4]
   assert lines[0].keys() >= {
-    *('loss', 'learning_rate', 'grad_norm', 'images_per_s'),
-    *('step_s', 'data_wait_s', 'substituted'),
+    'loss',
+    'learning_rate',
+    'grad_norm',
+    'images_per_s',
+    'step_s',
+    'data_wait_s',
+    'substituted',
   }
   assert (straight / 'samples' / '0000004.png').is_file()
   assert orbax_checkpoint.Checkpoints(straight).latest_step == 4
@@ -108,7 +113,7 @@ def test_each_bucket_compiles_once(run):
 
 
 def test_a_second_run_compiles_nothing(workdir):
-  """But takes the programs from the cache."""
+  """All programs come from the cache."""
   counted = Compilations()
   train.train(tiny_config.get_config(), workdir)
   counted.close()
@@ -117,20 +122,20 @@ def test_a_second_run_compiles_nothing(workdir):
 
 
 def test_samples_need_no_fused_kernel(monkeypatch):
-  """It could not be shared out over the mesh that the parameters are on."""
+  """A fused kernel could not be sharded over the mesh of the parameters."""
   config = tiny_config.get_config()
   config.unet.attention = 'splash'
-  nets, drawn = from_config.make_model(config), []
+  nets, attention = from_config.make_model(config), []
 
   def generate(pipeline, prompts, **settings):
-    drawn.append(pipeline.model.unet.attention)
+    attention.append(pipeline.model.unet.attention)
     return np.zeros((len(prompts), 16, 16, 3), np.float32), None
 
   monkeypatch.setattr(generation, 'generate', generate)
   state = jax.jit(tasks.make_task(config, nets).init)(jax.random.key(0))
-  draw = sample_grid.make_draw(config, nets, {}, source=None)
-  grid = draw(transform.ema_params(state.opt_state))
-  assert drawn == ['xla'] and grid.dtype == np.uint8
+  grid = sample_grid.make_sample_grid(config, nets, {}, source=None)
+  image = grid.render(transform.ema_params(state.opt_state))
+  assert attention == ['xla'] and image.dtype == np.uint8
 
 
 def test_a_finished_run_has_nothing_to_do(straight):
@@ -140,7 +145,7 @@ def test_a_finished_run_has_nothing_to_do(straight):
 
 
 def test_from_another_run(straight, tmp_path):
-  """Nets that it trained, one of them to go on with; or one of its steps."""
+  """Starts from all nets of a run, one of them trained on; or from a step."""
   config = tiny_config.get_config()
   config.init_from, config.trained = str(straight), ('unet',)
   config.optimizer.learning_rate = 0.0  # what comes out is what went in
@@ -148,12 +153,18 @@ def test_from_another_run(straight, tmp_path):
   config.buckets_per_step, config.global_batch_size = 2, 8
   train.train(config, tmp_path / 'second')
   nets = from_config.make_model(config)
-  load = lambda source: loading.load_params(source, nets, nets.configs)
-  whole = load(tmp_path / 'second')
-  assert set(whole) == set(nets.configs)
-  equal = lambda a, b: jax.tree.all(jax.tree.map(np.array_equal, a, b))
-  assert equal(whole, load(straight))
-  assert not equal(whole, load(straight / 'checkpoints' / '2'))
+
+  def load(source):
+    return loading.load_params(source, nets, nets.configs)
+
+  params = load(tmp_path / 'second')
+  assert set(params) == set(nets.configs)
+
+  def equal(a, b):
+    return jax.tree.all(jax.tree.map(np.array_equal, a, b))
+
+  assert equal(params, load(straight))
+  assert not equal(params, load(straight / 'checkpoints' / '2'))
   state = jax.eval_shape(tasks.make_task(config, nets).init, jax.random.key(0))
   assert set(state.params) == {'unet'}
 
@@ -163,8 +174,8 @@ def test_nets_from_scratch(straight):
   config.init_from, config.from_scratch = str(straight), ('unet',)
   nets = from_config.make_model(config)
   one = device_mesh.make_mesh(devices=jax.devices()[:1])
-  given = train.load_weights(config, nets, one)
-  assert set(given) == {'text_encoder', 'text_encoder_2'}
+  params = run_setup.load_weights(config, nets, one)
+  assert set(params) == {'text_encoder', 'text_encoder_2'}
 
 
 def test_where_no_run_is(tmp_path):
@@ -215,12 +226,12 @@ def test_another_config_in_the_same_workdir(straight):
 def test_sampling_from_a_workdir(straight):
   pipeline = pipelines.load(straight)
   assert pipeline.buckets == ((16, 16), (16, 24))
-  drawn, latents = sample.generate(
+  samples, latents = sample.generate(
     pipeline, ['a fox', 'a pig'], steps=2, seeds=[3, 4]
   )
-  assert drawn.shape == (2, 16, 16, 3) and latents.shape == (2, 4, 4, 48)
+  assert samples.shape == (2, 16, 16, 3) and latents.shape == (2, 4, 4, 48)
   alone, _ = sample.generate(pipeline, ['a pig'], steps=2, seeds=[4])
-  np.testing.assert_allclose(alone[0], drawn[1], atol=1e-5)
+  np.testing.assert_allclose(alone[0], samples[1], atol=1e-5)
 
 
 def test_frozen_nets_need_weights(tmp_path):
@@ -247,11 +258,11 @@ def test_training_starts_from_published_weights(tmp_path):
   config.optimizer.learning_rate = 0.0  # what comes out is what went in
   train.train(config, tmp_path)
   settings = dict(size=(32, 48), steps=2)
-  drawn, expected = (
+  samples, expected = (
     sample.generate(pipelines.load(f), ['a fox'], **settings)[0]
     for f in (tmp_path, folder)
   )
-  np.testing.assert_array_equal(drawn, expected)
+  np.testing.assert_array_equal(samples, expected)
 
 
 def test_non_finite_loss_names_the_records():
@@ -262,29 +273,29 @@ def test_non_finite_loss_names_the_records():
 def test_metrics_of_a_lost_stretch_are_dropped(tmp_path):
   path = tmp_path / 'metrics.jsonl'
   path.write_text('{"step": 1}\n{"step": 2}\n{"step": 3}\n{"st')
-  metrics.keep_until(path, 2)
+  metrics.drop_lines_after(path, 2)
   assert path.read_text() == '{"step": 1}\n{"step": 2}\n'
 
 
-def test_folder_of_pictures_one_corrupt(workdir, tmp_path):
-  pictures = tmp_path / 'pictures'
+def test_folder_of_images_one_corrupt(workdir, tmp_path):
+  folder = tmp_path / 'images'
   rng = np.random.default_rng(0)
   for i in range(6):
-    picture = rng.integers(0, 255, (20, 20 + 4 * i, 3), dtype=np.uint8)
-    images.save(pictures / f'{i}.png', picture)
-    (pictures / f'{i}.txt').write_text(f'picture {i}')
-  broken = (pictures / '0.png').read_bytes()
-  (pictures / '0.png').write_bytes(broken[: len(broken) // 2])
+    image = rng.integers(0, 255, (20, 20 + 4 * i, 3), dtype=np.uint8)
+    images.save(folder / f'{i}.png', image)
+    (folder / f'{i}.txt').write_text(f'image {i}')
+  broken = (folder / '0.png').read_bytes()
+  (folder / '0.png').write_bytes(broken[: len(broken) // 2])
   config = tiny_config.get_config()
   config.data.source = 'folder'
-  config.data.folder.path = str(pictures)
+  config.data.folder.path = str(folder)
   train.train(config, workdir)
   lines = (workdir / 'metrics.jsonl').read_text().splitlines()
   assert json.loads(lines[-1])['substituted'] > 0
 
 
 def write(kind, folder):
-  """Ten pictures as a source of this kind reads them; its settings."""
+  """Writes ten images for a source of this kind; returns its settings."""
   sizes = ((20, 20), (20, 30)) * 5
   examples = [datasets.example(i, size) for i, size in enumerate(sizes)]
   return datasets.WRITERS[kind](folder, examples)
@@ -307,19 +318,19 @@ def test_sources(kind, workdir, tmp_path):
 
 
 def test_precomputed(straight, tmp_path):
-  """Without the frozen nets, which are not read if nothing is drawn."""
+  """Frozen nets are not loaded unless there are samples."""
   config = tiny_config.get_config()
   config.data.update(source='folder', index_workers=0)
-  config.data.folder.update(write('folder', tmp_path / 'pictures'))
+  config.data.folder.update(write('folder', tmp_path / 'images'))
   config.update(init_from=str(straight), trained=('unet',))
   precompute.precompute(config, tmp_path / 'cache')
   config.data.source = 'precomputed'
   config.data.precomputed.path = str(tmp_path / 'cache')
-  given = train.load_weights(config, from_config.make_model(config), None)
-  assert set(given) == {'unet'}
+  params = run_setup.load_weights(config, from_config.make_model(config), None)
+  assert set(params) == {'unet'}
   config.samples.every = 2
   assert train.train(config, tmp_path / 'run') == 4
   assert (tmp_path / 'run' / 'samples' / '0000004.png').is_file()
   config.trained = ('unet', 'text_encoder')
-  with pytest.raises(ValueError, match='only .*unet.* can learn'):
+  with pytest.raises(ValueError, match='can train .*unet.* only'):
     train.train(config, tmp_path / 'run')

@@ -1,115 +1,125 @@
-"""How near an autoencoder comes: PSNR, SSIM, LPIPS; pictures side by side."""
+"""PSNR, SSIM and LPIPS of an autoencoder, and images side by side."""
 
 import functools
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
+import dm_pix
 import jax
-import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Float
 
-from sdxl_jax.models import latent_scaling
+from sdxl_jax.models import autoencoder_gan, latent_scaling, sdxl
 
-WINDOW, SIGMA = 11, 1.5  # px, of SSIM's Gaussian (Wang et al. 2004, section 3)
-K1, K2 = 0.01, 0.03
+Images = Float[Array | np.ndarray, 'b h w c']
+Image = Float[Array | np.ndarray, 'h w c']
+
 NAMES = ('psnr', 'ssim', 'lpips')
-GAIN = 4  # of the difference that is shown
+WINDOW = 11  # px, of SSIM's Gaussian
+GAIN = 4  # factor that makes differences visible
 
 
-def psnr(x, y):
-  """Peak signal to noise ratio in dB of images [b, h, w, c] in [-1, 1]; [b]."""
-  mse = jnp.square((x - y) / 2).mean((1, 2, 3))
-  return -10 * jnp.log10(mse)
+def psnr(x: Images, y: Images) -> Float[Array, ' b']:
+  """Computes the peak signal to noise ratio in dB of images in [-1, 1]."""
+  # dm_pix expects images in [0, 1].
+  return dm_pix.psnr((x + 1) / 2, (y + 1) / 2)
 
 
-def ssim(x, y):
-  """Structural similarity of images [b, h, w, c] in [-1, 1]; [b], 1: alike.
+def ssim(x: Images, y: Images) -> Float[Array, ' b']:
+  """Computes the structural similarity of images in [-1, 1]; 1: identical.
 
-  Wang et al. 2004, equation 13, each channel by itself, where the window lies
-  within the image.
+  Wang et al. 2004, equation 13, of each channel by itself, under a Gaussian
+  window of 11 px (sigma 1.5 px) wherever it lies within the image.
+
+  Raises:
+    ValueError: for images smaller than the window.
   """
-  x, y = (x + 1) / 2, (y + 1) / 2
-  mean_x, mean_y = blur(x), blur(y)
-  var_x = blur(x * x) - mean_x**2
-  var_y = blur(y * y) - mean_y**2
-  covariance = blur(x * y) - mean_x * mean_y
-  light = (2 * mean_x * mean_y + K1**2) / (mean_x**2 + mean_y**2 + K1**2)
-  form = (2 * covariance + K2**2) / (var_x + var_y + K2**2)
-  return (light * form).mean((1, 2, 3))
-
-
-def blur(x):
-  """Weighted mean under SSIM's window, at each place where it fits."""
-  offsets = np.arange(WINDOW) - WINDOW // 2
-  g = np.exp(-0.5 * (offsets / SIGMA) ** 2)
-  g = jnp.asarray(g / g.sum(), jnp.float32)
-  for axis in (1, 2):
-    span = x.shape[axis] - WINDOW + 1
-    slices = [
-      jax.lax.slice_in_dim(x, i, i + span, axis=axis) for i in range(WINDOW)
-    ]
-    x = sum(weight * part for weight, part in zip(g, slices))
-  return x
+  if min(x.shape[1:3]) < WINDOW:
+    raise ValueError(
+      f'images have {x.shape[1]} x {x.shape[2]} px; SSIM needs at least '
+      f'{WINDOW} px on each side'
+    )
+  return dm_pix.ssim((x + 1) / 2, (y + 1) / 2)
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def reconstruct(nets, params, image):
-  """The image through the posterior's mean, and its moments.
+def reconstruct(
+  model: autoencoder_gan.AutoencoderGAN | sdxl.SDXL,
+  params: dict[str, Any],
+  image: Images,
+) -> tuple[Images, Float[Array, 'b h_latent w_latent c_moments']]:
+  """Returns images in [-1, 1] through the posterior's mean, and their moments.
 
   Args:
-    nets: autoencoder_task.Nets.
+    model: with the autoencoder.
     params: {'vae': parameters}.
-    image: [b, h, w, 3] in [-1, 1].
+    image: in [-1, 1].
   """
-  moments = nets.encode(params, image)
+  # The mean, not a sample: a reconstruction depends on nothing random.
+  moments = model.encode(params, image)
   mean, _ = latent_scaling.split(moments)
-  made = nets.decode(params, latent_scaling.scale(nets.vae, mean))
-  return made.clip(-1, 1), moments
+  decoded = model.decode(params, latent_scaling.scale(model.vae, mean))
+  return decoded.clip(-1, 1), moments
 
 
-def measure(nets, params, image):
-  """All that is measured of a batch.
+def measure(
+  model: autoencoder_gan.AutoencoderGAN, params: dict[str, Any], image: Images
+) -> tuple[dict[str, Array], Images]:
+  """Measures the reconstructions of a batch.
 
   Args:
-    nets: autoencoder_task.Nets.
+    model: autoencoder, with LPIPS if its parameters are there.
     params: {'vae': parameters, 'lpips': parameters}, the latter optional.
-    image: [b, h, w, 3] in [-1, 1].
+    image: in [-1, 1].
 
   Returns:
-    {name: [b, ...]}, and the reconstruction through the posterior's mean.
+    {name: [b, ...]}: psnr, ssim, lpips, and mean and mean square of each
+    channel of the latents; and the reconstructions.
   """
-  made, moments = reconstruct(nets, params, image)
-  values = {'psnr': psnr(image, made), 'ssim': ssim(image, made)}
+  reconstructed, moments = reconstruct(model, params, image)
+  values = {
+    'psnr': psnr(image, reconstructed),
+    'ssim': ssim(image, reconstructed),
+  }
+  # LPIPS only where its weights were loaded.
   if 'lpips' in params:
-    values['lpips'] = nets.distance(params, image, made)
+    values['lpips'] = model.distance(params, image, reconstructed)
   values['mean'], values['square'] = latent_scaling.statistics(moments)
-  return values, made
+  return values, reconstructed
 
 
-def summary(found):
-  """What `measure` found of all pictures, as JSON.
+def summary(values: Mapping[str, Sequence[Any]]) -> dict[str, Any]:
+  """Summarises what `measure` returns, as JSON.
 
   Args:
-    found: {name: [array of each picture]}.
+    values: {name: [value of each image]}.
+
+  Returns:
+    {metric: [mean, standard deviation]}, scaling_factor and latents_mean.
   """
-  found = {name: np.array(values, np.float64) for name, values in found.items()}
+  # In float64, since sums over thousands of images lose digits in float32.
+  arrays = {name: np.array(x, np.float64) for name, x in values.items()}
   metrics = {
-    name: [float(found[name].mean()), float(found[name].std())]
+    name: [float(arrays[name].mean()), float(arrays[name].std())]
     for name in NAMES
-    if name in found
+    if name in arrays
   }
   factor, mean = latent_scaling.standard(
-    found['mean'].mean(0), found['square'].mean(0)
+    arrays['mean'].mean(0), arrays['square'].mean(0)
   )
   return metrics | {'scaling_factor': factor, 'latents_mean': list(mean)}
 
 
-def comparison(images, reconstructions):
-  """[input, reconstruction, 4 x difference] of each, for images.grid.
+def comparison(
+  images: Iterable[Image], reconstructions: Iterable[Image]
+) -> list[Float[np.ndarray, 'h w c']]:
+  """Returns [image, reconstruction, 4 x difference] of each, for images.grid.
 
-  Args:
-    images, reconstructions: sequences of float [h, w, 3] in [-1, 1].
+  All are in [-1, 1].
   """
   cells = []
   for x, y in zip(images, reconstructions):
+    # From -1, black, where there is no difference.
     difference = np.abs(np.asarray(x) - np.asarray(y)) * GAIN - 1
     cells += [np.asarray(x), np.asarray(y), difference.clip(-1, 1)]
   return cells

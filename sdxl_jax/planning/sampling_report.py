@@ -26,9 +26,9 @@ def to_text(plan: sampling_plan.SamplingPlan) -> str:
   return '\n'.join(
     [
       f'{report.describe_machine(plan.machine)}; {workload.batch} x '
-      f'{settings.height} x {settings.width} px on each, {settings.steps} steps '
-      f'of {settings.sampler}{guidance}, {workload.dtype}, '
-      f'autoencoder {workload.vae_dtype}{offloaded}',
+      f'{settings.height} x {settings.width} px on each, {settings.steps} '
+      f'steps of {settings.sampler}{guidance}, {workload.dtype}, autoencoder '
+      f'{workload.vae_dtype}{offloaded}',
       report.table(COLUMNS, plan.phases),
       machines.ESTIMATE_METHOD[plan.machine.platform],
       verdict(plan),

@@ -100,12 +100,12 @@ class Planner:
     # the earlier micro-batches' gradients, and the next batch, put ahead.
     batch, *_ = compilation.example_batch(self.task, self.mesh, bucket)
     peak += machines.bytes_of(self.state.opt_state) + machines.bytes_of(batch)
-    if self.task.parts > 1:
+    if self.task.micro_batches > 1:
       peak += machines.bytes_of(self.state.params)
     # Count FLOPs with rematerialisation and without.
     jaxpr = compilation.trace_gradients(*args).jaxpr
     plain = compilation.trace_gradients(self.plain, *args[1:]).jaxpr
-    rows = self.config.global_batch_size // self.task.parts
+    rows = self.config.global_batch_size // self.task.micro_batches
     model_flops = cost.flops(plain)
     text = compiled.as_text()
     seconds = self.machine.seconds(text, jaxpr)

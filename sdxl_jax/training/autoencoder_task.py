@@ -1,27 +1,42 @@
-"""Stage 0: the autoencoder against a discriminator (SDXL paper, section 2.4).
+"""Stage 0: trains the autoencoder with a discriminator (paper, section 2.4).
 
-The paper names neither losses nor weights; these are the reference's (latent
-diffusion, contperceptual.py, after Esser et al. 2021, section 3.1).
+The SDXL paper names neither losses nor weights. These are the reference's
+(latent diffusion, contperceptual.py, after Esser et al. 2021, section 3.1).
 """
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
+from jaxtyping import Array, Float
 
-from sdxl_jax.models import latent_scaling
-from sdxl_jax.training import train_state
+from sdxl_jax.models import autoencoder_gan, latent_scaling
+from sdxl_jax.training import batch_specs, train_state
 
-ENCODER = ('encoder', 'quant_conv')  # what learning the decoder alone leaves
+Params = dict[str, Any]
+Images = Float[Array, 'b h w c']
+Scalar = Float[Array, '']
+Metrics = dict[str, jax.Array]
+
+ENCODER = ('encoder', 'quant_conv')  # modules that `decoder_only` freezes
 
 
-def nll(image, reconstruction, distance, logvar):
-  """-log p(image), but for a constant: a Laplacian with LPIPS added.
+def nll(
+  image: Images,
+  reconstruction: Images,
+  distance: Float[Array, ' b'],
+  logvar: Scalar,
+) -> Scalar:
+  """Computes -log p(image) up to a constant: a Laplacian with LPIPS added.
 
   Args:
-    image, reconstruction: [b, h, w, 3].
-    distance: [b], LPIPS times its weight; it counts for every value.
-    logvar: float, of the Laplacian's scale.
+    image, reconstruction: in [-1, 1].
+    distance: LPIPS times its weight; added to the error of every value.
+    logvar: logarithm of the Laplacian's scale.
 
   Returns:
     Sum over the values of an image, mean over the images.
@@ -30,157 +45,220 @@ def nll(image, reconstruction, distance, logvar):
   return (error * jnp.exp(-logvar) + logvar).sum() / len(image)
 
 
-def kl_divergence(moments):
-  """Of the posterior from N(0, 1), summed over latents, mean over images."""
+def kl_divergence(moments: Float[Array, 'b h w moments']) -> Scalar:
+  """KL of the posterior from N(0, 1): sum over latents, mean over images."""
   mean, logvar = latent_scaling.split(moments)
-  each = 0.5 * (jnp.square(mean) + jnp.exp(logvar) - 1.0 - logvar)
-  return each.sum() / len(moments)
+  values = 0.5 * (jnp.square(mean) + jnp.exp(logvar) - 1.0 - logvar)
+  return values.sum() / len(moments)
 
 
-def hinge(real, fake):
-  """The discriminator's loss, of logits."""
+def hinge(real: Float[Array, '...'], fake: Float[Array, '...']) -> Scalar:
+  """Computes the discriminator's hinge loss from its logits."""
   return 0.5 * (nn.relu(1.0 - real).mean() + nn.relu(1.0 + fake).mean())
 
 
-def adaptive_weight(by_nll, by_adversary):
-  """|grad nll| / |grad adversary| at the decoder's last layer, at most 1e4.
+def adaptive_weight(
+  grad_nll: Float[Array, '...'], grad_generator: Float[Array, '...']
+) -> Scalar:
+  """|grad nll| / |grad generator loss| at the decoder's last layer, <= 1e4.
 
-  So that what the adversary asks for weighs as much as what the picture does
-  (Esser et al. 2021, equation 7).
+  With this weight the generator's adversarial loss pulls as hard at the last
+  layer as the reconstruction loss (Esser et al. 2021, equation 7).
   """
-  norm = lambda x: jnp.sqrt(jnp.square(x).sum())
-  return jnp.clip(norm(by_nll) / (norm(by_adversary) + 1e-4), 0.0, 1e4)
+
+  def norm(x):
+    return jnp.sqrt(jnp.square(x).sum())
+
+  return jnp.clip(norm(grad_nll) / (norm(grad_generator) + 1e-4), 0.0, 1e4)
+
+
+@dataclasses.dataclass(frozen=True)
+class AutoencoderLoss:
+  """The losses of autoencoder and discriminator, and their gradients."""
+
+  model: autoencoder_gan.AutoencoderGAN
+  perceptual_weight: float = 1.0  # of LPIPS; 0: LPIPS is not computed
+  kl_weight: float = 1e-6
+  adversary_weight: float = 0.5  # 0: only the discriminator is trained by it
+  start: int = 50_001  # micro-step from which the discriminator takes part
+
+  def gradients(
+    self,
+    params: Params,
+    frozen: Params,
+    batch: dict[str, jax.Array],
+    key: jax.Array,
+    micro_step: jax.Array,
+  ) -> tuple[Params, Metrics]:
+    """Returns (gradients, metrics), as train_state.Task describes them.
+
+    Generator and discriminator are trained on the same reconstruction, in one
+    step. The reference updates the generator first and samples another
+    reconstruction for the discriminator, which costs a second pass through the
+    autoencoder.
+    """
+    image, active = batch['image'], micro_step >= self.start
+    noise_key = jax.random.fold_in(key, micro_step)
+
+    # Forward through the autoencoder, once.
+    def reconstruct(autoencoder):
+      return self.reconstruct(autoencoder, image, noise_key)
+
+    (x, moments), vae_vjp = jax.vjp(reconstruct, params['vae'])
+
+    # The losses, with their gradients by x, moments and the discriminator.
+    (loss, metrics), (grad_x, grad_logvar) = jax.value_and_grad(
+      self.reconstruction_loss, argnums=(0, 1), has_aux=True
+    )(x, params['logvar'], image, frozen)
+    kl, grad_moments = jax.value_and_grad(kl_divergence)(moments)
+    g_loss, g_grad_x = jax.value_and_grad(self.generator_loss)(x, params)
+    (d_loss, logits), grad_discriminator = jax.value_and_grad(
+      self.discriminator_loss, has_aux=True
+    )(params['discriminator'], image, x, active)
+
+    # The generator's weight, from both gradients at the decoder's last kernel.
+    def reconstruct_by_kernel(kernel):
+      return reconstruct(with_last_kernel(params['vae'], kernel))[0]
+
+    _, kernel_vjp = jax.vjp(reconstruct_by_kernel, last_kernel(params['vae']))
+    (kernel_grad,), (g_kernel_grad,) = kernel_vjp(grad_x), kernel_vjp(g_grad_x)
+    ratio = adaptive_weight(kernel_grad, g_kernel_grad)
+    weight = active * self.adversary_weight * ratio
+
+    # One backward pass through the autoencoder for all losses.
+    (grad_vae,) = vae_vjp(
+      (grad_x + weight * g_grad_x, self.kl_weight * grad_moments)
+    )
+    gradients = {
+      'vae': grad_vae,
+      'discriminator': grad_discriminator,
+      'logvar': grad_logvar,
+    }
+    return gradients, metrics | logits | {
+      'loss': loss + self.kl_weight * kl + weight * g_loss,
+      'kl': kl,
+      'logvar': params['logvar'],
+      'adversary_weight': weight,
+      'discriminator_loss': d_loss,
+    }
+
+  def reconstruct(
+    self, autoencoder: Params, image: Images, key: jax.Array
+  ) -> tuple[Images, Float[Array, 'b h_latent w_latent moments']]:
+    """Returns the image through a sample of its posterior, and its moments."""
+    moments = self.model.encode({'vae': autoencoder}, image)
+    b, h, w, c = moments.shape
+    noise = jax.random.normal(key, (b, h, w, c // 2))
+    latents = latent_scaling.sample(self.model.vae, moments, noise)
+    return self.model.decode({'vae': autoencoder}, latents), moments
+
+  def reconstruction_loss(
+    self, x: Images, logvar: Scalar, image: Images, frozen: Params
+  ) -> tuple[Scalar, Metrics]:
+    """Returns the nll of an image given its reconstruction x, and metrics."""
+    # Without a weight, LPIPS is not even compiled.
+    distance = jnp.zeros(len(image))
+    if self.perceptual_weight:
+      distance = self.model.distance(frozen, image, x)
+    metrics = {'l1': jnp.abs(image - x).mean(), 'lpips': distance.mean()}
+    return nll(image, x, self.perceptual_weight * distance, logvar), metrics
+
+  def generator_loss(self, x: Images, params: Params) -> Scalar:
+    """Returns the adversarial loss of a reconstruction x."""
+    return -self.model.discriminate(params, x).mean()
+
+  def discriminator_loss(
+    self, discriminator: Params, image: Images, x: Images, active: jax.Array
+  ) -> tuple[Scalar, Metrics]:
+    """Returns the discriminator's loss, 0 unless active, and metrics."""
+    params = {'discriminator': discriminator}
+    real = self.model.discriminate(params, image)
+    fake = self.model.discriminate(params, x)
+    metrics = {'logits_real': real.mean(), 'logits_fake': fake.mean()}
+    # Before its start the gradients are zero, in the same compiled program.
+    return active * hinge(real, fake), metrics
+
+
+def last_kernel(autoencoder: Params) -> Float[Array, 'kh kw c_in c_out']:
+  """The kernel of the decoder's last layer."""
+  return autoencoder['decoder']['conv_out']['kernel']
+
+
+def with_last_kernel(
+  autoencoder: Params, kernel: Float[Array, 'kh kw c_in c_out']
+) -> Params:
+  """The same parameters with another kernel in the decoder's last layer."""
+  decoder = autoencoder['decoder']
+  conv_out = decoder['conv_out'] | {'kernel': kernel}
+  return autoencoder | {'decoder': decoder | {'conv_out': conv_out}}
 
 
 def make_autoencoder_task(
-  nets,
-  optimizer,
+  loss: AutoencoderLoss,
+  optimizer: optax.GradientTransformation,
   *,
-  batch_spec,
-  perceptual_weight=1.0,
-  kl_weight=1e-6,
-  adversary_weight=0.5,
-  adversary_start=50_001,  # step from which the discriminator takes part
-  parts=1,  # micro-batches per optimizer step, see state.Task
-):
-  """The Task of reconstructing images."""
+  global_batch_size: int,
+  micro_batches: int = 1,  # per optimizer step, see train_state.Task
+) -> train_state.Task:
+  """Makes the Task of reconstructing images.
 
-  def init(key, given=None):
-    params = nets.init(key) | (given or {})
+  Raises:
+    ValueError: if the batch cannot be divided into the micro-batches.
+  """
+  rows = batch_specs.divide_batch(global_batch_size, micro_batches)
+
+  def init(key, pretrained=None):
+    params = loss.model.init(key) | (pretrained or {})
+    # LPIPS is part of the loss, not of what is trained.
     params.pop('lpips', None)
     params['logvar'] = jnp.zeros([])
     step = jnp.zeros([], jnp.int32)
     return train_state.State(step, params, optimizer.init(params))
 
-  gradients = make_gradients(
-    *(nets, perceptual_weight, kl_weight, adversary_weight),
-    start=adversary_start * parts,
+  def batch_spec(bucket):
+    return batch_specs.image_batch_spec(bucket, rows, refiner=False)
+
+  return train_state.Task(
+    init=init,
+    gradients=loss.gradients,
+    update=train_state.make_update(optimizer, micro_batches),
+    batch_spec=batch_spec,
+    micro_batches=micro_batches,
   )
-  update = train_state.make_update(optimizer, parts)
-  return train_state.Task(init, gradients, update, batch_spec, parts)
 
 
-def make_gradients(nets, perceptual_weight, kl_weight, adversary_weight, start):
-  """gradients(params, frozen, batch, key, part), as state.Task has it.
-
-  Generator and discriminator learn from the same reconstruction, in one step.
-  The reference updates the generator first and draws another reconstruction for
-  the discriminator, which costs a second pass through the autoencoder. From
-  part `start` on the discriminator takes part.
-  """
-
-  def gradients(params, frozen, batch, key, part):
-    image, active = batch['image'], part >= start
-    noise_key = jax.random.fold_in(key, part)
-
-    def reconstruct(autoencoder):
-      moments = nets.encode({'vae': autoencoder}, image)
-      b, h, w, c = moments.shape
-      noise = jax.random.normal(noise_key, (b, h, w, c // 2))
-      x = latent_scaling.sample(nets.vae, moments, noise)
-      return nets.decode({'vae': autoencoder}, x), moments
-
-    def likeness(x, logvar):
-      distance = jnp.zeros(len(image))
-      if perceptual_weight:
-        distance = nets.distance(frozen, image, x)
-      aside = {'l1': jnp.abs(image - x).mean(), 'lpips': distance.mean()}
-      return nll(image, x, perceptual_weight * distance, logvar), aside
-
-    def suspicion(critic):
-      judge = lambda image: nets.discriminate({'discriminator': critic}, image)
-      real, fake = judge(image), judge(x)
-      aside = {'logits_real': real.mean(), 'logits_fake': fake.mean()}
-      return active * hinge(real, fake), aside
-
-    grad = lambda f, *at, argnums=0, has_aux=True: jax.value_and_grad(
-      f, argnums, has_aux
-    )(*at)
-    (x, moments), pull = jax.vjp(reconstruct, params['vae'])
-    (loss, metrics), (by_x, by_logvar) = grad(
-      *(likeness, x, params['logvar']), argnums=(0, 1)
-    )
-    kl, by_moments = grad(kl_divergence, moments, has_aux=False)
-    opposed, opposed_by_x = grad(
-      lambda x: -nets.discriminate(params, x).mean(), x, has_aux=False
-    )
-    (judged, logits), by_critic = grad(suspicion, params['discriminator'])
-
-    # The same reconstruction as a function of the last layer alone.
-    last, put = last_layer(params['vae'])
-    _, pull_last = jax.vjp(lambda kernel: reconstruct(put(kernel))[0], last)
-    weight = (
-      active
-      * adversary_weight
-      * adaptive_weight(*pull_last(by_x), *pull_last(opposed_by_x))
-    )
-    # One way back for all: through the autoencoder gradients add up.
-    (by_vae,) = pull((by_x + weight * opposed_by_x, kl_weight * by_moments))
-    gradients = {'vae': by_vae, 'discriminator': by_critic, 'logvar': by_logvar}
-    return gradients, metrics | logits | {
-      'loss': loss + kl_weight * kl + weight * opposed,
-      'kl': kl,
-      'logvar': params['logvar'],
-      'adversary_weight': weight,
-      'discriminator_loss': judged,
-    }
-
-  return gradients
-
-
-def last_layer(autoencoder):
-  """The decoder's last kernel, and a function that puts in another one."""
-
-  def put(kernel):
-    decoder = autoencoder['decoder']
-    conv_out = decoder['conv_out'] | {'kernel': kernel}
-    return autoencoder | {'decoder': decoder | {'conv_out': conv_out}}
-
-  return autoencoder['decoder']['conv_out']['kernel'], put
-
-
-def make_optimizer(make_chain, average, learn_logvar, decoder_only):
-  """Generator and discriminator each have their own; one average over both.
+def make_optimizer(
+  make_chain: Callable[[], optax.GradientTransformation],
+  average: optax.GradientTransformation,
+  learn_logvar: bool,
+  decoder_only: bool,
+) -> optax.GradientTransformation:
+  """Makes one optimizer for the generator, one for the discriminator.
 
   Args:
-    make_chain: () -> optax transformation, without an average.
-    average: optax transformation, as optimizer.ema.
-    learn_logvar: whether the log-variance learns, or stays 0.
-    decoder_only: whether the encoder stays as it is.
+    make_chain: makes a transformation without an average.
+    average: as ema.transform.ema; one over both nets.
+    learn_logvar: whether the log-variance is trained, or stays 0.
+    decoder_only: whether the encoder is frozen.
   """
 
-  def label(path, _):
-    net, *module = (key.key for key in path)
+  def label(path, leaf):
+    del leaf
+    net, *modules = (key.key for key in path)
+    # The log-variance belongs to the autoencoder, but may be frozen alone.
     if net == 'logvar':
       return 'generator' if learn_logvar else 'frozen'
-    if net == 'vae' and decoder_only and module[0] in ENCODER:
+    if net == 'vae' and decoder_only and modules[0] in ENCODER:
       return 'frozen'
     return 'generator' if net == 'vae' else 'discriminator'
 
+  def labels(params):
+    return jax.tree_util.tree_map_with_path(label, params)
+
+  # Frozen parameters have no moments, and the average keeps their bits.
   chains = {
     'generator': make_chain(),
     'discriminator': make_chain(),
     'frozen': optax.set_to_zero(),
   }
-  labels = lambda params: jax.tree_util.tree_map_with_path(label, params)
   return optax.chain(optax.partition(chains, labels), average)

@@ -1,18 +1,23 @@
-"""Every bucket's program, compiled once, in threads beside the training."""
+"""Compiles each bucket's program once, in threads that run during training."""
 
 import concurrent.futures
+import threading
 import time
+from collections.abc import Callable
+from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from sdxl_jax.distributed import device_mesh, sharding
+from sdxl_jax.training import train_state
 
-# What compilers are told. Left alone, the TPU's makes of each product with
-# parameters that fsdp spread out a loop over their parts, too thin for its
-# matrix units: ten blocks at 1024 tokens, forward and backward, then take 34 M
-# cycles per picture instead of 19 M (8 pictures per chip of v5p:2x2x2).
+# Compiler options by platform. By default the TPU's compiler turns each product
+# with parameters that fsdp has spread out into a loop over their parts, which
+# are too thin for its matrix units: ten blocks at 1024 tokens, forward and
+# backward, then take 34 M cycles per image instead of 19 M (8 images per chip
+# of v5p:2x2x2).
 OPTIONS = {
   'tpu': {
     'xla_tpu_enable_windowed_einsum_for_all_gather': 'false',
@@ -20,57 +25,81 @@ OPTIONS = {
   }
 }
 
+Bucket = tuple[int, int]  # (height, width) in px
+
 
 class Programs:
-  """The compiled programs of a task, ready or on their way.
+  """The programs of a task: compiled, or being compiled in threads.
 
   Args:
-    task: state.Task.
+    task: what is trained.
     mesh: of all devices.
     state, frozen: trees of jax.ShapeDtypeStruct with shardings.
     buckets: (height, width) in the order in which the schedule needs them.
     threads: programs compiled at once.
-    say: takes a line for the user.
+    say: prints a line for the user.
   """
 
-  def __init__(self, task, mesh, state, frozen, buckets, threads, say):
+  def __init__(
+    self,
+    task: train_state.Task,
+    mesh: jax.sharding.Mesh,
+    state: train_state.State,
+    frozen: dict[str, Any],
+    buckets: list[Bucket],
+    threads: int,
+    say: Callable[[str], None],
+  ):
+    self._task, self._mesh = task, mesh
+    self._state, self._frozen = state, frozen
+    # Threads suffice, since XLA compiles without holding Python's lock.
     self._pool = concurrent.futures.ThreadPoolExecutor(threads)
-    self._say, self._total = say, len(buckets)
-    submit = lambda name, make, *args: self._pool.submit(
-      self._timed, name, make, *args
-    )
-    gradients = lambda bucket: submit(
-      f'{bucket[0]}x{bucket[1]}',
-      *(
-        compile_gradients,
-        task,
-        mesh,
-        state.params,
-        frozen,
-        bucket,
-      ),
-    )
+    self._say, self._lock = say, threading.Lock()
+    self._ready, self._total = 0, len(buckets)
     # The first step needs one bucket and the update; the others can wait.
     first, *others = buckets
-    self._gradients = {first: gradients(first)}
-    self._update = submit('the update', compile_update, task, mesh, state)
-    if task.parts > 1:
-      self._add = submit('the sum', compile_add, state.params)
-    self._gradients |= {bucket: gradients(bucket) for bucket in others}
+    self._gradients = {first: self._pool.submit(self._compile_bucket, first)}
+    self._update = self._pool.submit(self._compile_update)
+    # A single micro-batch has nothing to be added to.
+    if task.micro_batches > 1:
+      self._add = self._pool.submit(self._compile_add)
+    for bucket in others:
+      future = self._pool.submit(self._compile_bucket, bucket)
+      self._gradients[bucket] = future
 
-  def _timed(self, name, make, *args):
-    start = time.monotonic()
-    compiled = make(*args)
-    done = sum(f.done() for f in self._gradients.values())
-    seconds = time.monotonic() - start
-    self._say(
-      f'compiled {name} in {seconds:.0f} s; buckets ready: {done} of '
-      f'{self._total}'
+  def _compile_bucket(self, bucket):
+    started = time.monotonic()
+    program = compile_gradients(
+      self._task, self._mesh, self._state.params, self._frozen, bucket
     )
-    return compiled
+    self._report(f'{bucket[0]}x{bucket[1]}', started, buckets=1)
+    return program
 
-  def gradients(self, bucket):
-    """The program of a bucket, waited for if need be.
+  def _compile_update(self):
+    started = time.monotonic()
+    program = compile_update(self._task, self._mesh, self._state)
+    self._report('the update', started)
+    return program
+
+  def _compile_add(self):
+    started = time.monotonic()
+    program = compile_add(self._state.params)
+    self._report('the sum', started)
+    return program
+
+  def _report(self, name, started, buckets=0):
+    """Prints a line about a compiled program; `buckets` of them are new."""
+    seconds = time.monotonic() - started
+    # Under a lock, so that the numbers in the lines ascend.
+    with self._lock:
+      self._ready += buckets
+      self._say(
+        f'compiled {name} in {seconds:.0f} s; buckets ready: {self._ready} of '
+        f'{self._total}'
+      )
+
+  def gradients(self, bucket: Bucket) -> Callable:
+    """Returns the program of a bucket; waits until it is compiled.
 
     Raises:
       ValueError: for a bucket that was not announced; nothing is compiled.
@@ -83,78 +112,113 @@ class Programs:
     return self._gradients[bucket].result()
 
   @property
-  def add(self):
+  def add(self) -> Callable:
+    """The program that sums gradients of two micro-batches."""
     return self._add.result()
 
   @property
-  def update(self):
+  def update(self) -> Callable:
+    """The program that updates the state."""
     return self._update.result()
 
-  def close(self):
-    """Gives up what is not yet begun."""
+  def close(self) -> None:
+    """Cancels what has not begun to compile."""
     self._pool.shutdown(wait=False, cancel_futures=True)
 
 
-def compile_gradients(task, mesh, params, frozen, bucket, options=None):
-  """task.gradients, compiled ahead for one bucket.
+def compile_gradients(
+  task: train_state.Task,
+  mesh: jax.sharding.Mesh,
+  params: dict[str, Any],
+  frozen: dict[str, Any],
+  bucket: Bucket,
+  options: dict[str, str] | None = None,
+) -> jax.stages.Compiled:
+  """Compiles task.gradients ahead of time for one bucket.
 
   Args:
-    task: state.Task.
+    task: what is trained.
     mesh: of all devices.
     params, frozen: trees of jax.ShapeDtypeStruct with shardings.
     bucket: (height, width) in px.
-    options: {name: value} for the compiler, besides OPTIONS.
+    options: {name: value} for the compiler, in addition to OPTIONS.
 
   Returns:
-    gradients(params, frozen, batch, key, part); any other shape is refused.
+    gradients(params, frozen, batch, key, micro_step), which accepts the shapes
+    of this bucket only.
   """
   options = OPTIONS.get(device_mesh.platform(mesh), {}) | (options or {})
   traced = trace_gradients(task, mesh, params, frozen, bucket)
   return traced.lower().compile(options)
 
 
-def trace_gradients(task, mesh, params, frozen, bucket):
-  """As compile_gradients, but only the jax.stages.Traced, with its jaxpr."""
+def trace_gradients(
+  task: train_state.Task,
+  mesh: jax.sharding.Mesh,
+  params: dict[str, Any],
+  frozen: dict[str, Any],
+  bucket: Bucket,
+) -> jax.stages.Traced:
+  """Traces task.gradients for one bucket, without compiling it."""
   gradients = jax.jit(
-    task.gradients, out_shardings=(places(params), sharding.replicated(mesh))
+    task.gradients,
+    out_shardings=(shardings_of(params), sharding.replicated(mesh)),
   )
-  batch, key, part = example_batch(task, mesh, bucket)
+  batch, key, micro_step = example_batch(task, mesh, bucket)
+  # Fused kernels need the mesh as a context; activations keep their sharding.
   keep_rows = sharding.keep_rows(mesh, len(batch['target_size']))
   with jax.set_mesh(mesh), nn.intercept_methods(keep_rows):
-    return gradients.trace(params, frozen, batch, key, part)
+    return gradients.trace(params, frozen, batch, key, micro_step)
 
 
-def example_batch(task, mesh, bucket):
-  """Shapes and shardings of (batch, key, part), as gradients takes them."""
-  spec = lambda place: (
-    lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place)
-  )
-  rows = spec(sharding.batch_sharding(mesh))
+def example_batch(
+  task: train_state.Task, mesh: jax.sharding.Mesh, bucket: Bucket
+) -> tuple[Any, jax.ShapeDtypeStruct, jax.ShapeDtypeStruct]:
+  """Shapes and shardings of (batch, key, micro_step) for `gradients`."""
+
+  def placed(shapes, place):
+    return jax.tree.map(
+      lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), shapes
+    )
+
+  # Rows are sharded over the devices; all have the same key and number.
+  replicated = sharding.replicated(mesh)
   key = jax.eval_shape(lambda: jax.random.key(0))
-  everywhere = spec(sharding.replicated(mesh))
-  part = everywhere(jax.ShapeDtypeStruct((), jnp.int32))
-  return jax.tree.map(rows, task.batch_spec(bucket)), everywhere(key), part
+  micro_step = jax.ShapeDtypeStruct((), jnp.int32)
+  return (
+    placed(task.batch_spec(bucket), sharding.batch_sharding(mesh)),
+    placed(key, replicated),
+    placed(micro_step, replicated),
+  )
 
 
-def compile_add(params, options=None):
-  """(a, b) -> a + b over trees of gradients; a is spent."""
+def compile_add(
+  params: Any, options: dict[str, str] | None = None
+) -> jax.stages.Compiled:
+  """Compiles (a, b) -> a + b of trees of gradients; a is donated."""
   add = jax.jit(
     lambda a, b: jax.tree.map(jnp.add, a, b),
-    out_shardings=places(params),
+    out_shardings=shardings_of(params),
     donate_argnums=0,
   )
   return add.lower(params, params).compile(options)
 
 
-def compile_update(task, mesh, state, options=None):
-  """task.update, compiled ahead; the state given is spent."""
+def compile_update(
+  task: train_state.Task,
+  mesh: jax.sharding.Mesh,
+  state: train_state.State,
+  options: dict[str, str] | None = None,
+) -> jax.stages.Compiled:
+  """Compiles task.update ahead of time; the state is donated."""
   update = jax.jit(
     task.update,
-    out_shardings=(places(state), sharding.replicated(mesh)),
+    out_shardings=(shardings_of(state), sharding.replicated(mesh)),
     donate_argnums=0,
   )
   return update.lower(state, state.params).compile(options)
 
 
-def places(shapes):
+def shardings_of(shapes: Any) -> Any:
+  """The shardings of a tree of jax.ShapeDtypeStruct."""
   return jax.tree.map(lambda x: x.sharding, shapes)

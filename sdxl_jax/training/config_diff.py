@@ -1,71 +1,107 @@
-"""Differences between two configs, and which of them a resumed run refuses."""
+"""Differences between two configs, and those that a resumed run refuses."""
 
-# What a resumed run may not change unless told: fields and sections that decide
-# the order of the data, and those that decide what the parameters are.
-ORDER = ('seed', 'global_batch_size', 'buckets_per_step', 'data')
+import pathlib
+from collections.abc import Callable
+from typing import Any
 
+# Fields and sections that decide the order of the data.
+DATA_ORDER = ('seed', 'global_batch_size', 'buckets_per_step', 'data')
 
-TREE = (
-  *(
-    'task',
-    'autoencoder',
-    'optimizer.ema_widths',
-    'trained',
-    'lora',
-    'refiner',
-    'init_from',
-    'from_scratch',
-    'unet',
-    'vae',
-  ),
-  *('text_encoder', 'text_encoder_2', 'schedule'),
+# Fields and sections that decide what the parameters are.
+PARAMETERS = (
+  'task',
+  'autoencoder',
+  'optimizer.ema_widths',
+  'trained',
+  'lora',
+  'refiner',
+  'init_from',
+  'from_scratch',
+  'unet',
+  'vae',
+  'text_encoder',
+  'text_encoder_2',
+  'schedule',
+)
+
+# Fields of the sections above that decide speed and not results.
+RUNTIME = (
+  'data.num_threads',
+  'data.prefetch',
+  'data.index_workers',
+  'data.max_upscale',
+  'unet.attention',
+  'unet.remat',
+  'vae.attention',
+  'vae.remat',
+  'text_encoder.attention',
+  'text_encoder.remat',
+  'text_encoder_2.attention',
+  'text_encoder_2.remat',
 )
 
 
-# These live in the sections above, but decide how fast and not what.
-SPEED = (
-  *('data.num_threads', 'data.prefetch', 'data.index_workers'),
-  *('data.max_upscale', 'unet.attention', 'unet.remat'),
-  *('vae.attention', 'vae.remat', 'text_encoder.attention'),
-  *('text_encoder.remat', 'text_encoder_2.attention', 'text_encoder_2.remat'),
-)
+def check_changes(
+  old: dict[str, Any],
+  new: dict[str, Any],
+  workdir: str | pathlib.Path,
+  accepted: bool,
+  say: Callable[[str], None],
+) -> None:
+  """Prints which fields of a run's config changed; refuses grave changes.
 
-
-def check_changes(old, new, workdir, accepted, say):
-  """Says which fields of a run's config changed, and refuses grave changes.
+  Args:
+    old, new: configs as dicts, of the run so far and of this start.
+    workdir: of the run, for the error.
+    accepted: whether grave changes are allowed.
+    say: prints a line for the user.
 
   Raises:
-    ValueError: where the order of the data or the parameters would be others
-      than those that the run has had, unless that is accepted.
+    ValueError: if the order of the data or the parameters would be others than
+      those of the run so far, unless that is accepted.
   """
-  rows = differences(old, new)
-  within = lambda field, names: any(
-    field == name or field.startswith(f'{name}.') for name in names
-  )
-  grave = [
-    field
-    for field in rows
-    if within(field, ORDER + TREE) and not within(field, SPEED)
-  ]
-  listed = lambda fields: ''.join(f'\n  {f}: {rows[f]}' for f in fields)
+  # Refuse grave changes before anything is written to the workdir.
+  changes = differences(old, new)
+  grave = {field: row for field, row in changes.items() if is_grave(field)}
   if grave and not accepted:
     raise ValueError(
       f'{workdir} holds a run with another config. Changed (old > new):'
-      f'{listed(grave)}\nThe order of its data or its parameters would no '
-      'longer be those it has had. Take the old values to resume it, another '
-      'workdir to start anew, or --accept_changes to go on nevertheless'
+      f'{as_lines(grave)}\nThe order of its data or its parameters would no '
+      'longer be the same. Restore the old values to resume the run, use '
+      'another workdir to start a new one, or pass --accept_changes to go on '
+      'nevertheless'
     )
-  if rows:
-    say(f'The config changed since the last start (old > new):{listed(rows)}')
+  # Print the others, so that an unintended change is noticed.
+  if changes:
+    say(
+      f'The config changed since the last start (old > new):{as_lines(changes)}'
+    )
 
 
-def differences(old, new, prefix=''):
-  """{field: 'old > new'} of two configs as dicts."""
-  rows = {}
+def is_grave(field: str) -> bool:
+  """Whether a field decides the order of the data or the parameters."""
+
+  def is_within(names):
+    return any(field == n or field.startswith(f'{n}.') for n in names)
+
+  return is_within(DATA_ORDER + PARAMETERS) and not is_within(RUNTIME)
+
+
+def as_lines(changes: dict[str, str]) -> str:
+  """Formats changes as indented lines, each begun by a newline."""
+  return ''.join(f'\n  {field}: {row}' for field, row in changes.items())
+
+
+def differences(
+  old: dict[str, Any], new: dict[str, Any], prefix: str = ''
+) -> dict[str, str]:
+  """Returns {field: 'old > new'} of two configs as dicts."""
+  changes = {}
   for name in sorted(set(old) | set(new)):
+    # Sections are compared field by field.
     field, a, b = f'{prefix}{name}', old.get(name), new.get(name)
     if isinstance(a, dict) and isinstance(b, dict):
-      rows |= differences(a, b, f'{field}.')
+      changes |= differences(a, b, f'{field}.')
     elif a != b:
-      rows[field] = f'{a} > {b}'
-  return rows
+      changes[field] = f'{a} > {b}'
+  return changes

@@ -1,60 +1,89 @@
-"""What a checkpoint of stage 0 tells later stages of its latents."""
+"""The config of a checkpoint, with the measured statistics of its latents."""
 
 import contextlib
+import dataclasses
 import functools
 import itertools
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import numpy as np
+from jaxtyping import Array, Float
+from ml_collections import config_dict
 
+from sdxl_jax.data import pipeline
 from sdxl_jax.distributed import sharding
-from sdxl_jax.models import latent_scaling
+from sdxl_jax.models import autoencoder_gan, latent_scaling, sdxl
+from sdxl_jax.training import train_state
 
 
-def make_describe(config, nets, task, mesh, make_batches, say):
-  """describe({net: EMA parameters}) -> the config, as a dict, of a checkpoint.
+@dataclasses.dataclass(frozen=True)
+class CheckpointConfig:
+  """Makes the config that is saved with each checkpoint.
 
-  With config.autoencoder.measure_latents it has the scaling_factor, and perhaps
-  latents_mean, of the first pictures of the schedule. An encoder that does not
-  learn keeps those it came with.
-
-  Args:
-    config, nets, task: of the run.
-    mesh: of all devices.
-    make_batches: () -> pipeline.Batches of this process's rows.
-    say: takes a line for the user.
+  If stage 0 trains an encoder and config.autoencoder.measure_latents is set,
+  the saved config has the scaling_factor, and with measure_mean the
+  latents_mean, of the first images of the schedule: later stages read them.
+  Otherwise it is the run's config.
   """
-  c = config.autoencoder
-  learns = config.task == 'autoencoder' and not c.decoder_only
-  if not (learns and c.measure_latents):
-    return lambda ema: config.to_dict()
-  nets = nets.replace(attention='xla')
 
-  @functools.partial(jax.jit, out_shardings=sharding.replicated(mesh))
-  def measure(params, image):
-    return [
-      x.mean(0) for x in latent_scaling.statistics(nets.encode(params, image))
-    ]
+  config: config_dict.ConfigDict
+  model: sdxl.SDXL | autoencoder_gan.AutoencoderGAN
+  task: train_state.Task
+  mesh: jax.sharding.Mesh
+  make_batches: Callable[[], pipeline.Batches]  # with this process's rows
+  say: Callable[[str], None]  # prints a line for the user
 
-  def images(batches):
-    rows = config.global_batch_size // task.parts
-    for bucket, batch in itertools.islice(
-      batches, -(-c.measure_latents // rows)
-    ):
-      spec = task.batch_spec(bucket)
-      yield sharding.put_batch(batch, mesh, spec)['image']
-
-  def describe(ema):
-    with contextlib.closing(make_batches()) as batches:
-      found = [measure(ema, image) for image in images(batches)]
-    mean, square = np.mean(jax.device_get(found), axis=0)
-    factor, mean = latent_scaling.standard(mean, square)
-    fields = {'scaling_factor': factor}
+  def make(self, ema_params: dict[str, Any]) -> dict[str, Any]:
+    """Returns the config of a checkpoint, given {net: EMA parameters}."""
+    c, saved = self.config.autoencoder, self.config.to_dict()
+    is_measured = (
+      self.config.task == 'autoencoder'
+      and not c.decoder_only
+      and c.measure_latents
+    )
+    if not is_measured:
+      return saved
+    factor, mean = self.measure(ema_params)
+    saved['vae']['scaling_factor'] = factor
     if c.measure_mean:
-      fields |= {'latents_mean': mean, 'latents_std': (1.0,) * len(mean)}
-    say(f'latents have unit variance with scaling_factor {factor:.4g}')
-    described = config.to_dict()
-    described['vae'] |= fields
-    return described
+      saved['vae']['latents_mean'] = mean
+      saved['vae']['latents_std'] = (1.0,) * len(mean)
+    self.say(f'latents have unit variance with scaling_factor {factor:.4g}')
+    return saved
 
-  return describe
+  def measure(
+    self, ema_params: dict[str, Any]
+  ) -> tuple[float, tuple[float, ...]]:
+    """Returns (scaling_factor, latents_mean) of at least measure_latents."""
+    # Whole micro-batches, at least as many images as the config has.
+    rows = self.config.global_batch_size // self.task.micro_batches
+    count = -(-self.config.autoencoder.measure_latents // rows)
+    # A fused kernel needs the mesh as a context, which only training sets.
+    model = self.model.replace(attention='xla')
+    replicated = sharding.replicated(self.mesh)
+    statistics = []
+    with contextlib.closing(self.make_batches()) as batches:
+      for bucket, batch in itertools.islice(batches, count):
+        batch = sharding.put_batch(
+          batch, self.mesh, self.task.batch_spec(bucket)
+        )
+        statistics.append(
+          batch_statistics(model, replicated, ema_params, batch['image'])
+        )
+    mean, square = np.mean(jax.device_get(statistics), axis=0)
+    return latent_scaling.standard(mean, square)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def batch_statistics(
+  model: autoencoder_gan.AutoencoderGAN,
+  output_sharding: jax.sharding.Sharding,
+  params: dict[str, Any],
+  image: Float[Array, 'b h w c'],
+) -> list[Float[Array, ' channels']]:
+  """Mean and mean square of each channel of the latents."""
+  statistics = latent_scaling.statistics(model.encode(params, image))
+  means = [x.mean(0) for x in statistics]
+  return jax.lax.with_sharding_constraint(means, output_sharding)

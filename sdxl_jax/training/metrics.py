@@ -1,24 +1,30 @@
-"""Where a run's numbers go: progress bar, JSON lines, TensorBoard."""
+"""Writes the metrics of a run: progress bar, JSON lines, TensorBoard."""
 
 import json
 import math
 import os
 import pathlib
 import time
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
+import numpy as np
 import tensorboardX
 import tqdm
 
-from sdxl_jax.training import workdirs
+from sdxl_jax import atomic_write
+from sdxl_jax.data import pipeline
 
 
 class NonFiniteLoss(ValueError):
   """The loss or its gradient became infinite or NaN."""
 
 
-def check_finite(metrics, step, bucket, record_ids):
-  """Raises NonFiniteLoss naming what the step was made of."""
+def check_finite(
+  metrics: dict[str, float], step: int, bucket: Any, record_ids: Sequence[int]
+) -> None:
+  """Raises NonFiniteLoss, naming the step, its bucket and its records."""
   bad = {k: v for k, v in metrics.items() if not math.isfinite(v)}
   if bad:
     raise NonFiniteLoss(
@@ -29,34 +35,42 @@ def check_finite(metrics, step, bucket, record_ids):
 
 
 class Writer:
-  """Writes metrics of each `every`-th step to the workdir and the screen.
+  """Writes metrics and images to the workdir, and lines to the screen.
 
   On resuming at `start_step` the lines of later steps, which a stopped run
-  left behind, are taken out: a step stands in the file once. Of many processes
-  one is the `speaker`; the others write nothing.
+  left behind, are removed from metrics.jsonl, so that no step is there twice.
+  In a run of several processes only the primary one writes.
   """
 
-  def __init__(self, workdir, start_step, total_steps, speaker=True):
+  def __init__(
+    self,
+    workdir: str | pathlib.Path,
+    start_step: int,
+    total_steps: int,
+    is_primary: bool = True,
+  ):
     folder = pathlib.Path(workdir)
     path = folder / 'metrics.jsonl'
-    if speaker:
-      keep_until(path, start_step)
-    self._file = open(path if speaker else os.devnull, 'a')
+    # Steps after the checkpoint are taken, and written, a second time.
+    if is_primary:
+      drop_lines_after(path, start_step)
+    self._file = open(path if is_primary else os.devnull, 'a')
     self._board = tensorboardX.SummaryWriter(
       str(folder / 'tensorboard'),
       purge_step=start_step,
-      write_to_disk=speaker,
+      write_to_disk=is_primary,
     )
     self._bar = tqdm.tqdm(
       initial=start_step,
       total=total_steps,
       unit='step',
       smoothing=0.05,
-      disable=not speaker,
+      disable=not is_primary,
     )
 
-  def write(self, step, metrics):
-    """Metrics (floats by name) after `step` optimizer steps."""
+  def write(self, step: int, metrics: dict[str, float]) -> None:
+    """Writes the metrics after `step` optimizer steps."""
+    # Six digits are more than a metric's noise, and keep the file small.
     line = {'step': step, **{k: float(f'{v:.6g}') for k, v in metrics.items()}}
     self._file.write(json.dumps(line) + '\n')
     self._file.flush()
@@ -66,79 +80,114 @@ class Writer:
       loss=f'{metrics["loss"]:.4f}', img_s=f'{metrics["images_per_s"]:.0f}'
     )
 
-  def image(self, name, image, step):
-    """A picture uint8 [h, w, 3] for TensorBoard."""
+  def image(self, name: str, image: np.ndarray, step: int) -> None:
+    """Writes an image, uint8 [h, w, 3], to TensorBoard."""
     self._board.add_image(name, image, step, dataformats='HWC')
 
-  def advance(self):
+  def advance(self) -> None:
+    """Advances the progress bar by one step."""
     self._bar.update()
 
-  def say(self, text):
-    """A line above the progress bar."""
+  def say(self, text: str) -> None:
+    """Prints a line above the progress bar."""
     if not self._bar.disable:
       self._bar.write(text)
 
-  def close(self):
+  def close(self) -> None:
     self._bar.close()
     self._board.close()
     self._file.close()
 
 
-def keep_until(path, step):
-  """Drops the JSON lines after `step`, and one that a crash cut short."""
+def drop_lines_after(path: pathlib.Path, step: int) -> None:
+  """Removes the JSON lines after `step`, and a line that a crash cut short."""
   if not path.exists():
     return
-  kept = []
+  lines = []
   for line in path.read_text().splitlines(keepends=True):
     try:
       if json.loads(line)['step'] <= step:
-        kept.append(line)
+        lines.append(line)
+    # A line without an end: the process was killed while it wrote.
     except json.JSONDecodeError:
       continue
-  workdirs.replace(path, ''.join(kept))
+
+  # Atomically, so that a crash here loses no metrics.
+  with atomic_write.atomic_path(path, overwrite=True) as partial:
+    partial.write_text(''.join(lines))
 
 
 class Reporter:
-  """Looks at each step's metrics one step late, so that no step waits."""
+  """Fetches metrics one step late, so that the device never waits for the host.
 
-  def __init__(self, writer, *, every, batch_size, learning_rate, batches):
+  Args:
+    writer: of the run.
+    every: steps between two lines of metrics.
+    batch_size: images in an optimizer step.
+    learning_rate: step -> learning rate.
+    batches: source of the record ids and counts.
+  """
+
+  def __init__(
+    self,
+    writer: Writer,
+    *,
+    every: int,
+    batch_size: int,
+    learning_rate: Callable[[int], Any],
+    batches: pipeline.Batches,
+  ):
     self.writer, self.every, self.batch_size = writer, every, batch_size
     self.learning_rate, self.batches = learning_rate, batches
-    self._pending, self._parts = None, []
+    self._pending, self._micro_batches = None, []
     self._restart()
 
   def _restart(self):
     self._started, self._waited, self._steps = time.monotonic(), 0.0, 0
 
-  def waited(self, seconds):
+  def waited(self, seconds: float) -> None:
     """Counts the time that a step waited for its data."""
     self._waited += seconds
 
-  def add_part(self, part, bucket, metrics):
-    """Takes the metrics of a micro-batch, on the device still."""
-    self._parts.append((part, bucket, metrics))
+  def add_micro_batch(
+    self,
+    micro_step: int,
+    bucket: tuple[int, int],
+    metrics: dict[str, jax.Array],
+  ) -> None:
+    """Keeps the metrics of a micro-batch, on the device for now."""
+    self._micro_batches.append((micro_step, bucket, metrics))
 
-  def end_step(self, step, metrics):
-    """Takes those of the update, and looks at the step before."""
+  def end_step(self, step: int, metrics: dict[str, jax.Array]) -> None:
+    """Keeps the metrics of an update, and reports those of the step before."""
+    # The device is computing this step; the one before is complete.
     self.flush()
-    self._pending = step, self._parts, metrics
-    self._parts = []
+    self._pending = step, self._micro_batches, metrics
+    self._micro_batches = []
 
-  def flush(self):
-    """Looks at the latest metrics now.
+  def flush(self) -> None:
+    """Reports the latest metrics now.
 
     Raises:
       NonFiniteLoss: naming the step, its bucket and its records.
     """
     if self._pending is None:
       return
-    (step, parts, metrics), self._pending = self._pending, None
-    parts, metrics = jax.device_get((parts, metrics))
-    for part, bucket, result in parts:
-      check_finite(result, step, bucket, self.batches.record_ids(part))
-    ids = [i for part, *_ in parts for i in self.batches.record_ids(part)]
-    check_finite(metrics, step, [bucket for _, bucket, _ in parts], ids)
-    results = [result for *_, result in parts]
+    step, micro_batches, metrics = self._pending
+    self._pending = None
+    micro_batches, metrics = jax.device_get((micro_batches, metrics))
+
+    # Check each micro-batch, then the whole step.
+    buckets, step_ids, results = [], [], []
+    for micro_step, bucket, result in micro_batches:
+      ids = self.batches.record_ids(micro_step)
+      check_finite(result, step, bucket, ids)
+      buckets.append(bucket)
+      step_ids += list(ids)
+      results.append(result)
+    check_finite(metrics, step, buckets, step_ids)
+
+    # Report means over the micro-batches.
     means = jax.tree.map(lambda *values: sum(values) / len(values), *results)
     metrics = {k: float(v) for k, v in (means | metrics).items()}
     self._steps += 1
@@ -147,11 +196,10 @@ class Reporter:
       self.writer.write(step + 1, metrics | self._rates(step))
 
   def _rates(self, step):
-    elapsed, steps, waited = (
-      time.monotonic() - self._started,
-      self._steps,
-      self._waited,
-    )
+    """Returns speed, learning rate and counts of the data."""
+    # Speed since the last line; then the next interval begins.
+    elapsed = time.monotonic() - self._started
+    steps, waited = self._steps, self._waited
     self._restart()
     return {
       'learning_rate': float(self.learning_rate(step)),

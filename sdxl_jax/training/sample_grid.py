@@ -1,63 +1,98 @@
-"""What a run can do so far, as one picture."""
+"""The grid of samples, or of reconstructions, that a run writes regularly."""
 
+import dataclasses
 import math
+from typing import Any
 
-from sdxl_jax.checkpoints import loading
-from sdxl_jax.data import dataset, images
+import numpy as np
+from jaxtyping import Float, UInt8
+from ml_collections import config_dict
+
+from sdxl_jax.data import images
 from sdxl_jax.distributed import multihost
 from sdxl_jax.evaluation import reconstruction
+from sdxl_jax.models import autoencoder_gan, sdxl
 from sdxl_jax.sampling import generation, pipelines
-from sdxl_jax.text import tokenizer
-from sdxl_jax.training import tasks
+from sdxl_jax.training import run_setup, tasks
 
-SHOWN, ROWS = 8, 4  # pictures that an autoencoder is shown by, and rows of them
+Grid = UInt8[np.ndarray, 'h w 3']
+
+IMAGES, ROWS = 8, 4  # of the grid of reconstructions
 
 
-def make_draw(config, nets, frozen, source):
-  """draw({net: EMA parameters}) -> uint8 [h, w, 3], the same in every process.
+@dataclasses.dataclass(frozen=True)
+class SampleGrid:
+  """Renders what the EMA parameters of a run generate or reconstruct."""
+
+  config: config_dict.ConfigDict
+  model: sdxl.SDXL | autoencoder_gan.AutoencoderGAN
+  frozen: dict[str, Any]  # {net: parameters} of the nets that are not trained
+  inputs: Float[np.ndarray, 'b h w c'] | None = None  # [-1, 1], to reconstruct
+
+  def render(self, ema_params: dict[str, Any]) -> Grid:
+    """Returns the grid, the same in every process, given {net: parameters}."""
+    if self.config.task == 'diffusion':
+      return self.render_samples(self.frozen | ema_params)
+    return self.render_reconstructions(ema_params)
+
+  def render_samples(self, params: dict[str, Any]) -> Grid:
+    """Returns samples of the config's prompts, with the prompts as captions."""
+    c = self.config.samples
+    samples, _ = generation.generate(
+      pipelines.make_pipeline(
+        self.config, self.model, self.model.ready(params)
+      ),
+      list(c.prompts),
+      size=c.size,
+      steps=c.steps,
+      sampler=c.sampler,
+      guidance_scale=c.guidance_scale,
+    )
+    # As nearly square as their number allows.
+    columns = math.ceil(len(samples) ** 0.5)
+    return images.grid(samples, columns, list(c.prompts), c.zoom)
+
+  def render_reconstructions(self, params: dict[str, Any]) -> Grid:
+    """Returns images, their reconstructions and the differences."""
+    reconstructed, _ = reconstruction.reconstruct(
+      self.model, params, self.inputs
+    )
+    cells = reconstruction.comparison(
+      self.inputs, multihost.fetch(reconstructed)
+    )
+    # Image, reconstruction and difference side by side.
+    columns = 3 * math.ceil(len(self.inputs) / ROWS)
+    return images.grid(cells, columns, zoom=self.config.samples.zoom)
+
+
+def make_sample_grid(
+  config: config_dict.ConfigDict,
+  model: sdxl.SDXL | autoencoder_gan.AutoencoderGAN,
+  frozen: dict[str, Any],
+  source: Any,
+) -> SampleGrid:
+  """Makes the SampleGrid of a run.
 
   Args:
     config: of the run.
-    nets: its nets.
-    frozen: {net: parameters} of those that are not trained.
-    source: its data.
+    model: of the run.
+    frozen: {net: parameters} of the nets that are not trained.
+    source: of images, as data/ makes it; read for reconstructions only.
   """
-  # So few rows are not shared out, and no fused kernel runs on half a mesh.
-  nets = nets.replace(attention='xla')
-  if config.task == 'diffusion':
-    return lambda ema: draw_prompts(config, nets, frozen | ema)
-  pictures = first_pictures(config, source) if config.samples.every else None
-  return lambda ema: draw_reconstructions(config, nets, ema, pictures)
+  # The same images in every grid.
+  inputs = None
+  if config.task == 'autoencoder' and config.samples.every:
+    inputs = first_images(config, source)
+  # The grid has too few rows to divide over a mesh, so no fused kernel is used.
+  return SampleGrid(config, model.replace(attention='xla'), frozen, inputs)
 
 
-def draw_prompts(config, nets, params):
-  """A grid of the config's prompts."""
-  c = config.samples
-  pictures, _ = generation.generate(
-    pipelines.make_pipeline(config, nets, nets.ready(params)),
-    list(c.prompts),
-    size=c.size,
-    steps=c.steps,
-    sampler=c.sampler,
-    guidance_scale=c.guidance_scale,
-  )
-  columns = math.ceil(len(pictures) ** 0.5)
-  return images.grid(pictures, columns, list(c.prompts), c.zoom)
-
-
-def draw_reconstructions(config, nets, params, pictures):
-  """Pictures, what becomes of them, and what differs."""
-  made, _ = reconstruction.reconstruct(nets, params, pictures)
-  cells = reconstruction.comparison(pictures, multihost.fetch(made))
-  columns = 3 * math.ceil(len(pictures) / ROWS)
-  return images.grid(cells, columns, zoom=config.samples.zoom)
-
-
-def first_pictures(config, source):
-  """The first ones of the schedule, as training sees them."""
-  count = min(SHOWN, config.global_batch_size // tasks.micro_batches_of(config))
-  tokenize = tokenizer.load(loading.base_weights(config.init_from))
-  batches = dataset.make_batches(config, source, tokenize, range(count))
+def first_images(
+  config: config_dict.ConfigDict, source: Any
+) -> Float[np.ndarray, 'b h w 3']:
+  """Returns the first images of the schedule, as training crops them."""
+  rows = range(min(IMAGES, tasks.micro_batch_size(config)))
+  batches = run_setup.make_batches(config, source, rows)
   _, batch = next(batches)
   batches.close()
   return batch['image']

@@ -1,42 +1,102 @@
-"""From a config to nets, task and compiled steps; the config stops here."""
+"""Builds task and optimizer from a config; below them no config is read."""
 
 import importlib.metadata
 
+import jax
 import optax
+from ml_collections import config_dict
 
+from sdxl_jax.data import buckets
 from sdxl_jax.distributed import device_mesh
 from sdxl_jax.ema import transform
+from sdxl_jax.models import autoencoder_gan, sdxl
 from sdxl_jax.training import (
   autoencoder_task,
+  batch_specs,
   config_validation,
   diffusion_task,
   optimizer,
+  train_state,
 )
 
 
-def make_learning_rate(config):
-  """step -> learning rate."""
-  c = config.optimizer
-  return optimizer.learning_rate_schedule(
-    c.learning_rate, c.warmup_steps, c.cosine and config.total_steps
+def make_task(
+  config: config_dict.ConfigDict,
+  model: sdxl.SDXL | autoencoder_gan.AutoencoderGAN,
+) -> train_state.Task:
+  """Makes the Task that a config describes."""
+  if config.task == 'autoencoder':
+    return make_autoencoder_task(config, model)
+  return make_diffusion_task(config, model)
+
+
+def make_diffusion_task(
+  config: config_dict.ConfigDict, model: sdxl.SDXL
+) -> train_state.Task:
+  """Makes the Task of stages 1 to 3, refiner and LoRA."""
+  # With 'empty' the data drop captions; with 'zeros' the task drops their text.
+  text_dropout = config.caption_dropout if config.uncond == 'zeros' else 0.0
+  precomputed_dtype = None
+  if config_validation.is_precomputed(config):
+    precomputed_dtype = config.data.precomputed.dtype
+  return diffusion_task.make_diffusion_task(
+    diffusion_task.DiffusionLoss(
+      model,
+      text_dropout=text_dropout,
+      offset_noise=config.loss.offset_noise,
+      min_snr_gamma=config.loss.min_snr_gamma or None,  # 0 means off
+      timestep_range=tuple(config.loss.timestep_range),
+    ),
+    make_optimizer(config),
+    global_batch_size=config.global_batch_size,
+    trained=tuple(config.trained),
+    micro_batches=micro_batches_of(config),
+    precomputed_dtype=precomputed_dtype,
   )
 
 
-def make_optimizer(config):
+def make_autoencoder_task(
+  config: config_dict.ConfigDict, model: autoencoder_gan.AutoencoderGAN
+) -> train_state.Task:
+  """Makes the Task of stage 0."""
+  # The config counts optimizer steps, the loss counts micro-steps.
+  c, micro_batches = config.autoencoder, micro_batches_of(config)
+  return autoencoder_task.make_autoencoder_task(
+    autoencoder_task.AutoencoderLoss(
+      model,
+      perceptual_weight=c.perceptual_weight,
+      kl_weight=c.kl_weight,
+      adversary_weight=c.adversary_weight,
+      start=c.adversary_start * micro_batches,
+    ),
+    make_optimizer(config),
+    global_batch_size=config.global_batch_size,
+    micro_batches=micro_batches,
+  )
+
+
+def make_optimizer(
+  config: config_dict.ConfigDict,
+) -> optax.GradientTransformation:
+  """Makes the optimizer that a config describes, with its EMA."""
   c = config.optimizer
-  average = (
-    transform.power_ema(*c.ema_widths)
-    if c.ema_widths
-    else transform.ema(c.ema_decay)
-  )
-  make_chain = lambda: optimizer.make_adamw(
-    make_learning_rate(config),
-    b1=c.b1,
-    b2=c.b2,
-    eps=c.eps,
-    weight_decay=c.weight_decay,
-    clip_norm=c.clip_norm,
-  )
+  # Power-function averages replace the exponential one.
+  if c.ema_widths:
+    average = transform.power_ema(*c.ema_widths)
+  else:
+    average = transform.ema(c.ema_decay)
+
+  def make_chain():
+    return optimizer.make_adamw(
+      make_learning_rate(config),
+      b1=c.b1,
+      b2=c.b2,
+      eps=c.eps,
+      weight_decay=c.weight_decay,
+      clip_norm=c.clip_norm,
+    )
+
+  # The average is last in the chain, since it follows the updated parameters.
   if config.task == 'diffusion':
     return optax.chain(make_chain(), average)
   return autoencoder_task.make_optimizer(
@@ -47,8 +107,58 @@ def make_optimizer(config):
   )
 
 
-def run_fingerprint(config, schedule):
-  """{name: text} of what all processes of a run must have alike."""
+def make_learning_rate(config: config_dict.ConfigDict) -> optax.Schedule:
+  """Makes the function step -> learning rate that a config describes."""
+  c = config.optimizer
+  # The decay ends with the run.
+  decay_steps = config.total_steps if c.cosine else 0
+  return optimizer.learning_rate_schedule(
+    c.learning_rate, c.warmup_steps, decay_steps
+  )
+
+
+def micro_batches_of(config: config_dict.ConfigDict) -> int:
+  """Micro-batches in an optimizer step."""
+  return config.buckets_per_step * config.accumulation_steps
+
+
+def micro_batch_size(config: config_dict.ConfigDict) -> int:
+  """Examples in a micro-batch, of all hosts."""
+  return batch_specs.divide_batch(
+    config.global_batch_size, micro_batches_of(config)
+  )
+
+
+def check_mesh(config: config_dict.ConfigDict, mesh: jax.sharding.Mesh) -> None:
+  """Raises ValueError if devices cannot share batch or heads evenly."""
+  # Each device gets the same number of rows of each micro-batch.
+  batch, devices = config.global_batch_size, device_mesh.row_devices(mesh)
+  micro_batches = micro_batches_of(config)
+  divisor = devices * micro_batches
+  if batch % divisor:
+    raise ValueError(
+      f'config.global_batch_size is {batch}; it must be a multiple of '
+      f'{divisor} = {devices} devices on the mesh axes data and fsdp x '
+      f'{micro_batches} micro-batches (accumulation_steps x '
+      f'buckets_per_step): take {batch // divisor * divisor or divisor} or '
+      'change the mesh'
+    )
+
+  # The axis tensor shards whole heads.
+  tensor = mesh.shape['tensor']
+  for depth, heads in zip(config.unet.transformer_depth, config.unet.num_heads):
+    if depth and heads % tensor:
+      raise ValueError(
+        f'config.mesh.tensor is {tensor}; it must divide the heads of every '
+        f'level of the UNet, and one level has {heads}'
+      )
+
+
+def run_fingerprint(
+  config: config_dict.ConfigDict, schedule: buckets.Schedule
+) -> dict[str, str]:
+  """{name: text} of what all processes of a run must have in common."""
+  # Other versions may compile programs that do not match.
   packages = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'numpy')
   versions = {name: importlib.metadata.version(name) for name in packages}
   return {
@@ -56,66 +166,3 @@ def run_fingerprint(config, schedule):
     'order of the data': schedule.fingerprint(),
     'set of versions': str(versions),
   }
-
-
-def check_mesh(config, mesh):
-  """Raises ValueError where batch or heads cannot be shared out."""
-  batch, devices = config.global_batch_size, device_mesh.row_devices(mesh)
-  parts = micro_batches_of(config)
-  if batch % (devices * parts):
-    low = batch // (devices * parts) * devices * parts
-    raise ValueError(
-      f'config.global_batch_size is {batch}; it must be a multiple of '
-      f'{devices * parts} = {devices} devices on the mesh axes data and fsdp x '
-      f'{parts} parts (accumulation_steps x buckets_per_step): take '
-      f'{low or devices * parts} or change the mesh'
-    )
-  tensor = mesh.shape['tensor']
-  for depth, heads in zip(config.unet.transformer_depth, config.unet.num_heads):
-    if depth and heads % tensor:
-      raise ValueError(
-        f'config.mesh.tensor is {tensor}; it must divide the heads of every '
-        f'level of the UNet, and one has {heads}'
-      )
-
-
-def micro_batches_of(config):
-  """Micro-batches that an optimizer step takes."""
-  return config.buckets_per_step * config.accumulation_steps
-
-
-def make_task(config, nets):
-  """The Task that a config describes."""
-  if config.task == 'autoencoder':
-    return make_autoencoder_task(config, nets)
-  zeros = config.uncond == 'zeros'
-  return diffusion_task.make_diffusion_task(
-    nets,
-    make_optimizer(config),
-    global_batch_size=config.global_batch_size,
-    trained=tuple(config.trained),
-    zeros_dropout=config.caption_dropout if zeros else 0.0,
-    offset_noise=config.loss.offset_noise,
-    min_snr_gamma=config.loss.min_snr_gamma or None,
-    timestep_range=tuple(config.loss.timestep_range),
-    parts=micro_batches_of(config),
-    precomputed=config_validation.is_precomputed(config)
-    and config.data.precomputed.dtype,
-  )
-
-
-def make_autoencoder_task(config, nets):
-  c = config.autoencoder
-  rows = config.global_batch_size // micro_batches_of(config)
-  return autoencoder_task.make_autoencoder_task(
-    nets,
-    make_optimizer(config),
-    batch_spec=lambda bucket: diffusion_task.image_batch_spec(
-      bucket, rows, refiner=False
-    ),
-    perceptual_weight=c.perceptual_weight,
-    kl_weight=c.kl_weight,
-    adversary_weight=c.adversary_weight,
-    adversary_start=c.adversary_start,
-    parts=micro_batches_of(config),
-  )

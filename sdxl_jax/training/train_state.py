@@ -1,4 +1,4 @@
-"""What a run carries from step to step, and what it asks of a task."""
+"""The training state, and the functions that a task trains it by."""
 
 import dataclasses
 from collections.abc import Callable
@@ -11,7 +11,10 @@ import optax
 
 @flax.struct.dataclass
 class State:
-  """All that changes; randomness is folded from seed and step instead."""
+  """All that changes from step to step.
+
+  Random numbers are folded from the seed and the step instead.
+  """
 
   step: jax.Array  # int32 [], optimizer steps done
   params: Any  # the trained nets, by name
@@ -22,29 +25,35 @@ class State:
 class Task:
   """What is trained, as pure functions.
 
-  An optimizer step takes `parts` micro-batches, each of one bucket, and one
-  update. The two are apart, since only the gradients are compiled per bucket.
+  An optimizer step takes `micro_batches` batches, each of one bucket, and one
+  update. Gradients and update are apart, since only the gradients are compiled
+  per bucket.
 
-  init(key, given) -> State, from the nets given (by name), else from the key.
-  gradients(params, frozen, batch, key, part) -> (gradients, metrics), where
-  `frozen` holds the nets that are not trained, by name, `key` is the run's and
-  `part` counts the micro-batches of the whole run.
-  update(state, gradients) -> (State, metrics), given the sum over the parts.
-  batch_spec(bucket) -> {name: ShapeDtypeStruct} of a micro-batch, all hosts.
+  init(key, pretrained) -> State, with the nets in `pretrained` ({name: params})
+  as they are and the others initialised from the key.
+  gradients(params, frozen, batch, key, micro_step) -> (gradients, metrics),
+  where `frozen` holds the nets that are not trained, by name, `key` is the
+  run's and `micro_step` counts the micro-batches of the whole run.
+  update(state, gradients) -> (State, metrics), from the gradients' sum over the
+  micro-batches.
+  batch_spec(bucket) -> {name: ShapeDtypeStruct} of a micro-batch of all hosts.
   """
 
   init: Callable
   gradients: Callable
   update: Callable
   batch_spec: Callable
-  parts: int = 1
+  micro_batches: int = 1
 
 
-def make_update(optimizer, parts):
-  """The `update` of a Task, with gradients summed over so many parts."""
+def make_update(
+  optimizer: optax.GradientTransformation, micro_batches: int
+) -> Callable:
+  """Makes the `update` of a Task, which takes the mean over micro-batches."""
 
   def update(state, gradients):
-    gradients = jax.tree.map(lambda x: x / parts, gradients)
+    # The mean over micro-batches, as one large batch would give.
+    gradients = jax.tree.map(lambda x: x / micro_batches, gradients)
     updates, opt_state = optimizer.update(
       gradients, state.opt_state, state.params
     )

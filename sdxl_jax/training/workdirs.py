@@ -1,59 +1,81 @@
-"""The folder that a run writes to and resumes from, the same for all hosts."""
+"""The folder that a run writes to and resumes from, shared by all hosts."""
 
 import json
 import os
 import pathlib
+from collections.abc import Callable
 
 import jax
 from jax.experimental.compilation_cache import compilation_cache
+from ml_collections import config_dict
 
+from sdxl_jax import atomic_write
 from sdxl_jax.distributed import multihost
 from sdxl_jax.training import config_diff
 
 
-def make(workdir):
-  """The folder, made and known to be writable."""
+def make(workdir: str | os.PathLike) -> pathlib.Path:
+  """Makes the folder and checks that it can be written to.
+
+  Raises:
+    ValueError: for a URL, or a folder that cannot be written to.
+  """
   if '://' in str(workdir):
     raise ValueError(
-      f'workdir {workdir} is a URL; give a folder that all hosts see, such as '
-      'the bucket mounted with gcsfuse'
+      f'workdir {workdir} is a URL; pass a folder that all hosts share, such '
+      'as the bucket mounted with gcsfuse'
     )
   workdir = pathlib.Path(workdir).absolute()
   try:
     workdir.mkdir(parents=True, exist_ok=True)
     probe = workdir / f'.writable-{jax.process_index()}'
-    probe.write_bytes(b' ' * 4096)  # a full disk takes empty files
+    probe.write_bytes(b' ' * 4096)  # an empty file fits even on a full disk
     probe.unlink()
   except OSError as error:
     raise ValueError(
-      f'workdir {workdir} cannot be written ({error}): give another folder'
+      f'workdir {workdir} cannot be written ({error}): pass another folder'
     ) from error
   return workdir
 
 
-def write_config(config, workdir, first, accept_changes, say):
-  """Saves the config; if the workdir has checkpoints, it must suit them."""
+def write_config(
+  config: config_dict.ConfigDict,
+  workdir: pathlib.Path,
+  has_steps: bool,
+  accept_changes: bool,
+  say: Callable[[str], None],
+) -> None:
+  """Saves the config to WORKDIR/config.json.
+
+  Args:
+    config: of the run.
+    workdir: from `make`.
+    has_steps: whether the workdir has checkpoints, which the config must fit.
+    accept_changes: whether grave changes since the last start are allowed.
+    say: prints a line for the user.
+
+  Raises:
+    ValueError: on grave changes; see config_diff.check_changes.
+  """
+  # Without checkpoints nothing was trained, so another config may follow.
   path = workdir / 'config.json'
   new = json.loads(config.to_json())
-  if path.exists() and first:
+  if path.exists() and has_steps:
     old = json.loads(path.read_text())
     config_diff.check_changes(old, new, workdir, accept_changes, say)
+
+  # Written once all processes have compared.
   multihost.barrier('every process has read the old config')
   if multihost.is_primary():
-    replace(path, json.dumps(new, indent=2) + '\n')
+    with atomic_write.atomic_path(path, overwrite=True) as partial:
+      partial.write_text(json.dumps(new, indent=2) + '\n')
 
 
-def replace(path, text):
-  """Writes a file anew, or leaves the old one whole."""
-  new = path.with_name(path.name + '.new')
-  new.write_text(text)
-  new.replace(path)
+def cache_compilations(workdir: pathlib.Path) -> None:
+  """Makes JAX cache compiled programs, so that a resumed run starts at once.
 
-
-def cache_compilations(workdir):
-  """Compiled programs survive the run, so that resuming starts at once.
-
-  They go into the workdir, or where JAX_COMPILATION_CACHE_DIR has them go.
+  The cache is WORKDIR/compiled, or the folder that JAX_COMPILATION_CACHE_DIR
+  names.
   """
   if os.environ.get('JAX_COMPILATION_CACHE_DIR'):
     return

@@ -17,14 +17,18 @@ def pairs():
 def test_as_scikit_image():
   metrics = pytest.importorskip('skimage.metrics')
   x, y = pairs()
-  unit = lambda image: (image.astype(np.float64) + 1) / 2
+
+  def unit(image):
+    return (image.astype(np.float64) + 1) / 2
+
   psnr = [
     metrics.peak_signal_noise_ratio(unit(a), unit(b), data_range=1)
     for a, b in zip(x, y)
   ]
   ssim = [
     metrics.structural_similarity(
-      *(unit(a), unit(b)),
+      unit(a),
+      unit(b),
       data_range=1,
       channel_axis=-1,
       gaussian_weights=True,
@@ -47,6 +51,12 @@ def test_known_values():
   """An error of 1/10 of the range is 20 dB."""
   x = np.zeros((1, 16, 16, 3), np.float32)
   np.testing.assert_allclose(reconstruction.psnr(x, x + 0.2), 20.0, rtol=1e-5)
+
+
+def test_too_small_for_the_window():
+  x = np.zeros((1, 16, 10, 3), np.float32)
+  with pytest.raises(ValueError, match='16 x 10 px; SSIM needs at least 11 px'):
+    reconstruction.ssim(x, x)
 
 
 def test_comparison():

@@ -25,7 +25,10 @@ def state_of(params):
 
 def discriminator(params, features):
   """The reference's NLayerDiscriminator with these parameters."""
-  conv = lambda i, o, stride, bias: nn.Conv2d(i, o, 4, stride, 1, bias=bias)
+
+  def conv(i, o, stride, bias):
+    return nn.Conv2d(i, o, 4, stride, 1, bias=bias)
+
   f, main = features, [conv(3, features, 2, True), nn.LeakyReLU(0.2)]
   for i, o, stride in ((f, 2 * f, 2), (2 * f, 4 * f, 2), (4 * f, 8 * f, 1)):
     main += [conv(i, o, stride, False), nn.BatchNorm2d(o), nn.LeakyReLU(0.2)]
@@ -68,7 +71,10 @@ def distance(params, x, y):
     state_of({f'lin_{i}': params[f'lin_{i}']})[f'lin.{i}.weight']
     for i in range(5)
   ]
-  unit = lambda x: x / (x.square().sum(1, keepdim=True).sqrt() + 1e-10)
+
+  def unit(x):
+    return x / (x.square().sum(1, keepdim=True).sqrt() + 1e-10)
+
   for number, layer in enumerate(net):
     a, b = layer(a), layer(b)
     if number in taps:

@@ -15,8 +15,12 @@ def get_config():
   config.data.scenes.resolution = 48
   config.data.scenes.aspects = (0.5, 0.66, 1.0, 1.5, 2.0, 3.0)
   config.data.buckets = (
-    *((16, 16), (16, 24), (24, 16)),
-    *((16, 32), (32, 16), (24, 8)),
+    (16, 16),
+    (16, 24),
+    (24, 16),
+    (16, 32),
+    (32, 16),
+    (24, 8),
   )
   config.mesh.data, config.mesh.fsdp = 1, -1
   return config.lock()

@@ -1,4 +1,4 @@
-"""configs/tiny.py made smaller still, for tests: seconds to compile."""
+"""configs/tiny.py with smaller nets, which compile in seconds."""
 
 from configs import tiny
 
@@ -24,9 +24,9 @@ def get_config():
   config.unet.context_dim = 16
   config.unet.size_embed_dim = 4
   config.unet.vector_dim = 8 + 6 * 4
-  for tower in (config.text_encoder, config.text_encoder_2):
-    tower.hidden_size = 8
-    tower.intermediate_size = 16
-    tower.num_attention_heads = 1
+  for encoder in (config.text_encoder, config.text_encoder_2):
+    encoder.hidden_size = 8
+    encoder.intermediate_size = 16
+    encoder.num_attention_heads = 1
   config.text_encoder_2.projection_dim = 8
   return config.lock()

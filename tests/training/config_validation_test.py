@@ -27,6 +27,16 @@ def test_default_config_is_sdxl():
     ('data.buckets', ((18, 16),), r'\(18, 16\).*multiples of 4'),
     ('optimizer.ema_decay', -1, 'ema_decay is -1'),
     ('optimizer.warmup_steps', 4, 'warmup_steps is 4.*total_steps, 4'),
+    ('optimizer.b1', 1.0, 'b1 is 1.0; it must be at least 0 and below 1'),
+    ('optimizer.b2', 1.0, 'b2 is 1.0; it must be at least 0 and below 1'),
+    ('optimizer.eps', 0.0, 'eps is 0.0; it must be above 0'),
+    ('checkpoint.every', 0, 'checkpoint.every is 0; it must be at least 1'),
+    ('log_every', 0, 'log_every is 0; it must be at least 1'),
+    ('samples.zoom', 0, 'zoom is 0; it must be at least 1'),
+    ('autoencoder.adversary_features', 0, 'features is 0; .* at least 1'),
+    ('trained', (), "trained is empty: name the nets to train.*'unet'"),
+    ('loss.timestep_range', (0, 0), r'timestep_range is \(0, 0\); it must be'),
+    ('loss.timestep_range', (900, 1001), r'\(900, 1001\); .* last < 1000'),
   ],
 )
 def test_out_of_range(field, value, message):
@@ -34,6 +44,41 @@ def test_out_of_range(field, value, message):
   config.update_from_flattened_dict({field: value})
   with pytest.raises(ValueError, match=message):
     config_validation.check(config)
+
+
+@pytest.mark.parametrize(
+  'field',
+  [
+    'caption_dropout',
+    'data.flip_probability',
+    'data.index_workers',
+    'data.num_threads',
+    'loss.min_snr_gamma',
+    'loss.offset_noise',
+    'optimizer.b1',
+    'optimizer.b2',
+    'optimizer.clip_norm',
+    'optimizer.ema_decay',
+    'optimizer.ema_snapshots',
+    'optimizer.warmup_steps',
+    'optimizer.weight_decay',
+    'samples.every',
+  ],
+)
+def test_zero_means_off(field):
+  config = tiny_config.get_config()
+  value = config_validation.get(config, field)
+  config.update_from_flattened_dict({field: type(value)(0)})
+  config_validation.check(config)
+
+
+def test_samples_need_prompts():
+  config = tiny_config.get_config()
+  config.samples.update(every=2, prompts=())
+  with pytest.raises(ValueError, match='samples.every is 2.*prompts is empty'):
+    config_validation.check(config)
+  config.samples.every = 0
+  config_validation.check(config)
 
 
 @pytest.mark.parametrize(
@@ -105,19 +150,22 @@ def test_unknown_field():
 def test_changed_fields(field, value, refused):
   old, new = tiny_config.get_config(), tiny_config.get_config()
   new.update_from_flattened_dict({field: value})
-  said = []
-  check = lambda accepted: config_diff.check_changes(
-    old.to_dict(), new.to_dict(), 'DIR', accepted, said.append
-  )
+  lines = []
+
+  def check(accepted):
+    return config_diff.check_changes(
+      old.to_dict(), new.to_dict(), 'DIR', accepted, lines.append
+    )
+
   if refused:
     with pytest.raises(ValueError, match=rf'DIR holds .*\n  {field}: .* > '):
       check(False)
-    assert not said
+    assert not lines
   check(refused)
-  assert f'{field}: ' in said[0] and f'> {value}' in said[0]
+  assert f'{field}: ' in lines[0] and f'> {value}' in lines[0]
 
 
 def test_nothing_changed():
-  config, said = tiny_config.get_config().to_dict(), []
-  config_diff.check_changes(config, config, 'DIR', False, said.append)
-  assert not said
+  config, lines = tiny_config.get_config().to_dict(), []
+  config_diff.check_changes(config, config, 'DIR', False, lines.append)
+  assert not lines

@@ -1,4 +1,4 @@
-"""One step of the task: parts of a batch, devices, frozen nets."""
+"""One step of the task: micro-batches, devices, frozen nets."""
 
 import jax
 import jax.numpy as jnp
@@ -16,11 +16,14 @@ KEY = jax.random.key(1)
 
 def random_batch(spec):
   rng = np.random.default_rng(0)
-  make = lambda s: (
-    rng.uniform(-1, 1, s.shape).astype(s.dtype)
-    if s.dtype == jnp.float32
-    else rng.integers(0, 40, s.shape, dtype=np.int32)
-  )
+
+  def make(s):
+    return (
+      rng.uniform(-1, 1, s.shape).astype(s.dtype)
+      if s.dtype == jnp.float32
+      else rng.integers(0, 40, s.shape, dtype=np.int32)
+    )
+
   return jax.tree.map(make, spec)
 
 
@@ -32,38 +35,41 @@ LORA = {
 
 
 @pytest.fixture(scope='module', params=['whole', 'lora'])
-def parts(request):
+def setup(request):
   config = tiny_config.get_config()
   if request.param == 'lora':
     with config.unlocked():
       config.update(trained=('lora',), lora=LORA)
   nets = from_config.make_model(config)
-  made = tasks.make_task(config, nets)
-  state = jax.jit(made.init)(jax.random.key(0))
+  task = tasks.make_task(config, nets)
+  state = jax.jit(task.init)(jax.random.key(0))
   # Zero-initialised outputs would hide errors upstream.
   state = state.replace(params=jax.tree.map(lambda x: x + 0.02, state.params))
   frozen = jax.jit(nets.init)(jax.random.key(0))
   frozen = {n: frozen[n] for n in nets.configs if n not in config.trained}
   frozen = jax.tree.map(lambda x: x + 0.02, frozen)
-  batch = random_batch(made.batch_spec((16, 24)))
-  return config, nets, made, state, frozen, batch
+  batch = random_batch(task.batch_spec((16, 24)))
+  return config, nets, task, state, frozen, batch
 
 
 @pytest.mark.parametrize('axes', [(2, 2, 1), (1, 2, 2)])
-def test_meshes_do_not_change_gradients(parts, close, axes):
-  _, _, made, state, frozen, batch = parts
-  gradients = jax.jit(made.gradients)
+def test_meshes_do_not_change_gradients(setup, close, axes):
+  _, _, task, state, frozen, batch = setup
+  gradients = jax.jit(task.gradients)
   expected, metrics = gradients(state.params, frozen, batch, KEY, 0)
   assert expected.keys() == state.params.keys()
   four = device_mesh.make_mesh(*axes, devices=jax.devices()[:4])
   shapes = sharding.with_shardings(state.params, four)
   still = sharding.with_shardings(frozen, four)
-  compiled = compilation.compile_gradients(made, four, shapes, still, (16, 24))
-  place = lambda tree: jax.device_put(tree, sharding.tree_shardings(tree, four))
+  compiled = compilation.compile_gradients(task, four, shapes, still, (16, 24))
+
+  def place(tree):
+    return jax.device_put(tree, sharding.tree_shardings(tree, four))
+
   grads, metrics_4 = compiled(
     place(state.params),
     place(frozen),
-    sharding.put_batch(batch, four, made.batch_spec((16, 24))),
+    sharding.put_batch(batch, four, task.batch_spec((16, 24))),
     KEY,
     np.int32(0),
   )
@@ -72,41 +78,47 @@ def test_meshes_do_not_change_gradients(parts, close, axes):
     np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5)
   flat = traverse_util.flatten_dict(expected, sep='/')
   zero = {name for name, x in flat.items() if not np.any(np.asarray(x))}
-  # The first tower's hidden state is taken before its last norm.
+  # The first text encoder's hidden state is taken before its last norm.
   norm = 'text_encoder/text_model/final_layer_norm'
   unread = {f'{norm}/scale', f'{norm}/bias'} if 'unet' in expected else set()
   assert zero == unread
 
 
-def test_update_takes_the_mean_of_the_parts(parts):
-  config, nets, made, state, *_ = parts
+def test_update_takes_the_mean_of_micro_batches(setup):
+  config, nets, task, state, *_ = setup
   halves = diffusion_task.make_diffusion_task(
-    nets,
+    diffusion_task.DiffusionLoss(nets),
     tasks.make_optimizer(config),
     global_batch_size=4,
     trained=tuple(config.trained),
-    parts=2,
+    micro_batches=2,
   )
   assert halves.batch_spec((16, 24))['image'].shape[0] == 2
   twice = jax.tree.map(lambda x: 2 * x, state.params)
-  a, metrics_a = made.update(state, state.params)
+  a, metrics_a = task.update(state, state.params)
   b, metrics_b = halves.update(state, twice)
   assert jax.tree.all(jax.tree.map(np.array_equal, a, b))
   assert float(metrics_a['grad_norm']) == float(metrics_b['grad_norm'])
 
 
-def test_indivisible_parts(parts):
-  config, nets, *_ = parts
+def test_indivisible_batch(setup):
+  config, nets, *_ = setup
+  loss = diffusion_task.DiffusionLoss(nets)
   with pytest.raises(ValueError, match='4 is not a multiple of.*3'):
-    diffusion_task.make_diffusion_task(nets, None, global_batch_size=4, parts=3)
+    diffusion_task.make_diffusion_task(
+      loss, None, global_batch_size=4, micro_batches=3
+    )
 
 
-def test_frozen_nets_stay_out_of_the_state(parts):
-  config, nets, *_ = parts
-  made = diffusion_task.make_diffusion_task(
-    nets, tasks.make_optimizer(config), global_batch_size=4, trained=('unet',)
+def test_frozen_nets_stay_out_of_the_state(setup):
+  config, nets, *_ = setup
+  task = diffusion_task.make_diffusion_task(
+    diffusion_task.DiffusionLoss(nets),
+    tasks.make_optimizer(config),
+    global_batch_size=4,
+    trained=('unet',),
   )
-  state = jax.eval_shape(made.init, jax.random.key(0))
+  state = jax.eval_shape(task.init, jax.random.key(0))
   assert set(state.params) == {'unet'}
 
 

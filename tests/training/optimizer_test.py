@@ -34,7 +34,7 @@ def test_no_ema_in_the_chain():
 def test_only_kernels_decay():
   leaf = jnp.ones((2, 2))
   params = {'a': {'kernel': leaf, 'bias': leaf}, 'norm': {'scale': leaf}}
-  decays = optimizer.decays(params)
+  decays = optimizer.make_decay_mask(params)
   assert decays == {
     'a': {'kernel': True, 'bias': False},
     'norm': {'scale': False},
@@ -65,3 +65,64 @@ def test_learning_rate():
   assert [float(cosine(s)) for s in (10, 60, 110)] == pytest.approx(
     [1e-3, 5e-4, 0], abs=1e-9
   )
+
+
+def adam_step(gradient, params=None, **settings):
+  """The parameters after one step of AdamW at learning rate 1e-3."""
+  schedule = optimizer.learning_rate_schedule(1e-3, 0)
+  chain = optimizer.make_adamw(schedule, **settings)
+  params = {'kernel': jnp.ones(2)} if params is None else params
+  updates, state = chain.update(
+    {'kernel': gradient}, chain.init(params), params
+  )
+  return optax.apply_updates(params, updates)['kernel'], state
+
+
+@pytest.mark.parametrize('decay_steps', [0, 100])
+def test_no_warmup(decay_steps):
+  """0 steps of warm-up: the first step has the full learning rate."""
+  schedule = optimizer.learning_rate_schedule(1e-3, 0, decay_steps)
+  assert float(schedule(0)) == pytest.approx(1e-3)
+  after, _ = adam_step(jnp.array([3.0, -4.0]), weight_decay=0.0)
+  np.testing.assert_allclose(after, [1 - 1e-3, 1 + 1e-3], rtol=1e-6)
+
+
+def test_no_clipping():
+  """A clip_norm of 0 leaves gradients as they are, as infinity does."""
+  gradient = jnp.array([300.0, 400.0])
+  after, state = adam_step(gradient, clip_norm=0.0)
+  expected, unlimited = adam_step(gradient, clip_norm=float('inf'))
+  np.testing.assert_array_equal(after, expected)
+  assert np.all(after < 1)
+  mu = optax.tree.get(state, 'mu')
+  np.testing.assert_allclose(mu['kernel'], [30.0, 40.0], rtol=1e-5)
+  # A checkpoint fits whatever the clip_norm.
+  structure = jax.tree.structure(state)
+  assert structure == jax.tree.structure(unlimited)
+  assert structure == jax.tree.structure(adam_step(gradient, clip_norm=1.0)[1])
+
+
+def test_no_weight_decay():
+  after, _ = adam_step(jnp.zeros(2), weight_decay=0.0)
+  np.testing.assert_array_equal(after, [1.0, 1.0])
+
+
+@pytest.mark.parametrize('field', ['b1', 'b2'])
+def test_no_moments(field):
+  """A decay of 0 takes the moment from the last gradient alone."""
+  after, _ = adam_step(
+    jnp.array([3.0, -4.0]), **{field: 0.0, 'weight_decay': 0.0}
+  )
+  np.testing.assert_allclose(after, [1 - 1e-3, 1 + 1e-3], rtol=1e-6)
+
+
+def test_no_ema():
+  """A decay of 0 keeps the last parameters in place of an average."""
+  chain = optax.chain(optax.sgd(0.1), transform.ema(0.0))
+  params = {'kernel': jnp.arange(3.0)}
+  state = chain.init(params)
+  for n in range(3):
+    updates, state = chain.update({'kernel': jnp.full(3, n)}, state, params)
+    params = optax.apply_updates(params, updates)
+    average = transform.ema_params(state)['kernel']
+    np.testing.assert_allclose(average, params['kernel'], rtol=1e-6)

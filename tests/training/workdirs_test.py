@@ -27,7 +27,7 @@ def test_full_disk(tmp_path, monkeypatch):
     workdirs.make(tmp_path)
 
 
-def test_a_file_stays_whole(tmp_path, monkeypatch):
+def test_the_old_config_survives_a_full_disk(tmp_path, monkeypatch):
   path = tmp_path / 'config.json'
   path.write_text('old')
   write = pathlib.Path.write_text
@@ -36,13 +36,18 @@ def test_a_file_stays_whole(tmp_path, monkeypatch):
     write(self, text[:1])
     raise OSError(errno.ENOSPC, 'No space left on device')
 
+  def write_config():
+    config = tiny_config.get_config()
+    workdirs.write_config(config, tmp_path, False, False, print)
+
   with monkeypatch.context() as patch:
     patch.setattr(pathlib.Path, 'write_text', write_half)
     with pytest.raises(OSError):
-      workdirs.replace(path, 'new')
+      write_config()
   assert path.read_text() == 'old'
-  workdirs.replace(path, 'new')
-  assert path.read_text() == 'new'
+  write_config()
+  assert json.loads(path.read_text())['seed'] == 0
+  assert list(tmp_path.iterdir()) == [path]
 
 
 def test_urls():
@@ -51,21 +56,22 @@ def test_urls():
 
 
 def test_config_of_a_run_that_has_steps(tmp_path):
-  said = []
-  write = lambda config, first, accept=False: workdirs.write_config(
-    config, tmp_path, first, accept, said.append
-  )
+  lines = []
+
+  def write(config, has_steps, accept=False):
+    workdirs.write_config(config, tmp_path, has_steps, accept, lines.append)
+
   config = tiny_config.get_config()
-  write(config, 0)
+  write(config, False)
   config.seed = 7
-  write(config, 0)  # nothing was trained: another config may follow
+  write(config, False)  # nothing was trained: another config may follow
   config.seed = 8
   with pytest.raises(ValueError, match='seed: 7 > 8'):
-    write(config, 4)
+    write(config, True)
   saved = json.loads((tmp_path / 'config.json').read_text())
-  assert saved['seed'] == 7 and not said
-  write(config, 4, accept=True)
-  assert 'seed: 7 > 8' in said[0]
+  assert saved['seed'] == 7 and not lines
+  write(config, True, accept=True)
+  assert 'seed: 7 > 8' in lines[0]
 
 
 def test_a_cache_that_the_user_named_is_kept(tmp_path, monkeypatch):

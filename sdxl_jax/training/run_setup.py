@@ -1,0 +1,144 @@
+"""Sets up what commands need before they run: data, weights, first state."""
+
+import pathlib
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+from ml_collections import config_dict
+
+from sdxl_jax import atomic_write
+from sdxl_jax.checkpoints import loading, orbax_checkpoint
+from sdxl_jax.data import dataset, pipeline
+from sdxl_jax.distributed import device_mesh, multihost
+from sdxl_jax.models import autoencoder_gan, from_config, sdxl
+from sdxl_jax.text import tokenizer
+from sdxl_jax.training import (
+  compilation,
+  config_validation,
+  train_state,
+)
+
+Model = sdxl.SDXL | autoencoder_gan.AutoencoderGAN
+
+
+class LocalSetup(NamedTuple):
+  """Data and model of a command that runs frozen nets on local devices."""
+
+  config: config_dict.ConfigDict  # with latent scaling
+  source: Any  # of images, as data/ makes it
+  mesh: jax.sharding.Mesh  # of this process's devices
+  model: Model
+
+
+def set_up_locally(
+  config: config_dict.ConfigDict, weights: str, say: Callable[[str], None]
+) -> LocalSetup:
+  """Sets up data and model on this process's devices, without parameters.
+
+  Args:
+    config: checked by config_validation.check.
+    weights: source of the autoencoder, for the latent scaling.
+    say: prints a line for the user.
+  """
+  # The scaling belongs to the autoencoder's weights.
+  config = loading.with_latent_scaling(config, weights)
+  source = dataset.make_source(config, say)
+  # Each process works for itself: there are no gradients to share.
+  mesh = device_mesh.make_mesh(devices=jax.local_devices())
+  model = from_config.make_model(config, device_mesh.platform(mesh))
+  return LocalSetup(config, source, mesh, model)
+
+
+def make_source(
+  config: config_dict.ConfigDict,
+  workdir: pathlib.Path,
+  say: Callable[[str], None],
+) -> Any:
+  """Makes the config's source; lists broken records in WORKDIR/left_out.txt."""
+  source = dataset.make_source(config, say)
+  names = '\n'.join(source.left_out())
+  if names and multihost.is_primary():
+    path = workdir / 'left_out.txt'
+    with atomic_write.atomic_path(path, overwrite=True) as partial:
+      partial.write_text(names + '\n')
+  return source
+
+
+def make_batches(
+  config: config_dict.ConfigDict, source: Any, rows: Sequence[int]
+) -> pipeline.Batches:
+  """Makes the micro-batches of the schedule, as training takes them.
+
+  Args:
+    config: of the run.
+    source: of images, as data/ makes it.
+    rows: rows of each micro-batch to make, such as those of this process.
+  """
+  tokenize = tokenizer.load(loading.base_weights(config.init_from))
+  return dataset.make_batches(config, source, tokenize, rows)
+
+
+def load_weights(
+  config: config_dict.ConfigDict, model: Model, mesh: jax.sharding.Mesh | None
+) -> dict[str, Any]:
+  """Loads {net: params} from config.init_from, but for config.from_scratch.
+
+  Raises:
+    ValueError: if a net would be neither loaded nor trained.
+  """
+  # Precomputed data replace the frozen nets, unless there are samples.
+  names = [name for name in model.configs if name not in config.from_scratch]
+  if config_validation.is_precomputed(config) and not config.samples.every:
+    names = ['unet'] if 'unet' in names else []
+
+  # LPIPS has a source of its own.
+  params = {}
+  if 'lpips' in names:
+    names.remove('lpips')
+    params['lpips'] = loading.load_lpips(config, model, mesh)
+  if config.init_from:
+    return params | loading.load_params(config.init_from, model, names, mesh)
+
+  # Random parameters are of use only where they are trained.
+  missing = sorted(set(model.configs) - set(config.trained) - set(params))
+  if missing:
+    raise ValueError(
+      f'config.init_from is empty, but {missing} would stay random: pass a '
+      'source of weights that has them, or add them to config.trained'
+    )
+  return params
+
+
+def initial_state(
+  checkpoints: orbax_checkpoint.Checkpoints,
+  task: train_state.Task,
+  shapes: train_state.State,
+  key: jax.Array,
+  pretrained: dict[str, Any],
+  batches: pipeline.Batches,
+) -> train_state.State:
+  """Restores the latest checkpoint, or initialises a State on the mesh.
+
+  Args:
+    checkpoints: of the workdir.
+    task: what is trained.
+    shapes: the State as jax.ShapeDtypeStruct with shardings.
+    key: of the run.
+    pretrained: {net: params} from `load_weights`.
+    batches: go on from where the checkpoint was saved.
+
+  Raises:
+    OSError: if the disk has no room for the next checkpoint.
+  """
+  # Refuse a full disk before anything is computed.
+  checkpoints.check_space(shapes)
+  if checkpoints.latest_step is None:
+    shardings = compilation.shardings_of(shapes)
+    # Weights are an argument: a closure would compile them into the program.
+    return jax.jit(task.init, out_shardings=shardings)(key, pretrained)
+
+  # State and position of the data are restored together.
+  state, position = checkpoints.restore(shapes)
+  batches.set_state(position)
+  return state
