@@ -103,9 +103,9 @@ def test_orbax_onto_a_mesh_and_into_other_forms(orbax):
     jax.tree.map(np.testing.assert_array_equal, ours, theirs)
 
 
-# What the README tells other projects to do.
-def readme_snippet():
-  text = (ROOT / 'README.md').read_text()
+# The guide's snippet for other projects.
+def guide_snippet():
+  text = (ROOT / 'sdxl_jax' / 'weights' / 'README.md').read_text()
   found = re.search(r'```python\n(import jax.*?)```', text, re.DOTALL)
   return found[1]
 
@@ -123,7 +123,7 @@ print(float(abs(kernel).sum()))
 def test_others_read_it_with_orbax_alone(tmp_path):
   path = tmp_path / 'EXPORT'
   run(TINY / 'base', path, 'orbax')
-  code = (readme_snippet() + CHECK).replace('EXPORT', str(path))
+  code = (guide_snippet() + CHECK).replace('EXPORT', str(path))
   flags = '--xla_force_host_platform_device_count=4'
   found = subprocess.run(
     [sys.executable, '-c', code],
