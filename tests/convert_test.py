@@ -104,9 +104,9 @@ def test_orbax_onto_a_mesh_and_into_other_forms(orbax):
     jax.tree.map(np.testing.assert_array_equal, loaded, expected)
 
 
-def readme_snippet():
-  """Returns the README's example of reading an export in another project."""
-  text = (ROOT / 'README.md').read_text()
+def guide_snippet():
+  """Returns the guide's example of reading an export in another project."""
+  text = (ROOT / 'sdxl_jax' / 'weights' / 'README.md').read_text()
   return re.search(r'```python\n(import jax.*?)```', text, re.DOTALL)[1]
 
 
@@ -123,7 +123,7 @@ print(float(abs(kernel).sum()))
 def test_an_export_is_read_with_orbax_alone(tmp_path):
   path = tmp_path / 'EXPORT'
   run(TINY / 'base', path, 'orbax')
-  code = (readme_snippet() + CHECK).replace('EXPORT', str(path))
+  code = (guide_snippet() + CHECK).replace('EXPORT', str(path))
   flags = '--xla_force_host_platform_device_count=4'
   done = subprocess.run(
     [sys.executable, '-c', code],

@@ -12,7 +12,7 @@ from sdxl_jax.data import images
 from sdxl_jax.distributed import multihost
 from sdxl_jax.evaluation import reconstruction
 from sdxl_jax.models import autoencoder_gan, sdxl
-from sdxl_jax.sampling import generation, pipelines
+from sdxl_jax.sampling import generation, pipelines, settings
 from sdxl_jax.training import run_setup, tasks
 
 Grid = UInt8[np.ndarray, 'h w 3']
@@ -38,15 +38,15 @@ class SampleGrid:
   def render_samples(self, params: dict[str, Any]) -> Grid:
     """Returns samples of the config's prompts, with the prompts as captions."""
     c = self.config.samples
+    # config.samples may hold any of the settings of sampling.
+    chosen = {name: c[name] for name in c if name in settings.FIELDS}
     samples, _ = generation.generate(
       pipelines.make_pipeline(
         self.config, self.model, self.model.ready(params)
       ),
       list(c.prompts),
       size=c.size,
-      steps=c.steps,
-      sampler=c.sampler,
-      guidance_scale=c.guidance_scale,
+      **chosen,
     )
     # As nearly square as their number allows.
     columns = math.ceil(len(samples) ** 0.5)
