@@ -48,26 +48,17 @@ OWNERS = {
   'tensorflow': set(),
 }
 # Rooms whose public functions are annotated without exception.
-ANNOTATED_ROOMS = {'models', 'diffusion', 'text', 'ema'}
+ANNOTATED_ROOMS = {
+  'models',
+  'diffusion',
+  'text',
+  'ema',
+  'sampling',
+  'checkpoints',
+}
 MOST_PARAMETERS = 9
 # 'file.function': the reason why it may take more parameters.
 LONG_SIGNATURES = {}
-# Rooms, commands and functions that do not keep the rules of style yet.
-NOT_YET = {
-  'text_encoder.encode_prompts',
-  'data',
-  'weights',
-  'checkpoints',
-  'sampling',
-  'training',
-  'planning',
-  'distributed',
-  'evaluation',
-  'configs',
-  'cli',
-  'atomic_write',
-  *COMMANDS,
-}
 FILES = sorted(PACKAGE.rglob('*.py'))
 FUNCTIONS = ast.FunctionDef | ast.AsyncFunctionDef
 
@@ -127,13 +118,11 @@ def test_top_level():
 
 
 def styled_files():
-  """Files of the package and the configs, without those of NOT_YET."""
-  params = []
-  for path in [*FILES, *sorted((ROOT / 'configs').rglob('*.py'))]:
-    name = path.relative_to(PACKAGE if PACKAGE in path.parents else ROOT)
-    if name.parts[0].removesuffix('.py') not in NOT_YET:
-      params.append(pytest.param(path, id=path.relative_to(ROOT).as_posix()))
-  return params
+  """Files of the package and the configs."""
+  paths = [*FILES, *sorted((ROOT / 'configs').rglob('*.py'))]
+  return [
+    pytest.param(path, id=path.relative_to(ROOT).as_posix()) for path in paths
+  ]
 
 
 def places(path, nodes):
@@ -168,8 +157,7 @@ def test_public_functions_are_annotated(path):
   bare = [
     function
     for function in public_functions(ast.parse(path.read_text()).body)
-    if f'{path.stem}.{function.name}' not in NOT_YET
-    and not (
+    if not (
       function.returns and all(a.annotation for a in parameters(function))
     )
   ]
@@ -205,8 +193,7 @@ def test_no_function_takes_too_many_parameters(path):
     if isinstance(node, FUNCTIONS):
       count = len(parameters(node))
       name = f'{path.stem}.{node.name}'
-      allowed = name in LONG_SIGNATURES or name in NOT_YET
-      assert count <= MOST_PARAMETERS or allowed, (
+      assert count <= MOST_PARAMETERS or name in LONG_SIGNATURES, (
         f'{node.name} of {places(path, [node])} takes {count} parameters, more '
         f'than {MOST_PARAMETERS}: group them, or add it to LONG_SIGNATURES '
         'with the reason'
