@@ -11,19 +11,19 @@ NAMES = ['text_encoder', 'text_encoder_2']
 
 
 def load_encoder(folder):
-  found = folder_reader.load_model_index(folder).components
-  towers = {
-    n: folder_reader.load_component(folder, n) for n in NAMES if n in found
+  components = folder_reader.load_model_index(folder).components
+  loaded = {
+    n: folder_reader.load_component(folder, n) for n in NAMES if n in components
   }
-  configs = {n: config for n, (config, _) in towers.items()}
+  configs = {n: config for n, (config, _) in loaded.items()}
   encoder = text_encoder.TextEncoder(
     configs.get('text_encoder'), configs['text_encoder_2']
   )
-  return encoder, {n: params for n, (_, params) in towers.items()}
+  return encoder, {n: params for n, (_, params) in loaded.items()}
 
 
 def load(folder):
-  """(encode, encoder) of a folder: encode_prompts with all that it needs."""
+  """(encode, encoder) of a folder: encode_prompts with its arguments bound."""
   encoder, params = load_encoder(folder)
   tokenize = tokenizer.load(folder)
   index = folder_reader.load_model_index(folder)
