@@ -77,7 +77,9 @@ def test_timesteps_are_exact_at_the_sigmas_of_the_run(spacing, sampler):
 
   @jax.jit
   def timesteps(levels):
-    timestep_of = lambda sigma: denoiser.timestep_of(sigma, levels)
+    def timestep_of(sigma):
+      return denoiser.timestep_of(sigma, levels)
+
     return jax.lax.map(timestep_of, levels.sigmas[:-1])
 
   assert (timesteps(levels) == levels.timesteps).all()
@@ -132,7 +134,10 @@ def test_rescale_restores_the_spread_of_each_image():
   cond = jax.random.normal(key[0], (3, 8, 8, 4))
   scales = jnp.array([2.0, 5.0, 9.0])[:, None, None, None]
   guided = scales * jax.random.normal(key[1], cond.shape)
-  std = lambda x: np.std(x, axis=(1, 2, 3))
+
+  def std(x):
+    return np.std(x, axis=(1, 2, 3))
+
   full = guidance.rescale_guidance(guided, cond, 1.0)
   assert np.allclose(std(full), std(cond), rtol=1e-5)
   assert (guidance.rescale_guidance(guided, cond, 0.0) == guided).all()
@@ -149,7 +154,10 @@ def test_recorded_guidance(golden, close):
     if call['gs'] <= 1 or 'unet0/out' not in run:
       continue
     recorded = guidance.interleave_pairs(*np.split(run['unet0/out'], 2))
-    net = lambda x, timestep: recorded  # noqa: B023
+
+    def net(x, timestep):
+      return recorded  # noqa: B023
+
     guide = guidance.classifier_free_guidance(net, call['gs'], call['gr'])
     guided = guide(run['step0_sample'], jnp.zeros(call['B']))
     close(guided, run['model_output_steps'][0], 1e-5, path.stem)

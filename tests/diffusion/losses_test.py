@@ -74,18 +74,18 @@ def test_recorded_noising_for_samplers(recorded, close, sampler):
 KEY = jax.random.key(5)
 
 
-def told(latents, trained=EPS, **options):
-  """What the net is told: x and timestep."""
-  seen = []
+def net_inputs(latents, trained=EPS, **options):
+  """Returns the inputs of the net: x and timestep."""
+  inputs = []
 
   def net(x, timestep):
-    seen.append((x, timestep))
+    inputs.append((x, timestep))
     return x
 
   @jax.jit
   def run(latents):
     losses.diffusion_loss(net, latents, KEY, trained, **options)
-    return seen.pop()
+    return inputs.pop()
 
   return run(latents)
 
@@ -112,8 +112,8 @@ def test_a_perfect_net_has_no_loss(trained):
 
 
 def test_an_example_depends_on_its_row_alone():
-  x, timestep = told(jnp.ones((8, 4, 4, 2)), offset_noise=0.3)
-  fewer, fewer_timestep = told(jnp.ones((3, 4, 4, 2)), offset_noise=0.3)
+  x, timestep = net_inputs(jnp.ones((8, 4, 4, 2)), offset_noise=0.3)
+  fewer, fewer_timestep = net_inputs(jnp.ones((3, 4, 4, 2)), offset_noise=0.3)
   assert (x[:3] == fewer).all() and (timestep[:3] == fewer_timestep).all()
   assert len(np.unique(timestep)) > 4
   assert np.abs(x[0] - x[1]).max() > 0.1
@@ -121,21 +121,21 @@ def test_an_example_depends_on_its_row_alone():
 
 def test_timestep_range():
   # A range of its own for SDXL's refiner; the upper end is not in it.
-  _, timestep = told(jnp.zeros((500, 1, 1, 1)), timestep_range=(195, 200))
+  _, timestep = net_inputs(jnp.zeros((500, 1, 1, 1)), timestep_range=(195, 200))
   assert set(timestep.tolist()) == {195, 196, 197, 198, 199}
-  _, timestep = told(jnp.zeros((2000, 1, 1, 1)))
+  _, timestep = net_inputs(jnp.zeros((2000, 1, 1, 1)))
   assert timestep.min() < 10 and timestep.max() > 989
   assert abs(timestep.mean() - 499.5) < 25
   for bad in [(0, 1001), (200, 200), (-1, 10)]:
     with pytest.raises(ValueError, match='timestep_range'):
-      told(jnp.zeros((1, 1, 1, 1)), timestep_range=bad)
+      net_inputs(jnp.zeros((1, 1, 1, 1)), timestep_range=bad)
 
 
 def test_offset_noise_moves_each_channel_as_a_whole():
   latents = jnp.zeros((400, 2, 2, 3))
   last = dict(trained=ZERO, timestep_range=(999, 1000))  # noise alone
-  plain, _ = told(latents, **last)
-  moved, _ = told(latents, offset_noise=0.5, **last)
+  plain, _ = net_inputs(latents, **last)
+  moved, _ = net_inputs(latents, offset_noise=0.5, **last)
   offset = np.asarray(moved - plain)
   assert np.abs(offset - offset[:, :1, :1]).max() < 1e-6
   assert abs(offset[:, 0, 0].std() - 0.5) < 0.03
@@ -180,7 +180,9 @@ def test_bfloat16_net_and_gradients():
   latents = jax.random.normal(KEY, (4, 4, 4, 2))
 
   def value(scale):
-    net = lambda x, timestep: (scale * x).astype(jnp.bfloat16)
+    def net(x, timestep):
+      return (scale * x).astype(jnp.bfloat16)
+
     return losses.diffusion_loss(
       net, latents.astype(jnp.bfloat16), KEY, ZERO, min_snr_gamma=5.0
     )[0]

@@ -73,7 +73,7 @@ def test_recorded_levels(golden, tables, close, tolerances):
     init_scale = levels.init_scale
     if sampling_schedule.SAMPLER_TRAITS[
       sampler
-    ].variance_preserving:  # which know x / sqrt(1 + sigma^2)
+    ].variance_preserving:  # whose x is x / sqrt(1 + sigma^2)
       init_scale = init_scale / np.sqrt(1 + levels.sigmas[0] ** 2)
     expected = tables[prefix + 'init_noise_sigma']
     assert init_scale == pytest.approx(expected, 1e-5), prefix
@@ -99,9 +99,9 @@ def test_where_the_refiner_takes_over(golden, base_config):
       'timestep_spacing': case['spacing'],
       'use_karras_sigmas': case['family'].endswith('_karras'),
     }
-    found = scheduler_config.read(config, sampler)
+    settings = scheduler_config.read(config, sampler)
     levels = sampling_schedule.make_sampling_schedule(
-      *found, sampler, case['steps']
+      *settings, sampler, case['steps']
     )
     cut = sampling_schedule.steps_until(levels, case['cut'])
     calls = 2 * cut - 1 if sampler == 'heun' else cut

@@ -66,7 +66,7 @@ def levels_of_sampler(name, sigmas):
 
 
 class Tape:
-  """A net that repeats recorded outputs and keeps what it was told."""
+  """A net that repeats recorded outputs and records its inputs."""
 
   def __init__(self):
     self.outputs, self.inputs, self.timesteps = [], [], []
@@ -113,8 +113,8 @@ def replay(x, levels, name, outputs, timesteps, noise=None):
   replayed = replay_tape(x, levels, noise, name)
   replayed = np.asarray(jax.block_until_ready(replayed))
   assert len(TAPE.inputs) == len(outputs)
-  told = np.stack(TAPE.timesteps)
-  assert np.abs(told - timesteps[:, None]).max() < 1e-3
+  played = np.stack(TAPE.timesteps)
+  assert np.abs(played - timesteps[:, None]).max() < 1e-3
   return replayed, np.stack(TAPE.inputs)
 
 
@@ -147,7 +147,10 @@ def test_recorded_trajectories(golden, close, tolerances):
     name, levels = levels_of(config, entry['steps'])
     if name is None or skip_uneven(name, config, arrays[f'{key}/timesteps']):
       continue
-    run = lambda array: arrays.get(f'{key}/{array}')  # noqa: B023
+
+    def run(array):
+      return arrays.get(f'{key}/{array}')  # noqa: B023
+
     x = run('sample0')
     if sampling_schedule.SAMPLER_TRAITS[name].variance_preserving:
       x = x * np.sqrt(1 + levels.sigmas[0] ** 2)
@@ -159,8 +162,9 @@ def test_recorded_trajectories(golden, close, tolerances):
       run('timesteps'),
       noise=run('noise'),
     )
-    zero = config['rescale_betas_zero_snr'] if name == 'euler' else False
-    limit = 'schedule_trajectories' + '_euler_zero_snr' * zero
+    limit = 'schedule_trajectories'
+    if name == 'euler' and config['rescale_betas_zero_snr']:
+      limit += '_euler_zero_snr'
     expected = last_calls(run('prev_samples'), name)
     close(as_recorded(replayed, levels, name), expected, tolerances[limit], key)
     close(inputs, run('scaled_inputs'), tolerances[limit], key)
@@ -253,19 +257,19 @@ def test_samples_have_the_right_distribution(name):
 
 
 @pytest.mark.parametrize('name', ['euler_ancestral', 'dpmpp_2m'])
-def test_a_picture_does_not_depend_on_its_batch(name):
+def test_an_image_does_not_depend_on_its_batch(name):
   levels = sampling_schedule.make_sampling_schedule(
     noise_schedule.Schedule(), sampling_schedule.Spacing(), name, 8
   )
   keys = jax.random.split(jax.random.key(3), 5)
 
   @jax.jit
-  def pictures(keys):
+  def sample_images(keys):
     x = samplers.draw_noise(keys, 0, (len(keys), 8, 8, 4)) * levels.init_scale
     sampler = samplers.SAMPLERS[name]
     return sample_loop.sample(gaussian, x, levels, sampler, keys=keys)
 
-  together, alone = pictures(keys), pictures(keys[3:4])
+  together, alone = sample_images(keys), sample_images(keys[3:4])
   assert (together[3] == alone[0]).all()
   assert np.abs(together[2] - alone[0]).max() > 0.1
 
@@ -277,7 +281,10 @@ def test_only_the_number_of_steps_compiles_again(name):
   @jax.jit
   def run(x, levels, guidance_scale, guidance_rescale, keys):
     traces.append(name)
-    net = lambda x, timestep: x + timestep[:, None, None, None] / 1000
+
+    def net(x, timestep):
+      return x + timestep[:, None, None, None] / 1000
+
     net = guidance.classifier_free_guidance(
       net, guidance_scale, guidance_rescale
     )
@@ -319,7 +326,7 @@ def test_eta_needs_no_new_program():
 
   trained = noise_schedule.Schedule(), sampling_schedule.Spacing()
   keys = jax.random.split(jax.random.key(0), 1)
-  found = [
+  samples = [
     run(
       jnp.ones((1, 4, 4, 1)),
       sampling_schedule.make_sampling_schedule(*trained, 'ddim', 6, eta),
@@ -328,8 +335,8 @@ def test_eta_needs_no_new_program():
     for eta in (0.0, 0.5, 1.0)
   ]
   assert len(traces) == 1
-  assert np.abs(found[0] - found[1]).max() > 1e-3
-  assert np.abs(found[1] - found[2]).max() > 1e-3
+  assert np.abs(samples[0] - samples[1]).max() > 1e-3
+  assert np.abs(samples[1] - samples[2]).max() > 1e-3
 
 
 def test_dpmpp_2s_ancestral_as_its_formula():
@@ -349,10 +356,10 @@ def test_dpmpp_2s_ancestral_as_its_formula():
   expected = down / sigma * x - np.expm1(-h) * gaussian(x_2, s) + up * fresh
   sampler = samplers.SAMPLERS['dpmpp_2s_ancestral']
   noise = np.stack([fresh, fresh])
-  found = path(gaussian, np.float32(x), levels, sampler, noise)
-  assert np.abs(found[0] - expected).max() < 1e-6
+  states = path(gaussian, np.float32(x), levels, sampler, noise)
+  assert np.abs(states[0] - expected).max() < 1e-6
   last = gaussian(expected, sigma_next)  # to 0: no second call, no noise
-  assert np.abs(found[1] - last).max() < 1e-6
+  assert np.abs(states[1] - last).max() < 1e-6
 
 
 @pytest.mark.torch
@@ -380,7 +387,7 @@ def test_dpmpp_2s_ancestral_as_its_formula():
 def test_live_trajectories(
   scheduler, config, eta, limit, steps, prediction, monkeypatch, close
 ):
-  """A net that sees its input, and the same fresh noise on both sides."""
+  """A net that depends on its input, and the same fresh noise on both sides."""
   torch = pytest.importorskip('torch')
   diffusers = pytest.importorskip('diffusers')
   written = scheduler_config.write(
@@ -399,22 +406,25 @@ def test_live_trajectories(
     lambda *args, **kwargs: torch.from_numpy(next(draws)),
     raising=False,
   )
-  net = lambda x: 0.9 * x + 0.1 * x[..., ::-1]
+
+  def net(x):
+    return 0.9 * x + 0.1 * x[..., ::-1]
+
   y = torch.from_numpy(x) * reference.init_noise_sigma
   for t in reference.timesteps:
-    seen = reference.scale_model_input(y, t).numpy()
-    told = torch.from_numpy(np.ascontiguousarray(net(seen)))
+    scaled = reference.scale_model_input(y, t).numpy()
+    output = torch.from_numpy(np.ascontiguousarray(net(scaled)))
     more = {} if eta is None else {'eta': eta}
-    y = reference.step(told, t, y, **more).prev_sample
+    y = reference.step(output, t, y, **more).prev_sample
   denoise = denoiser.make_denoiser(lambda x, timestep: net(x), levels)
-  found = sample_loop.sample(
+  x = sample_loop.sample(
     denoise,
     levels.init_scale * x,
     levels,
     samplers.SAMPLERS[name],
     noise=np.stack(noise),
   )
-  close(levels.final_scale * found, y.numpy(), limit)
+  close(levels.final_scale * x, y.numpy(), limit)
 
 
 def test_heun_skips_the_call_at_zero():

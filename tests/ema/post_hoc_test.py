@@ -26,7 +26,10 @@ def test_widths():
 @pytest.mark.parametrize('b', [(900.0, 6.94), (300.0, 1.5)])
 def test_inner_product(a, b):
   tau = np.linspace(0, 1000, 2_000_001)
-  weigh = lambda t, g: np.where(tau <= t, (g + 1) * tau**g / t ** (g + 1), 0)
+
+  def weigh(t, g):
+    return np.where(tau <= t, (g + 1) * tau**g / t ** (g + 1), 0)
+
   numeric = np.trapezoid(weigh(*a) * weigh(*b), tau)
   assert post_hoc.inner(*a, *b) == pytest.approx(numeric, rel=1e-4)
 
@@ -67,13 +70,16 @@ def test_rebuilt_is_tracked(dtype):
   wished = (0.03, 0.04, 0.07, 0.15, 0.20, 0.25)
   raw, means = walk(WIDTHS + wished)
   snapshots = [(s, w) for s in range(EVERY, STEPS + 1, EVERY) for w in WIDTHS]
-  read = lambda s, w: {'kernel': jnp.array(means[w][s - 1], dtype)}
+
+  def read(s, w):
+    return {'kernel': jnp.array(means[w][s - 1], dtype)}
+
   for width in wished:
     for step in (STEPS, STEPS - 5 * EVERY):
       there = [s for s in snapshots if s[0] <= step]
-      found = post_hoc.rebuild(there, read, step, width)['kernel']
-      assert found.dtype == jnp.float32
-      error = np.linalg.norm(found - means[width][step - 1])
+      rebuilt = post_hoc.rebuild(there, read, step, width)['kernel']
+      assert rebuilt.dtype == jnp.float32
+      error = np.linalg.norm(rebuilt - means[width][step - 1])
       assert error < 0.01 * np.linalg.norm(means[width][step - 1]), width
       nearest = min(
         np.linalg.norm(means[w][step - 1] - means[width][step - 1])
@@ -102,5 +108,8 @@ def test_what_cannot_be_rebuilt():
 def test_solve_tells_how_near_it_comes():
   few = [(STEPS, w) for w in WIDTHS]
   many = [(s, w) for s in range(EVERY, STEPS + 1, EVERY) for w in WIDTHS]
-  error = lambda snapshots: post_hoc.solve(snapshots, STEPS, 0.2)[1]
+
+  def error(snapshots):
+    return post_hoc.solve(snapshots, STEPS, 0.2)[1]
+
   assert error(many) < 0.01 < 0.1 < error(few)

@@ -38,10 +38,13 @@ def test_rebuilt_from_a_run(tmp_path):
       (snapshots.path(tmp_path, *step) / '_CHECKPOINT_METADATA').unlink()
   rebuilt = snapshots.rebuild(tmp_path, 24, 0.2, state.params)
   first = transform.ema_params(saved.opt_state, 0)
-  flat = lambda tree: np.concatenate(
-    [np.ravel(x) for x in jax.tree.leaves(tree)]
-  )
-  off = lambda tree: np.linalg.norm(flat(tree) - flat(tracked))
+
+  def flat(tree):
+    return np.concatenate([np.ravel(x) for x in jax.tree.leaves(tree)])
+
+  def off(tree):
+    return np.linalg.norm(flat(tree) - flat(tracked))
+
   assert off(rebuilt) < 0.1 * off(first)
   assert off(rebuilt) < 0.01 * np.linalg.norm(flat(tracked))
   with pytest.raises(ValueError, match='no snapshots'):

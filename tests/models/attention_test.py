@@ -13,7 +13,7 @@ from sdxl_jax.models import attention
 
 @pytest.fixture(autouse=True)
 def interpreted(monkeypatch):
-  """The TPU's kernel, computed step by step on the CPU."""
+  """Runs the TPU's kernel step by step on the CPU."""
   kernel = attention.splash_kernel
   make = functools.partial(kernel.make_splash_mha_single_device, interpret=True)
   monkeypatch.setattr(kernel, 'make_splash_mha_single_device', make)
@@ -23,7 +23,10 @@ def interpreted(monkeypatch):
 def test_attention(causal):
   generator = np.random.default_rng(0)
   q, k, v = generator.normal(size=(3, 2, 5, 8)).astype(np.float32)
-  heads = lambda x: x.reshape(2, 5, 4, 2).transpose(0, 2, 1, 3)
+
+  def heads(x):
+    return x.reshape(2, 5, 4, 2).transpose(0, 2, 1, 3)
+
   logits = heads(q) @ heads(k).swapaxes(-1, -2) / np.sqrt(2)
   if causal:
     logits[..., np.triu(np.ones((5, 5), bool), 1)] = -np.inf
@@ -60,21 +63,24 @@ def test_chunks_of_queries(rows, monkeypatch):
 def test_chunks_are_small_on_a_cpu_only():
   """And a gradient is of all weights at once, as elsewhere."""
   x = jax.ShapeDtypeStruct((1, 256, 8), jnp.float32)
-  draw = lambda *x: attention.attention(*x, 2)
-  slope = jax.grad(lambda *x: draw(*x).sum())
+
+  def attend(*x):
+    return attention.attention(*x, 2)
+
+  slope = jax.grad(lambda *x: attend(*x).sum())
 
   def loops(function, platform):
     traced = jax.jit(function).trace(x, x, x)
     text = traced.lower(lowering_platforms=(platform,)).as_text()
     return text.count('stablehlo.while')
 
-  assert loops(draw, 'cpu')
+  assert loops(attend, 'cpu')
   for platform in ('tpu', 'cuda'):
-    assert not loops(draw, platform)
+    assert not loops(attend, platform)
   assert not loops(slope, 'cpu')
   args = inputs(2, 300, 8)
   np.testing.assert_allclose(
-    jax.jit(draw)(*args),
+    jax.jit(attend)(*args),
     attention.limited_attention(
       *(y.reshape(2, 300, 2, 4) for y in args), attention.ChunkLimits(2**20, 0)
     ).reshape(2, 300, 8),
@@ -88,13 +94,13 @@ def test_chunks_leave_rows_on_their_devices(close):
     device_mesh.make_mesh(devices=jax.devices()[:4])
   )
   args = inputs(4, 300, 8)
-  draw = jax.jit(lambda *x: attention.attention(*x, 2))
+  attend = jax.jit(lambda *x: attention.attention(*x, 2))
   spread = [jax.device_put(x, rows) for x in args]
-  text = draw.lower(*spread).compile().as_text()
+  text = attend.lower(*spread).compile().as_text()
   for word in ('all-gather', 'all-reduce', 'all-to-all', 'permute('):
     assert word not in text, word
   assert ' conditional(' not in text  # the platform was chosen before
-  close(draw(*spread), draw(*args), 1e-6)
+  close(attend(*spread), attend(*args), 1e-6)
 
 
 def with_gradients(implementation, *args):
@@ -133,7 +139,10 @@ def test_what_splash_leaves_to_xla(monkeypatch, close):
   """Few pixels, words, and causal attention."""
   monkeypatch.setattr(attention, 'splash_attention', None)
   q, k, v = inputs(2, 600, 32)
-  short = lambda x: x[:, :77]
+
+  def short(x):
+    return x[:, :77]
+
   for args, causal in (
     ((q, short(k), short(v)), False),
     ((short(q), short(k), short(v)), False),
@@ -146,6 +155,6 @@ def test_what_splash_leaves_to_xla(monkeypatch, close):
 
 
 def test_what_cudnn_leaves_to_xla(close):
-  """It knows no float32."""
+  """cuDNN has no kernel for float32."""
   args = inputs(1, 16, 16)
   close(*(attention.attention(*args, 2, name) for name in ('cudnn', 'xla')), 0)

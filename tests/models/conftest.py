@@ -1,4 +1,4 @@
-"""What the tests of UNet and autoencoder share."""
+"""Fixtures shared by the tests of UNet and autoencoder."""
 
 import functools
 import json
@@ -20,7 +20,7 @@ def jit():
 
 @pytest.fixture(scope='session')
 def load_probe(golden):
-  """load_probe(name, params): its arrays, and params scaled as it says."""
+  """load_probe(name, params): arrays of a probe, and params scaled for it."""
   fixtures = golden / 'tiny' / 'fixtures'
   probes = json.loads((fixtures / 'probes.json').read_text())['probes']
 
@@ -37,7 +37,7 @@ def load_probe(golden):
 
 @pytest.fixture(scope='session')
 def check_grads(close, tolerances):
-  """check(grads, stats, arrays): each l2, sum and max; those given, whole."""
+  """check(grads, stats, arrays): l2, sum and max of all; elements of arrays."""
   named = tolerances['unet_grad_inputs_and_named_weights']
   limit = tolerances['unet_grad_stats_l2_rel']
 
@@ -45,7 +45,7 @@ def check_grads(close, tolerances):
     flat = traverse_util.flatten_dict(grads)
     slots = tensor_names.locations(flat)
     assert slots.keys() == stats.keys()
-    # A bias of keys has no gradient, as softmax does not see it: float32 noise.
+    # A bias of keys has no gradient, since softmax cancels it: float32 noise.
     noise = 1e-7 * max(l2 for l2, _, _ in stats.values())
     for name, (l2, total, largest) in stats.items():
       grad = tensor_names.tensor(flat, slots[name]).astype(np.float64)

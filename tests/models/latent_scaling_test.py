@@ -62,7 +62,7 @@ def test_mean_and_std_come_together(fields):
 
 
 @pytest.mark.torch
-def test_pictures_are_those_of_diffusers(golden, tmp_path):
+def test_images_are_those_of_diffusers(golden, tmp_path):
   """From one folder, whose autoencoder has a mean and a standard deviation."""
   torch = pytest.importorskip('torch')
   diffusers = pytest.importorskip('diffusers')

@@ -28,7 +28,10 @@ def make(**fields):
   net = unet.MidBlock(config)
   tree = jax.eval_shape(net.init, jax.random.key(0), *INPUTS, CONTEXT)
   rng = np.random.default_rng(1)
-  fill = lambda x: 0.3 * rng.normal(size=x.shape).astype(np.float32)
+
+  def fill(x):
+    return 0.3 * rng.normal(size=x.shape).astype(np.float32)
+
   return net, {'unet': jax.tree.map(fill, tree['params'])}
 
 
@@ -37,7 +40,10 @@ def trained(params):
   fresh = lora.init(jax.random.key(2), params, TARGETS)
   flat = traverse_util.flatten_dict(fresh)
   rng = np.random.default_rng(3)
-  move = lambda x: x + 0.3 * rng.normal(size=x.shape).astype(np.float32)
+
+  def move(x):
+    return x + 0.3 * rng.normal(size=x.shape).astype(np.float32)
+
   return traverse_util.unflatten_dict({p: move(x) for p, x in flat.items()})
 
 

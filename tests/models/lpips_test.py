@@ -22,7 +22,7 @@ def params():
 
 
 def pairs(size=(64, 48)):
-  """Of different pictures, of similar ones, and of one with itself."""
+  """Different images, similar images, and an image with itself."""
   rng = np.random.default_rng(0)
   x, y = rng.uniform(-1, 1, (2, 3, *size, 3)).astype(np.float32)
   y[1] = np.clip(x[1] + rng.normal(0, 0.1, x[1].shape), -1, 1)
@@ -48,7 +48,10 @@ def test_as_the_package(params, monkeypatch):
   from tests.support import discriminator_in_torch as in_torch
 
   x, y = pairs()
-  distance = lambda x: lpips.LPIPS().apply({'params': params}, x, y)
+
+  def distance(x):
+    return lpips.LPIPS().apply({'params': params}, x, y)
+
   ours, pull = jax.vjp(distance, jnp.array(x))
   theirs = the_package(in_torch.vgg16(params), monkeypatch)
   a, b = in_torch.image(x).requires_grad_(), in_torch.image(y)
@@ -65,10 +68,13 @@ def test_as_the_package(params, monkeypatch):
   )
 
 
-def test_flat_pictures_have_gradients():
-  """Where a VGG finds nothing, all its features may be 0."""
+def test_flat_images_have_gradients():
+  """All features of a VGG may be 0."""
   shapes = lpips_weights.shapes(lpips.LPIPSConfig())
   zeros = jax.tree.map(lambda x: jnp.zeros(x.shape), shapes)
   x, y = pairs()
-  distance = lambda x: lpips.LPIPS().apply({'params': zeros}, x, y).sum()
+
+  def distance(x):
+    return lpips.LPIPS().apply({'params': zeros}, x, y).sum()
+
   assert np.isfinite(jax.grad(distance)(jnp.array(x))).all()

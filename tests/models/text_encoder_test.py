@@ -1,4 +1,4 @@
-"""Context and pooled against the reference's towers and pipelines."""
+"""Context and pooled against the reference's text encoders and pipelines."""
 
 import json
 import warnings
@@ -12,29 +12,28 @@ from flax import traverse_util
 from sdxl_jax.models import clip, text_encoder
 from sdxl_jax.text import tokenizer
 from sdxl_jax.weights.diffusers import tensor_names
-from tests.support import folders
-from tests.support import text_encoders as towers
+from tests.support import folders, text_encoders
 
 LIMIT = 'text_encoders_and_encode_prompt'
 
 
-def load_tower(golden, name):
+def load_text_encoder(golden, name):
   config, params = folders.load_component(golden / 'tiny' / 'base', name)
   net = clip.CLIPText(config)
   return jax.jit(lambda params, ids: net.apply({'params': params}, ids)), params
 
 
 def final_norm(params, x):
-  """The norm after the last block, whose output the towers do not return."""
+  """The norm after the last block, which CLIPText does not return."""
   norm = params['text_model']['final_layer_norm']
   x = x - x.mean(-1, keepdims=True)
   x = x / jnp.sqrt((x**2).mean(-1, keepdims=True) + 1e-5)
   return x * norm['scale'] + norm['bias']
 
 
-@pytest.mark.parametrize('name', towers.NAMES)
-def test_towers(golden, close, tolerances, name):
-  apply, params = load_tower(golden, name)
+@pytest.mark.parametrize('name', text_encoders.NAMES)
+def test_text_encoders(golden, close, tolerances, name):
+  apply, params = load_text_encoder(golden, name)
   arrays = np.load(golden / 'tiny' / 'fixtures' / f'{name}.npz')
   hidden, pooled = apply(params, arrays['input_ids'])
   last = final_norm(params, hidden[-1])
@@ -46,9 +45,9 @@ def test_towers(golden, close, tolerances, name):
   assert len(hidden) == len(arrays['hidden_states'])
 
 
-@pytest.mark.parametrize('name', towers.NAMES)
+@pytest.mark.parametrize('name', text_encoders.NAMES)
 def test_small_inputs_meet_the_right_epsilon(golden, close, tolerances, name):
-  apply, params = load_tower(golden, name)
+  apply, params = load_text_encoder(golden, name)
   fixtures = golden / 'tiny' / 'fixtures'
   probe = json.loads((fixtures / 'probes.json').read_text())['probes']
   probe = probe[f'probe_{name}']
@@ -64,9 +63,9 @@ def test_small_inputs_meet_the_right_epsilon(golden, close, tolerances, name):
   close(last, arrays['last_hidden_state_f64'], limit, 'last')
 
 
-@pytest.mark.parametrize('name', towers.NAMES)
+@pytest.mark.parametrize('name', text_encoders.NAMES)
 def test_gradients(golden, tolerances, name):
-  apply, params = load_tower(golden, name)
+  apply, params = load_text_encoder(golden, name)
   fixtures = golden / 'tiny' / 'fixtures'
   ids = np.load(fixtures / f'{name}.npz')['input_ids']
   stats = json.loads((fixtures / f'{name}_grad_stats.json').read_text())
@@ -81,7 +80,7 @@ def test_gradients(golden, tolerances, name):
   slots = tensor_names.locations(flat)
   assert slots.keys() == stats['params'].keys()
   limit = tolerances['unet_grad_stats_l2_rel']
-  # Keys' biases have no gradient, as softmax does not see them: float32 noise.
+  # Keys' biases have no gradient, since softmax cancels it: float32 noise.
   noise = 1e-7 * max(l2 for l2, _, _ in stats['params'].values())
   for key, (l2, total, largest) in stats['params'].items():
     grad = tensor_names.tensor(flat, slots[key]).astype(np.float64)
@@ -104,10 +103,10 @@ def prompts_of(kwargs):
   return ours
 
 
-@pytest.mark.parametrize('model', towers.MODELS)
+@pytest.mark.parametrize('model', text_encoders.MODELS)
 def test_encode_prompts(golden, close, tolerances, model):
   folder, fixtures = golden / 'tiny' / model, golden / 'tiny' / 'fixtures'
-  encode, _ = towers.load(folder)
+  encode, _ = text_encoders.load(folder)
   arrays = np.load(fixtures / 'encode_prompt.npz')
   cases = json.loads((fixtures / 'encode_prompt.json').read_text())['cases']
   cases = [case for case in cases if case['pipe'] == model]
@@ -130,7 +129,7 @@ def test_encode_prompts(golden, close, tolerances, model):
 
 
 def test_what_cannot_be_encoded(golden):
-  encode, _ = towers.load(golden / 'tiny' / 'base')
+  encode, _ = text_encoders.load(golden / 'tiny' / 'base')
   with pytest.raises(ValueError, match='1 negative prompts for 2 prompts'):
     encode(['a', 'b'], [''])
   with pytest.raises(ValueError, match='clip_skip 30 is not in 0..'):
@@ -140,7 +139,7 @@ def test_what_cannot_be_encoded(golden):
 
 
 def test_init_has_the_shapes_of_the_files(golden):
-  encoder, params = towers.load_encoder(golden / 'tiny' / 'base')
+  encoder, params = text_encoders.load_encoder(golden / 'tiny' / 'base')
   fresh = jax.eval_shape(encoder.init, jax.random.key(0))
   assert jax.tree.map(jnp.shape, fresh) == jax.tree.map(jnp.shape, params)
 
@@ -150,11 +149,11 @@ def test_drop():
   key = jax.random.key(0)
   dropped = text_encoder.drop(key, context, pooled, 0.1)
   rows = [np.asarray(x).reshape(4000, -1) for x in dropped]
-  kept = [row.all(axis=1) for row in rows]
-  for row, keep in zip(rows, kept):
+  kept_rows = [row.all(axis=1) for row in rows]
+  for row, keep in zip(rows, kept_rows):
     assert not row[~keep].any()
     assert abs((~keep).mean() - 0.1) < 0.02
-  np.testing.assert_array_equal(*kept)
+  np.testing.assert_array_equal(*kept_rows)
   for rate, share in (0, 1), (1, 0):
     context_, pooled_ = text_encoder.drop(key, context, pooled, rate)
     assert context_.mean() == pooled_.mean() == share

@@ -1,4 +1,4 @@
-"""Decoding in tiles against decoding whole."""
+"""Tiled decoding against decoding at once."""
 
 import dataclasses
 import functools
@@ -40,22 +40,22 @@ def params(jit):
 
 
 @pytest.fixture(scope='module')
-def given():
-  """Latents of two pictures, flat on the left and busy on the right."""
+def latents():
+  """Latents of two images, flat on the left and busy on the right."""
   x = np.random.default_rng(1).normal(size=(2, *SIZE, 4)).astype(np.float32)
   contrast = np.linspace(0.1, 3, SIZE[1], dtype=np.float32)[:, None]
   return x * contrast + contrast
 
 
 @pytest.fixture(scope='module')
-def expected(jit, params, given):
-  return np.asarray(jit(whole)(params, given))
+def expected(jit, params, latents):
+  return np.asarray(jit(whole)(params, latents))
 
 
 @pytest.mark.parametrize('tile', [8, 32])
-def test_tiles_make_the_whole(tile, close, jit, params, given, expected):
+def test_tiles_make_the_whole(tile, close, jit, params, latents, expected):
   """All errors are rounding, and edges of tiles have no more than the rest."""
-  out = jit(tiled(tile))(params, given)
+  out = jit(tiled(tile))(params, latents)
   close(out, expected, LIMIT)
   error = np.abs(out - expected).mean((0, 1, 3))
   place = np.arange(error.size) % tile
@@ -63,17 +63,17 @@ def test_tiles_make_the_whole(tile, close, jit, params, given, expected):
   assert error[at_edges].mean() < 2 * error[~at_edges].mean()
 
 
-def test_statistics_of_one_tile_are_others(jit, params, given, expected):
+def test_statistics_of_one_tile_are_others(jit, params, latents, expected):
   """What tiles apart would make, which the limit does not let pass."""
-  alone = jit(whole)(params, given[:, :, :14])
+  alone = jit(whole)(params, latents[:, :, :14])
   error = np.abs(alone - expected[:, :, :56])[:, :, :14]  # far from the cut
   assert error.max() > 1000 * LIMIT * np.abs(expected).max()
 
 
-def test_margins(close, jit, params, given):
+def test_margins(close, jit, params, latents):
   """Each part's is wide enough, and none wider than it needs."""
   x = jit(functools.partial(tiled_decoding.decode_to_mid, CONFIG))(
-    params, given
+    params, latents
   )
   for part in tiled_decoding.make_parts(CONFIG, params['decoder']):
     narrow = dataclasses.replace(part, reach=part.reach - part.scale)
@@ -86,30 +86,33 @@ def test_margins(close, jit, params, given):
     assert np.abs(too_narrow - x).max() > 100 * LIMIT * np.abs(x).max()
 
 
-def test_a_picture_of_one_tile(jit, params, given, expected):
-  """It is computed as the whole is, bit for bit."""
-  out = jit(tiled(4 * max(SIZE)))(params, given)
+def test_an_image_of_one_tile(jit, params, latents, expected):
+  """Equal to decoding at once, bit for bit."""
+  out = jit(tiled(4 * max(SIZE)))(params, latents)
   np.testing.assert_array_equal(out, expected)
 
 
-def test_bfloat16(jit, params, given, expected):
+def test_bfloat16(jit, params, latents, expected):
   config = dataclasses.replace(CONFIG, dtype='bfloat16')
-  out = jit(tiled(16, config))(params, given)
-  plain = jit(functools.partial(whole, config=config))(params, given)
+  out = jit(tiled(16, config))(params, latents)
+  plain = jit(functools.partial(whole, config=config))(params, latents)
   assert out.dtype == jnp.float32
-  # No further from float32 than bfloat16 takes the whole.
+  # No further from float32 than bfloat16 at once.
   error, usual = (np.abs(x - expected).mean() for x in (out, plain))
   assert error < 1.2 * usual
 
 
 def test_memory(params, monkeypatch):
-  """Much less than the whole takes, attention being in chunks in both."""
+  """Much less than decoding at once, with attention in chunks in both."""
   limits = attention.ChunkLimits(2**16, 2**16)
   monkeypatch.setattr(attention, 'CPU_LIMITS', limits)
   params, x = jax.eval_shape(lambda: (params, jnp.zeros((1, 64, 64, 4))))
-  peak = lambda f: (
-    jax.jit(f).lower(params, x).compile().memory_analysis().temp_size_in_bytes
-  )
+
+  def peak(f):
+    return (
+      jax.jit(f).lower(params, x).compile().memory_analysis().temp_size_in_bytes
+    )
+
   assert peak(tiled(64)) < peak(whole) / 4
 
 

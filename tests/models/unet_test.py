@@ -139,7 +139,10 @@ def restack(params, target):
 
 def test_scan_and_remat_change_nothing(close, jit):
   generator = np.random.default_rng(0)
-  draw = lambda shape: generator.normal(size=shape).astype(np.float32)
+
+  def draw(shape):
+    return generator.normal(size=shape).astype(np.float32)
+
   inputs = draw((2, 6, 4, 8)), draw((2, 32)), draw((2, 7, 12))
 
   def make(**fields):
@@ -148,7 +151,10 @@ def test_scan_and_remat_change_nothing(close, jit):
     )
     net = unet.MidBlock(config)
     tree = jax.eval_shape(net.init, jax.random.key(0), *inputs)['params']
-    loss = lambda params: jnp.mean(net.apply({'params': params}, *inputs) ** 2)
+
+    def loss(params):
+      return jnp.mean(net.apply({'params': params}, *inputs) ** 2)
+
     return jit(jax.value_and_grad(loss)), tree
 
   grad, stacked = make()
@@ -170,8 +176,8 @@ def test_guidance_scale(close, jit):
   scales = np.float32([1, 1.5, 8, 14])
   angles = 1000 * (scales[:, None] - 1) * 10000.0 ** (-np.arange(8) / 7)
   expected = np.concatenate([np.sin(angles), np.cos(angles)], axis=-1)
-  found = jit(unet.guidance_sinusoid, static_argnums=1)(scales, 16)
-  close(found, expected, 1e-3)  # float32 of up to 13000 radians
+  embedded = jit(unet.guidance_sinusoid, static_argnums=1)(scales, 16)
+  close(embedded, expected, 1e-3)  # float32 of up to 13000 radians
 
 
 @pytest.mark.parametrize('scan', [True, False])
@@ -183,21 +189,26 @@ def test_a_context_is_projected_once_for_many_calls(close, scan):
     scan_blocks=scan,
   )
   generator = np.random.default_rng(0)
-  draw = lambda *shape: generator.normal(size=shape).astype(np.float32)
+
+  def draw(*shape):
+    return generator.normal(size=shape).astype(np.float32)
+
   first, x, temb, context = (
-    *(draw(2, 6, 4, 8), draw(2, 6, 4, 8)),
-    *(draw(2, 32), draw(2, 7, 12)),
+    draw(2, 6, 4, 8),
+    draw(2, 6, 4, 8),
+    draw(2, 32),
+    draw(2, 7, 12),
   )
   net = unet.MidBlock(config)
   tree = jax.eval_shape(net.init, jax.random.key(0), x, temb, context)
   params = jax.tree.map(lambda leaf: 0.3 * draw(*leaf.shape), tree['params'])
   variables = {'params': params}
-  _, kept = net.apply(variables, first, temb, context, mutable=['context'])
-  paths = traverse_util.flatten_dict(kept['context'])
+  _, cached = net.apply(variables, first, temb, context, mutable=['context'])
+  paths = traverse_util.flatten_dict(cached['context'])
   assert {path[-2:] for path in paths} == {('attn2', 'k'), ('attn2', 'v')}
-  once = net.apply(variables | kept, x, temb, None)
+  once = net.apply(variables | cached, x, temb, None)
   close(once, net.apply(variables, x, temb, context), 1e-6)
-  other = jax.tree.map(lambda leaf: 2 * leaf, kept)
+  other = jax.tree.map(lambda leaf: 2 * leaf, cached)
   assert np.abs(net.apply(variables | other, x, temb, None) - once).max() > 0.01
 
 

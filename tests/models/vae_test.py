@@ -16,8 +16,13 @@ def net(golden, jit):
   """Module, parameters, and both directions as one compiled function."""
   config, params = folders.load_component(golden / 'tiny' / 'base', 'vae')
   net = vae.VAE(config)
-  both = lambda net, image, latents: (net.encode(image), net.decode(latents))
-  apply = lambda params, *x: net.apply({'params': params}, *x, method=both)
+
+  def both(net, image, latents):
+    return (net.encode(image), net.decode(latents))
+
+  def apply(params, *x):
+    return net.apply({'params': params}, *x, method=both)
+
   return net, params, jit(apply)
 
 
@@ -36,8 +41,8 @@ def test_both_directions(golden, close, tolerances, net):
   limit = tolerances['vae_mean_logvar_decoded']
   for path in paths:
     arrays = np.load(path)
-    image, given = nhwc(arrays['image']), nhwc(arrays['latents'])
-    moments, decoded = apply(params, image, given)
+    image, latents = nhwc(arrays['image']), nhwc(arrays['latents'])
+    moments, decoded = apply(params, image, latents)
     mean, logvar = jnp.split(moments, 2, axis=-1)
     scaled = latent_scaling.sample(net.config, moments, nhwc(arrays['noise']))
     close(nchw(mean), arrays['mean'], limit, f'{path.stem} mean')

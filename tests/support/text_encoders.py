@@ -11,13 +11,15 @@ NAMES = ['text_encoder', 'text_encoder_2']
 
 
 def load_encoder(folder):
-  found = folder_reader.load_model_index(folder).components
-  towers = {n: folders.load_component(folder, n) for n in NAMES if n in found}
-  configs = {n: config for n, (config, _) in towers.items()}
+  components = folder_reader.load_model_index(folder).components
+  loaded = {
+    n: folders.load_component(folder, n) for n in NAMES if n in components
+  }
+  configs = {n: config for n, (config, _) in loaded.items()}
   encoder = text_encoder.TextEncoder(
     configs.get('text_encoder'), configs['text_encoder_2']
   )
-  return encoder, {n: params for n, (_, params) in towers.items()}
+  return encoder, {n: params for n, (_, params) in loaded.items()}
 
 
 def load(folder):

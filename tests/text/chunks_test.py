@@ -1,4 +1,4 @@
-"""Weighted and long prompts as context and pooled, against PyTorch's towers."""
+"""Weighted and long prompts as context and pooled, against PyTorch."""
 
 import jax
 import jax.numpy as jnp
@@ -7,7 +7,7 @@ import pytest
 
 from sdxl_jax.models import text_encoder
 from sdxl_jax.text import tokenizer
-from tests.support import text_encoders as towers
+from tests.support import text_encoders
 
 LIMIT = 'text_encoders_and_encode_prompt'
 
@@ -17,9 +17,9 @@ def equal(ours, theirs):
   jax.tree.map(np.testing.assert_array_equal, ours, theirs)
 
 
-@pytest.mark.parametrize('model', towers.MODELS)
+@pytest.mark.parametrize('model', text_encoders.MODELS)
 def test_weight_1_changes_nothing(golden, model):
-  encode, _ = towers.load(golden / 'tiny' / model)
+  encode, _ = text_encoders.load(golden / 'tiny' / model)
   texts = ['a red fox, in (snow)', 'wow!!! 12:30'], ['', 'two words']
   marked = (
     [r'a (red:1) [(fox:1.1)], in \(snow\)', r'((wow!!!:1.0) 12:30:1)'],
@@ -33,9 +33,9 @@ def test_weight_1_changes_nothing(golden, model):
 
 
 @pytest.mark.parametrize('clip_skip', [0, 1])
-@pytest.mark.parametrize('model', towers.MODELS)
+@pytest.mark.parametrize('model', text_encoders.MODELS)
 def test_weights_draw_from_the_empty_prompt(golden, close, model, clip_skip):
-  encode, encoder = towers.load(golden / 'tiny' / model)
+  encode, encoder = text_encoders.load(golden / 'tiny' / model)
   # '!!!' is one token of the first row and three of the second.
   text, marked = 'wow!!! red fox', 'wow(!!!:1.75) [red] (fox:0)'
   spelled = {'text_encoder': [1, 1.75, 1 / 1.1, 0]}
@@ -107,9 +107,9 @@ def torch_context(folder, texts, count):
 
 
 @pytest.mark.torch
-@pytest.mark.parametrize('model', towers.MODELS)
+@pytest.mark.parametrize('model', text_encoders.MODELS)
 def test_long_prompts(golden, close, tolerances, model):
-  encode, _ = towers.load(golden / 'tiny' / model)
+  encode, _ = text_encoders.load(golden / 'tiny' / model)
   words = ['red', 'fox', 'on', 'white', 'snow'] * 40
   texts = [' '.join(words[:n]) for n in (200, 76, 3)]
   negative = [' '.join(words[::-1][:n]) for n in (0, 151, 200)]
@@ -126,7 +126,7 @@ def test_long_prompts(golden, close, tolerances, model):
 
 
 def test_no_text_depends_on_its_neighbours(golden):
-  encode, _ = towers.load(golden / 'tiny' / 'base')
+  encode, _ = text_encoders.load(golden / 'tiny' / 'base')
   texts, negative = ['fox ' * 100, 'red'], ['', 'pig ' * 76]
   together = encode(texts, negative, long=True)
   for i in range(2):
@@ -138,9 +138,9 @@ def test_no_text_depends_on_its_neighbours(golden):
     encode(texts, long=True)
 
 
-@pytest.mark.parametrize('model', towers.MODELS)
+@pytest.mark.parametrize('model', text_encoders.MODELS)
 def test_long_prompts_without_negative_ones(golden, close, model):
-  encode, _ = towers.load(golden / 'tiny' / model)
+  encode, _ = text_encoders.load(golden / 'tiny' / model)
   prompts = ['fox ' * 76, 'fox ' * 150]
   (context, _), (uncond, pooled) = encode(prompts, long=True)
   assert uncond.shape == context.shape and uncond.shape[1] == 154
@@ -152,7 +152,7 @@ def test_long_prompts_without_negative_ones(golden, close, model):
 
 
 def test_long_and_weighted(golden, close):
-  encode, _ = towers.load(golden / 'tiny' / 'base')
+  encode, _ = text_encoders.load(golden / 'tiny' / 'base')
   text, marked = 'fox ' * 100 + 'snow', '(' + 'fox ' * 100 + ':0.5) (snow:2)'
   (plain, pooled), _ = encode([text], long=True)
   (ours, same), _ = encode([marked], long=True, weighted=True)
@@ -166,7 +166,7 @@ def test_long_and_weighted(golden, close):
 
 
 def test_compiled_once_per_number_of_chunks(golden):
-  encode, _ = towers.load(golden / 'tiny' / 'base')
+  encode, _ = text_encoders.load(golden / 'tiny' / 'base')
   encode(['a', 'b', 'c', 'd'])
   compiled = text_encoder.TextEncoder.encode._cache_size()
   encode(['fox ' * 100, 'b ' * 76], long=True)
@@ -176,7 +176,7 @@ def test_compiled_once_per_number_of_chunks(golden):
 
 
 def test_cut_unless_long(golden):
-  encode, _ = towers.load(golden / 'tiny' / 'base')
+  encode, _ = text_encoders.load(golden / 'tiny' / 'base')
   with pytest.warns(tokenizer.PromptTruncatedWarning, match="cut: 'snow'"):
     cut = encode(['fox ' * 75 + '(snow)'], weighted=True)
   equal(cut, encode(['fox ' * 75]))

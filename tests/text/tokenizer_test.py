@@ -187,10 +187,13 @@ def test_long_prompts_go_on_in_chunks(golden, folder, count, lengths):
 
 def test_a_chunk_ends_where_a_word_does():
   tokenize = tokenizer.load()
-  read = lambda prompt: [
-    [content(chunk)[0] for chunk in row]
-    for row in tokenize.chunks([prompt], long=True)[0][0].swapaxes(0, 1)
-  ]
+
+  def read(prompt):
+    return [
+      [content(chunk)[0] for chunk in row]
+      for row in tokenize.chunks([prompt], long=True)[0][0].swapaxes(0, 1)
+    ]
+
   # The word of four tokens would lie across the end of the first chunk.
   parts = words_of(tokenize, 0, ['fox', 'photorealisticish'])
   assert [len(p) for p in parts] == [1, 4], parts
@@ -223,7 +226,10 @@ def test_any_text_is_divided_without_loss():
   tokenize, choose = tokenizer.load(), random.Random(0)
   letters = 'ab!, 1\n\té\u0301İ日ﬁ½\U0001f600\ufdfa<|>\'"\x00\u200d'
   texts = [''.join(choose.choices(letters, k=60 * (i % 4))) for i in range(80)]
-  escape = lambda text: ''.join('\\' + c if c in ':()[]\\' else c for c in text)
+
+  def escape(text):
+    return ''.join('\\' + c if c in ':()[]\\' else c for c in text)
+
   marked = [f'({escape(t)}:2)' for t in texts]
   tokens, weights = tokenize.chunks(texts, long=True)
   weighed, twice = tokenize.chunks(marked, weighted=True, long=True)
