@@ -5,10 +5,13 @@ import os
 import pathlib
 import secrets
 import shutil
+from collections.abc import Iterator
 
 
 @contextlib.contextmanager
-def atomic_path(path, overwrite=True):
+def atomic_path(
+  path: str | pathlib.Path, overwrite: bool = True
+) -> Iterator[pathlib.Path]:
   """Yields a temporary path in the same folder, renamed to `path` at the end.
 
   The caller writes a file or a folder to it. If the caller fails, it is removed
@@ -32,10 +35,11 @@ def atomic_path(path, overwrite=True):
     raise FileExistsError(
       f'{path} exists: remove it, write elsewhere, or pass --overwrite'
     )
+  # Follow a link, so that the temporary path is on the disk of its target.
   path = pathlib.Path(os.path.realpath(path))
   path.parent.mkdir(parents=True, exist_ok=True)
   if path.exists() and not (path.is_file() or path.is_dir()):
-    yield path
+    yield path  # a device or a pipe
     return
   partial = temporary_path(path)
   try:
@@ -48,24 +52,24 @@ def atomic_path(path, overwrite=True):
     remove(partial)
 
 
-def write_bytes(path, data):
+def write_bytes(path: str | pathlib.Path, data: bytes) -> None:
   """Writes a file of bytes atomically."""
   with atomic_path(path) as partial:
     partial.write_bytes(data)
 
 
-def write_text(path, text):
+def write_text(path: str | pathlib.Path, text: str) -> None:
   """Writes a file of text atomically, as UTF-8."""
   write_bytes(path, text.encode())
 
 
-def temporary_path(path):
+def temporary_path(path: pathlib.Path) -> pathlib.Path:
   """Returns an unused hidden name in the folder of `path`."""
   # File systems limit a name to 255 bytes; a character has at most four.
   return path.with_name(f'.{path.name[:40]}.{secrets.token_hex(8)}.partial')
 
 
-def replace_folder(new, path):
+def replace_folder(new: pathlib.Path, path: pathlib.Path) -> None:
   """Moves a folder to the path of another, which is removed."""
   # No portable call exchanges two folders: for an instant `path` is missing.
   old = temporary_path(path)
@@ -78,7 +82,7 @@ def replace_folder(new, path):
   remove(old)
 
 
-def remove(path):
+def remove(path: pathlib.Path) -> None:
   """Removes a file or a folder, if it exists."""
   if path.is_dir() and not path.is_symlink():
     shutil.rmtree(path)

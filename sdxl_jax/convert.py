@@ -15,9 +15,7 @@ logit_scale, which no net reads and which every single file gets anew.
 
 import dataclasses
 import functools
-import os
 import pathlib
-import shutil
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -27,7 +25,7 @@ from absl import flags
 from sdxl_jax import atomic_write, cli
 from sdxl_jax.checkpoints import export, run_params
 from sdxl_jax.text import tokenizer
-from sdxl_jax.weights import pretrained, safetensors_file
+from sdxl_jax.weights import output_path, pretrained, safetensors_file
 from sdxl_jax.weights.diffusers import (
   folder_reader,
   folder_writer,
@@ -95,7 +93,9 @@ def convert(
       f'variant is {target.variant!r}, which is of diffusers folders and is '
       'itself a dtype: leave out the variant, or the other format or dtype'
     )
-  check_target(target, source.files)
+  output_path.check_replaceable(
+    target.path, target.to in FOLDERS, target.overwrite, source.files
+  )
   # Open the model; its tensors are read when they are written.
   model = with_tokenizers(
     export.open_source(source.path, source.base, source.average)
@@ -115,7 +115,7 @@ def convert(
   if dry_run:
     return
   # Write.
-  check_disk_space(target.path, size)
+  output_path.check_disk_space(target.path, size)
   bar = tqdm.tqdm(total=size, unit='B', unit_scale=True)
   atomic = atomic_write.atomic_path(target.path, target.overwrite)
   with bar, atomic as partial:
@@ -161,7 +161,8 @@ def convert_lora(
 
   Args, Raises: see `convert`.
   """
-  check_target(target)
+  output_path.check_replaceable(target.path, False, target.overwrite)
+  # Describe the factors.
   adapter, shapes = export.open_lora(source.path, source.base, source.average)
   ranks = sorted({len(factors.down) for factors in adapter.factors.values()})
   nets = sorted({net for net, _ in adapter.factors})
@@ -187,53 +188,6 @@ def convert_lora(
     overwrite=target.overwrite,
   )
   say(f'wrote {target.path}')
-
-
-def check_target(
-  target: Target, inputs: Sequence[str | pathlib.Path] = ()
-) -> None:
-  """Checks that a target may be written.
-
-  Args:
-    target: whose path may exist.
-    inputs: paths that are read, and so must not be replaced.
-
-  Raises:
-    FileExistsError: if the path exists and may not be replaced.
-  """
-  path = pathlib.Path(target.path).absolute()
-  if not os.path.lexists(path):
-    return
-  if not target.overwrite:
-    raise FileExistsError(
-      f'{path} exists: remove it, write elsewhere, or pass --overwrite'
-    )
-  # Only a file, or a folder that holds a model, is replaced by its like.
-  if path.is_dir() and not (path / 'model_index.json').is_file():
-    raise FileExistsError(f'{path} is a folder without a model: remove it')
-  if path.is_dir() != (target.to in FOLDERS):
-    kind = 'folder' if path.is_dir() else 'file'
-    raise FileExistsError(
-      f'{path} is a {kind}, which {target.to} does not replace: remove it, or '
-      'write elsewhere'
-    )
-  for read in map(pathlib.Path, inputs):
-    if path.resolve() in (read.resolve(), *read.resolve().parents):
-      raise FileExistsError(
-        f'{path} holds {read}, which is read: write elsewhere'
-      )
-
-
-def check_disk_space(path: str | pathlib.Path, size: int) -> None:
-  """Raises OSError if a file of `size` bytes does not fit on the disk."""
-  path = pathlib.Path(path).absolute()
-  folder = next(parent for parent in path.parents if parent.exists())
-  free = shutil.disk_usage(folder).free
-  if free < size:
-    raise OSError(
-      f'{folder} has {free / 1e9:.3g} GB left, and {path.name} takes '
-      f'{size / 1e9:.3g} GB: make room, or choose a shorter dtype'
-    )
 
 
 def with_tokenizers(model: pretrained.Model) -> pretrained.Model:

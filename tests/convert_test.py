@@ -260,10 +260,14 @@ def test_targets_are_not_lost(tmp_path, monkeypatch):
     run(source, tmp_path / 'other', 'diffusers', overwrite=True)
   with pytest.raises(FileExistsError, match='model holds .*which is read'):
     run(target / 'vae', target, 'diffusers', base=source, overwrite=True)
-  with pytest.raises(FileExistsError, match='model is a folder, which single'):
+  with pytest.raises(
+    FileExistsError, match='model is a folder, which a file does'
+  ):
     run(source, target, 'single_file', overwrite=True)
   (tmp_path / 'file').touch()
-  with pytest.raises(FileExistsError, match='file is a file, which orbax does'):
+  with pytest.raises(
+    FileExistsError, match='file is a file, which a folder does'
+  ):
     run(source, tmp_path / 'file', 'orbax', overwrite=True)
   assert {p.name for p in tmp_path.iterdir()} == {'model', 'other', 'file'}
 

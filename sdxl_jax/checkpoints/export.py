@@ -45,9 +45,9 @@ def open_run(source: Source, average: str = 'ema') -> pretrained.Model:
   folder = orbax_checkpoint.find(source)
   config = loading.saved_config(folder)
   nets = from_config.make_model(config)
-  # Low-rank factors change the nets that they are merged into.
   changed = set(config.trained)
-  changed |= set(lora.NETS) if 'lora' in changed else set()
+  if 'lora' in changed:  # factors are merged into their nets
+    changed |= set(lora.NETS)
   trained = [
     n for n in pretrained.COMPONENTS if n in nets.configs and n in changed
   ]

@@ -68,10 +68,11 @@ def with_latent_scaling(
     ValueError: if a UNet is trained and neither config nor source has the
       scale of its latents.
   """
+  # A patch VAE scales nothing; a number of the config is kept.
   if config.vae.kind != 'kl' or config.vae.scaling_factor is not None:
     return config
   if not source and config.task == 'autoencoder':
-    return config
+    return config  # the scale of a new VAE is measured in training
   if not source:
     raise ValueError(
       'config.vae.scaling_factor is None, and no config.init_from has one: '
@@ -120,6 +121,7 @@ def load_params(
     )
   if not formats.is_published(source):
     return load_run_params(source, nets, names, mesh, average, memory)
+  # Pretrained weights have all nets, and no averages.
   check_published(source, average)
   model = formats.open_model(source)
   return {

@@ -1,8 +1,7 @@
-"""What a run has learned, as published weights in every format."""
+"""Runs exported as pretrained weights in every format."""
 
 import dataclasses
 import functools
-import json
 import sys
 
 import jax
@@ -10,11 +9,9 @@ import numpy as np
 import pytest
 
 from sdxl_jax import convert, sample, train
-from sdxl_jax.checkpoints import orbax_checkpoint
 from sdxl_jax.ema import transform
 from sdxl_jax.models import from_config
 from sdxl_jax.sampling import pipelines
-from sdxl_jax.training import tasks
 from sdxl_jax.weights import pretrained
 from sdxl_jax.weights.diffusers import (
   folder_reader,
@@ -27,6 +24,7 @@ from tests.support import (
   folders,
   golden_sets,
   random_params,
+  random_runs,
   tiny_config,
 )
 from tests.support.conversions import check_same, run, tensors
@@ -40,17 +38,18 @@ def model(request):
 
 
 def tiny_run(model, source):
-  """The config of a run that learns a UNet from nothing, on random nets."""
-  config = autoencoder_config.get_config()
-  autoencoder, tiny = config.vae, tiny_config.get_config()
-  tiny.unlock()
-  tiny.vae, tiny.init_from = autoencoder, str(source)
+  """The config of a run that trains a UNet from scratch, on random nets."""
+  tiny = tiny_config.get_config().unlock()
+  tiny.vae = autoencoder_config.get_config().vae
+  tiny.init_from = str(source)
   tiny.trained = tiny.from_scratch = ('unet',)
   tiny.total_steps = 2
   tiny.data.buckets = ((16, 24),)
   tiny.samples.size = (16, 24)
   tiny.unet.in_channels = tiny.unet.out_channels = 4
-  tiny.optimizer.update(ema_decay=0.5, learning_rate=0.05)  # it must matter
+  tiny.optimizer.update(
+    ema_decay=0.5, learning_rate=0.05
+  )  # EMA and last differ
   tiny.schedule.update(prediction='eps', zero_terminal_snr=False)
   if model == 'refiner':
     tiny.refiner, tiny.text_encoder, tiny.uncond = True, None, 'empty'
@@ -61,15 +60,15 @@ def tiny_run(model, source):
 
 
 def write_random(config, folder):
-  """A diffusers folder of all the nets of a config, with random numbers."""
+  """Writes a diffusers folder of all nets of a config, with random numbers."""
   nets = from_config.make_model(config)
 
   def random_net(name):
     shapes = pretrained.abstract_params(nets.configs[name])
-    draw = random_params.draw(jax.tree.map(lambda x: np.zeros(x.shape), shapes))
-    single = jax.tree.map(np.float32, draw)
+    zeros = jax.tree.map(lambda x: np.zeros(x.shape), shapes)
+    params = jax.tree.map(np.float32, random_params.draw(zeros))
     return pretrained.from_params(
-      name, nets.configs[name], lambda target: single
+      name, nets.configs[name], lambda target: params
     )
 
   index = pretrained.ModelIndex(config.refiner, config.uncond == 'zeros')
@@ -82,7 +81,7 @@ def write_random(config, folder):
 
 @pytest.fixture(scope='module')
 def started(model, tmp_path_factory):
-  """The folder of random nets that a run starts from."""
+  """The folder of random nets from which a run starts."""
   folder = tmp_path_factory.mktemp('start') / model
   write_random(tiny_run(model, ''), folder)
   return folder
@@ -95,11 +94,11 @@ def workdir(model, started, tmp_path_factory):
   return path
 
 
-def test_a_run_is_written_as_it_draws(started, workdir, tmp_path):
-  """EMA or last parameters of the UNet, and the frozen nets it began from."""
+def test_an_exported_run_has_the_same_parameters(started, workdir, tmp_path):
+  """EMA or last parameters of the UNet, and the frozen nets of its start."""
 
   def numbers(path, **settings):
-    """Of the nets that are drawn with, however they are stacked."""
+    """Loads {(net, published name): array}, stacked or not."""
     params = pipelines.load(path, **settings).params
     return {
       (component, name): tensor.read()
@@ -112,103 +111,94 @@ def test_a_run_is_written_as_it_draws(started, workdir, tmp_path):
     check_same(numbers(tmp_path / to), numbers(workdir, average=average))
   last = workdir / 'checkpoints' / '2'
   run(last, tmp_path / 'orbax', 'orbax', dtype='bfloat16')
-  short = {'dtype': 'bfloat16', 'vae_dtype': 'bfloat16'}
-  check_same(numbers(tmp_path / 'orbax', **short), numbers(workdir, **short))
-  frozen, found = tensors(started), tensors(tmp_path / 'diffusers')
-  assert frozen.keys() == found.keys()
+  half = {'dtype': 'bfloat16', 'vae_dtype': 'bfloat16'}
+  check_same(numbers(tmp_path / 'orbax', **half), numbers(workdir, **half))
+  frozen, exported = tensors(started), tensors(tmp_path / 'diffusers')
+  assert frozen.keys() == exported.keys()
   for (component, name), array in frozen.items():
-    same = np.array_equal(found[component, name], array)
+    same = np.array_equal(exported[component, name], array)
     assert same == (component != 'unet') or array.ndim == 1
-
-
-def save_random(config, workdir):
-  """A checkpoint of a run that never was; returns its EMA parameters."""
-  task = tasks.make_task(config, from_config.make_model(config))
-  draw = lambda x: np.random.default_rng(x.size).normal(size=x.shape)
-  shapes = jax.eval_shape(task.init, jax.random.key(0))
-  state = jax.tree.map(lambda x: jax.numpy.asarray(draw(x), x.dtype), shapes)
-  workdir.mkdir()
-  saved = orbax_checkpoint.Checkpoints(workdir)
-  saved.save(1, state, {}, json.loads(config.to_json()))
-  saved.close()
-  return transform.ema_params(state.opt_state)
 
 
 def test_an_autoencoder_of_a_run_replaces_that_of_a_base(tmp_path):
   config = autoencoder_config.get_config().unlock()
   config.vae.update(latent_channels=4, scaling_factor=0.5)
-  params = save_random(config.lock(), tmp_path / 'run')
+  state = random_runs.save(config.lock(), tmp_path / 'run')
   with pytest.raises(FileNotFoundError, match='has only vae, no unet'):
     run(tmp_path / 'run', tmp_path / 'a', 'diffusers')
   run(tmp_path / 'run', tmp_path / 'a', 'diffusers', base=TINY / 'base')
-  found, ours = folders.load_component(tmp_path / 'a', 'vae')
-  assert found.scaling_factor == 0.5
-  jax.tree.map(np.testing.assert_array_equal, ours, params['vae'])
+  vae_config, params = folders.load_component(tmp_path / 'a', 'vae')
+  assert vae_config.scaling_factor == 0.5
+  average = transform.ema_params(state.opt_state)['vae']
+  jax.tree.map(np.testing.assert_array_equal, params, average)
   assert 'its latents are scaled by 0.5' in run(
     tmp_path / 'a', tmp_path / 'b', 'single_file', dry_run=True
   )
 
 
 def test_runs_that_no_format_has(tmp_path):
-  save_random(tiny_config.get_config(), tmp_path / 'run')
+  random_runs.save(tiny_config.get_config(), tmp_path / 'run')
   with pytest.raises(
     ValueError, match='identity autoencoder .* no counterpart'
   ):
     run(tmp_path / 'run', tmp_path / 'a', 'diffusers')
 
 
-def test_a_single_file_cannot_tell_of_x0(tmp_path):
+def test_a_single_file_cannot_express_x0(tmp_path):
   model = folder_reader.open_model(TINY / 'base')
-  told = model.scheduler | {'prediction_type': 'sample'}
-  model = dataclasses.replace(model, scheduler=told)
+  scheduler = model.scheduler | {'prediction_type': 'sample'}
+  model = dataclasses.replace(model, scheduler=scheduler)
   with pytest.raises(ValueError, match="predicts 'sample', and a single file"):
     ldm_writer.metadata(model, '')
 
 
 @pytest.mark.torch
-def test_diffusers_draws_a_trained_model_alike(
+def test_diffusers_samples_alike_with_a_trained_model(
   model, workdir, tmp_path, close, tolerances, monkeypatch
 ):
   torch = pytest.importorskip('torch')
   diffusers = pytest.importorskip('diffusers')
   run(workdir, tmp_path / 'folder', 'diffusers')
   rng = np.random.default_rng(0)
-  size, settings = (16, 24), {'guidance_scale': 5.0}
+  settings = {'guidance_scale': 5.0}
+  size = (16, 24)
   noise = rng.normal(size=(1, 8, 12, 4)).astype(np.float32)
   ours = pipelines.load(workdir)
   torch_noise = torch.tensor(noise.transpose(0, 3, 1, 2))
   if model == 'base':
-    theirs = diffusers.StableDiffusionXLPipeline.from_pretrained(
+    reference = diffusers.StableDiffusionXLPipeline.from_pretrained(
       tmp_path / 'folder', add_watermarker=False
     )
-    given = {'latents': torch_noise, 'height': 16, 'width': 24}
-    mine = {'init_noise': noise}
+    inputs = {'latents': torch_noise, 'height': 16, 'width': 24}
+    own = {'init_noise': noise}
   else:
-    theirs = diffusers.StableDiffusionXLImg2ImgPipeline.from_pretrained(
+    reference = diffusers.StableDiffusionXLImg2ImgPipeline.from_pretrained(
       tmp_path / 'folder', add_watermarker=False
     )
     latents = rng.normal(size=noise.shape).astype(np.float32)
-    draws = iter([torch_noise])
-    given = {
+    noises = iter([torch_noise])
+    inputs = {
       'image': torch.tensor(latents.transpose(0, 3, 1, 2)),
       'strength': 0.5,
     }
-    given |= {'original_size': size, 'target_size': size}
-    mine = {'latents': latents, 'strength': 0.5, 'init_noise': noise}
-    module = sys.modules[theirs.__module__]
-    monkeypatch.setattr(module, 'randn_tensor', lambda *args, **kw: next(draws))
-  theirs.set_progress_bar_config(disable=True)
-  expected = theirs(
-    'a fox', **given, num_inference_steps=6, output_type='latent', **settings
+    inputs |= {'original_size': size, 'target_size': size}
+    own = {'latents': latents, 'strength': 0.5, 'init_noise': noise}
+    module = sys.modules[reference.__module__]
+    monkeypatch.setattr(
+      module, 'randn_tensor', lambda *args, **kwargs: next(noises)
+    )
+  reference.set_progress_bar_config(disable=True)
+  expected = reference(
+    'a fox', **inputs, num_inference_steps=6, output_type='latent', **settings
   ).images.numpy()
-  _, found = sample.generate(
-    ours, ['a fox'], size=size, steps=6, **mine, **settings
+  _, latents = sample.generate(
+    ours, ['a fox'], size=size, steps=6, **own, **settings
   )
   limit = tolerances['pipeline_latents_each_step_and_final']
-  close(found, expected.transpose(0, 2, 3, 1), limit)
-  # Other weights of the same run draw something else.
+  close(latents, expected.transpose(0, 2, 3, 1), limit)
+  # Other parameters of the same run give another result.
   last = pipelines.load(workdir, average='none')
   _, other = sample.generate(
-    last, ['a fox'], size=size, steps=6, **mine, **settings
+    last, ['a fox'], size=size, steps=6, **own, **settings
   )
-  assert np.abs(other - found).max() > 100 * limit * np.abs(found).max()
+  assert np.abs(other - latents).max() > 100 * limit * np.abs(latents).max()

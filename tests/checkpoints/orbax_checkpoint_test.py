@@ -1,4 +1,4 @@
-"""What happens to checkpoints when the disk is full."""
+"""Checkpoints when the disk is full."""
 
 import collections
 import shutil
@@ -38,19 +38,18 @@ def is_good(checkpoints, step):
 @pytest.mark.parametrize('free, fits', [(BYTES, True), (BYTES - 1, False)])
 def test_room_for_one_more(checkpoints, monkeypatch, free, fits):
   monkeypatch.setattr(shutil, 'disk_usage', lambda folder: Usage(free))
-  save = lambda: checkpoints.save(4, STATE, {'position': 4}, {})
   if fits:
-    save()
+    checkpoints.save(4, STATE, {'position': 4}, {})
     checkpoints.wait()
   else:
     with pytest.raises(OSError, match='4.2e-06 GB.* good one .* step 2'):
-      save()
+      checkpoints.save(4, STATE, {'position': 4}, {})
   assert checkpoints.latest_step == (4 if fits else 2)
   assert is_good(checkpoints, checkpoints.latest_step)
 
 
 def test_a_write_that_fails(checkpoints, monkeypatch):
-  """Although there seemed to be room: a quota, or others who write too."""
+  """In spite of free space: because of a quota, or of other writers."""
 
   def fail(*args, **settings):
     raise ValueError('RESOURCE_EXHAUSTED: Error writing local file')

@@ -10,7 +10,7 @@ from sdxl_jax.weights.diffusers import folder_reader, folder_writer
 
 
 def load_all(folder):
-  """{name: (config, params)} of a folder's nets."""
+  """Loads {name: (config, params)} of all nets of a folder."""
   model = folder_reader.open_model(folder)
   return {name: model.net(name).load() for name in model.loaders}
 
@@ -28,13 +28,14 @@ def load_component(folder, name, variant=None, **fields):
 
 
 def net_of(name, config, params):
+  """Makes the pretrained.Net of a tree of ours."""
   return pretrained.from_params(name, config, lambda target: params)
 
 
 def save_all(source, target, components, index=None, **kwargs):
-  """The components as trees of ours, and all else as the source has it.
+  """Writes a folder of trees of ours, with the rest of a source folder.
 
-  `index` replaces the source's published.ModelIndex, where given.
+  `index`, a pretrained.ModelIndex, replaces that of the source.
   """
   model = folder_reader.open_model(source)
   loaders = {

@@ -1,4 +1,4 @@
-"""safetensors files made by hand: whole, sparse, and broken in many ways."""
+"""Makes safetensors files by hand: valid, sparse, and broken in many ways."""
 
 import json
 import struct
@@ -6,22 +6,55 @@ import struct
 import numpy as np
 
 SIZES = {'F32': 4, 'F16': 2, 'I64': 8}
+FOREIGN_NAMES = (
+  'a',
+  'unet.x',
+  'model.diffusion_model.x.weight',
+  '',
+  'x\ny',
+  'x' * 999,
+  '\x1b[2J',
+  '../x',
+  'lora_unet_x.lora_up.weight',
+  'cond_stage_model.x',
+)
+ODD_METADATA = (
+  [],
+  'x',
+  {'a': 1},
+  {'a': None},
+  {'a': {}},
+  {'sdxl_jax': '['},
+  {'sdxl_jax': '[]'},
+  {'sdxl_jax': '{"nets": 1}'},
+  {'sdxl_jax': 'NaN'},
+  {'sdxl_jax': '{"nets": {"unet": {}}}'},
+  {'sdxl_jax': '{"index": {"a":1}}'},
+)
+CONFIG_FIELDS = (
+  'layers_per_block',
+  'block_out_channels',
+  'num_hidden_layers',
+  'hidden_size',
+  'transformer_layers_per_block',
+  'norm_num_groups',
+)
 
 
 def parse(data):
-  """(header, bytes of the tensors) of a file's bytes."""
+  """Splits a file's bytes into (header, bytes of the tensors)."""
   (length,) = struct.unpack('<Q', data[:8])
   return json.loads(data[8 : 8 + length]), data[8 + length :]
 
 
 def build(header, body, text=None):
-  """A file's bytes; `text` replaces the JSON of the header."""
+  """Builds a file's bytes; `text` replaces the JSON of the header."""
   text = json.dumps(header).encode() if text is None else text
   return struct.pack('<Q', len(text)) + text + body
 
 
 def sparse(path, entries, metadata=None):
-  """A file of {name: {'shape', 'dtype'}}, all zeros, that takes no room."""
+  """Writes a sparse file of {name: {'shape', 'dtype'}}, all zeros."""
   header, end = {'__metadata__': metadata or {}}, 0
   for name, entry in entries.items():
     size = int(np.prod(entry['shape'], dtype=np.int64)) * SIZES[entry['dtype']]
@@ -110,7 +143,7 @@ def wrong_shape(rng, header, body):
 
 
 def turned_shape(rng, header, body):
-  """As many numbers, in another shape."""
+  """The same count of numbers, in another shape."""
   names = [
     name
     for name, entry in header.items()
@@ -154,10 +187,8 @@ def twice(rng, header, body):
 
 
 def foreign(rng, header, body):
-  """A tensor more, or one of another name."""
-  odd = 'a', 'unet.x', 'model.diffusion_model.x.weight', '', 'x\ny', 'x' * 999
-  odd += '\x1b[2J', '../x', 'lora_unet_x.lora_up.weight', 'cond_stage_model.x'
-  name = odd[rng.integers(len(odd))]
+  """An additional tensor, or one of another name."""
+  name = FOREIGN_NAMES[rng.integers(len(FOREIGN_NAMES))]
   if rng.integers(2):
     header[name] = header.pop(any_name(rng, header))
     return build(header, body)
@@ -171,23 +202,15 @@ def foreign(rng, header, body):
 
 
 def odd_metadata(rng, header, body):
-  odd = [], 'x', {'a': 1}, {'a': None}, {'a': {}}, {'sdxl_jax': '['}
-  odd += {'sdxl_jax': '[]'}, {'sdxl_jax': '{"nets": 1}'}, {'sdxl_jax': 'NaN'}
-  odd += (
-    {'sdxl_jax': '{"nets": {"unet": {}}}'},
-    {'sdxl_jax': '{"index": {"a":1}}'},
-  )
-  header['__metadata__'] = odd[rng.integers(len(odd))]
+  header['__metadata__'] = ODD_METADATA[rng.integers(len(ODD_METADATA))]
   return build(header, body)
 
 
 def changed_config(rng, header, body):
-  """Metadata of ours in which a config is of another net, or of none."""
+  """Our metadata, with the config of another net, or an invalid one."""
   ours = json.loads(header['__metadata__']['sdxl_jax'])
   config = ours['nets'][str(rng.choice(sorted(ours['nets'])))]
-  fields = 'layers_per_block', 'block_out_channels', 'num_hidden_layers'
-  fields += 'hidden_size', 'transformer_layers_per_block', 'norm_num_groups'
-  field = str(rng.choice([name for name in fields if name in config]))
+  field = str(rng.choice([name for name in CONFIG_FIELDS if name in config]))
   odd = 10**9, -1, 'x', None, [], {}, [10**9], 0.5, [[1]], 7
   config[field] = odd[rng.integers(len(odd))]
   header['__metadata__']['sdxl_jax'] = json.dumps(ours)
@@ -214,14 +237,31 @@ def noise(rng, header, body):
 
 
 MUTATIONS = (
-  *(cut, longer, huge_header, garbled_header, deep_header, other_json),
-  *(wrong_offsets, odd_offsets, overlap, wrong_shape, turned_shape),
-  *(wrong_dtype, lacking_field, missing, twice, foreign, odd_metadata),
-  *(changed_config, not_finite, pickled, noise),
+  cut,
+  longer,
+  huge_header,
+  garbled_header,
+  deep_header,
+  other_json,
+  wrong_offsets,
+  odd_offsets,
+  overlap,
+  wrong_shape,
+  turned_shape,
+  wrong_dtype,
+  lacking_field,
+  missing,
+  twice,
+  foreign,
+  odd_metadata,
+  changed_config,
+  not_finite,
+  pickled,
+  noise,
 )
 
 
 def mutated(data, seed):
-  """(what was done, the bytes of a file) with one of the faults above."""
+  """Returns (name of the fault, bytes of the file) with one fault above."""
   mutate = MUTATIONS[seed % len(MUTATIONS)]
   return mutate.__name__, mutate(np.random.default_rng(seed), *parse(data))

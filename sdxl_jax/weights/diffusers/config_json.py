@@ -104,6 +104,7 @@ def block_types(depths: tuple[int, ...], plain: str, cross: str) -> list[str]:
 def read_unet(published: Json, location: str) -> unet.UNetConfig:
   """Reads unet/config.json."""
   check_fixed(published, UNET_FIXED, location)
+  # A level without attention has a depth, too, which does not count.
   levels = len(published['block_out_channels'])
   depths = per_level(published['transformer_layers_per_block'], levels)
   has_attention = [

@@ -66,6 +66,7 @@ def save_net(
   if form == 'orbax':
     save_orbax(folder / orbax_params.FOLDER, net, dtype, watch)
     return
+  # diffusers marks the files of a variant.
   dtype = folder_reader.VARIANTS[variant] if variant else dtype
   tag = f'.{variant}' if variant else ''
   save_tensors(folder, net, dtype, tag, max_shard_bytes, watch)

@@ -128,6 +128,7 @@ def match_layer(
       f'{path}: {prefix} has no {"up" if "down" in parts else "down"}: the '
       'file is incomplete'
     )
+  # The two text encoders may share names; shapes decide.
   factors = merge.Factors(parts['down'], parts['up'], parts.get('alpha'))
   matching = [c for c in candidates if fits(factors, layers[c].shape)]
   if len(matching) > 1:

@@ -58,7 +58,7 @@ def metadata(model: pretrained.Model, title: str) -> dict[str, str]:
       f'{model.path} predicts {predicted!r}, and a single file can express '
       f'only {" and ".join(PREDICTIONS)}: write a diffusers folder'
     )
-  ours = {
+  configs = {
     'nets': {n: model.net(n).published for n in model.index.components},
     'index': vars(model.index),
     'scheduler': model.scheduler,
@@ -79,7 +79,7 @@ def metadata(model: pretrained.Model, title: str) -> dict[str, str]:
     f'{SPEC}title': title or spec.get(f'{SPEC}title') or model.path.stem,
     f'{SPEC}resolution': f'{side}x{side}',
     f'{SPEC}prediction_type': PREDICTIONS[predicted],
-    ldm_reader.OURS: json.dumps(ours, sort_keys=True),
+    ldm_reader.OURS: json.dumps(configs, sort_keys=True),
   }
 
 
