@@ -17,7 +17,12 @@ from sdxl_jax.ema import transform
 from sdxl_jax.models import from_config
 from sdxl_jax.sampling import generation, pipelines
 from sdxl_jax.training import metrics, run_setup, sample_grid, tasks
-from tests.support import datasets, published_config, tiny_config
+from tests.support import (
+  autoencoder_config,
+  datasets,
+  published_config,
+  tiny_config,
+)
 
 
 def final_params(workdir):
@@ -176,6 +181,25 @@ def test_nets_from_scratch(straight):
   one = device_mesh.make_mesh(devices=jax.devices()[:1])
   params = run_setup.load_weights(config, nets, one)
   assert set(params) == {'text_encoder', 'text_encoder_2'}
+
+
+@pytest.mark.parametrize(
+  'done, every, due',
+  [(4, 2, True), (5, 2, False), (9, 2, True), (4, 0, False), (9, 0, False)],
+)
+def test_what_is_due(done, every, due):
+  """Every so many steps and after the last one; 0: never."""
+  assert train.is_due(done, every, total=9) is due
+
+
+def test_the_next_command():
+  config = tiny_config.get_config()
+  text = train.next_command(config, 'DIR')
+  assert '--weights DIR --prompt "an apple on a green background"' in text
+  config.samples.prompts = ()  # allowed where nothing is sampled
+  assert '--prompt "' in train.next_command(config, 'DIR')
+  text = train.next_command(autoencoder_config.get_config(), 'DIR')
+  assert 'sdxl_jax.evaluate' in text
 
 
 def test_where_no_run_is(tmp_path):

@@ -32,7 +32,9 @@ class LocalSetup(NamedTuple):
 
 
 def set_up_locally(
-  config: config_dict.ConfigDict, weights: str, say: Callable[[str], None]
+  config: config_dict.ConfigDict,
+  weights: str | pathlib.Path,
+  say: Callable[[str], None],
 ) -> LocalSetup:
   """Sets up data and model on this process's devices, without parameters.
 
