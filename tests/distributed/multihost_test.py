@@ -3,6 +3,7 @@
 import os
 import signal
 
+import numpy as np
 import pytest
 
 from sdxl_jax.distributed import multihost
@@ -14,6 +15,18 @@ def test_one_process():
   assert multihost.is_primary()
   assert multihost.describe().startswith('1 processes, ')
   multihost.check_equal_across_hosts({'config': 'a', 'set of versions': 'b'})
+
+
+def test_processes_that_differ_are_named(monkeypatch):
+  def allgather(local):
+    other = local.copy()
+    other[1] += 1
+    return np.stack([local, local, other])
+
+  monkeypatch.setattr(multihost.multihost_utils, 'process_allgather', allgather)
+  message = r'processes \[2\] have another versions than .* 0, has: jax 1'
+  with pytest.raises(ValueError, match=message):
+    multihost.check_equal_across_hosts({'config': '{}', 'versions': 'jax 1'})
 
 
 @pytest.mark.parametrize('name', multihost.LAUNCHERS)
