@@ -1,4 +1,4 @@
-"""The command: flags, files of prompts, pictures that tell how to draw them."""
+"""The command: flags, prompts files, PNGs whose settings are used again."""
 
 import dataclasses
 import functools
@@ -224,7 +224,10 @@ def test_prompts_files(tmp_path):
 
 
 def test_batches_share_their_settings():
-  ask = lambda i, **more: sample_request.Request(prompt='a', seed=i, **more)
+
+  def ask(seed, **options):
+    return sample_request.Request(prompt='a', seed=seed, **options)
+
   asked = [
     *(ask(0), ask(1), ask(2), ask(3, steps=4), ask(4, steps=4)),
     ask(5, steps=4, negative_prompt=''),
@@ -235,11 +238,13 @@ def test_batches_share_their_settings():
 
 def test_batches_have_one_number_of_chunks():
   tokenize = tokenizer.load()
-  ask = lambda *words, **more: sample_request.Request(
-    **dict(zip(('prompt', 'negative_prompt'), ('fox ' * n for n in words))),
-    long_prompts=True,
-    **more,
-  )
+
+  def ask(*counts, **options):
+    texts = dict(
+      zip(('prompt', 'negative_prompt'), ('fox ' * n for n in counts))
+    )
+    return sample_request.Request(**texts, long_prompts=True, **options)
+
   marks = '(fox:1.1) ' * 75, 'fox'  # 75 tokens
   both = dict(weighted_prompts=True, long_prompts=True)
   asked = [

@@ -1,4 +1,4 @@
-"""Whole pictures: recorded runs of diffusers, and what users ask for."""
+"""Whole images: recorded runs of diffusers, and options of generate."""
 
 import dataclasses
 import json
@@ -33,10 +33,10 @@ RUNS = {
 
 
 def cases(*kinds):
-  """Recorded runs by the beginning of their names."""
-  found = [case for case in RUNS if case[1].startswith(kinds)]
-  name = lambda case: f'{case[0].name}-{case[1]}'
-  return pytest.mark.parametrize('case', found, ids=name)
+  """Parametrizes by recorded runs whose names begin with one of `kinds`."""
+  names = [case for case in RUNS if case[1].startswith(kinds)]
+  ids = [f'{folder.name}-{name}' for folder, name in names]
+  return pytest.mark.parametrize('case', names, ids=ids)
 
 
 @pytest.fixture(scope='module')
@@ -89,8 +89,8 @@ def nhwc(x):
   return np.moveaxis(x, -3, -1)
 
 
-def check_drawn(drawn, arrays, close, tolerances, name):
-  images, latents = drawn
+def check_sampled(sampled, arrays, close, tolerances, name):
+  images, latents = sampled
   limit = tolerances['pipeline_latents_each_step_and_final']
   close(latents, nhwc(arrays['final_latents']), limit, name)
   u8 = np.rint((images + 1) * 127.5)
@@ -112,7 +112,7 @@ def test_recorded_run(case, loaded, close, tolerances, monkeypatch):
 
     monkeypatch.setattr(samplers, 'run_steps', recorded)
     denoising_loop.take_steps.clear_cache()  # it holds the real sampler
-  drawn = generation.generate(
+  sampled = generation.generate(
     dataclasses.replace(loaded[folder], scheduler=run['scheduler']),
     **arguments(run['call']),
     sampler=schedulers.sampler_of(run['scheduler']),
@@ -121,7 +121,7 @@ def test_recorded_run(case, loaded, close, tolerances, monkeypatch):
   )
   if noise:
     denoising_loop.take_steps.clear_cache()  # it holds the recorded noise
-  check_drawn(drawn, arrays, close, tolerances, name)
+  check_sampled(sampled, arrays, close, tolerances, name)
 
 
 @cases('img2img_', 'inpaint_')
@@ -144,7 +144,7 @@ def test_recorded_start_from_a_picture(
 
   monkeypatch.setattr(samplers, 'draw_noise', recorded)
   monkeypatch.setattr(vae_batches, 'encode', vae_batches.encode.__wrapped__)
-  drawn = generation.generate(
+  sampled = generation.generate(
     dataclasses.replace(pipelines[folder], scheduler=run['scheduler']),
     **arguments(call),
     sampler=schedulers.sampler_of(run['scheduler']),
@@ -153,7 +153,7 @@ def test_recorded_start_from_a_picture(
     strength=call['kwargs']['strength'],
     init_noise=nhwc(arrays['noise/01']),
   )
-  check_drawn(drawn, arrays, close, tolerances, name)
+  check_sampled(sampled, arrays, close, tolerances, name)
 
 
 @cases('handoff_')
@@ -163,7 +163,7 @@ def test_recorded_handover(case, loaded, refiners, close, tolerances):
   arrays = np.load(folder / 'pipeline' / f'{name}.npz')
   call, told = run['call'], run['call']['refiner_kwargs'] or {}
   config = run['base/scheduler']
-  drawn = generation.generate(
+  sampled = generation.generate(
     dataclasses.replace(loaded[folder], scheduler=config),
     **arguments(call),
     sampler=schedulers.sampler_of(config),
@@ -173,22 +173,25 @@ def test_recorded_handover(case, loaded, refiners, close, tolerances):
     aesthetic_score=told.get('aesthetic_score', 6.0),
     negative_aesthetic_score=told.get('negative_aesthetic_score', 2.5),
   )
-  check_drawn(drawn, arrays, close, tolerances, name)
+  check_sampled(sampled, arrays, close, tolerances, name)
 
 
 def test_a_refiner_that_does_not_fit(loaded, refiners):
   base, refiner = loaded[golden_sets.SETS[0]], refiners[golden_sets.SETS[0]]
-  draw = lambda *both, **more: generation.generate(
-    both[0], ['a'], size=(64, 64), steps=2, refiner=both[1], **more
-  )
+
+  def sample(base, refiner, **options):
+    return generation.generate(
+      base, ['a'], size=(64, 64), steps=2, refiner=refiner, **options
+    )
+
   with pytest.raises(ValueError, match='refiner must be a refiner model'):
-    draw(base, base)
+    sample(base, base)
   with pytest.raises(ValueError, match='refiner_start is 1.5; it must be from'):
-    draw(base, refiner, refiner_start=1.5)
+    sample(base, refiner, refiner_start=1.5)
   vae = dataclasses.replace(base.model.vae, scaling_factor=1.0)
   model = dataclasses.replace(base.model, vae=vae)
   with pytest.raises(ValueError, match='scaling_factor of the base is 1.0'):
-    draw(dataclasses.replace(base, model=model), refiner)
+    sample(dataclasses.replace(base, model=model), refiner)
 
 
 def test_bad_size_names_the_nearest(loaded):
@@ -216,11 +219,11 @@ def refiner(refiners):
 
 
 @pytest.fixture
-def picture():
+def image():
   return np.random.default_rng(0).uniform(-1, 1, (64, 64, 3)).astype(np.float32)
 
 
-def test_one_program_for_all_prompts_seeds_scales_and_strengths(base, picture):
+def test_one_program_for_all_prompts_seeds_scales_and_strengths(base, image):
   jitted = (
     denoising_loop.take_steps,
     denoising_loop.precompute_context,
@@ -241,7 +244,7 @@ def test_one_program_for_all_prompts_seeds_scales_and_strengths(base, picture):
       sampler='ddim',
       eta=i / 10,
       spacing=('leading', 'trailing')[i % 2],
-      image=picture,
+      image=image,
       strength=0.25 + i / 20,
       **SMALL,
     )
@@ -298,7 +301,10 @@ def test_a_batch_is_shared_out_and_never_gathered(base):
 
 def test_previews_lead_to_the_picture(base, refiner):
   seen = []
-  watch = lambda done, total, preview: seen.append((done, total, preview()))
+
+  def watch(done, total, preview):
+    seen.append((done, total, preview()))
+
   images, _ = generation.generate(
     base, ['a', 'b'], refiner=refiner, watch=watch, size=(64, 64), steps=10
   )
@@ -319,7 +325,7 @@ def test_watching_changes_nothing(base, sampler):
   assert (seen == unseen).all()
 
 
-def test_inpainting_keeps_what_is_not_under_the_mask(base, picture):
+def test_inpainting_keeps_what_is_not_under_the_mask(base, image):
   mask = np.zeros((64, 64))
   mask[:, 32:] = 1
   latents = np.random.default_rng(1).normal(size=(8, 8, 4)).astype(np.float32)
@@ -364,15 +370,16 @@ def test_a_refiner_goes_over_a_picture_with_new_noise(base, refiner):
 
 
 def test_weighted_and_long_prompts_reach_the_net(base):
-  draw = lambda prompt, **more: generation.generate(
-    base, [prompt], **SMALL, **more
-  )[1]
-  plain, words = draw('a red fox'), 'a red fox ' * 40
-  assert (draw('a red fox', weighted_prompts=True) == plain).all()
-  assert np.abs(draw('a (red:1.5) fox', weighted_prompts=True) - plain).max()
+  def sample(prompt, **options):
+    return generation.generate(base, [prompt], **SMALL, **options)[1]
+
+  plain = sample('a red fox')
+  assert (sample('a red fox', weighted_prompts=True) == plain).all()
+  assert np.abs(sample('a (red:1.5) fox', weighted_prompts=True) - plain).max()
+  words = 'a red fox ' * 40
   with pytest.warns(match='longer than 77 tokens'):
-    cut = draw(words)
-  assert np.abs(draw(words, long_prompts=True) - cut).max() > 1e-3
+    cut = sample(words)
+  assert np.abs(sample(words, long_prompts=True) - cut).max() > 1e-3
 
 
 def test_prompts_of_several_lengths_are_refused(base):
@@ -421,8 +428,8 @@ def test_text_that_nothing_reads_is_not_encoded(
     (dict(spacing='even'), "spacing is 'even'; choose one of"),
   ],
 )
-def test_what_does_not_fit(base, picture, change, message):
-  chosen = dict(image=picture, mask=np.ones((64, 64)), steps=4) | change
+def test_what_does_not_fit(base, image, change, message):
+  chosen = dict(image=image, mask=np.ones((64, 64)), steps=4) | change
   with pytest.raises(ValueError, match=message):
     generation.generate(base, ['a'], **chosen)
 

@@ -1,4 +1,4 @@
-"""Nets that see a mask, and nets told the guidance scale, as diffusers' own."""
+"""Inpainting UNets and distilled ones, against live diffusers."""
 
 import dataclasses
 import functools
@@ -207,15 +207,18 @@ def test_what_is_under_the_mask_is_forgotten(inpainting, pictures):
   """And what is not is only told, by the seed's own draw."""
   _, ours = inpainting
   image, mask = pictures
-  draw = lambda image: generation.generate(
-    ours, PROMPTS, image=image, mask=mask, steps=5, strength=1.0
-  )[1]
+
+  def sample(image):
+    return generation.generate(
+      ours, PROMPTS, image=image, mask=mask, steps=5, strength=1.0
+    )[1]
+
   under, rest = image.copy(), image.copy()
   under[mask >= 0.5] = 0
   rest[mask < 0.5] = 0
-  plain = draw(image)
-  assert (draw(under) == plain).all()
-  assert np.abs(draw(rest) - plain).max() > 1e-3 * np.abs(plain).max()
+  plain = sample(image)
+  assert (sample(under) == plain).all()
+  assert np.abs(sample(rest) - plain).max() > 1e-3 * np.abs(plain).max()
 
 
 def test_a_refiner_keeps_what_the_mask_leaves(inpainting, pictures):
@@ -239,13 +242,16 @@ def test_a_refiner_keeps_what_the_mask_leaves(inpainting, pictures):
 
 def test_the_distilled_hear_their_scale(distilled):
   _, ours = distilled
-  draw = lambda scale, **more: generation.generate(
-    ours, PROMPTS, steps=4, sampler='lcm', guidance_scale=scale, **more
-  )[1]
-  plain = draw(8.0)
-  assert (draw(8.0, negative_prompts=['a pig', '']) == plain).all()
+
+  def sample(scale, **options):
+    return generation.generate(
+      ours, PROMPTS, steps=4, sampler='lcm', guidance_scale=scale, **options
+    )[1]
+
+  plain = sample(8.0)
+  assert (sample(8.0, negative_prompts=['a pig', '']) == plain).all()
   for other in (1.0, 4.0):
-    assert np.abs(draw(other) - plain).max() > 1e-3 * np.abs(plain).max()
+    assert np.abs(sample(other) - plain).max() > 1e-3 * np.abs(plain).max()
 
 
 @pytest.mark.parametrize('left_out', ['image', 'mask'])
