@@ -20,7 +20,7 @@ Size = tuple[int, int]  # (height, width) in px
 
 
 def assign(
-  sizes: np.ndarray, buckets: Sequence[Size], chunk: int = 1 << 20
+  sizes: np.ndarray, buckets: Sequence[Sequence[int]], chunk: int = 1 << 20
 ) -> np.ndarray:
   """Assigns each record to the bucket nearest in log aspect ratio.
 
@@ -127,7 +127,7 @@ class Schedule:
   def __init__(
     self,
     sizes: np.ndarray,
-    buckets: Sequence[Size],
+    buckets: Sequence[Sequence[int]],
     seed: int,
     global_batch_size: int,
   ):

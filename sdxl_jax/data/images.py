@@ -23,11 +23,11 @@ class UnreadableImage(ValueError):
   """Raised for an image that is missing or broken.
 
   Args:
-    name: path or id of the image.
+    name: path, id or open file of the image.
     reason: the error that reading it raised.
   """
 
-  def __init__(self, name: str | os.PathLike, reason: Exception):
+  def __init__(self, name: Any, reason: Exception):
     super().__init__(f'{name}: not a readable image ({reason})')
     self.name = str(name)
 

@@ -6,7 +6,7 @@ import dataclasses
 import itertools
 import pathlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import pyarrow as pa
@@ -121,6 +121,7 @@ def prefetch(
     pending.extend(pool.submit(make, i) for i in itertools.islice(ids, 1))
 
 
+@runtime_checkable
 class Encoder(Protocol):
   """Encodes images and captions, in the order in which they come."""
 

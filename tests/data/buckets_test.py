@@ -140,7 +140,7 @@ def test_streams_of_a_seed_never_change():
     'PRECOMPUTED_CROP': 3,
     'EVALUATION_CROP': 4,
   }
-  schedule = buckets.Schedule([[40, 40], [28, 56]] * 9, FIVE, 3, 4)
+  schedule = buckets.Schedule(np.array([[40, 40], [28, 56]] * 9), FIVE, 3, 4)
   steps = [schedule[step] for step in range(4)]
   assert [(bucket, ids.tolist()) for bucket, ids in steps] == [
     ((28, 56), [9, 15, 13, 17]),

@@ -120,4 +120,4 @@ def visible(emoji: str, rgb: tuple[int, int, int]) -> bool:
   """Checks whether most of an emoji stands out from a background."""
   pixels = np.asarray(sprite(emoji, 32), float).reshape(-1, 4)
   opaque = pixels[pixels[:, 3] > 128, :3]
-  return np.mean(np.linalg.norm(opaque - rgb, axis=1) < 75) < 0.3
+  return bool(np.mean(np.linalg.norm(opaque - rgb, axis=1) < 75) < 0.3)

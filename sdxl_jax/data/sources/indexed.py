@@ -1,7 +1,7 @@
 """What a source is, and the base class of those that have an index."""
 
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import pyarrow as pa
@@ -15,6 +15,7 @@ USABLE, UNREADABLE, NO_CAPTION = range(3)
 Example = dict[str, Any]
 
 
+@runtime_checkable
 class Source(Protocol):
   """A sequence of captioned images whose sizes are known in advance.
 

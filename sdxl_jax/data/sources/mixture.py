@@ -25,7 +25,7 @@ class Mixture:
   def __init__(
     self,
     sources: dict[str, record_filters.FilteredSource],
-    shares: dict[str, float],
+    shares: dict[str, int | float],
   ):
     for name, share in shares.items():
       if not share > 0:

@@ -3,6 +3,7 @@
 import functools
 import io
 import logging
+import os
 
 import fsspec
 import numpy as np
@@ -34,7 +35,7 @@ class Parquet(indexed.IndexedSource):
 
   def __init__(
     self,
-    files: str,
+    files: str | os.PathLike,
     image: str = 'image',
     caption: str = 'text',
     score: str = '',

@@ -144,4 +144,4 @@ class FilteredSource:
     """Yields a line for each unusable record: its name, and why."""
     for reason, ids in self.unusable:
       for i in ids:
-        yield f'{self.source.name(i)}: {reason}'
+        yield f'{self.source.name(int(i))}: {reason}'

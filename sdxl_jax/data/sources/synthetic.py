@@ -125,7 +125,7 @@ class Vocabulary:
     )
 
 
-def check_range(name: str, value: float, least: float, limit: float) -> None:
+def check_range(name: str, value, least, limit) -> None:
   """Raises ValueError for a setting outside of its range."""
   if not least <= value <= limit:
     raise ValueError(
@@ -200,7 +200,7 @@ def paint(combination, h, w, rng, jitter=1.0) -> np.ndarray:
   return np.asarray(canvas)
 
 
-def blemish(image: np.ndarray, std: float, rng) -> np.ndarray:
+def blemish(image: np.ndarray, std, rng) -> np.ndarray:
   """Adds Gaussian noise of a standard deviation in 0..255."""
   noise = std * rng.standard_normal(image.shape)
   return np.clip(image + noise, 0, 255).astype(np.uint8)
@@ -236,14 +236,14 @@ class Scenes:
 
   def __init__(
     self,
-    resolution: float = 1024,
+    resolution: int | float = 1024,
     length: int = 1_000_000,
     seed: int = 0,
     aspects: Sequence[float] = ASPECTS,
-    scales: tuple[float, float] = (0.75, 3.0),
-    jitter: float = 1.0,
+    scales: Sequence[float] = (0.75, 3.0),
+    jitter: int | float = 1.0,
     scored: bool = False,
-    **vocabulary: float,
+    **vocabulary: int | float,
   ):
     check_range('jitter', jitter, 0, 1)
     self.seed, self.jitter, self.scored = seed, jitter, scored

@@ -5,6 +5,7 @@ The members of a record share their path up to the first dot of the name:
 """
 
 import json
+import os
 import re
 import tarfile
 from collections.abc import Sequence
@@ -38,7 +39,7 @@ class WebDataset(indexed.IndexedSource):
 
   def __init__(
     self,
-    shards: str,
+    shards: str | os.PathLike,
     caption: str = 'txt',
     score: str = 'aesthetic_score',
     columns: tuple[str, ...] = (),
