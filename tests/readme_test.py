@@ -7,7 +7,6 @@ command that matches no row fails.
 """
 
 import functools
-import json
 import pathlib
 import re
 import shlex
@@ -16,29 +15,16 @@ import tomllib
 import types
 
 import huggingface_hub.utils
-import jax
-import numpy as np
 import pytest
 from absl import flags
 from packaging import requirements
-from PIL import Image
 
 from configs import default
-from sdxl_jax import convert
-from sdxl_jax.checkpoints import loading, orbax_checkpoint
 from sdxl_jax.data import dataset
-from sdxl_jax.models import from_config
-from sdxl_jax.training import config_validation, tasks
-from tests.support import (
-  commands,
-  datasets,
-  golden_sets,
-  guides,
-  small_configs,
-)
+from sdxl_jax.training import config_validation
+from tests.support import commands, guide_things, guides
 
 ROOT = guides.ROOT
-TINY = golden_sets.SETS[0] / 'tiny'
 PYPROJECT = tomllib.loads((ROOT / 'pyproject.toml').read_text())
 VERBS = tuple(p.stem for p in (ROOT / 'sdxl_jax').glob('[!_]*.py'))
 VERBS = tuple(v for v in VERBS if v not in ('cli', 'atomic_write'))
@@ -56,75 +42,8 @@ UNWANTED = (
 def things(tmp_path_factory):
   """The folder of what the guides' words in capitals stand for."""
   folder = tmp_path_factory.mktemp('things')
-  for name, model in (
-    ('SDXL', 'base'),
-    ('TURBO', 'base'),
-    ('REFINER', 'refiner'),
-  ):
-    to = folder / name
-    convert.convert(TINY / model, to, 'diffusers', variant='fp16', say=list)
-  single = folder / 'sd_xl_base_1.0.safetensors'
-  convert.convert(TINY / 'base', single, 'single_file', say=list)
-  unet = TINY / 'base' / 'unet' / 'diffusion_pytorch_model.safetensors'
-  (folder / 'unet.safetensors').symlink_to(unet)
-  lora = TINY / 'lora' / 'kohya.safetensors'
-  (folder / 'style.safetensors').symlink_to(lora)
-  save_run(folder / 'RUN', 'stage3', folder / 'SDXL')
-  save_run(folder / 'LORA', 'lora', folder / 'SDXL')
-  for stage, model in (
-    ('stage0', 'SDXL'),
-    ('stage3', 'SDXL'),
-    ('refiner', 'REFINER'),
-  ):
-    (folder / 'RUN' / stage).symlink_to(folder / model)
-  write_images(folder)
+  guide_things.make(folder)
   return folder
-
-
-def save_run(workdir, name, weights):
-  """Writes the checkpoint of a run that has done no step."""
-  config = small_configs.get_config(name)
-  config.update(init_from=str(weights))
-  config = loading.with_latent_scaling(config, config.init_from)
-  model = from_config.make_model(config)
-  given = loading.load_params(config.init_from, model, model.configs)
-  if 'lora' in config.trained:
-    given.pop('lora', None)
-  init = jax.jit(tasks.make_task(config, model).init)
-  state = init(jax.random.key(0), given)
-  checkpoints = orbax_checkpoint.Checkpoints(workdir)
-  checkpoints.save(1, state, {'batches': 0}, config.to_dict())
-  checkpoints.close()
-
-
-def write_images(folder):
-  """Writes images and captions, in every form that the guides name."""
-  examples = [datasets.example(i, (64, 48)) for i in range(8)]
-  datasets.write_folder(folder / 'SCORED', examples)
-  datasets.write_folder(folder / 'OTHERS', examples)
-  datasets.write_webdataset(folder / 'SHARDS', examples, per_tar=4)
-  for number, path in enumerate(sorted((folder / 'SHARDS').iterdir())):
-    path.rename(path.with_name(f'{number:05d}.tar'))
-  datasets.write_parquet(folder / 'PARQUET', examples)
-  built = datasets.write_tfds(folder / 'built', examples)['dataset']
-  (folder / 'TFDS').symlink_to(built)
-  # The guides' own examples of tables.
-  (table,) = json_blocks('sdxl_jax/data/README.md')
-  (folder / 'IMAGES' / 'more').mkdir(parents=True)
-  (folder / 'IMAGES' / 'metadata.jsonl').write_text(table)
-  for line in table.splitlines():
-    path = folder / 'IMAGES' / json.loads(line)['file_name']
-    Image.fromarray(datasets.ramp(64, 48)).save(path)
-  (prompts,) = json_blocks('sdxl_jax/sampling/README.md')
-  (folder / 'prompts.jsonl').write_text(prompts)
-  Image.fromarray(datasets.ramp(64, 64)).save(folder / 'photo.png')
-  mask = np.zeros((64, 64), np.uint8)
-  mask[:, 32:] = 255
-  Image.fromarray(mask).save(folder / 'mask.png')
-
-
-def json_blocks(name):
-  return [text for language, text in guides.blocks(name) if language == 'json']
 
 
 @pytest.fixture
@@ -147,7 +66,7 @@ def run(words):
   small = rf'{ROOT}/tests/support/small_configs.py:\1'
   arguments = with_configs(words[3:], small)
   if words[2] == 'sdxl_jax.sample':
-    arguments.append('--steps=2')
+    arguments.append('--steps=4')
     if not {'--image', '--from_png'} & set(words):
       arguments += ['--height=64', '--width=64']
   if words[2] == 'sdxl_jax.convert' and 'lora' in words:
@@ -244,6 +163,7 @@ RULES = (
   (r'hf download ', check_hf),
   (r'pytest ', check_pytest),
   (r'launch/\w+\.sh ', dry_run),
+  (r'python -m tests\.benchmarks\.one_object ', run),
   (r'python -m tests\.benchmarks\.', check),
   (r'python -m sdxl_jax\.sample --help', check),
   (r'python -m sdxl_jax\.(sample|convert|preview_data) ', run),

@@ -50,8 +50,10 @@ def parsed(module, arguments):
     argv = [module, *arguments]
     patch.setattr(sys, 'argv', argv)  # where config flags look for fields
     rest = flags.FLAGS(argv)[1:]
-    if names is not None:
-      cli.check_arguments(rest, names)
+    if names is None:  # absl's own way
+      yield lambda: main([module, *rest])
+      return
+    cli.check_arguments(rest, names)
     yield lambda: main(flags.FLAGS, *rest)
 
 

@@ -30,6 +30,11 @@ def blocks(name):
   return FENCE.findall(read(name))
 
 
+def json_blocks(name):
+  """Returns the texts of the JSON blocks of a guide."""
+  return [text for language, text in blocks(name) if language == 'json']
+
+
 def prose(name):
   """Returns the text of a guide without its fenced blocks."""
   return FENCE.sub('', read(name))
