@@ -50,6 +50,7 @@ def timestep_of(
   It is the run's own timestep at the sigmas of the run, and is interpolated
   over log(sigma) between the trained timesteps elsewhere.
   """
+  # A run's own timesteps may be rounded, so interpolation is not exact there.
   nearest = jnp.argmin(jnp.abs(schedule.sigmas[:-1] - sigma))
   log_sigmas = jnp.log(schedule.trained_sigmas)
   interpolated = jnp.interp(

@@ -30,6 +30,7 @@ def classifier_free_guidance(
   def guided_net(
     x: Float[ArrayLike, 'b h w c'], timestep: Float[ArrayLike, ' b']
   ) -> Float[Array, 'b h w k']:
+    # One call of the net for both predictions.
     both = net(interleave_pairs(x, x), interleave_pairs(timestep, timestep))
     uncond, cond = split_pairs(both.astype(jnp.float32))
     prediction = uncond + guidance_scale * (cond - uncond)

@@ -53,6 +53,7 @@ def rescale_zero_terminal_snr(
   betas: Float[np.ndarray, ' timesteps'],
 ) -> Float[np.ndarray, ' timesteps']:
   """Shifts sqrt(alphas_cumprod) to end at 0, scaled to keep its start."""
+  # sqrt(alphas_cumprod), shifted and scaled, then betas again.
   a = np.sqrt(np.cumprod(1 - betas))
   a = ((a - a[-1]) * a[0] / (a[0] - a[-1])) ** 2
   return 1 - np.concatenate([a[:1], a[1:] / a[:-1]])

@@ -106,6 +106,7 @@ def dpmpp_2m_step(
   """
   del denoise
   denoised_last, h_last = history
+  # Extrapolate denoised by the last slope in lambda.
   h = jnp.log(step.sigma / step.sigma_next)
   # The step to 0 is infinitely long and takes no slope, so first order too.
   weight = jnp.where(step.sigma_next > 0, h / (2 * h_last), 0)
@@ -140,10 +141,12 @@ def lms_step(
   """Fourth order: integrates the polynomial through four slopes over sigma."""
   del denoise
   sigma, sigma_next, _ = step
+  # The newest slope comes first.
   slopes, sigmas = history
   slope = (x - denoised) / sigma
   slopes = jnp.concatenate([slope[None], slopes])
   sigmas = jnp.concatenate([sigma[None], sigmas])
+  # Two Gauss points integrate each Lagrange polynomial, a cubic.
   middle, half = (sigma_next + sigma) / 2, (sigma_next - sigma) / 2
   weights = half * (
     lagrange(sigmas, middle - GAUSS * half)
@@ -155,6 +158,7 @@ def lms_step(
 
 def lagrange(nodes: Float[Array, ' n'], at: Scalar) -> Float[Array, ' n']:
   """Returns the values of the nodes' Lagrange polynomials at a point."""
+  # prod_(j != i) (at - x_j) / (x_i - x_j).
   others = ~jnp.eye(len(nodes), dtype=bool)
   differences = jnp.where(others, nodes[:, None] - nodes, 1)
   return jnp.where(others, (at - nodes) / differences, 1).prod(axis=1)
@@ -194,6 +198,7 @@ def unipc_step(
   sigma, sigma_next, _ = step
   sigma_last, denoised_last = history.sigmas[0], history.denoised[0]
   x = jnp.where(history.count > 0, unipc_correct(denoised, sigma, history), x)
+  # Predict x at sigma_next by a denoised half a step ahead.
   h = jnp.log(sigma / sigma_next)
   # First order where there is no step before, and on the step to 0.
   second_order = (history.count > 0) & (sigma_next > 0)

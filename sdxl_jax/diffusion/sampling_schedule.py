@@ -236,6 +236,7 @@ def _sigmas_down(sampler, sigmas, timesteps, trained, eta):
   Raises a ValueError for an eta that the sampler does not take.
   """
   traits = SAMPLER_TRAITS[sampler]
+  # Only some samplers take an eta.
   if eta is None:
     eta = traits.eta
   elif traits.sigma_down in (no_churn, consistency_sigma_down):

@@ -29,6 +29,7 @@ def space_timesteps(
   if kind == 'leading':
     stride = num_train_timesteps // count
     return np.arange(count)[::-1] * stride + float(steps_offset)
+  # 'trailing' starts at the last timestep, whatever the count.
   stride = num_train_timesteps / count
   return np.round(np.arange(num_train_timesteps, 0, -stride)) - 1
 

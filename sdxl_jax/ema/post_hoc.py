@@ -36,6 +36,7 @@ def gamma_of(sigma_rel: float) -> float:
       f'sigma_rel is {sigma_rel}; it is a share of the training and must be '
       f'above 0 and at most {WIDEST:.3f}'
     )
+  # The largest root of the cubic.
   n = sigma_rel**-2
   roots = np.roots([1, 7, 16 - n, 12 - n])
   return max(0.0, float(roots.real.max()))

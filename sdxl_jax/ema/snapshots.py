@@ -72,6 +72,7 @@ def rebuild(
   Raises:
     ValueError: if there are no snapshots, or for a width out of range.
   """
+  # Snapshots are float16, with the shardings of the parameters.
   target = jax.tree.map(
     lambda x: jax.ShapeDtypeStruct(x.shape, jnp.float16, sharding=x.sharding),
     shapes,

@@ -74,6 +74,7 @@ def head_attention(
   q: Queries, k: Keys, v: Keys, implementation: str, causal: bool
 ) -> Output:
   """Chooses the implementation for these shapes and this type."""
+  # Each fused kernel covers some shapes and types only.
   if implementation == 'splash':
     n, m = q.shape[1], k.shape[1]
     if n == m >= SPLASH_PIXELS and not causal:
@@ -91,6 +92,7 @@ def head_attention(
 @jax.custom_jvp
 def xla_attention(q: Queries, k: Keys, v: Keys) -> Output:
   """Computes the formula, in chunks as large as suits the platform."""
+  # Below the CPU's limit all platforms have the same program.
   if k.shape[1] * q.shape[1] <= CPU_LIMITS.most:
     return limited_attention(q, k, v, LIMITS)
   return jax.lax.platform_dependent(
@@ -131,11 +133,13 @@ def chunked_attention(q: Queries, k: Keys, v: Keys, rows: int) -> Output:
 
   def one_head(head):
     q, k, v = head
+    # Whole chunks of queries, [count, b, rows, d].
     q = jnp.pad(q, ((0, 0), (0, count * rows - n), (0, 0)))
     q = q.reshape(b, count, rows, d).swapaxes(0, 1)
     out = jax.lax.map(lambda q: chunk_attention(q, k, v), q)
     return out.swapaxes(0, 1).reshape(b, count * rows, d)[:, :n]
 
+  # `map` runs over the first axis: one head after another.
   heads_first = [jnp.moveaxis(x, 2, 0) for x in (q, k, v)]
   return jnp.moveaxis(jax.lax.map(one_head, heads_first), 0, 2)
 
@@ -163,6 +167,7 @@ def splash_attention(q: Queries, k: Queries, v: Queries) -> Output:
   mesh = jax.sharding.get_abstract_mesh()
   if mesh.empty:
     return splash_on_one_device(q, k, v)
+  # [b, n, heads, d]: the batch over all other axes.
   rows = tuple(axis for axis in mesh.axis_names if axis != 'tensor')
   heads = 'tensor' if 'tensor' in mesh.axis_names else None
   spec = PartitionSpec(rows, None, heads)
@@ -199,6 +204,7 @@ def splash_on_one_device(q: Queries, k: Queries, v: Queries) -> Output:
   if padded > n:
     ids = (jnp.arange(padded) >= n).astype(jnp.int32)
     segments = splash_kernel.SegmentIds(ids, ids)
+  # The kernel takes [heads, n, d], scaled queries and no batch.
   pad = ((0, 0), (0, 0), (0, padded - n), (0, 0))
   heads_first = [jnp.pad(x.swapaxes(1, 2), pad) for x in (q * d**-0.5, k, v)]
   out = jax.vmap(lambda q, k, v: kernel(q, k, v, segments))(*heads_first)

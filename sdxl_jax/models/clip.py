@@ -103,6 +103,7 @@ class MLP(nn.Module):
   @nn.compact
   def __call__(self, x: Float[Array, 'b n c']) -> Float[Array, 'b n c']:
     config, c = self.config, x.shape[-1]
+    # OpenAI's initialisation, by width and depth.
     init_1 = normal((2 * c) ** -0.5)
     init_2 = normal(c**-0.5 * (2 * config.num_hidden_layers) ** -0.5)
     width = config.intermediate_size
@@ -135,6 +136,7 @@ class Encoder(nn.Module):
 
   @nn.compact
   def __call__(self, x: Float[Array, 'b n c']) -> Float[Array, 'states b n c']:
+    # Each block also returns its input, which the scan stacks.
     depth = self.config.num_hidden_layers
     stack = layers.scan_blocks(EncoderLayer, self.config, depth)
     x, before = stack(self.config, name='layers')(x)
@@ -153,6 +155,7 @@ class TextModel(nn.Module):
     x = Embeddings(self.config, name='embeddings')(ids)
     hidden_states = Encoder(self.config, name='encoder')(x)
     last = layers.layer_norm(self.config, 'final_layer_norm')(hidden_states[-1])
+    # Pooled: the state at the end of text.
     # EOS has the largest id; the first one ends the prompt.
     eos = jnp.argmax(ids, axis=-1)
     return hidden_states, last[jnp.arange(len(ids)), eos]

@@ -69,8 +69,10 @@ class Discriminator(nn.Module):
     conv = functools.partial(
       layers.conv, config, size=4, padding=1, kernel_init=kernel_init
     )
+    # The first layer has no norm.
     x = conv(config.features, 'main_0', stride=2)(x)
     x = nn.leaky_relu(x, 0.2)
+    # All but the last of these halve the size.
     for i in range(1, config.layers + 1):
       features = config.features * min(2**i, 8)
       stride = 2 if i < config.layers else 1
@@ -78,5 +80,6 @@ class Discriminator(nn.Module):
       x = conv(features, name, stride=stride, use_bias=False)(x)
       x = BatchNorm(config, name=f'main_{3 * i}')(x)
       x = nn.leaky_relu(x, 0.2)
+    # One logit for each patch.
     x = conv(1, f'main_{3 * config.layers + 2}', stride=1)(x)
     return x.astype(jnp.float32)

@@ -34,9 +34,11 @@ def make_model(
       stands for; by default the platform of this process.
   """
   fields = with_tuples(config.to_dict())
+  # The platform decides which kernel 'auto' is.
   for net in ('unet', 'vae', 'text_encoder', 'text_encoder_2'):
     if fields[net] and fields[net].get('attention') == 'auto':
       fields[net]['attention'] = default_attention(platform)
+  # Both tasks have an autoencoder; only diffusion has the other nets.
   autoencoder = make_vae_config(fields['vae'])
   if config.task == 'autoencoder':
     return make_autoencoder_gan(config.autoencoder, autoencoder)

@@ -25,6 +25,7 @@ def normalize(
   variance: GroupStatistics,
 ) -> Float[Array, 'b h w c']:
   """Normalises like nn.GroupNorm, with the statistics passed in."""
+  # From groups to channels.
   size = x.shape[-1] // norm.num_groups
   mean, variance = (
     s.repeat(size, axis=-1)[:, None, None] for s in (mean, variance)
@@ -59,6 +60,7 @@ def merge(
   squares: Float[Array, 'tiles b groups'],
 ) -> tuple[GroupStatistics, GroupStatistics]:
   """Returns mean and variance over all tiles; adds the means' differences."""
+  # Tiles at the border have fewer pixels.
   share = (count / count.sum())[:, None, None]
   total_mean = (share * mean).sum(0)
   variance = squares.sum(0) / count.sum()

@@ -163,11 +163,13 @@ class ResnetBlock2D(nn.Module):
   ) -> Float[Array, 'b h w {self.features}']:
     h = nn.silu(group_norm(self.config, self.epsilon, 'norm1')(x))
     h = conv(self.config, self.features, 'conv1')(h)
+    # One shift for each channel, the same at all pixels.
     if temb is not None:
       shift = dense(self.config, self.features, 'time_emb_proj')(nn.silu(temb))
       h = h + shift[:, None, None]
     h = nn.silu(group_norm(self.config, self.epsilon, 'norm2')(h))
     h = conv(self.config, self.features, 'conv2', kernel_init=zeros)(h)
+    # The residual needs the new number of channels.
     if x.shape[-1] != self.features:
       x = conv(self.config, self.features, 'conv_shortcut', 1, padding=0)(x)
     return x + h

@@ -50,6 +50,7 @@ def init(
   Raises:
     ValueError: for a pattern that no layer matches, or two that one matches.
   """
+  # Only kernels are adapted; norms and biases are not.
   flat = traverse_util.flatten_dict({n: params[n] for n in NETS if n in params})
   kernels = {path[:-1]: x for path, x in flat.items() if path[-1] == 'kernel'}
   factors = {}
@@ -113,6 +114,7 @@ def fold_scale(
   flat = traverse_util.flatten_dict(factors)
   for path, x in flat.items():
     if path[-1] == 'b':
+      # `assign` made sure that exactly one target matches.
       (target,) = (t for t in targets if matches(t, path[:-1]))
       flat[path] = x * (target.alpha / target.rank)
   return traverse_util.unflatten_dict(flat)
@@ -131,6 +133,7 @@ def apply(
   `variables` are further collections; args and kwargs are net.apply's.
   """
   variables = {'params': params[name]} | (variables or {})
+  # Without factors there is no interceptor: the program is unchanged.
   factors = params.get('lora', {}).get(name)
   if not factors:
     return net.apply(variables, *args, **kwargs)

@@ -54,6 +54,7 @@ class LPIPS(nn.Module):
     self, image: Float[ArrayLike, 'b height width 3']
   ) -> list[Float[Array, 'b _ _ _']]:
     """Returns relu1_2, 2_2, 3_3, 4_3 and 5_3, float32."""
+    # VGG16, with max pooling between its blocks.
     x, maps = (image - jnp.array(SHIFT)) / jnp.array(SCALE), []
     for block in BLOCKS:
       if maps:

@@ -48,5 +48,6 @@ def embed(
   pooled: Float[ArrayLike, 'b p'], scalars: Num[ArrayLike, 'b n'], width: int
 ) -> Float[Array, 'b p+n*{width}']:
   """Joins pooled text and the sinusoids of the scalars."""
+  # [b, n, width], then side by side.
   sinusoids = layers.sinusoid(scalars, width).reshape(len(pooled), -1)
   return jnp.concatenate([pooled.astype(jnp.float32), sinusoids], axis=-1)

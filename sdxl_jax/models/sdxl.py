@@ -39,6 +39,7 @@ class SDXL:
       'text_encoder': self.text.text_encoder,
       'text_encoder_2': self.text.text_encoder_2,
     }
+    # Neither of these has parameters.
     empty = (vae.PatchConfig, type(None))
     return {n: c for n, c in configs.items() if not isinstance(c, empty)}
 
@@ -83,6 +84,7 @@ class SDXL:
       **self.text.init(text_key),
     }
     if self.targets:
+      # A fourth key, which leaves the keys of the nets as they are.
       lora_key = jax.random.fold_in(key, 3)
       params['lora'] = lora.init(lora_key, params, self.targets)
     return params
@@ -121,6 +123,7 @@ class SDXL:
       sizes: 'original_size' and 'crop_top_left', with 'target_size' for the
         base and 'aesthetic_score' for the refiner; may have further entries.
     """
+    # The refiner has a score in place of the target size.
     width = self.unet.size_embed_dim
     if self.refiner:
       return micro_conditioning.refiner_vector(
@@ -145,6 +148,7 @@ class SDXL:
 
     They are the same at every step, and so computed once for all of them.
     """
+    # One call on zeros stores them; the compiler drops all other layers.
     b, config = len(context), self.unet
     side = 2 ** len(config.block_out_channels)
     _, variables = lora.apply(
@@ -174,6 +178,7 @@ class SDXL:
       vector: second input of the UNet.
       guidance_scale: input of nets that were distilled with guidance.
     """
+    # Precomputed keys and values take the place of the context.
     net, variables = unet.UNet(self.unet), {}
     if isinstance(context, dict):
       variables['context'], context = context, None

@@ -60,6 +60,7 @@ class TextEncoder:
           f'clip_skip {clip_skip} is not in 0..{len(hidden_states) - 2}, the '
           f'blocks of {name} that can be skipped'
         )
+      # -1 is the output of the last block, -2 the penultimate state.
       contexts.append(hidden_states[-2 - clip_skip])
     return jnp.concatenate(contexts, axis=-1), pooled
 
@@ -86,8 +87,10 @@ class TextEncoder:
       place: puts tokens, int32 [b k, 2, n], on the devices of the batch.
     """
     b, k, rows, length = tokens.shape
+    # All chunks of all examples are one batch.
     tokens, weights = (x.reshape(-1, rows, length) for x in (tokens, weights))
     context, pooled = self.encode(params, place(tokens), clip_skip)
+    # Weights act relative to the context of ''.
     if (weights != 1).any():
       empty_context, _ = self.encode(params, empty[None], clip_skip)
       context = apply_prompt_weights(
@@ -101,6 +104,7 @@ class TextEncoder:
     """Repeats the weights of each text encoder's tokens over its channels."""
     encoders = self.text_encoders
     widths = [net.config.hidden_size for _, net in encoders.values()]
+    # [b, n, encoders], then each column once per channel.
     rows = weights[:, list(encoders)].swapaxes(1, 2)
     return np.repeat(rows, widths, axis=-1)
 

@@ -52,6 +52,7 @@ def decode(
     raise ValueError(f'tile is {tile} px; it must be even and at least 2')
   if isinstance(config, vae.PatchConfig):
     return vae.PatchVAE(config).apply({}, x, method='decode')
+  # The global part at once, the convolutional parts in tiles.
   x = decode_to_mid(config, params, latent_scaling.unscale(config, x))
   for part in make_parts(config, params['decoder']):
     x = apply_in_tiles(part, x, tile)
@@ -140,6 +141,7 @@ def apply_in_tiles(
   if max(h, w) * part.scale <= tile:
     return part.apply(x)
   tiles = make_tiles((h, w), tile // part.scale, -(-part.reach // part.scale))
+  # Norm by norm, since a norm's input depends on the norms before it.
   statistics = []
   for _ in range(part.norms):
     statistics.append(gather_statistics(part, x, tiles, statistics))
@@ -167,6 +169,7 @@ class Tiles:
 
 def make_tiles(size: tuple[int, int], side: int, margin: int) -> Tiles:
   """Covers (height, width) with tiles of one size."""
+  # An image smaller than a tile has one tile of its own size.
   write_size = np.minimum(side, size)
   read_size = np.minimum(write_size + 2 * margin, size)
   starts = [range(0, length, step) for length, step in zip(size, write_size)]

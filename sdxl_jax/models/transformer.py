@@ -28,6 +28,7 @@ class Attention(nn.Module):
   def __call__(self, x: Tokens, context: Context) -> Tokens:
     c = x.shape[-1]
     q = layers.dense(self.config, c, 'to_q', use_bias=False)(x)
+    # Keys and values of a constant context are computed once.
     if context is None:
       k, v = (self.get_variable('context', name) for name in 'kv')
     else:
@@ -93,9 +94,11 @@ class Transformer2D(nn.Module):
   @nn.compact
   def __call__(self, x: Pixels, context: Context) -> Pixels:
     b, h, w, c = x.shape
+    # Image to tokens.
     tokens = layers.group_norm(self.config, 1e-6, 'norm')(x)
     tokens = tokens.reshape(b, h * w, c)
     tokens = layers.dense(self.config, c, 'proj_in')(tokens)
+    # The stack, then tokens to image; proj_out starts at zero.
     tokens = self.blocks(tokens, context)
     tokens = layers.dense(self.config, c, 'proj_out', kernel_init=layers.zeros)(
       tokens
@@ -105,6 +108,7 @@ class Transformer2D(nn.Module):
   def blocks(self, x: Tokens, context: Context) -> Tokens:
     """Applies the stack, as one scan or block by block."""
     block = BasicTransformerBlock
+    # A scan compiles one block instead of `depth`.
     if self.config.scan_blocks:
       block = layers.scan_blocks(block, self.config, self.depth)
       x, _ = block(self.config, self.num_heads, name='transformer_blocks')(

@@ -106,6 +106,7 @@ class Level(nn.Module):
     size: tuple[int, int] | None = None,
   ) -> tuple[Float[Array, 'b _ _ _'], list[Array]]:
     config, outputs, skips = self.config, [], list(skips)
+    # Blocks; the up path has one more, for the skip of the downsampler.
     depth = config.transformer_depth[self.level]
     resnet = layers.maybe_remat(layers.ResnetBlock2D, config.remat)
     for i in range(config.layers_per_block + self.up):
@@ -120,6 +121,7 @@ class Level(nn.Module):
           x, context
         )
       outputs.append(x)
+    # Resample to the next level.
     if self.resample and self.up:
       x = layers.Upsample2D(config, name='upsamplers_0')(x, size)
     elif self.resample:

@@ -110,6 +110,7 @@ class Encoder(nn.Module):
   ) -> Float[Array, 'b h w c']:
     config, channels = self.config, self.config.block_out_channels
     x = layers.conv(config, channels[0], 'conv_in')(x)
+    # Down, then mid, then out.
     for i, features in enumerate(channels):
       down = 'down' if i < len(channels) - 1 else None
       level = Level(config, features, down, name=f'down_blocks_{i}')
@@ -130,6 +131,7 @@ class Decoder(nn.Module):
   ) -> Float[Array, 'b height width image']:
     config, channels = self.config, self.config.block_out_channels[::-1]
     x = layers.conv(config, channels[0], 'conv_in')(x)
+    # Mid, then up, then out.
     x = MidBlock(config, name='mid_block')(x)
     for i, features in enumerate(channels):
       up = 'up' if i < len(channels) - 1 else None
@@ -148,6 +150,7 @@ class VAE(nn.Module):
     config = self.config
     self.encoder = Encoder(config)
     self.decoder = Decoder(config)
+    # 1 x 1 convolutions between the halves and the latents.
     self.quant_conv = layers.conv(
       config, 2 * config.latent_channels, None, 1, padding=0
     )
@@ -211,9 +214,11 @@ class PatchVAE(nn.Module):
     """Folds p x p patches into channels; the posterior has no variance."""
     b, h, w, c = image.shape
     p = self.config.patch
+    # [b, h/p, w/p, p, p, c], one patch per latent.
     x = image.reshape(b, h // p, p, w // p, p, c).swapaxes(2, 3)
     x = weigh_detail(x, self.config.detail)
     mean = x.reshape(b, h // p, w // p, -1)
+    # logvar -30 is no variance, see latent_scaling.split.
     return jnp.concatenate([mean, jnp.full_like(mean, -30.0)], axis=-1)
 
   def decode(

@@ -100,6 +100,7 @@ def explicit_weight(prompt: str, at: int, group: Group) -> float | None:
   """Returns the number after a group's last colon, or None without one."""
   if group.colon is None:
     return None
+  # The text between the colon and the closing mark.
   begin = group.colon[0] + 1
   digits = prompt[begin:at]
   try:
@@ -120,6 +121,7 @@ def separate(
   text: str, weights: Float[np.ndarray, ' characters']
 ) -> tuple[str, Float[np.ndarray, ' more']]:
   """Inserts a space between different weights that have none."""
+  # Where the weight changes and neither side is a space.
   edges = np.flatnonzero(np.diff(weights)) + 1
   edges = [i for i in edges if ' ' not in text[i - 1 : i + 1]]
   pieces = [text[i:j] for i, j in zip([0, *edges], [*edges, None])]

@@ -83,16 +83,19 @@ class Tokenizer:
       TypeError: for a string in place of a list.
       ValueError: for different lengths, or from prompt_weighting.parse.
     """
+    # A string is a sequence of strings too, so it is refused.
     prompts_2 = prompts if prompts_2 is None else prompts_2
     if isinstance(prompts, str) or isinstance(prompts_2, str):
       raise TypeError(f'prompts must be a list of strings, not {prompts!r}')
     if len(prompts) != len(prompts_2):
       raise ValueError(f'{len(prompts)} prompts but {len(prompts_2)} prompts_2')
+    # Each row by its own tokenizer.
     chunks, truncated = [], []
     for row, texts in zip(self.rows, (prompts, prompts_2)):
       row_chunks, row_truncated = encode(row, texts, weighted, long)
       chunks.append(row_chunks)
       truncated += row_truncated
+    # Both rows may cut the same text: warn once.
     for text in dict.fromkeys(truncated):
       message = f'a prompt is longer than {LENGTH} tokens; cut: {text!r}'
       warnings.warn(message, PromptTruncatedWarning, stacklevel=3)
@@ -164,6 +167,7 @@ def vendored_vocabulary() -> tuple[dict[str, int], list[tuple[str, str]]]:
   """
   text = gzip.open(VOCABULARY / 'bpe_simple_vocab_16e6.txt.gz').read().decode()
   merges = [tuple(line.split()) for line in text.split('\n')[1:48895]]
+  # Ids: bytes, bytes that end a word, merges, start, end.
   symbols = byte_symbols()
   tokens = symbols + [s + '</w>' for s in symbols]
   tokens += [''.join(merge) for merge in merges]
@@ -224,6 +228,7 @@ def encode(
   Returns:
     (chunks, truncated): the chunks of each prompt, and the texts that were cut.
   """
+  # Characters and their weights.
   if weighted:
     texts, weights = zip(*map(prompt_weighting.parse, prompts))
   else:
@@ -249,6 +254,7 @@ def chunk_ends(words: Sequence[int | None]) -> list[int]:
   """Returns where chunks end, given the word index of each token."""
   count, ends = len(words), []
   word_ends = [i for i in range(1, count) if words[i] != words[i - 1]] + [count]
+  # Each chunk takes as many whole words as fit.
   begin = 0
   while begin < count:
     limit = begin + CONTENT
@@ -263,6 +269,7 @@ def stack(
 ) -> tuple[Tokens, Weights]:
   """Stacks the chunks of each row and prompt, with start, end and padding."""
   k = max(len(chunks) for prompts in rows for chunks in prompts)
+  # Chunks of '', which are then overwritten.
   tokens = np.tile(empty, (len(rows[0]), k, 1, 1))
   weights = np.ones(tokens.shape, np.float32)
   for row, prompts in enumerate(rows):
