@@ -110,7 +110,8 @@ def write_shards(config, source, layout, folder, shards, encoder, say):
       make_crops = precompute_writer.CropMaker(
         source, shard.bucket, layout, config.seed, config.data.background
       )
-      examples = precompute_writer.prefetch(pool, make_crops, shard.ids)
+      ids = shard.ids.tolist()
+      examples = precompute_writer.prefetch(pool, make_crops, ids)
       precompute_writer.write_shard(
         shard, folder, layout, with_progress(examples, bar), encoder
       )

@@ -74,7 +74,7 @@ class BatchRows(grain.MapDataset):
   def __len__(self) -> int:
     return ENDLESS * len(self.rows)
 
-  def __getitem__(self, index: int) -> Batch:
+  def __getitem__(self, index: int) -> transforms.Row:
     micro_step, row = divmod(index, len(self.rows))
     bucket, ids, passes = self.records_of(micro_step)
     row = self.rows[row]
@@ -90,7 +90,7 @@ class BatchRows(grain.MapDataset):
 
   def make_row(
     self, bucket: buckets.Size, record: int, data_pass: int
-  ) -> Batch:
+  ) -> transforms.Row:
     """Makes a record's row, or that of the next readable one in its bucket.
 
     Raises:
@@ -138,7 +138,9 @@ class BatchRows(grain.MapDataset):
 
 
 def collate(
-  rows: Sequence[dict], tokenize: Tokenize | None, lock: threading.Lock
+  rows: Sequence[transforms.Row],
+  tokenize: Tokenize | None,
+  lock: threading.Lock,
 ) -> tuple[buckets.Size, Batch]:
   """Stacks rows to (bucket, batch), and tokenizes their captions together."""
   captions = [row.pop('caption', None) for row in rows]

@@ -83,7 +83,7 @@ class CropMaker:
     An image that cannot be read returns its error.
     """
     try:
-      example = self.source[int(i)]
+      example = self.source[i]
       image = transforms.open_image(example, self.bucket, self.background)
     except images.UnreadableImage as error:
       return error
@@ -95,7 +95,7 @@ class CropMaker:
       for flip in range(self.layout.flips):
         # A crop and its mirror image start from the same numbers.
         stream = seeds.Stream.PRECOMPUTED_CROP
-        rng = np.random.default_rng([self.seed, stream, int(i), crop])
+        rng = np.random.default_rng([self.seed, stream, i, crop])
         pixels, top_left = transforms.fit(
           image,
           example['original_size'],

@@ -70,7 +70,7 @@ class Layout:
   def text(self) -> tuple[Field, ...]:
     """The fields of a row of text."""
     return (
-      Field('context', self.dtype, tuple(self.context)),
+      Field('context', self.dtype, self.context),
       Field('pooled', self.dtype, (self.pooled,)),
     )
 
@@ -92,6 +92,7 @@ class Layout:
       return None
     fields = json.loads(path.read_text())
     fields['buckets'] = tuple(map(tuple, fields['buckets']))
+    fields['context'] = tuple(fields['context'])
     return cls(**fields)
 
 
@@ -152,7 +153,7 @@ class Variants:
 
   def __init__(
     self,
-    source: Sequence[bytes],
+    source: array_record_data_source.ArrayRecordDataSource,
     first: int,
     layout: Layout,
     bucket: tuple[int, int],
