@@ -47,9 +47,8 @@ def tiny_run(model, source):
   tiny.data.buckets = ((16, 24),)
   tiny.samples.size = (16, 24)
   tiny.unet.in_channels = tiny.unet.out_channels = 4
-  tiny.optimizer.update(
-    ema_decay=0.5, learning_rate=0.05
-  )  # EMA and last differ
+  # EMA and last parameters must differ.
+  tiny.optimizer.update(ema_decay=0.5, learning_rate=0.05)
   tiny.schedule.update(prediction='eps', zero_terminal_snr=False)
   if model == 'refiner':
     tiny.refiner, tiny.text_encoder, tiny.uncond = True, None, 'empty'
