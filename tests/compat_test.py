@@ -17,7 +17,7 @@ import pytest
 from PIL import Image
 
 from sdxl_jax import evaluate, precompute, sample, train
-from tests import autoencoder_config, golden_sets, tiny_config
+from tests.support import autoencoder_config, golden_sets, tiny_config
 
 COMPAT = golden_sets.GOLDEN / 'compat'
 LATENTS = 1e-5  # largest error over largest value
@@ -117,8 +117,10 @@ def test_a_png_is_sampled_again(compat, close, tmp_path):
     old_text, new_text = (json.loads(i.text['sdxl_jax']) for i in (old, new))
     old_pixels, new_pixels = np.int32(old), np.int32(new)
   assert {name: new_text[name] for name in old_text} == old_text
-  assert old_pixels.shape == new_pixels.shape == (16, 24, 3)
-  assert np.abs(old_pixels - new_pixels).max() <= 1  # of 255, by rounding
+  # The present tree enlarges by the run's config.samples.zoom.
+  assert old_pixels.shape == (16, 24, 3) and new_pixels.shape == (48, 72, 3)
+  enlarged = old_pixels.repeat(3, 0).repeat(3, 1)
+  assert np.abs(enlarged - new_pixels).max() <= 1  # of 255, by rounding
 
 
 def test_a_prompts_file_is_sampled(compat, close, tmp_path):
@@ -158,7 +160,7 @@ def test_an_autoencoder_is_resumed_and_started_from(compat, expected, tmp_path):
 def test_an_autoencoder_is_evaluated(compat, expected, tmp_path):
   folder = compat / 'autoencoder'
   config = saved_config(autoencoder_config.get_config(), folder)
-  metrics = evaluate.evaluate(config, str(folder), tmp_path, pictures=8)
+  metrics = evaluate.evaluate(config, str(folder), tmp_path, num_images=8)
   for name, value in expected['autoencoder, evaluated'].items():
     assert metrics[name] == pytest.approx(value, rel=QUALITY), name
 

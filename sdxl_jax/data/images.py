@@ -3,12 +3,13 @@
 import io
 import os
 import pathlib
-import secrets
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont, ImageOps, PngImagePlugin
+
+from sdxl_jax import atomic_write
 
 GAP = 4  # px between the cells of a grid
 GREY = 238  # 0..255, of the gaps
@@ -132,6 +133,11 @@ def to_uint8(image: np.ndarray) -> np.ndarray:
   return np.clip(np.rint(scaled), 0, 255).astype(np.uint8)
 
 
+def enlarge(image: np.ndarray, zoom: int) -> np.ndarray:
+  """Repeats the pixels of [h, w, ...] by a whole factor in both directions."""
+  return image.repeat(zoom, 0).repeat(zoom, 1)
+
+
 def save(
   path: str | os.PathLike,
   image: np.ndarray,
@@ -154,7 +160,7 @@ def save(
   data = io.BytesIO()
   Image.fromarray(image).save(data, format='PNG', pnginfo=to_chunks(text or {}))
   try:
-    write_whole(path, data.getvalue())
+    atomic_write.write_bytes(path, data.getvalue())
   except OSError as error:
     # From its number Python makes the same subclass of OSError.
     raise OSError(error.errno, error.strerror, str(path)) from error
@@ -177,27 +183,6 @@ def to_chunks(text: dict[str, str]) -> PngImagePlugin.PngInfo:
       )
     chunks.add_text(key, string)
   return chunks
-
-
-def write_whole(path: str | os.PathLike, data: bytes) -> None:
-  """Writes bytes under another name in the same folder, then renames the file.
-
-  A symbolic link at `path` is kept, and its target is replaced.
-  """
-  path = pathlib.Path(os.path.realpath(path))
-  path.parent.mkdir(parents=True, exist_ok=True)
-  if path.exists() and not path.is_file():
-    path.write_bytes(data)  # to a device; for a folder this raises its error
-    return
-  # A name that no other process or thread has, and no image's, so that nobody
-  # reads what a killed run leaves.
-  new = path.with_name(f'.{secrets.token_hex(8)}.new')
-  try:
-    with open(new, 'xb') as file:
-      file.write(data)
-    new.replace(path)
-  finally:
-    new.unlink(missing_ok=True)
 
 
 def load_text(path: str | os.PathLike, *keys: str) -> dict[str, str]:
@@ -247,7 +232,7 @@ def grid(
   # uint8, enlarged.
   images = [np.asarray(image) for image in images]
   images = [x if x.dtype == np.uint8 else to_uint8(x) for x in images]
-  images = [x.repeat(zoom, 0).repeat(zoom, 1) for x in images]
+  images = [enlarge(x, zoom) for x in images]
   captions = [text.split('\n') for text in captions or []]
   # All cells have the size of the largest image and caption.
   text_h = LINE * max(map(len, captions), default=0)
