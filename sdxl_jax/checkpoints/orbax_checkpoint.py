@@ -174,8 +174,11 @@ def read_shapes(folder: pathlib.Path) -> dict[str, Any]:
     ValueError: if the metadata cannot be read.
   """
   try:
+    # orbax warns of items without a handler.
     handler = ocp.CompositeCheckpointHandler(
-      state=ocp.PyTreeCheckpointHandler()
+      state=ocp.PyTreeCheckpointHandler(),
+      data=ocp.JsonCheckpointHandler(),
+      config=ocp.JsonCheckpointHandler(),
     )
     with ocp.Checkpointer(handler) as reader:
       metadata = reader.metadata(folder)
