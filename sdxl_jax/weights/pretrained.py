@@ -166,6 +166,7 @@ def join(parts: Model, base: Model) -> Model:
     ValueError: if one is a base and the other a refiner.
     FileNotFoundError: if the base lacks nets itself.
   """
+  # Their UNets differ, so that one cannot complete the other.
   if parts.index and parts.index.refiner != base.index.refiner:
     kinds = {True: 'refiner', False: 'base'}
     raise ValueError(
