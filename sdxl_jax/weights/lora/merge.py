@@ -186,7 +186,7 @@ def make_adder(sharding: jax.sharding.Sharding) -> jax.stages.Wrapped:
 
 
 def add_product(
-  kernel: jax.Array, index: int | None, a: jax.Array, b: jax.Array
+  kernel: jax.Array, index: jax.Array | None, a: jax.Array, b: jax.Array
 ) -> jax.Array:
   """Adds a @ b to a kernel, or to kernel `index` of a stack."""
   one = kernel if index is None else kernel[index]
