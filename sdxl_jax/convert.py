@@ -206,6 +206,7 @@ def with_loras(
   """Merges LoRA files, each as 'FILE' or 'FILE:WEIGHT', into a model."""
   if not specs:
     return model
+  # Files are loaded now; their factors are added as tensors are read.
   nets = {name: model.net(name) for name in model.index.components}
   shapes = {n: net.shapes(net.config()) for n, net in nets.items()}
   pairs = [lora_file.parse(spec) for spec in specs]

@@ -32,6 +32,7 @@ def open_source(
     FileNotFoundError: if the path holds no known format.
   """
   base = open_source(base) if base else None
+  # A folder of no known format can only be a workdir.
   if pathlib.Path(path).is_dir() and not formats.is_published(path):
     model = open_run(path, average)
   else:
@@ -96,6 +97,7 @@ def open_trained(
     cast = nets.replace(param_dtype=dtype)
     return loading.load_params(folder, cast, [name], None, average)[name]
 
+  # diffusers reads the UNet's image size from its config.
   net = pretrained.from_params(name, nets.configs[name], restore)
   if name != 'unet':
     return net
@@ -167,6 +169,7 @@ def lora_metadata(nets: sdxl.SDXL) -> dict[str, str]:
 
 def base_shapes(base: Source | None) -> dict[str, Any]:
   """Returns {net: shapes} of the nets of a source that a LoRA can change."""
+  # Without a base the file must be for SDXL itself.
   configs = {
     'unet': unet.BASE,
     'text_encoder': clip.VIT_L,

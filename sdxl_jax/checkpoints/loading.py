@@ -144,6 +144,7 @@ def load_run_params(
   frozen = [name for name in names if name not in config.trained]
   params = {}
   if trained:
+    # Another architecture is refused before anything is read.
     saved_nets = from_config.make_model(config)
     for name in trained:
       fields = runtime_fields(nets, name)
@@ -161,6 +162,7 @@ def load_run_params(
         params[name] = put_params(params[name], make_sharding_fn(mesh, memory))
   if frozen:
     params |= load_params(config.init_from, nets, frozen, mesh, memory=memory)
+  # Factors are merged into nets that the run itself left frozen.
   if 'lora' in config.trained:
     adapter = load_trained_lora(folder, config, mesh, average)
     params = merge.merge(params, [(adapter.of(params), 1.0)])

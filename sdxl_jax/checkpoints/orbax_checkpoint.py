@@ -60,6 +60,7 @@ class Checkpoints:
       OSError: if this checkpoint or the one before it cannot be written;
         complete ones stay.
     """
+    # Saving runs in the background: errors of the last one appear here.
     self.wait()
     self.check_space(state)
     self._try(
@@ -115,6 +116,7 @@ def find(source: str | pathlib.Path) -> pathlib.Path:
     FileNotFoundError: if there is none.
   """
   source = pathlib.Path(source).absolute()
+  # A checkpoint itself, or the latest of a workdir.
   if (source / 'state').is_dir():
     return source
   if not (source / FOLDER).is_dir():
@@ -174,8 +176,11 @@ def read_shapes(folder: pathlib.Path) -> dict[str, Any]:
     ValueError: if the metadata cannot be read.
   """
   try:
+    # orbax warns of items without a handler.
     handler = ocp.CompositeCheckpointHandler(
-      state=ocp.PyTreeCheckpointHandler()
+      state=ocp.PyTreeCheckpointHandler(),
+      data=ocp.JsonCheckpointHandler(),
+      config=ocp.JsonCheckpointHandler(),
     )
     with ocp.Checkpointer(handler) as reader:
       metadata = reader.metadata(folder)

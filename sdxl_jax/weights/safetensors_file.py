@@ -164,6 +164,7 @@ def check_metadata(metadata: Any) -> None:
 
 def check_entry(name: str, entry: Any) -> tuple[np.dtype, tuple, int, int]:
   """Checks a tensor's header entry; returns (dtype, shape, begin, end)."""
+  # Names are printed in errors, so they must be printable.
   if not 0 < len(name) <= MAX_NAME or not name.isprintable():
     raise ValueError(f'a tensor has the invalid name {name[:MAX_NAME]!r}')
   fields = ['dtype', 'shape', 'data_offsets']
@@ -175,6 +176,7 @@ def check_entry(name: str, entry: Any) -> tuple[np.dtype, tuple, int, int]:
   dtype, shape = entry['dtype'], entry['shape']
   if not isinstance(dtype, str) or dtype not in DTYPES:
     raise ValueError(f'{name} has the unknown dtype {str(dtype)[:50]!r}')
+  # JSON's true is an int in Python, hence `type`.
   for numbers in (shape, entry['data_offsets']):
     if not isinstance(numbers, list) or not all(
       type(n) is int and 0 <= n < 2**63 for n in numbers
@@ -182,6 +184,7 @@ def check_entry(name: str, entry: Any) -> tuple[np.dtype, tuple, int, int]:
       raise ValueError(f'{name} has {str(numbers)[:80]} for shape or offsets')
   if len(shape) > 8 or len(entry['data_offsets']) != 2:
     raise ValueError(f'{name} has a shape or offsets of too many numbers')
+  # Python's integers do not overflow, whatever the shape.
   dtype, (begin, end) = DTYPES[dtype], entry['data_offsets']
   need = math.prod(shape) * dtype.itemsize
   if end - begin != need:
@@ -226,7 +229,7 @@ def read_array(
 def write(
   path: str | pathlib.Path,
   tensors: dict[str, LazyTensor],
-  dtype: npt.DTypeLike = None,
+  dtype: npt.DTypeLike | None = None,
   metadata: dict[str, str] | None = None,
   watch: Callable[[int], Any] = lambda count: None,
 ) -> None:
@@ -266,7 +269,7 @@ def write(
 
 
 def sizes(
-  tensors: dict[str, LazyTensor], dtype: npt.DTypeLike = None
+  tensors: dict[str, LazyTensor], dtype: npt.DTypeLike | None = None
 ) -> dict[str, int]:
   """Computes {name: bytes} of what `write` writes."""
   return {
@@ -275,7 +278,7 @@ def sizes(
   }
 
 
-def written_dtype(tensor: LazyTensor, dtype: npt.DTypeLike) -> np.dtype:
+def written_dtype(tensor: LazyTensor, dtype: npt.DTypeLike | None) -> np.dtype:
   """Returns the dtype that a tensor is written in."""
   if dtype is None or not checked_cast.is_floating(tensor.dtype):
     return np.dtype(tensor.dtype)

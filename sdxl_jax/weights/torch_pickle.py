@@ -117,6 +117,7 @@ def load_zip(path: pathlib.Path) -> dict[str, np.ndarray]:
     root = next(n for n in archive.namelist() if n.endswith('data.pkl'))
     with archive.open(root) as file:
       tensors = Unpickler(file).load()
+    # The pickle names storages, which are files of the archive.
     folder = root.removesuffix('.pkl')
     keys = {tensor.key for tensor in tensors.values()}
     storages = {key: archive.read(f'{folder}/{key}') for key in keys}
@@ -128,6 +129,7 @@ def load_older(file: BinaryIO) -> dict[str, np.ndarray]:
   version, machine, tensors = (Unpickler(file).load() for _ in range(3))
   if version != 1001 or not machine['little_endian']:
     raise pickle.UnpicklingError(f'version {version} of {machine}')
+  # Then the keys of all storages, and for each its count and bytes.
   sizes = {t.key: t.dtype.itemsize for t in tensors.values()}
   storages = {}
   for key in Unpickler(file).load():

@@ -103,6 +103,7 @@ def save_tensors(
   """Writes the weights of a net as safetensors, with a tag in their names."""
   tensors, stem, weight_map = net.tensors(), folder_reader.STEMS[net.name], {}
   sizes = safetensors_file.sizes(tensors, dtype)
+  # Tensors are popped, so that each is freed once it is written.
   shards = split(sizes, max_shard_bytes)
   for i, shard in enumerate(shards, 1):
     number = f'-{i:05d}-of-{len(shards):05d}' if len(shards) > 1 else ''
@@ -110,6 +111,7 @@ def save_tensors(
     part = {name: tensors.pop(name) for name in shard}
     safetensors_file.write(folder / file, part, dtype, watch=watch)
     weight_map |= dict.fromkeys(shard, file)
+  # Several shards need an index.
   if len(shards) > 1:
     total = {'total_size': sum(sizes.values())}
     index = {'metadata': total, 'weight_map': weight_map}
@@ -120,6 +122,7 @@ def save_orbax(
   folder: pathlib.Path, net: pretrained.Net, dtype: str | None, watch: Watch
 ) -> None:
   """Writes the weights of a net as our own tree, of one dtype."""
+  # orbax casts all arrays to one dtype.
   dtype = dtype or orbax_params.common_dtype(net.tensors()).name
   _, params = net.load(orbax_params.on_host, param_dtype=dtype)
   tensors = tensor_names.tensors(params)

@@ -86,6 +86,7 @@ def locations(flat: dict[Path, Any]) -> dict[str, TensorLocation]:
     depth = stack_depth(path, leaf)
     shape = leaf.shape if depth is None else leaf.shape[1:]
     shape = tuple(shape[axis] for axis in axes(path, len(shape)))
+    # Each block of a stack is a published tensor of its own.
     for index in [None] if depth is None else range(depth):
       name = published_name(unstack(path, index))
       by_name[name] = TensorLocation(path, index, shape)
@@ -152,6 +153,7 @@ def match_to_model(published: Tensors, target: Tree) -> Tensors:
   expected = locations(flat(target))
   # A buffer of older transformers: 0..76.
   names = [n for n in published if not n.endswith('.position_ids')]
+  # Two spellings of one name would hide a tensor.
   stored_name = {canonical_name(name): name for name in names}
   if len(stored_name) < len(names):
     repeated = sorted(set(names) - set(stored_name.values()))
@@ -175,11 +177,13 @@ def from_published(published: Tensors, target: Tree) -> Tree:
   Raises:
     ValueError: as `match_to_model`, before any tensor is read.
   """
+  # All names and shapes are checked before the first, slow read.
   matched = match_to_model(published, target)
   parts = collections.defaultdict(list)
   for name, location in locations(flat(target)).items():
     parts[location.path].append((matched[name], location))
   tree = {}
+  # One array is in the host's memory at a time.
   for path, leaf in flat(target).items():
     array = np.empty(leaf.shape, leaf.dtype)
     for part, location in parts[path]:

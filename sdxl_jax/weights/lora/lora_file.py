@@ -186,6 +186,7 @@ def alpha_of(
   of_net = settings[net]
   if 'lora_alpha' not in of_net:
     return None
+  # The first pattern that ends the layer's name wins, as in PEFT.
   patterns = of_net.get('alpha_pattern') or {}
   alpha = next(
     (v for k, v in patterns.items() if f'.{name}'.endswith(f'.{k}')),

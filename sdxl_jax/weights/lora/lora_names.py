@@ -117,6 +117,7 @@ def detect_key_format(names: Collection[str]) -> str:
     return any(re.match(pattern, name) for name in names)
 
   if any_matches('lora_'):
+    # Layers that only diffusers' naming has.
     diffusers_layer = 'lora_unet_(down|mid|up|conv|time_embedding|add)_'
     return 'kohya_diffusers' if any_matches(diffusers_layer) else 'kohya'
   if any_matches(r'(\w+\.)?base_model\.'):

@@ -109,7 +109,7 @@ def describe(key_format: str, lora: merge.Lora) -> dict[str, str]:
   }
 
 
-def one_or_dynamic(values: set[float]) -> str:
+def one_or_dynamic(values: set[int] | set[float]) -> str:
   """Formats the value of all layers; 'Dynamic' where layers differ."""
   return f'{min(values):g}' if len(values) == 1 else 'Dynamic'
 
@@ -133,6 +133,6 @@ def adapter_config(lora: merge.Lora) -> dict[str, Any]:
   }
 
 
-def most_common(values: dict[str, float]) -> float:
+def most_common(values: dict[str, Any]) -> Any:
   """Returns the value that most layers have."""
   return collections.Counter(values.values()).most_common(1)[0][0]

@@ -70,11 +70,13 @@ def from_training(tree: dict[str, Any], targets: Sequence[lora.Target]) -> Lora:
   factors = {}
   for net, of_net in tree.items():
     flat = traverse_util.flatten_dict(of_net)
+    # `a` has the axes of its kernel, so the rules for kernels apply.
     downs = {(*p[:-1], 'kernel'): x for p, x in flat.items() if p[-1] == 'a'}
     for name, location in tensor_names.locations(downs).items():
       layer = location.path[:-1]
       (target,) = (t for t in targets if lora.matches(t, (net, *layer)))
       down = tensor_names.tensor(downs, location)
+      # b [r, out] is up [out, r], with two axes of 1 for a convolution.
       up = np.asarray(flat[*layer, 'b'])
       up = (up if location.index is None else up[location.index]).T
       up = up.reshape(*up.shape, *[1] * (down.ndim - 2))
@@ -98,6 +100,7 @@ def merge(
   Returns:
     {net: parameters}.
   """
+  # A layer may have factors of several files.
   layers = layers_of(params)
   flat = {n: traverse_util.flatten_dict(params[n]) for n, _ in layers}
   terms = collections.defaultdict(list)
@@ -183,7 +186,7 @@ def make_adder(sharding: jax.sharding.Sharding) -> jax.stages.Wrapped:
 
 
 def add_product(
-  kernel: jax.Array, index: int | None, a: jax.Array, b: jax.Array
+  kernel: jax.Array, index: jax.Array | None, a: jax.Array, b: jax.Array
 ) -> jax.Array:
   """Adds a @ b to a kernel, or to kernel `index` of a stack."""
   one = kernel if index is None else kernel[index]

@@ -130,6 +130,7 @@ def open_model(
 def find_nets(names: Collection[str]) -> list[tuple[str, bool, str]]:
   """Detects the nets in a file: [(component, is_original, prefix)]."""
   nets = {}
+  # Longer prefixes come first: any name starts with the empty one.
   for component, is_original, signature, prefixes in KNOWN_NETS:
     for prefix in prefixes:
       if prefix + signature in names and component not in nets:
@@ -221,6 +222,7 @@ def open_original(
   config = infer_config.infer_config_json(
     component, shape, known_config, location
   )
+  # Which tensors to read follows from the config of the net itself.
   net = pretrained.Net(component, config, location, None)
   read = functools.partial(read_original, part, net)
   return pretrained.Net(component, config, location, read)

@@ -55,7 +55,7 @@ def test_configs_are_the_published_ones(keys, name):
   path = keys / 'configs' / folder / 'config.json'
   published = json.loads(path.read_text())
   component = folder.split('/')[1]
-  assert config_json.read(component, published, path) == config
+  assert config_json.read(component, published, str(path)) == config
   ours = config_json.write(component, config)
   assert config_json.read(component, ours, 'ours') == config
   # 4 for every level, and 4 for each level, are the same.
