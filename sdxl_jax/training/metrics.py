@@ -22,7 +22,10 @@ class NonFiniteLoss(ValueError):
 
 
 def check_finite(
-  metrics: dict[str, float], step: int, bucket: Any, record_ids: Sequence[int]
+  metrics: dict[str, float | np.ndarray | np.generic],
+  step: int,
+  bucket: Any,
+  record_ids: Sequence[int] | np.ndarray,
 ) -> None:
   """Raises NonFiniteLoss, naming the step, its bucket and its records."""
   bad = {k: v for k, v in metrics.items() if not math.isfinite(v)}
