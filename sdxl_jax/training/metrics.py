@@ -183,10 +183,10 @@ class Reporter:
     # Check each micro-batch, then the whole step.
     buckets, step_ids, results = [], [], []
     for micro_step, bucket, result in micro_batches:
-      ids = self.batches.record_ids(micro_step)
+      ids = self.batches.record_ids(micro_step).tolist()
       check_finite(result, step, bucket, ids)
       buckets.append(bucket)
-      step_ids += list(ids)
+      step_ids += ids
       results.append(result)
     check_finite(metrics, step, buckets, step_ids)
 
