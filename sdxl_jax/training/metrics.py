@@ -22,7 +22,10 @@ class NonFiniteLoss(ValueError):
 
 
 def check_finite(
-  metrics: dict[str, float], step: int, bucket: Any, record_ids: Sequence[int]
+  metrics: dict[str, float | np.ndarray | np.generic],
+  step: int,
+  bucket: Any,
+  record_ids: Sequence[int] | np.ndarray,
 ) -> None:
   """Raises NonFiniteLoss, naming the step, its bucket and its records."""
   bad = {k: v for k, v in metrics.items() if not math.isfinite(v)}
@@ -180,10 +183,10 @@ class Reporter:
     # Check each micro-batch, then the whole step.
     buckets, step_ids, results = [], [], []
     for micro_step, bucket, result in micro_batches:
-      ids = self.batches.record_ids(micro_step)
+      ids = self.batches.record_ids(micro_step).tolist()
       check_finite(result, step, bucket, ids)
       buckets.append(bucket)
-      step_ids += list(ids)
+      step_ids += ids
       results.append(result)
     check_finite(metrics, step, buckets, step_ids)
 
