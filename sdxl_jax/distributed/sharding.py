@@ -36,7 +36,9 @@ def batch_sharding(mesh: jax.sharding.Mesh) -> NamedSharding:
 
 
 def partition(
-  path: str, shape: tuple[int, ...], mesh: jax.sharding.Mesh
+  path: str,
+  shape: tuple[int, ...],
+  mesh: jax.sharding.Mesh | jax.sharding.AbstractMesh,
 ) -> PartitionSpec:
   """Returns the PartitionSpec of a parameter, and of its EMA and moments.
 

@@ -15,11 +15,9 @@ from sdxl_jax.training import compilation, tasks
 from tests.support import tiny_config
 
 
-class Mesh:
-  """Stands for a mesh of more devices than this machine has."""
-
-  def __init__(self, data, fsdp, tensor):
-    self.shape = dict(data=data, fsdp=fsdp, tensor=tensor)
+def make_abstract_mesh(data, fsdp, tensor):
+  """Makes a mesh of more devices than this machine has."""
+  return jax.sharding.AbstractMesh((data, fsdp, tensor), device_mesh.AXES)
 
 
 COLUMNS, ROWS = P(None, 'fsdp', 'tensor'), P(None, 'tensor', 'fsdp')
@@ -50,9 +48,9 @@ BLOCK = 'unet/down_blocks_2/attentions_0/transformer_blocks'
   ],
 )  # fmt: skip
 def test_partition(path, shape, spec):
-  assert sharding.partition(path, shape, Mesh(1, 4, 2)) == spec
+  assert sharding.partition(path, shape, make_abstract_mesh(1, 4, 2)) == spec
   moments = f'opt_state/1/0/mu/{path}'
-  assert sharding.partition(moments, shape, Mesh(1, 4, 2)) == spec
+  assert sharding.partition(moments, shape, make_abstract_mesh(1, 4, 2)) == spec
 
 
 @pytest.mark.parametrize('fsdp', [8, 16, 64])
@@ -60,12 +58,13 @@ def test_almost_all_of_the_full_size_state_is_sharded(fsdp):
   config = stage3.get_config()
   task = tasks.make_task(config, from_config.make_model(config, 'tpu'))
   state = jax.eval_shape(task.init, jax.random.key(0))
+  mesh = make_abstract_mesh(1, fsdp, 1)
   replicated, total = 0, 0
 
   def count(path, x):
     nonlocal replicated, total
     name = jax.tree_util.keystr(path, simple=True, separator='/')
-    spec = sharding.partition(name, x.shape, Mesh(1, fsdp, 1))
+    spec = sharding.partition(name, x.shape, mesh)
     total += x.size
     replicated += 0 if 'fsdp' in spec else x.size
 
