@@ -150,6 +150,9 @@ def parse_options(
         'negative_sizes'
       )
   per_image = {n: options.pop(n) for n in Inputs._fields if n in options}
+  for name, value in options.items():
+    if isinstance(value, list):  # of two numbers, as JSON has them
+      options[name] = tuple(value)
   return Inputs(prompts, **per_image), SampleSettings(**options)
 
 

@@ -148,7 +148,8 @@ def batch_key(
 ) -> tuple[Any, ...]:
   """Returns what the requests of one batch must have in common."""
   absent = [n for n in PER_IMAGE_FIELDS if getattr(request, n) is None]
-  common = dataclasses.replace(request, **dict.fromkeys(PER_IMAGE_FIELDS))
+  defaults = {n: FIELDS[n].default for n in PER_IMAGE_FIELDS}
+  common = dataclasses.replace(request, **defaults)
   counts = count_chunks(request, tokenize) if request.long_prompts else []
   return common, absent, counts
 

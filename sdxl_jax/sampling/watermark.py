@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Int, UInt8
 
-Band = Float[np.ndarray, 'h w']
+Band = Float[np.ndarray, '_ _']
 
 MESSAGE = 0xB3EC907BB19E
 BITS = np.array([int(bit) for bit in f'{MESSAGE:048b}'])
@@ -31,8 +31,8 @@ GREEN_OF_U, GREEN_OF_V = -6472, -9519  # -0.395, -0.581
 GREY = 128  # the U and V of grey
 
 
-def embed(image: UInt8[np.ndarray, 'h w 3']) -> UInt8[np.ndarray, 'h w 3']:
-  """Embeds the watermark in an RGB image.
+def embed(image: Any) -> UInt8[np.ndarray, 'h w 3']:
+  """Embeds the watermark in an RGB image, uint8 [h, w, 3].
 
   The watermark is embedded in bytes, since detectors read bytes. sgm embeds it
   in floats, whose U lies around 0.5 instead of 128, so that its own detector

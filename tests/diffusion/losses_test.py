@@ -11,7 +11,7 @@ from sdxl_jax.diffusion import (
   sampling_schedule,
   sigma_spacing,
 )
-from sdxl_jax.weights.diffusers import scheduler_config
+from tests.support import schedulers
 
 EPS = noise_schedule.Schedule()
 V = noise_schedule.Schedule(prediction='v')
@@ -53,7 +53,7 @@ def test_recorded_min_snr_weights(recorded, close, prediction):
 
 
 @pytest.mark.parametrize(
-  'sampler', sorted({*scheduler_config.SAMPLERS.values()} - {'lcm', 'tcd'})
+  'sampler', sorted({*schedulers.SAMPLERS.values()} - {'lcm', 'tcd'})
 )
 def test_recorded_noising_for_samplers(recorded, close, sampler):
   """Image-to-image starts from x0 + sigma eps, as training does."""

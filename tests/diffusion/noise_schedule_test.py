@@ -7,6 +7,7 @@ import pytest
 
 from sdxl_jax.diffusion import noise_schedule, samplers, sampling_schedule
 from sdxl_jax.weights.diffusers import scheduler_config
+from tests.support import schedulers
 
 SDXL = noise_schedule.Schedule()
 TRAILING = sampling_schedule.Spacing(kind='trailing')
@@ -48,7 +49,7 @@ def families(golden):
       continue
     family, spacing, steps, _ = key.split('/')
     config = index['families'][family]
-    sampler = scheduler_config.SAMPLERS.get(config['class'])
+    sampler = schedulers.SAMPLERS.get(config['class'])
     config = config['config'] | {'timestep_spacing': spacing}
     if sampler:
       yield sampler, config, key.removesuffix('timesteps'), int(steps)
@@ -111,12 +112,12 @@ def test_where_the_refiner_takes_over(golden, base_config):
 
 @pytest.mark.torch
 @pytest.mark.filterwarnings('ignore:__array__ implementation')
-@pytest.mark.parametrize('name', scheduler_config.SAMPLERS)
+@pytest.mark.parametrize('name', schedulers.SAMPLERS)
 @pytest.mark.parametrize('sigmas', ['trained', 'karras', 'exponential'])
 @pytest.mark.parametrize('kind', sampling_schedule.SPACINGS)
 def test_live_levels(name, sigmas, kind, base_config):
   scheduler = getattr(pytest.importorskip('diffusers'), name)
-  sampler = scheduler_config.SAMPLERS[name]
+  sampler = schedulers.SAMPLERS[name]
   config = base_config | {'timestep_spacing': kind}
   config |= {f'use_{s}_sigmas': s == sigmas for s in ('karras', 'exponential')}
   reference = scheduler.from_config(config)

@@ -58,7 +58,12 @@ def inline_commands(name):
 
   A command has an argument: `python -m MODULE` alone names a module.
   """
-  spans = [span for span in code_spans(name) if span.startswith(PROGRAMS)]
+  spans = [
+    command
+    for span in code_spans(name)
+    for command in split_commands(span)
+    if command.startswith(PROGRAMS)
+  ]
   least = {span: 3 if span.startswith('python') else 1 for span in spans}
   return [span for span in spans if len(span.split()) > least[span]]
 

@@ -264,13 +264,27 @@ WRITE = {
 def read(name: str, published: Json, location: str) -> NetConfig:
   """Reads the config.json of a component; `location` names it in errors."""
   try:
-    return READ[name](published, location)
+    config = READ[name](published, location)
   except KeyError as error:
     raise ValueError(f'{location} lacks {error}: re-download it') from error
   except (TypeError, AttributeError, IndexError) as error:
+    reason = str(error).partition('\n')[0]
     raise ValueError(
-      f'{location} has an invalid value ({error}): re-download the file'
+      f'{location} has an invalid value ({reason}): re-download the file'
     ) from error
+  check_types(config, location)
+  return config
+
+
+def check_types(config: NetConfig, location: str) -> None:
+  """Raises ValueError for a value of another type than its field's."""
+  for field in dataclasses.fields(config):
+    value = getattr(config, field.name)
+    if field.type in (int, str, bool) and type(value) is not field.type:
+      raise ValueError(
+        f'{location} has an invalid value ({field.name} is {value!r}, not of '
+        f'type {field.type.__name__}): re-download the file'
+      )
 
 
 def write(name: str, config: NetConfig | vae.PatchConfig) -> Json:
