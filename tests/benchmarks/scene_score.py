@@ -1,75 +1,271 @@
-"""Scores a model trained on scenes, from the pixels of what it draws.
+"""Scores a model trained on scenes, from the pixels of its samples.
 
   python -m tests.benchmarks.scene_score --weights DIR --output grid.png
 
-`--refiner DIR` lets a refiner finish them.
-Draws prompts whose combinations training never showed, and reports how many
-have the background colour asked for, and how clean it is: the median over
-pictures of the standard deviation, of 255, along the border. Background colour
-is the nearest of the vocabulary to the median colour of the border.
+The prompts are those of the run's config, then others whose combinations were
+never trained on. `--refiner DIR` lets a refiner finish the samples. Two scores
+are reported:
+
+background  The share of samples whose background colour is the one of the
+            prompt: of the vocabulary's colours the nearest to the median colour
+            of the border. Beside it stands how clean the background is: the
+            median over samples of the standard deviation, of 255, along the
+            border.
+object      The share of samples that are nearer to a rendering of their prompt
+            than to the same scene with any other object of the vocabulary.
+            Beside it stands the median distance to the prompt's own rendering.
+
+The distance is the root mean square difference, of 255, of the blurred colours
+from the prompt's background, the least over small shifts and scales. Chance is
+one in the number of objects. The grid marks samples that are wrong.
+
+The grid of the README is
+  python -m tests.benchmarks.scene_score --weights DIR --count 8 --columns 4 \\
+    --output .github/grid.png
 """
 
+import collections
+import functools
+import itertools
 import json
 import pathlib
+from typing import NamedTuple
 
 import numpy as np
 from absl import app, flags, logging
+from PIL import Image, ImageFilter
 
 from sdxl_jax import sample
-from sdxl_jax.data import images, scenes
+from sdxl_jax.data import images, objects, scenes
 from sdxl_jax.sampling import pipelines
 
 BORDER = 3  # px at each side, kept free of objects by the scenes
+# Sides of the renderings that a sample is compared with, as multiples of its
+# own, and the px by which each of them moves: a crop and the rounding of sizes
+# change both by less.
+SCALES = (0.9, 1.0, 1.1)
+SHIFT = 3
+BLUR = 0.025  # standard deviation, as share of the shorter side
+RENDERED = 160  # px, the shorter side of a rendering before it is resized
 
 
-def border(picture):
+class ObjectScore(NamedTuple):
+  """What `score_objects` finds for each sample."""
+
+  nearest: list[tuple[str, ...]]  # nouns of the nearest rendering
+  right: np.ndarray  # bool [n]
+  distance: np.ndarray  # [n], of 255, to the rendering of the prompt itself
+
+
+def border(image):
   """[n, 3] pixels along the four sides."""
-  inside = np.zeros(picture.shape[:2], bool)
+  inside = np.zeros(image.shape[:2], bool)
   inside[BORDER:-BORDER, BORDER:-BORDER] = True
-  return picture[~inside].astype(np.float64)
+  return image[~inside].astype(np.float64)
 
 
-def score(pictures, prompts, colours):
-  """(share with the right background, median std of it), and each's verdict."""
-  names = list(scenes.COLOURS)[:colours]
-  table = np.array([scenes.COLOURS[name] for name in names], np.float64)
+def score_backgrounds(samples, prompts, colours):
+  """Compares border colours with the first so many colours of the vocabulary.
+
+  Returns:
+    bool [n], whether each is right, and [n] standard deviations, of 255.
+  """
+  table = np.array(list(scenes.COLOURS.values())[:colours], np.float64)
   right, spread = [], []
-  for picture, prompt in zip(pictures, prompts):
-    pixels = border(picture)
+  for image, prompt in zip(samples, prompts):
+    pixels = border(image)
     middle = np.median(pixels, axis=0)
     found = np.abs(table - middle).sum(axis=1).argmin()
     right.append(tuple(table[found]) == prompt.background)
     spread.append(pixels.std(axis=0).mean())
-  return np.mean(right), np.median(spread), right
+  return np.array(right), np.array(spread)
+
+
+def alternatives(nouns, vocabulary):
+  """Tuples of nouns: the given one first, then those with one noun replaced."""
+  every = [thing.noun for thing in objects.OBJECTS[: vocabulary.objects]]
+  found = [nouns]
+  for i, other in itertools.product(range(len(nouns)), every):
+    if other not in nouns:
+      found.append((*nouns[:i], other, *nouns[i + 1 :]))
+  return found
+
+
+@functools.lru_cache(maxsize=512)
+def render(layout, nouns, background, size):
+  """A scene, uint8 [h, w, 3], as large as a sample of this size is at most."""
+  table = {thing.noun: thing for thing in objects.OBJECTS}
+  colours = {rgb: name for name, rgb in scenes.COLOURS.items()}
+  things = tuple(table[noun] for noun in nouns)
+  combination = scenes.Combination(layout, things, colours[background])
+  h, w = (RENDERED * side // min(size) for side in size)
+  return scenes.paint(combination, h, w, np.random.default_rng(0), jitter=0)
+
+
+def foreground(image, background):
+  """The blurred difference from the background, float32 [h, w, 3]."""
+  radius = BLUR * min(image.shape[:2])
+  blurred = Image.fromarray(image).filter(ImageFilter.GaussianBlur(radius))
+  return np.asarray(blurred, np.float32) - np.float32(background)
+
+
+def place(scene, background, size):
+  """A scene of any size in the middle of a canvas of its background."""
+  canvas = Image.new('RGB', size[::-1], background)
+  left, top = (
+    (outer - inner) // 2 for outer, inner in zip(canvas.size, scene.size)
+  )
+  canvas.paste(scene, (left, top))
+  return np.asarray(canvas)
+
+
+def distances(image, prompt, choices):
+  """Distance, of 255, of a sample from the prompt's scene with these nouns.
+
+  Args:
+    image: uint8 [h, w, 3].
+    prompt: scenes.Prompt.
+    choices: tuples of nouns, each of as many as the prompt has.
+
+  Returns:
+    [len(choices)].
+  """
+  size = image.shape[:2]
+  larger = tuple(side + 2 * SHIFT for side in size)
+  pixels = foreground(image, prompt.background)
+  least = []
+  for nouns in choices:
+    scene = render(prompt.layout, nouns, prompt.background, size)
+    scene, squares = Image.fromarray(scene), []
+    for factor in SCALES:
+      scaled = images.resize(scene, tuple(round(factor * n) for n in size))
+      canvas = place(scaled, prompt.background, larger)
+      canvas = foreground(canvas, prompt.background)
+      # [2 SHIFT + 1, 2 SHIFT + 1, h, w, 3], all shifts.
+      windows = np.lib.stride_tricks.sliding_window_view(canvas, size, (0, 1))
+      moved = windows.transpose(0, 1, 3, 4, 2)
+      squares.append(np.square(moved - pixels).mean(axis=(2, 3, 4)).min())
+    least.append(min(squares))
+  return np.sqrt(least)
+
+
+def score_objects(samples, prompts, vocabulary):
+  """Compares samples with renderings of all objects, see the module.
+
+  Args:
+    samples: uint8 [n, h, w, 3].
+    prompts: scenes.Prompt of each.
+    vocabulary: scenes.Vocabulary, whose objects are compared with.
+
+  Returns:
+    ObjectScore.
+  """
+  nearest, own = [], []
+  for image, prompt in zip(samples, prompts):
+    choices = alternatives(prompt.objects, vocabulary)
+    found = distances(image, prompt, choices)
+    nearest.append(choices[found.argmin()])
+    own.append(found[0])
+  right = [n == prompt.objects for n, prompt in zip(nearest, prompts)]
+  return ObjectScore(nearest, np.array(right), np.array(own))
+
+
+def confusions(prompts, nearest):
+  """A line for each object: how often it was right, and what it was instead."""
+  found = collections.defaultdict(collections.Counter)
+  for prompt, nouns in zip(prompts, nearest):
+    found[' and '.join(prompt.objects)][' and '.join(nouns)] += 1
+  lines = []
+  for noun, counts in sorted(found.items()):
+    total = counts.total()
+    line = f'  {noun}: {counts.pop(noun, 0)} of {total}'
+    others = ', '.join(f'{n} {other}' for other, n in counts.most_common())
+    lines.append(f'{line}; else {others}' if others else line)
+  return lines
+
+
+def choose_prompts(count, captions, vocabulary):
+  """`count` held-out prompts: those with these captions first, then others.
+
+  Args:
+    count: how many.
+    captions: strings, such as a config's samples.prompts; those that are not
+      held-out prompts of the vocabulary are left out.
+    vocabulary: scenes.Vocabulary.
+
+  Raises:
+    ValueError: if the vocabulary has fewer held-out combinations.
+  """
+  first = []
+  for text in captions:
+    prompt = parse(text, vocabulary)
+    if prompt:
+      first.append(prompt)
+  known = {prompt.caption for prompt in first}
+  others = scenes.held_out_prompts(count, vocabulary)
+  others = [prompt for prompt in others if prompt.caption not in known]
+  return [*first, *others][:count]
+
+
+def parse(text, vocabulary):
+  """The held-out prompt with a caption, or None; of one kind of object only."""
+  rng = np.random.default_rng(0)
+  things = objects.OBJECTS[: vocabulary.objects]
+  colours = list(scenes.COLOURS)[: vocabulary.colours]
+  layouts = [n for n in vocabulary.layouts if scenes.KINDS.get(n, 1) == 1]
+  for layout, thing, colour in itertools.product(layouts, things, colours):
+    combination = scenes.Combination(layout, (thing,), colour)
+    if scenes.caption(combination, rng) != text:
+      continue
+    if combination.visible and vocabulary.holds_out(combination):
+      rgb = scenes.COLOURS[colour]
+      return scenes.Prompt(text, rgb, (thing.noun,), layout)
+  return None
+
+
+def mark(prompt, is_background_right, nearest):
+  """The lines under a sample: its prompt, and what is wrong with it."""
+  faults = []
+  if not is_background_right:
+    faults.append('background')
+  if nearest != prompt.objects:
+    faults.append(f'looks like {" and ".join(nearest)}')
+  verdict = f'WRONG: {", ".join(faults)}' if faults else ''
+  return f'{prompt.caption}\n{verdict}'
 
 
 def main(argv):
   del argv
   args = flags.FLAGS
-  logging.set_verbosity(logging.WARNING)  # orbax tells much
+  logging.set_verbosity(logging.WARNING)  # orbax logs much
   workdir = pathlib.Path(args.weights)
   config = json.loads((workdir / 'config.json').read_text())
-  words = scenes.Scenes(**config['data']['scenes']).vocabulary
-  prompts = scenes.held_out_prompts(args.count, words)
-  drawn, _ = sample.generate(
+  vocabulary = scenes.Scenes(**config['data']['scenes']).vocabulary
+  prompts = choose_prompts(args.count, config['samples']['prompts'], vocabulary)
+
+  sampled, _ = sample.generate(
     pipelines.load(workdir),
-    [p.caption for p in prompts],
+    [prompt.caption for prompt in prompts],
     steps=args.steps,
     sampler=args.sampler,
     guidance_scale=args.guidance_scale,
     refiner=pipelines.load(args.refiner) if args.refiner else None,
   )
-  pictures = images.to_uint8(drawn)
-  share, spread, right = score(pictures, prompts, words.colours)
-  captions = [
-    ('' if good else 'WRONG ') + p.caption for p, good in zip(prompts, right)
-  ]
-  grid = images.grid(pictures, 8, captions, zoom=4)
+  samples = images.to_uint8(sampled)
+
+  right, spread = score_backgrounds(samples, prompts, vocabulary.colours)
+  found = score_objects(samples, prompts, vocabulary)
+  captions = [mark(*verdict) for verdict in zip(prompts, right, found.nearest)]
+  grid = images.grid(samples, args.columns, captions, args.zoom)
   images.save(args.output, grid)
   print(
-    f'{args.count} held-out prompts: background right in {share:.1%}, its '
-    f'median standard deviation {spread:.1f} of 255; grid in {args.output}'
+    f'{args.count} held-out prompts: background right in {right.mean():.1%}, '
+    f'its median standard deviation {np.median(spread):.1f} of 255; object '
+    f'right in {found.right.mean():.1%} (chance 1 in {vocabulary.objects}), '
+    f'median distance {np.median(found.distance):.1f} of 255; grid in '
+    f'{args.output}'
   )
+  print('\n'.join(confusions(prompts, found.nearest)))
 
 
 if __name__ == '__main__':
@@ -77,6 +273,8 @@ if __name__ == '__main__':
   flags.DEFINE_string('refiner', None, 'its workdir')
   flags.DEFINE_string('output', 'grid.png', 'PNG to write')
   flags.DEFINE_integer('count', 64, 'prompts')
+  flags.DEFINE_integer('columns', 8, 'samples in a row of the grid')
+  flags.DEFINE_integer('zoom', 4, 'factor by which the grid repeats pixels')
   flags.DEFINE_integer('steps', 25, 'sampler steps')
   flags.DEFINE_string('sampler', 'euler', 'sampler')
   flags.DEFINE_float('guidance_scale', 3.0, 'guidance')
