@@ -62,7 +62,7 @@ def right(samples, prompts, vocabulary):
 def test_scenes_of_any_size_score_all(prompts, vocabulary, side, aspect):
   samples = rendered(prompts, side=side, aspect=aspect)
   found = scene_score.score_objects(samples, prompts, vocabulary)
-  assert found.right.all()
+  assert found.right.all() and found.sharp.all()
   assert np.median(found.distance) < 10
   backgrounds, spread = scene_score.score_backgrounds(samples, prompts, 10)
   assert backgrounds.all() and np.median(spread) < 2
@@ -83,6 +83,17 @@ def test_other_objects_score_nothing(prompts, vocabulary):
     rendered(prompts, shown), prompts, vocabulary
   )
   assert found.nearest == shown and not found.right.any()
+
+
+def test_blobs_are_not_sharp(prompts, vocabulary):
+  clean = rendered(prompts)
+  for samples, least, most in (
+    (noisy(clean, 40), 0.95, 1.0),
+    (blurred(clean, 1), 0.95, 1.0),
+    (blurred(clean, 3), 0.0, 0.05),
+  ):
+    found = scene_score.score_objects(samples, prompts, vocabulary)
+    assert least <= found.sharp.mean() <= most
 
 
 @pytest.mark.parametrize(

@@ -3,8 +3,8 @@
   python -m tests.benchmarks.scene_score --weights DIR --output grid.png
 
 The prompts are those of the run's config, then others whose combinations were
-never trained on. `--refiner DIR` lets a refiner finish the samples. Two scores
-are reported:
+never trained on. `--refiner DIR` lets a refiner finish the samples. Three
+scores are reported:
 
 background  The share of samples whose background colour is the one of the
             prompt: of the vocabulary's colours the nearest to the median colour
@@ -13,7 +13,9 @@ background  The share of samples whose background colour is the one of the
             border.
 object      The share of samples that are nearer to a rendering of their prompt
             than to the same scene with any other object of the vocabulary.
-            Beside it stands the median distance to the prompt's own rendering.
+sharp       The share of samples that are nearer to the rendering of their
+            prompt than to a blur of it, a blob of the object's colours. Beside
+            it stands the median distance to the rendering.
 
 The distance is the root mean square difference, of 255, of the blurred colours
 from the prompt's background, the least over small shifts and scales. Chance is
@@ -45,7 +47,9 @@ BORDER = 3  # px at each side, kept free of objects by the scenes
 # change both by less.
 SCALES = (0.9, 1.0, 1.1)
 SHIFT = 3
-BLUR = 0.025  # standard deviation, as share of the shorter side
+# Standard deviations of Gaussian blurs, as shares of the shorter side: of what is
+# compared, and of a blob, in which an object's parts are lost.
+BLUR, BLOB = 0.025, 0.1
 RENDERED = 160  # px, the shorter side of a rendering before it is resized
 
 
@@ -53,7 +57,8 @@ class ObjectScore(NamedTuple):
   """What `score_objects` finds for each sample."""
 
   nearest: list[tuple[str, ...]]  # nouns of the nearest rendering
-  right: np.ndarray  # bool [n]
+  right: np.ndarray  # bool [n], whether that is the one of the prompt
+  sharp: np.ndarray  # bool [n], whether a blob of its colours is farther
   distance: np.ndarray  # [n], of 255, to the rendering of the prompt itself
 
 
@@ -102,10 +107,9 @@ def render(layout, nouns, background, size):
   return scenes.paint(combination, h, w, np.random.default_rng(0), jitter=0)
 
 
-def foreground(image, background):
+def foreground(image, background, blur):
   """The blurred difference from the background, float32 [h, w, 3]."""
-  radius = BLUR * min(image.shape[:2])
-  blurred = Image.fromarray(image).filter(ImageFilter.GaussianBlur(radius))
+  blurred = Image.fromarray(image).filter(ImageFilter.GaussianBlur(blur))
   return np.asarray(blurred, np.float32) - np.float32(background)
 
 
@@ -119,34 +123,29 @@ def place(scene, background, size):
   return np.asarray(canvas)
 
 
-def distances(image, prompt, choices):
-  """Distance, of 255, of a sample from the prompt's scene with these nouns.
+def distance(image, scene, background, blur=BLUR):
+  """The least distance, of 255, over scales and shifts of the scene.
 
   Args:
-    image: uint8 [h, w, 3].
-    prompt: scenes.Prompt.
-    choices: tuples of nouns, each of as many as the prompt has.
-
-  Returns:
-    [len(choices)].
+    image: uint8 [h, w, 3], a sample.
+    scene: uint8 [H, W, 3], a rendering.
+    background: of both, RGB in 0..255.
+    blur: of the scene, standard deviation as share of the image's shorter side;
+      the image's own is BLUR.
   """
-  size = image.shape[:2]
-  larger = tuple(side + 2 * SHIFT for side in size)
-  pixels = foreground(image, prompt.background)
-  least = []
-  for nouns in choices:
-    scene = render(prompt.layout, nouns, prompt.background, size)
-    scene, squares = Image.fromarray(scene), []
-    for factor in SCALES:
-      scaled = images.resize(scene, tuple(round(factor * n) for n in size))
-      canvas = place(scaled, prompt.background, larger)
-      canvas = foreground(canvas, prompt.background)
-      # [2 SHIFT + 1, 2 SHIFT + 1, h, w, 3], all shifts.
-      windows = np.lib.stride_tricks.sliding_window_view(canvas, size, (0, 1))
-      moved = windows.transpose(0, 1, 3, 4, 2)
-      squares.append(np.square(moved - pixels).mean(axis=(2, 3, 4)).min())
-    least.append(min(squares))
-  return np.sqrt(least)
+  size, side = image.shape[:2], min(image.shape[:2])
+  pixels = foreground(image, background, BLUR * side)
+  larger = tuple(length + 2 * SHIFT for length in size)
+  scene, squares = Image.fromarray(scene), []
+  for factor in SCALES:
+    scaled = images.resize(scene, tuple(round(factor * n) for n in size))
+    canvas = place(scaled, background, larger)
+    canvas = foreground(canvas, background, blur * side)
+    # [2 SHIFT + 1, 2 SHIFT + 1, h, w, 3], all shifts.
+    windows = np.lib.stride_tricks.sliding_window_view(canvas, size, (0, 1))
+    moved = windows.transpose(0, 1, 3, 4, 2)
+    squares.append(np.square(moved - pixels).mean(axis=(2, 3, 4)).min())
+  return np.sqrt(min(squares))
 
 
 def score_objects(samples, prompts, vocabulary):
@@ -160,14 +159,20 @@ def score_objects(samples, prompts, vocabulary):
   Returns:
     ObjectScore.
   """
-  nearest, own = [], []
+  nearest, own, sharp = [], [], []
   for image, prompt in zip(samples, prompts):
     choices = alternatives(prompt.objects, vocabulary)
-    found = distances(image, prompt, choices)
-    nearest.append(choices[found.argmin()])
+    rendered = [
+      render(prompt.layout, nouns, prompt.background, image.shape[:2])
+      for nouns in choices
+    ]
+    found = [distance(image, scene, prompt.background) for scene in rendered]
+    nearest.append(choices[np.argmin(found)])
     own.append(found[0])
+    blob = distance(image, rendered[0], prompt.background, BLOB)
+    sharp.append(found[0] < blob)
   right = [n == prompt.objects for n, prompt in zip(nearest, prompts)]
-  return ObjectScore(nearest, np.array(right), np.array(own))
+  return ObjectScore(nearest, np.array(right), np.array(sharp), np.array(own))
 
 
 def confusions(prompts, nearest):
@@ -258,14 +263,20 @@ def main(argv):
   captions = [mark(*verdict) for verdict in zip(prompts, right, found.nearest)]
   grid = images.grid(samples, args.columns, captions, args.zoom)
   images.save(args.output, grid)
+  print(f'{args.count} held-out prompts; grid in {args.output}')
   print(
-    f'{args.count} held-out prompts: background right in {right.mean():.1%}, '
-    f'its median standard deviation {np.median(spread):.1f} of 255; object '
-    f'right in {found.right.mean():.1%} (chance 1 in {vocabulary.objects}), '
-    f'median distance {np.median(found.distance):.1f} of 255; grid in '
-    f'{args.output}'
+    f'background right in {right.mean():.1%}, median standard deviation '
+    f'{np.median(spread):.1f} of 255'
+  )
+  print(
+    f'object right in {found.right.mean():.1%}, chance is 1 in '
+    f'{vocabulary.objects}:'
   )
   print('\n'.join(confusions(prompts, found.nearest)))
+  print(
+    f'sharp in {found.sharp.mean():.1%}, median distance '
+    f'{np.median(found.distance):.1f} of 255'
+  )
 
 
 if __name__ == '__main__':
