@@ -47,8 +47,8 @@ BORDER = 3  # px at each side, kept free of objects by the scenes
 # change both by less.
 SCALES = (0.9, 1.0, 1.1)
 SHIFT = 3
-# Standard deviations of Gaussian blurs, as shares of the shorter side: of what is
-# compared, and of a blob, in which an object's parts are lost.
+# Standard deviations of Gaussian blurs, as shares of the shorter side: of what
+# is compared, and of a blob, in which an object's parts are lost.
 BLUR, BLOB = 0.025, 0.1
 RENDERED = 160  # px, the shorter side of a rendering before it is resized
 
