@@ -23,7 +23,7 @@ one in the number of objects. The grid marks samples that are wrong.
 
 The grid of the README is
   python -m tests.benchmarks.scene_score --weights DIR --count 8 --columns 4 \\
-    --output .github/grid.png
+    --zoom 5 --output .github/grid.png
 """
 
 import collections
