@@ -78,21 +78,12 @@ def generate(
   check(pipeline, refiner, inputs, chosen)
   size = choose_size(pipeline, inputs, chosen)
   schedule = make_schedule(pipeline, chosen)
-
-  # Place the batch on the devices, its last row repeated to fill them.
   rows = batch_padding.Rows(pipeline.mesh, len(prompts))
   seeds = range(len(prompts)) if inputs.seeds is None else inputs.seeds
   keys = rows.put(jnp.stack([jax.random.key(seed) for seed in seeds]))
-  latent_shape = initial_latents.latent_shape(pipeline.model, size)
-  init = initial_latents.InitImage(
-    image=rows.put_each('image', inputs.image, (*size, 3)),
-    latents=rows.put_each('latents', inputs.latents, latent_shape),
-    mask=rows.put_each('mask', inputs.mask, size),
-    strength=chosen.strength,
-  )
-  noise = rows.put_each('init_noise', inputs.init_noise, latent_shape)
 
-  # Encode image and prompts, run the loop, decode.
+  # Encode the init image and the prompts.
+  init, noise = place_arrays(pipeline, rows, inputs, size, chosen.strength)
   initial = initial_latents.make_initial_latents(
     pipeline, schedule, keys, size, init, noise
   )
@@ -108,24 +99,47 @@ def generate(
         expert, conditioning, schedule, keys, initial, chosen
       )
     )
-  segments = denoising_loop.plan_segments(
-    schedule, initial.first_step, chosen, has_refiner=refiner is not None
-  )
 
+  # Denoise and decode.
   def decode(latents):
     return vae_batches.decode_all(pipeline, latents, chosen.tile)[: rows.count]
 
   def watch_latents(done, total, denoised):
     watch(done, total, lambda: decode(denoised))
 
+  segments = denoising_loop.plan_segments(
+    schedule, initial.first_step, chosen, has_refiner=refiner is not None
+  )
+  watch_steps = watch_latents if watch else None
   latents = denoising_loop.run(
-    experts,
-    segments,
-    initial.x,
-    watch_latents if watch else None,
-    watch_every,
+    experts, segments, initial.x, watch_steps, watch_every
   )
   return decode(latents), rows.fetch(latents)
+
+
+def place_arrays(
+  pipeline: pipelines.Pipeline,
+  rows: batch_padding.Rows,
+  inputs: Inputs,
+  size: tuple[int, int],
+  strength: float | None,
+) -> tuple[initial_latents.InitImage, Any]:
+  """Places the arrays of the inputs on the devices that share the batch.
+
+  Returns:
+    What to start from, and the initial noise or None.
+
+  Raises:
+    ValueError: for arrays of another shape.
+  """
+  latent_shape = initial_latents.latent_shape(pipeline.model, size)
+  init = initial_latents.InitImage(
+    image=rows.put_each('image', inputs.image, (*size, 3)),
+    latents=rows.put_each('latents', inputs.latents, latent_shape),
+    mask=rows.put_each('mask', inputs.mask, size),
+    strength=strength,
+  )
+  return init, rows.put_each('init_noise', inputs.init_noise, latent_shape)
 
 
 def parse_options(
