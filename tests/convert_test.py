@@ -83,7 +83,7 @@ def test_all_formats_load_alike(model, single, orbax):
     loaded = pipelines.load(path)
     version = {'_diffusers_version': ''}
     assert loaded.scheduler | version == expected.scheduler | version
-    for field in ('nets', 'force_zeros', 'size'):
+    for field in ('model', 'force_zeros', 'size'):
       assert getattr(loaded, field) == getattr(expected, field)
     jax.tree.map(np.testing.assert_array_equal, loaded.params, expected.params)
 
@@ -306,7 +306,7 @@ def test_the_command(tmp_path):
   assert done.returncode == 0 and f'wrote {target}' in done.stdout, done.stderr
   assert '100%' in done.stderr
   again = command(target, '--to=diffusers')
-  assert again.returncode != 0 and 'SOURCE and TARGET must be' in again.stderr
+  assert again.returncode != 0 and 'pass SOURCE and TARGET' in again.stderr
   target.write_bytes(target.read_bytes()[:-4])
   broken = command(target, tmp_path / 'b', '--to=diffusers')
   assert (

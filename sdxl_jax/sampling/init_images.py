@@ -9,12 +9,13 @@ from PIL import Image
 
 from sdxl_jax.data import images
 
+Path = str | os.PathLike
 MULTIPLE = 8  # px; sides of images are cut to multiples of this
 
 
 def load(
-  image_path: str | None,
-  mask_path: str | None,
+  image_path: Path | None,
+  mask_path: Path | None,
   size: tuple[int | None, int | None],
   default_size: tuple[int, int],
 ) -> dict[str, Any]:
@@ -45,14 +46,12 @@ def load(
   return {'size': size, 'image': image, 'mask': mask}
 
 
-def read(path: str | os.PathLike[str]) -> Image.Image:
+def read(path: Path) -> Image.Image:
   """Reads an image in RGB; transparent parts become white."""
   return images.decode(pathlib.Path(path).read_bytes(), path)
 
 
-def read_mask(
-  path: str | os.PathLike[str], image: Image.Image, image_path: str
-) -> Image.Image:
+def read_mask(path: Path, image: Image.Image, image_path: Path) -> Image.Image:
   """Reads a mask in grey, which must have the size of its image."""
   mask = read(path).convert('L')
   if mask.size != image.size:

@@ -413,7 +413,7 @@ def test_text_that_nothing_reads_is_not_encoded(
   'change, message',
   [
     (dict(strength=0.0), 'strength 0.0 takes none of 4 steps'),
-    (dict(strength=0.2), 'give at least 0.25, or more steps'),
+    (dict(strength=0.2), 'pass at least 0.25, or more steps'),
     (dict(strength=1.1), 'strength is 1.1; it must be from 0 to 1'),
     (dict(mask=np.ones((64, 32))), r'mask has shape \(64, 32\)'),
     (dict(image=np.zeros((64, 64, 4))), r'image has shape \(64, 64, 4\)'),
