@@ -191,6 +191,7 @@ def execute(snippet, folder):
     config_validation.check(names['get_config']())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('name', guides.NAMES)
 def test_guide(name, desk):
   for language, text in guides.blocks(name):

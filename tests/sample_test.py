@@ -32,6 +32,7 @@ def run(*args, cwd=None):
   return subprocess.run(command, capture_output=True, text=True, cwd=cwd)
 
 
+@pytest.mark.slow
 def test_command(tmp_path):
   """Prompts with settings of their own, batches, and a picture drawn again."""
   file = tmp_path / 'prompts.jsonl'
@@ -86,6 +87,7 @@ def test_command(tmp_path):
     assert picture.size == (96, 64)
 
 
+@pytest.mark.slow
 def test_watermark(tmp_path):
   drawn = run(
     *('--weights', TINY / 'base', '--prompt', 'a fox', '--watermark'),

@@ -117,6 +117,7 @@ def test_each_bucket_compiles_once(run):
   assert counted.written >= counted.begun['gradients'] + 1
 
 
+@pytest.mark.slow
 def test_a_second_run_compiles_nothing(workdir):
   """All programs come from the cache."""
   counted = Compilations()
@@ -149,6 +150,7 @@ def test_a_finished_run_has_nothing_to_do(straight):
   assert (straight / 'metrics.jsonl').read_text() == before
 
 
+@pytest.mark.slow
 def test_from_another_run(straight, tmp_path):
   """Starts from all nets of a run, one of them trained on; or from a step."""
   config = tiny_config.get_config()
@@ -274,6 +276,7 @@ def test_weights_of_another_architecture(tmp_path, golden):
     train.train(config, tmp_path)
 
 
+@pytest.mark.slow
 def test_training_starts_from_published_weights(tmp_path):
   folder = published_config.WEIGHTS
   config = published_config.get_config()
@@ -325,6 +328,7 @@ def write(kind, folder):
   return datasets.WRITERS[kind](folder, examples)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('kind', ['webdataset', 'parquet', 'tfds', 'mixture'])
 def test_sources(kind, workdir, tmp_path):
   config = tiny_config.get_config()
@@ -341,6 +345,7 @@ def test_sources(kind, workdir, tmp_path):
   assert train.train(config, workdir) == 4
 
 
+@pytest.mark.slow
 def test_precomputed(straight, tmp_path):
   """Frozen nets are not loaded unless there are samples."""
   config = tiny_config.get_config()

@@ -98,6 +98,7 @@ def compiled_text(axes, batch_size):
   return compiled.as_text()
 
 
+@pytest.mark.slow
 def test_no_activation_moves_between_devices():
   """Devices exchange parameters and gradients only, whatever the batch."""
   small, large = (cost.collectives(compiled_text((1, 4, 1), n)) for n in (4, 8))

@@ -106,6 +106,7 @@ def test_blocks_one_by_one_or_as_a_scan(golden, close, tolerances, jit, net):
   assert scanned.config.scan_blocks
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('model', MODELS)
 def test_gradients(golden, close, tolerances, jit, check_grads, model):
   net, params = load(golden, model)

@@ -32,11 +32,30 @@ RUNS = {
 }
 
 
+# One of each kind.
+QUICK = {
+  't2i_euler_g8_r07_micro',
+  't2i_ddim_eta05',
+  'img2img_base_s05_batch',
+  'inpaint_euler_s60',
+  'handoff_euler_batch',
+}
+
+
 def cases(*kinds):
-  """Parametrizes by recorded runs whose names begin with one of `kinds`."""
-  names = [case for case in RUNS if case[1].startswith(kinds)]
-  ids = [f'{folder.name}-{name}' for folder, name in names]
-  return pytest.mark.parametrize('case', names, ids=ids)
+  """Parametrizes by recorded runs whose names begin with one of `kinds`.
+
+  Each run compiles programs of its own, so that all but QUICK are slow.
+  """
+  params = []
+  for folder, name in RUNS:
+    if name.startswith(kinds):
+      marks = () if name in QUICK else pytest.mark.slow
+      case = pytest.param(
+        (folder, name), id=f'{folder.name}-{name}', marks=marks
+      )
+      params.append(case)
+  return pytest.mark.parametrize('case', params)
 
 
 @pytest.fixture(scope='module')
@@ -299,6 +318,7 @@ def test_a_batch_is_shared_out_and_never_gathered(base):
   assert 'attn2/to_q' not in context
 
 
+@pytest.mark.slow
 def test_previews_lead_to_the_picture(base, refiner):
   seen = []
 
@@ -315,6 +335,7 @@ def test_previews_lead_to_the_picture(base, refiner):
   assert away[-1] < 1e-5  # the last step ends at what the net sees
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('sampler', ['lms', 'unipc', 'dpmpp_2m', 'heun'])
 def test_watching_changes_nothing(base, sampler):
   chosen = dict(sampler=sampler, size=(64, 64), steps=6)
@@ -346,6 +367,7 @@ def test_tiles_give_the_same_picture(base):
     generation.generate(base, ['a'], tile=7, **chosen)
 
 
+@pytest.mark.slow
 def test_a_refiner_goes_over_a_picture_with_new_noise(base, refiner):
   both = dict(size=(64, 64), steps=10)
   _, plain = generation.generate(base, ['a'], **both)
@@ -369,6 +391,7 @@ def test_a_refiner_goes_over_a_picture_with_new_noise(base, refiner):
   assert np.abs(gone_over - by_hand).max() < 1e-5 * np.abs(by_hand).max()
 
 
+@pytest.mark.slow
 def test_weighted_and_long_prompts_reach_the_net(base):
   def sample(prompt, **options):
     return generation.generate(base, [prompt], **SMALL, **options)[1]
