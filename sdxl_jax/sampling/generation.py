@@ -181,8 +181,8 @@ def check(
   validation.check_prompts(inputs.prompts)
   validation.check_count('seeds', inputs.seeds, len(inputs.prompts))
   validation.check_one_init(inputs.image, inputs.latents)
-  validation.check_strength(chosen.strength, init, inputs.mask)
   validation.check_unet(pipeline.model, inputs.image, inputs.mask)
+  validation.check_strength(chosen.strength, init, inputs.mask)
   if refiner:
     validation.check_refiner_matches_base(pipeline.model, refiner.model)
 
