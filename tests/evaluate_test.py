@@ -38,6 +38,7 @@ def test_what_training_leaves(trained):
   assert (trained / 'samples' / '0000004.png').is_file()
 
 
+@pytest.mark.slow
 def test_resumed_is_unbroken(trained, tmp_path):
   """Autoencoder, discriminator and its start continue as without a stop."""
   config = autoencoder_config.get_config()
@@ -105,6 +106,7 @@ def test_evaluate(trained, tmp_path):
   )
 
 
+@pytest.mark.slow
 def test_latents_are_measured_and_handed_on(tmp_path):
   """Later stages use the scaling that stage 0 measured, which is right."""
   config = autoencoder_config.get_config().unlock()
@@ -140,6 +142,7 @@ def test_latents_are_measured_and_handed_on(tmp_path):
   assert list(vae.latents_mean) == saved.latents_mean
 
 
+@pytest.mark.slow
 def test_averages_to_choose_from(tmp_path):
   """Loads the last parameters, the saved EMA, or a reconstructed one."""
   config = autoencoder_config.get_config()
@@ -160,7 +163,7 @@ def test_averages_to_choose_from(tmp_path):
     load('EMA')
   with pytest.raises(ValueError, match='sigma_rel is 0.4; .* at most 0.289'):
     load('0.4')
-  with pytest.raises(ValueError, match='is no workdir and has no'):
+  with pytest.raises(ValueError, match='is not a workdir and has no'):
     pipelines.load(published_config.WEIGHTS, average='0.1')
 
 

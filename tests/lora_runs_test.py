@@ -154,6 +154,7 @@ def test_a_run_without_factors(base, tmp_path):
     conversions.run_lora(base, tmp_path / 'x.safetensors')
 
 
+@pytest.mark.slow
 def test_command(tmp_path):
   """The PNG lists the LoRA files that it was sampled with."""
   specs = [str(FILES[0]), f'{FILES[1]}:0.5']
@@ -189,6 +190,7 @@ def save_ours(path, dialect):
   lora_writer.save(path, factors, params, dialect)
 
 
+@pytest.mark.slow
 @pytest.mark.torch
 def test_samples_of_diffusers(tmp_path, close, tolerances):
   """Samples equal diffusers', from its files and ours (but PEFT's keys)."""

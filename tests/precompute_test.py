@@ -203,6 +203,7 @@ def make_command(folder, *flags):
   ]
 
 
+@pytest.mark.slow
 def test_killed_and_continued(tmp_path):
   """By SIGKILL, in a process of its own."""
   command = [sys.executable, '-m', *make_command(tmp_path, '--shard_size=1')]
@@ -222,6 +223,7 @@ def test_killed_and_continued(tmp_path):
   assert contents(tmp_path / 'killed') == contents(tmp_path / 'uninterrupted')
 
 
+@pytest.mark.slow
 def test_two_processes_write_what_one_writes(tmp_path):
   command = make_command(tmp_path, '--shard_size=1', '--crops=2')
   for count in (1, 2):

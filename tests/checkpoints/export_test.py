@@ -93,6 +93,7 @@ def workdir(model, started, tmp_path_factory):
   return path
 
 
+@pytest.mark.slow
 def test_an_exported_run_has_the_same_parameters(started, workdir, tmp_path):
   """EMA or last parameters of the UNet, and the frozen nets of its start."""
 

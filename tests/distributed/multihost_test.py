@@ -50,6 +50,7 @@ def test_stop():
   stop.close()
 
 
+@pytest.mark.slow
 def test_two_processes_stop_and_one_resumes(tmp_path):
   """SIGTERM to one process saves on both; one process resumes the run."""
   config = 'tests/support/tiny_config.py'

@@ -117,6 +117,7 @@ def same_settings(theirs):
   return config, schedulers.sampler_of(config)
 
 
+@pytest.mark.slow
 @pytest.mark.torch
 @pytest.mark.filterwarnings('ignore:__array__ implementation')
 @pytest.mark.parametrize(

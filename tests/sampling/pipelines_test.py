@@ -49,6 +49,7 @@ def test_an_autoencoder_of_another_type():
     pipelines.load(BASE, vae_dtype='float16')
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('shared', [False, True])
 def test_offloaded_nets_draw_the_same(shared):
   """Their parameters stay in the host's memory, before and after."""
@@ -64,6 +65,7 @@ def test_offloaded_nets_draw_the_same(shared):
     assert (one == other).all()
 
 
+@pytest.mark.slow
 def test_an_offloaded_workdir(tmp_path):
   config = tiny_config.get_config()
   config.total_steps = 2

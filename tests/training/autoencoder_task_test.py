@@ -182,6 +182,7 @@ def test_the_discriminator_from_the_first_step(setup):
   assert metrics['adversary_weight'] > 0 and metrics['discriminator_loss'] > 0
 
 
+@pytest.mark.slow
 def test_a_discriminator_without_influence(setup):
   """A weight of 0 trains the discriminator only."""
   nets, params = setup
@@ -204,6 +205,7 @@ def test_without_lpips(setup):
   assert metrics['lpips'] == 0 < metrics['l1']
 
 
+@pytest.mark.slow
 def test_optimizers(setup):
   """Each net learns at its rate; what is frozen keeps its bits, EMA and all."""
   nets, params = setup

@@ -52,6 +52,7 @@ def setup(request):
   return config, nets, task, state, frozen, batch
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('axes', [(2, 2, 1), (1, 2, 2)])
 def test_meshes_do_not_change_gradients(setup, close, axes):
   _, _, task, state, frozen, batch = setup
@@ -84,6 +85,7 @@ def test_meshes_do_not_change_gradients(setup, close, axes):
   assert zero == unread
 
 
+@pytest.mark.slow
 def test_update_takes_the_mean_of_micro_batches(setup):
   config, nets, task, state, *_ = setup
   halves = diffusion_task.make_diffusion_task(
