@@ -281,6 +281,8 @@ def test_starting_pictures(tmp_path):
   images.save(image, np.zeros((70, 99, 3)))
   load = init_images.load
   assert load(None, None, (None, 32), (64, 64))['size'] == (64, 32)
+  with pytest.raises(ValueError, match='height is 0 px; it must be at least 1'):
+    load(None, None, (0, 32), (64, 64))
   found = load(image, None, (None, None), (64, 64))
   assert found['size'] == (64, 96) and found['image'].shape == (64, 96, 3)
   with pytest.raises(ValueError, match='given without an image'):

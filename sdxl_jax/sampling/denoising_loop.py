@@ -163,7 +163,9 @@ def run(
       )
       x = img2img.from_latents(latents, noise, inputs.schedule, segment.start)
     expert = experts[segment.model_index]
-    report = watch and functools.partial(report_step, watch, done, total)
+    report = None
+    if watch is not None:
+      report = functools.partial(report_step, watch, done, total)
     x = run_segment(expert, segment, x, report, watch_every)
     done, inputs = done + segment.steps, expert.inputs
   return finish(inputs.schedule, inputs.known, x)

@@ -201,8 +201,8 @@ def choose_size(
     or initial_latents.image_size(latents, px=pipeline.model.vae.downscale)
     or pipeline.size
   )
-  height = chosen.height or default[0]
-  width = chosen.width or default[1]
+  height = default[0] if chosen.height is None else chosen.height
+  width = default[1] if chosen.width is None else chosen.width
   return validation.check_size((height, width), pipeline)
 
 

@@ -33,17 +33,34 @@ def load(
   if image_path is None:
     if mask_path is not None:
       raise ValueError(f'mask {mask_path} is given without an image: pass both')
-    size = tuple(side or own for side, own in zip(size, default_size))
-    return {'size': size, 'image': None, 'mask': None}
+    return {'size': fill_size(size, default_size), 'image': None, 'mask': None}
   image = read(image_path)
-  own_size = [side // MULTIPLE * MULTIPLE for side in image.size[::-1]]
-  size = tuple(side or own for side, own in zip(size, own_size))
+  own_size = tuple(side // MULTIPLE * MULTIPLE for side in image.size[::-1])
+  size = fill_size(size, own_size)
   mask = None
   if mask_path is not None:
     mask = images.resize(read_mask(mask_path, image, image_path), size)
     mask = np.asarray(mask, np.float32) / 255
   image = images.to_float(images.resize(image, size))
   return {'size': size, 'image': image, 'mask': mask}
+
+
+def fill_size(
+  size: tuple[int | None, int | None], default: tuple[int, int]
+) -> tuple[int, int]:
+  """Returns (height, width) with the default's sides where they are None.
+
+  Raises:
+    ValueError: for a side that no image can be resized to.
+  """
+  for name, side in zip(('height', 'width'), size):
+    if side is not None and side < 1:
+      raise ValueError(f'{name} is {side} px; it must be at least 1')
+  height, width = size
+  return (
+    default[0] if height is None else height,
+    default[1] if width is None else width,
+  )
 
 
 def read(path: Path) -> Image.Image:

@@ -444,6 +444,8 @@ def test_text_that_nothing_reads_is_not_encoded(
     (dict(latents=np.zeros((8, 8, 4))), 'image and latents are both given'),
     (dict(image=None, mask=None, strength=0.5), 'strength is given without'),
     (dict(size=(64, 128)), r'image has shape .* take \(64, 128, 3\)'),
+    (dict(size=(0, 64)), 'size 0 x 64 .* must be positive multiples of 8'),
+    (dict(height=0), 'size 0 x 64 .* must be positive multiples of 8'),
     (dict(seeds=[1, 2]), '2 seeds for 1 prompts'),
     (dict(sampler='plms'), "sampler is 'plms'; choose one of"),
     (dict(eta=0.5), 'eta is 0.5, but euler has none'),
