@@ -41,9 +41,13 @@ def to_json(plan: sampling_plan.SamplingPlan) -> dict[str, Any]:
   phases = [dataclasses.asdict(phase) for phase in plan.phases]
   workload = dataclasses.asdict(plan.workload)
   settings = workload.pop('settings')
-  names = 'height', 'width', 'steps', 'sampler', 'guidance_scale', 'tile'
-  settings = {name: settings[name] for name in names}
-  return workload | settings | {'phases': phases}
+  # Of the settings, those that decide the cost.
+  workload |= {name: settings[name] for name in ('steps', 'sampler', 'tile')}
+  workload |= {
+    'size': plan.workload.size,
+    'guided': settings['guidance_scale'] > 1,
+  }
+  return workload | {'phases': phases}
 
 
 def verdict(plan: sampling_plan.SamplingPlan) -> str:

@@ -55,6 +55,11 @@ def test_phases(planned, phases):
   text = sampling_report.to_text(planned)
   assert '4 x cpu, no limit known; 1 x 32 x 48 px on each, 3 steps' in text
   assert 'Most is taken by' in text
+  figures = sampling_report.to_json(planned)
+  assert (
+    figures['size'] == (32, 48) and figures['guided'] and figures['steps'] == 3
+  )
+  assert len(figures['phases']) == 5
 
 
 def test_offload_keeps_only_the_running_net(phases, machine, configs):
