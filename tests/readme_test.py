@@ -11,6 +11,7 @@ import pathlib
 import re
 import shlex
 import subprocess
+import sys
 import tomllib
 import types
 
@@ -136,8 +137,10 @@ def check_hf(words):
 
 @functools.cache
 def hf_usage():
+  # As a module, since the programs of an environment need not be on the PATH.
+  command = [sys.executable, '-m', 'huggingface_hub.cli.hf']
   found = subprocess.run(
-    ['hf', 'download', '--help'], capture_output=True, text=True, check=True
+    [*command, 'download', '--help'], capture_output=True, text=True, check=True
   )
   return found.stdout
 
