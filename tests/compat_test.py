@@ -17,7 +17,12 @@ import pytest
 from PIL import Image
 
 from sdxl_jax import evaluate, precompute, sample, train
-from tests.support import autoencoder_config, golden_sets, tiny_config
+from tests.support import (
+  autoencoder_config,
+  golden_sets,
+  tiny_config,
+  xla_flags,
+)
 
 COMPAT = golden_sets.GOLDEN / 'compat'
 LATENTS = 1e-5  # largest error over largest value
@@ -64,9 +69,8 @@ def run_sample(folder, *flags):
   """Runs `sample` in a folder, to which the paths in its files are relative."""
   variables = {
     'PYTHONPATH': str(golden_sets.GOLDEN.parent.parent),
-    # One device, as the files were written with; quick to compile.
-    'XLA_FLAGS': '--xla_force_host_platform_device_count=1 '
-    '--xla_backend_optimization_level=0',
+    # One device, as the files were written with.
+    'XLA_FLAGS': xla_flags.flags(devices=1),
   }
   command = [sys.executable, '-m', 'sdxl_jax.sample', *map(str, flags)]
   done = subprocess.run(

@@ -7,12 +7,10 @@ import os
 import shutil
 import tempfile
 
+from tests.support import xla_flags
+
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')
-os.environ.setdefault(
-  'XLA_FLAGS',
-  '--xla_force_host_platform_device_count=4 '
-  '--xla_backend_optimization_level=0',  # most of the time goes to compiling
-)
+os.environ.setdefault('XLA_FLAGS', xla_flags.flags(devices=4))
 # Programs are compiled once for all workers, and for the commands they start.
 if 'JAX_COMPILATION_CACHE_DIR' not in os.environ:
   programs = tempfile.mkdtemp(prefix='programs')

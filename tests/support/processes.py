@@ -8,6 +8,8 @@ import subprocess
 import sys
 import time
 
+from tests.support import xla_flags
+
 
 class Run:
   """`count` processes of tests/support/recorded_train.py, started together."""
@@ -76,9 +78,7 @@ def start(command, logs, environment=lambda i: {}):
   for i, log in enumerate(logs):
     variables = os.environ | {
       'JAX_PLATFORMS': 'cpu',
-      # Compile quickly; the speed of the programs does not matter here.
-      'XLA_FLAGS': '--xla_force_host_platform_device_count=1 '
-      '--xla_backend_optimization_level=0',
+      'XLA_FLAGS': xla_flags.flags(devices=1),
       **environment(i),
     }
     if count > 1:
