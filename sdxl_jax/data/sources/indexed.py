@@ -38,6 +38,8 @@ class Source(Protocol):
 
   def __getitem__(self, i: int) -> Example: ...
 
+  def name(self, i: int) -> str: ...
+
 
 class IndexedSource:
   """Base class of sources whose records are rows of an index.

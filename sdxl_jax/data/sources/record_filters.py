@@ -140,6 +140,10 @@ class FilteredSource:
   def __getitem__(self, i: int) -> indexed.Example:
     return self.source[int(self.ids[i])]
 
+  def name(self, i: int) -> str:
+    """Names a record in reports."""
+    return self.source.name(int(self.ids[i]))
+
   def left_out(self) -> Iterator[str]:
     """Yields a line for each unusable record: its name, and why."""
     for reason, ids in self.unusable:

@@ -259,6 +259,10 @@ class Scenes:
   def __len__(self) -> int:
     return len(self.sizes)
 
+  def name(self, index: int) -> str:
+    """Names a scene in reports."""
+    return f'scene {index} of seed {self.seed}'
+
   def __getitem__(self, index: int) -> indexed.Example:
     h, w = (int(n) for n in self.sizes[index])
     rng = np.random.default_rng([self.seed, index])
@@ -268,7 +272,7 @@ class Scenes:
       'image': paint(combination, h, w, rng, self.jitter),
       'original_size': (h, w),
       'flippable': False,  # captions name left and right
-      'name': f'scene {index} of seed {self.seed}',
+      'name': self.name(index),
     }
     if self.scored:
       example['aesthetic_score'] = score = rng.uniform(2, 7)
