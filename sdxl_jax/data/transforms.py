@@ -15,8 +15,8 @@ from PIL import Image
 from sdxl_jax.data import images
 from sdxl_jax.data.sources import indexed
 
-# Pixels of an image resized to cover its bucket: Pillow's limit for decoding.
-MAX_RESIZED = 2 * 89_478_485
+# Pixels that the resize of an image may make, of 4 bytes each: 1 GiB.
+MAX_RESIZED = 1 << 28
 
 Example = indexed.Example
 Size = images.Size

@@ -43,3 +43,10 @@ def parse(value: Any) -> Score:
   if number is None or abs(number) > LARGEST:
     return Score(None, indexed.BAD_SCORE, f'{value!r:.60}')
   return NONE if math.isnan(number) else Score(number)
+
+
+def check(measured: indexed.Measured, score: Score) -> indexed.Measured:
+  """Adds the problem of its score to a record that has no other."""
+  if measured.problem or not score.problem:
+    return measured
+  return measured._replace(problem=score.problem, detail=score.detail)

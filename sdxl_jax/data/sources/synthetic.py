@@ -216,7 +216,7 @@ def draw_sizes(resolution, length, seed, aspects, scales) -> np.ndarray:
   return sizes.round().astype(np.int32)
 
 
-class Scenes:
+class Scenes(indexed.GeneratedSource):
   """Captioned images of objects on plain backgrounds, rendered on request.
 
   Args:
@@ -245,6 +245,8 @@ class Scenes:
     scored: bool = False,
     **vocabulary: int | float,
   ):
+    settings = [resolution, seed, [*aspects], [*scales], jitter, scored]
+    super().__init__(f'scene {{}} of seed {seed}', [settings, vocabulary])
     check_range('jitter', jitter, 0, 1)
     self.seed, self.jitter, self.scored = seed, jitter, scored
     self.vocabulary = Vocabulary(**vocabulary)
@@ -255,13 +257,6 @@ class Scenes:
         f'{self.sizes.min()} px, under the limit of 16; raise resolution or '
         'the first of scales'
       )
-
-  def __len__(self) -> int:
-    return len(self.sizes)
-
-  def name(self, index: int) -> str:
-    """Names a scene in reports."""
-    return f'scene {index} of seed {self.seed}'
 
   def __getitem__(self, index: int) -> indexed.Example:
     h, w = (int(n) for n in self.sizes[index])

@@ -5,7 +5,9 @@ the first end-of-archive mark, behind which another tar may follow where two
 were concatenated. Both are looked for here.
 """
 
+import io
 import logging
+import os
 import posixpath
 import tarfile
 from collections.abc import Iterator
@@ -34,6 +36,34 @@ class Member(NamedTuple):
   detail: str = ''  # of the problem, in words
 
 
+class Window(io.RawIOBase):
+  """The bytes of a member, as a file that reads no others."""
+
+  def __init__(self, file: IO[bytes], member: Member):
+    self.file, self.member, self.place = file, member, 0
+
+  def readable(self) -> bool:
+    return True
+
+  def seekable(self) -> bool:
+    return True
+
+  def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+    start = {os.SEEK_SET: 0, os.SEEK_CUR: self.place}.get(
+      whence, self.member.size
+    )
+    self.place = max(0, start + offset)
+    return self.place
+
+  def readinto(self, buffer: memoryview) -> int:
+    self.file.seek(self.member.start + self.place)
+    count = min(len(buffer), max(0, self.member.size - self.place))
+    data = self.file.read(count)
+    buffer[: len(data)] = data
+    self.place += len(data)
+    return len(data)
+
+
 def read_members(file: IO[bytes], path: str) -> list[Member]:
   """Lists the members of a tar, in their order.
 
@@ -60,7 +90,7 @@ def read_members(file: IO[bytes], path: str) -> list[Member]:
     ) from error
   # A link stands for the last member of the name that it leads to.
   places = {posixpath.normpath(m.name): i for i, m in enumerate(members)}
-  for i, target in links.items():
+  for i in links:
     members[i] = follow(members, places, links, i)
   return members
 

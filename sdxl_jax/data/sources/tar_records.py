@@ -13,6 +13,7 @@ from typing import NamedTuple
 from sdxl_jax.data import images
 from sdxl_jax.data.sources import indexed, tar_members
 
+PICTURES = frozenset(images.SUFFIXES)
 Members = dict[str, tar_members.Member]  # {suffix: member}
 Key = tuple[str, int]  # path without suffix; how often it came before
 TEXT, JSON = '.txt', '.json'
@@ -50,9 +51,9 @@ def items(
       detail = f'{names}: the tar has it already'
       yield Item(key, problem=indexed.DUPLICATE, detail=detail)
       continue
-    pictures = [found[suffix] for suffix in images.SUFFIXES if suffix in found]
+    pictures = [found[suffix] for suffix in found if suffix in PICTURES]
     strangers = [
-      found[s] for s in found if s not in known and s not in images.SUFFIXES
+      found[s] for s in found if s not in known and s not in PICTURES
     ]
     if pictures:
       yield record(key, pictures[0], found, text_suffix, strangers)
@@ -119,7 +120,7 @@ def lend(groups: dict[Key, Members]) -> None:
   # {webdataset's key: keys of records with an image}.
   pictured = collections.defaultdict(list)
   for key, times in groups:
-    if not times and not images.SUFFIXES.isdisjoint(groups[key, 0]):
+    if not times and not PICTURES.isdisjoint(groups[key, 0]):
       pictured[first_dot(key)].append(key)
   for short, keys in pictured.items():
     # Of several images it would be a guess whose text it is.

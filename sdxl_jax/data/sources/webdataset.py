@@ -5,19 +5,21 @@ two records, since many programs count from 0 in each tar; in one tar the first
 one is used.
 """
 
+import collections
 import io
 import json
 import os
-import re
 from typing import IO, Any, NamedTuple
 
 import fsspec
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from sdxl_jax.data import images
 from sdxl_jax.data.sources import (
   captions,
+  file_patterns,
   index,
   indexed,
   measuring,
@@ -33,7 +35,7 @@ class WebDataset(indexed.IndexedSource):
 
   Args:
     shards: pattern of paths, or of URLs that fsspec opens: /data/{000..127}.tar
-      or gs://bucket/*.tar.
+      or gs://bucket/*.tar; or a folder.
     caption: suffix of the member that holds it, such as 'txt'; where a record
       has no such member, a field of its json member, with dots for a field
       within a field; '': captions are ''.
@@ -57,33 +59,25 @@ class WebDataset(indexed.IndexedSource):
     workers: int = 8,
   ):
     text_decoding.check(encoding, 'config.data.webdataset.encoding')
-    self.fs, pattern = fsspec.core.url_to_fs(str(shards))
     self.caption, self.encoding = caption, encoding
-    # Sorted, so that all hosts number the records alike.
-    paths = sorted(
-      path for part in braces(pattern) for path in self.fs.glob(part)
-    )
-    if not paths:
-      raise FileNotFoundError(
-        f'no tar matches {shards}: check the path, or the login for a URL'
-      )
+    found = file_patterns.find(shards, '.tar')
+    self.fs = found.fs
     # One part of the index for each tar.
     columns = indexed.index_columns(columns, score)
     build_options = dict(
-      base=indexed.base_folder(pattern),
+      base=found.base,
       caption=caption,
       encoding=encoding,
       columns=columns,
     )
-    super().__init__(
-      index.load_files(
-        'webdataset',
-        index.Files(str(shards), self.fs, paths),
-        build_options,
-        measure,
-        workers,
-      )
+    table = index.load_files(
+      'webdataset',
+      index.Files(str(shards), found.fs, found.paths),
+      build_options,
+      measure,
+      workers,
     )
+    super().__init__(table, beside=found.beside | count_others(table))
 
   def name(self, i: int) -> str:
     return f'{self.value("shard", i)}: {self.value("record", i)}'
@@ -112,18 +106,16 @@ class WebDataset(indexed.IndexedSource):
     return self.fs.cat_file(self.value('shard', i), start, end) if end else b''
 
 
-def braces(pattern: str) -> list[str]:
-  """Expands {000..127} in a pattern."""
-  match = re.search(r'\{(\d+)\.\.(\d+)\}', pattern)
-  if not match:
-    return [pattern]
-  first, last = match.groups()
-  before, after = pattern[: match.start()], pattern[match.end() :]
-  return [
-    expanded
-    for n in range(int(first), int(last) + 1)
-    for expanded in braces(f'{before}{n:0{len(first)}d}{after}')
-  ]
+def count_others(table: pa.Table) -> dict[str, int]:
+  """Counts the members beside images that are not read: {what: count}."""
+  counts = collections.Counter()
+  for row in pc.value_counts(table['others']).to_pylist():
+    for suffix in (row['values'] or '').split():
+      counts[suffix] += row['counts']
+  return {
+    f'members {suffix} beside images, not read': count
+    for suffix, count in sorted(counts.items())
+  }
 
 
 class Row(NamedTuple):
@@ -243,9 +235,10 @@ class TarReader:
     caption, in_json = self.read_caption(item, fields)
     score = scores.parse(values.get('aesthetic_score'))
     values['aesthetic_score'] = score.number
-    image = io.BytesIO(self.read(item.image))
-    measured = measuring.measure(name, image, caption, score)
-    return Row(item, measured, item.fields if in_json else item.text, in_json, values)
+    image = io.BufferedReader(tar_members.Window(self.file, item.image))
+    measured = measuring.measure(name, image, caption, score.number)
+    text = item.fields if in_json else item.text
+    return Row(item, scores.check(measured, score), text, in_json, values)
 
   def read(self, member: tar_members.Member) -> bytes:
     """Reads the bytes of a member."""
@@ -266,8 +259,17 @@ class TarReader:
     if not self.caption:
       return captions.Caption(''), False
     if item.text is None:
-      value = captions.look_up(fields, self.caption)
-      return captions.parse(value), True
+      caption = captions.parse(captions.look_up(fields, self.caption))
+      if caption == captions.NONE:
+        caption = caption._replace(detail=self.explain(item))
+      return caption, True
     if item.text.problem:
       return captions.Caption('', item.text.problem, item.text.detail), False
     return captions.parse(self.read(item.text), self.encoding), False
+
+  def explain(self, item: tar_records.Item) -> str:
+    """Says where the caption of a record was looked for."""
+    detail = f'no member .{self.caption}'
+    if item.fields is not None:
+      detail += f', no text in {self.caption!r} of its .json'
+    return detail + ''.join(f', but {suffix}' for suffix in item.others)
