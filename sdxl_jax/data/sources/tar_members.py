@@ -192,12 +192,11 @@ def follow(
   Returns:
     The member, its problem LINK where the link is broken or a cycle.
   """
-  name, seen = members[i].name, {i}
+  name, target, seen = members[i].name, links[i], {i}
   while i in links:
-    target = links[i]
-    i = places.get(target)
+    i = places.get(links[i])
     if i is None or i in seen:
-      what = 'which leads back' if i is not None else 'which the tar lacks'
+      what = 'which leads nowhere' if i is None else 'which leads back'
       return Member(
         name, problem=indexed.LINK, detail=f'links to {target}, {what}'
       )

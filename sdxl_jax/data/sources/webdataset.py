@@ -28,6 +28,8 @@ from sdxl_jax.data.sources import (
   text_decoding,
 )
 
+MAX_DETAIL = 200  # characters, of the fields of a json member
+
 
 class WebDataset(indexed.IndexedSource):
   """Records at known offsets of tar files, local or behind a URL.
@@ -262,15 +264,17 @@ class TarReader:
     if item.text is None:
       caption = captions.parse(captions.look_up(fields, self.caption))
       if caption == captions.NONE:
-        caption = caption._replace(detail=self.explain(item))
+        caption = caption._replace(detail=self.explain(item, fields))
       return caption, True
     if item.text.problem:
       return captions.Caption('', item.text.problem, item.text.detail), False
     return captions.parse(self.read(item.text), self.encoding), False
 
-  def explain(self, item: tar_records.Item) -> str:
+  def explain(self, item: tar_records.Item, fields: dict[str, Any]) -> str:
     """Says where the caption of a record was looked for."""
     detail = f'no member .{self.caption}'
     if item.fields is not None:
       detail += f', no text in {self.caption!r} of its .json'
+      # All fields, to choose from.
+      detail += f', which has {list(fields)}'[:MAX_DETAIL]
     return detail + ''.join(f', but {suffix}' for suffix in item.others)
