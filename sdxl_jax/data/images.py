@@ -18,6 +18,9 @@ GAP = 4  # px between the cells of a grid
 GREY = 238  # 0..255, of the gaps
 # Formats that Pillow lists, but only identifies, or reads by other programs.
 NOT_READ = ('BUFR', 'EPS', 'GRIB', 'HDF5', 'IPTC', 'MPEG', 'WMF')
+# Pillow tries formats in the order in which it loads them: first the common
+# ones, then all others, some of which it recognises only by opening them.
+Image.preinit()
 # Of all formats that Pillow reads, those of photographs first.
 COMMON = ('.jpg', '.jpeg', '.png', '.webp', '.gif')
 SUFFIXES = COMMON + tuple(

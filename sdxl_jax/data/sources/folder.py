@@ -21,6 +21,7 @@ from sdxl_jax.data.sources import (
 )
 
 SCORE = 'aesthetic_score'  # column of tables and index
+FEW_BYTES = 1 << 14  # that nearly every caption file has at most
 CHUNK = 5000  # images in a part of the index
 
 Item = folder_records.Item
@@ -190,8 +191,12 @@ def read_caption(
   if 'caption_file' not in item:
     return captions.Caption(*item['caption'])
   try:
-    with open(os.path.join(folder, item['caption_file']), 'rb') as file:
-      data = file.read(captions.MAX_BYTES + 1)
+    path = os.path.join(folder, item['caption_file'])
+    with open(path, 'rb', buffering=0) as file:
+      data = file.read(FEW_BYTES)
+      # To ask for so many at once would reserve their memory.
+      if len(data) == FEW_BYTES:
+        data += file.read(captions.MAX_BYTES)
   except OSError as error:
     return captions.NONE._replace(detail=str(error.strerror))
   caption = captions.parse(data, encoding)

@@ -226,7 +226,7 @@ def pair(
   for stem, names in texts.items():
     if not settings.caption:
       found.beside['caption files, which are not read'] += len(names)
-    elif stem in replaced - used.keys():
+    elif stem in replaced and stem not in used:
       found.beside[REPLACED] += len(names)
     elif stem not in used:
       for name in names:
