@@ -9,7 +9,7 @@ from typing import Any
 import pyarrow as pa
 import tqdm
 
-from sdxl_jax.data import images
+from sdxl_jax.data import image_formats, images
 from sdxl_jax.data.sources import (
   captions,
   folder_listing,
@@ -122,7 +122,7 @@ def no_images(path: str | os.PathLike, files: Sequence[str]) -> str:
   """Says that a folder has no images, and what it has."""
   return (
     f'{path} has no images among its {len(files)} files; images end in '
-    f'{" ".join(images.COMMON)} or another suffix that Pillow reads'
+    f'{" ".join(image_formats.COMMON)} or another suffix that Pillow reads'
   )
 
 
