@@ -1,5 +1,6 @@
 """Images in a folder, with captions in text files or in metadata tables."""
 
+import collections
 import functools
 import os
 import pathlib
@@ -120,9 +121,13 @@ class Folder(indexed.IndexedSource):
 
 def no_images(path: str | os.PathLike, files: Sequence[str]) -> str:
   """Says that a folder has no images, and what it has."""
+  suffixes = collections.Counter(os.path.splitext(file)[1] for file in files)
+  common = [f'{n} {suffix or "none"}' for suffix, n in suffixes.most_common(5)]
   return (
-    f'{path} has no images among its {len(files)} files; images end in '
-    f'{" ".join(image_formats.COMMON)} or another suffix that Pillow reads'
+    f'{path} has no images among its {len(files)} files (suffixes: '
+    f'{", ".join(common) or "none"}); images end in '
+    f'{" ".join(image_formats.COMMON)} or another suffix that Pillow reads. '
+    'Tars and parquet files are read by another config.data.source'
   )
 
 
