@@ -66,11 +66,9 @@ def make_source(
   if multihost.is_primary():
     text = f'{source.account()}\n'
     atomic_write.write_text(workdir / 'records.txt', text)
-  names = '\n'.join(source.left_out())
-  if names and multihost.is_primary():
-    path = workdir / 'left_out.txt'
-    with atomic_write.atomic_path(path, overwrite=True) as partial:
-      partial.write_text(names + '\n')
+    # Also where nothing is left out, so that no list of an earlier start stays.
+    lines = ''.join(f'{line}\n' for line in source.left_out())
+    atomic_write.write_text(workdir / 'left_out.txt', lines)
   return source
 
 

@@ -1,5 +1,6 @@
 """Images in a folder, with captions in text files or in metadata tables."""
 
+import collections
 import functools
 import os
 import pathlib
@@ -9,7 +10,7 @@ from typing import Any
 import pyarrow as pa
 import tqdm
 
-from sdxl_jax.data import images
+from sdxl_jax.data import image_formats, images
 from sdxl_jax.data.sources import (
   captions,
   folder_listing,
@@ -21,6 +22,7 @@ from sdxl_jax.data.sources import (
 )
 
 SCORE = 'aesthetic_score'  # column of tables and index
+FEW_BYTES = 1 << 14  # that nearly every caption file has at most
 CHUNK = 5000  # images in a part of the index
 
 Item = folder_records.Item
@@ -119,9 +121,13 @@ class Folder(indexed.IndexedSource):
 
 def no_images(path: str | os.PathLike, files: Sequence[str]) -> str:
   """Says that a folder has no images, and what it has."""
+  suffixes = collections.Counter(os.path.splitext(file)[1] for file in files)
+  common = [f'{n} {suffix or "none"}' for suffix, n in suffixes.most_common(5)]
   return (
-    f'{path} has no images among its {len(files)} files; images end in '
-    f'{" ".join(images.COMMON)} or another suffix that Pillow reads'
+    f'{path} has no images among its {len(files)} files (suffixes: '
+    f'{", ".join(common) or "none"}); images end in '
+    f'{" ".join(image_formats.COMMON)} or another suffix that Pillow reads. '
+    'Tars and parquet files are read by another config.data.source'
   )
 
 
@@ -190,8 +196,12 @@ def read_caption(
   if 'caption_file' not in item:
     return captions.Caption(*item['caption'])
   try:
-    with open(os.path.join(folder, item['caption_file']), 'rb') as file:
-      data = file.read(captions.MAX_BYTES + 1)
+    path = os.path.join(folder, item['caption_file'])
+    with open(path, 'rb', buffering=0) as file:
+      data = file.read(FEW_BYTES)
+      # To ask for so many at once would reserve their memory.
+      if len(data) == FEW_BYTES:
+        data += file.read(captions.MAX_BYTES)
   except OSError as error:
     return captions.NONE._replace(detail=str(error.strerror))
   caption = captions.parse(data, encoding)

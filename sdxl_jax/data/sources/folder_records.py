@@ -6,7 +6,7 @@ import pathlib
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
-from sdxl_jax.data import images
+from sdxl_jax.data import image_formats
 from sdxl_jax.data.sources import (
   captions,
   folder_listing,
@@ -226,7 +226,7 @@ def pair(
   for stem, names in texts.items():
     if not settings.caption:
       found.beside['caption files, which are not read'] += len(names)
-    elif stem in replaced - used.keys():
+    elif stem in replaced and stem not in used:
       found.beside[REPLACED] += len(names)
     elif stem not in used:
       for name in names:
@@ -251,7 +251,7 @@ def sort_out(
   for file in files:
     stem, suffix = os.path.splitext(file)
     suffix = suffix.lower()
-    if suffix in images.SUFFIXES:
+    if suffix in image_formats.SUFFIXES:
       image_files.append(file)
     elif suffix in CAPTION_SUFFIXES:
       # .TXT comes before .txt in the sorted files.

@@ -238,8 +238,8 @@ def stamp(file: Any, caption: str, score: float | None = None) -> int:
   file.seek(max(0, length - STAMPED))
   tail = file.read(STAMPED)
   file.seek(0)
-  text = json.dumps([length, caption, score])
-  return hash64(head + tail + text.encode())
+  text = f'{length} {score} {caption}'
+  return hash64(head + tail + text.encode('utf-8', 'surrogatepass'))
 
 
 def hash64(data: bytes) -> int:

@@ -46,7 +46,9 @@ def total(accounts: dict[str, Account], repeated: int) -> Account:
   """
   left_out, beside = {}, {}
   for name, account in accounts.items():
-    beside[f'of them used of {name}, of {account.seen:,}'] = account.used
+    beside[f'of the used are of {name}, which has {account.seen:,}'] = (
+      account.used
+    )
   for name, account in accounts.items():
     for reason, records in account.left_out.items():
       left_out[f'{name}: {reason}'] = records

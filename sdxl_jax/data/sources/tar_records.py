@@ -10,10 +10,10 @@ import collections
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-from sdxl_jax.data import images
+from sdxl_jax.data import image_formats
 from sdxl_jax.data.sources import indexed, tar_members
 
-PICTURES = frozenset(images.SUFFIXES)
+PICTURES = frozenset(image_formats.SUFFIXES)
 Members = dict[str, tar_members.Member]  # {suffix: member}
 Key = tuple[str, int]  # path without suffix; how often it came before
 TEXT, JSON = '.txt', '.json'

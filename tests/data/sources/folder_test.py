@@ -44,7 +44,9 @@ def test_no_folder(tmp_path):
 
 def test_no_images(tmp_path):
   (tmp_path / 'movie.mp4').write_bytes(b'')
-  image_folders.fails(tmp_path, 'no images among its 1 files', '.webp')
+  image_folders.fails(
+    tmp_path, 'no images among its 1 files (suffixes: 1 .mp4)'
+  )
 
 
 def test_image_without_caption(captioned):

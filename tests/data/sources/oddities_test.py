@@ -9,7 +9,7 @@ import collections
 import pytest
 
 from sdxl_jax.data.sources import kinds, record_filters
-from tests.support import odd_datasets
+from tests.support import odd_datasets, odd_registry
 
 DATASETS = 200
 FILTERS = record_filters.Filters(min_side=2, buckets=((16, 16), (16, 24)))
@@ -53,7 +53,7 @@ def test_every_item_is_accounted_for(boxes, number):
 
 def test_the_kinds_of_oddities(boxes):
   """All are written, some of them in many datasets."""
-  names = [name for name, _, _ in odd_datasets.ODDITIES]
+  names = [name for name, _, _ in odd_registry.ODDITIES]
   assert len(names) == len(set(names)) >= 40
   seen = collections.Counter()
   for box in boxes:
