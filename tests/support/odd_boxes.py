@@ -12,6 +12,7 @@ import tarfile
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from sdxl_jax.data.sources import indexed
 from tests.support import datasets
 
 PNG = datasets.encode(datasets.ramp(8, 12))
@@ -196,7 +197,7 @@ class Tar(Box):
       # In one file it is the same name again.
       contents = [b''.join(contents)]
       self.used.remove("'0-plain'")
-      self.expect(5)
+      self.expect(indexed.DUPLICATE)
     for number, content in enumerate(contents):
       self.write(f'{number:05d}.tar', content)
 

@@ -71,6 +71,17 @@ class Parquet(indexed.IndexedSource):
     # Footers are small, and every read of a file needs its footer.
     self._metadata = functools.lru_cache(maxsize=4096)(self._metadata)
 
+  @property
+  def remedy(self) -> str:
+    """What to do where no row has a caption."""
+    path = self.value('file', 0)
+    with self.fs.open(path, 'rb') as file:
+      columns = parquet_columns.describe(pq.read_schema(file))
+    return (
+      f'Name another column in config.data.parquet.caption; {path} has '
+      f"{columns}; '' trains without captions (stage 0)."
+    )
+
   def name(self, i: int) -> str:
     group, row = self.value('group', i), self.value('row', i)
     return f'{self.value("file", i)}: row {row}, in group {group}'

@@ -59,6 +59,7 @@ class TFDS(indexed.IndexedSource):
     features = builder.info.features
     labels = tfds_features.check(features, image, caption)
     self.reads = tfds_features.Fields(image, caption, labels)
+    self.texts = tfds_features.choose(features, tfds_features.is_text)
     self.title = f'{builder.info.full_name} {split}'
     decoders = tfds.decode.SkipDecoding()
     for part in reversed(tfds_features.path(features, image)):
@@ -77,6 +78,14 @@ class TFDS(indexed.IndexedSource):
         ),
         workers,
       )
+    )
+
+  @property
+  def remedy(self) -> str:
+    """What to do where no record has a caption."""
+    return (
+      f'Name another feature in config.data.tfds.caption, one of {self.texts}; '
+      "'' trains without captions (stage 0)."
     )
 
   def name(self, i: int) -> str:

@@ -80,6 +80,15 @@ class WebDataset(indexed.IndexedSource):
     )
     super().__init__(table, beside=found.beside | count_others(table))
 
+  @property
+  def remedy(self) -> str:
+    """What to do where no record has a caption."""
+    return (
+      'Name the suffix of the member with the caption, or the field of the '
+      "json member, in config.data.webdataset.caption; '' trains without "
+      'captions (stage 0).'
+    )
+
   def name(self, i: int) -> str:
     return f'{self.value("shard", i)}: {self.value("record", i)}'
 
@@ -103,8 +112,7 @@ class WebDataset(indexed.IndexedSource):
     """Reads the 'image' or the 'text' of a record."""
     start = self.value(f'{kind}_start', i)
     end = start + self.value(f'{kind}_bytes', i)
-    # A member of no bytes would be a range without an end to some stores.
-    return self.fs.cat_file(self.value('shard', i), start, end) if end else b''
+    return self.fs.cat_file(self.value('shard', i), start, end)
 
 
 def count_others(table: pa.Table) -> dict[str, int]:
@@ -231,7 +239,9 @@ class TarReader:
     except BadFields as error:
       measured = indexed.Measured(name, None, indexed.BAD_JSON, str(error))
       return Row(item, measured)
-    values = {n: fields.get(field) for n, field in self.columns.items()}
+    values = {
+      n: captions.look_up(fields, field) for n, field in self.columns.items()
+    }
     # Image, caption and score.
     caption, in_json = self.read_caption(item, fields)
     score, wrong = measuring.parse_score(values.get('aesthetic_score'))
