@@ -50,8 +50,8 @@ def find(pattern: str | os.PathLike, suffix: str) -> Found:
         paths.add(path)
   if not paths:
     raise FileNotFoundError(
-      f'no {KINDS[suffix]} matches {pattern}: check the path, or the login for '
-      'a URL'
+      f'no {KINDS[suffix]} matches {pattern or "an empty path"}: check the '
+      'path, or the login for a URL'
     )
   return Found(fs, sorted(paths), missing, base_folder(stripped, paths))
 

@@ -30,7 +30,7 @@ import pyarrow as pa
 import tqdm
 
 from sdxl_jax import atomic_write
-from sdxl_jax.data.sources import build_lock
+from sdxl_jax.data.sources import broken_file, build_lock
 
 VERSION = 2  # of the columns' meaning; a change rebuilds every index
 HIDDEN_PREFIX = '.index-'  # of an index in the folder of its data
@@ -126,10 +126,6 @@ def index_path(folder: str | os.PathLike | None, identity: str) -> pathlib.Path:
   folder = pathlib.Path(os.environ.get('SDXL_JAX_CACHE', CACHE)).expanduser()
   folder.mkdir(parents=True, exist_ok=True)
   return folder / f'index-{identity}.arrow'
-
-
-class BrokenFile(ValueError):
-  """Raised for a file that must be replaced or removed."""
 
 
 class Job(NamedTuple):
@@ -236,12 +232,12 @@ def process_map(workers: int) -> Iterator[Callable[..., Iterator]]:
     yield executor.map
 
 
-def measure_part(job: Job) -> BrokenFile | None:
+def measure_part(job: Job) -> broken_file.BrokenFile | None:
   """Writes the table of a part, or returns the error of a broken file."""
   if read(job.path, job.fingerprint) is None:
     try:
       write(job.path, job.fingerprint, job.measure(job.what))
-    except BrokenFile as error:
+    except broken_file.BrokenFile as error:
       return error
 
 

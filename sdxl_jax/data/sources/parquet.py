@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 
 from sdxl_jax.data import images
 from sdxl_jax.data.sources import (
+  broken_file,
   captions,
   file_patterns,
   index,
@@ -149,10 +150,7 @@ def measure(
     # Both name no file.
     if isinstance(error, FileNotFoundError | PermissionError):
       raise
-    raise index.BrokenFile(
-      f'{path} is a truncated or corrupt parquet file ({error}): re-download '
-      'or remove it'
-    ) from error
+    raise broken_file.BrokenFile.of(path, fs, 'parquet file', error) from error
   return make_table(path, rows, columns)
 
 

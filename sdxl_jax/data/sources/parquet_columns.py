@@ -50,9 +50,8 @@ def check(
   Raises:
     ValueError: naming the file, the columns that it has, and the remedy.
   """
-  known = {*schema.names, *of_folders(path), ''}
-  names = (image, caption, *others)
-  missing = sorted({n for n in names if top(schema, n) not in known})
+  names = {image, caption, *others} - {*of_folders(path), ''}
+  missing = sorted(n for n in names if find_type(schema, n) is None)
   if missing:
     message = f'{path} has no column {missing}, but {schema.names}'
     urls = [name for name in schema.names if name.lower() in URLS]
@@ -76,7 +75,7 @@ def check(
 
 
 def find_type(schema: pa.Schema, name: str) -> pa.DataType | None:
-  """Finds the type of a name, which may have dots; None: not in the file."""
+  """Finds the type of a name, which may have dots; None: there is none."""
   head = top(schema, name)
   if head not in schema.names:
     return None
@@ -86,7 +85,7 @@ def find_type(schema: pa.Schema, name: str) -> pa.DataType | None:
     while is_list(kind):
       kind = plain(kind.value_type)
     if not pt.is_struct(kind) or kind.get_field_index(part) < 0:
-      return pa.null()
+      return None
     kind = kind.field(part).type
   return kind
 

@@ -13,7 +13,9 @@ import tarfile
 from collections.abc import Iterator
 from typing import IO, NamedTuple
 
-from sdxl_jax.data.sources import index, indexed
+import fsspec
+
+from sdxl_jax.data.sources import broken_file, indexed
 
 # Starts of compressed files, and what decompresses them.
 COMPRESSED = {
@@ -64,15 +66,18 @@ class Window(io.RawIOBase):
     return len(data)
 
 
-def read_members(file: IO[bytes], path: str) -> list[Member]:
+def read_members(
+  file: IO[bytes], path: str, fs: fsspec.AbstractFileSystem
+) -> list[Member]:
   """Lists the members of a tar, in their order.
 
   Args:
     file: open tar.
     path: of the tar, for errors.
+    fs: file system.
 
   Raises:
-    index.BrokenFile: for a compressed tar, where no record has a place of its
+    broken_file.BrokenFile: for a compressed tar, where no record has a place of its
       own, and for one that is cut or corrupt.
   """
   check_uncompressed(file, path)
@@ -84,10 +89,7 @@ def read_members(file: IO[bytes], path: str) -> list[Member]:
       if not info.isdir():
         members.append(make_member(info))
   except tarfile.TarError as error:
-    raise index.BrokenFile(
-      f'{path} is a truncated or corrupt tar ({error}): re-download or remove '
-      'it'
-    ) from error
+    raise broken_file.BrokenFile.of(path, fs, 'tar', error) from error
   # A link stands for the last member of the name that it leads to.
   places = {posixpath.normpath(m.name): i for i, m in enumerate(members)}
   for i in links:
@@ -96,11 +98,11 @@ def read_members(file: IO[bytes], path: str) -> list[Member]:
 
 
 def check_uncompressed(file: IO[bytes], path: str) -> None:
-  """Raises index.BrokenFile for a compressed file, naming the remedy."""
+  """Raises broken_file.BrokenFile for a compressed file, naming the remedy."""
   start = file.read(8)
   for mark, (name, command) in COMPRESSED.items():
     if start.startswith(mark):
-      raise index.BrokenFile(
+      raise broken_file.BrokenFile(
         f'{path} is compressed by {name}, so that its records cannot be read '
         f'in random order: run `{command} {path}` on each such tar, and name '
         'the .tar files in config.data.webdataset.shards; images are '

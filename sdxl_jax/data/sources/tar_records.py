@@ -93,6 +93,8 @@ def record(
 
 def split(name: str, text_suffix: str) -> tuple[str, str]:
   """Splits the path of a member into that of its record and a suffix."""
+  # Of a tar of a folder, all names begin so, or some.
+  name = name.removeprefix('./')
   # A suffix of several parts can be asked for: 'caption.txt'.
   if name.lower().endswith(text_suffix):
     return name[: -len(text_suffix)], text_suffix

@@ -155,7 +155,7 @@ def measure(
     columns: {name in the index: field of the json member}.
   """
   with fs.open(path, 'rb') as file:
-    members = tar_members.read_members(file, path)
+    members = tar_members.read_members(file, path, fs)
     items = tar_records.items(members, caption)
     reader = TarReader(file, caption, encoding, columns)
     prefix = path.removeprefix(base)

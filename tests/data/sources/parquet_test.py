@@ -112,6 +112,8 @@ def test_fields_within_columns(tmp_path):
   assert left_out == ['row 1, in group 0: it has no caption']
   used, _ = load(tmp_path, caption='sentences.raw', **image)
   assert used == {'row 0': 'first', 'row 1': 'third'}
+  with pytest.raises(ValueError, match=r"no column \['text.de'\], but \['pic"):
+    load(tmp_path, caption='text.de', **image)
   used, _ = load(tmp_path, caption='a.b', **image)
   assert used == {'row 0': 'dots', 'row 1': 'in names'}
 
@@ -249,6 +251,16 @@ def test_broken_files(tmp_path, keep):
     ValueError, match='a.parquet is a truncated or corrupt pa'
   ):
     parquet.Parquet(tmp_path / '*.parquet', workers=0)
+
+
+@pytest.mark.parametrize('kind', ['parquet', 'tar'])
+def test_pointers_of_git_lfs(tmp_path, kind):
+  pointer = 'version https://git-lfs.github.com/spec/v1\nsize 12345\n'
+  (tmp_path / f'a.{kind}').write_text(pointer)
+  source = {'parquet': 'parquet', 'tar': 'webdataset'}[kind]
+  name = {'parquet': 'files', 'tar': 'shards'}[kind]
+  with pytest.raises(ValueError, match=f'a.{kind} is a pointer of .*`git lfs'):
+    kinds.make_source(source, {name: str(tmp_path)}, workers=0)
 
 
 def test_a_broken_row_group(tmp_path):

@@ -15,7 +15,7 @@ def test_keys(tmp_path):
       'deep.er/c.txt': b' two \n',
       'c.txt': b'another folder',
       'c.jpg': datasets.encode(datasets.ramp(8, 8), 'JPEG'),
-      'my.photo.v2.TXT': b'dots',
+      './my.photo.v2.TXT': b'dots',
       'my.photo.v2.png': PNG,
       'my.photo.v3.png': PNG,
       'my.photo.v3.txt': b'more dots',
