@@ -77,8 +77,8 @@ def read_members(
     fs: file system.
 
   Raises:
-    broken_file.BrokenFile: for a compressed tar, where no record has a place of its
-      own, and for one that is cut or corrupt.
+    broken_file.BrokenFile: for a compressed tar, where no record has a place
+      of its own, and for one that is cut or corrupt.
   """
   check_uncompressed(file, path)
   members, links = [], {}
