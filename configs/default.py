@@ -67,23 +67,29 @@ def get_config():
   config.data.folder = config_dict.ConfigDict()
   config.data.folder.path = ''  # images with .txt files or metadata.jsonl
   config.data.folder.captions = True  # False: the images have none
+  config.data.folder.caption = 'text'  # column of a table
+  # Of text files without a byte order mark, such as 'cp932'; '': UTF-8.
+  config.data.folder.encoding = ''
   config.data.webdataset = config_dict.ConfigDict()
   config.data.webdataset.shards = ''  # /data/{000..127}.tar, gs://bucket/*.tar
-  # Member with the caption, or a field of the json member. Here and below, '':
+  # Suffix of the member with the caption; where a record has none, a field of
+  # its json member, 'captions.en' within another. Here and below, '':
   # there are no captions.
   config.data.webdataset.caption = 'txt'
   config.data.webdataset.score = 'aesthetic_score'  # field of the json member
+  # Of captions without a byte order mark, such as 'cp1252'; '': UTF-8.
+  config.data.webdataset.encoding = ''
   config.data.parquet = config_dict.ConfigDict()
   config.data.parquet.files = ''  # /data/*.parquet, s3://bucket/*.parquet
   config.data.parquet.image = 'image'  # column
-  config.data.parquet.caption = 'text'  # column
+  config.data.parquet.caption = 'text'  # column; 'captions.en': field of one
   config.data.parquet.score = ''  # column of the aesthetic score
   config.data.tfds = config_dict.ConfigDict()
   config.data.tfds.dataset = ''  # name, or the folder of a built dataset
   config.data.tfds.split = 'train'  # or 'train[:60%]'
   config.data.tfds.data_dir = ''  # folder of TFDS datasets; '': TFDS's default
   config.data.tfds.image = 'image'  # feature
-  config.data.tfds.caption = 'caption'  # feature
+  config.data.tfds.caption = 'caption'  # feature; 'captions/text' within one
   config.data.tfds.score = ''  # feature of the aesthetic score
   config.data.precomputed = config_dict.ConfigDict()
   config.data.precomputed.path = ''  # --output of sdxl_jax.precompute

@@ -80,11 +80,13 @@ class CropMaker:
   def __call__(self, i: int) -> indexed.Example | images.UnreadableImage:
     """Returns an example with `images` and `crops` in place of its image.
 
-    An image that cannot be read returns its error.
+    A record that cannot be read returns its error.
     """
     try:
-      example = self.source[i]
-      image = transforms.open_image(example, self.bucket, self.background)
+      with images.unreadable_if_raised(lambda: self.source.name(i)):
+        example = self.source[i]
+        transforms.check_caption(example)
+        image = transforms.open_image(example, self.bucket, self.background)
     except images.UnreadableImage as error:
       return error
     # The encoded bytes are not needed any more.
@@ -209,8 +211,7 @@ def make_table(shard: Shard, examples: Sequence[indexed.Example]) -> pa.Table:
   n = len(examples)
   scores: list[Any] = [e.get('aesthetic_score') for e in examples]
   return indexed.make_table(
-    [example['original_size'] for example in examples],
-    [True] * n,
+    [indexed.Measured(e['name'], e['original_size']) for e in examples],
     {'aesthetic_score': scores},
     name=pa.array([e['name'] for e in examples], pa.string()),
     caption=pa.array([e['caption'] for e in examples], pa.string()),

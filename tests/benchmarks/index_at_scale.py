@@ -40,12 +40,14 @@ def measure(tar):
       'height': rng.integers(100, 2000, TAR).astype(np.int32),
       'width': rng.integers(100, 2000, TAR).astype(np.int32),
       'problem': np.zeros(TAR, np.uint8),
+      'key': rng.integers(0, 1 << 64, TAR, np.uint64),
+      'stamp': rng.integers(0, 1 << 64, TAR, np.uint64),
       'aesthetic_score': rng.normal(5.5, 1, TAR),
       'punsafe': rng.random(TAR),
       'shard': pa.array(
         [f'/data/laion/{tar:05d}.tar'] * TAR
       ).dictionary_encode(),
-      'key': keys,
+      'record': keys,
       'image_start': starts,
       'image_bytes': image_bytes,
       'text_start': starts + image_bytes,
@@ -58,7 +60,7 @@ class Tars(indexed.IndexedSource):
   """A source whose records are empty."""
 
   def name(self, i):
-    return f'{self.value("shard", i)}: {self.value("key", i)}'
+    return f'{self.value("shard", i)}: {self.value("record", i)}'
 
   def read(self, i):
     return {'image': b'', 'caption': ''}
@@ -97,7 +99,7 @@ def main(argv):
     table = timed('index read and its digest checked', load)
     source = timed('sizes', lambda: Tars(table))
     filtered = timed(
-      'filters', lambda: record_filters.FilteredSource(source, FILTERS, print)
+      'filters', lambda: record_filters.FilteredSource(source, FILTERS)
     )
     schedule = timed(
       'schedule',

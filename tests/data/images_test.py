@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sdxl_jax.data import images
+from sdxl_jax.data import image_formats, images
 
 
 def encode(image, **options):
@@ -181,7 +181,7 @@ def test_save_is_atomic(tmp_path, action, old):
   if old:
     np.testing.assert_array_equal(decode(path.read_bytes()), noise())
   left = [file for file in tmp_path.iterdir() if file != path or not old]
-  assert not [file for file in left if file.suffix in images.SUFFIXES]
+  assert not [file for file in left if file.suffix in image_formats.SUFFIXES]
   # Only a killed run leaves a file, under another name.
   assert [file.stat().st_size for file in left] == ([1000] if killed else [])
 

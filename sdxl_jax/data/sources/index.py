@@ -4,6 +4,9 @@ One Arrow file, memory-mapped, so that a hundred million rows take no more
 memory than those in use, followed by the digest of its bytes. Columns:
   height, width    int32, px, upright; 0 where the header cannot be read
   problem          uint8, whether the record can be used, see `indexed`
+  reason           string, details of the problem, where there are any
+  key, stamp       uint64, hashes of the record's name and of its content
+  captions         uint8, how many it has, where there are several
   aesthetic_score  float, null where there is none
 and those by which a source finds its records and filters choose them.
 """
@@ -12,6 +15,7 @@ import concurrent.futures
 import contextlib
 import functools
 import hashlib
+import itertools
 import json
 import logging
 import multiprocessing
@@ -26,9 +30,10 @@ import pyarrow as pa
 import tqdm
 
 from sdxl_jax import atomic_write
-from sdxl_jax.data.sources import build_lock
+from sdxl_jax.data.sources import broken_file, build_lock
 
-VERSION = 1  # of the columns' meaning; a change rebuilds every index
+VERSION = 2  # of the columns' meaning; a change rebuilds every index
+HIDDEN_PREFIX = '.index-'  # of an index in the folder of its data
 DIGEST_BYTES = 32  # at the end of the file
 CACHE = '~/.cache/sdxl_jax'  # of indices whose data's folder is not writable
 # Fields of fsspec's info that change with a file's content.
@@ -117,7 +122,7 @@ def digest(value: Any) -> str:
 def index_path(folder: str | os.PathLike | None, identity: str) -> pathlib.Path:
   """Returns a writable path: hidden in the data's folder, or in a cache."""
   if folder is not None and os.access(folder, os.W_OK):
-    return pathlib.Path(folder) / f'.index-{identity}.arrow'
+    return pathlib.Path(folder) / f'{HIDDEN_PREFIX}{identity}.arrow'
   folder = pathlib.Path(os.environ.get('SDXL_JAX_CACHE', CACHE)).expanduser()
   folder.mkdir(parents=True, exist_ok=True)
   return folder / f'index-{identity}.arrow'
@@ -159,21 +164,33 @@ def build(
   # Measure in processes, each part to a file of its own.
   if len(jobs) < MIN_PARALLEL_PARTS:
     workers = 0
+  broken = []
   progress = tqdm.tqdm(total=len(jobs), desc='indexing', unit='part', delay=2)
   with progress, process_map(workers) as run:
-    for _ in run(measure_part, jobs):
+    for error in run(measure_part, jobs):
       progress.update()
+      broken += [error] if error else []
+  # All at once, since downloads that broke off come in numbers.
+  if len(broken) > 1:
+    raise ValueError(f'{len(broken)} files:\n' + '\n'.join(map(str, broken)))
+  if broken:
+    raise broken[0]
   # Join the parts, which are memory-mapped, in their folder, so that nothing
   # that a killed process leaves there outlives it.
-  table = join([read(job.path, job.fingerprint) for job in jobs])
+  tables = [read(job.path, job.fingerprint) for job in jobs]
+  table = join(tables, [job.what for job in jobs])
   joined = folder / path.name
   write(joined, digest([build_options, parts]), table)
   os.replace(joined, path)
   shutil.rmtree(folder)
 
 
-def join(tables: Sequence[pa.Table]) -> pa.Table:
+def join(tables: Sequence[pa.Table], names: Sequence[Any] = ()) -> pa.Table:
   """Concatenates tables, some of which may lack a column; copies no rows.
+
+  Args:
+    tables: of the parts of an index.
+    names: of the parts, for the error; others than strings are not shown.
 
   Raises:
     ValueError: if a column is numeric in one table and text in another.
@@ -181,11 +198,26 @@ def join(tables: Sequence[pa.Table]) -> pa.Table:
   try:
     table = pa.concat_tables(tables, promote_options='permissive')
   except pa.ArrowTypeError as error:
+    where = mixed(tables, names) or error
     raise ValueError(
       'a column of the metadata holds numbers in places and text in others '
-      f'({error}): make them alike, or remove the column from the filters'
+      f'({where}): make them alike, or remove the column from the filters'
     ) from error
   return table.unify_dictionaries()
+
+
+def mixed(tables: Sequence[pa.Table], names: Sequence[Any]) -> str:
+  """Names the first column of two types, and a part with each."""
+  first = {}  # {column: (type, name of a part)}
+  for table, name in itertools.zip_longest(tables, names):
+    shown = f' in {name}' if isinstance(name, str) else ''
+    for field in table.schema:
+      kind, place = first.setdefault(field.name, (field.type, shown))
+      if pa.types.is_null(kind):
+        first[field.name] = field.type, shown
+      elif field.type not in (kind, pa.null()):
+        return f'{field.name}: {kind}{place}, {field.type}{shown}'
+  return ''
 
 
 @contextlib.contextmanager
@@ -200,10 +232,13 @@ def process_map(workers: int) -> Iterator[Callable[..., Iterator]]:
     yield executor.map
 
 
-def measure_part(job: Job) -> None:
-  """Writes the table of a part, unless an earlier attempt has written it."""
+def measure_part(job: Job) -> broken_file.BrokenFile | None:
+  """Writes the table of a part, or returns the error of a broken file."""
   if read(job.path, job.fingerprint) is None:
-    write(job.path, job.fingerprint, job.measure(job.what))
+    try:
+      write(job.path, job.fingerprint, job.measure(job.what))
+    except broken_file.BrokenFile as error:
+      return error
 
 
 def write(path: pathlib.Path, fingerprint: str, table: pa.Table) -> None:

@@ -51,11 +51,14 @@ def test_unusable_records_are_named(kind, tmp_path):
   names = {
     'folder': ('0003.png', '0007.png'),
     'webdataset': ('0003', '0007', '0009'),
-    'parquet': ('row 0 of group 1', 'row 0 of group 0', 'row 2 of group 0'),
+    'parquet': ('row 3, in group 1', 'row 0, in group 0', 'row 2, in group 0'),
     'tfds': ('record 3', 'record 7'),
   }
   assert all(name in left_out for name in names[kind]), left_out
-  assert '2 of 18 records left out: its header cannot be read' in lines
+  account = source.account()
+  assert lines == [str(account)]
+  assert account.left_out['its header cannot be read'].count == 2
+  assert account.seen == len(SIZES) == account.used + 2 + null
   captions = {source[i]['caption'] for i in range(len(source))}
   assert not captions & {'picture 3', 'picture 7'}
   assert ('picture 9' in captions) != null
@@ -81,7 +84,7 @@ def test_a_folder_of_images_alone(tmp_path):
   for i in range(3):
     path = tmp_path / f'{i}.png'
     path.write_bytes(datasets.example(i, (20, 30))['image'])
-  with pytest.raises(ValueError, match='images without a caption'):
+  with pytest.raises(ValueError, match='3  left out: it has no caption'):
     kinds.make_source('folder', {'path': tmp_path}, workers=0)
   settings = {'path': tmp_path, 'captions': False}
   source = kinds.make_source('folder', settings, workers=0)

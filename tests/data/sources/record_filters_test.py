@@ -1,25 +1,34 @@
 """Tests what filters leave out, report and refuse."""
 
 import collections
+import json
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from sdxl_jax.data.sources import kinds, record_filters
 from tests.support import datasets
 
+PNG = datasets.encode(datasets.ramp(8, 12))
 SIZES = ((20, 30), (10, 40), (25, 25), (33, 11), (40, 24), (16, 16)) * 3
 
 
 def choose(tmp_path, kind='folder', **settings):
-  """Returns the numbers of the records that pass, and the lines reported."""
-  filters, lines = record_filters.Filters(**settings), []
+  """Returns the numbers of the records that pass, and why others do not."""
+  filters, said = record_filters.Filters(**settings), []
   examples = [datasets.example(i, size) for i, size in enumerate(SIZES)]
   written = datasets.WRITERS[kind](tmp_path / kind, examples)
-  source = kinds.make_source(kind, written, filters, 0, lines.append)
+  source = kinds.make_source(kind, written, filters, 0, said.append)
   sizes = [source[i]['original_size'] for i in range(len(source))]
   assert source.sizes.tolist() == list(map(list, sizes))
-  return numbers_of(source), lines
+  account = source.account()
+  assert said == [str(account)]
+  counts = {reason: lost.count for reason, lost in account.left_out.items()}
+  assert account.seen == account.used + sum(counts.values()) == len(SIZES)
+  assert account.used == len(source)
+  return numbers_of(source), counts
 
 
 def numbers_of(source):
@@ -32,20 +41,20 @@ def numbers(keep):
 
 
 def test_sides(tmp_path):
-  chosen, lines = choose(tmp_path, min_side=20)
+  chosen, counts = choose(tmp_path, min_side=20)
   assert chosen == numbers(lambda i, h, w: min(h, w) >= 20)
-  assert lines == ['9 of 18 records left out: a side is under 20 px']
+  assert counts == {'a side is under 20 px': 9}
 
 
 def test_aspects(tmp_path):
-  chosen, lines = choose(tmp_path, min_aspect=0.5, max_aspect=1.0)
+  chosen, counts = choose(tmp_path, min_aspect=0.5, max_aspect=1.0)
   assert chosen == numbers(lambda i, h, w: 0.5 <= h / w <= 1)
-  assert lines == ['9 of 18 records left out: height / width is not 0.5 to 1.0']
+  assert counts == {'height / width is not 0.5 to 1.0': 9}
 
 
 @pytest.mark.parametrize('kind', sorted(datasets.WRITERS))
 def test_columns(tmp_path, kind):
-  chosen, lines = choose(
+  chosen, counts = choose(
     tmp_path,
     kind,
     min_aesthetic_score=4.5,
@@ -53,22 +62,24 @@ def test_columns(tmp_path, kind):
   )
   assert chosen == numbers(lambda i, h, w: i >= 4 and i % 4 == 1)
   # Each record is counted once, by the first condition that it fails.
-  assert lines == [
-    '8 of 18 records left out: watermark is not <= 0.25',
-    '5 of 18 records left out: watermark is not != 0.0',
-    '1 of 18 records left out: aesthetic_score is not >= 4.5',
-  ]
+  assert counts == {
+    'watermark is not <= 0.25': 8,
+    'watermark is not != 0.0': 5,
+    'aesthetic_score is not >= 4.5': 1,
+  }
 
 
 def test_text_columns_and_missing_values(tmp_path):
-  (tmp_path / 'a.png').write_bytes(datasets.encode(datasets.ramp(4, 4)))
+  for name in ('a.png', 'b.png', 'c.png'):
+    (tmp_path / name).write_bytes(datasets.encode(datasets.ramp(4, 4)))
   (tmp_path / 'metadata.csv').write_text(
-    'file_name,text,lang,p\na.png,0,en,\na.png,1,fr,0.5\na.png,2,,0.1\n'
+    'file_name,text,lang,p\na.png,0,en,nan\nb.png,1,fr,0.5\nc.png,2,,0.1\n'
   )
   for rule, expected in (
     (('lang', '==', 'en'), ['0']),
     (('lang', '!=', 'en'), ['1']),  # not the one without a language
     (('p', '<', 0.4), ['2']),
+    (('p', '!=', 0.5), ['2']),  # NaN is no value
   ):
     source = kinds.make_source(
       'folder', {'path': tmp_path}, record_filters.Filters(columns=(rule,)), 0
@@ -147,3 +158,33 @@ def test_shares_weigh_a_prior(weight):
   assert others == 200 and mine == 200 / weight
   times = collections.Counter(source[i]['name'] for i in range(mine))
   assert len(times) == 20 and set(times.values()) == {mine // 20}
+
+
+@pytest.mark.parametrize('kind', sorted({*datasets.WRITERS} - {'tfds'}))
+@pytest.mark.parametrize(
+  'name', ['width', 'problem', 'key', 'reason', 'captions', 'record', 'row']
+)
+def test_columns_with_names_of_the_index(tmp_path, kind, name):
+  """As img2dataset's width, key and status are."""
+  values = [640, 7, None]
+  if kind == 'folder':
+    lines = []
+    for i, value in enumerate(values):
+      (tmp_path / f'{i}.png').write_bytes(PNG)
+      lines.append({'file_name': f'{i}.png', 'text': f'{i}', name: value})
+    lines = '\n'.join(map(json.dumps, lines))
+    (tmp_path / 'metadata.jsonl').write_text(lines)
+    settings = {'path': tmp_path}
+  elif kind == 'webdataset':
+    examples = [datasets.example(i, (8, 12), text=f'{i}') for i in range(3)]
+    settings = datasets.write_webdataset(
+      tmp_path, examples, fields=[{name: value} for value in values]
+    )
+  else:
+    table = {'image': [PNG] * 3, 'text': ['0', '1', '2'], name: values}
+    pq.write_table(pa.table(table), tmp_path / '0.parquet')
+    settings = {'files': str(tmp_path)}
+  filters = record_filters.Filters(columns=((name, '>', 100),))
+  source = kinds.make_source(kind, settings, filters, 0, str)
+  assert [e['caption'] for e in source] == ['0']
+  assert source.sizes.tolist() == [[8, 12]]

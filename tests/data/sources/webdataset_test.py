@@ -1,65 +1,104 @@
-"""Tests tar shards: names, where captions are, and broken files."""
+"""Tests tar shards: their captions, scores, and places."""
 
-import io
 import json
-import tarfile
+import re
 
 import fsspec
 import pytest
 
 from sdxl_jax.data import images
 from sdxl_jax.data.sources import record_filters, webdataset
-from tests.support import datasets
-
-
-def write(path, members):
-  """Writes a tar of {name: bytes}."""
-  with tarfile.open(path, 'w') as tar:
-    for name, content in members.items():
-      info = tarfile.TarInfo(name)
-      info.size = len(content)
-      tar.addfile(info, io.BytesIO(content))
-
-
-def captions(source):
-  return [source[i]['caption'] for i in range(len(source))]
-
+from tests.support import datasets, tars
 
 PNG = datasets.encode(datasets.ramp(8, 12))
 
 
-def test_braces():
-  assert webdataset.braces('a/{08..11}.tar') == [
-    f'a/{n}.tar' for n in ('08', '09', '10', '11')
-  ]
-  assert webdataset.braces('{0..1}/{0..1}') == ['0/0', '0/1', '1/0', '1/1']
-  assert webdataset.braces('*.tar') == ['*.tar']
-
-
 def test_only_the_named_shards(tmp_path):
   for n in range(4):
-    write(tmp_path / f'{n}.tar', {'a.png': PNG, 'a.txt': b'%d' % n})
+    tars.write(tmp_path / f'{n}.tar', {'a.png': PNG, 'a.txt': b'%d' % n})
   source = webdataset.WebDataset(tmp_path / '{1..2}.tar', workers=0)
-  assert captions(source) == ['1', '2']
+  assert tars.captions(source) == ['1', '2']
   with pytest.raises(FileNotFoundError, match='no tar matches .*9.tar'):
     webdataset.WebDataset(tmp_path / '9.tar')
 
 
-def test_keys_reach_to_the_first_dot(tmp_path):
-  write(
-    tmp_path / '0.tar',
-    {
-      'deep.er/a.b.png': PNG,  # of the key a, as in webdataset
-      'deep.er/c.PNG': PNG,
-      'deep.er/c.txt': b' two \n',
-      'c.txt': b'another folder',
-      'c.jpg': datasets.encode(datasets.ramp(8, 8), 'JPEG'),
-    },
+def test_captions_of_every_kind(tmp_path):
+  """Those of img2dataset, Hugging Face, COCO; numbers and rubbish are named."""
+  contents = {
+    'text': '{"caption": " a dog "}',
+    'null': '{"caption": null, "status": "success"}',
+    'none': '{}',
+    'nan': '{"caption": NaN}',
+    'empty': '{"caption": " "}',
+    'list': '{"caption": ["first", "second"]}',
+    'null first': '{"caption": [null, "second"]}',
+    'no list': '{"caption": []}',
+    'number': '{"caption": 3}',
+    'struct': '{"caption": {"en": "a dog"}}',
+    'half': '{"caption": "a dog \\ud83d"}',
+    'broken': '{oops',
+    'array': '["a dog"]',
+    'deep': '[' * 100_000,
+    'latin': '{"caption": "caf\xe9"}'.encode('latin-1'),
+    'utf-16': '{"caption": "utf-16"}'.encode('utf-16'),
+    'bom': '{"caption": "bom"}'.encode('utf-8-sig'),
+    'score': '{"caption": "a", "aesthetic_score": "good"}',
+    'infinite': '{"caption": "a", "aesthetic_score": Infinity}',
+    'as text': '{"caption": "as text", "aesthetic_score": "6.5"}',
+    'NaN score': '{"caption": "NaN score", "aesthetic_score": NaN}',
+  }
+  members = {}
+  for name, content in contents.items():
+    data = content if isinstance(content, bytes) else content.encode()
+    members |= {f'{name}.png': PNG, f'{name}.json': data}
+  tars.write(tmp_path / '0.tar', members)
+  used, left_out, beside = tars.load(tmp_path / '0.tar', caption='caption')
+  assert used == {
+    'text': 'a dog',
+    'list': 'first',
+    'null first': 'second',
+    'utf-16': 'utf-16',
+    'bom': 'bom',
+    'as text': 'as text',
+    'NaN score': 'NaN score',
+  }
+  reasons = dict(
+    re.match(r'(.*?): (.*?)( \(.*)?$', s).groups()[:2] for s in left_out
   )
-  source = webdataset.WebDataset(tmp_path / '0.tar', workers=0)
-  assert captions(source) == ['two', 'another folder']
-  assert source.sizes.tolist() == [[8, 12], [8, 8]]
-  assert source.name(0) == f'{tmp_path}/0.tar: deep.er/c'
+  assert reasons == {
+    'null': 'it has no caption',
+    'none': 'it has no caption',
+    'nan': 'it has no caption',
+    'empty': 'it has no caption',
+    'no list': 'it has no caption',
+    'number': 'its caption is not text',
+    'struct': 'its caption is not text',
+    'half': 'its caption is in another encoding',
+    'broken': 'its json is not a JSON object',
+    'array': 'its json is not a JSON object',
+    'deep': 'its json is not a JSON object',
+    'latin': 'its caption is in another encoding',
+    'score': 'its score is not a number',
+    'infinite': 'its score is not a number',
+  }
+  assert sum(beside.values()) == 1  # with several captions
+  used, _, _ = tars.load(tmp_path / '0.tar', caption='caption.en')
+  assert used == {'struct': 'a dog'}
+  used, _, _ = tars.load(
+    tmp_path / '0.tar', caption='caption', encoding='latin-1'
+  )
+  assert used['latin'] == 'caf\xe9' and used['bom'] == 'bom'
+
+
+def test_no_captions_at_all(tmp_path):
+  tars.write(
+    tmp_path / '0.tar', {'0.png': PNG, '0.json': b'{"caption": "here"}'}
+  )
+  with pytest.raises(ValueError) as error:
+    tars.load(tmp_path, caption='text')
+  message = str(error.value)
+  assert "no text in 'text' of its .json, which has ['caption']" in message
+  assert 'Name the suffix of the member with the caption' in message
 
 
 def test_captions_in_json(tmp_path):
@@ -67,34 +106,25 @@ def test_captions_in_json(tmp_path):
   members = {}
   for n, content in enumerate(fields):
     members |= {f'{n}.png': PNG, f'{n}.json': json.dumps(content).encode()}
-  write(tmp_path / '0.tar', members | {'3.png': PNG, '3.json': b'{oops'})
+  tars.write(tmp_path / '0.tar', members | {'3.png': PNG, '3.json': b'{oops'})
   source = webdataset.WebDataset(
     tmp_path / '*.tar', caption='title', score='score', workers=0
   )
-  chosen = record_filters.FilteredSource(source, record_filters.NONE, print)
-  assert captions(chosen) == ['one', 'three']
+  chosen = record_filters.FilteredSource(source, record_filters.NONE)
+  assert tars.captions(chosen) == ['one', 'three']
   assert (
     chosen[0]['aesthetic_score'] == 5 and 'aesthetic_score' not in chosen[1]
   )
   assert [line.split(': ')[1] for line in chosen.left_out()] == ['1', '3']
 
 
-@pytest.mark.parametrize('keep', [700, 2000])
-def test_a_truncated_tar(tmp_path, keep):
-  path = tmp_path / '0.tar'
-  write(path, {'a.txt': b'x', 'a.png': bytes(1500)})
-  path.write_bytes(path.read_bytes()[:keep])
-  with pytest.raises(ValueError, match='0.tar is a truncated or corrupt tar'):
-    webdataset.WebDataset(path, workers=0)
-
-
 def test_behind_a_url(tmp_path, monkeypatch):
   monkeypatch.setenv('SDXL_JAX_CACHE', str(tmp_path / 'cache'))
   fs = fsspec.filesystem('memory')
-  write(tmp_path / '0.tar', {'a.png': PNG, 'a.txt': b'far away'})
+  tars.write(tmp_path / '0.tar', {'a.png': PNG, 'a.txt': b'far away'})
   fs.pipe_file('/bucket/0.tar', (tmp_path / '0.tar').read_bytes())
   source = webdataset.WebDataset('memory://bucket/*.tar', workers=0)
-  assert captions(source) == ['far away'] and source[0]['image'] == PNG
+  assert tars.captions(source) == ['far away'] and source[0]['image'] == PNG
   assert list((tmp_path / 'cache').glob('*.arrow'))
   fs.rm('/bucket/0.tar')
   with pytest.raises(images.UnreadableImage, match='0.tar: a'):
