@@ -30,7 +30,8 @@ def test_batches_are_shown(tmp_path):
   preview_data.preview(
     tiny_config.get_config(), tmp_path, steps=3, say=lines.append
   )
-  assert '16x24' in lines[0] and lines[-1].startswith('12 images as training')
+  assert 'records seen' in lines[0] and '16x24' in lines[1]
+  assert lines[-1].startswith('12 images as training')
   grid = np.asarray(Image.open(tmp_path / 'batches.png'))
   assert grid.std() > 20
   assert (tmp_path / 'buckets.png').is_file()
