@@ -1,5 +1,6 @@
 """Builds a source and its batches from a config; the config stops here."""
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -7,6 +8,7 @@ import ml_collections
 
 from sdxl_jax.data import buckets, pipeline
 from sdxl_jax.data.sources import indexed, kinds, mixture, record_filters
+from sdxl_jax.text import chunking, tokenizer
 
 
 def make_source(
@@ -21,13 +23,15 @@ def make_source(
   c = config.data
   filters = record_filters.Filters(**c.filters.to_dict())
   settings = c[c.source].to_dict()
+  if c.source == 'precomputed':
+    settings['max_token_length'] = config.max_token_length
   return kinds.make_source(c.source, settings, filters, c.index_workers, say)
 
 
 def make_batches(
   config: ml_collections.ConfigDict,
   source: indexed.Source,
-  tokenize: pipeline.Tokenize | None,
+  tokenize: tokenizer.Tokenizer,
   rows: range,
 ) -> pipeline.Batches:
   """Makes the batches that a config trains on.
@@ -35,7 +39,7 @@ def make_batches(
   Args:
     config: as configs/default.py describes it.
     source: of `make_source`.
-    tokenize: list of strings -> int32 [b, 2, 77].
+    tokenize: of the model.
     rows: the rows of each batch to make, which are those of this host.
   """
   # A step with several buckets takes several batches of the schedule.
@@ -53,7 +57,13 @@ def make_batches(
     aesthetic_score=config.refiner,
     background=config.data.background,
     max_upscale=config.data.max_upscale,
+    max_token_length=config.max_token_length,
     num_threads=config.data.num_threads,
     prefetch=config.data.prefetch,
   )
-  return pipeline.make_batches(source, tokenize, schedule, rows, options)
+  tokenize_captions = functools.partial(
+    tokenize.captions, count=chunking.count_for(config.max_token_length)
+  )
+  return pipeline.make_batches(
+    source, tokenize_captions, schedule, rows, options
+  )

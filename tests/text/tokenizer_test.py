@@ -11,7 +11,7 @@ import warnings
 import numpy as np
 import pytest
 
-from sdxl_jax.text import tokenizer
+from sdxl_jax.text import chunking, tokenizer
 
 # What load() reads, and the rows of it that a folder brings.
 FOLDERS = [None, 'tiny/base', 'tiny/refiner']
@@ -168,7 +168,7 @@ def test_long_prompts_go_on_in_chunks(golden, folder, count, lengths):
   prompts = [' '.join(words[:count]), 'a fox']
   with warnings.catch_warnings():
     warnings.simplefilter('error')
-    tokens, weights = tokenize.chunks(prompts, long=True)
+    tokens, weights = tokenize.chunks(prompts, limit=None)
   assert tokens.shape == weights.shape == (2, len(lengths), 2, 77)
   assert (weights == 1).all()
   first = [' '.join(words[: min(count, 75)]), 'a fox']
@@ -191,7 +191,7 @@ def test_a_chunk_ends_where_a_word_does():
   def read(prompt):
     return [
       [content(chunk)[0] for chunk in row]
-      for row in tokenize.chunks([prompt], long=True)[0][0].swapaxes(0, 1)
+      for row in tokenize.chunks([prompt], limit=None)[0][0].swapaxes(0, 1)
     ]
 
   # The word of four tokens would lie across the end of the first chunk.
@@ -213,7 +213,7 @@ def test_a_chunk_ends_where_a_word_does():
 def test_rows_are_divided_each_by_itself():
   tokenize = tokenizer.load()
   tokens, weights = tokenize.chunks(
-    ['(wow!!!:2) ' * 30], weighted=True, long=True
+    ['(wow!!!:2) ' * 30], weighted=True, limit=None
   )
   lengths = [[len(content(ids)[0]) for ids in row] for row in tokens[0]]
   assert lengths == [[60, 75], [0, 45]]
@@ -231,8 +231,8 @@ def test_any_text_is_divided_without_loss():
     return ''.join('\\' + c if c in ':()[]\\' else c for c in text)
 
   marked = [f'({escape(t)}:2)' for t in texts]
-  tokens, weights = tokenize.chunks(texts, long=True)
-  weighed, twice = tokenize.chunks(marked, weighted=True, long=True)
+  tokens, weights = tokenize.chunks(texts, limit=None)
+  weighed, twice = tokenize.chunks(marked, weighted=True, limit=None)
   np.testing.assert_array_equal(tokens, weighed)
   for text, chunks, found in zip(texts, tokens, twice):
     for row in range(2):
@@ -246,12 +246,12 @@ def test_any_text_is_divided_without_loss():
 def test_lengthen():
   tokenize = tokenizer.load()
   tokens, weights = tokenize.chunks(['a (fox)', 'b'], weighted=True)
-  longer, ones = tokenizer.lengthen(tokens, weights, tokenize.empty, 3)
+  longer, ones = chunking.lengthen(tokens, weights, tokenize.empty, 3)
   np.testing.assert_array_equal(longer[:, :1], tokens)
   np.testing.assert_array_equal(
     longer[:, 1:], tokenize([''] * 4).reshape(2, 2, 2, 77)
   )
   np.testing.assert_array_equal(ones[:, :1], weights)
   assert (ones[:, 1:] == 1).all() and ones.dtype == np.float32
-  same, _ = tokenizer.lengthen(tokens, weights, tokenize.empty, 1)
+  same, _ = chunking.lengthen(tokens, weights, tokenize.empty, 1)
   np.testing.assert_array_equal(same, tokens)
