@@ -54,10 +54,13 @@ def contents(folder):
 
 def read(folder, batch_size=4, table=BUCKETS, dtype='bfloat16', **options):
   """Makes batches from a cache."""
+  settings = {
+    'path': folder,
+    'dtype': dtype,
+    'max_token_length': options.get('max_token_length', 75),
+  }
   options = pipeline.BatchOptions(**{'num_threads': 1} | options)
-  source = kinds.make_source(
-    'precomputed', {'path': folder, 'dtype': dtype}, say=lambda line: None
-  )
+  source = kinds.make_source('precomputed', settings, say=lambda line: None)
   schedule = buckets.Schedule(source.sizes, table, 0, batch_size)
   return pipeline.make_batches(
     source, None, schedule, range(batch_size), options
@@ -278,6 +281,7 @@ def test_loss_is_that_of_pixels(tmp_path):
   [
     ({'dtype': 'bfloat16'}, 'stored in float16, but .*dtype is bfloat16'),
     ({'table': ((32, 48), (48, 40))}, 'precomputed for the bucket .*48, 32'),
+    ({'max_token_length': 150}, 'captions of up to 75 tokens, .*set it to 75'),
   ],
 )
 def test_a_cache_of_another_config(cache, settings, message):

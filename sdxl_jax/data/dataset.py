@@ -6,7 +6,7 @@ from typing import Any
 
 import ml_collections
 
-from sdxl_jax.data import buckets, pipeline
+from sdxl_jax.data import buckets, pipeline, record_check
 from sdxl_jax.data.sources import indexed, kinds, mixture, record_filters
 from sdxl_jax.text import chunking, tokenizer
 
@@ -53,7 +53,42 @@ def make_batches(
     config.seed,
     config.global_batch_size // config.buckets_per_step,
   )
-  options = pipeline.BatchOptions(
+  return pipeline.make_batches(
+    source, make_tokenize(config, tokenize), schedule, rows, options_of(config)
+  )
+
+
+def check_records(
+  config: ml_collections.ConfigDict,
+  source: indexed.Source,
+  tokenize: tokenizer.Tokenizer,
+) -> record_check.Report:
+  """Reads and decodes every record that a config trains on, see record_check.
+
+  Args:
+    config: as configs/default.py describes it.
+    source: of `make_source`.
+    tokenize: of the model.
+  """
+  return record_check.check(
+    source,
+    config.data.buckets,
+    make_tokenize(config, tokenize),
+    options_of(config),
+  )
+
+
+def make_tokenize(
+  config: ml_collections.ConfigDict, tokenize: tokenizer.Tokenizer
+) -> pipeline.Tokenize:
+  """Makes the function that tokenizes captions at the length of a config."""
+  count = chunking.count_for(config.max_token_length)
+  return functools.partial(tokenize.captions, count=count)
+
+
+def options_of(config: ml_collections.ConfigDict) -> pipeline.BatchOptions:
+  """Returns the options of a config's batches."""
+  return pipeline.BatchOptions(
     accumulation_steps=config.accumulation_steps,
     flip_probability=config.data.flip_probability,
     # Where the unconditional context is zeros, the task zeroes encoded text.
@@ -64,10 +99,4 @@ def make_batches(
     max_token_length=config.max_token_length,
     num_threads=config.data.num_threads,
     prefetch=config.data.prefetch,
-  )
-  tokenize_captions = functools.partial(
-    tokenize.captions, count=chunking.count_for(config.max_token_length)
-  )
-  return pipeline.make_batches(
-    source, tokenize_captions, schedule, rows, options
   )

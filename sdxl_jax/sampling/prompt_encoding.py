@@ -188,7 +188,7 @@ def tokenize_prompts(
     for text, text_2 in texts
   ]
   taken = [chunking.count(tokens, tokenize.empty) for tokens, _ in divided]
-  counts = sorted({max(count, least) for count in np.max(taken, axis=0)})
+  counts = sorted(set(np.max(taken, axis=0).clip(least).tolist()))
   if len(counts) > 1:
     raise ValueError(
       f'some prompts take {counts[0]} and some {counts[-1]} chunks of up to '

@@ -1,13 +1,16 @@
 """Tests the pipeline: hosts, resuming, substitution, contents of batches."""
 
 import json
+import warnings
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from sdxl_jax.data import buckets, pipeline
+from sdxl_jax.data import buckets, dataset, pipeline
 from sdxl_jax.data.sources import kinds, synthetic
+from sdxl_jax.text import tokenizer
+from tests.support import tiny_config
 
 FIVE = ((28, 56), (32, 48), (40, 40), (48, 32), (56, 28))
 
@@ -229,6 +232,33 @@ def test_corrupt_images_are_replaced_alike_on_all_hosts(damaged, caplog):
     assert_same(
       (bucket, {'image': batch['image']}), (bucket, {'image': images})
     )
+
+
+@pytest.mark.parametrize('length', [75, 150])
+def test_cut_captions_are_counted_and_told_once(tmp_path, caplog, length):
+  """Each caption has 100 tokens, and every one is another."""
+  for i in range(30):
+    Image.new('RGB', (16, 16)).save(tmp_path / f'{i}.png')
+    words = ['red'] * 95 + [str(i // 10), str(i % 10), 'a', 'b', 'c']
+    (tmp_path / f'{i}.txt').write_text(' '.join(words))
+  config = tiny_config.get_config()
+  config.max_token_length = length
+  config.data.update(source='folder', index_workers=0, buckets=((16, 16),))
+  config.data.folder.path = str(tmp_path)
+  source = dataset.make_source(config, list)
+  with warnings.catch_warnings():
+    warnings.simplefilter('error')
+    batches = dataset.make_batches(config, source, tokenizer.load(), range(4))
+    steps = take(batches, 30)
+  if length == 150:
+    assert steps[0][1]['tokens'].shape == (4, 2, 2, 77)
+    assert batches.counts()['cut_captions'] == 0 and not caplog.text
+    return
+  assert steps[0][1]['tokens'].shape == (4, 2, 77)
+  assert batches.counts()['cut_captions'] >= 30 * 4
+  (line,) = [r.getMessage() for r in caplog.records]
+  assert '4 of 4 captions (100.0%) have more than 75 tokens' in line
+  assert 'config.max_token_length = 150 or 225' in line and "'red red" in line
 
 
 def test_too_many_corrupt_images_stop_the_run(damaged):

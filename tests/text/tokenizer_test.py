@@ -243,6 +243,63 @@ def test_any_text_is_divided_without_loss():
         assert (w == 2).sum() == len(ids)
 
 
+def test_captions_are_cut_in_silence():
+  tokenize = tokenizer.load()
+  words = [f'word{i}' for i in range(10)] * 10  # two tokens each
+  texts = [' '.join(words), 'short', '']
+  with pytest.warns(tokenizer.PromptTruncatedWarning) as caught:
+    expected = tokenize(texts)
+  with warnings.catch_warnings():
+    warnings.simplefilter('error')
+    tokens, cut = tokenize.captions(texts)
+  assert tokens.dtype == np.int32
+  np.testing.assert_array_equal(tokens, expected)
+  assert cut[1:] == ['', ''] and cut[0].startswith('7 word8 word9')
+  assert f'cut: {cut[0]!r}' in str(caught[0].message)
+
+
+@pytest.mark.parametrize('count', [2, 3])
+def test_captions_have_the_chunks_of_long_prompts(count):
+  tokenize = tokenizer.load()
+  words = ['red', 'fox', 'on', 'snow'] * 60  # one token each
+  lengths = (0, 3, 75, 76, 150, 151, 225, 226, 240)
+  texts = [' '.join(words[:n]) for n in lengths]
+  tokens, cut = tokenize.captions(texts, count)
+  assert tokens.shape == (len(texts), count, 2, 77)
+  for n, text, found, lost in zip(lengths, texts, tokens, cut):
+    assert lost == ' '.join(words[75 * count : n])
+    # 75 words a chunk, then chunks of ''.
+    for i, chunk in enumerate(found):
+      piece = ' '.join(words[:n][75 * i : 75 * (i + 1)])
+      np.testing.assert_array_equal(chunk, tokenize([piece])[0])
+    whole, _ = tokenize.chunks([text], limit=None)
+    shared = whole[0, :count]
+    np.testing.assert_array_equal(found[: len(shared)], shared)
+  text = ' '.join(words[:100])
+  assert tokenize.decode(tokenize.captions([text], count)[0]) == [text]
+
+
+def test_the_last_chunk_takes_parts_of_words():
+  """As the only one does; the chunks before it end where a word does."""
+  tokenize = tokenizer.load()
+  fox, word = words_of(tokenize, 0, ['fox', 'photorealisticish'])
+  assert len(word) == 4
+  for before, lengths, whole in ((72, [72, 75], 1), (147, [75, 75], 19)):
+    text = 'fox ' * before + 'photorealisticish ' * 20
+    tokens, (cut,) = tokenize.captions([text], 2)
+    read = [content(chunk)[0] for chunk in tokens[0, :, 0]]
+    assert [len(ids) for ids in read] == lengths
+    ids = fox * before + word * 20
+    assert sum(read, []) == ids[: sum(lengths)]
+    assert cut == 'ish ' + 'photorealisticish ' * whole
+
+
+def test_what_either_row_cuts_is_cut():
+  tokenize = tokenizer.load()
+  _, (cut, none) = tokenize.captions(['wow!!! ' * 30, 'a'])  # 60 and 120 tokens
+  assert cut.count('wow') > 10 and none == ''
+
+
 def test_lengthen():
   tokenize = tokenizer.load()
   tokens, weights = tokenize.chunks(['a (fox)', 'b'], weighted=True)
