@@ -38,15 +38,16 @@ def test_batches_are_shown(tmp_path):
 
 
 def test_a_check_lists_what_cannot_be_read(tmp_path, capsys):
-  for i in range(3):
-    image = datasets.example(i, (20, 20))['image']
-    (tmp_path / f'{i}.png').write_bytes(image[: 200 if i == 1 else None])
-    (tmp_path / f'{i}.txt').write_text(f'picture {i}')
+  folder, out = tmp_path / 'images', tmp_path / 'out'
+  examples = [datasets.example(i, (20, 20)) for i in range(3)]
+  datasets.write_folder(folder, examples)
+  whole = examples[1]['image']
+  (folder / '0001.png').write_bytes(whole[: len(whole) // 2])
   arguments = [
     f'--config={tiny_config.__file__}',
     '--config.data.source=folder',
-    f'--config.data.folder.path={tmp_path}',
-    f'--output={tmp_path / "out"}',
+    f'--config.data.folder.path={folder}',
+    f'--output={out}',
     '--check',
   ]
   with commands.parsed('sdxl_jax.preview_data', arguments) as start:
@@ -54,10 +55,10 @@ def test_a_check_lists_what_cannot_be_read(tmp_path, capsys):
       start()
   printed = capsys.readouterr().out
   assert '3  records seen' in printed and '3  records checked' in printed
-  out = tmp_path / 'out'
-  assert (out / 'unreadable.txt').read_text().startswith(f'{tmp_path}/1.png: ')
+  assert (out / 'unreadable.txt').read_text().startswith(f'{folder}/0001.png: ')
   assert '3  used' in (out / 'records.txt').read_text()
-  (tmp_path / '1.png').write_bytes(datasets.example(1, (20, 20))['image'])
+  # Once it is repaired, nothing is left in the list.
+  (folder / '0001.png').write_bytes(whole)
   with commands.parsed('sdxl_jax.preview_data', arguments) as start:
     start()
   assert (out / 'unreadable.txt').read_text() == ''
