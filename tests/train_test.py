@@ -12,10 +12,15 @@ from jax.experimental.compilation_cache import compilation_cache
 from sdxl_jax import precompute, sample, train
 from sdxl_jax.checkpoints import loading, orbax_checkpoint
 from sdxl_jax.data import images
-from sdxl_jax.distributed import device_mesh
+from sdxl_jax.distributed import batch_padding, device_mesh
 from sdxl_jax.ema import transform
 from sdxl_jax.models import from_config
-from sdxl_jax.sampling import generation, pipelines
+from sdxl_jax.sampling import (
+  generation,
+  pipelines,
+  prompt_encoding,
+  settings,
+)
 from sdxl_jax.training import metrics, run_setup, sample_grid, tasks
 from tests.support import (
   autoencoder_config,
@@ -364,13 +369,22 @@ def test_captions_of_150_tokens(tmp_path):
   assert (tmp_path / 'run' / 'samples' / '0000002.png').is_file()
   lines = (tmp_path / 'run' / 'metrics.jsonl').read_text().splitlines()
   assert json.loads(lines[-1])['cut_captions'] == 0
-  # What is behind the first chunk reaches the samples; a third one is cut.
+  # Text behind the first chunk is encoded; what would be a third one is cut.
   pipeline = pipelines.load(tmp_path / 'run')
   prompts = [words + end for end in ('', 'pig', 'snow ' * 60, 'snow ' * 99)]
+  chosen = settings.SampleSettings(guidance_scale=1.0)
   with pytest.warns(match='longer than 152 tokens'):
-    samples, _ = sample.generate(pipeline, prompts, steps=2, seeds=[0] * 4)
-  assert np.abs(samples[1] - samples[0]).max() > 1e-6
-  np.testing.assert_array_equal(samples[2], samples[3])
+    context, _ = prompt_encoding.make_conditioning(
+      pipeline,
+      batch_padding.Rows(None, 4),
+      prompt_encoding.Prompts(prompts),
+      settings.micro_conditions(chosen, (16, 16)),
+      chosen,
+    )
+  assert context.shape[:2] == (4, 154)
+  np.testing.assert_allclose(context[0, :77], context[1, :77], atol=1e-5)
+  assert np.abs(context[0, 77:] - context[1, 77:]).max() > 1e-3
+  np.testing.assert_allclose(context[2], context[3], atol=1e-5)
 
 
 @pytest.mark.slow
