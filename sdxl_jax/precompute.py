@@ -29,11 +29,11 @@ from ml_collections import config_flags
 
 from sdxl_jax import cli
 from sdxl_jax.checkpoints import loading
-from sdxl_jax.data import dataset, images, precompute_writer
+from sdxl_jax.data import cut_captions, dataset, images, precompute_writer
 from sdxl_jax.data.sources import index, precomputed
 from sdxl_jax.distributed import device_mesh, multihost, sharding
 from sdxl_jax.models import from_config
-from sdxl_jax.text import tokenizer
+from sdxl_jax.text import chunking, tokenizer
 from sdxl_jax.training import config_diff, config_validation
 
 # Fields of a config that decide what a cache holds.
@@ -115,6 +115,8 @@ def write_shards(config, source, layout, folder, shards, encoder, say):
       precompute_writer.write_shard(
         shard, folder, layout, with_progress(examples, bar), encoder
       )
+  if encoder.cut_captions.cut:
+    say(encoder.cut_captions.describe())
   if missing and multihost.is_primary():
     rate = todo / (time.monotonic() - started)
     say(
@@ -155,7 +157,7 @@ def make_layout(config, model, source, crops, flips, dtype):
     downscale=model.vae.downscale,
     moments=2 * model.unet.in_channels,
     context=(
-      model.text.text_encoder_2.max_position_embeddings,
+      chunking.count_for(config['max_token_length']) * chunking.LENGTH,
       model.unet.context_dim,
     ),
     pooled=model.text.text_encoder_2.projection_dim,
@@ -201,6 +203,8 @@ class Encoder:
     names = [name for name in model.configs if name != 'unet']
     self.params = loading.load_params(config.init_from, model, names, mesh)
     self.tokenize = tokenizer.load(loading.base_weights(config.init_from))
+    self.text_chunks = chunking.count_for(config.max_token_length)
+    self.cut_captions = cut_captions.CutCaptions(config.max_token_length)
     self.batch_size = batch_size * mesh.size
     self.sharding = sharding.batch_sharding(mesh)
     self.encode_images = jax.jit(model.encode)
@@ -211,8 +215,11 @@ class Encoder:
     return self.batched(self.encode_images, map(images.to_float, crops))
 
   def text(self, captions):
-    """Yields context [77, 2048] and pooled [1280] of each caption."""
-    tokens = self.tokenize(captions) if captions else []
+    """Yields context [77 k, 2048] and pooled [1280] of each caption."""
+    tokens = []
+    if captions:
+      tokens, cut = self.tokenize.captions(captions, self.text_chunks)
+      self.cut_captions.add(cut)
     return self.batched(self.encode_tokens, iter(np.asarray(tokens, np.int32)))
 
   def batched(self, encode, rows):

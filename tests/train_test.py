@@ -12,10 +12,15 @@ from jax.experimental.compilation_cache import compilation_cache
 from sdxl_jax import precompute, sample, train
 from sdxl_jax.checkpoints import loading, orbax_checkpoint
 from sdxl_jax.data import images
-from sdxl_jax.distributed import device_mesh
+from sdxl_jax.distributed import batch_padding, device_mesh
 from sdxl_jax.ema import transform
 from sdxl_jax.models import from_config
-from sdxl_jax.sampling import generation, pipelines
+from sdxl_jax.sampling import (
+  generation,
+  pipelines,
+  prompt_encoding,
+  settings,
+)
 from sdxl_jax.training import metrics, run_setup, sample_grid, tasks
 from tests.support import (
   autoencoder_config,
@@ -103,6 +108,7 @@ def test_what_a_run_leaves(straight):
     'step_s',
     'data_wait_s',
     'substituted',
+    'cut_captions',
   }
   assert (straight / 'samples' / '0000004.png').is_file()
   assert orbax_checkpoint.Checkpoints(straight).latest_step == 4
@@ -343,6 +349,42 @@ def test_sources(kind, workdir, tmp_path):
   else:
     config.data[kind].update(write(kind, tmp_path / kind))
   assert train.train(config, workdir) == 4
+
+
+@pytest.mark.slow
+def test_captions_of_150_tokens(tmp_path):
+  """Its samples have as many, during the run and after it."""
+  words = 'red fox on white snow ' * 18
+  examples = [
+    datasets.example(i, (20, 20), text=f'{words} {i}') for i in range(4)
+  ]
+  config = tiny_config.get_config()
+  config.data.update(source='folder', index_workers=0, buckets=((16, 16),))
+  config.data.folder.update(
+    datasets.write_folder(tmp_path / 'images', examples)
+  )
+  config.update(total_steps=2, max_token_length=150)
+  config.samples.update(every=2, steps=2, prompts=(words, 'a short one'))
+  train.train(config, tmp_path / 'run')
+  assert (tmp_path / 'run' / 'samples' / '0000002.png').is_file()
+  lines = (tmp_path / 'run' / 'metrics.jsonl').read_text().splitlines()
+  assert json.loads(lines[-1])['cut_captions'] == 0
+  # Text behind the first chunk is encoded; what would be a third one is cut.
+  pipeline = pipelines.load(tmp_path / 'run')
+  prompts = [words + end for end in ('', 'pig', 'snow ' * 60, 'snow ' * 99)]
+  chosen = settings.SampleSettings(guidance_scale=1.0)
+  with pytest.warns(match='longer than 152 tokens'):
+    context, _ = prompt_encoding.make_conditioning(
+      pipeline,
+      batch_padding.Rows(None, 4),
+      prompt_encoding.Prompts(prompts),
+      settings.micro_conditions(chosen, (16, 16)),
+      chosen,
+    )
+  assert context.shape[:2] == (4, 154)
+  np.testing.assert_allclose(context[0, :77], context[1, :77], atol=1e-5)
+  assert np.abs(context[0, 77:] - context[1, 77:]).max() > 1e-3
+  np.testing.assert_allclose(context[2], context[3], atol=1e-5)
 
 
 @pytest.mark.slow
