@@ -48,7 +48,7 @@ def get_config():
   config.data.buckets = ((1024, 1024),)  # (height, width) in px
   config.data.flip_probability = 0.0  # of mirroring an image
   config.data.num_threads = 8  # batches made at once; 0: in the main thread
-  config.data.prefetch = 8  # batches held ready; at least num_threads
+  config.data.prefetch = 8  # batches held ready; 0: none, as num_threads = 0
   config.data.index_workers = 8  # processes that index new data; 0: no others
   config.data.background = 'white'  # colour behind transparent images
   # Metric `upscaled` counts images that are enlarged by more than this factor.
@@ -153,7 +153,8 @@ def get_config():
 
   config.checkpoint = config_dict.ConfigDict()
   config.checkpoint.every = 1000  # steps
-  config.checkpoint.max_to_keep = 2
+  config.checkpoint.max_to_keep = 2  # the latest ones
+  config.checkpoint.keep_every = 0  # steps between others that stay; 0: none
 
   # Samples from the EMA parameters during training.
   config.samples = config_dict.ConfigDict()
