@@ -168,6 +168,8 @@ def last_update(
     Optimizer steps done at the check; None if too few are left for one.
   """
   left = rates[start:]
+  if not len(left):
+    return None
   enough = np.cumsum(left, dtype=np.float64) >= rates.max() * (1 - 1e-6)
   # With a rate of 0 all along, updates count without moving anything.
   counts = np.cumsum((left > 0) | (rates.max() == 0)) >= updates
@@ -175,7 +177,7 @@ def last_update(
   if len(due):
     return start + int(due[0]) + 1
   # A run of fewer updates is checked at its end, if it is seen from its start.
-  return len(rates) if start == 0 and len(rates) else None
+  return len(rates) if start == 0 else None
 
 
 def make_checks(
@@ -222,6 +224,11 @@ class Movement:
     say: Callable[[str], None],
   ):
     self._checks, self._rates, self._say = list(checks), rates, say
+
+  @property
+  def is_open(self) -> bool:
+    """Whether a check is still to come."""
+    return bool(self._checks)
 
   def follow(self, done: int, state: train_state.State) -> None:
     """Looks at the State after `done` steps, if one of the checks needs it.
