@@ -2,6 +2,8 @@
 
 The other configs start from this one and change some fields. To change a field
 from the command line: --config.optimizer.learning_rate=1e-5
+
+A new field also gets a row in sdxl_jax/training/config_fields.py.
 """
 
 from ml_collections import config_dict
@@ -15,7 +17,7 @@ def get_config():
   config.global_batch_size = 256  # images per optimizer step, all hosts
   config.buckets_per_step = 1  # batches, of one bucket each, per optimizer step
   config.accumulation_steps = 1  # micro-batches that each of them is split into
-  config.log_every = 50  # optimizer steps between two lines of metrics
+  config.log_every = 50  # optimizer steps that a line of metrics averages over
   config.compile_threads = 2  # programs compiled at once, ahead of their use
   # Source of pretrained weights: a diffusers folder, a single file, an orbax
   # export, or the EMA of another run (its workdir, or one of its
@@ -168,7 +170,7 @@ def get_config():
 
   config.schedule = config_dict.ConfigDict()
   config.schedule.prediction = 'eps'  # or 'v', 'x0'
-  config.schedule.zero_terminal_snr = False
+  config.schedule.zero_terminal_snr = False  # True: with 'v' or 'x0' only
 
   # The nets. dtype is that of activations, param_dtype that of parameters.
   config.unet = config_dict.ConfigDict()

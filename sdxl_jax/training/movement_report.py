@@ -71,8 +71,11 @@ def faults(net: Net, updates: int, rate: float) -> Iterator[str]:
     'config.optimizer.learning_rate, clip_norm and param_dtype of the net'
   )
   if len(net.still) == net.arrays:
-    remedy = 'their gradient is 0, so that the loss does not depend on them'
-  if net.is_still:
+    yield (
+      f'{start} the gradient of {net.name} is still 0: the loss does not '
+      'depend on it, or config.optimizer.clip_norm leaves nothing of it'
+    )
+  elif net.is_still:
     yield f'{start} no parameter of {net.name} has moved: {remedy}'
   elif net.moved < FEW:
     share = f'only {net.moved:.1%} of the parameters of {net.name}'
