@@ -220,8 +220,9 @@ SECTIONS = {
   'text_encoder_2': TEXT_ENCODER,
 }
 
-# Sections whose names are the user's; config_validation has their rules.
+# Sections whose names are the user's: of groups of factors, and of sources.
 OPEN = ('lora', 'data.mixture')
+LORA = {'layers': Text(), 'rank': COUNT, 'alpha': FACTOR}
 
 FIELDS = {
   f'{section}.{name}'.removeprefix('.'): kind

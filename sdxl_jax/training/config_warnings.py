@@ -75,8 +75,8 @@ def of_average(config: config_dict.ConfigDict) -> Iterator[str]:
     fitting = 1 - 1 / max(2, 10 ** math.floor(math.log10(total / 5)))
     yield (
       f'config.optimizer.ema_decay is {c.ema_decay}, an average over '
-      f'{length:,.0f} steps, but the run has {total:,}: samples and exports '
-      f'take the EMA, which will lag behind; {fitting:g} fits, 0 is no average'
+      f'{length:,.0f} steps, but the run has {total:,}: the average will be '
+      f'one over the last ninth of the steps; {fitting:g} fits, 0 is none'
     )
 
 
@@ -151,6 +151,12 @@ def ignored(config: config_dict.ConfigDict) -> Iterator[str]:
     yield (
       f'config.data.mixture has {list(config.data.mixture)}, but '
       f'config.data.source is {source!r}: they will not be read'
+    )
+  if 0 < config.data.prefetch < config.data.num_threads:
+    yield (
+      f'config.data.num_threads is {config.data.num_threads}, but '
+      f'config.data.prefetch is {config.data.prefetch}: no more threads than '
+      'that will work'
     )
   # The fields of the loss belong to diffusion.
   if config.task == 'autoencoder':
