@@ -73,6 +73,8 @@ SECTIONS = {
     'refiner': Flag(),
     'uncond': Choice(('zeros', 'empty')),
     'caption_dropout': SHARE,
+    'max_token_length': Choice((75, 150, 225)),
+    'skip_non_finite': SWITCHED,
   },
   'mesh': {
     'data': Whole(-1, INF, excludes=0),
@@ -97,8 +99,18 @@ SECTIONS = {
     'min_aesthetic_score': Optional(Number(-INF, INF, excludes=INF)),
     'columns': Items(Anything(), "(('watermark', '<', 0.5),)"),
   },
-  'data.folder': {'path': Text(), 'captions': Flag()},
-  'data.webdataset': {'shards': Text(), 'caption': Text(), 'score': Text()},
+  'data.folder': {
+    'path': Text(),
+    'captions': Flag(),
+    'caption': Text(),
+    'encoding': Text(),
+  },
+  'data.webdataset': {
+    'shards': Text(),
+    'caption': Text(),
+    'score': Text(),
+    'encoding': Text(),
+  },
   'data.parquet': {
     'files': Text(),
     'image': Text(),
