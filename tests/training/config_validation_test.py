@@ -292,7 +292,7 @@ ATTENTION = dict(layers='unet/.*to_q', rank=4, alpha=4.0)
     ({'a': ATTENTION | {'rank': 0}}, {}, 'config.lora.a.rank is 0; .*least 1'),
     ({'a': ATTENTION | {'alpha': 0.0}}, {}, 'config.lora.a.alpha is 0.0'),
     ({'a': ATTENTION | {'rank': 4.0}}, {}, 'rank is 4.0; it must be a whole'),
-    ({'a': ATTENTION | {'rnk': 4}}, {}, r"a has .*'rnk'\]; must have .*rank"),
+    ({'a': ATTENTION | {'rnk': 4}}, {}, r"a has .*'rnk'\]; .*'rank'"),
     ({'a': {'layers': '.*'}}, {}, "a has .*it must have .*'rank'"),
     ({'a': ATTENTION | {'layers': '(to_q'}}, {}, r"'\(to_q', which is no reg"),
     ({'a': ATTENTION | {'layers': '.*'}}, {'data.source': 'precomputed'},
