@@ -19,6 +19,7 @@ from sdxl_jax.training import config_validation
 # Most weights of SDXL's nets are larger.
 TYPICAL_WEIGHT = 0.01
 LARGE_RATE = 0.1  # above it AdamW moves a weight by more than its magnitude
+LARGE_DECAY = 0.05  # share of a kernel that decays in a step
 SHOWN = 5  # buckets named in a line
 
 # What follows if a field counts more steps than the run has.
@@ -41,7 +42,15 @@ PLACES = {
 
 def of_config(config: config_dict.ConfigDict) -> list[str]:
   """Warnings that follow from the config alone."""
-  rules = (of_rate, of_average, of_intervals, of_loss, of_augmentation, ignored)
+  rules = (
+    of_rate,
+    of_average,
+    of_intervals,
+    of_loss,
+    of_nets,
+    of_augmentation,
+    ignored,
+  )
   return [line for rule in rules for line in rule(config)]
 
 
@@ -54,6 +63,12 @@ def of_rate(config: config_dict.ConfigDict) -> Iterator[str]:
     yield (
       f'config.optimizer.learning_rate is {c.learning_rate}: AdamW moves each '
       'parameter by about that much in every step; 1e-4 is usual'
+    )
+  if c.learning_rate * c.weight_decay > LARGE_DECAY:
+    yield (
+      f'config.optimizer.weight_decay is {c.weight_decay}: every step takes '
+      f'{c.learning_rate * c.weight_decay:.0%} of each kernel away; 0.01 is '
+      'usual'
     )
   if c.warmup_steps >= total:
     reached = c.learning_rate * (total - 1) / c.warmup_steps
@@ -122,6 +137,15 @@ def of_loss(config: config_dict.ConfigDict) -> Iterator[str]:
       f'config.samples.every is {config.samples.every:,}, but config.refiner '
       'is True: a refiner cannot begin with pure noise, so that its samples '
       'say nothing; 0 turns them off'
+    )
+
+
+def of_nets(config: config_dict.ConfigDict) -> Iterator[str]:
+  """Warns of an autoencoder that is trained to make its latents easy."""
+  if config.task == 'diffusion' and 'vae' in config.trained:
+    yield (
+      "config.trained has 'vae', whose latents lose the image if nothing but "
+      "the loss of diffusion trains it; config.task = 'autoencoder' trains it"
     )
 
 

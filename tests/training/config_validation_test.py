@@ -258,6 +258,15 @@ def test_scores_for_a_refiner():
   config_validation.check(config)
 
 
+def test_samples_need_whole_latents():
+  config = tiny_config.get_config()
+  config.samples.update(every=2, size=(16, 18))
+  with pytest.raises(ValueError, match=r'samples.size has \(16, 18\); heights'):
+    config_validation.check(config)
+  config.samples.every = 0
+  config_validation.check(config)
+
+
 def test_samples_need_prompts():
   config = tiny_config.get_config()
   config.samples.update(every=2, prompts=())
