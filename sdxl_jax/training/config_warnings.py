@@ -256,20 +256,24 @@ def of_params(
         f'{c.eps:g}, that makes steps of {step:.1g} of a learning rate of '
         f'{c.learning_rate:g}; 1 is usual, 0 is off'
       )
+  # One line for all nets of a type.
+  nets = {}
   for net, tree in params.items():
-    for dtype in sorted({x.dtype.name for x in jax.tree.leaves(tree)}):
-      lines += of_resolution(config, net, dtype, step)
+    for dtype in {x.dtype.name for x in jax.tree.leaves(tree)}:
+      nets.setdefault(dtype, []).append(net)
+  for dtype in sorted(nets):
+    lines += of_resolution(config, ', '.join(sorted(nets[dtype])), dtype, step)
   return lines
 
 
 def of_resolution(
-  config: config_dict.ConfigDict, net: str, dtype: str, step: float
+  config: config_dict.ConfigDict, nets: str, dtype: str, step: float
 ) -> Iterator[str]:
   """Warns of steps that a type of parameters cannot hold.
 
   Args:
     config: of the run.
-    net: whose parameters they are.
+    nets: names of those whose parameters they are.
     dtype: of the parameters.
     step: magnitude of an update.
   """
@@ -279,13 +283,13 @@ def of_resolution(
   if 0 < step < least:
     yield (
       f'config.optimizer makes steps of {step:.1g}, but {dtype} parameters of '
-      f'{net} that are about {TYPICAL_WEIGHT} change by {least:.1g} at least: '
+      f'{nets} that are about {TYPICAL_WEIGHT} change by {least:.1g} at least: '
       'most of them will stay as they are; raise learning_rate'
       + ('' if dtype == 'float32' else " or set param_dtype to 'float32'")
     )
   if not c.ema_widths and 0 < 1 - c.ema_decay < eps / 2:
     yield (
       f'config.optimizer.ema_decay is {c.ema_decay}, too near to 1 for the '
-      f'{dtype} parameters of {net}: their EMA will stop to follow them; set '
+      f'{dtype} parameters of {nets}: their EMA will stop to follow them; set '
       "param_dtype to 'float32', or a smaller decay"
     )

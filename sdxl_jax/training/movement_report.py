@@ -24,7 +24,7 @@ class Net:
 
 
 def report(nets: Sequence[Net], updates: int, rate: float) -> list[str]:
-  """Returns a line on all nets, and one for each that has not moved.
+  """Returns a line on all nets, or the warnings of what has not moved.
 
   Args:
     nets: that were compared.
@@ -36,7 +36,7 @@ def report(nets: Sequence[Net], updates: int, rate: float) -> list[str]:
   """
   if not nets:
     return []
-  lines = [line for net in nets for line in faults(net, updates, rate)]
+  lines = list(faults(nets, updates, rate))
   if rate > 0 and all(net.is_still for net in nets):
     raise ValueError(
       f'nothing is trained: {"; ".join(lines)}. Correct the config and start '
@@ -63,26 +63,29 @@ def listed(names: Sequence[str]) -> str:
   return ', '.join([*names[:SHOWN], *(['...'] if len(names) > SHOWN else [])])
 
 
-def faults(net: Net, updates: int, rate: float) -> Iterator[str]:
-  """Yields what of a net has not moved, and why; nothing if all has."""
+def faults(nets: Sequence[Net], updates: int, rate: float) -> Iterator[str]:
+  """Yields what of the nets has not moved, and why; nothing if all has."""
   start = f'after {updates} updates'
   remedy = (
     f'the learning rate was at most {rate:.2g}, too small for their type; see '
     'config.optimizer.learning_rate, clip_norm and param_dtype of the net'
   )
-  if len(net.still) == net.arrays:
+  cut_off = [net.name for net in nets if len(net.still) == net.arrays]
+  if cut_off:
     yield (
-      f'{start} the gradient of {net.name} is still 0: the loss does not '
-      'depend on it, or config.optimizer.clip_norm leaves nothing of it'
+      f'{start} the gradient of {", ".join(cut_off)} is still 0: the loss does '
+      'not depend on it, or config.optimizer.clip_norm leaves nothing of it'
     )
-  elif net.is_still:
-    yield f'{start} no parameter of {net.name} has moved: {remedy}'
-  elif net.moved < FEW:
-    share = f'only {net.moved:.1%} of the parameters of {net.name}'
-    yield f'{start} {share} have moved: {remedy}'
-  if net.ema_moved < FEW * net.moved:
-    yield (
-      f'{start} the EMA of {net.name} has moved in {net.ema_moved:.1%} of its '
-      f'numbers only, the parameters in {net.moved:.1%}; see '
-      'config.optimizer.ema_decay'
-    )
+  still = [n.name for n in nets if n.is_still and n.name not in cut_off]
+  if still:
+    yield f'{start} no parameter of {", ".join(still)} has moved: {remedy}'
+  for net in nets:
+    if 0 < net.moved < FEW:
+      share = f'only {net.moved:.1%} of the parameters of {net.name}'
+      yield f'{start} {share} have moved: {remedy}'
+    if net.ema_moved < FEW * net.moved:
+      yield (
+        f'{start} the EMA of {net.name} has moved in {net.ema_moved:.1%} of '
+        f'its numbers only, the parameters in {net.moved:.1%}; see '
+        'config.optimizer.ema_decay'
+      )

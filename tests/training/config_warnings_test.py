@@ -183,6 +183,14 @@ def test_steps_that_parameters_cannot_hold(dtype, changes, words):
     assert words in only(lines)
 
 
+def test_one_line_for_all_nets():
+  config = get_config()
+  config.optimizer.learning_rate = 1e-10
+  two = params('float32') | {'lora': params('float32')['unet']}
+  line = only(config_warnings.of_params(config, two))
+  assert 'float32 parameters of lora, unet that' in line
+
+
 def test_the_limit_is_that_of_the_arithmetic():
   """A step below the limit leaves a typical weight as it is."""
   weight = jnp.asarray(config_warnings.TYPICAL_WEIGHT, jnp.bfloat16)
