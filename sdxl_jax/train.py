@@ -25,6 +25,7 @@ from sdxl_jax.models import from_config
 from sdxl_jax.training import (
   compilation,
   config_validation,
+  config_warnings,
   latent_statistics,
   metrics,
   run_setup,
@@ -63,7 +64,9 @@ def train(
   # Open the workdir.
   workdir = workdirs.make(workdir)
   checkpoints = orbax_checkpoint.Checkpoints(
-    workdir, config.checkpoint.max_to_keep
+    workdir,
+    config.checkpoint.max_to_keep,
+    keep_every=config.checkpoint.keep_every,
   )
   done = checkpoints.latest_step or 0
   with contextlib.ExitStack() as stack:
@@ -72,6 +75,7 @@ def train(
     )
     stack.callback(writer.close)
     writer.say(multihost.describe())
+    run_setup.warn(config_warnings.of_config(config), writer.say)
     workdirs.write_config(config, workdir, done > 0, accept_changes, writer.say)
     workdirs.cache_compilations(workdir)
 
@@ -132,6 +136,7 @@ def prepare(
 
   batches = make_batches()
   stack.callback(batches.close)
+  run_setup.warn_of_data(config, batches.schedule, writer.say)
   facts = tasks.run_fingerprint(config, batches.schedule)
   multihost.check_equal_across_hosts(facts)
 
@@ -140,6 +145,7 @@ def prepare(
   pretrained = run_setup.load_weights(config, model, mesh)
   shapes = jax.eval_shape(task.init, key, pretrained)
   shapes = sharding.with_shardings(shapes, mesh)
+  run_setup.warn(config_warnings.of_params(config, shapes.params), writer.say)
   frozen = {n: p for n, p in pretrained.items() if n not in shapes.params}
   buckets = batches.schedule.first_use()
   programs = compilation.Programs(
@@ -185,14 +191,21 @@ def loop(
     learning_rate=tasks.make_learning_rate(config),
     batches=run.batches,
   )
+  moved = tasks.make_movement(config, run.mesh, state.params, done, writer.say)
+  moved.follow(done, state)
   stopping = False
   while done < total and not stopping:
     state = take_step(run, state, done, reporter)
     done += 1
+    moved.follow(done, state)
     stopping = notice.requested(done)
 
     # Save checkpoints, also the last one before a stop.
-    if stopping or is_due(done, config.checkpoint.every, total):
+    if (
+      stopping
+      or is_due(done, config.checkpoint.every, total)
+      or is_due(done, config.checkpoint.keep_every, total)
+    ):
       reporter.flush()  # a state is saved only once its loss is known
       position = run.batches.get_state()
       ema_params = transform.ema_params(state.opt_state)
@@ -208,6 +221,7 @@ def loop(
     if is_due(done, config.samples.every, total) and not stopping:
       reporter.flush()
       write_samples(run, state, done, writer)
+  reporter.close()
   return done
 
 

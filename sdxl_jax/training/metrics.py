@@ -1,4 +1,7 @@
-"""Writes the metrics of a run: progress bar, JSON lines, TensorBoard."""
+"""Writes the metrics of a run: progress bar, JSON lines, TensorBoard.
+
+A line holds means over the steps since the line before it.
+"""
 
 import json
 import math
@@ -11,10 +14,10 @@ from typing import Any
 import jax
 import numpy as np
 import tensorboardX
-import tqdm
 
 from sdxl_jax import atomic_write
 from sdxl_jax.data import pipeline
+from sdxl_jax.training import progress
 
 
 class NonFiniteLoss(ValueError):
@@ -63,13 +66,7 @@ class Writer:
       purge_step=start_step,
       write_to_disk=is_primary,
     )
-    self._bar = tqdm.tqdm(
-      initial=start_step,
-      total=total_steps,
-      unit='step',
-      smoothing=0.05,
-      disable=not is_primary,
-    )
+    self._progress = progress.Progress(start_step, total_steps, is_primary)
 
   def write(self, step: int, metrics: dict[str, float]) -> None:
     """Writes the metrics after `step` optimizer steps."""
@@ -79,25 +76,22 @@ class Writer:
     self._file.flush()
     for name, value in metrics.items():
       self._board.add_scalar(name, value, step)
-    self._bar.set_postfix(
-      loss=f'{metrics["loss"]:.4f}', img_s=f'{metrics["images_per_s"]:.0f}'
-    )
+    self._progress.show(metrics['loss'], metrics['images_per_s'])
 
   def image(self, name: str, image: np.ndarray, step: int) -> None:
     """Writes an image, uint8 [h, w, 3], to TensorBoard."""
     self._board.add_image(name, image, step, dataformats='HWC')
 
   def advance(self) -> None:
-    """Advances the progress bar by one step."""
-    self._bar.update()
+    """Advances the progress by one step."""
+    self._progress.advance()
 
   def say(self, text: str) -> None:
-    """Prints a line above the progress bar."""
-    if not self._bar.disable:
-      self._bar.write(text)
+    """Prints a line, above the progress bar if there is one."""
+    self._progress.say(text)
 
   def close(self) -> None:
-    self._bar.close()
+    self._progress.close()
     self._board.close()
     self._file.close()
 
@@ -143,10 +137,12 @@ class Reporter:
     self.writer, self.every, self.batch_size = writer, every, batch_size
     self.learning_rate, self.batches = learning_rate, batches
     self._pending, self._micro_batches = None, []
+    self._last_step = None  # the last one that is in a sum
     self._restart()
 
   def _restart(self):
     self._started, self._waited, self._steps = time.monotonic(), 0.0, 0
+    self._sums = {}
 
   def waited(self, seconds: float) -> None:
     """Counts the time that a step waited for its data."""
@@ -190,13 +186,26 @@ class Reporter:
       results.append(result)
     check_finite(metrics, step, buckets, step_ids)
 
-    # Report means over the micro-batches.
+    # Micro-batches have equally many images, and so have steps: means of means
+    # are those over all images since the last line.
     means = jax.tree.map(lambda *values: sum(values) / len(values), *results)
-    metrics = {k: float(v) for k, v in (means | metrics).items()}
-    self._steps += 1
+    for name, value in (means | metrics).items():
+      self._sums[name] = self._sums.get(name, 0.0) + float(value)
+    self._steps, self._last_step = self._steps + 1, step
     self.writer.advance()
     if (step + 1) % self.every == 0:
-      self.writer.write(step + 1, metrics | self._rates(step))
+      self._write_line()
+
+  def close(self) -> None:
+    """Reports the latest metrics, and writes the line of the last steps."""
+    self.flush()
+    if self._steps:
+      self._write_line()
+
+  def _write_line(self):
+    """Writes the means since the last line, with rates and counts."""
+    means = {name: total / self._steps for name, total in self._sums.items()}
+    self.writer.write(self._last_step + 1, means | self._rates(self._last_step))
 
   def _rates(self, step):
     """Returns speed, learning rate and counts of the data."""
