@@ -12,7 +12,6 @@ from sdxl_jax.data.sources import (
   cache_layout,
   cache_records,
   index,
-  precomputed,
 )
 
 PARTS = 'parts'  # folder of each finished shard's part of the index
@@ -87,9 +86,7 @@ def borders(keys: np.ndarray, size: int) -> np.ndarray:
   chosen[0] = True
   starts = np.flatnonzero(chosen)
   ends = np.append(starts[1:], len(keys))
-  return np.concatenate(
-    [np.arange(a, b, size) for a, b in zip(starts, ends)]
-  )
+  return np.concatenate([np.arange(a, b, size) for a, b in zip(starts, ends)])
 
 
 def check_space(
@@ -110,6 +107,5 @@ def check_space(
   if free < need:
     raise OSError(
       f'{folder} has {free / 1e9:.3g} GB left, and the shards to write take '
-      f'{need / 1e9:.3g} GB: free some, or pass another --output; what is '
-      'finished is kept'
+      f'{need / 1e9:.3g} GB'
     )

@@ -42,7 +42,7 @@ class Kept:
 
   def find(self, records: cache_records.Records) -> np.ndarray:
     """Returns int64 [n], rows of the cache's index; -1: to be computed."""
-    if not self.cache:
+    if not self.cache or not len(self.rows):
       return np.full(len(records.keys), -1)
     places = cache_records.find(self.records.keys, records.keys)
     same = self.records.stamps[places] == records.stamps
@@ -111,9 +111,7 @@ def measure(made: Sequence[Made]) -> pa.Table:
   for example in made:
     if isinstance(example, images.UnreadableImage):
       reason = str(example).removeprefix(f'{example.name}: ')
-      row = indexed.Measured(
-        example.name, None, indexed.UNREADABLE, reason
-      )
+      row = indexed.Measured(example.name, None, indexed.UNREADABLE, reason)
       example = {}
     else:
       row = indexed.Measured(example['name'], example['original_size'])

@@ -9,61 +9,20 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Protocol, runtime_checkable
 
 import numpy as np
+from array_record.python import array_record_module
 
-from sdxl_jax.data import buckets, images, seeds, transforms
-from sdxl_jax.data.sources import index, indexed, precomputed
+from sdxl_jax import atomic_write
+from sdxl_jax.data import (
+  buckets,
+  cache_plan,
+  images,
+  kept_records,
+  seeds,
+  transforms,
+)
+from sdxl_jax.data.sources import cache_layout, index, indexed
 
-PARTS = 'parts'  # folder of each finished shard's part of the index
 PREFETCH = 32  # images decoded ahead of the devices
-
-
-@dataclasses.dataclass(frozen=True)
-class Shard:
-  """Records of one bucket that go into one file."""
-
-  name: str
-  bucket: buckets.Size
-  ids: np.ndarray  # int64 [n], of records
-
-  def path(self, folder: pathlib.Path) -> pathlib.Path:
-    """Returns the path of the file."""
-    return folder / f'{self.name}{precomputed.SUFFIX}'
-
-  def part(self, folder: pathlib.Path) -> pathlib.Path:
-    """Returns the path of the shard's part of the index."""
-    return folder / PARTS / f'{self.name}.arrow'
-
-  def fingerprint(self, layout: cache_layout.Layout) -> str:
-    """Hashes everything that decides the content of the shard."""
-    return index.digest([layout.identity, self.name, self.ids.tolist()])
-
-  def read_part(
-    self, folder: pathlib.Path, layout: cache_layout.Layout
-  ) -> pa.Table | None:
-    """Reads the shard's part of the index, None if it is not finished."""
-    if not self.path(folder).exists():
-      return None
-    return index.read(self.part(folder), self.fingerprint(layout))
-
-
-def plan_shards(
-  source: indexed.Source, table: Sequence[buckets.Size], size: int
-) -> Iterator[Shard]:
-  """Yields all shards of a source, in the order of their names.
-
-  Args:
-    source: of the records.
-    table: buckets.
-    size: records in a shard, at most.
-  """
-  # Bucket by bucket, since a shard's rows have one shape.
-  assigned = buckets.assign(source.sizes, table)
-  for h, w in sorted(table):
-    ids = np.flatnonzero(assigned == table.index((h, w)))
-    for number, start in enumerate(range(0, len(ids), size)):
-      # Padded, so that the order of the names is that of the numbers.
-      name = f'{h:05d}x{w:05d}-{number:05d}'
-      yield Shard(name, (h, w), ids[start : start + size])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -142,6 +101,7 @@ def write_shard(
   folder: pathlib.Path,
   layout: cache_layout.Layout,
   kept: kept_records.Kept,
+  found: np.ndarray,
   examples: Iterable[indexed.Example | images.UnreadableImage],
   encoder: Encoder,
 ) -> None:
@@ -151,7 +111,8 @@ def write_shard(
     shard: to write.
     folder: of the cache.
     layout: of the cache.
-    kept: records to copy.
+    kept: where records are copied from.
+    found: int64 [n], their rows there; -1: a record is computed.
     examples: what CropMaker returned for each other record, consumed one by
       one.
     encoder: of images and captions.
@@ -167,7 +128,6 @@ def write_shard(
   text = encoder.text([example['caption'] for example in readable])
   computed = pack_rows(shard, layout, readable, moments, text)
   # All records in their order.
-  found = kept.find(shard.records)
   rows = kept_records.merge_rows(found, kept, made, computed)
   write_rows(shard.path(folder), rows)
   table = kept_records.make_table(shard, found, kept, made)

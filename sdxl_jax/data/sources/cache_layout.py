@@ -110,6 +110,10 @@ class Layout:
       return self.settings_identity
     return index.digest(self.settings | {'records': self.records})
 
+  def with_nets(self, identity: dict[str, str]) -> 'Layout':
+    """Returns the layout with {net: hash of its parameters} among its facts."""
+    return dataclasses.replace(self, facts=self.facts | {'nets': identity})
+
   @property
   def is_checkable(self) -> bool:
     """Whether the cache knows what it was made of; early ones do not."""

@@ -98,5 +98,7 @@ def find(keys: np.ndarray, wanted: np.ndarray) -> np.ndarray:
   if not len(keys):
     return np.full(len(wanted), -1)
   order = np.argsort(keys)
-  places = order[np.minimum(np.searchsorted(keys, wanted, sorter=order), len(keys) - 1)]
+  places = order[
+    np.minimum(np.searchsorted(keys, wanted, sorter=order), len(keys) - 1)
+  ]
   return np.where(keys[places] == wanted, places, -1)

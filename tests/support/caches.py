@@ -1,0 +1,74 @@
+"""Caches of small folders, made by nets that need no compilation."""
+
+import hashlib
+
+import numpy as np
+
+from sdxl_jax import precompute
+from sdxl_jax.training import cache_encoder
+from tests.support import tiny_config
+
+BUCKETS = ((32, 48), (48, 32))
+
+
+class PlainEncoder:
+  """Encodes by slices of pixels, and by hashes of captions.
+
+  `nets` stands for the parameters; `made` counts what was encoded.
+  """
+
+  nets = 'first'
+  made = 0
+
+  def __init__(self, setup, batch_size):
+    del batch_size
+    c = setup.config
+    self.context = (77, c.unet.context_dim)
+    self.pooled = c.text_encoder_2.projection_dim
+    self.channels = 2 * c.unet.in_channels
+
+  def identity(self):
+    return {'text_encoder': self.nets}
+
+  def moments(self, crops):
+    for crop in crops:
+      type(self).made += 1
+      h, w, _ = crop.shape
+      pixels = crop.reshape(h // 4, 4, w // 4, 4, 3).transpose(0, 2, 1, 3, 4)
+      values = np.concatenate([pixels.reshape(h // 4, w // 4, -1)] * 2, -1)
+      yield values.astype(np.float32)
+
+  def text(self, captions):
+    for caption in captions:
+      seed = list(hashlib.sha256(caption.encode()).digest())
+      rng = np.random.default_rng(seed)
+      yield rng.random(self.context), rng.random(self.pooled)
+
+
+def config_of(folder):
+  """The config of a folder of images, whose autoencoder is the identity."""
+  config = tiny_config.get_config()
+  config.data.source = 'folder'
+  config.data.folder.path = str(folder)
+  config.data.index_workers = 0
+  config.data.buckets = BUCKETS
+  return config
+
+
+def make(monkeypatch, config, output, nets='first', **options):
+  """Runs `precompute` with the PlainEncoder.
+
+  Returns:
+    The lines reported, and the number of crops that were encoded.
+  """
+  encoder = type('Encoder', (PlainEncoder,), {'nets': nets})
+  monkeypatch.setattr(cache_encoder, 'Encoder', encoder)
+  lines = []
+  defaults = dict(shard_size=4, dtype='float16')
+  precompute.precompute(config, output, **defaults | options, say=lines.append)
+  return lines, encoder.made
+
+
+def contents(folder):
+  """Returns {name: bytes} of the files in a folder."""
+  return {p.name: p.read_bytes() for p in folder.iterdir() if p.is_file()}
