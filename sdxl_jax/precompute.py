@@ -43,6 +43,8 @@ from sdxl_jax.training import (
   run_setup,
 )
 
+MAX_NAMED = 5  # unreadable images that the last line names
+
 
 def precompute(
   config: ml_collections.ConfigDict,
@@ -75,8 +77,8 @@ def precompute(
     OSError: if the disk is full; what is finished is kept.
   """
   # The dataset, and the nets on this process's own devices.
-  config_validation.check(config)
   cache_settings.check_images(config)
+  config_validation.check(config)
   multihost.start(config.mesh.processes)
   setup = run_setup.set_up_locally(config, config.init_from, say)
   encoder = cache_encoder.Encoder(setup, batch_size)
@@ -244,6 +246,7 @@ def complete(
   say(
     f'{count:,} records in {len(work.shards)} shards, {size / 1e9:.3g} GB, '
     f'{size / max(count, 1) / 1e3:.0f} kB each; {len(unreadable)} left out'
+    + ''.join(f'\n  {name}: {why}' for name, why in unreadable[:MAX_NAMED])
   )
 
 

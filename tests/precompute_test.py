@@ -11,31 +11,28 @@ import pytest
 
 from sdxl_jax import precompute
 from sdxl_jax.checkpoints import loading
-from sdxl_jax.data import buckets, images, pipeline, transforms
+from sdxl_jax.data import (
+  buckets,
+  images,
+  pipeline,
+  precompute_writer,
+  transforms,
+)
 from sdxl_jax.data.sources import kinds, precomputed
 from sdxl_jax.models import from_config
+from sdxl_jax.text import tokenizer
 from sdxl_jax.training import diffusion_task
 from tests.data import conditions_test
-from tests.support import datasets, processes, published_config, tiny_config
+from tests.support import caches, datasets, processes, published_config
 
 SIZES = ((40, 60), (60, 40), (36, 90), (32, 48), (80, 48), (50, 50), (48, 72))
-BUCKETS = ((32, 48), (48, 32))
+BUCKETS = caches.BUCKETS
 
 
 def write_images(folder):
   """Writes an image of each size; returns the folder's path."""
   examples = [datasets.example(i, size) for i, size in enumerate(SIZES)]
   return datasets.write_folder(folder, examples)['path']
-
-
-def on_pixels(folder):
-  """Makes a config whose autoencoder is the identity."""
-  config = tiny_config.get_config()
-  config.data.source = 'folder'
-  config.data.folder.path = folder
-  config.data.index_workers = 0
-  config.data.buckets = BUCKETS
-  return config
 
 
 @pytest.fixture
@@ -47,17 +44,16 @@ def random_weights(monkeypatch):
   monkeypatch.setattr(loading, 'load_params', load_params)
 
 
-def contents(folder):
-  """Returns {name: bytes} of the files in a folder."""
-  return {p.name: p.read_bytes() for p in folder.iterdir() if p.is_file()}
+def open_cache(folder, dtype='float16'):
+  """Opens a cache without its unreadable images."""
+  settings = {'path': folder, 'dtype': dtype}
+  return kinds.make_source('precomputed', settings, say=lambda line: None)
 
 
 def read(folder, batch_size=4, table=BUCKETS, dtype='bfloat16', **options):
   """Makes batches from a cache."""
   options = pipeline.BatchOptions(**{'num_threads': 1} | options)
-  source = kinds.make_source(
-    'precomputed', {'path': folder, 'dtype': dtype}, say=lambda line: None
-  )
+  source = open_cache(folder, dtype)
   schedule = buckets.Schedule(source.sizes, table, 0, batch_size)
   return pipeline.make_batches(
     source, None, schedule, range(batch_size), options
@@ -71,7 +67,7 @@ def cache(tmp_path, random_weights):
   Returns its folder, a function that makes another, and the lines reported.
   """
   image_folder = tmp_path / 'images'
-  config = on_pixels(write_images(image_folder))
+  config = caches.config_of(write_images(image_folder))
   (image_folder / '0003.png').write_bytes(b'no image')
   content = (image_folder / '0005.png').read_bytes()
   (image_folder / '0005.png').write_bytes(content[: len(content) // 2])
@@ -89,7 +85,7 @@ def cache(tmp_path, random_weights):
 
 def test_conditions_are_true(cache):
   """The sizes and crops of a batch are those of its pixels."""
-  model = from_config.make_model(on_pixels('x'))
+  model = from_config.make_model(caches.config_of('x'))
   batches = read(cache[0], dtype='float16', flip_probability=0.5)
   variants, flips = set(), 0
   for _ in range(30):
@@ -120,15 +116,15 @@ def test_conditions_are_true(cache):
 
 def test_text_and_the_empty_caption(cache):
   folder, *_ = cache
-  config = on_pixels('x')
+  config = caches.config_of('x')
   model = from_config.make_model(config)
   params = model.init(jax.random.key(0))
-  tokenize = precompute.tokenizer.load(None)
+  tokenize = tokenizer.load(None)
 
   def encode(text):
     return model.text.encode(params, tokenize([text]))
 
-  source = precomputed.Precomputed(folder, 'float16')
+  source = open_cache(folder)
   for i in range(len(source)):
     context, pooled = encode(source[i]['caption'])
     np.testing.assert_allclose(
@@ -138,20 +134,24 @@ def test_text_and_the_empty_caption(cache):
       source[i]['text']['pooled'], pooled[0], 2e-3, 2e-3
     )
   context, pooled = encode('')
-  np.testing.assert_allclose(source.uncond['context'], context[0], 2e-3, 2e-3)
+  uncond = source.source.uncond
+  np.testing.assert_allclose(uncond['context'], context[0], 2e-3, 2e-3)
   dropped = read(folder, dtype='float16', caption_dropout=1.0)
   _, batch = next(dropped)
   dropped.close()
-  assert (batch['context'] == source.uncond['context']).all()
-  assert (batch['pooled'] == source.uncond['pooled']).all()
+  assert (batch['context'] == uncond['context']).all()
+  assert (batch['pooled'] == uncond['pooled']).all()
 
 
 def test_broken_images_are_named(cache):
   folder, _, lines = cache
-  assert len(precomputed.Precomputed(folder, 'float16')) == len(SIZES) - 2
+  source = open_cache(folder)
+  assert len(source) == len(SIZES) - 2 and len(source.source) == len(SIZES) - 1
+  assert '0005.png' in next(source.left_out())
   assert '0005.png' in (folder / 'left_out.txt').read_text()
-  assert lines[0] == '1 of 7 records left out: its header cannot be read'
-  assert '5 records in 4 shards' in lines[-1] and '1 left out' in lines[-1]
+  assert '1  left out: its header cannot be read' in lines[0]
+  assert '5 records in ' in lines[-1] and '1 left out' in lines[-1]
+  assert '0005.png: not a readable image' in lines[-1]
 
 
 def test_sums(cache):
@@ -161,35 +161,37 @@ def test_sums(cache):
 
 def test_finished_and_another_cache(cache):
   folder, make, lines = cache
-  before = contents(folder)
+  before = caches.contents(folder)
   make(folder)
   assert lines[-1] == f'{folder} is finished'
   with pytest.raises(ValueError, match=r'another cache.*\n  crops: 3 > 2\n'):
     make(folder, crops=2)
-  assert contents(folder) == before
+  assert caches.contents(folder) == before
 
 
 def test_continuing_gives_the_same_bytes(cache, tmp_path, monkeypatch):
   """After an error in the second shard, and half of a file left behind."""
   folder, make, _ = cache
-  write, broken = precomputed.write_rows, tmp_path / 'broken'
+  write, broken = precompute_writer.write_rows, tmp_path / 'broken'
+  written = []
 
   def fail_once(path, rows):
-    if path.name.startswith('00032x00048-00001'):
+    written.append(path)
+    if len(written) == 2:
       path.with_name(f'{path.name}.partial').write_bytes(b'half')
       path.with_name(f'.{path.name}.0123.partial').write_bytes(b'half')
       raise OSError('No space left on device')
     write(path, rows)
 
   with monkeypatch.context() as patch:
-    patch.setattr(precomputed, 'write_rows', fail_once)
-    with pytest.raises(OSError, match='No space left'):
+    patch.setattr(precompute_writer, 'write_rows', fail_once)
+    with pytest.raises(OSError, match='No space left.*\n.* same command again'):
       make(broken)
   assert len(list(broken.glob('*.array_record'))) == 1
   with pytest.raises(FileNotFoundError, match='no finished cache'):
     precomputed.Precomputed(broken)
   make(broken)
-  assert contents(broken) == contents(folder)
+  assert caches.contents(broken) == caches.contents(folder)
 
 
 def make_command(folder, *flags):
@@ -220,7 +222,9 @@ def test_killed_and_continued(tmp_path):
   first.send_signal(signal.SIGKILL)
   assert first.wait() == -signal.SIGKILL and 0 < len(shards()) < len(SIZES)
   assert run('killed').wait() == run('uninterrupted').wait() == 0
-  assert contents(tmp_path / 'killed') == contents(tmp_path / 'uninterrupted')
+  assert caches.contents(tmp_path / 'killed') == caches.contents(
+    tmp_path / 'uninterrupted'
+  )
 
 
 @pytest.mark.slow
@@ -231,11 +235,11 @@ def test_two_processes_write_what_one_writes(tmp_path):
     output = ['--output', str(tmp_path / str(count))]
     started = processes.start([*command, *output], logs)
     assert all(p.wait(300) == 0 for p in started), logs[0].read_text()
-  assert contents(tmp_path / '2') == contents(tmp_path / '1')
+  assert caches.contents(tmp_path / '2') == caches.contents(tmp_path / '1')
 
 
 def test_weights_must_be_given(tmp_path):
-  config = on_pixels(write_images(tmp_path / 'images'))
+  config = caches.config_of(write_images(tmp_path / 'images'))
   with pytest.raises(ValueError, match='init_from is empty.*text_encoder_2'):
     precompute.precompute(config, tmp_path / 'cache')
 
@@ -251,7 +255,7 @@ def test_loss_is_that_of_pixels(tmp_path):
   of_model = diffusion_task.DiffusionLoss(model, timestep_range=(0, 1000))
   loss = jax.jit(of_model.loss)
   source = kinds.make_source('folder', {'path': config.data.folder.path})
-  tokenize = precompute.tokenizer.load(config.init_from)
+  tokenize = tokenizer.load(config.init_from)
   batches = read(tmp_path / 'cache')
   bucket, stored = next(batches)
   batches.close()
