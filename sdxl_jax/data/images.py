@@ -13,7 +13,24 @@ from sdxl_jax import atomic_write
 
 GAP = 4  # px between the cells of a grid
 GREY = 238  # 0..255, of the gaps
-SUFFIXES = ('.jpg', '.jpeg', '.png', '.webp', '.gif')
+# Formats that Pillow lists, but only identifies, or reads by other programs.
+NOT_READ = ('BUFR', 'EPS', 'GRIB', 'HDF5', 'IPTC', 'MPEG', 'WMF')
+# Of all formats that Pillow reads, those of photographs first.
+COMMON = ('.jpg', '.jpeg', '.png', '.webp', '.gif')
+SUFFIXES = COMMON + tuple(
+  sorted(
+    suffix
+    for suffix, format_name in Image.registered_extensions().items()
+    if format_name in Image.OPEN
+    and format_name not in NOT_READ
+    and suffix not in COMMON
+  )
+)
+# Modes whose conversion to RGB would be wrong or fails.
+UNDEFINED = {
+  'F': 'its pixels are floats, of a range that no standard defines',
+  'LAB': 'Pillow does not convert its colours, L*a*b*',
+}
 ORIENTATION = 0x0112  # the EXIF tag; 5 to 8 swap height and width
 LINE = 14  # px, height of a line of text
 
@@ -60,6 +77,7 @@ def decode(
   """
   try:
     image = Image.open(io.BytesIO(data))
+    check_mode(image)
     # An index older than the file would give wrong micro-conditioning.
     if size is not None and size_of(image) != tuple(size):
       raise ValueError(f'{size_of(image)} px, but the index has {size}')
@@ -71,6 +89,14 @@ def decode(
   # Pillow's decoders raise many kinds of error on broken bytes.
   except Exception as error:
     raise UnreadableImage(name, error) from error
+
+
+def check_mode(image: Image.Image) -> None:
+  """Raises ValueError for an image that has no defined colours in RGB."""
+  if image.mode in UNDEFINED:
+    raise ValueError(
+      f'{UNDEFINED[image.mode]}: save it with 8 or 16 bits per channel in RGB'
+    )
 
 
 def is_turned(image: Image.Image) -> bool:
@@ -109,6 +135,7 @@ def upright_size(file: Any) -> Size:
   """
   try:
     with Image.open(file) as image:
+      check_mode(image)
       return size_of(image)
   except Exception as error:
     raise UnreadableImage(file, error) from error

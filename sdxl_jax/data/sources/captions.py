@@ -14,6 +14,7 @@ import numpy as np
 from sdxl_jax.data.sources import indexed, text_decoding
 
 MAX_LENGTH = 1_000_000  # characters; more is no caption, but a document
+MAX_BYTES = 4 * MAX_LENGTH
 
 
 class Caption(NamedTuple):
@@ -38,6 +39,8 @@ def parse(value: Any, encoding: str = '') -> Caption:
   if isinstance(value, np.ndarray | np.generic):
     value = value.tolist()
   if isinstance(value, bytes | bytearray | memoryview):
+    if len(value) > MAX_BYTES:
+      return too_long(f'over {MAX_BYTES:,} bytes')
     try:
       value = text_decoding.decode(bytes(value), encoding)
     except text_decoding.BadEncoding as error:
@@ -57,13 +60,17 @@ def of_text(text: str) -> Caption:
   if not text:
     return NONE
   if len(text) > MAX_LENGTH:
-    detail = f'{len(text):,} characters, more than {MAX_LENGTH:,}'
-    return Caption('', indexed.BAD_CAPTION, detail)
+    return too_long(f'{len(text):,} characters, over {MAX_LENGTH:,}')
   # JSON can hold half a character, which no tokenizer takes.
   if not text.isascii() and any('\ud800' <= c <= '\udfff' for c in text):
     detail = 'half of a surrogate pair; write the caption again as UTF-8'
     return Caption('', indexed.BAD_ENCODING, detail)
   return Caption(text)
+
+
+def too_long(length: str) -> Caption:
+  """Refuses a document in place of a caption."""
+  return Caption('', indexed.BAD_CAPTION, f'{length}, which no caption has')
 
 
 def first(captions: Iterable[Caption]) -> Caption:

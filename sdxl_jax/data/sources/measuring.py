@@ -1,5 +1,6 @@
 """Measures an item of a dataset for its index, from the header of its image."""
 
+import math
 from typing import Any
 
 from PIL import Image, UnidentifiedImageError
@@ -48,3 +49,24 @@ def unreadable(name: str, error: Exception) -> indexed.Measured:
     # Pillow's message has the address of the file object.
     detail = 'in no format that Pillow knows'
   return indexed.Measured(name, None, problem, detail)
+
+
+def parse_score(value: Any) -> tuple[float | None, str]:
+  """Returns (score, what is wrong with it); None where there is no score.
+
+  NaN, as pandas writes a missing value, is none.
+  """
+  if value is None or value == '':
+    return None, ''
+  try:
+    score = float(value)
+  except (TypeError, ValueError, OverflowError):
+    score = math.inf
+  if math.isnan(score):
+    return None, ''
+  if math.isinf(score):
+    return None, (
+      f'aesthetic_score = {value!r:.60} is not a number; write one of about 1 '
+      'to 10, or leave it empty'
+    )
+  return score, ''

@@ -23,7 +23,7 @@ PROBLEMS = {
   indexed.UNREADABLE: 'its header cannot be read',
   indexed.NO_CAPTION: 'it has no caption',
   indexed.NO_IMAGE: 'it has no image',
-  indexed.UNKNOWN_SUFFIX: 'its suffix is none of an image',
+  indexed.UNKNOWN_SUFFIX: 'its suffix is not that of an image',
   indexed.DUPLICATE: 'an earlier record has its name',
   indexed.BAD_CAPTION: 'its caption is not text',
   indexed.BAD_ENCODING: 'its caption is in another encoding',
@@ -33,8 +33,9 @@ PROBLEMS = {
   indexed.NOT_LISTED: 'the table of its folder does not list it',
 }
 SEVERAL = 'of the used have several captions, of which the first is read'
-# Pixels that the resize of an image may make, of 4 bytes each: 1 GiB.
-MAX_RESIZED = 1 << 28
+# Pixels that the resize of an image may make, of 4 bytes each: half a GiB in
+# each thread.
+MAX_RESIZED = 1 << 27
 
 
 @dataclasses.dataclass(frozen=True)
@@ -178,12 +179,7 @@ class FilteredSource:
     self.ids = np.flatnonzero(keep).astype(np.min_scalar_type(len(keep)))
     self.sizes = source.sizes[keep]
     if not len(self.ids):
-      fields = list(getattr(source, 'fields', ()))
-      known = f'\nThe columns of the data are {fields}.' if fields else ''
-      raise ValueError(
-        'config.data.filters and broken records leave none of '
-        f'{len(source):,}:\n{self.account()}{known}'
-      )
+      raise ValueError(self.refusal())
 
   def __len__(self) -> int:
     return len(self.ids)
@@ -217,6 +213,23 @@ class FilteredSource:
     return record_account.Account(
       len(self.source), len(self), self.left_out_by, beside
     )
+
+  def refusal(self) -> str:
+    """Says why no record is left, and what to do."""
+    count = f'{len(self.source):,}'
+    lines = [
+      f'config.data.filters and broken records leave none of {count}:',
+      str(self.account()),
+    ]
+    # Where captions lack, another column may have them.
+    captionless = {
+      PROBLEMS[c] for c in (indexed.NO_CAPTION, indexed.BAD_CAPTION)
+    }
+    if captionless & self.left_out_by.keys():
+      if fields := getattr(self.source, 'fields', ()):
+        lines.append(f'The data has the columns {list(fields)}.')
+      lines.append(getattr(self.source, 'remedy', ''))
+    return '\n'.join(line for line in lines if line)
 
   def left_out(self) -> Iterator[str]:
     """Yields a line for each unusable record: its name, and why."""
