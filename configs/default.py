@@ -77,6 +77,8 @@ def get_config():
   # there are no captions.
   config.data.webdataset.caption = 'txt'
   config.data.webdataset.score = 'aesthetic_score'  # field of the json member
+  # Of captions without a byte order mark, such as 'cp1252'; '': UTF-8.
+  config.data.webdataset.encoding = ''
   config.data.parquet = config_dict.ConfigDict()
   config.data.parquet.files = ''  # /data/*.parquet, s3://bucket/*.parquet
   config.data.parquet.image = 'image'  # column

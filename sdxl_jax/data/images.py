@@ -1,9 +1,11 @@
 """Images: decoding, resizing, PNG files with text, grids and charts."""
 
+import contextlib
 import io
 import os
 import pathlib
-from collections.abc import Sequence
+import traceback
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,6 +13,7 @@ from PIL import Image, ImageDraw, ImageFont, ImageOps, PngImagePlugin
 
 from sdxl_jax import atomic_write
 
+ROOT = pathlib.Path(__file__).parent.parent  # of the package
 GAP = 4  # px between the cells of a grid
 GREY = 238  # 0..255, of the gaps
 # Formats that Pillow lists, but only identifies, or reads by other programs.
@@ -46,8 +49,42 @@ class UnreadableImage(ValueError):
   """
 
   def __init__(self, name: Any, reason: Exception):
-    super().__init__(f'{name}: not a readable image ({reason})')
+    super().__init__(f'{name}: {self.describe(reason)}')
     self.name = str(name)
+
+  def describe(self, reason: Exception) -> str:
+    """Describes what is wrong, for the message."""
+    return f'not a readable image ({reason})'
+
+
+class UnreadableRecord(UnreadableImage):
+  """Raised where anything but the decoding of its image fails for a record.
+
+  The message has the line that raised, since this may be an error of the
+  program.
+  """
+
+  def describe(self, reason: Exception) -> str:
+    frames = traceback.extract_tb(reason.__traceback__)
+    ours = [f for f in frames if ROOT in pathlib.Path(f.filename).parents]
+    where = f'{ours[-1].filename}, line {ours[-1].lineno}: ' if ours else ''
+    return f'unreadable ({where}{type(reason).__name__}: {reason})'
+
+
+@contextlib.contextmanager
+def unreadable_if_raised(name: Callable[[], str]) -> Iterator[None]:
+  """Raises whatever the body raises as an UnreadableImage with a name.
+
+  Args:
+    name: returns the name of the record; called after an error only.
+  """
+  try:
+    yield
+  except UnreadableImage:
+    raise
+  # Readers and decoders raise errors of many kinds on odd data.
+  except Exception as error:
+    raise UnreadableRecord(name(), error) from error
 
 
 def decode(

@@ -6,7 +6,7 @@ list has a caption if one of its elements is one.
 """
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -94,6 +94,22 @@ def refusal(value: Any) -> str:
     f'{value!r:.60} is {type(value).__name__}, not text; write captions, such '
     'as the names of labels, or name another column in the setting `caption`'
   )
+
+
+def name_labels(value: Any, names: Sequence[str]) -> Any:
+  """Replaces labels by their names.
+
+  Args:
+    value: a label or a list of labels, which are numbers; -1 is no label.
+    names: of the labels; (): the values are no labels, and returned.
+  """
+  if isinstance(value, np.ndarray | np.generic):
+    value = value.tolist()
+  if isinstance(value, list | tuple):
+    return [name_labels(element, names) for element in value]
+  if not names or not isinstance(value, int):
+    return value
+  return names[value] if 0 <= value < len(names) else None
 
 
 def look_up(fields: dict[str, Any], name: str) -> Any:

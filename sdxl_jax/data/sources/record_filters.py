@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from sdxl_jax.data import buckets
+from sdxl_jax.data import buckets, transforms
 from sdxl_jax.data.sources import indexed, record_account
 
 COMPARE = {
@@ -30,12 +30,10 @@ PROBLEMS = {
   indexed.LINK: 'it is a link that leads nowhere or back',
   indexed.TOO_LARGE: 'its image is too large',
   indexed.BAD_SCORE: 'its score is not a number',
+  indexed.BAD_JSON: 'its json is not a JSON object',
   indexed.NOT_LISTED: 'the table of its folder does not list it',
 }
 SEVERAL = 'of the used have several captions, of which the first is read'
-# Pixels that the resize of an image may make, of 4 bytes each: half a GiB in
-# each thread.
-MAX_RESIZED = 1 << 27
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,7 +72,10 @@ class Filters:
     yield f'height / width is not {self.min_aspect} to {self.max_aspect}', fits
     if self.buckets:
       fits = resizes(source.sizes, aspects, self.buckets)
-      yield f'its resize for a bucket makes over {MAX_RESIZED:,} px', fits
+      yield (
+        f'its resize for a bucket makes over {transforms.MAX_RESIZED:,} px',
+        fits,
+      )
     # Columns of the index.
     if self.scored and isinstance(source, indexed.IndexedSource):
       yield 'it has no aesthetic_score, which the refiner needs', has(source)
@@ -138,14 +139,14 @@ def resizes(
     bool [n].
   """
   # Only extreme aspects need a closer look, and those are of few records.
-  room = MAX_RESIZED / max(h * w for h, w in table)
+  room = transforms.MAX_RESIZED / max(h * w for h, w in table)
   least, *_, most = sorted([h / w for h, w in table] * 2)
   ids = np.flatnonzero((aspects > room * least) | (aspects < most / room))
   extreme = np.maximum(sizes[ids], 1).astype(float)
   targets = np.array(table)[buckets.assign(extreme, table)]
   scales = (targets / extreme).max(1)
   fits = np.ones(len(sizes), bool)
-  fits[ids] = extreme.prod(1) * scales**2 <= MAX_RESIZED
+  fits[ids] = extreme.prod(1) * scales**2 <= transforms.MAX_RESIZED
   return fits
 
 
