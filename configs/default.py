@@ -32,6 +32,9 @@ def get_config():
   # 'empty' caption.
   config.uncond = 'zeros'
   config.caption_dropout = 0.1  # share of images trained without their caption
+  # Tokens of a caption, 75, 150 or 225; the rest is cut. Captions of more than
+  # 75 are encoded in chunks, as sample --long_prompts does.
+  config.max_token_length = 75
 
   config.mesh = config_dict.ConfigDict()
   # Device mesh. One axis may be -1: all devices that the others leave.

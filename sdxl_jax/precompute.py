@@ -105,7 +105,8 @@ def precompute(
   # Records of a finished cache that are as they were are copied.
   cache = None
   if table is not None:
-    cache = precomputed.Precomputed(folder, layout.dtype)
+    length = config.max_token_length
+    cache = precomputed.Precomputed(folder, layout.dtype, length)
     changes = cache_records.compare(cache.records, records)
     say(f'{folder} is brought up to date: {changes}')
   elif multihost.is_primary():
@@ -180,10 +181,10 @@ def write_shards(
   """
   folder, config, source = work.folder, work.setup.config, work.setup.source
   (folder / cache_plan.PARTS).mkdir(exist_ok=True)
-  missing = [shard for shard in work.shards if work.is_missing(shard)]
+  mine = work.shards[jax.process_index() :: jax.process_count()]
+  mine = [shard for shard in mine if work.is_missing(shard)]
   free = shutil.disk_usage(folder).free
-  cache_plan.check_space(folder, work.layout, missing, free)
-  mine = missing[jax.process_index() :: jax.process_count()]
+  cache_plan.check_space(folder, work.layout, mine, free)
   todo = sum(len(work.to_compute(shard)) for shard in mine)
   bar = tqdm.tqdm(total=todo, unit='image')
   started = time.monotonic()
@@ -210,6 +211,8 @@ def write_shards(
         with_progress(examples, bar),
         encoder,
       )
+  if encoder.cut_captions.cut:
+    say(encoder.cut_captions.describe())
   if todo and multihost.is_primary():
     rate = todo / (time.monotonic() - started)
     say(

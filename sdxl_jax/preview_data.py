@@ -4,8 +4,13 @@
     --config.data.folder.path=IMAGES
 
 Writes PREVIEW/batches.png, the crops of the first steps with their captions and
-sizes (of large batches the first 64), and PREVIEW/buckets.png; prints a table
-of the buckets.
+sizes (of large batches the first 64), and PREVIEW/buckets.png; prints how many
+records are used and left out, and a table of the buckets.
+
+With --check it reads and decodes every record instead, counts what is odd, and
+lists in PREVIEW what cannot be read (unreadable.txt), captions that are cut
+(cut_captions.txt) and images that are there twice (same_images.txt). It ends
+with 1 if records cannot be read, otherwise with 0.
 """
 
 import os
@@ -21,10 +26,10 @@ from PIL import Image
 
 from sdxl_jax import cli
 from sdxl_jax.checkpoints import loading
-from sdxl_jax.data import buckets, dataset, images, pipeline
+from sdxl_jax.data import buckets, dataset, images, pipeline, record_check
 from sdxl_jax.models import from_config, latent_scaling
 from sdxl_jax.text import tokenizer
-from sdxl_jax.training import config_validation, tasks
+from sdxl_jax.training import config_validation, run_setup, tasks
 
 MAX_SIDE = 256  # px, of an image in the grid
 MAX_ROWS = 64  # of a batch in the grid
@@ -45,18 +50,17 @@ def preview(
     say: takes a line for the user.
   """
   # How full the buckets are.
-  config_validation.check(config)
-  source = dataset.make_source(config, say)
+  output = pathlib.Path(output)
+  source = open_source(config, output, say)
   table = occupancy(source.sizes, config.data.buckets)
   say(as_text(table))
-  output = pathlib.Path(output)
   chart = [(row['bucket'], row['images']) for row in table]
   images.save(output / 'buckets.png', images.bars(chart))
   # The batches of the first steps.
   tokenize = tokenizer.load(loading.base_weights(config.init_from))
   micro_batches = tasks.micro_batches_of(config)
   rows = range(min(config.global_batch_size // micro_batches, MAX_ROWS))
-  batches = dataset.make_batches(config, source, tokenize, rows)
+  batches = run_setup.make_batches(config, source, rows)
   decode = make_decode(config)
   shown, captions = [], []
   for _ in range(steps * micro_batches):
@@ -67,6 +71,37 @@ def preview(
   columns = min(8, len(rows))
   images.save(output / 'batches.png', images.grid(shown, columns, captions))
   say(f'{len(shown)} images as training takes them: {output}/batches.png')
+
+
+def check(
+  config: ml_collections.ConfigDict,
+  output: str | os.PathLike,
+  say: Callable[[str], Any] = print,
+) -> record_check.Report:
+  """Reads and decodes every record, and reports what is odd.
+
+  Args:
+    config: as for training.
+    output: folder for the lists of records.
+    say: takes a line for the user.
+  """
+  source = open_source(config, pathlib.Path(output), say)
+  tokenize = tokenizer.load(loading.base_weights(config.init_from))
+  report = dataset.check_records(config, source, tokenize)
+  report.save(output)
+  say(f'{report}\nThe lists are in {output}')
+  return report
+
+
+def open_source(
+  config: ml_collections.ConfigDict,
+  output: pathlib.Path,
+  say: Callable[[str], Any],
+) -> Any:
+  """Makes the source of a config, and writes its account into a folder."""
+  config_validation.check(config)
+  output.mkdir(parents=True, exist_ok=True)
+  return run_setup.make_source(config, output, say)
 
 
 def occupancy(
@@ -155,12 +190,22 @@ def make_decode(
 
 
 def main(args):
-  preview(args.config, args.output, args.steps)
+  if not args.check:
+    preview(args.config, args.output, args.steps)
+    return
+  report = check(args.config, args.output)
+  if report.unreadable:
+    raise ValueError(
+      f'{len(report.unreadable):,} of {report.records:,} records cannot be '
+      f'read, see {args.output}/{record_check.UNREADABLE}: repair or remove '
+      'them, or training takes others in their place'
+    )
 
 
 def define_flags():
   config_flags.DEFINE_config_file('config', None, 'file with get_config()')
   flags.DEFINE_string('output', None, 'folder for the images')
+  flags.DEFINE_bool('check', False, 'read every record instead, and report')
   flags.DEFINE_integer('steps', 4, 'number of steps to show', 1)
   flags.mark_flags_as_required(['config', 'output'])
 

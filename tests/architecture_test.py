@@ -25,7 +25,7 @@ ROOMS = {
   'diffusion': set(),
   'ema': set(),
   'distributed': set(),
-  'data': {'text.tokenizer', 'atomic_write'},
+  'data': {'text', 'atomic_write'},
   'models': {'text', 'diffusion', 'distributed'},
   'weights': {'models', 'diffusion', 'atomic_write'},
   'evaluation': {'models'},

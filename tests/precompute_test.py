@@ -29,9 +29,12 @@ SIZES = ((40, 60), (60, 40), (36, 90), (32, 48), (80, 48), (50, 50), (48, 72))
 BUCKETS = caches.BUCKETS
 
 
-def write_images(folder):
+def write_images(folder, text='picture'):
   """Writes an image of each size; returns the folder's path."""
-  examples = [datasets.example(i, size) for i, size in enumerate(SIZES)]
+  examples = [
+    datasets.example(i, size, text=f'{text} {i}')
+    for i, size in enumerate(SIZES)
+  ]
   return datasets.write_folder(folder, examples)['path']
 
 
@@ -52,8 +55,13 @@ def open_cache(folder, dtype='float16'):
 
 def read(folder, batch_size=4, table=BUCKETS, dtype='bfloat16', **options):
   """Makes batches from a cache."""
+  settings = {
+    'path': folder,
+    'dtype': dtype,
+    'max_token_length': options.get('max_token_length', 75),
+  }
   options = pipeline.BatchOptions(**{'num_threads': 1} | options)
-  source = open_cache(folder, dtype)
+  source = kinds.make_source('precomputed', settings, say=lambda line: None)
   schedule = buckets.Schedule(source.sizes, table, 0, batch_size)
   return pipeline.make_batches(
     source, None, schedule, range(batch_size), options
@@ -244,11 +252,16 @@ def test_weights_must_be_given(tmp_path):
     precompute.precompute(config, tmp_path / 'cache')
 
 
-def test_loss_is_that_of_pixels(tmp_path):
+@pytest.mark.parametrize(
+  'words, length', [(1, 75), pytest.param(100, 150, marks=pytest.mark.slow)]
+)
+def test_loss_is_that_of_pixels(tmp_path, words, length):
   """For the same noise, within the error of storing in bfloat16."""
   config = published_config.get_config()
+  config.max_token_length = length
   config.data.source = 'folder'
-  config.data.folder.path = write_images(tmp_path / 'images')
+  text = 'picture ' * words
+  config.data.folder.path = write_images(tmp_path / 'images', text)
   precompute.precompute(config, tmp_path / 'cache', say=print)
   model = from_config.make_model(config)
   params = loading.load_params(config.init_from, model, model.configs)
@@ -256,8 +269,9 @@ def test_loss_is_that_of_pixels(tmp_path):
   loss = jax.jit(of_model.loss)
   source = kinds.make_source('folder', {'path': config.data.folder.path})
   tokenize = tokenizer.load(config.init_from)
-  batches = read(tmp_path / 'cache')
+  batches = read(tmp_path / 'cache', max_token_length=length)
   bucket, stored = next(batches)
+  assert stored['context'].shape[1] == length // 75 * 77
   batches.close()
   wanted = list(map(tuple, stored['original_size']))
   examples = [source[SIZES.index(size)] for size in wanted]
@@ -270,7 +284,9 @@ def test_loss_is_that_of_pixels(tmp_path):
     crops.append(images.to_float(crop))
   pixels = {k: v for k, v in stored.items() if v.ndim == 2 and v.shape[1] == 2}
   pixels['image'] = np.stack(crops)
-  pixels['tokens'] = tokenize([example['caption'] for example in examples])
+  captions = [example['caption'] for example in examples]
+  pixels['tokens'], cut = tokenize.captions(captions, length // 75)
+  assert not any(cut)
   for seed in range(3):
     key = jax.random.key(seed)
     a, b = (float(loss(params, {}, x, key)[0]) for x in (stored, pixels))
@@ -282,6 +298,7 @@ def test_loss_is_that_of_pixels(tmp_path):
   [
     ({'dtype': 'bfloat16'}, 'stored in float16, but .*dtype is bfloat16'),
     ({'table': ((32, 48), (48, 40))}, 'precomputed for the bucket .*48, 32'),
+    ({'max_token_length': 150}, 'captions of up to 75 tokens, .*set it to 75'),
   ],
 )
 def test_a_cache_of_another_config(cache, settings, message):

@@ -6,7 +6,7 @@ from PIL import Image
 
 from sdxl_jax import preview_data
 from sdxl_jax.text import tokenizer
-from tests.support import tiny_config
+from tests.support import commands, datasets, tiny_config
 
 
 def test_occupancy():
@@ -30,10 +30,38 @@ def test_batches_are_shown(tmp_path):
   preview_data.preview(
     tiny_config.get_config(), tmp_path, steps=3, say=lines.append
   )
-  assert '16x24' in lines[0] and lines[-1].startswith('12 images as training')
+  assert 'records seen' in lines[0] and '16x24' in lines[1]
+  assert lines[-1].startswith('12 images as training')
   grid = np.asarray(Image.open(tmp_path / 'batches.png'))
   assert grid.std() > 20
   assert (tmp_path / 'buckets.png').is_file()
+
+
+def test_a_check_lists_what_cannot_be_read(tmp_path, capsys):
+  folder, out = tmp_path / 'images', tmp_path / 'out'
+  examples = [datasets.example(i, (20, 20)) for i in range(3)]
+  datasets.write_folder(folder, examples)
+  whole = examples[1]['image']
+  (folder / '0001.png').write_bytes(whole[: len(whole) // 2])
+  arguments = [
+    f'--config={tiny_config.__file__}',
+    '--config.data.source=folder',
+    f'--config.data.folder.path={folder}',
+    f'--output={out}',
+    '--check',
+  ]
+  with commands.parsed('sdxl_jax.preview_data', arguments) as start:
+    with pytest.raises(ValueError, match='1 of 3 records cannot be read.*repa'):
+      start()
+  printed = capsys.readouterr().out
+  assert '3  records seen' in printed and '3  records checked' in printed
+  assert (out / 'unreadable.txt').read_text().startswith(f'{folder}/0001.png: ')
+  assert '3  used' in (out / 'records.txt').read_text()
+  # Once it is repaired, nothing is left in the list.
+  (folder / '0001.png').write_bytes(whole)
+  with commands.parsed('sdxl_jax.preview_data', arguments) as start:
+    start()
+  assert (out / 'unreadable.txt').read_text() == ''
 
 
 def test_captions_are_those_of_the_tokens():

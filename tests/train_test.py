@@ -103,6 +103,7 @@ def test_what_a_run_leaves(straight):
     'step_s',
     'data_wait_s',
     'substituted',
+    'cut_captions',
   }
   assert (straight / 'samples' / '0000004.png').is_file()
   assert orbax_checkpoint.Checkpoints(straight).latest_step == 4
@@ -343,6 +344,33 @@ def test_sources(kind, workdir, tmp_path):
   else:
     config.data[kind].update(write(kind, tmp_path / kind))
   assert train.train(config, workdir) == 4
+
+
+@pytest.mark.slow
+def test_captions_of_150_tokens(tmp_path):
+  """Its samples have as many, during the run and after it."""
+  words = 'red fox on white snow ' * 18
+  examples = [
+    datasets.example(i, (20, 20), text=f'{words} {i}') for i in range(4)
+  ]
+  config = tiny_config.get_config()
+  config.data.update(source='folder', index_workers=0, buckets=((16, 16),))
+  config.data.folder.update(
+    datasets.write_folder(tmp_path / 'images', examples)
+  )
+  config.update(total_steps=2, max_token_length=150)
+  config.samples.update(every=2, steps=2, prompts=(words, 'a short one'))
+  train.train(config, tmp_path / 'run')
+  assert (tmp_path / 'run' / 'samples' / '0000002.png').is_file()
+  lines = (tmp_path / 'run' / 'metrics.jsonl').read_text().splitlines()
+  assert json.loads(lines[-1])['cut_captions'] == 0
+  # What is behind the first chunk reaches the samples; a third one is cut.
+  pipeline = pipelines.load(tmp_path / 'run')
+  prompts = [words + end for end in ('', 'pig', 'snow ' * 60, 'snow ' * 99)]
+  with pytest.warns(match='longer than 152 tokens'):
+    samples, _ = sample.generate(pipeline, prompts, steps=2, seeds=[0] * 4)
+  assert np.abs(samples[1] - samples[0]).max() > 1e-6
+  np.testing.assert_array_equal(samples[2], samples[3])
 
 
 @pytest.mark.slow

@@ -1,12 +1,14 @@
 """Builds a source and its batches from a config; the config stops here."""
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
 import ml_collections
 
-from sdxl_jax.data import buckets, pipeline
+from sdxl_jax.data import buckets, pipeline, record_check
 from sdxl_jax.data.sources import indexed, kinds, mixture, record_filters
+from sdxl_jax.text import chunking, tokenizer
 
 
 def make_source(
@@ -25,13 +27,15 @@ def make_source(
     **c.filters.to_dict(), buckets=c.buckets, scored=config.refiner
   )
   settings = c[c.source].to_dict()
+  if c.source == 'precomputed':
+    settings['max_token_length'] = config.max_token_length
   return kinds.make_source(c.source, settings, filters, c.index_workers, say)
 
 
 def make_batches(
   config: ml_collections.ConfigDict,
   source: indexed.Source,
-  tokenize: pipeline.Tokenize | None,
+  tokenize: tokenizer.Tokenizer,
   rows: range,
 ) -> pipeline.Batches:
   """Makes the batches that a config trains on.
@@ -39,7 +43,7 @@ def make_batches(
   Args:
     config: as configs/default.py describes it.
     source: of `make_source`.
-    tokenize: list of strings -> int32 [b, 2, 77].
+    tokenize: of the model.
     rows: the rows of each batch to make, which are those of this host.
   """
   # A step with several buckets takes several batches of the schedule.
@@ -49,7 +53,42 @@ def make_batches(
     config.seed,
     config.global_batch_size // config.buckets_per_step,
   )
-  options = pipeline.BatchOptions(
+  return pipeline.make_batches(
+    source, make_tokenize(config, tokenize), schedule, rows, options_of(config)
+  )
+
+
+def check_records(
+  config: ml_collections.ConfigDict,
+  source: indexed.Source,
+  tokenize: tokenizer.Tokenizer,
+) -> record_check.Report:
+  """Reads and decodes every record that a config trains on, see record_check.
+
+  Args:
+    config: as configs/default.py describes it.
+    source: of `make_source`.
+    tokenize: of the model.
+  """
+  return record_check.check(
+    source,
+    config.data.buckets,
+    make_tokenize(config, tokenize),
+    options_of(config),
+  )
+
+
+def make_tokenize(
+  config: ml_collections.ConfigDict, tokenize: tokenizer.Tokenizer
+) -> pipeline.Tokenize:
+  """Makes the function that tokenizes captions at the length of a config."""
+  count = chunking.count_for(config.max_token_length)
+  return functools.partial(tokenize.captions, count=count)
+
+
+def options_of(config: ml_collections.ConfigDict) -> pipeline.BatchOptions:
+  """Returns the options of a config's batches."""
+  return pipeline.BatchOptions(
     accumulation_steps=config.accumulation_steps,
     flip_probability=config.data.flip_probability,
     # Where the unconditional context is zeros, the task zeroes encoded text.
@@ -57,7 +96,7 @@ def make_batches(
     aesthetic_score=config.refiner,
     background=config.data.background,
     max_upscale=config.data.max_upscale,
+    max_token_length=config.max_token_length,
     num_threads=config.data.num_threads,
     prefetch=config.data.prefetch,
   )
-  return pipeline.make_batches(source, tokenize, schedule, rows, options)

@@ -3,10 +3,10 @@
 An optimizer step takes one or several of them, each of one bucket. The keys of
 a batch of b rows and bucket (h, w):
   image            float32 [b, h, w, 3] in [-1, 1]
-  tokens           int32 [b, 2, 77]
+  tokens           int32 [b, 2, 77], or in k chunks [b, k, 2, 77]
 or, where they are precomputed, in bfloat16 or float16,
   moments          [b, h / 8, w / 8, 8]
-  context, pooled  [b, 77, 2048], [b, 1280]
+  context, pooled  [b, 77 k, 2048], [b, 1280]
 and
   original_size    int32 [b, 2], (height, width) before any resize
   crop_top_left    int32 [b, 2], px of the resized image
@@ -24,14 +24,16 @@ from collections.abc import Callable, Iterator, Sequence
 import grain
 import numpy as np
 
-from sdxl_jax.data import buckets, images, seeds, transforms
+from sdxl_jax.data import buckets, cut_captions, images, seeds, transforms
 from sdxl_jax.data.sources import indexed
 
 ENDLESS = 1 << 40  # batches; Grain needs a length
+EXCERPT = 60  # characters of a text that is cut, in the warning
 MAX_SUBSTITUTES = 16  # unreadable records in a row before the run stops
 
 Batch = dict[str, np.ndarray]
-Tokenize = Callable[[Sequence[str]], np.ndarray]
+# Captions to tokens, and the text that is cut from each, '' if nothing is.
+Tokenize = Callable[[Sequence[str]], tuple[np.ndarray, Sequence[str]]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,6 +46,7 @@ class BatchOptions:
   aesthetic_score: bool = False  # whether rows have one
   background: str = 'white'  # colour behind transparent images
   max_upscale: float = 1.0  # rows whose image is enlarged more are counted
+  max_token_length: int = 75  # tokens of a caption, for the warning
   num_threads: int = 4  # batches made at once
   prefetch: int = 4  # batches held ready; each costs its size in host memory
 
@@ -68,6 +71,7 @@ class BatchRows(grain.MapDataset):
     self.lock = threading.Lock()
     self.substituted = collections.Counter()  # by name of the unreadable
     self.upscaled = 0  # rows enlarged more than max_upscale
+    self.cut_captions = cut_captions.CutCaptions(options.max_token_length)
     # Every row of a micro batch looks up the same records.
     self.records = functools.lru_cache(maxsize=64)(schedule.records)
 
@@ -144,6 +148,20 @@ class BatchRows(grain.MapDataset):
         logging.warning('replaced by its neighbour: %s', error)
       self.substituted[error.name] += 1
 
+  def report_cut(self, texts: Sequence[str]) -> None:
+    """Counts captions that are cut, and logs one line for all of them.
+
+    Args:
+      texts: what is cut from each caption, '' if nothing is.
+    """
+    if self.cut_captions.add(texts):
+      logging.warning(
+        'so far %s. The metric cut_captions goes on counting, and python -m '
+        'sdxl_jax.preview_data --check counts all. First to be cut: %r',
+        self.cut_captions.describe(),
+        next(filter(None, texts))[:EXCERPT],
+      )
+
   def count_upscale(self, size: buckets.Size, bucket: buckets.Size) -> None:
     """Counts a row whose image was enlarged by more than max_upscale."""
     if transforms.scale(size, bucket) > self.options.max_upscale:
@@ -155,6 +173,7 @@ def collate(
   rows: Sequence[transforms.Row],
   tokenize: Tokenize | None,
   lock: threading.Lock,
+  report_cut: Callable[[Sequence[str]], None],
 ) -> tuple[buckets.Size, Batch]:
   """Stacks rows to (bucket, batch), and tokenizes their captions together."""
   captions = [row.pop('caption', None) for row in rows]
@@ -162,7 +181,9 @@ def collate(
   if 'context' not in batch:
     # Fast tokenizers hold settings that two threads may not change at once.
     with lock:
-      batch['tokens'] = np.asarray(tokenize(captions), np.int32)
+      tokens, cut = tokenize(captions)
+    batch['tokens'] = np.asarray(tokens, np.int32)
+    report_cut(cut)
   return tuple(rows[0]['target_size'].tolist()), batch
 
 
@@ -202,6 +223,7 @@ class Batches:
     return {
       'substituted': sum(self._rows.substituted.values()),
       'upscaled': self._rows.upscaled,
+      'cut_captions': self._rows.cut_captions.cut,
     }
 
   def record_ids(self, micro_step: int) -> np.ndarray:
@@ -223,8 +245,7 @@ def make_batches(
 
   Args:
     source: of examples, see `indexed.Source`.
-    tokenize: list of strings -> int32 [b, 2, 77]; not called for precomputed
-      text.
+    tokenize: see `Tokenize`; not called for precomputed text.
     schedule: over the source; its seed is also that of crops, flips and dropped
       captions.
     rows: the rows of each micro batch that are this host's.
@@ -232,7 +253,12 @@ def make_batches(
   """
   batch_rows = BatchRows(source, schedule, rows, options)
   # Threads share one tokenizer, and so one lock.
-  stack = functools.partial(collate, tokenize=tokenize, lock=threading.Lock())
+  stack = functools.partial(
+    collate,
+    tokenize=tokenize,
+    lock=threading.Lock(),
+    report_cut=batch_rows.report_cut,
+  )
   # An element is a batch here, so Grain's default of 500 would fill the memory.
   read_options = grain.ReadOptions(options.num_threads, options.prefetch)
   dataset = batch_rows.batch(len(rows), batch_fn=stack)

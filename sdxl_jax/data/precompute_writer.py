@@ -94,7 +94,7 @@ class Encoder(Protocol):
   def text(
     self, captions: Sequence[str]
   ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Yields context [77, 2048] and pooled [1280] of each caption."""
+    """Yields context [77 k, 2048] and pooled [1280] of each caption."""
     ...
 
 

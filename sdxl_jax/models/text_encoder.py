@@ -43,15 +43,19 @@ class TextEncoder:
 
   @functools.partial(jax.jit, static_argnames=('self', 'clip_skip'))
   def encode(
-    self, params: Params, tokens: Int[ArrayLike, 'b 2 n'], clip_skip: int = 0
-  ) -> tuple[Float[Array, 'b n context'], Float[Array, 'b pooled']]:
-    """Returns (context, pooled) of one chunk of tokens per example.
+    self, params: Params, tokens: Int[ArrayLike, 'b *k 2 n'], clip_skip: int = 0
+  ) -> tuple[Float[Array, 'b m context'], Float[Array, 'b pooled']]:
+    """Returns (context, pooled) of one or several chunks of tokens per example.
 
     The context concatenates the penultimate hidden states of the text encoders
     without the final norm, CLIP-L first: [b, 77, 768 + 1280]. `clip_skip` goes
     as many blocks further back. Pooled is bigG's projection at the end of text,
-    [b, 1280], whatever `clip_skip`.
+    [b, 1280], whatever `clip_skip`. Of several chunks, [b, k, 2, 77], each is
+    encoded alone, and the results are joined by `join_chunks`.
     """
+    if tokens.ndim == 4:
+      flat = tokens.reshape(-1, *tokens.shape[2:])
+      return join_chunks(*self.encode(params, flat, clip_skip), len(tokens))
     contexts = []
     for row, (name, net) in self.text_encoders.items():
       hidden_states, pooled = lora.apply(net, name, params, tokens[:, row])
@@ -86,7 +90,7 @@ class TextEncoder:
       clip_skip: see `encode`.
       place: puts tokens, int32 [b k, 2, n], on the devices of the batch.
     """
-    b, k, rows, length = tokens.shape
+    b, _, rows, length = tokens.shape
     # All chunks of all examples are one batch.
     tokens, weights = (x.reshape(-1, rows, length) for x in (tokens, weights))
     context, pooled = self.encode(params, place(tokens), clip_skip)
@@ -96,7 +100,7 @@ class TextEncoder:
       context = apply_prompt_weights(
         context, empty_context, self.channel_weights(weights)
       )
-    return context.reshape(b, k * length, -1), pooled.reshape(b, k, -1)[:, 0]
+    return join_chunks(context, pooled, b)
 
   def channel_weights(
     self, weights: Float[np.ndarray, 'b 2 n']
@@ -107,6 +111,19 @@ class TextEncoder:
     # [b, n, encoders], then each column once per channel.
     rows = weights[:, list(encoders)].swapaxes(1, 2)
     return np.repeat(rows, widths, axis=-1)
+
+
+def join_chunks(
+  context: Float[Array, 'bk n context'],
+  pooled: Float[Array, 'bk pooled'],
+  b: int,
+) -> tuple[Float[Array, 'b m context'], Float[Array, 'b pooled']]:
+  """Joins the text of all chunks of each of b examples.
+
+  Contexts are concatenated; pooled is the first chunk's.
+  """
+  pooled = pooled.reshape(b, -1, pooled.shape[-1])[:, 0]
+  return context.reshape(b, -1, context.shape[-1]), pooled
 
 
 def apply_prompt_weights(

@@ -32,6 +32,7 @@ from sdxl_jax.sampling import (
   validation,
 )
 from sdxl_jax.sampling.settings import SampleSettings
+from sdxl_jax.text import chunking
 
 TEXT_ENCODERS = 'text_encoder', 'text_encoder_2'
 
@@ -86,6 +87,7 @@ class Expert:
   name: str  # '' or 'refiner '
   model: sdxl.SDXL
   params: Any  # {net: shapes with shardings}
+  text_chunks: int = 1  # of each text, see pipelines.Pipeline
 
 
 class Phase(NamedTuple):
@@ -144,7 +146,12 @@ def make_expert(
   params = jax.eval_shape(model.init, jax.random.key(0))
   params = {name: params[name] for name in model.configs}
   params = sharding.with_shardings(params, machine.mesh)
-  return Expert('refiner ' if model.refiner else '', model, params)
+  return Expert(
+    'refiner ' if model.refiner else '',
+    model,
+    params,
+    chunking.count_for(config.max_token_length),
+  )
 
 
 def measure(
@@ -199,7 +206,8 @@ def trace_text(
   params: dict[str, Any],
 ) -> jax.stages.Traced:
   """Traces text encoding; negative prompts are a second call of it."""
-  tokens = rows(mesh, (workload.batch * mesh.size, 2, 77), 'int32')
+  count = workload.batch * mesh.size * expert.text_chunks
+  tokens = rows(mesh, (count, *chunking.shape(1)), 'int32')
   encode = text_encoder.TextEncoder.encode
   return encode.trace(expert.model.text, params, tokens)
 
@@ -265,8 +273,9 @@ def conditioning_shapes(
   scale = workload.settings.guidance_scale
   branches = 2 if validation.uses_cfg(expert.model, scale) else 1
   count = workload.batch * mesh.size * branches
+  length = expert.text_chunks * chunking.LENGTH
   return prompt_encoding.Conditioning(
-    context=rows(mesh, (count, 77, unet.context_dim), workload.dtype),
+    context=rows(mesh, (count, length, unet.context_dim), workload.dtype),
     vector=rows(mesh, (count, unet.vector_dim)),
   )
 

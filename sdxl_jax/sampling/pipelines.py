@@ -12,7 +12,7 @@ import jax
 from sdxl_jax.checkpoints import loading
 from sdxl_jax.distributed import sharding
 from sdxl_jax.models import from_config, sdxl, text_encoder
-from sdxl_jax.text import tokenizer
+from sdxl_jax.text import chunking, tokenizer
 from sdxl_jax.weights import formats, pretrained
 from sdxl_jax.weights.diffusers import scheduler_config
 from sdxl_jax.weights.lora import lora_file
@@ -34,6 +34,8 @@ class Pipeline:
   # (height, width)s in px that a workdir was trained on.
   buckets: tuple[tuple[int, int], ...] = ()
   zoom: int = 1  # whole factor by which images are enlarged when written
+  # Of each text at least, as in training: config.max_token_length / 75.
+  text_chunks: int = 1
 
   def on_device(self, *names: str) -> dict[str, Any]:
     """Returns the parameters of some nets, and low-rank factors, to run them.
@@ -169,4 +171,6 @@ def make_pipeline(
     mesh=mesh,
     buckets=tuple(map(tuple, config.data.buckets)),
     zoom=config.samples.get('zoom', 1),
+    # Configs of older runs have no such field.
+    text_chunks=chunking.count_for(config.get('max_token_length', 75)),
   )

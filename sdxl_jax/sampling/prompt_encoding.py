@@ -14,7 +14,7 @@ from sdxl_jax.distributed import batch_padding
 from sdxl_jax.models import sdxl, text_encoder
 from sdxl_jax.sampling import pipelines, validation
 from sdxl_jax.sampling.settings import SampleSettings
-from sdxl_jax.text import tokenizer
+from sdxl_jax.text import chunking, tokenizer
 
 Tokens = Int32[np.ndarray, 'b k 2 77']
 Weights = Float32[np.ndarray, 'b k 2 77']
@@ -74,6 +74,7 @@ def make_conditioning(
     settings,
     force_zeros=pipeline.force_zeros,
     guided=guided,
+    least=pipeline.text_chunks,
     place=rows.place,
   )
   branches = [
@@ -99,6 +100,7 @@ def encode_branches(
   *,
   force_zeros: bool,
   guided: bool,
+  least: int = 1,
   place: Callable[..., Array] = jnp.asarray,
 ) -> list[Encoded]:
   """Encodes prompts and, where guidance needs it, the unconditional branch.
@@ -113,6 +115,7 @@ def encode_branches(
       the base's model_index.json asks, and not an encoded ''. An explicit '' is
       always encoded.
     guided: whether there is an unconditional branch.
+    least: chunks of every text, see `tokenize_prompts`.
     place: puts tokens, int32 [n, 2, 77], on the devices that share them.
 
   Returns:
@@ -123,17 +126,18 @@ def encode_branches(
       different numbers of chunks.
   """
   zeros = guided and force_zeros and prompts.negative_prompts is None
-  chunks = tokenize_prompts(
+  divided = tokenize_prompts(
     tokenize,
     prompts,
     weighted=settings.weighted_prompts,
     long=settings.long_prompts,
     negative=guided and not zeros,
+    least=least,
   )
   encoded = [
     encoder.encode_chunks(params, tokens, weights, tokenize.empty, skip, place)
     # clip_skip does not apply to negative prompts, as in diffusers.
-    for (tokens, weights), skip in zip(chunks, (settings.clip_skip, 0))
+    for (tokens, weights), skip in zip(divided, (settings.clip_skip, 0))
   ]
   if zeros:
     encoded.append(jax.tree.map(jnp.zeros_like, encoded[0]))
@@ -147,6 +151,7 @@ def tokenize_prompts(
   weighted: bool,
   long: bool,
   negative: bool,
+  least: int = 1,
 ) -> list[Chunks]:
   """Tokenizes prompts and, if wanted, negative prompts into equal chunks.
 
@@ -154,11 +159,13 @@ def tokenize_prompts(
     tokenize: of the model.
     prompts: of the batch.
     weighted: parses (words:1.3) as a weight, see prompt_weighting.parse.
-    long: splits prompts beyond 77 tokens into k chunks instead of truncating,
-      see Tokenizer.chunks. The shorter of a prompt and its negative prompt is
+    long: splits prompts into k chunks instead of truncating, see
+      chunking.divide. The shorter of a prompt and its negative prompt is
       padded with chunks of ''; k must be the same for all images, which would
       otherwise depend on each other.
     negative: whether to tokenize negative prompts; where None, they are ''.
+    least: chunks that every text has at least, those of the captions that the
+      model was trained on; prompts that are not `long` are cut behind them.
 
   Raises:
     ValueError: for lists of different lengths, or images of different k.
@@ -175,21 +182,22 @@ def tokenize_prompts(
   texts = [(prompts.prompts, prompts.prompts_2)]
   if negative:
     texts.append((negatives, prompts.negative_prompts_2))
-  chunks = [
-    tokenize.chunks(text, text_2, weighted=weighted, long=long)
+  limit = None if long else least
+  divided = [
+    tokenize.chunks(text, text_2, weighted=weighted, limit=limit)
     for text, text_2 in texts
   ]
-  taken = [tokenizer.count(tokens, tokenize.empty) for tokens, _ in chunks]
-  counts = sorted(set(np.max(taken, axis=0).tolist()))
+  taken = [chunking.count(tokens, tokenize.empty) for tokens, _ in divided]
+  counts = sorted(set(np.max(taken, axis=0).clip(least).tolist()))
   if len(counts) > 1:
     raise ValueError(
       f'some prompts take {counts[0]} and some {counts[-1]} chunks of up to '
-      f'{tokenizer.CONTENT} tokens, and no image may depend on another: '
+      f'{chunking.CONTENT} tokens, and no image may depend on another: '
       'sample those of each number by themselves'
     )
   return [
-    tokenizer.lengthen(tokens, weights, tokenize.empty, counts[0])
-    for tokens, weights in chunks
+    chunking.lengthen(tokens, weights, tokenize.empty, counts[0])
+    for tokens, weights in divided
   ]
 
 

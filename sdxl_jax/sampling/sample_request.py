@@ -165,7 +165,7 @@ def count_chunks(request: Request, tokenize: tokenizer.Tokenizer) -> list[int]:
       [text or ''],
       None if text_2 is None else [text_2],
       weighted=request.weighted_prompts,
-      long=True,
+      limit=None,
     )
     counts.append(tokens.shape[1])
   return counts

@@ -12,32 +12,19 @@ import os
 import pathlib
 import warnings
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Int
 
-from sdxl_jax.text import prompt_weighting
+from sdxl_jax.text import chunking
 
-LENGTH = 77
-CONTENT = LENGTH - 2  # without start and end
 PADS = {'tokenizer': '<|endoftext|>', 'tokenizer_2': '!'}
 VOCABULARY = pathlib.Path(__file__).with_name('vocabulary')
-
-Tokens = Int[np.ndarray, 'b k 2 77']
-Weights = Float[np.ndarray, 'b k 2 77']
-Empty = Int[np.ndarray, '2 77']
 
 
 class PromptTruncatedWarning(UserWarning):
   """Part of a prompt is beyond the 77 tokens of the text encoders."""
-
-
-class Chunk(NamedTuple):
-  """Up to 75 tokens, without start, end and padding."""
-
-  ids: list[int]
-  weights: Float[np.ndarray, ' n']  # of each token
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,25 +50,65 @@ class Tokenizer:
     prompts_2: Sequence[str] | None = None,
     *,
     weighted: bool = False,
-    long: bool = False,
-  ) -> tuple[Tokens, Weights]:
+    limit: int | None = 1,
+  ) -> tuple[chunking.Tokens, chunking.Weights]:
     """Returns token ids, int32, and their weights, float32, in k chunks.
+
+    All prompts have the k of the longest, with chunks of '' at the end. A
+    PromptTruncatedWarning quotes text that is cut.
 
     Args:
       prompts: for CLIP-L.
       prompts_2: for bigG; by default the same.
       weighted: parses prompt weighting, see prompt_weighting.parse. A token has
         the weight of its text; start, end and padding have 1.
-      long: cuts nothing. A prompt continues in chunks of up to 75 tokens, each
-        with its own start, end and padding. A chunk ends where a word does, as
-        CLIP divides words, unless a word is longer than a chunk. All prompts
-        have the k of the longest, with chunks of '' at the end. Each row is
-        divided alone, since bigG may have more tokens than CLIP-L: see '!'
-        above.
+      limit: chunks of a prompt at most, see chunking.chunk_ends; text beyond
+        them is cut. None: nothing is cut.
 
     Raises:
       TypeError: for a string in place of a list.
       ValueError: for different lengths, or from prompt_weighting.parse.
+    """
+    tokens, weights, cut = self.divide(prompts, prompts_2, weighted, limit)
+    # Both rows may cut the same text: warn once.
+    for text in dict.fromkeys(text for row in cut for text in row if text):
+      length = limit * chunking.CONTENT + 2
+      message = f'a prompt is longer than {length} tokens; cut: {text!r}'
+      warnings.warn(message, PromptTruncatedWarning, stacklevel=3)
+    return tokens, weights
+
+  def captions(
+    self, captions: Sequence[str], count: int = 1
+  ) -> tuple[Int[np.ndarray, 'b *count 2 77'], list[str]]:
+    """Tokenizes captions for training, without a warning.
+
+    Args:
+      captions: for both rows.
+      count: chunks of each caption. Those that a caption does not need are
+        chunks of ''; text that they do not hold is cut.
+
+    Returns:
+      Token ids, int32, of the shape chunking.shape(count), and of each caption
+      the text that is cut from it, '' if nothing is.
+    """
+    tokens, weights, cut = self.divide(captions, limit=count)
+    tokens, _ = chunking.lengthen(tokens, weights, self.empty, count)
+    # One row may hold more of the text than the other.
+    longest = [max(texts, key=len) for texts in zip(*cut)]
+    return tokens.reshape(len(captions), *chunking.shape(count)), longest
+
+  def divide(
+    self,
+    prompts: Sequence[str],
+    prompts_2: Sequence[str] | None = None,
+    weighted: bool = False,
+    limit: int | None = 1,
+  ) -> tuple[chunking.Tokens, chunking.Weights, list[list[str]]]:
+    """Tokenizes like `chunks`, but returns what is cut in place of a warning.
+
+    Returns:
+      (tokens, weights, cut): cut is, of each row, the text that is cut from
+      each prompt, '' if nothing is.
     """
     # A string is a sequence of strings too, so it is refused.
     prompts_2 = prompts if prompts_2 is None else prompts_2
@@ -90,32 +117,31 @@ class Tokenizer:
     if len(prompts) != len(prompts_2):
       raise ValueError(f'{len(prompts)} prompts but {len(prompts_2)} prompts_2')
     # Each row by its own tokenizer.
-    chunks, truncated = [], []
+    divided, cut = [], []
     for row, texts in zip(self.rows, (prompts, prompts_2)):
-      row_chunks, row_truncated = encode(row, texts, weighted, long)
-      chunks.append(row_chunks)
-      truncated += row_truncated
-    # Both rows may cut the same text: warn once.
-    for text in dict.fromkeys(truncated):
-      message = f'a prompt is longer than {LENGTH} tokens; cut: {text!r}'
-      warnings.warn(message, PromptTruncatedWarning, stacklevel=3)
-    return stack(chunks, self.empty)
+      row_chunks, row_cut = chunking.divide(row, texts, weighted, limit)
+      divided.append(row_chunks)
+      cut.append(row_cut)
+    tokens, weights = chunking.stack(divided, self.empty)
+    return tokens, weights, cut
 
   @property
-  def empty(self) -> Empty:
+  def empty(self) -> chunking.Empty:
     """The tokens of '', int32."""
-    tokens = np.empty((len(self.rows), LENGTH), np.int32)
+    tokens = np.empty((len(self.rows), chunking.LENGTH), np.int32)
     for ids, row in zip(tokens, self.rows):
       ids[:2] = row.bos_token_id, row.eos_token_id
       ids[2:] = row.pad_token_id
     return tokens
 
-  def decode(self, tokens: Int[np.ndarray, 'b 2 77']) -> list[str]:
-    """Returns the text of CLIP-L's tokens."""
-    return [
-      self.rows[0].decode(ids, skip_special_tokens=True)
-      for ids in np.asarray(tokens)[:, 0]
+  def decode(self, tokens: Int[np.ndarray, 'b *k 2 77']) -> list[str]:
+    """Returns the text of CLIP-L's tokens, of one or several chunks."""
+    rows = np.asarray(tokens).reshape(len(tokens), -1, *self.empty.shape)
+    texts = [
+      [self.rows[0].decode(ids, skip_special_tokens=True) for ids in row[:, 0]]
+      for row in rows
     ]
+    return [' '.join(filter(None, chunks)) for chunks in texts]
 
 
 def load(folder: str | pathlib.Path | None = None) -> Tokenizer:
@@ -146,7 +172,7 @@ def load_row(folder: str | pathlib.Path | None, name: str) -> Any:
       vocab=vocabulary,
       merges=merges,
       pad_token=PADS[name],
-      model_max_length=LENGTH,
+      model_max_length=chunking.LENGTH,
     )
   path = pathlib.Path(folder) / name
   files = {p.name for p in path.iterdir()}
@@ -193,7 +219,7 @@ def save(folder: str | pathlib.Path, name: str) -> None:
   }
   config = special | {
     'add_prefix_space': False,
-    'model_max_length': LENGTH,
+    'model_max_length': chunking.LENGTH,
     'do_lower_case': True,
     'errors': 'replace',
     'clean_up_tokenization_spaces': True,
@@ -218,80 +244,3 @@ def byte_symbols() -> list[str]:
   printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
   others = range(256, 512 - len(printable))
   return [chr(code) for code in (*printable, *others)]
-
-
-def encode(
-  row: Any, prompts: Sequence[str], weighted: bool, long: bool
-) -> tuple[list[list[Chunk]], list[str]]:
-  """Tokenizes prompts by one CLIPTokenizer.
-
-  Returns:
-    (chunks, truncated): the chunks of each prompt, and the texts that were cut.
-  """
-  # Characters and their weights.
-  if weighted:
-    texts, weights = zip(*map(prompt_weighting.parse, prompts))
-  else:
-    texts, weights = prompts, [np.ones(len(prompt)) for prompt in prompts]
-  # Padding and cutting are done here, because the tokenizer would set fields of
-  # its own for them, which is not thread-safe.
-  encoded = row(list(texts), return_offsets_mapping=True, verbose=False)
-  chunks, truncated = [], []
-  for i, text in enumerate(texts):
-    ids = encoded['input_ids'][i][1:-1]
-    begins = [begin for begin, _ in encoded['offset_mapping'][i][1:-1]]
-    ends = [min(len(ids), CONTENT)]
-    if len(ids) > CONTENT and long:
-      ends = chunk_ends(encoded.word_ids(i)[1:-1])
-    elif len(ids) > CONTENT:
-      truncated.append(text[begins[CONTENT] :])
-    spans = [slice(*span) for span in zip([0, *ends], ends)]
-    chunks.append([Chunk(ids[s], weights[i][begins[s]]) for s in spans])
-  return chunks, truncated
-
-
-def chunk_ends(words: Sequence[int | None]) -> list[int]:
-  """Returns where chunks end, given the word index of each token."""
-  count, ends = len(words), []
-  word_ends = [i for i in range(1, count) if words[i] != words[i - 1]] + [count]
-  # Each chunk takes as many whole words as fit.
-  begin = 0
-  while begin < count:
-    limit = begin + CONTENT
-    fitting = [end for end in word_ends if begin < end <= limit]
-    begin = max(fitting, default=limit)
-    ends.append(begin)
-  return ends
-
-
-def stack(
-  rows: Sequence[list[list[Chunk]]], empty: Empty
-) -> tuple[Tokens, Weights]:
-  """Stacks the chunks of each row and prompt, with start, end and padding."""
-  k = max(len(chunks) for prompts in rows for chunks in prompts)
-  # Chunks of '', which are then overwritten.
-  tokens = np.tile(empty, (len(rows[0]), k, 1, 1))
-  weights = np.ones(tokens.shape, np.float32)
-  for row, prompts in enumerate(rows):
-    for i, chunks in enumerate(prompts):
-      for j, chunk in enumerate(chunks):
-        end = 1 + len(chunk.ids)
-        tokens[i, j, row, 1:end] = chunk.ids
-        tokens[i, j, row, end] = empty[row, 1]
-        weights[i, j, row, 1:end] = chunk.weights
-  return tokens, weights
-
-
-def count(tokens: Tokens, empty: Empty) -> Int[np.ndarray, ' b']:
-  """Counts the chunks of each prompt; '' has one."""
-  return np.maximum((tokens != empty).any((2, 3)).sum(1), 1)
-
-
-def lengthen(
-  tokens: Tokens, weights: Weights, empty: Empty, count: int
-) -> tuple[Int[np.ndarray, 'b {count} 2 77'], Float[np.ndarray, 'b _ 2 77']]:
-  """Appends chunks of '' up to `count` of them."""
-  b, k = tokens.shape[:2]
-  more = np.tile(empty, (b, count - k, 1, 1))
-  ones = np.ones(more.shape, np.float32)
-  return np.concatenate([tokens, more], 1), np.concatenate([weights, ones], 1)

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from sdxl_jax.models import sdxl
+from sdxl_jax.text import chunking
 
 Spec = dict[str, jax.ShapeDtypeStruct]
 
@@ -24,7 +25,7 @@ def divide_batch(global_batch_size: int, micro_batches: int) -> int:
 
 
 def image_batch_spec(
-  bucket: tuple[int, int], batch_size: int, refiner: bool
+  bucket: tuple[int, int], batch_size: int, refiner: bool, text_chunks: int = 1
 ) -> Spec:
   """A batch of images with tokens and micro-conditioning.
 
@@ -32,6 +33,7 @@ def image_batch_spec(
     bucket: (height, width) in px.
     batch_size: examples of all hosts.
     refiner: whether there are aesthetic scores.
+    text_chunks: chunks of each caption.
   """
 
   def spec(shape, dtype):
@@ -39,7 +41,8 @@ def image_batch_spec(
 
   batch = {
     'image': spec((*bucket, 3), jnp.float32),
-    'tokens': spec((2, 77), jnp.int32),  # of both text encoders
+    # Of both text encoders.
+    'tokens': spec(chunking.shape(text_chunks), jnp.int32),
     # Micro-conditioning in px, (height, width) or (top, left).
     'original_size': spec((2,), jnp.int32),
     'crop_top_left': spec((2,), jnp.int32),
@@ -51,7 +54,11 @@ def image_batch_spec(
 
 
 def precomputed_batch_spec(
-  bucket: tuple[int, int], batch_size: int, model: sdxl.SDXL, dtype: str
+  bucket: tuple[int, int],
+  batch_size: int,
+  model: sdxl.SDXL,
+  dtype: str,
+  text_chunks: int = 1,
 ) -> Spec:
   """A batch with precomputed moments and text in place of images and tokens.
 
@@ -60,6 +67,7 @@ def precomputed_batch_spec(
     batch_size: examples of all hosts.
     model: the model that moments and text are for.
     dtype: of moments and text, as the cache stores them.
+    text_chunks: chunks of each caption.
   """
 
   def spec(*shape):
@@ -70,8 +78,9 @@ def precomputed_batch_spec(
   del batch['image'], batch['tokens']
   h, w = (side // model.vae.downscale for side in bucket)
   encoder = model.text.text_encoder_2
+  length = text_chunks * encoder.max_position_embeddings
   return batch | {
     'moments': spec(h, w, 2 * model.unet.in_channels),  # mean, log-variance
-    'context': spec(encoder.max_position_embeddings, model.unet.context_dim),
+    'context': spec(length, model.unet.context_dim),
     'pooled': spec(encoder.projection_dim),
   }

@@ -10,9 +10,9 @@ import jax
 import numpy as np
 
 from sdxl_jax.checkpoints import loading, params_digest
-from sdxl_jax.data import images
+from sdxl_jax.data import cut_captions, images
 from sdxl_jax.distributed import sharding
-from sdxl_jax.text import tokenizer
+from sdxl_jax.text import chunking, tokenizer
 from sdxl_jax.training import run_setup
 
 
@@ -28,6 +28,9 @@ class Encoder:
     names = [name for name in model.configs if name != 'unet']
     self.params = loading.load_params(source, model, names, mesh)
     self.tokenize = tokenizer.load(loading.base_weights(source))
+    length = setup.config.max_token_length
+    self.text_chunks = chunking.count_for(length)
+    self.cut_captions = cut_captions.CutCaptions(length)
     self.batch_size = batch_size * mesh.size
     self.sharding = sharding.batch_sharding(mesh)
     self.encode_images = jax.jit(model.encode)
@@ -46,8 +49,11 @@ class Encoder:
   def text(
     self, captions: Sequence[str]
   ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Yields context [77, 2048] and pooled [1280] of each caption."""
-    tokens = self.tokenize(captions) if captions else []
+    """Yields context [77 k, 2048] and pooled [1280] of each caption."""
+    tokens = []
+    if captions:
+      tokens, cut = self.tokenize.captions(captions, self.text_chunks)
+      self.cut_captions.add(cut)
     return self.batched(self.encode_tokens, iter(np.asarray(tokens, np.int32)))
 
   def batched(self, encode: Callable, rows: Iterator[np.ndarray]) -> Iterator:

@@ -12,6 +12,7 @@ from ml_collections import config_dict
 
 from sdxl_jax.data.sources import cache_layout, cache_records
 from sdxl_jax.models import sdxl
+from sdxl_jax.text import chunking
 from sdxl_jax.training import config_diff
 
 VERSION = 2  # of what is computed of a record; a change makes other caches
@@ -76,7 +77,7 @@ def make_layout(
     downscale=model.vae.downscale,
     moments=2 * model.unet.in_channels,
     context=(
-      model.text.text_encoder_2.max_position_embeddings,
+      chunking.count_for(fields['max_token_length']) * chunking.LENGTH,
       model.unet.context_dim,
     ),
     pooled=model.text.text_encoder_2.projection_dim,

@@ -8,6 +8,8 @@ from typing import Any, NamedTuple
 
 from ml_collections import config_dict
 
+from sdxl_jax.data import cut_captions
+
 INF = float('inf')
 
 
@@ -74,6 +76,7 @@ RANGES = {
 CHOICES = {
   'task': ('diffusion', 'autoencoder'),
   'uncond': ('zeros', 'empty'),
+  'max_token_length': cut_captions.LENGTHS,
   'data.source': (
     'folder',
     'webdataset',
@@ -168,6 +171,11 @@ def check_autoencoder(config: config_dict.ConfigDict) -> None:
     raise ValueError(
       f'config.trained is {tuple(config.trained)}; config.task = '
       f"'autoencoder' trains {sorted(AUTOENCODER_NETS)}"
+    )
+  if config.max_token_length != 75:
+    raise ValueError(
+      f'config.max_token_length is {config.max_token_length}; config.task = '
+      "'autoencoder' reads no captions: leave it at 75"
     )
   # A UNet is trained on latents of about unit variance.
   known = config.vae.scaling_factor or config.autoencoder.measure_latents

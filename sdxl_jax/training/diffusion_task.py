@@ -91,6 +91,7 @@ def make_diffusion_task(
   trained: tuple[str, ...] = ('unet',),
   micro_batches: int = 1,  # per optimizer step, see train_state.Task
   precomputed_dtype: str | None = None,  # of moments and text; None: no cache
+  text_chunks: int = 1,  # of each caption
 ) -> train_state.Task:
   """Makes the Task of denoising latents given text and sizes.
 
@@ -108,9 +109,11 @@ def make_diffusion_task(
 
   def batch_spec(bucket):
     if precomputed_dtype is None:
-      return batch_specs.image_batch_spec(bucket, rows, model.refiner)
+      return batch_specs.image_batch_spec(
+        bucket, rows, model.refiner, text_chunks
+      )
     return batch_specs.precomputed_batch_spec(
-      bucket, rows, model, precomputed_dtype
+      bucket, rows, model, precomputed_dtype, text_chunks
     )
 
   # Gradients and update are apart: only gradients are compiled per bucket.

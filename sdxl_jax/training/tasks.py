@@ -10,6 +10,7 @@ from sdxl_jax.data import buckets
 from sdxl_jax.distributed import device_mesh
 from sdxl_jax.ema import transform
 from sdxl_jax.models import autoencoder_gan, sdxl
+from sdxl_jax.text import chunking
 from sdxl_jax.training import (
   autoencoder_task,
   batch_specs,
@@ -52,6 +53,7 @@ def make_diffusion_task(
     trained=tuple(config.trained),
     micro_batches=micro_batches_of(config),
     precomputed_dtype=precomputed_dtype,
+    text_chunks=chunking.count_for(config.max_token_length),
   )
 
 

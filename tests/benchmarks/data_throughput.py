@@ -43,7 +43,7 @@ def write_images(folder, count):
 
 
 def tokenize(captions):
-  return np.zeros((len(captions), 2, 77), np.int32)
+  return np.zeros((len(captions), 2, 77), np.int32), [''] * len(captions)
 
 
 class TorchImages:

@@ -42,7 +42,7 @@ def test_conditions_are_true(kind, flip, tmp_path):
   schedule = buckets.Schedule(source.sizes, BUCKETS, 0, 4)
   batches = pipeline.make_batches(
     source,
-    lambda texts: np.zeros((len(texts), 2, 77)),
+    lambda texts: (np.zeros((len(texts), 2, 77)), [''] * len(texts)),
     schedule,
     range(4),
     pipeline.BatchOptions(flip_probability=flip),

@@ -2,13 +2,16 @@
 
 import json
 import re
+import warnings
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from sdxl_jax.data import buckets, pipeline, transforms
+from sdxl_jax.data import buckets, dataset, pipeline, transforms
 from sdxl_jax.data.sources import kinds, synthetic
+from sdxl_jax.text import tokenizer
+from tests.support import tiny_config
 
 FIVE = ((28, 56), (32, 48), (40, 40), (48, 32), (56, 28))
 
@@ -16,7 +19,7 @@ FIVE = ((28, 56), (32, 48), (40, 40), (48, 32), (56, 28))
 def tokenize(captions):
   """Returns the codes of a caption's first letters, for both text encoders."""
   codes = [[ord(c) for c in text[:77].ljust(77)] for text in captions]
-  return np.stack([codes, codes], 1).astype(np.int32)
+  return np.stack([codes, codes], 1), [text[77:] for text in captions]
 
 
 @pytest.fixture(scope='module')
@@ -72,7 +75,7 @@ def test_keys_and_shapes(source):
     ids = batches.record_ids(step)
     np.testing.assert_array_equal(batch['original_size'], source.sizes[ids])
     captions = [source[int(i)]['caption'] for i in ids]
-    np.testing.assert_array_equal(batch['tokens'], tokenize(captions))
+    np.testing.assert_array_equal(batch['tokens'], tokenize(captions)[0])
     assert -1 <= batch['image'].min() and batch['image'].max() <= 1
   batches.close()
 
@@ -220,7 +223,7 @@ def test_corrupt_images_are_replaced_alike_on_all_hosts(damaged, caplog):
     for record, tokens in zip(batches.record_ids(step), batch['tokens']):
       # The next of the same shape; after 4 comes 6, which is broken too.
       read = {4: 8, 6: 8, 13: 15}.get(int(record), int(record))
-      np.testing.assert_array_equal(tokens, tokenize([f'noise {read}'])[0])
+      np.testing.assert_array_equal(tokens, tokenize([f'noise {read}'])[0][0])
   batches.close()
   shares = [
     take(make(source, batch_size=4, host=i, hosts=4), 12) for i in range(4)
@@ -230,6 +233,33 @@ def test_corrupt_images_are_replaced_alike_on_all_hosts(damaged, caplog):
     assert_same(
       (bucket, {'image': batch['image']}), (bucket, {'image': images})
     )
+
+
+@pytest.mark.parametrize('length', [75, 150])
+def test_cut_captions_are_counted_and_told_once(tmp_path, caplog, length):
+  """Each caption has 100 tokens, and every one is another."""
+  for i in range(30):
+    Image.new('RGB', (16, 16)).save(tmp_path / f'{i}.png')
+    words = ['red'] * 95 + [str(i // 10), str(i % 10), 'a', 'b', 'c']
+    (tmp_path / f'{i}.txt').write_text(' '.join(words))
+  config = tiny_config.get_config()
+  config.max_token_length = length
+  config.data.update(source='folder', index_workers=0, buckets=((16, 16),))
+  config.data.folder.path = str(tmp_path)
+  source = dataset.make_source(config, list)
+  with warnings.catch_warnings():
+    warnings.simplefilter('error')
+    batches = dataset.make_batches(config, source, tokenizer.load(), range(4))
+    steps = take(batches, 30)
+  if length == 150:
+    assert steps[0][1]['tokens'].shape == (4, 2, 2, 77)
+    assert batches.counts()['cut_captions'] == 0 and not caplog.text
+    return
+  assert steps[0][1]['tokens'].shape == (4, 2, 77)
+  assert batches.counts()['cut_captions'] >= 30 * 4
+  (line,) = [r.getMessage() for r in caplog.records]
+  assert '4 of 4 captions (100.0%) have more than 75 tokens' in line
+  assert 'config.max_token_length = 150 or 225' in line and "'red red" in line
 
 
 def test_too_many_corrupt_images_stop_the_run(damaged):

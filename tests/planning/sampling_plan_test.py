@@ -5,6 +5,7 @@ import dataclasses
 import jax
 import pytest
 
+from sdxl_jax.distributed import device_mesh
 from sdxl_jax.models import from_config
 from sdxl_jax.planning import machines, sampling_plan, sampling_report
 from sdxl_jax.sampling.settings import SampleSettings
@@ -60,6 +61,20 @@ def test_phases(planned, phases):
     figures['size'] == (32, 48) and figures['guided'] and figures['steps'] == 3
   )
   assert len(figures['phases']) == 5
+
+
+def test_long_captions_lengthen_the_context(machine):
+  config = tiny_config.get_config()
+  config.max_token_length = 150
+  expert = sampling_plan.make_expert(config, machine, WORKLOAD)
+  made = sampling_plan.conditioning_shapes(machine.mesh, WORKLOAD, expert)
+  width = config.unet.context_dim
+  assert made.context.shape == (2 * machine.size, 154, width)
+  params = {n: expert.params[n] for n in sampling_plan.TEXT_ENCODERS}
+  with device_mesh.use(machine.mesh):
+    text = sampling_plan.trace_text(machine.mesh, WORKLOAD, expert, params)
+  context, _ = text.out_info
+  assert context.shape == (2 * machine.size, 77, width)
 
 
 def test_offload_keeps_only_the_running_net(phases, machine, configs):

@@ -5,6 +5,7 @@ import hashlib
 import numpy as np
 
 from sdxl_jax import precompute
+from sdxl_jax.data import cut_captions
 from sdxl_jax.training import cache_encoder
 from tests.support import tiny_config
 
@@ -25,7 +26,7 @@ class PlainEncoder:
     c = setup.config
     self.context = (77, c.unet.context_dim)
     self.pooled = c.text_encoder_2.projection_dim
-    self.channels = 2 * c.unet.in_channels
+    self.cut_captions = cut_captions.CutCaptions()
 
   def identity(self):
     return {'text_encoder': self.nets}

@@ -28,21 +28,22 @@ def load(folder):
   tokenize = tokenizer.load(folder)
   index = folder_reader.load_model_index(folder)
 
-  def encode(*texts, guided=True, weighted=False, long=False, **options):
+  def encode(*texts, guided=True, least=1, **options):
     names = prompt_encoding.Prompts._fields
     texts = dict(zip(names, texts)) | {
       name: options.pop(name) for name in names if name in options
     }
+    for name in ('weighted', 'long'):
+      options[f'{name}_prompts'] = options.pop(name, False)
     return prompt_encoding.encode_branches(
       encoder,
       params,
       tokenize,
       prompt_encoding.Prompts(**texts),
-      settings.SampleSettings(
-        weighted_prompts=weighted, long_prompts=long, **options
-      ),
+      settings.SampleSettings(**options),
       force_zeros=index.force_zeros,
       guided=guided,
+      least=least,
     )
 
   return encode, encoder

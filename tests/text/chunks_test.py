@@ -125,6 +125,57 @@ def test_long_prompts(golden, close, tolerances, model):
     assert outputs[0].shape[1] == 231
 
 
+@pytest.mark.parametrize('model', text_encoders.MODELS)
+def test_captions_are_encoded_as_long_prompts(golden, close, model):
+  """In training, whose captions all have three chunks."""
+  folder = golden / 'tiny' / model
+  encode, encoder = text_encoders.load(folder)
+  _, params = text_encoders.load_encoder(folder)
+  words = ['red', 'fox', 'on', 'white', 'snow'] * 40
+  texts = [' '.join(words[:n]) for n in (200, 76, 3, 0)]
+  tokens, cut = tokenizer.load(folder).captions(texts, 3)
+  assert not any(cut)
+  context, pooled = encoder.encode(params, tokens)
+  assert context.shape[:2] == (4, 231)
+  for i in range(len(texts)):
+    # Each chunk alone; pooled is the first one's.
+    chunks = [encoder.encode(params, chunk[None]) for chunk in tokens[i]]
+    close(context[i], np.concatenate([c for c, _ in chunks], 1)[0], 1e-5)
+    close(pooled[i], chunks[0][1][0], 1e-5)
+  # A sampler of such a model has as many chunks, whatever the prompts.
+  for least, negative in ((3, None), (3, [''] * 4)):
+    ours = encode(texts, negative, least=least)
+    close(ours[0][0], context, 1e-5)
+    close(ours[0][1], pooled, 1e-5)
+    assert ours[1][0].shape == context.shape
+  with pytest.warns(tokenizer.PromptTruncatedWarning, match='than 227 tokens'):
+    (longer, _), *_ = encode(['snow ' * 230], least=3)
+  assert longer.shape[1] == 231
+
+
+def test_gradients_pass_through_all_chunks(golden):
+  folder = golden / 'tiny' / 'base'
+  _, encoder = text_encoders.load(folder)
+  _, params = text_encoders.load_encoder(folder)
+  tokenize = tokenizer.load(folder)
+  tokens, _ = tokenize.captions(['red ' * 75 + 'fox ' * 75 + 'snow'], 3)
+  weights = jax.random.normal(jax.random.key(0), (1, 231, 1))
+
+  @jax.jit
+  @jax.grad
+  def gradients(params):
+    context, pooled = encoder.encode(params, tokens)
+    return (weights * context).sum() + pooled.sum()
+
+  found = gradients(params)
+  for row, (name, _) in encoder.text_encoders.items():
+    embeddings = found[name]['text_model']['embeddings']
+    rows = embeddings['token_embedding']['embedding']
+    ids = {int(tokens[0, i, row, 1]) for i in range(3)}
+    assert len(ids) == 3
+    assert all(np.abs(rows[i]).max() > 0 for i in ids)
+
+
 def test_no_text_depends_on_its_neighbours(golden):
   encode, _ = text_encoders.load(golden / 'tiny' / 'base')
   texts, negative = ['fox ' * 100, 'red'], ['', 'pig ' * 76]

@@ -11,7 +11,7 @@ import warnings
 import numpy as np
 import pytest
 
-from sdxl_jax.text import tokenizer
+from sdxl_jax.text import chunking, tokenizer
 
 # What load() reads, and the rows of it that a folder brings.
 FOLDERS = [None, 'tiny/base', 'tiny/refiner']
@@ -168,7 +168,7 @@ def test_long_prompts_go_on_in_chunks(golden, folder, count, lengths):
   prompts = [' '.join(words[:count]), 'a fox']
   with warnings.catch_warnings():
     warnings.simplefilter('error')
-    tokens, weights = tokenize.chunks(prompts, long=True)
+    tokens, weights = tokenize.chunks(prompts, limit=None)
   assert tokens.shape == weights.shape == (2, len(lengths), 2, 77)
   assert (weights == 1).all()
   first = [' '.join(words[: min(count, 75)]), 'a fox']
@@ -191,7 +191,7 @@ def test_a_chunk_ends_where_a_word_does():
   def read(prompt):
     return [
       [content(chunk)[0] for chunk in row]
-      for row in tokenize.chunks([prompt], long=True)[0][0].swapaxes(0, 1)
+      for row in tokenize.chunks([prompt], limit=None)[0][0].swapaxes(0, 1)
     ]
 
   # The word of four tokens would lie across the end of the first chunk.
@@ -213,7 +213,7 @@ def test_a_chunk_ends_where_a_word_does():
 def test_rows_are_divided_each_by_itself():
   tokenize = tokenizer.load()
   tokens, weights = tokenize.chunks(
-    ['(wow!!!:2) ' * 30], weighted=True, long=True
+    ['(wow!!!:2) ' * 30], weighted=True, limit=None
   )
   lengths = [[len(content(ids)[0]) for ids in row] for row in tokens[0]]
   assert lengths == [[60, 75], [0, 45]]
@@ -231,8 +231,8 @@ def test_any_text_is_divided_without_loss():
     return ''.join('\\' + c if c in ':()[]\\' else c for c in text)
 
   marked = [f'({escape(t)}:2)' for t in texts]
-  tokens, weights = tokenize.chunks(texts, long=True)
-  weighed, twice = tokenize.chunks(marked, weighted=True, long=True)
+  tokens, weights = tokenize.chunks(texts, limit=None)
+  weighed, twice = tokenize.chunks(marked, weighted=True, limit=None)
   np.testing.assert_array_equal(tokens, weighed)
   for text, chunks, found in zip(texts, tokens, twice):
     for row in range(2):
@@ -243,15 +243,72 @@ def test_any_text_is_divided_without_loss():
         assert (w == 2).sum() == len(ids)
 
 
+def test_captions_are_cut_in_silence():
+  tokenize = tokenizer.load()
+  words = [f'word{i}' for i in range(10)] * 10  # two tokens each
+  texts = [' '.join(words), 'short', '']
+  with pytest.warns(tokenizer.PromptTruncatedWarning) as caught:
+    expected = tokenize(texts)
+  with warnings.catch_warnings():
+    warnings.simplefilter('error')
+    tokens, cut = tokenize.captions(texts)
+  assert tokens.dtype == np.int32
+  np.testing.assert_array_equal(tokens, expected)
+  assert cut[1:] == ['', ''] and cut[0].startswith('7 word8 word9')
+  assert f'cut: {cut[0]!r}' in str(caught[0].message)
+
+
+@pytest.mark.parametrize('count', [2, 3])
+def test_captions_have_the_chunks_of_long_prompts(count):
+  tokenize = tokenizer.load()
+  words = ['red', 'fox', 'on', 'snow'] * 60  # one token each
+  lengths = (0, 3, 75, 76, 150, 151, 225, 226, 240)
+  texts = [' '.join(words[:n]) for n in lengths]
+  tokens, cut = tokenize.captions(texts, count)
+  assert tokens.shape == (len(texts), count, 2, 77)
+  for n, text, found, lost in zip(lengths, texts, tokens, cut):
+    assert lost == ' '.join(words[75 * count : n])
+    # 75 words a chunk, then chunks of ''.
+    for i, chunk in enumerate(found):
+      piece = ' '.join(words[:n][75 * i : 75 * (i + 1)])
+      np.testing.assert_array_equal(chunk, tokenize([piece])[0])
+    whole, _ = tokenize.chunks([text], limit=None)
+    shared = whole[0, :count]
+    np.testing.assert_array_equal(found[: len(shared)], shared)
+  text = ' '.join(words[:100])
+  assert tokenize.decode(tokenize.captions([text], count)[0]) == [text]
+
+
+def test_the_last_chunk_takes_parts_of_words():
+  """As the only one does; the chunks before it end where a word does."""
+  tokenize = tokenizer.load()
+  fox, word = words_of(tokenize, 0, ['fox', 'photorealisticish'])
+  assert len(word) == 4
+  for before, lengths, whole in ((72, [72, 75], 1), (147, [75, 75], 19)):
+    text = 'fox ' * before + 'photorealisticish ' * 20
+    tokens, (cut,) = tokenize.captions([text], 2)
+    read = [content(chunk)[0] for chunk in tokens[0, :, 0]]
+    assert [len(ids) for ids in read] == lengths
+    ids = fox * before + word * 20
+    assert sum(read, []) == ids[: sum(lengths)]
+    assert cut == 'ish ' + 'photorealisticish ' * whole
+
+
+def test_what_either_row_cuts_is_cut():
+  tokenize = tokenizer.load()
+  _, (cut, none) = tokenize.captions(['wow!!! ' * 30, 'a'])  # 60 and 120 tokens
+  assert cut.count('wow') > 10 and none == ''
+
+
 def test_lengthen():
   tokenize = tokenizer.load()
   tokens, weights = tokenize.chunks(['a (fox)', 'b'], weighted=True)
-  longer, ones = tokenizer.lengthen(tokens, weights, tokenize.empty, 3)
+  longer, ones = chunking.lengthen(tokens, weights, tokenize.empty, 3)
   np.testing.assert_array_equal(longer[:, :1], tokens)
   np.testing.assert_array_equal(
     longer[:, 1:], tokenize([''] * 4).reshape(2, 2, 2, 77)
   )
   np.testing.assert_array_equal(ones[:, :1], weights)
   assert (ones[:, 1:] == 1).all() and ones.dtype == np.float32
-  same, _ = tokenizer.lengthen(tokens, weights, tokenize.empty, 1)
+  same, _ = chunking.lengthen(tokens, weights, tokenize.empty, 1)
   np.testing.assert_array_equal(same, tokens)

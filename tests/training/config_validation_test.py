@@ -24,6 +24,7 @@ def test_default_config_is_sdxl():
     ('total_steps', 0, 'total_steps is 0; it must be at least 1'),
     ('caption_dropout', 1.5, 'caption_dropout is 1.5; it must be 0 to 1'),
     ('uncond', 'nothing', "uncond is 'nothing'; choose one of"),
+    ('max_token_length', 100, r'is 100; choose one of \(75, 150, 225\)'),
     ('data.buckets', ((18, 16),), r'\(18, 16\).*multiples of 4'),
     ('optimizer.ema_decay', -1, 'ema_decay is -1'),
     ('optimizer.warmup_steps', 4, 'warmup_steps is 4.*total_steps, 4'),
@@ -86,6 +87,7 @@ def test_samples_need_prompts():
   [
     ('trained', ('vae',), r"trained is \('vae',\).*'discriminator', 'vae'"),
     ('vae.scaling_factor', None, 'measure_latents is 0.*new encoder'),
+    ('max_token_length', 150, 'max_token_length is 150.*reads no captions'),
   ],
 )
 def test_autoencoders_that_cannot_be_trained(field, value, message):

@@ -94,3 +94,12 @@ class Mixture:
     """Yields a line for each unusable record: its name, and why."""
     for source in self.sources:
       yield from source.left_out()
+
+
+def distinct_ids(source: indexed.Source) -> np.ndarray:
+  """Returns int [n], the records of a source; of a Mixture without repeats."""
+  if not isinstance(source, Mixture):
+    return np.arange(len(source))
+  starts = source.ends - source.lengths
+  parts = zip(starts, source.sources)
+  return np.concatenate([start + np.arange(len(part)) for start, part in parts])

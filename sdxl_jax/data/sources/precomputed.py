@@ -13,6 +13,7 @@ import pyarrow as pa
 from array_record.python import array_record_data_source
 
 from sdxl_jax.data.sources import cache_layout, cache_records, index, indexed
+from sdxl_jax.text import chunking
 
 
 class Variants:
@@ -53,13 +54,20 @@ class Precomputed(indexed.IndexedSource):
   Args:
     path: folder of the cache.
     dtype: in which moments and text are stored.
+    max_token_length: tokens of a caption, of which the text was encoded.
 
   Raises:
     FileNotFoundError: if there is no cache, or an unfinished one.
-    ValueError: if shards are missing, or the cache has another dtype.
+    ValueError: if shards are missing, or the cache has another dtype or other
+      lengths of captions.
   """
 
-  def __init__(self, path: str | os.PathLike, dtype: str = 'bfloat16'):
+  def __init__(
+    self,
+    path: str | os.PathLike,
+    dtype: str = 'bfloat16',
+    max_token_length: int = 75,
+  ):
     # Until its first index is written, a cache is not finished.
     self.folder = pathlib.Path(path)
     layout, table = read_index(self.folder)
@@ -72,6 +80,14 @@ class Precomputed(indexed.IndexedSource):
       raise ValueError(
         f'{path} is stored in {layout.dtype}, but '
         f'config.data.precomputed.dtype is {dtype}: set it to {layout.dtype}'
+      )
+    length = chunking.count_for(max_token_length) * chunking.LENGTH
+    if layout.context[0] != length:
+      stored = layout.context[0] // chunking.LENGTH * chunking.CONTENT
+      raise ValueError(
+        f'{path} holds the text of captions of up to {stored} tokens, but '
+        f'config.max_token_length is {max_token_length}: set it to {stored}, '
+        'or precompute with this config into another folder'
       )
     super().__init__(table)
     self.layout = layout
