@@ -22,7 +22,6 @@ from typing import Any
 import jax
 import ml_collections
 import numpy as np
-import pyarrow as pa
 import tqdm
 from absl import flags
 from ml_collections import config_flags
@@ -91,28 +90,20 @@ def precompute(
   layout = layout.with_nets(encoder.identity())
   folder = pathlib.Path(output).absolute()
   folder.mkdir(parents=True, exist_ok=True)
-  saved, table = precomputed.read_index(folder)
-  if saved and not saved.is_checkable:
-    cache_settings.check_early(folder, saved, layout, setup.source, table)
-    say(f'{folder} is finished; {cache_settings.EARLY}')
-    return
-  cache_settings.check_same(folder, saved, layout)
-  multihost.barrier('every process has read the old layout')
-  if table is not None and saved.records == layout.records:
-    finish(folder, layout, table, say)
+  cache = cache_settings.open_cache(
+    folder, layout, setup.config, setup.source, say
+  )
+  if cache and cache.layout.records in ('', layout.records):
+    finish(folder, layout, cache, say)
     return
 
   # Records of a finished cache that are as they were are copied.
-  cache = None
-  if table is not None:
-    length = config.max_token_length
-    cache = precomputed.Precomputed(folder, layout.dtype, length)
+  if cache:
     changes = cache_records.compare(cache.records, records)
     say(f'{folder} is brought up to date: {changes}')
   elif multihost.is_primary():
     layout.save(folder)
-  kept = kept_records.Kept(cache)
-  sizes = setup.source.sizes
+  kept, sizes = kept_records.Kept(cache), setup.source.sizes
   plan = cache_plan.plan_shards(sizes, records, layout, shard_size)
   work = Work(setup, folder, layout, records, list(plan), kept)
 
@@ -132,15 +123,15 @@ def precompute(
 def finish(
   folder: pathlib.Path,
   layout: cache_layout.Layout,
-  table: pa.Table,
+  cache: precomputed.Precomputed,
   say: Callable[[str], Any],
 ) -> None:
   """Ends a command that finds nothing to compute."""
-  if multihost.is_primary():
+  if cache.layout.is_checkable and multihost.is_primary():
     # The data may have moved; an update may have been killed at its very end.
-    if cache_layout.Layout.load(folder).origin != layout.origin:
+    if cache.layout.origin != layout.origin:
       layout.save(folder)
-    names = {name for name, *_ in precomputed.shard_rows(table)}
+    names = {name for name, *_ in precomputed.shard_rows(cache.table)}
     cache_files.remove_others(folder, names)
   say(f'{folder} is finished')
 

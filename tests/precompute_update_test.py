@@ -1,8 +1,5 @@
 """Tests that a cache follows its images and captions, and costs no more."""
 
-import dataclasses
-import json
-import os
 import pathlib
 import shutil
 
@@ -11,41 +8,12 @@ import pytest
 
 from sdxl_jax.data import cache_files, precompute_writer
 from sdxl_jax.data.sources import cache_layout, precomputed
-from sdxl_jax.training import run_setup
 from tests.support import caches, datasets
-
-SIZES = ((40, 60), (60, 40), (36, 90), (32, 48), (80, 48), (50, 50), (48, 72))
-
-
-def write(folder, i, text=None, number=None):
-  """Writes record i of a folder, its caption beside it."""
-  folder.mkdir(exist_ok=True)
-  size, name = SIZES[i % len(SIZES)], f'{i:04d}'
-  image = datasets.ramp(*size, number=i % 20 if number is None else number)
-  (folder / f'{name}.png').write_bytes(datasets.encode(image))
-  (folder / f'{name}.txt').write_text(text or f'picture {i}')
-
-
-def remove(folder, i):
-  for suffix in ('png', 'txt'):
-    (folder / f'{i:04d}.{suffix}').unlink()
 
 
 @pytest.fixture
 def cache(tmp_path, monkeypatch):
-  """A cache of 24 images.
-
-  Returns its folder, that of the images, and a function that makes a cache.
-  """
-  images = tmp_path / 'images'
-  for i in range(24):
-    write(images, i)
-
-  def make(folder, images=images, **options):
-    return caches.make(monkeypatch, caches.config_of(images), folder, **options)
-
-  make(tmp_path / 'cache')
-  return tmp_path / 'cache', images, make
+  return caches.make_first(tmp_path, monkeypatch)
 
 
 def captions_of(folder):
@@ -54,29 +22,19 @@ def captions_of(folder):
 
 
 def edit_caption(images):
-  write(images, 3, 'another caption')
+  caches.write(images, 3, 'another caption')
 
 
 def edit_image(images):
-  write(images, 3, number=19)
+  caches.write(images, 3, number=19)
 
 
 def remove_one(images):
-  remove(images, 3)
+  caches.remove(images, 3)
 
 
 def add_one(images):
-  write(images, 99)
-
-
-def edit_all(images):
-  write(images, 0, 'another caption')
-  write(images, 10, number=19)
-  remove(images, 5)
-  for i in (24, 25):
-    write(images, i)
-  os.rename(images / '0002.png', images / '00022.png')
-  os.rename(images / '0002.txt', images / '00022.txt')
+  caches.write(images, 99)
 
 
 @pytest.mark.parametrize(
@@ -86,7 +44,7 @@ def edit_all(images):
     (edit_image, '23 kept, 1 changed, 0 removed, 0 added', 1),
     (remove_one, '23 kept, 0 changed, 1 removed, 0 added', 0),
     (add_one, '24 kept, 0 changed, 0 removed, 1 added', 1),
-    (edit_all, '20 kept, 2 changed, 2 removed, 3 added', 5),
+    (caches.edit_all, '20 kept, 2 changed, 2 removed, 3 added', 5),
   ],
 )
 def test_an_update_computes_what_changed(cache, tmp_path, edit, counts, made):
@@ -105,7 +63,7 @@ def test_few_files_are_written(cache):
   """A shard without a change keeps its file, wherever records come or go."""
   folder, images, make = cache
   before = {p.name: p.stat().st_mtime_ns for p in folder.glob('*x*.array*')}
-  remove(images, 12)
+  caches.remove(images, 12)
   make(folder)
   after = {p.name: p.stat().st_mtime_ns for p in folder.glob('*x*.array*')}
   assert len(before) > 5
@@ -114,7 +72,7 @@ def test_few_files_are_written(cache):
 
 def test_the_order_of_a_table_changes(tmp_path, monkeypatch):
   """Everything is copied, to where a cache of the new table has it."""
-  examples = [datasets.example(i, SIZES[i % 7]) for i in range(24)]
+  examples = [datasets.example(i, caches.SIZES[i % 7]) for i in range(24)]
   images = tmp_path / 'images'
   datasets.write_folder(images, examples)
   config = caches.config_of(images)
@@ -145,7 +103,7 @@ def test_a_mixture_that_repeats_records(tmp_path, monkeypatch):
   parts = {}
   for name, count, share in (('few', 3, 2), ('many', 12, 1)):
     for i in range(count):
-      write(tmp_path / name, i, f'{name} {i}')
+      caches.write(tmp_path / name, i, f'{name} {i}')
     path = str(tmp_path / name)
     parts[name] = dict(source='folder', path=path, share=share)
   config = caches.config_of(tmp_path)
@@ -160,7 +118,7 @@ def test_a_mixture_that_repeats_records(tmp_path, monkeypatch):
     tuple(source[i]['variants'][0, 0]['crop_top_left'].tolist()) for i in wide
   }
   assert len(wide) == 8 and len(crops) > 3
-  write(tmp_path / 'few', 1, 'another caption')
+  caches.write(tmp_path / 'few', 1, 'another caption')
   lines, made = caches.make(monkeypatch, config, folder)
   assert '28 kept, 8 changed, 0 removed, 0 added' in lines[-3] and made == 8
   caches.make(monkeypatch, config, tmp_path / 'fresh')
@@ -197,7 +155,7 @@ def test_an_update_is_interrupted(
   """The old cache stays, or the new one is there; the rest is computed."""
   folder, images, make = cache
   old = captions_of(folder)
-  edit_all(images)
+  caches.edit_all(images)
   with monkeypatch.context() as patch:
     fail_at(patch, module, name, call)
     with pytest.raises(OSError, match='No space left.*\n.*same command again'):
@@ -221,7 +179,7 @@ def test_data_change_again_while_a_cache_is_computed(
     fail_at(patch, precompute_writer, 'write_rows', 6)
     with pytest.raises(OSError):
       make(folder)
-  write(images, 4, 'another caption')
+  caches.write(images, 4, 'another caption')
   _, made = make(folder)
   assert made < 24
   make(tmp_path / 'fresh')
@@ -260,7 +218,7 @@ def test_an_image_is_broken_and_repaired(cache, tmp_path):
 def test_other_settings_are_refused(cache, options, message):
   """Also where records changed: nothing is written."""
   folder, images, make = cache
-  edit_all(images)
+  caches.edit_all(images)
   before = caches.contents(folder)
   with pytest.raises(ValueError, match='holds another cache') as error:
     make(folder, **options)
@@ -305,96 +263,16 @@ def test_a_full_disk_is_no_traceback():
     precompute_writer.write_rows(pathlib.Path('/dev/full'), [b'0' * 1000])
 
 
+def test_a_missing_shard_is_no_finished_cache(cache):
+  folder, _, make = cache
+  next(folder.glob('*x*.array_record')).unlink()
+  with pytest.raises(ValueError, match='shards are missing'):
+    make(folder)
+
+
 def test_a_cache_of_a_cache_is_refused(cache, monkeypatch):
   folder, images, _ = cache
   config = caches.config_of(images)
   config.data.source = 'precomputed'
   with pytest.raises(ValueError, match='name the source of the images'):
     caches.make(monkeypatch, config, folder.parent / 'new')
-
-
-# Training on a cache.
-
-
-def set_up(folder, workdir, accept_changes=False, **fields):
-  """Opens a cache as training does; returns the lines reported."""
-  config = caches.config_of('nowhere')
-  config.data.source = 'precomputed'
-  config.data.precomputed.update(path=str(folder), dtype='float16')
-  config.update_from_flattened_dict(fields)
-  lines = []
-  workdir.mkdir(exist_ok=True)
-  run_setup.make_source(config, workdir, lines.append, accept_changes)
-  return lines
-
-
-def test_a_stale_cache_is_refused(cache, tmp_path):
-  folder, images, make = cache
-  assert len(set_up(folder, tmp_path / 'run')) == 1
-  edit_all(images)
-  with pytest.raises(ValueError, match='out of date') as error:
-    set_up(folder, tmp_path / 'run')
-  message = str(error.value)
-  assert '20 kept, 2 changed, 2 removed, 3 added' in message
-  assert f'changed: {images}/0000.png' in message
-  assert 'sdxl_jax.precompute' in message and '--accept_changes' in message
-  lines = set_up(folder, tmp_path / 'run', accept_changes=True)
-  assert 'which is accepted: 20 kept' in lines[-1]
-  make(folder)
-  assert len(set_up(folder, tmp_path / 'run')) == 1
-
-
-def test_the_order_of_records_is_no_change(tmp_path, monkeypatch):
-  examples = [datasets.example(i, SIZES[i]) for i in range(7)]
-  images = tmp_path / 'images'
-  datasets.write_folder(images, examples)
-  caches.make(monkeypatch, caches.config_of(images), tmp_path / 'cache')
-  datasets.write_folder(images, examples[::-1])
-  assert len(set_up(tmp_path / 'cache', tmp_path / 'run')) == 1
-
-
-def test_images_that_are_gone_are_not_compared(cache, tmp_path):
-  folder, images, _ = cache
-  shutil.rmtree(images)
-  lines = set_up(folder, tmp_path / 'run')
-  assert f'{folder} was not compared with its images: ' in lines[-1]
-  assert str(images) in lines[-1] and '\n' not in lines[-1]
-
-
-def test_images_by_a_relative_path(tmp_path, monkeypatch):
-  """Are found from any working directory."""
-  write(tmp_path / 'images', 0)
-  monkeypatch.chdir(tmp_path)
-  caches.make(monkeypatch, caches.config_of('images'), tmp_path / 'cache')
-  monkeypatch.chdir('/')
-  assert len(set_up(tmp_path / 'cache', tmp_path / 'run')) == 1
-  write(tmp_path / 'images', 0, 'another caption')
-  with pytest.raises(ValueError, match='0 kept, 1 changed'):
-    set_up(tmp_path / 'cache', tmp_path / 'run')
-
-
-def test_images_behind_a_url_are_not_read(cache, tmp_path):
-  folder, *_ = cache
-  layout = cache_layout.Layout.load(folder)
-  origin = json.loads(json.dumps(layout.origin))
-  origin['data']['source'] = 'webdataset'
-  origin['data']['webdataset'] = {'shards': 'gs://bucket/{00..99}.tar'}
-  dataclasses.replace(layout, origin=origin).save(folder)
-  assert 'behind a URL' in set_up(folder, tmp_path / 'run')[-1]
-
-
-@pytest.mark.parametrize(
-  'field, value, row',
-  [
-    ('vae.scaling_factor', 0.5, 'vae.scaling_factor: 1.0 > 0.5'),
-    ('vae.patch', 8, 'vae.patch: 4 > 8'),
-    ('text_encoder.hidden_size', 16, 'text_encoder.hidden_size: 8 > 16'),
-  ],
-)
-def test_other_nets_are_refused(cache, tmp_path, field, value, row):
-  folder, *_ = cache
-  with pytest.raises(ValueError, match='computed with other nets') as error:
-    set_up(folder, tmp_path / 'run', **{field: value})
-  assert row in str(error.value)
-  # The types of numbers may be others in training.
-  set_up(folder, tmp_path / 'run', **{'text_encoder.dtype': 'bfloat16'})

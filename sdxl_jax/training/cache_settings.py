@@ -4,13 +4,14 @@ import hashlib
 import json
 import os
 import pathlib
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 from ml_collections import config_dict
 
-from sdxl_jax.data.sources import cache_layout, cache_records
+from sdxl_jax.data.sources import cache_layout, cache_records, precomputed
+from sdxl_jax.distributed import multihost
 from sdxl_jax.models import sdxl
 from sdxl_jax.text import chunking
 from sdxl_jax.training import config_diff
@@ -109,20 +110,53 @@ def data_origin(data: dict[str, Any]) -> dict[str, Any]:
   }
 
 
+def open_cache(
+  folder: pathlib.Path,
+  layout: cache_layout.Layout,
+  config: config_dict.ConfigDict,
+  source: Any,
+  say: Callable[[str], Any],
+) -> precomputed.Precomputed | None:
+  """Opens the finished cache of a folder, None if there is none yet.
+
+  Args:
+    folder: of the cache.
+    layout: what is to be computed.
+    config: that the layout was made of.
+    source: of the images.
+    say: takes a line for the user.
+
+  Raises:
+    ValueError: if the folder holds a cache of other settings, or shards are
+      missing.
+  """
+  saved, table = precomputed.read_index(folder)
+  is_finished = table is not None
+  if saved and not saved.is_checkable:
+    check_early(folder, saved, layout, source, is_finished)
+    say(f'{folder}: {EARLY}')
+  elif saved:
+    check_same(folder, saved, layout)
+  multihost.barrier('every process has read the old layout')
+  if not is_finished:
+    return None
+  length = config.max_token_length
+  return precomputed.Precomputed(folder, layout.dtype, length)
+
+
 def check_same(
   folder: pathlib.Path,
-  saved: cache_layout.Layout | None,
+  saved: cache_layout.Layout,
   layout: cache_layout.Layout,
 ) -> None:
   """Raises ValueError with the differences if a folder has other settings.
 
   Args:
     folder: of the cache.
-    saved: what the folder holds, if anything.
+    saved: what the folder holds.
     layout: what is to be computed.
   """
-  if saved:
-    refuse(folder, config_diff.differences(saved.settings, layout.settings))
+  refuse(folder, config_diff.differences(saved.settings, layout.settings))
 
 
 def check_early(
@@ -130,7 +164,7 @@ def check_early(
   saved: cache_layout.Layout,
   layout: cache_layout.Layout,
   source: Any,
-  table: pa.Table | None,
+  is_finished: bool,
 ) -> None:
   """Checks what is known of a cache that an earlier version wrote.
 
@@ -139,7 +173,7 @@ def check_early(
     saved: what the folder holds.
     layout: what is to be computed.
     source: of the images.
-    table: the index; None: the cache is not finished.
+    is_finished: whether the cache is.
 
   Raises:
     ValueError: for other settings, or a cache that is not finished.
@@ -155,7 +189,7 @@ def check_early(
   }
   known = common(settings, saved.settings)
   refuse(folder, config_diff.differences(common(saved.settings, known), known))
-  if table is None:
+  if not is_finished:
     raise ValueError(
       f'{folder} holds an unfinished cache of an earlier version, which this '
       'one cannot continue: pass another --output, or remove the folder'
