@@ -71,8 +71,7 @@ def get_config():
   config.data.folder.path = ''  # images with .txt files or metadata.jsonl
   config.data.folder.captions = True  # False: the images have none
   config.data.folder.caption = 'text'  # column of a table
-  # Of text files that are neither UTF-8 nor begin with a mark of UTF-16, such
-  # as 'cp1252', 'cp932' or 'gb18030'.
+  # Of text files without a byte order mark, such as 'cp932'; '': UTF-8.
   config.data.folder.encoding = ''
   config.data.webdataset = config_dict.ConfigDict()
   config.data.webdataset.shards = ''  # /data/{000..127}.tar, gs://bucket/*.tar

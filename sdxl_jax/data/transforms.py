@@ -15,7 +15,8 @@ from PIL import Image
 from sdxl_jax.data import images
 from sdxl_jax.data.sources import indexed
 
-# Pixels that the resize of an image may make, of 4 bytes each: 1 GiB.
+# Pixels that the resize of an image may make, of 4 bytes each: half a GiB in
+# each thread.
 MAX_RESIZED = 1 << 27
 
 Example = indexed.Example

@@ -44,6 +44,7 @@ RUNTIME = (
 ADDED = {
   'data.folder.caption': 'text',
   'data.folder.encoding': '',
+  'data.webdataset.encoding': '',
 }
 
 

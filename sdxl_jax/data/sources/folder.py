@@ -214,9 +214,7 @@ def measure_item(
       measured = measuring.measure(path, file, caption, score)
   except OSError as error:
     return measuring.unreadable(path, error)
-  if wrong and measured.problem == indexed.USABLE:
-    return measured._replace(problem=indexed.BAD_SCORE, detail=wrong)
-  return measured
+  return measuring.check_score(measured, wrong)
 
 
 def paths_of(paths: Sequence[str]) -> pa.Array:

@@ -15,6 +15,7 @@ from sdxl_jax.data.sources import (
 )
 
 CAPTION_SUFFIXES = ('.txt', '.caption')  # in the order of preference
+REPLACED = 'caption files, in place of which a table is read'
 
 # Of an image to measure, as JSON: `path` relative to the folder, `columns`, and
 # `caption_file` or `caption`, the fields of a captions.Caption.
@@ -206,12 +207,14 @@ def pair(
     found: gets images, and what is none.
   """
   image_files, texts, others = sort_out(files)
-  images_left = [image for image in image_files if image not in seen]
   used = {}  # caption files by their stem
-  for image in images_left:
+  replaced = set()  # stems of images that a table elsewhere lists
+  for image in image_files:
     stem = os.path.splitext(image)[0]
     item = {'path': image}
-    if not settings.caption:
+    if image in seen:
+      replaced.add(stem)
+    elif not settings.caption:
       found.items.append(item | {'caption': list(captions.Caption(''))})
     elif stem in texts:
       used[stem] = texts[stem][0]
@@ -223,6 +226,8 @@ def pair(
   for stem, names in texts.items():
     if not settings.caption:
       found.beside['caption files, which are not read'] += len(names)
+    elif stem in replaced - used.keys():
+      found.beside[REPLACED] += len(names)
     elif stem not in used:
       for name in names:
         reject(found, name, indexed.NO_IMAGE)
@@ -268,8 +273,7 @@ def account_for_listed(
   image_files, texts, others = sort_out(rest)
   for image in image_files:
     reject(found, image, indexed.NOT_LISTED)
-  count = sum(map(len, texts.values()))
-  found.beside['caption files, in place of which a table is read'] += count
+  found.beside[REPLACED] += sum(map(len, texts.values()))
   account_for_others(others, set(files) - set(others), found)
 
 

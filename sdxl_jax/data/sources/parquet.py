@@ -21,7 +21,6 @@ from sdxl_jax.data.sources import (
   indexed,
   measuring,
   parquet_columns,
-  scores,
 )
 
 # Bytes; a row group is read as a whole for one image.
@@ -285,20 +284,20 @@ class Reader(NamedTuple):
     """Measures a row; `number` is its place in the file."""
     name = f'{self.name}: {number}'
     values = {n: captions.look_up(row, c) for n, c in self.columns.items()}
-    score = scores.parse(values.get('aesthetic_score'))
-    values['aesthetic_score'] = score.number
+    score, wrong = measuring.parse_score(values.get('aesthetic_score'))
+    values['aesthetic_score'] = score
     value = captions.look_up(row, self.image)
     try:
       with open_image(self.fs, self.path, value) as file:
         caption = self.read.caption(row)
-        measured = measuring.measure(name, file, caption, score.number)
+        measured = measuring.measure(name, file, caption, score)
     except NoImage as error:
       reasons = [str(row[c]) for c in STATUS if row.get(c)]
       detail = ', '.join([str(error), *reasons])
       measured = indexed.Measured(name, None, indexed.NO_IMAGE, detail)
     except OSError as error:
       measured = measuring.unreadable(name, error)
-    return Row(scores.check(measured, score), group, place, values)
+    return Row(measuring.check_score(measured, wrong), group, place, values)
 
 
 def make_table(path: str, rows: list[Row], columns: dict[str, str]) -> pa.Table:

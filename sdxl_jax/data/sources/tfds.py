@@ -14,7 +14,6 @@ from sdxl_jax.data.sources import (
   index,
   indexed,
   measuring,
-  scores,
   tfds_features,
 )
 
@@ -165,13 +164,13 @@ def measure_record(
     n: text_of(fields.look_up(example, feature))
     for n, feature in columns.items()
   }
-  score = scores.parse(values.get('aesthetic_score'))
-  values['aesthetic_score'] = score.number
+  score, wrong = measuring.parse_score(values.get('aesthetic_score'))
+  values['aesthetic_score'] = score
   # Images stay encoded: only their headers are read.
   image = io.BytesIO(fields.image_of(example))
   caption = fields.caption_of(example)
-  measured = measuring.measure(name, image, caption, score.number)
-  return scores.check(measured, score), values
+  measured = measuring.measure(name, image, caption, score)
+  return measuring.check_score(measured, wrong), values
 
 
 def text_of(value: Any) -> Any:

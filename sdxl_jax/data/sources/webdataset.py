@@ -23,7 +23,6 @@ from sdxl_jax.data.sources import (
   index,
   indexed,
   measuring,
-  scores,
   tar_members,
   tar_records,
   text_decoding,
@@ -233,12 +232,14 @@ class TarReader:
     values = {n: fields.get(field) for n, field in self.columns.items()}
     # Image, caption and score.
     caption, in_json = self.read_caption(item, fields)
-    score = scores.parse(values.get('aesthetic_score'))
-    values['aesthetic_score'] = score.number
+    score, wrong = measuring.parse_score(values.get('aesthetic_score'))
+    values['aesthetic_score'] = score
     image = io.BufferedReader(tar_members.Window(self.file, item.image))
-    measured = measuring.measure(name, image, caption, score.number)
+    measured = measuring.measure(name, image, caption, score)
     text = item.fields if in_json else item.text
-    return Row(item, scores.check(measured, score), text, in_json, values)
+    return Row(
+      item, measuring.check_score(measured, wrong), text, in_json, values
+    )
 
   def read(self, member: tar_members.Member) -> bytes:
     """Reads the bytes of a member."""

@@ -84,7 +84,7 @@ def test_a_folder_of_images_alone(tmp_path):
   for i in range(3):
     path = tmp_path / f'{i}.png'
     path.write_bytes(datasets.example(i, (20, 30))['image'])
-  with pytest.raises(ValueError, match='images without a caption'):
+  with pytest.raises(ValueError, match='3  left out: it has no caption'):
     kinds.make_source('folder', {'path': tmp_path}, workers=0)
   settings = {'path': tmp_path, 'captions': False}
   source = kinds.make_source('folder', settings, workers=0)

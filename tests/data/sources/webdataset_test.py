@@ -167,8 +167,8 @@ def test_other_members(tmp_path):
     '5: it has no caption (no member .txt, but .caption)',
     '3: it has no image (but .json)',
     '4: it has no image (but .txt)',
-    'README: its suffix is none of an image',
-    '2.raw: its suffix is none of an image',
+    'README: its suffix is not that of an image',
+    '2.raw: its suffix is not that of an image',
   ]
   assert beside == {
     'members .caption beside images, not read': 1,
