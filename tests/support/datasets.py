@@ -61,16 +61,20 @@ def metadata(e):
   return {name: e[name] for name in ('aesthetic_score', 'watermark')}
 
 
-def write_webdataset(folder, examples, per_tar=5):
-  """Writes tars; returns the settings of the source."""
+def write_webdataset(folder, examples, per_tar=5, fields=None):
+  """Writes tars; returns the settings of the source.
+
+  fields: of each example's json member, in place of its scores.
+  """
   folder.mkdir(parents=True, exist_ok=True)
   for start in range(0, len(examples), per_tar):
     with tarfile.open(folder / f'{start:05d}.tar', 'w') as tar:
-      for e in examples[start : start + per_tar]:
+      for i, e in enumerate(examples[start : start + per_tar], start):
         members = {e['format']: e['image']}
         if e['text'] is not None:
           members['txt'] = e['text'].encode()
-        members['json'] = json.dumps(metadata(e)).encode()
+        content = metadata(e) if fields is None else fields[i]
+        members['json'] = json.dumps(content).encode()
         for suffix, content in members.items():
           info = tarfile.TarInfo(f'{e["key"]}.{suffix}')
           info.size = len(content)

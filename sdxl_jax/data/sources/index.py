@@ -15,6 +15,7 @@ import concurrent.futures
 import contextlib
 import functools
 import hashlib
+import itertools
 import json
 import logging
 import multiprocessing
@@ -127,6 +128,10 @@ def index_path(folder: str | os.PathLike | None, identity: str) -> pathlib.Path:
   return folder / f'index-{identity}.arrow'
 
 
+class BrokenFile(ValueError):
+  """Raised for a file that must be replaced or removed."""
+
+
 class Job(NamedTuple):
   """A part of an index to measure."""
 
@@ -163,21 +168,33 @@ def build(
   # Measure in processes, each part to a file of its own.
   if len(jobs) < MIN_PARALLEL_PARTS:
     workers = 0
+  broken = []
   progress = tqdm.tqdm(total=len(jobs), desc='indexing', unit='part', delay=2)
   with progress, process_map(workers) as run:
-    for _ in run(measure_part, jobs):
+    for error in run(measure_part, jobs):
       progress.update()
+      broken += [error] if error else []
+  # All at once, since downloads that broke off come in numbers.
+  if len(broken) > 1:
+    raise ValueError(f'{len(broken)} files:\n' + '\n'.join(map(str, broken)))
+  if broken:
+    raise broken[0]
   # Join the parts, which are memory-mapped, in their folder, so that nothing
   # that a killed process leaves there outlives it.
-  table = join([read(job.path, job.fingerprint) for job in jobs])
+  tables = [read(job.path, job.fingerprint) for job in jobs]
+  table = join(tables, [job.what for job in jobs])
   joined = folder / path.name
   write(joined, digest([build_options, parts]), table)
   os.replace(joined, path)
   shutil.rmtree(folder)
 
 
-def join(tables: Sequence[pa.Table]) -> pa.Table:
+def join(tables: Sequence[pa.Table], names: Sequence[Any] = ()) -> pa.Table:
   """Concatenates tables, some of which may lack a column; copies no rows.
+
+  Args:
+    tables: of the parts of an index.
+    names: of the parts, for the error; others than strings are not shown.
 
   Raises:
     ValueError: if a column is numeric in one table and text in another.
@@ -185,11 +202,26 @@ def join(tables: Sequence[pa.Table]) -> pa.Table:
   try:
     table = pa.concat_tables(tables, promote_options='permissive')
   except pa.ArrowTypeError as error:
+    where = mixed(tables, names) or error
     raise ValueError(
       'a column of the metadata holds numbers in places and text in others '
-      f'({error}): make them alike, or remove the column from the filters'
+      f'({where}): make them alike, or remove the column from the filters'
     ) from error
   return table.unify_dictionaries()
+
+
+def mixed(tables: Sequence[pa.Table], names: Sequence[Any]) -> str:
+  """Names the first column of two types, and a part with each."""
+  first = {}  # {column: (type, name of a part)}
+  for table, name in itertools.zip_longest(tables, names):
+    shown = f' in {name}' if isinstance(name, str) else ''
+    for field in table.schema:
+      kind, place = first.setdefault(field.name, (field.type, shown))
+      if pa.types.is_null(kind):
+        first[field.name] = field.type, shown
+      elif field.type not in (kind, pa.null()):
+        return f'{field.name}: {kind}{place}, {field.type}{shown}'
+  return ''
 
 
 @contextlib.contextmanager
@@ -204,10 +236,13 @@ def process_map(workers: int) -> Iterator[Callable[..., Iterator]]:
     yield executor.map
 
 
-def measure_part(job: Job) -> None:
-  """Writes the table of a part, unless an earlier attempt has written it."""
+def measure_part(job: Job) -> BrokenFile | None:
+  """Writes the table of a part, or returns the error of a broken file."""
   if read(job.path, job.fingerprint) is None:
-    write(job.path, job.fingerprint, job.measure(job.what))
+    try:
+      write(job.path, job.fingerprint, job.measure(job.what))
+    except BrokenFile as error:
+      return error
 
 
 def write(path: pathlib.Path, fingerprint: str, table: pa.Table) -> None:

@@ -31,6 +31,11 @@ BAD_SCORE = 10  # not a finite number
 NOT_LISTED = 11  # an image that the table of its folder lacks
 BAD_JSON = 12  # metadata that are not a JSON object
 
+# Columns that every index has or may have. One of the data with such a name,
+# as img2dataset's `width`, has a prefix.
+OWN = ('height', 'width', 'problem', 'key', 'stamp', 'reason', 'captions')
+OWN_COLUMN = 'column '
+
 Example = dict[str, Any]
 
 
@@ -203,7 +208,10 @@ def make_table(
   if any(r.captions != 1 for r in records):
     counts = [min(r.captions, 255) for r in records]
     measured['captions'] = np.array(counts, np.uint8)
-  arrays = {name: make_column(values) for name, values in columns.items()}
+  arrays = {
+    OWN_COLUMN + n if n in {*OWN, *locations} else n: make_column(values)
+    for n, values in columns.items()
+  }
   return pa.table(measured | arrays | locations)
 
 
@@ -276,18 +284,6 @@ def make_column(values: Sequence) -> pa.Array:
   except (TypeError, ValueError):
     texts = [None if value is None else str(value) for value in values]
     return pa.array(texts, pa.string())
-
-
-def size_of(file: Any) -> images.Size | None:
-  """Reads the upright (height, width) of an image, None if it is broken.
-
-  Args:
-    file: a path, or an open file.
-  """
-  try:
-    return images.upright_size(file)
-  except images.UnreadableImage:
-    return None
 
 
 def dataset_error(problem: str, names: Sequence, remedy: str) -> ValueError:

@@ -1,12 +1,8 @@
 """Parquet files of encoded images and captions, in Hugging Face's layout."""
 
 import functools
-import io
 import logging
 import os
-import posixpath
-from collections.abc import Iterator
-from typing import IO, Any, NamedTuple
 
 import fsspec
 import numpy as np
@@ -19,15 +15,12 @@ from sdxl_jax.data.sources import (
   file_patterns,
   index,
   indexed,
-  measuring,
   parquet_columns,
+  parquet_rows,
 )
 
 # Bytes; a row group is read as a whole for one image.
 LARGE_ROW_GROUP = 64 << 20
-READ_ROWS = 64  # converted to Python at once
-# Columns in which img2dataset says why a row has no image.
-STATUS = ('status', 'error_message')
 
 
 class Parquet(indexed.IndexedSource):
@@ -87,11 +80,11 @@ class Parquet(indexed.IndexedSource):
     try:
       with self.fs.open(path, 'rb') as file:
         parquet = pq.ParquetFile(file, metadata=self._metadata(path))
-        columns = Columns(parquet, path, self.image, self.caption)
+        columns = parquet_rows.Columns(parquet, path, self.image, self.caption)
         table = parquet.read_row_group(self.value('group', i), columns.names)
       (row,) = columns.rows(table.slice(self.value('place', i), 1))
       value = captions.look_up(row, self.image)
-      with open_image(self.fs, path, value) as file:
+      with parquet_rows.open_image(self.fs, path, value) as file:
         image = file.read()
     except (OSError, pa.ArrowException) as error:
       raise images.UnreadableImage(self.name(i), error) from error
@@ -101,80 +94,6 @@ class Parquet(indexed.IndexedSource):
     """Reads the footer of a file, without which no row group can be read."""
     with self.fs.open(path, 'rb') as file:
       return pq.read_metadata(file)
-
-
-class Columns:
-  """The columns of a file that are read.
-
-  Args:
-    parquet: the open file.
-    path: of it.
-    image, caption: names of columns; caption '': none.
-    others: names of further columns.
-  """
-
-  def __init__(
-    self,
-    parquet: pq.ParquetFile,
-    path: str,
-    image: str,
-    caption: str,
-    others: tuple[str, ...] = (),
-  ):
-    schema = parquet.schema_arrow
-    self.folders = parquet_columns.of_folders(path)
-    self.caption_name = caption
-    tops = {
-      parquet_columns.top(schema, name) for name in (image, caption, *others)
-    }
-    # Sorted, so that all processes ask alike.
-    self.names = sorted(tops & {*schema.names})
-    self.labels = parquet_columns.label_names(schema, caption)
-
-  def rows(self, table: pa.Table) -> Iterator[dict[str, Any]]:
-    """Yields the values of each row of a table, and of the file's folders."""
-    # A few at a time, since images take much memory.
-    for batch in table.to_batches(max_chunksize=READ_ROWS):
-      for row in batch.to_pylist():
-        yield self.folders | row
-
-  def caption(self, row: dict[str, Any]) -> captions.Caption:
-    """Finds the caption of a row."""
-    return parquet_columns.caption_of(row, self.caption_name, self.labels)
-
-
-class NoImage(FileNotFoundError):
-  """Raised for a row without an image."""
-
-
-def open_image(
-  fs: fsspec.AbstractFileSystem, path: str, value: bytes | dict | str | None
-) -> IO[bytes]:
-  """Opens the image of a row.
-
-  Args:
-    fs: file system of the parquet file.
-    path: of the parquet file, to which paths of images are relative.
-    value: encoded bytes, Hugging Face's {bytes, path}, or a path.
-
-  Raises:
-    NoImage: if there is none, saying why.
-    OSError: if its file cannot be read.
-  """
-  if isinstance(value, dict):
-    # Without bytes, the image is in the file of its path.
-    data = value['bytes']
-    value = value.get('path') if data is None else data
-  if value is None or value == '':
-    raise NoImage('null')
-  if isinstance(value, bytes):
-    return io.BytesIO(value)
-  if '://' in value:
-    raise NoImage(f'{value:.100} is a URL; download it')
-  file = posixpath.join(posixpath.dirname(path), value)
-  if not fs.isfile(file):
-    raise NoImage(f'no file {file}')
-  return fs.open(file, 'rb')
 
 
 def measure(
@@ -201,19 +120,25 @@ def measure(
       schema = parquet.schema_arrow
       parquet_columns.check(schema, path, image, caption, others)
       check_urls(parquet, path, image)
-      names = Columns(parquet, path, image, caption, (*others, *STATUS))
-      reader = Reader(fs, path, path.removeprefix(base), names, image, columns)
+      names = parquet_rows.Columns(
+        parquet, path, image, caption, (*others, *parquet_rows.STATUS)
+      )
+      reader = parquet_rows.Reader(
+        fs, path, path.removeprefix(base), names, image, columns
+      )
       # Sizes are in the images' own headers, so every row is read once.
       rows = [
         reader.row(row, number, group, place)
-        for number, (group, place, row) in enumerate(walk(parquet, names))
+        for number, (group, place, row) in enumerate(
+          parquet_rows.walk(parquet, names)
+        )
       ]
       warn_of_large_groups(parquet, path)
   except (OSError, pa.ArrowException) as error:
     # Both name no file.
     if isinstance(error, FileNotFoundError | PermissionError):
       raise
-    raise ValueError(
+    raise index.BrokenFile(
       f'{path} is a truncated or corrupt parquet file ({error}): re-download '
       'or remove it'
     ) from error
@@ -234,16 +159,6 @@ def check_urls(parquet: pq.ParquetFile, path: str, image: str) -> None:
       )
 
 
-def walk(
-  parquet: pq.ParquetFile, names: Columns
-) -> Iterator[tuple[int, int, dict[str, Any]]]:
-  """Yields row group, place in it, and the values of each row."""
-  for group in range(parquet.num_row_groups):
-    table = parquet.read_row_group(group, names.names)
-    for place, row in enumerate(names.rows(table)):
-      yield group, place, row
-
-
 def warn_of_large_groups(parquet: pq.ParquetFile, path: str) -> None:
   """Warns of row groups that are slow to read."""
   sizes = [
@@ -259,48 +174,9 @@ def warn_of_large_groups(parquet: pq.ParquetFile, path: str) -> None:
     )
 
 
-class Row(NamedTuple):
-  """What the index holds of a row."""
-
-  measured: indexed.Measured
-  group: int
-  place: int  # in the group
-  values: dict[str, Any]  # {name in the index: value}
-
-
-class Reader(NamedTuple):
-  """Measures the rows of a file."""
-
-  fs: fsspec.AbstractFileSystem
-  path: str
-  name: str  # of the file, relative to the dataset
-  read: Columns
-  image: str  # column
-  columns: dict[str, str]  # {name in the index: name in the file}
-
-  def row(
-    self, row: dict[str, Any], number: int, group: int, place: int
-  ) -> Row:
-    """Measures a row; `number` is its place in the file."""
-    name = f'{self.name}: {number}'
-    values = {n: captions.look_up(row, c) for n, c in self.columns.items()}
-    score, wrong = measuring.parse_score(values.get('aesthetic_score'))
-    values['aesthetic_score'] = score
-    value = captions.look_up(row, self.image)
-    try:
-      with open_image(self.fs, self.path, value) as file:
-        caption = self.read.caption(row)
-        measured = measuring.measure(name, file, caption, score)
-    except NoImage as error:
-      reasons = [str(row[c]) for c in STATUS if row.get(c)]
-      detail = ', '.join([str(error), *reasons])
-      measured = indexed.Measured(name, None, indexed.NO_IMAGE, detail)
-    except OSError as error:
-      measured = measuring.unreadable(name, error)
-    return Row(measuring.check_score(measured, wrong), group, place, values)
-
-
-def make_table(path: str, rows: list[Row], columns: dict[str, str]) -> pa.Table:
+def make_table(
+  path: str, rows: list[parquet_rows.Row], columns: dict[str, str]
+) -> pa.Table:
   """Makes the table of a file; arguments as for `measure`."""
   n = len(rows)
   return indexed.make_table(

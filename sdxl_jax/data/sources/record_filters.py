@@ -102,6 +102,9 @@ def matches(
   """
   table = getattr(source, 'table', None)
   names = table.column_names if table else []
+  # The data's column, where the index has one of this name, too.
+  prefixed = indexed.OWN_COLUMN + name
+  name = prefixed if prefixed in names else name
   if name not in names or table[name].null_count == len(table):
     raise ValueError(
       f'config.data.filters has a condition on {name!r}, for which '

@@ -13,7 +13,7 @@ import tarfile
 from collections.abc import Iterator
 from typing import IO, NamedTuple
 
-from sdxl_jax.data.sources import indexed
+from sdxl_jax.data.sources import index, indexed
 
 # Starts of compressed files, and what decompresses them.
 COMPRESSED = {
@@ -72,8 +72,8 @@ def read_members(file: IO[bytes], path: str) -> list[Member]:
     path: of the tar, for errors.
 
   Raises:
-    ValueError: for a compressed tar, where no record has a place of its own,
-      and for one that is cut or corrupt.
+    index.BrokenFile: for a compressed tar, where no record has a place of its
+      own, and for one that is cut or corrupt.
   """
   check_uncompressed(file, path)
   members, links = [], {}
@@ -84,7 +84,7 @@ def read_members(file: IO[bytes], path: str) -> list[Member]:
       if not info.isdir():
         members.append(make_member(info))
   except tarfile.TarError as error:
-    raise ValueError(
+    raise index.BrokenFile(
       f'{path} is a truncated or corrupt tar ({error}): re-download or remove '
       'it'
     ) from error
@@ -96,11 +96,11 @@ def read_members(file: IO[bytes], path: str) -> list[Member]:
 
 
 def check_uncompressed(file: IO[bytes], path: str) -> None:
-  """Raises ValueError for a compressed file, naming the remedy."""
+  """Raises index.BrokenFile for a compressed file, naming the remedy."""
   start = file.read(8)
   for mark, (name, command) in COMPRESSED.items():
     if start.startswith(mark):
-      raise ValueError(
+      raise index.BrokenFile(
         f'{path} is compressed by {name}, so that its records cannot be read '
         f'in random order: run `{command} {path}` on each such tar, and name '
         'the .tar files in config.data.webdataset.shards; images are '

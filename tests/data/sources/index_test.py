@@ -10,10 +10,13 @@ import time
 import fsspec
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
-from sdxl_jax.data.sources import build_lock, index
+from sdxl_jax.data.sources import build_lock, index, kinds, record_filters
+from tests.support import datasets
 
+PNG = datasets.encode(datasets.ramp(8, 12))
 MEASURED = 'measured.txt'
 PARTS = [('a', 1), ('b', 1), ('c', 1), ('d', 1), ('e', 1)]
 
@@ -257,3 +260,25 @@ def test_a_file_system_without_locks(tmp_path, monkeypatch):
   monkeypatch.setattr(build_lock.filelock.FileLock, 'acquire', acquire)
   with pytest.raises(OSError, match='has no locks'):
     load(tmp_path, Measure(tmp_path))
+
+
+def test_columns_of_two_types_name_their_files(tmp_path):
+  for name, values in (('a', [None]), ('b', [1]), ('c', ['high'])):
+    table = pa.table({'image': [PNG], 'text': ['x'], 'p': values})
+    pq.write_table(table, tmp_path / f'{name}.parquet')
+  filters = record_filters.Filters(columns=(('p', '>', 0),))
+  with pytest.raises(ValueError) as error:
+    kinds.make_source('parquet', {'files': tmp_path}, filters, 0)
+  found = f'(p: double in {tmp_path}/b.parquet, string in {tmp_path}/c.parquet)'
+  assert found in str(error.value)
+
+
+def test_all_broken_files_are_named(tmp_path):
+  for i in range(4):
+    table = pa.table({'image': [PNG], 'text': ['x']})
+    pq.write_table(table, tmp_path / f'{i}.parquet')
+  for i in (1, 3):
+    path = tmp_path / f'{i}.parquet'
+    path.write_bytes(path.read_bytes()[:-1])
+  with pytest.raises(ValueError, match='(?s)2 files:.*1.parquet.*3.parquet'):
+    kinds.make_source('parquet', {'files': tmp_path}, workers=0)

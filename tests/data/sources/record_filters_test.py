@@ -1,13 +1,17 @@
 """Tests what filters leave out, report and refuse."""
 
 import collections
+import json
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from sdxl_jax.data.sources import kinds, record_filters
 from tests.support import datasets
 
+PNG = datasets.encode(datasets.ramp(8, 12))
 SIZES = ((20, 30), (10, 40), (25, 25), (33, 11), (40, 24), (16, 16)) * 3
 
 
@@ -154,3 +158,33 @@ def test_shares_weigh_a_prior(weight):
   assert others == 200 and mine == 200 / weight
   times = collections.Counter(source[i]['name'] for i in range(mine))
   assert len(times) == 20 and set(times.values()) == {mine // 20}
+
+
+@pytest.mark.parametrize('kind', sorted({*datasets.WRITERS} - {'tfds'}))
+@pytest.mark.parametrize(
+  'name', ['width', 'problem', 'key', 'reason', 'captions', 'record', 'row']
+)
+def test_columns_with_names_of_the_index(tmp_path, kind, name):
+  """As img2dataset's width, key and status are."""
+  values = [640, 7, None]
+  if kind == 'folder':
+    lines = []
+    for i, value in enumerate(values):
+      (tmp_path / f'{i}.png').write_bytes(PNG)
+      lines.append({'file_name': f'{i}.png', 'text': f'{i}', name: value})
+    lines = '\n'.join(map(json.dumps, lines))
+    (tmp_path / 'metadata.jsonl').write_text(lines)
+    settings = {'path': tmp_path}
+  elif kind == 'webdataset':
+    examples = [datasets.example(i, (8, 12), text=f'{i}') for i in range(3)]
+    settings = datasets.write_webdataset(
+      tmp_path, examples, fields=[{name: value} for value in values]
+    )
+  else:
+    table = {'image': [PNG] * 3, 'text': ['0', '1', '2'], name: values}
+    pq.write_table(pa.table(table), tmp_path / '0.parquet')
+    settings = {'files': str(tmp_path)}
+  filters = record_filters.Filters(columns=((name, '>', 100),))
+  source = kinds.make_source(kind, settings, filters, 0, str)
+  assert [e['caption'] for e in source] == ['0']
+  assert source.sizes.tolist() == [[8, 12]]
