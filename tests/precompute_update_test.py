@@ -86,6 +86,34 @@ def test_the_order_of_a_table_changes(tmp_path, monkeypatch):
   assert captions_of(tmp_path / 'cache') == captions_of(tmp_path / 'fresh')
 
 
+@pytest.mark.parametrize('kind', sorted(datasets.WRITERS))
+def test_every_source(tmp_path, monkeypatch, kind):
+  """A caption, an image and a score change, in files of the same names."""
+  folder, examples = tmp_path / kind, []
+  for i in range(8):
+    examples.append(datasets.example(i, caches.SIZES[i % 7]))
+  config = caches.config_of(tmp_path)
+
+  def make():
+    shutil.rmtree(folder, ignore_errors=True)
+    settings = datasets.WRITERS[kind](folder, examples)
+    config.data.source = kind
+    config.data[kind].update(settings)
+    return caches.make(monkeypatch, config, tmp_path / 'cache')
+
+  make()
+  assert make()[0][-1].endswith('is finished')
+  examples[1]['text'] = 'another caption'
+  examples[4]['image'] = datasets.example(19, caches.SIZES[4])['image']
+  examples[6]['aesthetic_score'] = 9.5
+  lines, made = make()
+  assert '5 kept, 3 changed, 0 removed, 0 added' in lines[1] and made == 3
+  source = precomputed.Precomputed(tmp_path / 'cache', 'float16')
+  captions = source.table['caption'].to_pylist()
+  assert 'another caption' in captions and 'picture 1' not in captions
+  assert 9.5 in source.column('aesthetic_score')
+
+
 def test_images_that_moved_are_kept(cache, tmp_path):
   folder, images, make = cache
   moved = tmp_path / 'elsewhere'

@@ -128,23 +128,21 @@ def open_originals(
   Raises:
     OSError, ValueError, ImportError: if it cannot be read here.
   """
-  data = layout.origin['data']
+  data, directory = dict(layout.origin['data']), layout.origin['directory']
   kind = data['source']
   # Their index may be elsewhere, and to build it would read all of them.
   if '://' in json.dumps(data[kind]):
     raise OSError('they are behind a URL; run precompute again to compare them')
+  data[kind] = at_directory(data[kind], directory)
   config = config.copy_and_resolve_references().unlock()
   config.refiner = layout.facts['refiner']
   config.data.buckets = layout.buckets
   for name, value in data.items():
-    if name == kind:
-      value = at_directory(value, layout.origin['directory'])
     if isinstance(value, dict):
-      value = config_dict.ConfigDict(config.data[name].to_dict() | value)
+      # Fields that came later have this config's values; a mixture has none.
+      later = {} if name == 'mixture' else config.data[name].to_dict()
+      value = config_dict.ConfigDict(later | value)
     config.data[name] = value
-  if kind == 'mixture':
-    settings = at_directory(data[kind], layout.origin['directory'])
-    config.data.mixture = config_dict.ConfigDict(settings)
 
   def ignore(line):
     del line

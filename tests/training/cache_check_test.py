@@ -78,6 +78,22 @@ def test_images_by_a_relative_path(tmp_path, monkeypatch):
     set_up(tmp_path / 'cache', tmp_path / 'run')
 
 
+def test_images_of_a_mixture(tmp_path, monkeypatch):
+  config, parts = caches.config_of(tmp_path), {}
+  for name in ('first', 'second'):
+    caches.write(tmp_path / name, 0, name)
+    parts[name] = dict(source='folder', path=name, share=1)
+  with config.unlocked():
+    config.data.source, config.data.mixture = 'mixture', parts
+  monkeypatch.chdir(tmp_path)
+  caches.make(monkeypatch, config, tmp_path / 'cache')
+  monkeypatch.chdir('/')
+  assert len(set_up(tmp_path / 'cache', tmp_path / 'run')) == 1
+  caches.write(tmp_path / 'second', 0, 'another caption')
+  with pytest.raises(ValueError, match='1 kept, 1 changed'):
+    set_up(tmp_path / 'cache', tmp_path / 'run')
+
+
 def test_images_behind_a_url_are_not_read(cache, tmp_path):
   folder, *_ = cache
   layout = cache_layout.Layout.load(folder)
