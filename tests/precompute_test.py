@@ -1,5 +1,6 @@
 """Tests that a cache holds what the nets compute, whatever interrupts it."""
 
+import shutil
 import signal
 import subprocess
 import sys
@@ -27,6 +28,7 @@ from tests.support import caches, datasets, processes, published_config
 
 SIZES = ((40, 60), (60, 40), (36, 90), (32, 48), (80, 48), (50, 50), (48, 72))
 BUCKETS = caches.BUCKETS
+OPTIONS = dict(crops=3, flips=True, dtype='float16', shard_size=2)
 
 
 def write_images(folder, text='picture'):
@@ -38,13 +40,25 @@ def write_images(folder, text='picture'):
   return datasets.write_folder(folder, examples)['path']
 
 
+@pytest.fixture(scope='module')
+def random_params():
+  """Parameters of the config's text encoders; its autoencoder has none."""
+  model = from_config.make_model(caches.config_of('x'))
+  return model.text.init(jax.random.key(0))
+
+
 @pytest.fixture
-def random_weights(monkeypatch):
+def random_weights(monkeypatch, random_params):
+  monkeypatch.setattr(loading, 'load_params', loader(random_params))
+
+
+def loader(params):
+  """Makes a loading.load_params of these parameters."""
+
   def load_params(source, model, names, mesh=None):
-    params = model.init(jax.random.key(0))
     return {name: params[name] for name in names}
 
-  monkeypatch.setattr(loading, 'load_params', load_params)
+  return load_params
 
 
 def open_cache(folder, dtype='float16'):
@@ -68,27 +82,34 @@ def read(folder, batch_size=4, table=BUCKETS, dtype='bfloat16', **options):
   )
 
 
+@pytest.fixture(scope='module')
+def first_cache(tmp_path_factory, random_params):
+  """A cache that tests copy, its config, and the lines reported."""
+  folder = tmp_path_factory.mktemp('first')
+  config = caches.config_of(write_images(folder / 'images'))
+  (folder / 'images' / '0003.png').write_bytes(b'no image')
+  path = folder / 'images' / '0005.png'
+  path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+  lines = []
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(loading, 'load_params', loader(random_params))
+    precompute.precompute(config, folder / 'cache', **OPTIONS, say=lines.append)
+  return folder / 'cache', config, lines
+
+
 @pytest.fixture
-def cache(tmp_path, random_weights):
+def cache(tmp_path, first_cache, random_weights):
   """Makes a cache of images, two of which are broken, one in its header.
 
   Returns its folder, a function that makes another, and the lines reported.
   """
-  image_folder = tmp_path / 'images'
-  config = caches.config_of(write_images(image_folder))
-  (image_folder / '0003.png').write_bytes(b'no image')
-  content = (image_folder / '0005.png').read_bytes()
-  (image_folder / '0005.png').write_bytes(content[: len(content) // 2])
-  lines = []
+  folder, config, lines = first_cache
+  lines = list(lines)
 
   def make(folder, **options):
-    defaults = dict(crops=3, flips=True, dtype='float16', shard_size=2)
-    precompute.precompute(
-      config, folder, **defaults | options, say=lines.append
-    )
+    precompute.precompute(config, folder, **OPTIONS | options, say=lines.append)
 
-  make(tmp_path / 'cache')
-  return tmp_path / 'cache', make, lines
+  return shutil.copytree(folder, tmp_path / 'cache'), make, lines
 
 
 def test_conditions_are_true(cache):
@@ -122,15 +143,14 @@ def test_conditions_are_true(cache):
   assert 30 < flips < 90
 
 
-def test_text_and_the_empty_caption(cache):
+def test_text_and_the_empty_caption(cache, random_params):
   folder, *_ = cache
   config = caches.config_of('x')
   model = from_config.make_model(config)
-  params = model.init(jax.random.key(0))
   tokenize = tokenizer.load(None)
 
   def encode(text):
-    return model.text.encode(params, tokenize([text]))
+    return model.text.encode(random_params, tokenize([text]))
 
   source = open_cache(folder)
   for i in range(len(source)):
@@ -200,6 +220,38 @@ def test_continuing_gives_the_same_bytes(cache, tmp_path, monkeypatch):
     precomputed.Precomputed(broken)
   make(broken)
   assert caches.contents(broken) == caches.contents(folder)
+
+
+@pytest.mark.parametrize(
+  'weights', ['random', pytest.param('published', marks=pytest.mark.slow)]
+)
+def test_an_update_gives_the_same_bytes(tmp_path, request, weights):
+  """By real nets, in batches of other images than those of a new cache."""
+  images, lines = tmp_path / 'images', []
+  write_images(images)
+  config = caches.config_of(images)
+  if weights == 'random':
+    request.getfixturevalue('random_weights')
+  else:
+    config = published_config.get_config()
+    config.data.update(source='folder', folder={'path': str(images)})
+
+  def make(name):
+    precompute.precompute(config, tmp_path / name, say=lines.append)
+
+  make('updated')
+  # Another caption, and another image.
+  examples = [datasets.example(i, size) for i, size in enumerate(SIZES)]
+  examples[0]['text'] = 'another caption'
+  examples[6]['image'] = datasets.example(19, SIZES[6])['image']
+  datasets.write_folder(images, examples)
+  make('updated')
+  assert '5 kept, 2 changed' in lines[-3]
+  make('fresh')
+  updated, fresh = (
+    caches.contents(tmp_path / name) for name in ('updated', 'fresh')
+  )
+  assert updated == fresh
 
 
 def make_command(folder, *flags):
