@@ -4,20 +4,19 @@
     --config.init_from=SDXL --config.data.folder.path=IMAGES
 
 Then train with --config.data.source=precomputed
---config.data.precomputed.path=CACHE. To continue after an interruption, run the
-same command again.
+--config.data.precomputed.path=CACHE. To continue after an interruption, or
+after the data changed, run the same command again: only what is new or changed
+is computed.
 """
 
 import concurrent.futures
 import dataclasses
-import hashlib
-import itertools
-import json
+import functools
 import os
 import pathlib
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -28,17 +27,22 @@ from absl import flags
 from ml_collections import config_flags
 
 from sdxl_jax import cli
-from sdxl_jax.checkpoints import loading
-from sdxl_jax.data import cut_captions, dataset, images, precompute_writer
-from sdxl_jax.data.sources import index, precomputed
-from sdxl_jax.distributed import device_mesh, multihost, sharding
-from sdxl_jax.models import from_config
-from sdxl_jax.text import chunking, tokenizer
-from sdxl_jax.training import config_diff, config_validation
+from sdxl_jax.data import (
+  cache_files,
+  cache_plan,
+  kept_records,
+  precompute_writer,
+)
+from sdxl_jax.data.sources import cache_layout, cache_records, precomputed
+from sdxl_jax.distributed import multihost
+from sdxl_jax.training import (
+  cache_encoder,
+  cache_settings,
+  config_validation,
+  run_setup,
+)
 
-# Fields of a config that decide what a cache holds.
-NETS = ('vae', 'text_encoder', 'text_encoder_2')
-CACHE_FIELDS = ('seed', 'refiner', 'init_from', *NETS)
+MAX_NAMED = 5  # unreadable images that the last line names
 
 
 def precompute(
@@ -52,9 +56,9 @@ def precompute(
   batch_size: int = 8,
   say: Callable[[str], Any] = print,
 ) -> None:
-  """Writes the moments and encoded text of a dataset.
+  """Writes the moments and encoded text of a dataset, or updates them.
 
-  The format is that of data/sources/precomputed.py.
+  The format is that of data/sources/cache_layout.py.
 
   Args:
     config: as for training.
@@ -62,62 +66,145 @@ def precompute(
     crops: different crops of each image.
     flips: whether to add the mirror image of each crop.
     dtype: of moments and text in the shards, 'bfloat16' or 'float16'.
-    shard_size: records in a file.
+    shard_size: records in a file, at most.
     batch_size: images, and captions, encoded at once on each device.
     say: takes a line for the user.
 
   Raises:
-    ValueError: for an invalid config, or a folder that holds another cache;
-      nothing in it is changed.
+    ValueError: for an invalid config, or a folder that holds a cache of other
+      settings or nets; nothing in it is changed.
+    OSError: if the disk is full; what is finished is kept.
   """
-  # The dataset and the model.
+  # The dataset, and the nets on this process's own devices.
+  cache_settings.check_images(config)
   config_validation.check(config)
   multihost.start(config.mesh.processes)
-  config = loading.with_latent_scaling(config, config.init_from)
-  source = dataset.make_source(config, say)
-  # Each process computes shards of its own, on its own devices.
-  mesh = device_mesh.make_mesh(devices=jax.local_devices())
-  model = from_config.make_model(config, device_mesh.platform(mesh))
-  # The folder, new or of an interrupted run.
-  layout = make_layout(config, model, source, crops, flips, dtype)
-  folder = open_cache_dir(output, layout)
-  if index.read(folder / precomputed.INDEX, layout.identity):
-    say(f'{folder} is finished')
-    return
-  (folder / precompute_writer.PARTS).mkdir(exist_ok=True)
-  shards = list(
-    precompute_writer.plan_shards(source, layout.buckets, shard_size)
+  setup = run_setup.set_up_locally(config, config.init_from, say)
+  encoder = cache_encoder.Encoder(setup, batch_size)
+  records = cache_records.of_source(setup.source)
+
+  # The folder, new or of an earlier run.
+  layout = cache_settings.make_layout(
+    setup.config, setup.model, setup.source, crops, flips, dtype
   )
+  layout = layout.with_nets(encoder.identity())
+  folder = pathlib.Path(output).absolute()
+  folder.mkdir(parents=True, exist_ok=True)
+  cache = cache_settings.open_cache(
+    folder, layout, setup.config, setup.source, say
+  )
+  if cache and cache.layout.records in ('', layout.records):
+    finish(folder, layout, cache, say)
+    return
+
+  # Records of a finished cache that are as they were are copied.
+  if cache:
+    changes = cache_records.compare(cache.records, records)
+    say(f'{folder} is brought up to date: {changes}')
+  elif multihost.is_primary():
+    layout.save(folder)
+  kept, sizes = kept_records.Kept(cache), setup.source.sizes
+  plan = cache_plan.plan_shards(sizes, records, layout, shard_size)
+  work = Work(setup, folder, layout, records, list(plan), kept)
+
   # All shards, then what they have in common.
-  encoder = Encoder(config, model, mesh, batch_size)
-  write_shards(config, source, layout, folder, shards, encoder, say)
-  multihost.barrier('all shards are written')
-  if multihost.is_primary():
-    finalize(folder, layout, shards, encoder, say)
+  try:
+    write_shards(work, encoder, say)
+    multihost.barrier('all shards are written')
+    if multihost.is_primary():
+      complete(work, encoder, say)
+  except OSError as error:
+    raise OSError(
+      f'{error}\nFree some space, or mend what it is, and run the same command '
+      f'again: {folder} keeps what is finished'
+    ) from error
 
 
-def write_shards(config, source, layout, folder, shards, encoder, say):
-  """Writes this process's share of the shards, but for those that exist."""
-  mine = shards[jax.process_index() :: jax.process_count()]
-  missing = [s for s in mine if s.read_part(folder, layout) is None]
-  total, todo = count_records(mine), count_records(missing)
-  bar = tqdm.tqdm(initial=total - todo, total=total, unit='image')
+def finish(
+  folder: pathlib.Path,
+  layout: cache_layout.Layout,
+  cache: precomputed.Precomputed,
+  say: Callable[[str], Any],
+) -> None:
+  """Ends a command that finds nothing to compute."""
+  if cache.layout.is_checkable and multihost.is_primary():
+    # The data may have moved; an update may have been killed at its very end.
+    if cache.layout.origin != layout.origin:
+      layout.save(folder)
+    names = {name for name, *_ in precomputed.shard_rows(cache.table)}
+    cache_files.remove_others(folder, names)
+  say(f'{folder} is finished')
+
+
+@dataclasses.dataclass(frozen=True)
+class Work:
+  """What is to be written, and of what."""
+
+  setup: run_setup.LocalSetup
+  folder: pathlib.Path  # of the cache
+  layout: cache_layout.Layout
+  records: cache_records.Records  # of the source
+  shards: Sequence[cache_plan.Shard]  # all
+  kept: kept_records.Kept
+
+  @functools.cached_property
+  def found(self) -> np.ndarray:
+    """int64 [n], rows of the kept index for all records; -1: to compute."""
+    return self.kept.find(self.records)
+
+  def is_missing(self, shard: cache_plan.Shard) -> bool:
+    """Whether a shard is to be written."""
+    done = self.kept.part(shard) is not None
+    return not done and shard.read_part(self.folder) is None
+
+  def to_compute(self, shard: cache_plan.Shard) -> list[int]:
+    """Returns the ids of a shard's records that are not copied."""
+    return shard.ids[self.found[shard.ids] < 0].tolist()
+
+
+def write_shards(
+  work: Work, encoder: cache_encoder.Encoder, say: Callable[[str], Any]
+) -> None:
+  """Writes this process's share of the shards, but for those that exist.
+
+  Raises:
+    OSError: if the disk is full.
+  """
+  folder, config, source = work.folder, work.setup.config, work.setup.source
+  (folder / cache_plan.PARTS).mkdir(exist_ok=True)
+  mine = work.shards[jax.process_index() :: jax.process_count()]
+  mine = [shard for shard in mine if work.is_missing(shard)]
+  free = shutil.disk_usage(folder).free
+  cache_plan.check_space(folder, work.layout, mine, free)
+  todo = sum(len(work.to_compute(shard)) for shard in mine)
+  bar = tqdm.tqdm(total=todo, unit='image')
   started = time.monotonic()
   # Threads crop images while the devices encode.
   threads = config.data.num_threads or 1
   with bar, concurrent.futures.ThreadPoolExecutor(threads) as pool:
-    for shard in missing:
+    for shard in mine:
       make_crops = precompute_writer.CropMaker(
-        source, shard.bucket, layout, config.seed, config.data.background
+        source,
+        work.records.keys,
+        shard.bucket,
+        work.layout,
+        config.seed,
+        config.data.background,
       )
-      ids = shard.ids.tolist()
+      ids = work.to_compute(shard)
       examples = precompute_writer.prefetch(pool, make_crops, ids)
       precompute_writer.write_shard(
-        shard, folder, layout, with_progress(examples, bar), encoder
+        shard,
+        folder,
+        work.layout,
+        work.kept,
+        work.found[shard.ids],
+        with_progress(examples, bar),
+        encoder,
       )
   if encoder.cut_captions.cut:
     say(encoder.cut_captions.describe())
-  if missing and multihost.is_primary():
+  if todo and multihost.is_primary():
     rate = todo / (time.monotonic() - started)
     say(
       f'{todo:,} images at {rate:.1f} per second, in each of '
@@ -125,153 +212,35 @@ def write_shards(config, source, layout, folder, shards, encoder, say):
     )
 
 
-def count_records(shards):
-  return sum(len(shard.ids) for shard in shards)
-
-
-def with_progress(examples, bar):
+def with_progress(examples: Iterable, bar: tqdm.tqdm) -> Iterator:
   """Yields examples, and advances a progress bar by each."""
   for example in examples:
     yield example
     bar.update()
 
 
-def make_layout(config, model, source, crops, flips, dtype):
-  """Describes a cache: its arrays, and all inputs that decide its content."""
-  # Through JSON, as the layout of an interrupted run is read.
-  config = json.loads(config.to_json())
-  data = config['data']
-  sizes = hashlib.sha256(np.ascontiguousarray(source.sizes)).hexdigest()
-  facts = {name: config[name] for name in CACHE_FIELDS} | {
-    'source': {data['source']: data[data['source']]},
-    'filters': data['filters'],
-    'background': data['background'],
-    'records': len(source),
-    'sizes': sizes,
-  }
-  return precomputed.Layout(
-    buckets=tuple(map(tuple, data['buckets'])),
-    crops=crops,
-    flips=2 if flips else 1,
-    dtype=dtype,
-    downscale=model.vae.downscale,
-    moments=2 * model.unet.in_channels,
-    context=(
-      chunking.count_for(config['max_token_length']) * chunking.LENGTH,
-      model.unet.context_dim,
-    ),
-    pooled=model.text.text_encoder_2.projection_dim,
-    facts=facts,
-  )
-
-
-def open_cache_dir(output, layout):
-  """Makes the folder of a cache, or opens that of an interrupted run.
-
-  Raises:
-    ValueError: if the folder holds another cache, with the differences.
-  """
-  folder = pathlib.Path(output).absolute()
-  folder.mkdir(parents=True, exist_ok=True)
-  saved = precomputed.Layout.load(folder)
-  if saved and saved.identity != layout.identity:
-    rows = config_diff.differences(as_json(saved), as_json(layout))
-    listed = ''.join(f'\n  {field}: {row}' for field, row in rows.items())
-    raise ValueError(
-      f'{folder} holds another cache. Changed (saved > now):{listed}\nPass '
-      'another --output, or remove the folder'
-    )
-  multihost.barrier('every process has read the old layout')
-  if multihost.is_primary():
-    layout.save(folder)
-  return folder
-
-
-def as_json(layout):
-  """Converts a layout to a dict with lists in place of tuples."""
-  return json.loads(json.dumps(dataclasses.asdict(layout)))
-
-
-class Encoder:
-  """Encodes images to moments and captions to text, in batches of one shape.
-
-  The weights are those of config.init_from. With several devices, each has
-  `batch_size` rows of a batch.
-  """
-
-  def __init__(self, config, model, mesh, batch_size):
-    names = [name for name in model.configs if name != 'unet']
-    self.params = loading.load_params(config.init_from, model, names, mesh)
-    self.tokenize = tokenizer.load(loading.base_weights(config.init_from))
-    self.text_chunks = chunking.count_for(config.max_token_length)
-    self.cut_captions = cut_captions.CutCaptions(config.max_token_length)
-    self.batch_size = batch_size * mesh.size
-    self.sharding = sharding.batch_sharding(mesh)
-    self.encode_images = jax.jit(model.encode)
-    self.encode_tokens = model.text.encode
-
-  def moments(self, crops):
-    """Yields float32 [h/8, w/8, 8] of each uint8 [h, w, 3]."""
-    return self.batched(self.encode_images, map(images.to_float, crops))
-
-  def text(self, captions):
-    """Yields context [77 k, 2048] and pooled [1280] of each caption."""
-    tokens = []
-    if captions:
-      tokens, cut = self.tokenize.captions(captions, self.text_chunks)
-      self.cut_captions.add(cut)
-    return self.batched(self.encode_tokens, iter(np.asarray(tokens, np.int32)))
-
-  def batched(self, encode, rows):
-    """Yields the result of each row; the next batch runs during the transfer.
-
-    Args:
-      encode: (params, batch) -> tree of arrays.
-      rows: of one shape; the last batch is padded with copies of its last row.
-    """
-    pending = None
-    while batch := list(itertools.islice(rows, self.batch_size)):
-      padded = np.stack(batch + batch[-1:] * (self.batch_size - len(batch)))
-      result = encode(self.params, jax.device_put(padded, self.sharding))
-      if pending:
-        yield from fetch_rows(*pending)
-      pending = result, len(batch)
-    if pending:
-      yield from fetch_rows(*pending)
-
-
-def fetch_rows(result, count):
-  """Yields the first rows of a batch from the devices, one by one."""
-  arrays, tree = jax.tree.flatten(result)
-  for row in zip(*(np.asarray(array)[:count] for array in arrays)):
-    yield tree.unflatten(row)
-
-
-def finalize(folder, layout, shards, encoder, say):
-  """Writes the encoded empty caption, the checksums, and last the index."""
-  uncond = folder / precomputed.UNCOND
-  (context, pooled), *_ = encoder.text([''])
-  row = precomputed.pack(layout.text, {'context': context, 'pooled': pooled})
-  precomputed.write_rows(uncond, [row])
-  left_out = ''.join(
-    shard.part(folder).with_suffix('.txt').read_text() for shard in shards
-  )
-  (folder / 'left_out.txt').write_text(left_out)
-  # Files that a killed process was writing.
-  for partial in folder.glob('*.partial'):
-    partial.unlink()
-  paths = [shard.path(folder) for shard in shards] + [uncond]
-  sums = ''.join(f'{precomputed.digest(p)}  {p.name}\n' for p in paths)
-  (folder / precomputed.SUMS).write_text(sums)
-  # The index completes the cache.
-  table = index.join([shard.read_part(folder, layout) for shard in shards])
-  index.write(folder / precomputed.INDEX, layout.identity, table)
-  shutil.rmtree(folder / precompute_writer.PARTS)
+def complete(
+  work: Work, encoder: cache_encoder.Encoder, say: Callable[[str], Any]
+) -> None:
+  """Writes the encoded empty caption and the index; reports what there is."""
+  folder, layout, source = work.folder, work.layout, work.setup.source
+  uncond = folder / cache_layout.UNCOND
+  if not uncond.exists():
+    (context, pooled), *_ = encoder.text([''])
+    values = {'context': context, 'pooled': pooled}
+    row = cache_layout.pack(layout.text, values)
+    precompute_writer.write_rows(uncond, [row])
+  table = cache_files.join_parts(folder, work.shards, work.kept, source)
+  cache_files.complete(folder, layout, work.shards, table)
+  # The account of the source was printed when it was made.
+  paths = [shard.path(folder) for shard in work.shards] + [uncond]
   size = sum(path.stat().st_size for path in paths)
-  count = left_out.count('\n')
+  unreadable = cache_files.unreadable_of(table)
+  count = len(table) - len(unreadable)
   say(
-    f'{len(table):,} records in {len(shards)} shards, {size / 1e9:.3g} GB, '
-    f'{size / len(table) / 1e3:.0f} kB each; {count} left out'
+    f'{count:,} records in {len(work.shards)} shards, {size / 1e9:.3g} GB, '
+    f'{size / max(count, 1) / 1e3:.0f} kB each; {len(unreadable)} left out'
+    + ''.join(f'\n  {name}: {why}' for name, why in unreadable[:MAX_NAMED])
   )
 
 

@@ -82,7 +82,9 @@ def train(
     # Prepare and train, until the last step or SIGTERM.
     notice = multihost.PreemptionNotice()
     stack.callback(notice.close)
-    run, state = prepare(config, workdir, checkpoints, writer, stack)
+    run, state = prepare(
+      config, workdir, checkpoints, writer, stack, accept_changes
+    )
     try:
       done = loop(run, state, done, checkpoints, writer, notice)
     except (ValueError, OSError):
@@ -116,6 +118,7 @@ def prepare(
   checkpoints: orbax_checkpoint.Checkpoints,
   writer: metrics.Writer,
   stack: contextlib.ExitStack,
+  accept_changes: bool,
 ) -> tuple[Run, train_state.State]:
   """Makes the Run and its State, alike in all processes.
 
@@ -128,7 +131,7 @@ def prepare(
   task = tasks.make_task(config, model)
 
   # Open the data, and check that all processes have the same.
-  source = run_setup.make_source(config, workdir, writer.say)
+  source = run_setup.make_source(config, workdir, writer.say, accept_changes)
 
   def make_batches():
     rows = sharding.local_rows(mesh, tasks.micro_batch_size(config))

@@ -184,9 +184,7 @@ def test_a_cache_is_complete(compat, monkeypatch):
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
   def times():
-    found = {path.name: path.stat().st_mtime_ns for path in folder.iterdir()}
-    del found['cache.json']  # which every start writes
-    return found
+    return {path.name: path.stat().st_mtime_ns for path in folder.iterdir()}
 
   files, written = read(), times()
   sums = [line.split() for line in files['SHA256SUMS'].decode().splitlines()]
@@ -194,11 +192,16 @@ def test_a_cache_is_complete(compat, monkeypatch):
   for digest, name in sums:
     assert hashlib.sha256(files[name]).hexdigest() == digest, name
   monkeypatch.chdir(compat)
-  precompute.precompute(cache_config(compat / 'run'), 'cache')
+  config, lines = cache_config(compat / 'run'), []
+  precompute.precompute(config, 'cache', say=lines.append)
+  assert 'cache: an earlier version wrote it' in lines[-2]
+  assert 'cache is finished' in lines[-1]
+  with pytest.raises(ValueError, match='another cache.*\n  crops: 1 > 2\n'):
+    precompute.precompute(config, 'cache', crops=2)
   assert read() == files and times() == written
 
 
-def test_a_cache_is_trained_on(compat, expected, tmp_path, monkeypatch):
+def test_a_cache_is_trained_on(compat, expected, tmp_path, monkeypatch, capsys):
   """Trains low-rank factors, which compile in half the time of a whole UNet.
 
   Gradients of those of cross-attention depend on the cached text at first
@@ -214,3 +217,4 @@ def test_a_cache_is_trained_on(compat, expected, tmp_path, monkeypatch):
     )
   assert train.train(config, tmp_path) == 2
   check_metrics(tmp_path, expected['cache, trained on'], DIGIT)
+  assert 'it cannot be checked against images' in capsys.readouterr().out

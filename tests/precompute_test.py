@@ -1,5 +1,6 @@
 """Tests that a cache holds what the nets compute, whatever interrupts it."""
 
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,15 +12,23 @@ import pytest
 
 from sdxl_jax import precompute
 from sdxl_jax.checkpoints import loading
-from sdxl_jax.data import buckets, images, pipeline, transforms
+from sdxl_jax.data import (
+  buckets,
+  images,
+  pipeline,
+  precompute_writer,
+  transforms,
+)
 from sdxl_jax.data.sources import kinds, precomputed
 from sdxl_jax.models import from_config
+from sdxl_jax.text import tokenizer
 from sdxl_jax.training import diffusion_task
 from tests.data import conditions_test
-from tests.support import datasets, processes, published_config, tiny_config
+from tests.support import caches, datasets, processes, published_config
 
 SIZES = ((40, 60), (60, 40), (36, 90), (32, 48), (80, 48), (50, 50), (48, 72))
-BUCKETS = ((32, 48), (48, 32))
+BUCKETS = caches.BUCKETS
+OPTIONS = dict(crops=3, flips=True, dtype='float16', shard_size=2)
 
 
 def write_images(folder, text='picture'):
@@ -31,28 +40,31 @@ def write_images(folder, text='picture'):
   return datasets.write_folder(folder, examples)['path']
 
 
-def on_pixels(folder):
-  """Makes a config whose autoencoder is the identity."""
-  config = tiny_config.get_config()
-  config.data.source = 'folder'
-  config.data.folder.path = folder
-  config.data.index_workers = 0
-  config.data.buckets = BUCKETS
-  return config
+@pytest.fixture(scope='module')
+def random_params():
+  """Parameters of the config's text encoders; its autoencoder has none."""
+  model = from_config.make_model(caches.config_of('x'))
+  return model.text.init(jax.random.key(0))
 
 
 @pytest.fixture
-def random_weights(monkeypatch):
+def random_weights(monkeypatch, random_params):
+  monkeypatch.setattr(loading, 'load_params', loader(random_params))
+
+
+def loader(params):
+  """Makes a loading.load_params of these parameters."""
+
   def load_params(source, model, names, mesh=None):
-    params = model.init(jax.random.key(0))
     return {name: params[name] for name in names}
 
-  monkeypatch.setattr(loading, 'load_params', load_params)
+  return load_params
 
 
-def contents(folder):
-  """Returns {name: bytes} of the files in a folder."""
-  return {p.name: p.read_bytes() for p in folder.iterdir() if p.is_file()}
+def open_cache(folder, dtype='float16'):
+  """Opens a cache without its unreadable images."""
+  settings = {'path': folder, 'dtype': dtype}
+  return kinds.make_source('precomputed', settings, say=lambda line: None)
 
 
 def read(folder, batch_size=4, table=BUCKETS, dtype='bfloat16', **options):
@@ -70,32 +82,39 @@ def read(folder, batch_size=4, table=BUCKETS, dtype='bfloat16', **options):
   )
 
 
+@pytest.fixture(scope='module')
+def first_cache(tmp_path_factory, random_params):
+  """A cache that tests copy, its config, and the lines reported."""
+  folder = tmp_path_factory.mktemp('first')
+  config = caches.config_of(write_images(folder / 'images'))
+  (folder / 'images' / '0003.png').write_bytes(b'no image')
+  path = folder / 'images' / '0005.png'
+  path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+  lines = []
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(loading, 'load_params', loader(random_params))
+    precompute.precompute(config, folder / 'cache', **OPTIONS, say=lines.append)
+  return folder / 'cache', config, lines
+
+
 @pytest.fixture
-def cache(tmp_path, random_weights):
+def cache(tmp_path, first_cache, random_weights):
   """Makes a cache of images, two of which are broken, one in its header.
 
   Returns its folder, a function that makes another, and the lines reported.
   """
-  image_folder = tmp_path / 'images'
-  config = on_pixels(write_images(image_folder))
-  (image_folder / '0003.png').write_bytes(b'no image')
-  content = (image_folder / '0005.png').read_bytes()
-  (image_folder / '0005.png').write_bytes(content[: len(content) // 2])
-  lines = []
+  folder, config, lines = first_cache
+  lines = list(lines)
 
   def make(folder, **options):
-    defaults = dict(crops=3, flips=True, dtype='float16', shard_size=2)
-    precompute.precompute(
-      config, folder, **defaults | options, say=lines.append
-    )
+    precompute.precompute(config, folder, **OPTIONS | options, say=lines.append)
 
-  make(tmp_path / 'cache')
-  return tmp_path / 'cache', make, lines
+  return shutil.copytree(folder, tmp_path / 'cache'), make, lines
 
 
 def test_conditions_are_true(cache):
   """The sizes and crops of a batch are those of its pixels."""
-  model = from_config.make_model(on_pixels('x'))
+  model = from_config.make_model(caches.config_of('x'))
   batches = read(cache[0], dtype='float16', flip_probability=0.5)
   variants, flips = set(), 0
   for _ in range(30):
@@ -124,17 +143,16 @@ def test_conditions_are_true(cache):
   assert 30 < flips < 90
 
 
-def test_text_and_the_empty_caption(cache):
+def test_text_and_the_empty_caption(cache, random_params):
   folder, *_ = cache
-  config = on_pixels('x')
+  config = caches.config_of('x')
   model = from_config.make_model(config)
-  params = model.init(jax.random.key(0))
-  tokenize = precompute.tokenizer.load(None)
+  tokenize = tokenizer.load(None)
 
   def encode(text):
-    return model.text.encode(params, tokenize([text]))
+    return model.text.encode(random_params, tokenize([text]))
 
-  source = precomputed.Precomputed(folder, 'float16')
+  source = open_cache(folder)
   for i in range(len(source)):
     context, pooled = encode(source[i]['caption'])
     np.testing.assert_allclose(
@@ -144,20 +162,24 @@ def test_text_and_the_empty_caption(cache):
       source[i]['text']['pooled'], pooled[0], 2e-3, 2e-3
     )
   context, pooled = encode('')
-  np.testing.assert_allclose(source.uncond['context'], context[0], 2e-3, 2e-3)
+  uncond = source.source.uncond
+  np.testing.assert_allclose(uncond['context'], context[0], 2e-3, 2e-3)
   dropped = read(folder, dtype='float16', caption_dropout=1.0)
   _, batch = next(dropped)
   dropped.close()
-  assert (batch['context'] == source.uncond['context']).all()
-  assert (batch['pooled'] == source.uncond['pooled']).all()
+  assert (batch['context'] == uncond['context']).all()
+  assert (batch['pooled'] == uncond['pooled']).all()
 
 
 def test_broken_images_are_named(cache):
   folder, _, lines = cache
-  assert len(precomputed.Precomputed(folder, 'float16')) == len(SIZES) - 2
+  source = open_cache(folder)
+  assert len(source) == len(SIZES) - 2 and len(source.source) == len(SIZES) - 1
+  assert '0005.png' in next(source.left_out())
   assert '0005.png' in (folder / 'left_out.txt').read_text()
   assert '1  left out: its header cannot be read' in lines[0]
-  assert '5 records in 4 shards' in lines[-1] and '1 left out' in lines[-1]
+  assert '5 records in ' in lines[-1] and '1 left out' in lines[-1]
+  assert '0005.png: not a readable image' in lines[-1]
 
 
 def test_sums(cache):
@@ -167,35 +189,69 @@ def test_sums(cache):
 
 def test_finished_and_another_cache(cache):
   folder, make, lines = cache
-  before = contents(folder)
+  before = caches.contents(folder)
   make(folder)
   assert lines[-1] == f'{folder} is finished'
   with pytest.raises(ValueError, match=r'another cache.*\n  crops: 3 > 2\n'):
     make(folder, crops=2)
-  assert contents(folder) == before
+  assert caches.contents(folder) == before
 
 
 def test_continuing_gives_the_same_bytes(cache, tmp_path, monkeypatch):
   """After an error in the second shard, and half of a file left behind."""
   folder, make, _ = cache
-  write, broken = precomputed.write_rows, tmp_path / 'broken'
+  write, broken = precompute_writer.write_rows, tmp_path / 'broken'
+  written = []
 
   def fail_once(path, rows):
-    if path.name.startswith('00032x00048-00001'):
+    written.append(path)
+    if len(written) == 2:
       path.with_name(f'{path.name}.partial').write_bytes(b'half')
       path.with_name(f'.{path.name}.0123.partial').write_bytes(b'half')
       raise OSError('No space left on device')
     write(path, rows)
 
   with monkeypatch.context() as patch:
-    patch.setattr(precomputed, 'write_rows', fail_once)
-    with pytest.raises(OSError, match='No space left'):
+    patch.setattr(precompute_writer, 'write_rows', fail_once)
+    with pytest.raises(OSError, match='No space left.*\n.* same command again'):
       make(broken)
   assert len(list(broken.glob('*.array_record'))) == 1
   with pytest.raises(FileNotFoundError, match='no finished cache'):
     precomputed.Precomputed(broken)
   make(broken)
-  assert contents(broken) == contents(folder)
+  assert caches.contents(broken) == caches.contents(folder)
+
+
+@pytest.mark.parametrize(
+  'weights', ['random', pytest.param('published', marks=pytest.mark.slow)]
+)
+def test_an_update_gives_the_same_bytes(tmp_path, request, weights):
+  """By real nets, in batches of other images than those of a new cache."""
+  images, lines = tmp_path / 'images', []
+  write_images(images)
+  config = caches.config_of(images)
+  if weights == 'random':
+    request.getfixturevalue('random_weights')
+  else:
+    config = published_config.get_config()
+    config.data.update(source='folder', folder={'path': str(images)})
+
+  def make(name):
+    precompute.precompute(config, tmp_path / name, say=lines.append)
+
+  make('updated')
+  # Another caption, and another image.
+  examples = [datasets.example(i, size) for i, size in enumerate(SIZES)]
+  examples[0]['text'] = 'another caption'
+  examples[6]['image'] = datasets.example(19, SIZES[6])['image']
+  datasets.write_folder(images, examples)
+  make('updated')
+  assert '5 kept, 2 changed' in lines[-3]
+  make('fresh')
+  updated, fresh = (
+    caches.contents(tmp_path / name) for name in ('updated', 'fresh')
+  )
+  assert updated == fresh
 
 
 def make_command(folder, *flags):
@@ -226,7 +282,9 @@ def test_killed_and_continued(tmp_path):
   first.send_signal(signal.SIGKILL)
   assert first.wait() == -signal.SIGKILL and 0 < len(shards()) < len(SIZES)
   assert run('killed').wait() == run('uninterrupted').wait() == 0
-  assert contents(tmp_path / 'killed') == contents(tmp_path / 'uninterrupted')
+  assert caches.contents(tmp_path / 'killed') == caches.contents(
+    tmp_path / 'uninterrupted'
+  )
 
 
 @pytest.mark.slow
@@ -237,11 +295,11 @@ def test_two_processes_write_what_one_writes(tmp_path):
     output = ['--output', str(tmp_path / str(count))]
     started = processes.start([*command, *output], logs)
     assert all(p.wait(300) == 0 for p in started), logs[0].read_text()
-  assert contents(tmp_path / '2') == contents(tmp_path / '1')
+  assert caches.contents(tmp_path / '2') == caches.contents(tmp_path / '1')
 
 
 def test_weights_must_be_given(tmp_path):
-  config = on_pixels(write_images(tmp_path / 'images'))
+  config = caches.config_of(write_images(tmp_path / 'images'))
   with pytest.raises(ValueError, match='init_from is empty.*text_encoder_2'):
     precompute.precompute(config, tmp_path / 'cache')
 
@@ -262,7 +320,7 @@ def test_loss_is_that_of_pixels(tmp_path, words, length):
   of_model = diffusion_task.DiffusionLoss(model, timestep_range=(0, 1000))
   loss = jax.jit(of_model.loss)
   source = kinds.make_source('folder', {'path': config.data.folder.path})
-  tokenize = precompute.tokenizer.load(config.init_from)
+  tokenize = tokenizer.load(config.init_from)
   batches = read(tmp_path / 'cache', max_token_length=length)
   bucket, stored = next(batches)
   assert stored['context'].shape[1] == length // 75 * 77

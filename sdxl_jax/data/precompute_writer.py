@@ -6,74 +6,33 @@ import dataclasses
 import itertools
 import pathlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 import numpy as np
-import pyarrow as pa
+from array_record.python import array_record_module
 
-from sdxl_jax.data import buckets, images, seeds, transforms
-from sdxl_jax.data.sources import index, indexed, precomputed
+from sdxl_jax import atomic_write
+from sdxl_jax.data import (
+  buckets,
+  cache_plan,
+  images,
+  kept_records,
+  seeds,
+  transforms,
+)
+from sdxl_jax.data.sources import cache_layout, index, indexed
 
-PARTS = 'parts'  # folder of each finished shard's part of the index
 PREFETCH = 32  # images decoded ahead of the devices
 
 
 @dataclasses.dataclass(frozen=True)
-class Shard:
-  """Records of one bucket that go into one file."""
-
-  name: str
-  bucket: buckets.Size
-  ids: np.ndarray  # int64 [n], of records
-
-  def path(self, folder: pathlib.Path) -> pathlib.Path:
-    """Returns the path of the file."""
-    return folder / f'{self.name}{precomputed.SUFFIX}'
-
-  def part(self, folder: pathlib.Path) -> pathlib.Path:
-    """Returns the path of the shard's part of the index."""
-    return folder / PARTS / f'{self.name}.arrow'
-
-  def fingerprint(self, layout: precomputed.Layout) -> str:
-    """Hashes everything that decides the content of the shard."""
-    return index.digest([layout.identity, self.name, self.ids.tolist()])
-
-  def read_part(
-    self, folder: pathlib.Path, layout: precomputed.Layout
-  ) -> pa.Table | None:
-    """Reads the shard's part of the index, None if it is not finished."""
-    if not self.path(folder).exists():
-      return None
-    return index.read(self.part(folder), self.fingerprint(layout))
-
-
-def plan_shards(
-  source: indexed.Source, table: Sequence[buckets.Size], size: int
-) -> Iterator[Shard]:
-  """Yields all shards of a source, in the order of their names.
-
-  Args:
-    source: of the records.
-    table: buckets.
-    size: records in a shard, at most.
-  """
-  # Bucket by bucket, since a shard's rows have one shape.
-  assigned = buckets.assign(source.sizes, table)
-  for h, w in sorted(table):
-    ids = np.flatnonzero(assigned == table.index((h, w)))
-    for number, start in enumerate(range(0, len(ids), size)):
-      # Padded, so that the order of the names is that of the numbers.
-      name = f'{h:05d}x{w:05d}-{number:05d}'
-      yield Shard(name, (h, w), ids[start : start + size])
-
-
-@dataclasses.dataclass(frozen=True)
 class CropMaker:
-  """Makes the crops of the records of a shard, in threads."""
+  """Makes the crops of records of one bucket, in threads."""
 
   source: indexed.Source
+  keys: np.ndarray  # uint64 [n], of the source's records
   bucket: buckets.Size
-  layout: precomputed.Layout
+  layout: cache_layout.Layout
   seed: int
   background: str  # colour behind transparent images
 
@@ -95,9 +54,10 @@ class CropMaker:
     flippable = example.get('flippable', True)
     for crop in range(self.layout.crops):
       for flip in range(self.layout.flips):
-        # A crop and its mirror image start from the same numbers.
-        stream = seeds.Stream.PRECOMPUTED_CROP
-        rng = np.random.default_rng([self.seed, stream, i, crop])
+        # A crop and its mirror image start from the same numbers, wherever
+        # the record stands among the others.
+        stream, key = seeds.Stream.PRECOMPUTED_CROP, int(self.keys[i])
+        rng = np.random.default_rng([self.seed, stream, key, crop])
         pixels, top_left = transforms.fit(
           image,
           example['original_size'],
@@ -139,9 +99,11 @@ class Encoder(Protocol):
 
 
 def write_shard(
-  shard: Shard,
+  shard: cache_plan.Shard,
   folder: pathlib.Path,
-  layout: precomputed.Layout,
+  layout: cache_layout.Layout,
+  kept: kept_records.Kept,
+  found: np.ndarray,
   examples: Iterable[indexed.Example | images.UnreadableImage],
   encoder: Encoder,
 ) -> None:
@@ -151,70 +113,77 @@ def write_shard(
     shard: to write.
     folder: of the cache.
     layout: of the cache.
-    examples: what CropMaker returned for each record, consumed one by one.
+    kept: where records are copied from.
+    found: int64 [n], their rows there; -1: a record is computed.
+    examples: what CropMaker returned for each other record, consumed one by
+      one.
     encoder: of images and captions.
+
+  Raises:
+    OSError: if the file cannot be written.
   """
-  # The encoder consumes the crops, which sorts the examples.
-  readable, errors = [], []
-  crops = take_images(examples, readable, errors)
-  dtype = np.dtype(layout.dtype)
+  # The encoder consumes the crops, which strips the examples of their images.
+  made, dtype = [], np.dtype(layout.dtype)
+  crops = take_images(examples, made)
   moments = [m.astype(dtype) for m in encoder.moments(crops)]
+  readable = [e for e in made if not isinstance(e, images.UnreadableImage)]
   text = encoder.text([example['caption'] for example in readable])
-  rows = pack_rows(shard, layout, readable, moments, text)
-  precomputed.write_rows(shard.path(folder), rows)
-  # What is left out, then the part of the index.
-  left_out = ''.join(f'{error}\n' for error in errors)
-  shard.part(folder).with_suffix('.txt').write_text(left_out)
-  table = make_table(shard, readable)
-  index.write(shard.part(folder), shard.fingerprint(layout), table)
+  computed = pack_rows(shard, layout, readable, moments, text)
+  # All records in their order.
+  rows = kept_records.merge_rows(found, kept, made, computed)
+  write_rows(shard.path(folder), rows)
+  table = kept_records.make_table(shard, found, kept, made)
+  index.write(shard.part(folder), shard.name, table)
 
 
 def take_images(
   examples: Iterable[indexed.Example | images.UnreadableImage],
-  readable: list[indexed.Example],
-  errors: list[images.UnreadableImage],
+  made: list[indexed.Example | images.UnreadableImage],
 ) -> Iterator[np.ndarray]:
   """Yields the crops of examples, and removes them to free their memory.
 
   Args:
     examples: what CropMaker returned for each record.
-    readable: gets the examples, without their images.
-    errors: gets the errors of the others.
+    made: gets the examples, without their images, and the errors.
   """
   for example in examples:
-    if isinstance(example, images.UnreadableImage):
-      errors.append(example)
-    else:
-      readable.append(example)
+    made.append(example)
+    if not isinstance(example, images.UnreadableImage):
       yield from example.pop('images')
 
 
 def pack_rows(
-  shard: Shard,
-  layout: precomputed.Layout,
+  shard: cache_plan.Shard,
+  layout: cache_layout.Layout,
   examples: Sequence[indexed.Example],
   moments: Sequence[np.ndarray],
   text: Iterable[tuple[np.ndarray, np.ndarray]],
-) -> Iterator[bytes]:
-  """Yields the bytes of a shard's rows: of each record its crops, then text."""
+) -> Iterator[list[bytes]]:
+  """Yields the rows of each record: its crops, then its text."""
   fields, moments = layout.variant(shard.bucket), iter(moments)
   for example, (context, pooled) in zip(examples, text):
+    rows = []
     for crop in example['crops']:
       values = {'moments': next(moments), 'crop_top_left': np.array(crop)}
-      yield precomputed.pack(fields, values)
+      rows.append(cache_layout.pack(fields, values))
     values = {'context': context, 'pooled': pooled}
-    yield precomputed.pack(layout.text, values)
+    yield [*rows, cache_layout.pack(layout.text, values)]
 
 
-def make_table(shard: Shard, examples: Sequence[indexed.Example]) -> pa.Table:
-  """Makes a shard's part of the index."""
-  n = len(examples)
-  scores: list[Any] = [e.get('aesthetic_score') for e in examples]
-  return indexed.make_table(
-    [indexed.Measured(e['name'], e['original_size']) for e in examples],
-    {'aesthetic_score': scores},
-    name=pa.array([e['name'] for e in examples], pa.string()),
-    caption=pa.array([e['caption'] for e in examples], pa.string()),
-    bucket_height=pa.array(np.full(n, shard.bucket[0], np.int32)),
-    bucket_width=pa.array(np.full(n, shard.bucket[1], np.int32)),
-  )
+def write_rows(path: pathlib.Path, rows: Iterable[bytes]) -> None:
+  """Writes rows as an ArrayRecord file, atomically.
+
+  Raises:
+    OSError: if the disk is full.
+  """
+  with atomic_write.atomic_path(path, overwrite=True) as partial:
+    # Moments hardly compress, and each row is read on its own.
+    writer = array_record_module.ArrayRecordWriter(
+      str(partial), 'group_size:1,uncompressed'
+    )
+    for row in rows:
+      writer.write(row)
+    try:
+      writer.close()
+    except RuntimeError as error:  # whatever the system's error was
+      raise OSError(f'{path} cannot be written: {error}') from error

@@ -14,5 +14,5 @@ class Stream(enum.IntEnum):
   BUCKET_ORDER = 0  # buckets of the steps of an epoch
   RECORD_ORDER = 1  # records of a pass over a bucket
   TRANSFORM = 2  # crop, flip and dropped caption of a training example
-  PRECOMPUTED_CROP = 3  # crops that `precompute` stores
+  PRECOMPUTED_CROP = 3  # crops that `precompute` stores, by a record's key
   EVALUATION_CROP = 4  # crops that `evaluate` reconstructs

@@ -14,6 +14,7 @@ from sdxl_jax.distributed import device_mesh, multihost
 from sdxl_jax.models import autoencoder_gan, from_config, sdxl
 from sdxl_jax.text import tokenizer
 from sdxl_jax.training import (
+  cache_check,
   compilation,
   config_validation,
   config_warnings,
@@ -57,13 +58,19 @@ def make_source(
   config: config_dict.ConfigDict,
   workdir: pathlib.Path,
   say: Callable[[str], None],
+  accept_changes: bool = False,
 ) -> Any:
   """Makes the config's source.
 
   Writes the account of its records to WORKDIR/records.txt, and what cannot be
   used, item by item, to WORKDIR/left_out.txt.
+
+  Raises:
+    ValueError: for a cache of other images or nets, see cache_check.
   """
   source = dataset.make_source(config, say)
+  if config_validation.is_precomputed(config):
+    cache_check.check_cache(config, source.source, accept_changes, say)
   if multihost.is_primary():
     text = f'{source.account()}\n'
     atomic_write.write_text(workdir / 'records.txt', text)
@@ -109,7 +116,8 @@ def load_weights(
   """Loads {net: params} from config.init_from, but for config.from_scratch.
 
   Raises:
-    ValueError: if a net would be neither loaded nor trained.
+    ValueError: if a net would be neither loaded nor trained, or is not the
+      one that precomputed data come from.
   """
   # Precomputed data replace the frozen nets, unless there are samples.
   names = [name for name in model.configs if name not in config.from_scratch]
@@ -122,7 +130,10 @@ def load_weights(
     names.remove('lpips')
     params['lpips'] = loading.load_lpips(config, model, mesh)
   if config.init_from:
-    return params | loading.load_params(config.init_from, model, names, mesh)
+    params |= loading.load_params(config.init_from, model, names, mesh)
+    if config_validation.is_precomputed(config):
+      cache_check.check_nets(config, params)
+    return params
 
   # Random parameters are of use only where they are trained.
   missing = sorted(set(model.configs) - set(config.trained) - set(params))

@@ -1,145 +1,19 @@
-"""Shards of autoencoder moments and encoded text, written once, read often.
+"""The source `precomputed`: what `python -m sdxl_jax.precompute` wrote.
 
-A folder of
-  cache.json           what was computed, and how: `Layout`
-  index.arrow          a row per record, see `index`
-  HxW-00000.array_record   records of one bucket, in the order of the index
-  uncond.array_record  the encoded text of the empty caption
-  SHA256SUMS           for sha256sum -c
-Each record is crops x flips rows of moments and crop, then one of text.
+Autoencoder moments and encoded text, written once, read often; the format is
+that of `cache_layout`.
 """
 
-import dataclasses
-import hashlib
-import json
 import os
 import pathlib
-from collections.abc import Iterable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
-from array_record.python import array_record_data_source, array_record_module
+import pyarrow as pa
+from array_record.python import array_record_data_source
 
-from sdxl_jax import atomic_write
-from sdxl_jax.data.sources import index, indexed
+from sdxl_jax.data.sources import cache_layout, cache_records, index, indexed
 from sdxl_jax.text import chunking
-
-LAYOUT, INDEX, SUMS = 'cache.json', 'index.arrow', 'SHA256SUMS'
-UNCOND = 'uncond.array_record'
-SUFFIX = '.array_record'
-
-
-class Field(NamedTuple):
-  """An array in the bytes of a row."""
-
-  name: str
-  dtype: str
-  shape: tuple[int, ...]
-
-
-@dataclasses.dataclass(frozen=True)
-class Layout:
-  """What the rows of a cache hold.
-
-  The hash of all fields identifies a cache, so that no field may be renamed.
-  """
-
-  buckets: tuple  # of (height, width) in px
-  crops: int  # different crops of each image
-  flips: int  # 2: each crop also of the mirrored image; otherwise 1
-  dtype: str  # of moments and text, 'bfloat16' or 'float16'
-  downscale: int  # px per latent
-  moments: int  # channels
-  context: tuple  # (tokens, width)
-  pooled: int  # width
-  facts: dict  # inputs of the computation, to explain a mismatch
-
-  @property
-  def rows(self) -> int:
-    """Rows per record."""
-    return self.crops * self.flips + 1
-
-  def variant(self, bucket: tuple[int, int]) -> tuple[Field, ...]:
-    """Returns the fields of a row of moments."""
-    h, w = (side // self.downscale for side in bucket)
-    return (
-      Field('moments', self.dtype, (h, w, self.moments)),
-      Field('crop_top_left', 'int32', (2,)),
-    )
-
-  @property
-  def text(self) -> tuple[Field, ...]:
-    """The fields of a row of text."""
-    return (
-      Field('context', self.dtype, self.context),
-      Field('pooled', self.dtype, (self.pooled,)),
-    )
-
-  @property
-  def identity(self) -> str:
-    """The hash of all fields."""
-    return index.digest(dataclasses.asdict(self))
-
-  def save(self, folder: str | os.PathLike) -> None:
-    """Writes the layout into the folder of a cache."""
-    text = json.dumps(dataclasses.asdict(self), indent=2)
-    (pathlib.Path(folder) / LAYOUT).write_text(text + '\n')
-
-  @classmethod
-  def load(cls, folder: str | os.PathLike) -> 'Layout | None':
-    """Reads the layout of a folder, None if it has none."""
-    path = pathlib.Path(folder) / LAYOUT
-    if not path.exists():
-      return None
-    fields = json.loads(path.read_text())
-    fields['buckets'] = tuple(map(tuple, fields['buckets']))
-    fields['context'] = tuple(fields['context'])
-    return cls(**fields)
-
-
-def pack(fields: Sequence[Field], values: dict[str, np.ndarray]) -> bytes:
-  """Converts arrays by name to the bytes of a row.
-
-  Raises:
-    ValueError: for an array of another shape than its field.
-  """
-  parts = []
-  for name, dtype, shape in fields:
-    array = np.asarray(values[name]).astype(np.dtype(dtype))
-    if array.shape != shape:
-      raise ValueError(f'{name} has shape {array.shape}, not {shape}')
-    parts.append(array.tobytes())
-  return b''.join(parts)
-
-
-def unpack(fields: Sequence[Field], data: bytes) -> dict[str, np.ndarray]:
-  """Returns the arrays of a row, which are views of its bytes."""
-  arrays, start = {}, 0
-  for name, dtype, shape in fields:
-    dtype = np.dtype(dtype)
-    count = int(np.prod(shape))
-    array = np.frombuffer(data, dtype, count, start)
-    arrays[name] = array.reshape(shape)
-    start += array.nbytes
-  return arrays
-
-
-def write_rows(path: pathlib.Path, rows: Iterable[bytes]) -> None:
-  """Writes rows as an ArrayRecord file, atomically."""
-  with atomic_write.atomic_path(path, overwrite=True) as partial:
-    # Moments hardly compress, and each row is read on its own.
-    writer = array_record_module.ArrayRecordWriter(
-      str(partial), 'group_size:1,uncompressed'
-    )
-    for row in rows:
-      writer.write(row)
-    writer.close()
-
-
-def digest(path: pathlib.Path) -> str:
-  """Hashes a file as sha256sum does."""
-  with open(path, 'rb') as file:
-    return hashlib.file_digest(file, 'sha256').hexdigest()
 
 
 class Variants:
@@ -156,7 +30,7 @@ class Variants:
     self,
     source: array_record_data_source.ArrayRecordDataSource,
     first: int,
-    layout: Layout,
+    layout: cache_layout.Layout,
     bucket: tuple[int, int],
   ):
     self.source, self.first = source, first
@@ -171,7 +45,7 @@ class Variants:
         'precomputed: precompute with --flips, or set it to 0'
       )
     data = self.source[self.first + crop * self.layout.flips + flip]
-    return unpack(self.layout.variant(self.bucket), data)
+    return cache_layout.unpack(self.layout.variant(self.bucket), data)
 
 
 class Precomputed(indexed.IndexedSource):
@@ -194,11 +68,9 @@ class Precomputed(indexed.IndexedSource):
     dtype: str = 'bfloat16',
     max_token_length: int = 75,
   ):
-    folder = pathlib.Path(path)
-    # The index is written last: without it the cache is not finished.
-    layout, table = Layout.load(folder), None
-    if layout:
-      table = index.read(folder / INDEX, layout.identity)
+    # Until its first index is written, a cache is not finished.
+    self.folder = pathlib.Path(path)
+    layout, table = read_index(self.folder)
     if table is None:
       raise FileNotFoundError(
         f'{path} is no finished cache: run python -m sdxl_jax.precompute '
@@ -219,22 +91,45 @@ class Precomputed(indexed.IndexedSource):
       )
     super().__init__(table)
     self.layout = layout
-    # The order of the names is that of the index.
-    shards = sorted(folder.glob(f'*-*{SUFFIX}'))
-    self.source = array_record_data_source.ArrayRecordDataSource(
-      [str(shard) for shard in shards]
-    )
-    if len(self.source) != len(table) * layout.rows:
-      raise ValueError(
-        f'{path} has shards of {len(self.source)} rows, but an index of '
-        f'{len(table)} records of {layout.rows} rows each: shards are missing, '
-        f'see sha256sum -c {SUMS}'
-      )
+    # Images that could not be read have no rows.
+    readable = self.column('problem') == indexed.USABLE
+    self.first_rows = (np.cumsum(readable) - 1) * layout.rows
+    self.source = self.open_shards(int(readable.sum()))
     # The empty caption, for caption dropout.
     uncond = array_record_data_source.ArrayRecordDataSource(
-      [str(folder / UNCOND)]
+      [str(self.folder / cache_layout.UNCOND)]
     )
-    self.uncond = unpack(layout.text, uncond[0])
+    self.uncond = cache_layout.unpack(layout.text, uncond[0])
+
+  def open_shards(
+    self, count: int
+  ) -> array_record_data_source.ArrayRecordDataSource:
+    """Opens all shards, as one sequence of the rows of so many records."""
+    if self.layout.is_checkable:
+      names = [name for name, *_ in shard_rows(self.table)]
+      paths = [self.folder / f'{n}{cache_layout.SUFFIX}' for n in names]
+    else:
+      # The order of the names was that of the index.
+      paths = sorted(self.folder.glob(cache_layout.SHARDS))
+    rows = None
+    if all(path.exists() for path in paths):
+      source = array_record_data_source.ArrayRecordDataSource(
+        [str(path) for path in paths]
+      )
+      rows = len(source)
+    if rows != count * self.layout.rows:
+      found = 'fewer files' if rows is None else f'{rows} rows'
+      raise ValueError(
+        f'{self.folder} has shards of {found}, but an index of {count} records '
+        f'of {self.layout.rows} rows each: shards are missing, see sha256sum '
+        f'-c {cache_layout.SUMS}'
+      )
+    return source
+
+  @property
+  def records(self) -> cache_records.Records:
+    """What the cache was made of, unreadable images included."""
+    return cache_records.Records(self.column('key'), self.column('stamp'))
 
   def name(self, i: int) -> str:
     return self.value('name', i)
@@ -242,12 +137,43 @@ class Precomputed(indexed.IndexedSource):
   def read(self, i: int) -> indexed.Example:
     bucket = self.value('bucket_height', i), self.value('bucket_width', i)
     # The rows of a record: its crops, then its text.
-    first = i * self.layout.rows
+    first = int(self.first_rows[i])
     text = self.source[first + self.layout.rows - 1]
     return {
       'bucket': bucket,
       'variants': Variants(self.source, first, self.layout, bucket),
-      'text': unpack(self.layout.text, text),
+      'text': cache_layout.unpack(self.layout.text, text),
       'uncond': self.uncond,
       'caption': self.value('caption', i),
     }
+
+  def rows(self, i: int) -> list[bytes]:
+    """Reads the rows of a record as they are stored."""
+    first = int(self.first_rows[i])
+    return [self.source[first + k] for k in range(self.layout.rows)]
+
+
+def read_index(
+  folder: pathlib.Path,
+) -> tuple[cache_layout.Layout | None, pa.Table | None]:
+  """Reads layout and index of a folder; None for what is not there yet."""
+  layout = cache_layout.Layout.load(folder)
+  if layout is None:
+    return None, None
+  path = folder / cache_layout.INDEX
+  return layout, index.read(path, layout.settings_identity)
+
+
+def shard_rows(table: pa.Table) -> list[tuple[str, int, int]]:
+  """Returns (name, first row, last + 1) of each shard of an index."""
+  column = table['shard'].unify_dictionaries()
+  if not len(column):
+    return []
+  codes = np.concatenate([c.indices.to_numpy() for c in column.chunks])
+  names = column.chunk(0).dictionary.to_pylist()
+  starts = np.flatnonzero(np.append(True, codes[1:] != codes[:-1]))
+  ends = np.append(starts[1:], len(codes))
+  return [
+    (names[codes[start]], int(start), int(end))
+    for start, end in zip(starts, ends)
+  ]
