@@ -34,6 +34,7 @@ from sdxl_jax import cli
 from sdxl_jax.checkpoints import loading, run_params
 from sdxl_jax.data import (
   buckets,
+  figures,
   images,
   precompute_writer,
   seeds,
@@ -91,7 +92,7 @@ def evaluate(
     raise ValueError(f'none of {len(setup.source)} images can be read')
 
   # Write the figures and the first images.
-  grid = images.grid(cells, COLUMNS)
+  grid = figures.grid(cells, COLUMNS)
   images.save(output / 'reconstructions.png', grid)
   metrics = reconstruction.summary(values)
   (output / 'metrics.json').write_text(json.dumps(metrics, indent=2) + '\n')

@@ -26,7 +26,14 @@ from PIL import Image
 
 from sdxl_jax import cli
 from sdxl_jax.checkpoints import loading
-from sdxl_jax.data import buckets, dataset, images, pipeline, record_check
+from sdxl_jax.data import (
+  buckets,
+  dataset,
+  figures,
+  images,
+  pipeline,
+  record_check,
+)
 from sdxl_jax.models import from_config, latent_scaling
 from sdxl_jax.text import tokenizer
 from sdxl_jax.training import config_validation, run_setup, tasks
@@ -55,7 +62,7 @@ def preview(
   table = occupancy(source.sizes, config.data.buckets)
   say(as_text(table))
   chart = [(row['bucket'], row['images']) for row in table]
-  images.save(output / 'buckets.png', images.bars(chart))
+  images.save(output / 'buckets.png', figures.bars(chart))
   # The batches of the first steps.
   tokenize = tokenizer.load(loading.base_weights(config.init_from))
   micro_batches = tasks.micro_batches_of(config)
@@ -69,7 +76,7 @@ def preview(
     captions += describe(batch, tokenize)
   batches.close()
   columns = min(8, len(rows))
-  images.save(output / 'batches.png', images.grid(shown, columns, captions))
+  images.save(output / 'batches.png', figures.grid(shown, columns, captions))
   say(f'{len(shown)} images as training takes them: {output}/batches.png')
 
 

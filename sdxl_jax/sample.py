@@ -17,7 +17,7 @@ from absl import flags
 
 from sdxl_jax import cli
 from sdxl_jax.checkpoints import loading
-from sdxl_jax.data import images
+from sdxl_jax.data import figures, images
 from sdxl_jax.distributed import device_mesh
 from sdxl_jax.sampling import (
   generation,
@@ -84,7 +84,7 @@ def sample(requests, names, models, noise, args):
     clock.stop('sampling')
   if args.grid:
     columns = round(len(for_grid) ** 0.5)
-    images.save(args.grid, images.grid(for_grid, columns))
+    images.save(args.grid, figures.grid(for_grid, columns))
   if args.save_latents:
     np.save(args.save_latents, np.stack(latents))
   last = f' ... {names[-1]}' if len(names) > 1 else ''
@@ -121,7 +121,7 @@ def make_watch(bar, preview):
     if preview and done < total:
       previews = make_preview()
       columns = round(len(previews) ** 0.5)
-      images.save(preview, images.grid(previews, columns))
+      images.save(preview, figures.grid(previews, columns))
 
   return watch
 

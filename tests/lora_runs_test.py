@@ -12,7 +12,7 @@ from PIL import Image
 
 from sdxl_jax import train
 from sdxl_jax.checkpoints import loading, orbax_checkpoint
-from sdxl_jax.data import images
+from sdxl_jax.data import figures, images
 from sdxl_jax.models import from_config, lora
 from sdxl_jax.sampling import generation, pipelines, sample_request
 from sdxl_jax.training import tasks
@@ -121,7 +121,7 @@ def test_samples_during_and_after_training(base, workdir, samples):
   grid = images.to_float(read(workdir / 'samples' / '0000004.png'))
   alone = samples[0]
   zoom = get_config(base).samples.zoom
-  cell = grid[images.GAP :, images.GAP :]
+  cell = grid[figures.GAP :, figures.GAP :]
   part = cell[: 16 * zoom : zoom, : 24 * zoom : zoom]
   assert np.abs(part - alone).max() < 0.02
   assert np.abs(sample(pipelines.load(base)) - samples).max() > 0.1

@@ -1,24 +1,21 @@
-"""Images: decoding, resizing, PNG files with text, grids and charts."""
+"""Images: decoding, resizing, PNG files with text."""
 
 import contextlib
 import io
 import os
 import pathlib
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont, ImageOps, PngImagePlugin
+from PIL import Image, ImageOps, PngImagePlugin
 
 from sdxl_jax import atomic_write
 from sdxl_jax.data import image_formats
 
 ROOT = pathlib.Path(__file__).parent.parent  # of the package
-GAP = 4  # px between the cells of a grid
-GREY = 238  # 0..255, of the gaps
 ORIENTATION = 0x0112  # the EXIF tag; 5 to 8 swap height and width
-LINE = 14  # px, height of a line of text
 
 Size = tuple[int, int]  # (height, width) in px
 
@@ -251,65 +248,3 @@ def load_text(path: str | os.PathLike, *keys: str) -> dict[str, str]:
       'pass the file as it was written, since editors often remove text'
     )
   return {key: str(string) for key, string in text.items()}
-
-
-def grid(
-  images: Sequence[np.ndarray],
-  columns: int,
-  captions: Sequence[str] | None = None,
-  zoom: int = 1,
-) -> np.ndarray:
-  """Arranges images of any sizes in rows, as uint8 [h, w, 3].
-
-  Args:
-    images: sequence of uint8 [h, w, 3] or float in [-1, 1].
-    columns: images per row.
-    captions: one string per image, of one or more lines; a line is truncated to
-      the width of its cell.
-    zoom: integer factor by which pixels are repeated.
-  """
-  # uint8, enlarged.
-  images = [np.asarray(image) for image in images]
-  images = [x if x.dtype == np.uint8 else to_uint8(x) for x in images]
-  images = [enlarge(x, zoom) for x in images]
-  captions = [text.split('\n') for text in captions or []]
-  # All cells have the size of the largest image and caption.
-  text_h = LINE * max(map(len, captions), default=0)
-  cell_h = max(x.shape[0] for x in images) + GAP + text_h
-  cell_w = max(x.shape[1] for x in images) + GAP
-  rows = -(-len(images) // columns)
-  size = (columns * cell_w + GAP, rows * cell_h + GAP)
-  canvas = Image.new('RGB', size, (GREY,) * 3)
-  pen, font = ImageDraw.Draw(canvas), ImageFont.load_default(LINE - 4)
-  # Each image at the top of its cell, each caption at the bottom.
-  for i, image in enumerate(images):
-    x, y = GAP + i % columns * cell_w, GAP + i // columns * cell_h
-    canvas.paste(Image.fromarray(image), (x, y))
-    bottom = y + cell_h - GAP - text_h
-    for number, text in enumerate(captions[i] if captions else []):
-      while text and font.getlength(text) > cell_w - GAP:
-        text = text[:-1]
-      pen.text((x, bottom + LINE * number), text, fill='black', font=font)
-  return np.asarray(canvas)
-
-
-def bars(rows: Sequence[tuple[str, int]], width: int = 640) -> np.ndarray:
-  """Renders a bar chart as uint8 [h, w, 3].
-
-  Args:
-    rows: [(label, value)], from top to bottom.
-    width: px of the longest bar.
-  """
-  font = ImageFont.load_default(LINE - 4)
-  # Labels to the left of the bars, values to the right.
-  left = 2 * GAP + int(max(font.getlength(label) for label, _ in rows))
-  size = (left + width + 20 * GAP, len(rows) * LINE + 2 * GAP)
-  canvas = Image.new('RGB', size, (GREY,) * 3)
-  pen = ImageDraw.Draw(canvas)
-  largest = max(value for _, value in rows) or 1
-  for number, (label, value) in enumerate(rows):
-    y, end = GAP + number * LINE, left + round(width * value / largest)
-    pen.text((GAP, y), label, fill='black', font=font)
-    pen.rectangle((left, y + 2, end, y + LINE - 2), fill='teal')
-    pen.text((end + GAP, y), f'{value:,}', fill='black', font=font)
-  return np.asarray(canvas)

@@ -113,7 +113,7 @@ def summary(values: Mapping[str, Sequence[Any]]) -> dict[str, Any]:
 def comparison(
   images: Iterable[Image], reconstructions: Iterable[Image]
 ) -> list[Float[np.ndarray, 'h w c']]:
-  """Returns [image, reconstruction, 4 x difference] of each, for images.grid.
+  """Returns [image, reconstruction, 4 x difference] of each, for figures.grid.
 
   All are in [-1, 1].
   """

@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Float, UInt8
 from ml_collections import config_dict
 
-from sdxl_jax.data import images
+from sdxl_jax.data import figures
 from sdxl_jax.distributed import multihost
 from sdxl_jax.evaluation import reconstruction
 from sdxl_jax.models import autoencoder_gan, sdxl
@@ -50,7 +50,7 @@ class SampleGrid:
     )
     # As nearly square as their number allows.
     columns = math.ceil(len(samples) ** 0.5)
-    return images.grid(samples, columns, list(c.prompts), c.zoom)
+    return figures.grid(samples, columns, list(c.prompts), c.zoom)
 
   def render_reconstructions(self, params: dict[str, Any]) -> Grid:
     """Returns images, their reconstructions and the differences."""
@@ -62,7 +62,7 @@ class SampleGrid:
     )
     # Image, reconstruction and difference side by side.
     columns = 3 * math.ceil(len(self.inputs) / ROWS)
-    return images.grid(cells, columns, zoom=self.config.samples.zoom)
+    return figures.grid(cells, columns, zoom=self.config.samples.zoom)
 
 
 def make_sample_grid(

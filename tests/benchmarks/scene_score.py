@@ -38,7 +38,7 @@ from absl import app, flags, logging
 from PIL import Image, ImageFilter
 
 from sdxl_jax import sample
-from sdxl_jax.data import images
+from sdxl_jax.data import figures, images
 from sdxl_jax.data.sources import emoji, synthetic
 from sdxl_jax.sampling import pipelines
 
@@ -262,7 +262,7 @@ def main(argv):
   right, spread = score_backgrounds(samples, prompts, vocabulary.colours)
   found = score_objects(samples, prompts, vocabulary)
   captions = [mark(*verdict) for verdict in zip(prompts, right, found.nearest)]
-  grid = images.grid(samples, args.columns, captions, args.zoom)
+  grid = figures.grid(samples, args.columns, captions, args.zoom)
   images.save(args.output, grid)
   print(f'{args.count} held-out prompts; grid in {args.output}')
   print(

@@ -20,7 +20,7 @@ import numpy as np
 from absl import app, flags
 
 from sdxl_jax.checkpoints import loading
-from sdxl_jax.data import images
+from sdxl_jax.data import figures, images
 from sdxl_jax.models import from_config, latent_scaling, tiled_decoding, vae
 from sdxl_jax.weights.diffusers import folder_reader
 from tests.support import folders, random_params
@@ -158,7 +158,7 @@ def make_grid(results):
     gain = min(2 / max(error.max(), 1e-30), 1e7)
     cells.append(error * gain - 1)
     captions.append(f'{name}: difference x {gain:.3g}')
-  return images.grid([shrink(c) for c in cells], len(results), captions)
+  return figures.grid([shrink(c) for c in cells], len(results), captions)
 
 
 def shrink(image):

@@ -223,20 +223,6 @@ def test_unwritable_names_the_path(tmp_path, name):
   assert sorted(tmp_path.rglob('*')) == before
 
 
-def test_grid():
-  samples = [
-    np.full((20, 30, 3), 10, np.uint8),
-    np.full((30, 20, 3), -1.0, np.float32),
-    np.full((8, 8, 3), 30, np.uint8),
-  ]
-  plain = images.grid(samples, columns=2, zoom=2)
-  assert plain.shape == (4 + 2 * 64, 4 + 2 * 64, 3)
-  assert plain[4, 4, 0] == 10 and plain[4, 68, 0] == 0
-  assert plain[68, 4, 0] == 30 and plain[100, 100, 0] == images.GREY
-  captioned = images.grid(samples, 2, ['a dog ' * 20, 'b', 'c'])
-  assert (captioned[36:48] < 100).any()
-
-
 @pytest.mark.parametrize('orientation', [1, 6])
 @pytest.mark.parametrize('at_least, factor', [(101, 1), (100, 2), (26, 4)])
 def test_large_jpegs_are_decoded_smaller(at_least, factor, orientation):
