@@ -14,12 +14,16 @@ def make_source(
 ) -> record_filters.FilteredSource | mixture.Mixture:
   """Makes the source that a config describes, its filters applied.
 
+  Prints how many records it has, uses and leaves out, and why.
+
   Args:
     config: as configs/default.py describes it.
     say: takes a line for the user.
   """
   c = config.data
-  filters = record_filters.Filters(**c.filters.to_dict())
+  filters = record_filters.Filters(
+    **c.filters.to_dict(), buckets=c.buckets, scored=config.refiner
+  )
   settings = c[c.source].to_dict()
   return kinds.make_source(c.source, settings, filters, c.index_workers, say)
 

@@ -209,8 +209,7 @@ def make_table(shard: Shard, examples: Sequence[indexed.Example]) -> pa.Table:
   n = len(examples)
   scores: list[Any] = [e.get('aesthetic_score') for e in examples]
   return indexed.make_table(
-    [example['original_size'] for example in examples],
-    [True] * n,
+    [indexed.Measured(e['name'], e['original_size']) for e in examples],
     {'aesthetic_score': scores},
     name=pa.array([e['name'] for e in examples], pa.string()),
     caption=pa.array([e['caption'] for e in examples], pa.string()),

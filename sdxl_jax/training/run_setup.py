@@ -57,8 +57,15 @@ def make_source(
   workdir: pathlib.Path,
   say: Callable[[str], None],
 ) -> Any:
-  """Makes the config's source; lists broken records in WORKDIR/left_out.txt."""
+  """Makes the config's source.
+
+  Writes the account of its records to WORKDIR/records.txt, and what cannot be
+  used, item by item, to WORKDIR/left_out.txt.
+  """
   source = dataset.make_source(config, say)
+  if multihost.is_primary():
+    text = f'{source.account()}\n'
+    atomic_write.write_text(workdir / 'records.txt', text)
   names = '\n'.join(source.left_out())
   if names and multihost.is_primary():
     path = workdir / 'left_out.txt'

@@ -97,7 +97,7 @@ def main(argv):
     table = timed('index read and its digest checked', load)
     source = timed('sizes', lambda: Tars(table))
     filtered = timed(
-      'filters', lambda: record_filters.FilteredSource(source, FILTERS, print)
+      'filters', lambda: record_filters.FilteredSource(source, FILTERS)
     )
     schedule = timed(
       'schedule',

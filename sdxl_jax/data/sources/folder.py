@@ -247,8 +247,12 @@ def measure(
 ) -> pa.Table:
   """Measures a part of the index: some images."""
   return indexed.make_table(
-    [indexed.size_of(folder / row['file_name']) for row in rows],
-    [True] * len(rows),
+    [
+      indexed.Measured(
+        row['file_name'], indexed.size_of(folder / row['file_name'])
+      )
+      for row in rows
+    ],
     {name: [row.get(name) for row in rows] for name in columns},
     path=pa.array([row['file_name'] for row in rows]),
     caption=pa.array([row.get('text') for row in rows], pa.string()),

@@ -4,6 +4,9 @@ One Arrow file, memory-mapped, so that a hundred million rows take no more
 memory than those in use, followed by the digest of its bytes. Columns:
   height, width    int32, px, upright; 0 where the header cannot be read
   problem          uint8, whether the record can be used, see `indexed`
+  reason           string, details of the problem, where there are any
+  key, stamp       uint64, hashes of the record's name and of its content
+  captions         uint8, how many it has, where there are several
   aesthetic_score  float, null where there is none
 and those by which a source finds its records and filters choose them.
 """
@@ -28,7 +31,7 @@ import tqdm
 from sdxl_jax import atomic_write
 from sdxl_jax.data.sources import build_lock
 
-VERSION = 1  # of the columns' meaning; a change rebuilds every index
+VERSION = 2  # of the columns' meaning; a change rebuilds every index
 DIGEST_BYTES = 32  # at the end of the file
 CACHE = '~/.cache/sdxl_jax'  # of indices whose data's folder is not writable
 # Fields of fsspec's info that change with a file's content.

@@ -48,6 +48,8 @@ def make_source(
 ) -> record_filters.FilteredSource | mixture.Mixture:
   """Makes a source, without the records that its filters leave out.
 
+  Prints the account of its records.
+
   Args:
     kind: 'mixture' or one of KINDS.
     settings: {name: value}, arguments of the class; of a mixture {name:
@@ -60,7 +62,20 @@ def make_source(
     ValueError: for an unknown kind, or filters that leave no record.
   """
   if kind == 'mixture':
-    return make_mixture(settings, filters, workers, say)
+    source = make_mixture(settings, filters, workers)
+  else:
+    source = open_source(kind, settings, filters, workers)
+  say(str(source.account()))
+  return source
+
+
+def open_source(
+  kind: str,
+  settings: dict[str, Any],
+  filters: record_filters.Filters,
+  workers: int,
+) -> record_filters.FilteredSource:
+  """Makes a source that is no mixture; arguments as for `make_source`."""
   if kind not in KINDS:
     raise ValueError(
       f'config.data.source is {kind!r}; choose one of {sorted(KINDS)} or '
@@ -72,14 +87,13 @@ def make_source(
   module_name, class_name = KINDS[kind]
   module = importlib.import_module(f'sdxl_jax.data.sources.{module_name}')
   source = getattr(module, class_name)(**settings)
-  return record_filters.FilteredSource(source, filters, say)
+  return record_filters.FilteredSource(source, filters)
 
 
 def make_mixture(
   parts: dict[str, dict[str, Any]],
   filters: record_filters.Filters,
   workers: int,
-  say: Callable[[str], Any],
 ) -> mixture.Mixture:
   """Makes the source that mixes {name: settings with `source` and `share`}."""
   if not parts:
@@ -87,7 +101,7 @@ def make_mixture(
       'config.data.mixture is empty: set its sources, such as dict(photos='
       "dict(source='folder', path='IMAGES', share=0.7), ...)"
     )
-  # Make each source, its share apart, its reports under its name.
+  # Make each source, its share apart.
   sources, shares = {}, {}
   for name, settings in parts.items():
     settings = dict(settings)
@@ -97,9 +111,5 @@ def make_mixture(
         f'config.data.mixture.{name}.source is {kind!r}, which cannot be part '
         'of a mixture: name another kind'
       )
-
-    def say_with_name(line, name=name):
-      say(f'{name}: {line}')
-
-    sources[name] = make_source(kind, settings, filters, workers, say_with_name)
+    sources[name] = open_source(kind, settings, filters, workers)
   return mixture.Mixture(sources, shares)

@@ -1,10 +1,10 @@
 """A source that mixes several sources in given shares."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from sdxl_jax.data.sources import indexed, record_filters
+from sdxl_jax.data.sources import indexed, record_account, record_filters
 
 
 class Mixture:
@@ -32,7 +32,7 @@ class Mixture:
         raise ValueError(
           f'config.data.mixture.{name}.share is {share}; it must be above 0'
         )
-    self.sources = list(sources.values())
+    self.names, self.sources = list(sources), list(sources.values())
     share = np.array([shares[name] for name in sources], float)
     share /= share.sum()
     lengths = np.array([len(source) for source in self.sources])
@@ -52,6 +52,33 @@ class Mixture:
     source = self.sources[which]
     start = self.ends[which] - self.lengths[which]
     return source[int(i - start) % len(source)]
+
+  @property
+  def stamps(self) -> np.ndarray | None:
+    """uint64 [n], see `indexed.stamp`; None where a source has none."""
+    stamps = [source.stamps for source in self.sources]
+    return None if any(s is None for s in stamps) else self.repeat(stamps)
+
+  @property
+  def keys(self) -> np.ndarray | None:
+    """uint64 [n], hashes of the names with that of their source."""
+    keys = [source.keys for source in self.sources]
+    if any(k is None for k in keys):
+      return None
+    salts = [np.uint64(indexed.key(name)) for name in self.names]
+    return self.repeat([k ^ salt for k, salt in zip(keys, salts)])
+
+  def repeat(self, columns: Sequence[np.ndarray]) -> np.ndarray:
+    """Concatenates a column of each source, repeated as its records are."""
+    return np.concatenate(
+      [np.resize(column, n) for column, n in zip(columns, self.lengths)]
+    )
+
+  def account(self) -> record_account.Account:
+    """Returns the counts of what all sources saw, use and leave out."""
+    accounts = {n: s.account() for n, s in zip(self.names, self.sources)}
+    distinct = sum(account.used for account in accounts.values())
+    return record_account.total(accounts, len(self) - distinct)
 
   def left_out(self) -> Iterator[str]:
     """Yields a line for each unusable record: its name, and why."""

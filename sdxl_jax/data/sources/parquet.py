@@ -148,12 +148,18 @@ def measure_group(
   names = [name for name in (image, caption, *columns.values()) if name]
   table = parquet.read_row_group(group, names)
   n = table.num_rows
-  captioned = [True] * n
+  problems = [indexed.USABLE] * n
   if caption:
-    captioned = [text.is_valid for text in table[caption]]
+    valid = table[caption].is_valid().to_numpy()
+    problems = np.where(valid, indexed.USABLE, indexed.NO_CAPTION).tolist()
+  sizes = [
+    indexed.size_of(io.BytesIO(bytes_of(v.as_py()))) for v in table[image]
+  ]
   return indexed.make_table(
-    [indexed.size_of(io.BytesIO(bytes_of(v.as_py()))) for v in table[image]],
-    captioned,
+    [
+      indexed.Measured(f'{path}/{group}/{row}', size, problem)
+      for row, (size, problem) in enumerate(zip(sizes, problems))
+    ],
     {n: table[name].to_pylist() for n, name in columns.items()},
     file=pa.array([path] * n, pa.string()).dictionary_encode(),
     group=pa.array(np.full(n, group, np.int32)),

@@ -1,14 +1,15 @@
 """Filters: which records of a source are used, and why others are not."""
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from sdxl_jax.data.sources import indexed
+from sdxl_jax.data import buckets
+from sdxl_jax.data.sources import indexed, record_account
 
 COMPARE = {
   '<': pc.less,
@@ -21,7 +22,19 @@ COMPARE = {
 PROBLEMS = {
   indexed.UNREADABLE: 'its header cannot be read',
   indexed.NO_CAPTION: 'it has no caption',
+  indexed.NO_IMAGE: 'it has no image',
+  indexed.UNKNOWN_SUFFIX: 'its suffix is none of an image',
+  indexed.DUPLICATE: 'an earlier record has its name',
+  indexed.BAD_CAPTION: 'its caption is not text',
+  indexed.BAD_ENCODING: 'its caption is in another encoding',
+  indexed.LINK: 'it is a link that leads nowhere or back',
+  indexed.TOO_LARGE: 'its image is too large',
+  indexed.BAD_SCORE: 'its score is not a number',
+  indexed.NOT_LISTED: 'the table of its folder does not list it',
 }
+SEVERAL = 'of the used have several captions, of which the first is read'
+# Pixels that the resize of an image may make, of 4 bytes each: 1 GiB.
+MAX_RESIZED = 1 << 28
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,6 +46,9 @@ class Filters:
   max_aspect: float = float('inf')
   min_aesthetic_score: float | None = None  # leaves out those without a score
   columns: tuple = ()  # ((name, '<', value), ...), all of which must hold
+  # Of what is trained: its buckets, and whether it is conditioned on scores.
+  buckets: tuple = ()
+  scored: bool = False
 
   def __post_init__(self):
     for condition in self.columns:
@@ -49,17 +65,18 @@ class Filters:
 
   def masks(self, source: indexed.Source) -> Iterator[tuple[str, np.ndarray]]:
     """Yields (why records are left out, bool [n], which meet the condition)."""
-    # What the index found broken.
-    if isinstance(source, indexed.IndexedSource):
-      for code, reason in PROBLEMS.items():
-        yield reason, source.column('problem') != code
     # Sizes, which every source has.
     fits = source.sizes.min(1) >= self.min_side
     yield f'a side is under {self.min_side} px', fits
     aspects = source.sizes[:, 0] / np.maximum(source.sizes[:, 1], 1)
     fits = (self.min_aspect <= aspects) & (aspects <= self.max_aspect)
     yield f'height / width is not {self.min_aspect} to {self.max_aspect}', fits
+    if self.buckets:
+      fits = resizes(source.sizes, aspects, self.buckets)
+      yield f'its resize for a bucket makes over {MAX_RESIZED:,} px', fits
     # Columns of the index.
+    if self.scored and isinstance(source, indexed.IndexedSource):
+      yield 'it has no aesthetic_score, which the refiner needs', has(source)
     conditions = self.columns
     if self.min_aesthetic_score is not None:
       conditions += (('aesthetic_score', '>=', self.min_aesthetic_score),)
@@ -98,40 +115,74 @@ def matches(
   return pc.fill_null(mask, False).to_numpy()
 
 
+def has(source: indexed.IndexedSource) -> np.ndarray:
+  """Returns bool [n], whether a record has an aesthetic score."""
+  table = source.table
+  if 'aesthetic_score' not in table.column_names:
+    return np.zeros(len(table), bool)
+  return table['aesthetic_score'].is_valid().to_numpy()
+
+
+def resizes(
+  sizes: np.ndarray, aspects: np.ndarray, table: Sequence[buckets.Size]
+) -> np.ndarray:
+  """Computes whether images resized to cover their buckets fit into memory.
+
+  Args:
+    sizes: int [n, 2], (height, width) of the records in px.
+    aspects: float [n], height / width.
+    table: the buckets, (height, width).
+
+  Returns:
+    bool [n].
+  """
+  # Only extreme aspects need a closer look, and those are of few records.
+  room = MAX_RESIZED / max(h * w for h, w in table)
+  least, *_, most = sorted([h / w for h, w in table] * 2)
+  ids = np.flatnonzero((aspects > room * least) | (aspects < most / room))
+  extreme = np.maximum(sizes[ids], 1).astype(float)
+  targets = np.array(table)[buckets.assign(extreme, table)]
+  scales = (targets / extreme).max(1)
+  fits = np.ones(len(sizes), bool)
+  fits[ids] = extreme.prod(1) * scales**2 <= MAX_RESIZED
+  return fits
+
+
 class FilteredSource:
-  """The records of a source that meet filters, in their order.
+  """The records of a source that can be used and meet filters, in their order.
 
   Args:
     source: of all records.
     filters: conditions.
-    say: takes a line for the user, one for each condition that records fail.
 
   Raises:
-    ValueError: if no record is left.
+    ValueError: if no record is left, with the account.
   """
 
-  def __init__(
-    self,
-    source: indexed.Source,
-    filters: Filters,
-    say: Callable[[str], Any],
-  ):
-    keep, self.unusable = np.ones(len(source), bool), []
-    # Each record is counted once, by the first condition that it fails.
+  def __init__(self, source: indexed.Source, filters: Filters):
+    self.source = source
+    # [(reason, ids)]: each record is counted once, by its first reason.
+    self.unusable = unusable_of(source)
+    keep = np.ones(len(source), bool)
+    for _, ids in self.unusable:
+      keep[ids] = False
+    self.left_out_by = {
+      reason: self.of_ids(ids) for reason, ids in self.unusable
+    }
     for reason, mask in filters.masks(source):
       lost = np.flatnonzero(keep & ~mask)
       keep &= mask
       if len(lost):
-        say(f'{len(lost):,} of {len(source):,} records left out: {reason}')
-      if reason in PROBLEMS.values():
-        self.unusable.append((reason, lost))
+        self.left_out_by[reason] = self.of_ids(lost)
     # Ids in the smallest type: sources may have 10^8 records.
-    self.source = source
     self.ids = np.flatnonzero(keep).astype(np.min_scalar_type(len(keep)))
     self.sizes = source.sizes[keep]
     if not len(self.ids):
+      fields = list(getattr(source, 'fields', ()))
+      known = f'\nThe columns of the data are {fields}.' if fields else ''
       raise ValueError(
-        f'config.data.filters and broken records leave none of {len(source):,}'
+        'config.data.filters and broken records leave none of '
+        f'{len(source):,}:\n{self.account()}{known}'
       )
 
   def __len__(self) -> int:
@@ -140,8 +191,59 @@ class FilteredSource:
   def __getitem__(self, i: int) -> indexed.Example:
     return self.source[int(self.ids[i])]
 
+  @property
+  def stamps(self) -> np.ndarray | None:
+    """uint64 [n], see `indexed.stamp`; None of a cache without them."""
+    stamps = self.source.stamps
+    return None if stamps is None else stamps[self.ids]
+
+  @property
+  def keys(self) -> np.ndarray | None:
+    """uint64 [n], hashes of the names; None of a cache without them."""
+    keys = self.source.keys
+    return None if keys is None else keys[self.ids]
+
+  def account(self) -> record_account.Account:
+    """Returns the counts of what was seen, used and left out."""
+    beside = dict(getattr(self.source, 'beside', {}))
+    table = getattr(self.source, 'table', None)
+    if table is not None and 'captions' in table.column_names:
+      several = pc.fill_null(pc.greater(table['captions'], 1), False).to_numpy()
+      beside[SEVERAL] = int(several[self.ids].sum())
+    return record_account.Account(
+      len(self.source), len(self), self.left_out_by, beside
+    )
+
   def left_out(self) -> Iterator[str]:
     """Yields a line for each unusable record: its name, and why."""
     for reason, ids in self.unusable:
       for i in ids:
-        yield f'{self.source.name(int(i))}: {reason}'
+        name, detail = self.describe(i)
+        yield f'{name}: {reason} ({detail})' if detail else f'{name}: {reason}'
+
+  def of_ids(self, ids: np.ndarray) -> record_account.LeftOut:
+    """Makes the entry of a reason from the ids of its records."""
+    shown = [self.describe(i) for i in ids[: record_account.MAX_NAMES]]
+    names = tuple(f'{n}: {detail}' if detail else n for n, detail in shown)
+    return record_account.LeftOut(len(ids), names)
+
+  def describe(self, i: int) -> tuple[str, str]:
+    """Returns a record's name, and what the index says of its problem."""
+    table, detail = getattr(self.source, 'table', None), None
+    if table is not None and 'reason' in table.column_names:
+      detail = self.source.value('reason', i)
+    return indexed.printable(self.source.name(int(i))), detail or ''
+
+
+def unusable_of(source: indexed.Source) -> list[tuple[str, np.ndarray]]:
+  """Returns [(reason, ids)] of the items that the index found unusable."""
+  if not isinstance(source, indexed.IndexedSource):
+    return []
+  problems = source.column('problem')
+  bad = np.flatnonzero(problems)
+  codes = problems[bad]
+  return [
+    (reason, bad[codes == code])
+    for code, reason in PROBLEMS.items()
+    if (codes == code).any()
+  ]

@@ -216,7 +216,7 @@ def draw_sizes(resolution, length, seed, aspects, scales) -> np.ndarray:
   return sizes.round().astype(np.int32)
 
 
-class Scenes:
+class Scenes(indexed.GeneratedSource):
   """Captioned images of objects on plain backgrounds, rendered on request.
 
   Args:
@@ -245,6 +245,8 @@ class Scenes:
     scored: bool = False,
     **vocabulary: int | float,
   ):
+    settings = [resolution, seed, [*aspects], [*scales], jitter, scored]
+    super().__init__(f'scene {{}} of seed {seed}', [settings, vocabulary])
     check_range('jitter', jitter, 0, 1)
     self.seed, self.jitter, self.scored = seed, jitter, scored
     self.vocabulary = Vocabulary(**vocabulary)
@@ -256,9 +258,6 @@ class Scenes:
         'the first of scales'
       )
 
-  def __len__(self) -> int:
-    return len(self.sizes)
-
   def __getitem__(self, index: int) -> indexed.Example:
     h, w = (int(n) for n in self.sizes[index])
     rng = np.random.default_rng([self.seed, index])
@@ -268,7 +267,7 @@ class Scenes:
       'image': paint(combination, h, w, rng, self.jitter),
       'original_size': (h, w),
       'flippable': False,  # captions name left and right
-      'name': f'scene {index} of seed {self.seed}',
+      'name': self.name(index),
     }
     if self.scored:
       example['aesthetic_score'] = score = rng.uniform(2, 7)

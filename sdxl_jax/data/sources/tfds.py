@@ -135,8 +135,7 @@ def measure(
     sizes.append(indexed.size_of(io.BytesIO(example[image])))
     rows.append({name: text_of(example[name]) for name in columns.values()})
   return indexed.make_table(
-    sizes,
-    [True] * len(rows),
+    [indexed.Measured(str(i), size) for i, size in zip(range(*bounds), sizes)],
     {n: [row[name] for row in rows] for n, name in columns.items()},
     record=pa.array(range(*bounds), pa.int64()),
   )

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import fsspec
+import numpy as np
 import pyarrow as pa
 
 from sdxl_jax.data import images
@@ -157,9 +158,14 @@ def measure_tar(
   ]
   image_members = [r.image for r in records]
   texts = [r.text for r in records]
+  problems = np.where(captioned, indexed.USABLE, indexed.NO_CAPTION)
   return indexed.make_table(
-    [indexed.size_of(tar.extractfile(image)) for image in image_members],
-    captioned,
+    [
+      indexed.Measured(
+        r.key, indexed.size_of(tar.extractfile(r.image)), int(problem)
+      )
+      for r, problem in zip(records, problems)
+    ],
     {n: [r.fields.get(name) for r in records] for n, name in columns.items()},
     shard=pa.array([path] * len(records), pa.string()).dictionary_encode(),
     key=pa.array([r.key for r in records], pa.string()),

@@ -12,14 +12,19 @@ SIZES = ((20, 30), (10, 40), (25, 25), (33, 11), (40, 24), (16, 16)) * 3
 
 
 def choose(tmp_path, kind='folder', **settings):
-  """Returns the numbers of the records that pass, and the lines reported."""
-  filters, lines = record_filters.Filters(**settings), []
+  """Returns the numbers of the records that pass, and why others do not."""
+  filters, said = record_filters.Filters(**settings), []
   examples = [datasets.example(i, size) for i, size in enumerate(SIZES)]
   written = datasets.WRITERS[kind](tmp_path / kind, examples)
-  source = kinds.make_source(kind, written, filters, 0, lines.append)
+  source = kinds.make_source(kind, written, filters, 0, said.append)
   sizes = [source[i]['original_size'] for i in range(len(source))]
   assert source.sizes.tolist() == list(map(list, sizes))
-  return numbers_of(source), lines
+  account = source.account()
+  assert said == [str(account)]
+  counts = {reason: lost.count for reason, lost in account.left_out.items()}
+  assert account.seen == account.used + sum(counts.values()) == len(SIZES)
+  assert account.used == len(source)
+  return numbers_of(source), counts
 
 
 def numbers_of(source):
@@ -32,20 +37,20 @@ def numbers(keep):
 
 
 def test_sides(tmp_path):
-  chosen, lines = choose(tmp_path, min_side=20)
+  chosen, counts = choose(tmp_path, min_side=20)
   assert chosen == numbers(lambda i, h, w: min(h, w) >= 20)
-  assert lines == ['9 of 18 records left out: a side is under 20 px']
+  assert counts == {'a side is under 20 px': 9}
 
 
 def test_aspects(tmp_path):
-  chosen, lines = choose(tmp_path, min_aspect=0.5, max_aspect=1.0)
+  chosen, counts = choose(tmp_path, min_aspect=0.5, max_aspect=1.0)
   assert chosen == numbers(lambda i, h, w: 0.5 <= h / w <= 1)
-  assert lines == ['9 of 18 records left out: height / width is not 0.5 to 1.0']
+  assert counts == {'height / width is not 0.5 to 1.0': 9}
 
 
 @pytest.mark.parametrize('kind', sorted(datasets.WRITERS))
 def test_columns(tmp_path, kind):
-  chosen, lines = choose(
+  chosen, counts = choose(
     tmp_path,
     kind,
     min_aesthetic_score=4.5,
@@ -53,11 +58,11 @@ def test_columns(tmp_path, kind):
   )
   assert chosen == numbers(lambda i, h, w: i >= 4 and i % 4 == 1)
   # Each record is counted once, by the first condition that it fails.
-  assert lines == [
-    '8 of 18 records left out: watermark is not <= 0.25',
-    '5 of 18 records left out: watermark is not != 0.0',
-    '1 of 18 records left out: aesthetic_score is not >= 4.5',
-  ]
+  assert counts == {
+    'watermark is not <= 0.25': 8,
+    'watermark is not != 0.0': 5,
+    'aesthetic_score is not >= 4.5': 1,
+  }
 
 
 def test_text_columns_and_missing_values(tmp_path):

@@ -71,7 +71,7 @@ def test_captions_in_json(tmp_path):
   source = webdataset.WebDataset(
     tmp_path / '*.tar', caption='title', score='score', workers=0
   )
-  chosen = record_filters.FilteredSource(source, record_filters.NONE, print)
+  chosen = record_filters.FilteredSource(source, record_filters.NONE)
   assert captions(chosen) == ['one', 'three']
   assert (
     chosen[0]['aesthetic_score'] == 5 and 'aesthetic_score' not in chosen[1]

@@ -1,0 +1,114 @@
+"""What a caption may be: text, bytes of text, or a list of either.
+
+Datasets store a caption as a string, Hugging Face, COCO and TFDS several as a
+list, of strings or of structs with a field of text. The first one is used; a
+list has a caption if one of its elements is one.
+"""
+
+import math
+from collections.abc import Iterable
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from sdxl_jax.data.sources import indexed, text_decoding
+
+MAX_LENGTH = 1_000_000  # characters; more is no caption, but a document
+
+
+class Caption(NamedTuple):
+  """The text of a caption, or why there is none."""
+
+  text: str
+  problem: int = indexed.USABLE
+  detail: str = ''  # of the problem, in words
+  count: int = 1  # captions that the record has, of which this is the first
+
+
+NONE = Caption('', indexed.NO_CAPTION)
+
+
+def parse(value: Any, encoding: str = '') -> Caption:
+  """Finds the caption in a value of a dataset.
+
+  Args:
+    value: of a column, member or field; None where it is missing.
+    encoding: of bytes without a mark; '': UTF-8.
+  """
+  if isinstance(value, np.ndarray | np.generic):
+    value = value.tolist()
+  if isinstance(value, bytes | bytearray | memoryview):
+    try:
+      value = text_decoding.decode(bytes(value), encoding)
+    except text_decoding.BadEncoding as error:
+      return Caption('', indexed.BAD_ENCODING, str(error))
+  if isinstance(value, str):
+    return of_text(value)
+  if value is None or isinstance(value, float) and math.isnan(value):
+    return NONE
+  if isinstance(value, list | tuple):
+    return first([parse(element, encoding) for element in value])
+  return Caption('', indexed.BAD_CAPTION, refusal(value))
+
+
+def of_text(text: str) -> Caption:
+  """Makes a caption of a string, without the spaces around it."""
+  text = text.strip()
+  if not text:
+    return NONE
+  if len(text) > MAX_LENGTH:
+    detail = f'{len(text):,} characters, more than {MAX_LENGTH:,}'
+    return Caption('', indexed.BAD_CAPTION, detail)
+  # JSON can hold half a character, which no tokenizer takes.
+  if not text.isascii() and any('\ud800' <= c <= '\udfff' for c in text):
+    detail = 'half of a surrogate pair; write the caption again as UTF-8'
+    return Caption('', indexed.BAD_ENCODING, detail)
+  return Caption(text)
+
+
+def first(captions: Iterable[Caption]) -> Caption:
+  """Chooses the first usable caption, or else the first problem."""
+  captions = list(captions)
+  usable = [c for c in captions if c.problem == indexed.USABLE]
+  if usable:
+    return usable[0]._replace(count=sum(c.count for c in usable))
+  wrong = [c for c in captions if c.problem != indexed.NO_CAPTION]
+  return wrong[0] if wrong else NONE
+
+
+def refusal(value: Any) -> str:
+  """Says why a value is no caption, and what to do."""
+  if isinstance(value, dict):
+    return (
+      f'a struct of {list(value)}; name its field of text in the setting '
+      "`caption`, with a dot, such as 'caption.en'"
+    )
+  return (
+    f'{value!r:.60} is {type(value).__name__}, not text; write captions, such '
+    'as the names of labels, or name another column in the setting `caption`'
+  )
+
+
+def look_up(fields: dict[str, Any], name: str) -> Any:
+  """Finds a value by its name, or by a path with dots; None: there is none.
+
+  Args:
+    fields: {name: value} of a record.
+    name: of a field, or 'captions.text', the field of a struct, or of each of a
+      list of structs.
+  """
+  if name in fields:
+    return fields[name]
+  head, dot, rest = name.partition('.')
+  if not dot or head not in fields:
+    return None
+  return descend(fields[head], rest)
+
+
+def descend(value: Any, name: str) -> Any:
+  """Finds a field in a struct, or in each struct of a list."""
+  if isinstance(value, np.ndarray):
+    value = value.tolist()
+  if isinstance(value, list | tuple):
+    return [descend(element, name) for element in value]
+  return look_up(value, name) if isinstance(value, dict) else None
