@@ -1,5 +1,6 @@
 """Writes the metrics of a run: progress bar, JSON lines, TensorBoard."""
 
+import contextlib
 import json
 import math
 import os
@@ -10,30 +11,41 @@ from typing import Any
 
 import jax
 import numpy as np
-import tensorboardX
 import tqdm
 
 from sdxl_jax import atomic_write
 from sdxl_jax.data import pipeline
+from sdxl_jax.training import board
+
+MAX_NAMES = 100  # of records, in an error
 
 
 class NonFiniteLoss(ValueError):
   """The loss or its gradient became infinite or NaN."""
 
 
+def is_finite(metrics: dict[str, float | np.ndarray | np.generic]) -> bool:
+  """Whether all metrics are."""
+  return all(map(math.isfinite, metrics.values()))
+
+
 def check_finite(
   metrics: dict[str, float | np.ndarray | np.generic],
   step: int,
   bucket: Any,
-  record_ids: Sequence[int] | np.ndarray,
+  names: Sequence[str],
 ) -> None:
   """Raises NonFiniteLoss, naming the step, its bucket and its records."""
-  bad = {k: v for k, v in metrics.items() if not math.isfinite(v)}
+  bad = {k: float(v) for k, v in metrics.items() if not math.isfinite(v)}
   if bad:
+    more = len(names) - MAX_NAMES
+    shown = [*map(str, names[:MAX_NAMES]), *([f'{more} more'] * (more > 0))]
+    listed = ''.join(f'\n  {name}' for name in shown)
     raise NonFiniteLoss(
-      f'step {step} gave {bad}. Bucket (height, width): {bucket}; record ids: '
-      f'{list(map(int, record_ids))}. Look at these records, lower the '
-      'learning rate or the clip_norm; the last checkpoint is intact'
+      f'step {step} gave {bad}. Bucket (height, width): {bucket}; records:'
+      f'{listed}\nLook at these records, lower the learning rate or the '
+      'clip_norm, or leave out such steps (config.skip_non_finite); the last '
+      'checkpoint is intact'
     )
 
 
@@ -58,11 +70,9 @@ class Writer:
     if is_primary:
       drop_lines_after(path, start_step)
     self._file = open(path if is_primary else os.devnull, 'a')
-    self._board = tensorboardX.SummaryWriter(
-      str(folder / 'tensorboard'),
-      purge_step=start_step,
-      write_to_disk=is_primary,
-    )
+    self._board = None
+    if is_primary:
+      self._board = board.Board(folder / 'tensorboard', start_step)
     self._bar = tqdm.tqdm(
       initial=start_step,
       total=total_steps,
@@ -77,15 +87,16 @@ class Writer:
     line = {'step': step, **{k: float(f'{v:.6g}') for k, v in metrics.items()}}
     self._file.write(json.dumps(line) + '\n')
     self._file.flush()
-    for name, value in metrics.items():
-      self._board.add_scalar(name, value, step)
+    if self._board:
+      self._board.scalars(metrics, step)
     self._bar.set_postfix(
       loss=f'{metrics["loss"]:.4f}', img_s=f'{metrics["images_per_s"]:.0f}'
     )
 
   def image(self, name: str, image: np.ndarray, step: int) -> None:
     """Writes an image, uint8 [h, w, 3], to TensorBoard."""
-    self._board.add_image(name, image, step, dataformats='HWC')
+    if self._board:
+      self._board.image(name, image, step)
 
   def advance(self) -> None:
     """Advances the progress bar by one step."""
@@ -98,8 +109,10 @@ class Writer:
 
   def close(self) -> None:
     self._bar.close()
-    self._board.close()
-    self._file.close()
+    # A disk that is full here was full before, when `write` reported it.
+    for file in filter(None, (self._board, self._file)):
+      with contextlib.suppress(OSError):
+        file.close()
 
 
 def drop_lines_after(path: pathlib.Path, step: int) -> None:
@@ -128,7 +141,8 @@ class Reporter:
     every: steps between two lines of metrics.
     batch_size: images in an optimizer step.
     learning_rate: step -> learning rate.
-    batches: source of the record ids and counts.
+    batches: source of the records' names and counts.
+    skip_non_finite: steps in a row that may be not finite; the task skips them.
   """
 
   def __init__(
@@ -139,7 +153,9 @@ class Reporter:
     batch_size: int,
     learning_rate: Callable[[int], Any],
     batches: pipeline.Batches,
+    skip_non_finite: int = 0,
   ):
+    self.skip_non_finite, self._skipped = skip_non_finite, 0
     self.writer, self.every, self.batch_size = writer, every, batch_size
     self.learning_rate, self.batches = learning_rate, batches
     self._pending, self._micro_batches = None, []
@@ -180,23 +196,49 @@ class Reporter:
     self._pending = None
     micro_batches, metrics = jax.device_get((micro_batches, metrics))
 
-    # Check each micro-batch, then the whole step.
-    buckets, step_ids, results = [], [], []
-    for micro_step, bucket, result in micro_batches:
-      ids = self.batches.record_ids(micro_step).tolist()
-      check_finite(result, step, bucket, ids)
-      buckets.append(bucket)
-      step_ids += ids
-      results.append(result)
-    check_finite(metrics, step, buckets, step_ids)
-
-    # Report means over the micro-batches.
-    means = jax.tree.map(lambda *values: sum(values) / len(values), *results)
-    metrics = {k: float(v) for k, v in (means | metrics).items()}
     self._steps += 1
     self.writer.advance()
+    if self._is_skipped(step, micro_batches, metrics):
+      return
+
+    # Report means over the micro-batches.
+    results = [result for _, _, result in micro_batches]
+    means = jax.tree.map(lambda *values: sum(values) / len(values), *results)
+    metrics = {k: float(v) for k, v in (means | metrics).items()}
     if (step + 1) % self.every == 0:
       self.writer.write(step + 1, metrics | self._rates(step))
+
+  def _is_skipped(self, step, micro_batches, metrics):
+    """Whether the task has skipped a step, as it may so many in a row."""
+    try:
+      self._check(step, micro_batches, metrics)
+    except NonFiniteLoss as error:
+      self._skipped += 1
+      if self._skipped > self.skip_non_finite:
+        raise
+      self.writer.say(
+        f'skipped, {self._skipped} in a row of at most {self.skip_non_finite}: '
+        f'{error}'
+      )
+      return True
+    self._skipped = 0
+    return False
+
+  def _check(self, step, micro_batches, metrics):
+    """Checks each micro-batch, then the whole step."""
+    # Names take time, and are made only if they are needed.
+    for micro_step, bucket, result in micro_batches:
+      if not is_finite(result):
+        names = self.batches.record_names(micro_step)
+        check_finite(result, step, bucket, names)
+    if not is_finite(metrics):
+      buckets = [bucket for _, bucket, _ in micro_batches]
+      names = [
+        name
+        for micro_step, _, _ in micro_batches
+        for name in self.batches.record_names(micro_step)
+      ]
+      check_finite(metrics, step, buckets, names)
 
   def _rates(self, step):
     """Returns speed, learning rate and counts of the data."""

@@ -48,10 +48,20 @@ class Mixture:
     return int(self.ends[-1])
 
   def __getitem__(self, i: int) -> indexed.Example:
+    source, place = self.find(i)
+    return source[place]
+
+  def name(self, i: int) -> str:
+    """Names a record in reports."""
+    source, place = self.find(i)
+    return source.name(place)
+
+  def find(self, i: int) -> tuple[record_filters.FilteredSource, int]:
+    """Finds the source of a record, and the record's number there."""
     which = int(np.searchsorted(self.ends, i, side='right'))
     source = self.sources[which]
     start = self.ends[which] - self.lengths[which]
-    return source[int(i - start) % len(source)]
+    return source, int(i - start) % len(source)
 
   @property
   def stamps(self) -> np.ndarray | None:

@@ -191,6 +191,10 @@ class FilteredSource:
   def __getitem__(self, i: int) -> indexed.Example:
     return self.source[int(self.ids[i])]
 
+  def name(self, i: int) -> str:
+    """Names a record in reports."""
+    return self.source.name(int(self.ids[i]))
+
   @property
   def stamps(self) -> np.ndarray | None:
     """uint64 [n], see `indexed.stamp`; None of a cache without them."""
