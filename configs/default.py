@@ -2,6 +2,8 @@
 
 The other configs start from this one and change some fields. To change a field
 from the command line: --config.optimizer.learning_rate=1e-5
+
+A new field also gets a row in sdxl_jax/training/config_fields.py.
 """
 
 from ml_collections import config_dict
@@ -15,7 +17,7 @@ def get_config():
   config.global_batch_size = 256  # images per optimizer step, all hosts
   config.buckets_per_step = 1  # batches, of one bucket each, per optimizer step
   config.accumulation_steps = 1  # micro-batches that each of them is split into
-  config.log_every = 50  # optimizer steps between two lines of metrics
+  config.log_every = 50  # optimizer steps that a line of metrics averages over
   # Steps in a row whose loss or gradient is not finite and whose update is left
   # out; one more stops the run. 0: the first stops it.
   config.skip_non_finite = 0
@@ -51,7 +53,7 @@ def get_config():
   config.data.buckets = ((1024, 1024),)  # (height, width) in px
   config.data.flip_probability = 0.0  # of mirroring an image
   config.data.num_threads = 8  # batches made at once; 0: in the main thread
-  config.data.prefetch = 8  # batches held ready; at least num_threads
+  config.data.prefetch = 8  # batches held ready; 0: none, as num_threads = 0
   config.data.index_workers = 8  # processes that index new data; 0: no others
   config.data.background = 'white'  # colour behind transparent images
   # Metric `upscaled` counts images that are enlarged by more than this factor.
@@ -156,7 +158,8 @@ def get_config():
 
   config.checkpoint = config_dict.ConfigDict()
   config.checkpoint.every = 1000  # steps
-  config.checkpoint.max_to_keep = 2
+  config.checkpoint.max_to_keep = 2  # the latest ones
+  config.checkpoint.keep_every = 0  # steps between others that stay; 0: none
 
   # Samples from the EMA parameters during training.
   config.samples = config_dict.ConfigDict()
@@ -170,7 +173,7 @@ def get_config():
 
   config.schedule = config_dict.ConfigDict()
   config.schedule.prediction = 'eps'  # or 'v', 'x0'
-  config.schedule.zero_terminal_snr = False
+  config.schedule.zero_terminal_snr = False  # True: with 'v' or 'x0' only
 
   # The nets. dtype is that of activations, param_dtype that of parameters.
   config.unet = config_dict.ConfigDict()

@@ -26,6 +26,7 @@ def get_config():
   config.from_scratch = ('unet',)
   config.uncond = 'empty'
   config.loss.timestep_range = (0, 200)
+  config.samples.every = 0  # the refiner cannot generate by itself
 
   config.unet.block_out_channels = (384, 768, 1536, 1536)
   config.unet.transformer_depth = (0, 4, 4, 0)

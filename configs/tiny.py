@@ -181,6 +181,7 @@ def refiner(config):
   config.text_encoder = None
   config.unet.context_dim = 32
   config.unet.vector_dim = 64 + 5 * 32
+  config.checkpoint.every = 200
   config.samples.every = 0  # the refiner cannot generate by itself
 
 

@@ -25,6 +25,7 @@ from sdxl_jax.models import from_config
 from sdxl_jax.training import (
   compilation,
   config_validation,
+  config_warnings,
   latent_statistics,
   loop,
   metrics,
@@ -84,7 +85,9 @@ def train(
     if from_step is not None:
       set_back.set_back(workdir, from_step, print)
     checkpoints = orbax_checkpoint.Checkpoints(
-      workdir, config.checkpoint.max_to_keep
+      workdir,
+      config.checkpoint.max_to_keep,
+      keep_every=config.checkpoint.keep_every,
     )
     done = checkpoints.latest_step or 0
     writer = metrics.Writer(
@@ -92,6 +95,7 @@ def train(
     )
     stack.callback(writer.close)
     writer.say(multihost.describe())
+    run_setup.warn(config_warnings.of_config(config), writer.say)
     workdirs.write_config(config, workdir, done > 0, accept_changes, writer.say)
     workdirs.cache_compilations(workdir)
 
@@ -146,6 +150,7 @@ def prepare(
 
   batches = make_batches()
   stack.callback(batches.close)
+  run_setup.warn_of_data(config, batches.schedule, writer.say)
   facts = tasks.run_fingerprint(config, batches.schedule)
   multihost.check_equal_across_hosts(facts | {'dataset': str(dataset)})
   new_pass = resuming.check_dataset(
@@ -157,6 +162,7 @@ def prepare(
   pretrained = run_setup.load_weights(config, model, mesh)
   shapes = jax.eval_shape(task.init, key, pretrained)
   shapes = sharding.with_shardings(shapes, mesh)
+  run_setup.warn(config_warnings.of_params(config, shapes.params), writer.say)
   frozen = {n: p for n, p in pretrained.items() if n not in shapes.params}
   buckets = batches.schedule.first_use()
   programs = compilation.Programs(

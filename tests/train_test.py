@@ -1,6 +1,8 @@
 """A run from config to sample: checkpoints, resuming, and errors."""
 
 import collections
+import contextlib
+import io
 import json
 import shutil
 
@@ -66,15 +68,18 @@ def caches_of_workdirs():
 
 @pytest.fixture(scope='module')
 def run(tmp_path_factory):
-  """A workdir after training, and what was compiled for it."""
+  """A workdir after training, what was compiled for it, and what was said."""
   workdir = tmp_path_factory.mktemp('straight')
   jax.jit(lambda x: x + 1)(1)  # as in a notebook, not the first to compile
   config = tiny_config.get_config()
   config.samples.every = 4
-  counted = Compilations()
-  train.train(config, workdir)
+  config.checkpoint.keep_every = 1
+  counted, said = Compilations(), io.StringIO()
+  # As in a log file: without a terminal.
+  with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
+    train.train(config, workdir)
   counted.close()
-  return workdir, counted
+  return workdir, counted, said.getvalue()
 
 
 @pytest.fixture(scope='module')
@@ -106,12 +111,33 @@ def test_what_a_run_leaves(straight):
   }
   assert (straight / 'samples' / '0000004.png').is_file()
   assert orbax_checkpoint.Checkpoints(straight).latest_step == 4
+  steps = {int(folder.name) for folder in (straight / 'checkpoints').iterdir()}
+  assert steps == {1, 2, 3, 4}
   assert list((straight / 'tensorboard').iterdir())
   assert list((straight / 'compiled').iterdir())
 
 
+def test_what_a_run_says(run):
+  lines = run[2].splitlines()
+  assert any('warning: config.optimizer.ema_decay is 0.99' in x for x in lines)
+  (moved,) = (x for x in lines if x.startswith('after 4 updates'))
+  assert 'parameters and EMA have moved: text_encoder' in moved
+  assert moved.endswith('unet') and 'text_encoder_2' in moved
+  steps = [x for x in lines if x.startswith('step ')]
+  assert [x[:11] for x in steps] == [f'step {i} of 4' for i in (1, 2, 3, 4)]
+  assert ' s left' in steps[1] and 'left' not in steps[3]
+
+
+@pytest.mark.slow
+def test_a_run_in_vain_stops(workdir):
+  config = tiny_config.get_config()
+  config.optimizer.clip_norm = 1e-30
+  with pytest.raises(ValueError, match='nothing is trained: .*unet'):
+    train.train(config, workdir)
+
+
 def test_each_bucket_compiles_once(run):
-  _, counted = run
+  _, counted, _ = run
   assert counted.begun['gradients'] == 2  # as many as there are buckets
   assert counted.begun['update'] == 1
   assert counted.written >= counted.begun['gradients'] + 1

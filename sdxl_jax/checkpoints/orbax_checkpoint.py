@@ -20,6 +20,12 @@ class Checkpoints:
 
   A checkpoint that a crash interrupted is ignored and removed. All processes
   save and restore their own parts.
+
+  Args:
+    workdir: of the run.
+    max_to_keep: latest checkpoints that stay.
+    read_only: whether nothing is saved or removed.
+    keep_every: steps between checkpoints that stay besides; 0: none do.
   """
 
   def __init__(
@@ -27,10 +33,13 @@ class Checkpoints:
     workdir: str | pathlib.Path,
     max_to_keep: int = 2,
     read_only: bool = False,
+    keep_every: int = 0,
   ):
     self.folder = pathlib.Path(workdir).absolute() / FOLDER
     options = ocp.CheckpointManagerOptions(
-      max_to_keep=max_to_keep, read_only=read_only
+      max_to_keep=max_to_keep,
+      read_only=read_only,
+      keep_period=keep_every or None,
     )
     self._manager = ocp.CheckpointManager(
       self.folder, options=options, item_names=ITEMS

@@ -1,92 +1,16 @@
 """Checks the fields of a config before anything is built.
 
-Ranges of numbers, choices of names, then what fields require of each other.
+Each field by the table of config_fields, then what fields require of each
+other. What could be meant, but hardly is, stands in config_warnings.
 """
 
-import re
-from typing import Any, NamedTuple
+import difflib
+from collections.abc import Iterator
+from typing import Any
 
 from ml_collections import config_dict
 
-INF = float('inf')
-
-
-class Range(NamedTuple):
-  """The interval that a field's value must lie in."""
-
-  low: float
-  high: float
-  excludes: float | None = None  # one of the two limits, if it is not allowed
-
-  def __contains__(self, value):
-    return self.low <= value <= self.high and value != self.excludes
-
-  def __str__(self):
-    if self.excludes == self.low:
-      return f'above {self.low}'
-    if self.excludes == self.high:
-      return f'at least {self.low} and below {self.high}'
-    if self.high == INF:
-      return f'at least {self.low}'
-    return f'{self.low} to {self.high}'
-
-
-RANGES = {
-  'total_steps': Range(1, INF),
-  'global_batch_size': Range(1, INF),
-  'accumulation_steps': Range(1, INF),
-  'buckets_per_step': Range(1, INF),
-  'log_every': Range(1, INF),
-  'compile_threads': Range(1, 64),
-  'caption_dropout': Range(0, 1),
-  'data.flip_probability': Range(0, 1),
-  'data.num_threads': Range(0, 256),
-  'data.prefetch': Range(1, INF),
-  'data.index_workers': Range(0, 1024),
-  'loss.offset_noise': Range(0, 1),
-  'loss.min_snr_gamma': Range(0, INF),
-  'autoencoder.perceptual_weight': Range(0, INF),
-  'autoencoder.kl_weight': Range(0, INF),
-  'autoencoder.measure_latents': Range(0, INF),
-  'autoencoder.adversary_weight': Range(0, INF),
-  'autoencoder.adversary_start': Range(0, INF),
-  'autoencoder.adversary_features': Range(1, INF),
-  'autoencoder.adversary_layers': Range(0, INF),
-  'optimizer.learning_rate': Range(0, 1),
-  'optimizer.warmup_steps': Range(0, INF),
-  # At 1 the bias correction of Adam divides by zero; at an eps of 0 the update
-  # of a parameter without gradient does.
-  'optimizer.b1': Range(0, 1, excludes=1),
-  'optimizer.b2': Range(0, 1, excludes=1),
-  'optimizer.eps': Range(0, INF, excludes=0),
-  'optimizer.weight_decay': Range(0, INF),
-  'optimizer.clip_norm': Range(0, INF),
-  'optimizer.ema_decay': Range(0, 1),
-  'optimizer.ema_snapshots': Range(0, INF),
-  'checkpoint.every': Range(1, INF),
-  'checkpoint.max_to_keep': Range(1, INF),
-  'samples.every': Range(0, INF),
-  'samples.steps': Range(1, 1000),
-  'samples.zoom': Range(1, INF),
-  'mesh.processes': Range(1, INF),
-}
-
-CHOICES = {
-  'task': ('diffusion', 'autoencoder'),
-  'uncond': ('zeros', 'empty'),
-  'data.source': (
-    'folder',
-    'webdataset',
-    'parquet',
-    'tfds',
-    'scenes',
-    'mixture',
-    'precomputed',
-  ),
-  'unet.attention': ('auto', 'xla', 'cudnn', 'splash'),
-  'unet.remat': ('none', 'full', 'dots'),
-  'vae.kind': ('kl', 'patch'),
-}
+from sdxl_jax.training import config_fields, data_validation, net_validation
 
 AUTOENCODER_NETS = {'vae', 'discriminator'}  # the trained nets of stage 0
 
@@ -94,27 +18,59 @@ AUTOENCODER_NETS = {'vae', 'discriminator'}  # the trained nets of stage 0
 def check(config: config_dict.ConfigDict) -> None:
   """Raises ValueError with field, value and limit of the first bad field."""
   # Each field by itself.
-  for field, limits in RANGES.items():
-    if get(config, field) not in limits:
-      raise ValueError(
-        f'config.{field} is {get(config, field)}; it must be {limits}'
-      )
-  for field, choices in CHOICES.items():
-    if get(config, field) not in choices:
-      raise ValueError(
-        f'config.{field} is {get(config, field)!r}; choose one of {choices}'
-      )
+  for field, value in leaves(config):
+    check_field(field, value)
 
   # What fields require of each other.
   check_optimizer(config)
+  net_validation.check(config)
   if config.task == 'autoencoder':
     check_autoencoder(config)
   else:
     check_diffusion(config)
-  check_lora(config)
+  data_validation.check(config)
   if is_precomputed(config):
     check_precomputed(config)
-  check_buckets(config)
+
+
+def leaves(
+  config: config_dict.ConfigDict, prefix: str = ''
+) -> Iterator[tuple[str, Any]]:
+  """Yields (dotted path, value) of all fields, but for sections of own names.
+
+  A text encoder that a refiner lacks is None and has no fields.
+  """
+  for name, value in config.items():
+    field = f'{prefix}{name}'
+    if field in config_fields.OPEN:
+      continue
+    if isinstance(value, config_dict.ConfigDict):
+      yield from leaves(value, f'{field}.')
+    elif value is not None or field != 'text_encoder':
+      yield field, value
+
+
+def check_field(field: str, value: Any) -> None:
+  """Raises ValueError for an unknown field, or a value not of its kind."""
+  if field not in config_fields.FIELDS:
+    raise ValueError(f'config.{field} is no field{nearest(field)}')
+  remedy = config_fields.FIELDS[field].remedy(value)
+  if remedy:
+    raise ValueError(f'config.{field} is {value!r}; {remedy}')
+
+
+def nearest(field: str) -> str:
+  """The end of an error: the field that was meant, if one is similar."""
+  section, _, name = field.rpartition('.')
+  prefix = f'{section}.' if section else ''
+  here = {n: prefix + n for n in config_fields.SECTIONS.get(section, {})}
+  anywhere = {f.rpartition('.')[2]: f for f in config_fields.FIELDS}
+  # The same name in another section, then a similar name, nearby first.
+  for names, likeness in (anywhere, 1.0), (here, 0.6), (anywhere, 0.8):
+    found = difflib.get_close_matches(name, names, 1, likeness)
+    if found:
+      return f'; was config.{names[found[0]]} meant?'
+  return ': remove it; configs/default.py lists them all'
 
 
 def check_optimizer(config: config_dict.ConfigDict) -> None:
@@ -133,10 +89,6 @@ def check_optimizer(config: config_dict.ConfigDict) -> None:
       f'{config.optimizer.ema_snapshots}, but there are no power-function '
       'averages to copy: set config.optimizer.ema_widths, such as (0.05, 0.1)'
     )
-  if not config.trained:
-    raise ValueError(
-      "config.trained is empty: name the nets to train, such as ('unet',)"
-    )
 
 
 def check_diffusion(config: config_dict.ConfigDict) -> None:
@@ -147,6 +99,16 @@ def check_diffusion(config: config_dict.ConfigDict) -> None:
     raise ValueError(
       f'config.loss.timestep_range is {(low, high)}; it must be (first, last + '
       '1) with 0 <= first <= last < 1000'
+    )
+  # The input of the last timestep is the noise itself: to predict it is to copy
+  # it, so that a net learns nothing of the image that sampling begins with.
+  c = config.schedule
+  if c.zero_terminal_snr and c.prediction == 'eps' and high == 1000:
+    raise ValueError(
+      "config.schedule.prediction is 'eps', but with "
+      'config.schedule.zero_terminal_snr the last timestep is pure noise, from '
+      "which eps gives no image: set prediction to 'v' (or 'x0'), or "
+      'zero_terminal_snr to False'
     )
   # Otherwise the run would fail at its first samples, long after the start.
   if config.samples.every and not config.samples.prompts:
@@ -178,31 +140,6 @@ def check_autoencoder(config: config_dict.ConfigDict) -> None:
     )
 
 
-def check_lora(config: config_dict.ConfigDict) -> None:
-  """Raises ValueError for groups of low-rank factors that cannot be trained."""
-  if bool(config.lora) != ('lora' in config.trained):
-    raise ValueError(
-      f'config.trained is {tuple(config.trained)} and config.lora has '
-      f"{list(config.lora)}: to train low-rank factors, put 'lora' into "
-      'trained and a dict(layers=pattern, rank=16, alpha=16.0) into config.lora'
-    )
-  # Each group; its pattern is compiled here, so that a mistake fails at once.
-  for name, group in config.lora.items():
-    for field, least in ('rank', 1), ('alpha', 1e-6):
-      if not group[field] >= least:
-        raise ValueError(
-          f'config.lora.{name}.{field} is {group[field]}; it must be at least '
-          f'{least}'
-        )
-    try:
-      re.compile(group.layers)
-    except re.error as error:
-      raise ValueError(
-        f'config.lora.{name}.layers is {group.layers!r}, which is no regular '
-        f'expression: {error}'
-      ) from None
-
-
 def check_precomputed(config: config_dict.ConfigDict) -> None:
   """Raises ValueError if nets are trained that a cache has already applied."""
   # Text encoders and autoencoder do not run, so they would get no gradients.
@@ -213,21 +150,6 @@ def check_precomputed(config: config_dict.ConfigDict) -> None:
       "moments can train ('unet',) only, or ('lora',) with patterns of "
       'config.lora that begin with unet/'
     )
-
-
-def check_buckets(config: config_dict.ConfigDict) -> None:
-  """Raises ValueError for sizes that are no whole number of latents."""
-  # Each level of the autoencoder but the last halves the size.
-  if config.vae.kind == 'patch':
-    downscale = config.vae.patch
-  else:
-    downscale = 2 ** (len(config.vae.block_out_channels) - 1)
-  for bucket in config.data.buckets:
-    if any(side < downscale or side % downscale for side in bucket):
-      raise ValueError(
-        f'config.data.buckets has {tuple(bucket)}; heights and widths must be '
-        f'multiples of {downscale}, the px that one latent stands for'
-      )
 
 
 def is_precomputed(config: config_dict.ConfigDict) -> bool:

@@ -60,6 +60,9 @@ def loop(
     batches=run.batches,
     skip_non_finite=config.skip_non_finite,
   )
+  moved = tasks.make_movement(config, run.mesh, state.params, done, writer.say)
+  moved.follow(done, state)
+  every, keep = config.checkpoint.every, config.checkpoint.keep_every
   stopping, saved = False, done
   while done < total and not stopping:
     run.check_workdir()
@@ -71,10 +74,12 @@ def loop(
       break
     done += 1
     notice.save_first()
+    moved.follow(done, state)
     stopping = notice.requested(done)
 
     # Save checkpoints, also the last one before a stop.
-    if stopping or is_due(done, config.checkpoint.every, total):
+    due = is_due(done, every, total) or is_due(done, keep, total)
+    if stopping or due:
       save(run, state, done, checkpoints, reporter)
       saved = done
     if is_due(done, config.optimizer.ema_snapshots, total):
@@ -87,6 +92,7 @@ def loop(
     if is_due(done, config.samples.every, total) and not stopping:
       reporter.flush()
       write_samples(run, state, done, writer)
+  reporter.close()
   return done
 
 

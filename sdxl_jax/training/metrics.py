@@ -1,4 +1,7 @@
-"""Writes the metrics of a run: progress bar, JSON lines, TensorBoard."""
+"""Writes the metrics of a run: progress bar, JSON lines, TensorBoard.
+
+A line holds means over the steps since the line before it.
+"""
 
 import contextlib
 import json
@@ -11,11 +14,10 @@ from typing import Any
 
 import jax
 import numpy as np
-import tqdm
 
 from sdxl_jax import atomic_write
 from sdxl_jax.data import pipeline
-from sdxl_jax.training import board
+from sdxl_jax.training import board, progress
 
 MAX_NAMES = 100  # of records, in an error
 
@@ -73,13 +75,7 @@ class Writer:
     self._board = None
     if is_primary:
       self._board = board.Board(folder / 'tensorboard', start_step)
-    self._bar = tqdm.tqdm(
-      initial=start_step,
-      total=total_steps,
-      unit='step',
-      smoothing=0.05,
-      disable=not is_primary,
-    )
+    self._progress = progress.Progress(start_step, total_steps, is_primary)
 
   def write(self, step: int, metrics: dict[str, float]) -> None:
     """Writes the metrics after `step` optimizer steps."""
@@ -89,9 +85,7 @@ class Writer:
     self._file.flush()
     if self._board:
       self._board.scalars(metrics, step)
-    self._bar.set_postfix(
-      loss=f'{metrics["loss"]:.4f}', img_s=f'{metrics["images_per_s"]:.0f}'
-    )
+    self._progress.show(metrics['loss'], metrics['images_per_s'])
 
   def image(self, name: str, image: np.ndarray, step: int) -> None:
     """Writes an image, uint8 [h, w, 3], to TensorBoard."""
@@ -99,16 +93,15 @@ class Writer:
       self._board.image(name, image, step)
 
   def advance(self) -> None:
-    """Advances the progress bar by one step."""
-    self._bar.update()
+    """Advances the progress by one step."""
+    self._progress.advance()
 
   def say(self, text: str) -> None:
-    """Prints a line above the progress bar."""
-    if not self._bar.disable:
-      self._bar.write(text)
+    """Prints a line, above the progress bar if there is one."""
+    self._progress.say(text)
 
   def close(self) -> None:
-    self._bar.close()
+    self._progress.close()
     # A disk that is full here was full before, when `write` reported it.
     for file in filter(None, (self._board, self._file)):
       with contextlib.suppress(OSError):
@@ -155,14 +148,17 @@ class Reporter:
     batches: pipeline.Batches,
     skip_non_finite: int = 0,
   ):
-    self.skip_non_finite, self._skipped = skip_non_finite, 0
+    self.skip_non_finite = skip_non_finite
+    self._skipped, self._counts = 0, {}  # in a row; in all
     self.writer, self.every, self.batch_size = writer, every, batch_size
     self.learning_rate, self.batches = learning_rate, batches
     self._pending, self._micro_batches = None, []
+    self._last_step = None  # the last one that was reported
     self._restart()
 
   def _restart(self):
-    self._started, self._waited, self._steps = time.monotonic(), 0.0, 0
+    self._started, self._waited, self._taken = time.monotonic(), 0.0, 0
+    self._sums, self._steps = {}, 0  # of the steps that were not skipped
 
   def waited(self, seconds: float) -> None:
     """Counts the time that a step waited for its data."""
@@ -196,17 +192,36 @@ class Reporter:
     self._pending = None
     micro_batches, metrics = jax.device_get((micro_batches, metrics))
 
-    self._steps += 1
+    if 'skipped' in metrics:  # a count, of which there is no mean
+      self._counts = {'skipped': int(metrics.pop('skipped'))}
+    if not self._is_skipped(step, micro_batches, metrics):
+      self._add(micro_batches, metrics)
+    self._taken, self._last_step = self._taken + 1, step
     self.writer.advance()
-    if self._is_skipped(step, micro_batches, metrics):
-      return
+    if (step + 1) % self.every == 0:
+      self._write_line()
 
-    # Report means over the micro-batches.
+  def _add(self, micro_batches, metrics):
+    """Adds the metrics of a step to the sums of the next line."""
+    # Micro-batches have equally many images, and so have steps: means of means
+    # are those over all images since the last line.
     results = [result for _, _, result in micro_batches]
     means = jax.tree.map(lambda *values: sum(values) / len(values), *results)
-    metrics = {k: float(v) for k, v in (means | metrics).items()}
-    if (step + 1) % self.every == 0:
-      self.writer.write(step + 1, metrics | self._rates(step))
+    for name, value in (means | metrics).items():
+      self._sums[name] = self._sums.get(name, 0.0) + float(value)
+    self._steps += 1
+
+  def close(self) -> None:
+    """Reports the latest metrics, and writes the line of the last steps."""
+    self.flush()
+    self._write_line()
+
+  def _write_line(self):
+    """Writes the means since the last line, with rates and counts."""
+    if self._steps:  # else nothing, or all were skipped
+      means = {name: total / self._steps for name, total in self._sums.items()}
+      rates = self._rates(self._last_step)
+      self.writer.write(self._last_step + 1, means | self._counts | rates)
 
   def _is_skipped(self, step, micro_batches, metrics):
     """Whether the task has skipped a step, as it may so many in a row."""
@@ -244,7 +259,7 @@ class Reporter:
     """Returns speed, learning rate and counts of the data."""
     # Speed since the last line; then the next interval begins.
     elapsed = time.monotonic() - self._started
-    steps, waited = self._steps, self._waited
+    steps, waited = self._taken, self._waited
     self._restart()
     return {
       'learning_rate': float(self.learning_rate(step)),

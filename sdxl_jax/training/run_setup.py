@@ -9,13 +9,14 @@ from ml_collections import config_dict
 
 from sdxl_jax import atomic_write
 from sdxl_jax.checkpoints import loading
-from sdxl_jax.data import dataset, pipeline
+from sdxl_jax.data import buckets, dataset, pipeline
 from sdxl_jax.distributed import device_mesh, multihost
 from sdxl_jax.models import autoencoder_gan, from_config, sdxl
 from sdxl_jax.text import tokenizer
 from sdxl_jax.training import (
   compilation,
   config_validation,
+  config_warnings,
   train_state,
 )
 
@@ -72,6 +73,22 @@ def make_source(
     with atomic_write.atomic_path(path, overwrite=True) as partial:
       partial.write_text(names + '\n')
   return source
+
+
+def warn(lines: Sequence[str], say: Callable[[str], None]) -> None:
+  """Prints a line for each of config_warnings'."""
+  for line in lines:
+    say(f'warning: {line}')
+
+
+def warn_of_data(
+  config: config_dict.ConfigDict,
+  schedule: buckets.Schedule,
+  say: Callable[[str], None],
+) -> None:
+  """Prints how the records do not fit the buckets or the batch, if so."""
+  counts = schedule.counts
+  warn(config_warnings.of_data(config, schedule.buckets, counts), say)
 
 
 def make_batches(

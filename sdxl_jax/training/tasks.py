@@ -1,8 +1,10 @@
 """Builds task and optimizer from a config; below them no config is read."""
 
 import importlib.metadata
+from collections.abc import Callable, Iterable
 
 import jax
+import numpy as np
 import optax
 from ml_collections import config_dict
 
@@ -15,10 +17,13 @@ from sdxl_jax.training import (
   batch_specs,
   config_validation,
   diffusion_task,
+  movement,
   optimizer,
   skipping,
   train_state,
 )
+
+MOST_RATES = 1_000_000  # learning rates that are looked at ahead
 
 
 def make_task(
@@ -118,6 +123,32 @@ def make_learning_rate(config: config_dict.ConfigDict) -> optax.Schedule:
   return optimizer.learning_rate_schedule(
     c.learning_rate, c.warmup_steps, decay_steps
   )
+
+
+def make_movement(
+  config: config_dict.ConfigDict,
+  mesh: jax.sharding.Mesh,
+  nets: Iterable[str],
+  done: int,
+  say: Callable[[str], None],
+) -> movement.Movement:
+  """Makes the check that the first updates of a start move what is trained.
+
+  Args:
+    config: of the run.
+    mesh: of the run.
+    nets: names of the nets that are trained.
+    done: optimizer steps done before this start.
+    say: prints a line for the user.
+  """
+  # As many rates as are needed: longer warm-ups are not worth a check.
+  steps = np.arange(min(config.total_steps, done + MOST_RATES))
+  rates = np.broadcast_to(make_learning_rate(config)(steps), steps.shape)
+  waiting = {}
+  if config.task == 'autoencoder':
+    waiting = {'discriminator': config.autoencoder.adversary_start}
+  checks = movement.make_checks(mesh, sorted(nets), waiting, rates, done)
+  return movement.Movement(checks, rates, say)
 
 
 def micro_batches_of(config: config_dict.ConfigDict) -> int:

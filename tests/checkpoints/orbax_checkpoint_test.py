@@ -1,4 +1,4 @@
-"""Checkpoints when the disk is full."""
+"""Which checkpoints stay, and what happens when the disk is full."""
 
 import collections
 import errno
@@ -48,6 +48,32 @@ def test_room_for_one_more(checkpoints, monkeypatch, free, fits):
       checkpoints.save(4, STATE, {'position': 4}, {})
   assert checkpoints.latest_step == (4 if fits else 2)
   assert is_good(checkpoints, checkpoints.latest_step)
+
+
+@pytest.mark.parametrize(
+  'keep_every, kept', [(0, [7, 8]), (3, [3, 6, 7, 8]), (1, list(range(1, 9)))]
+)
+def test_checkpoints_that_stay(tmp_path, keep_every, kept):
+  saved = orbax_checkpoint.Checkpoints(
+    tmp_path, max_to_keep=2, keep_every=keep_every
+  )
+  for step in range(1, 9):
+    saved.save(step, STATE, {'position': step}, {})
+  saved.close()
+  steps = (tmp_path / 'checkpoints').iterdir()
+  assert sorted(int(folder.name) for folder in steps) == kept
+  assert all(is_good(saved, step) for step in kept)
+
+
+def test_checkpoints_stay_after_a_restart(tmp_path):
+  """Those of earlier starts count too, whatever these kept."""
+  for start in 1, 4:
+    saved = orbax_checkpoint.Checkpoints(tmp_path, max_to_keep=1, keep_every=2)
+    for step in range(start, start + 3):
+      saved.save(step, STATE, {'position': step}, {})
+    saved.close()
+  steps = (tmp_path / 'checkpoints').iterdir()
+  assert sorted(int(folder.name) for folder in steps) == [2, 4, 6]
 
 
 def test_a_write_that_fails(checkpoints, monkeypatch):

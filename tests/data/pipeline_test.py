@@ -76,6 +76,19 @@ def test_keys_and_shapes(source):
   batches.close()
 
 
+@pytest.mark.parametrize('threads, prefetch', [(8, 0), (0, 8), (8, 1)])
+def test_nothing_ahead(source, threads, prefetch):
+  """Threads and prefetching are off at 0, and change no batch."""
+  expected = take(make(source), 4)
+  batches = make(source, num_threads=threads, prefetch=prefetch)
+  assert_same(next(batches), expected[0])
+  assert_same(next(batches), expected[1])
+  assert batches.get_state() == {'batches': 2}
+  batches.set_state({'batches': 3})
+  assert_same(next(batches), expected[3])
+  batches.close()
+
+
 @pytest.mark.parametrize('hosts', [2, 4])
 def test_hosts_share_the_global_batch(source, hosts):
   one_host = take(make(source, flip_probability=0.5), 40)

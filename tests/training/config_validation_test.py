@@ -2,9 +2,13 @@
 
 import pytest
 
-from configs import default
+from configs import default, refiner
 from sdxl_jax.models import clip, from_config, unet, vae
-from sdxl_jax.training import config_diff, config_validation
+from sdxl_jax.training import (
+  config_diff,
+  config_fields,
+  config_validation,
+)
 from tests.support import autoencoder_config, tiny_config
 
 
@@ -31,6 +35,28 @@ def test_default_config_is_sdxl():
     ('optimizer.b2', 1.0, 'b2 is 1.0; it must be at least 0 and below 1'),
     ('optimizer.eps', 0.0, 'eps is 0.0; it must be above 0'),
     ('checkpoint.every', 0, 'checkpoint.every is 0; it must be at least 1'),
+    ('checkpoint.keep_every', -1, 'keep_every is -1; it must be at least 0'),
+    ('optimizer.eps', float('inf'), 'eps is inf; it must be above 0 and at'),
+    ('loss.min_snr_gamma', float('inf'), 'is inf; .* at least 0 and finite'),
+    ('mesh.fsdp', 0, 'fsdp is 0; it must be at least -1, but not 0'),
+    ('data.filters.max_aspect', 0.0, 'max_aspect is 0.0; it must be above 0'),
+    ('data.max_upscale', 0.0, 'max_upscale is 0.0; it must be above 0'),
+    ('data.background', 'no colour', "it must be a colour, such as 'white'"),
+    ('samples.sampler', 'eular', "sampler is 'eular'; choose one of"),
+    ('unet.dtype', 'bf16', "unet.dtype is 'bf16'; choose one of"),
+    ('data.buckets', (), r'buckets is \(\); it must be a tuple such as'),
+    ('data.buckets', (16, 16), r'a tuple such as \(\(1024, 1024\),\)'),
+    ('data.buckets', ((16, -16),), 'a tuple such as'),
+    ('data.filters.min_aspect', 2e3, 'max_aspect is 1000.0, under min_aspect'),
+    ('trained', ('unett',), 'it must be a tuple such as'),
+    ('trained', ('vae',), r"trained has \['vae'\], which a model of this"),
+    ('from_scratch', ('discriminator',), 'from_scratch has .*this config lac'),
+    ('unet.num_heads', (1,), 'number of levels'),
+    ('unet.num_heads', (1, 3), 'has 16, which is no multiple of 3, its num_he'),
+    ('unet.norm_num_groups', 3, 'no multiple of 3, its norm_num_groups'),
+    ('unet.context_dim', 20, 'context_dim is 20; it must be 16, the hidden'),
+    ('unet.vector_dim', 8, 'vector_dim is 8; it must be 32, 8 of pooled'),
+    ('unet.in_channels', 4, 'in_channels is 4; it must be 48, channels of'),
     ('log_every', 0, 'log_every is 0; it must be at least 1'),
     ('samples.zoom', 0, 'zoom is 0; it must be at least 1'),
     ('autoencoder.adversary_features', 0, 'features is 0; .* at least 1'),
@@ -46,29 +72,188 @@ def test_out_of_range(field, value, message):
     config_validation.check(config)
 
 
+# What 0 means in each field that holds a number: off, or nothing at all.
+ZERO_IS_OFF = {
+  'caption_dropout',
+  'data.flip_probability',
+  'data.index_workers',
+  'data.num_threads',
+  'data.prefetch',
+  'data.filters.min_side',
+  'data.filters.min_aspect',
+  'data.scenes.held_out',
+  'data.scenes.jitter',
+  'loss.min_snr_gamma',
+  'loss.offset_noise',
+  'autoencoder.adversary_start',
+  'autoencoder.adversary_weight',
+  'autoencoder.kl_weight',
+  'autoencoder.measure_latents',
+  'autoencoder.perceptual_weight',
+  'checkpoint.keep_every',
+  'optimizer.b1',
+  'optimizer.b2',
+  'optimizer.clip_norm',
+  'optimizer.ema_decay',
+  'optimizer.ema_snapshots',
+  'optimizer.learning_rate',
+  'optimizer.warmup_steps',
+  'optimizer.weight_decay',
+  'samples.every',
+  'samples.guidance_scale',
+}
+ZERO_IS_A_NUMBER = {
+  'seed',
+  'autoencoder.adversary_layers',
+  'unet.mid_transformer_depth',
+}
+
+
+def test_every_field_has_a_kind():
+  """Whoever adds a field to configs/default.py adds a row to the table."""
+  fields = dict(config_validation.leaves(default.get_config()))
+  assert set(fields) <= set(config_fields.FIELDS)
+  for field, value in fields.items():
+    assert config_fields.FIELDS[field].remedy(value) is None, field
+
+
 @pytest.mark.parametrize(
   'field',
   [
-    'caption_dropout',
-    'data.flip_probability',
-    'data.index_workers',
-    'data.num_threads',
-    'loss.min_snr_gamma',
-    'loss.offset_noise',
-    'optimizer.b1',
-    'optimizer.b2',
-    'optimizer.clip_norm',
-    'optimizer.ema_decay',
-    'optimizer.ema_snapshots',
-    'optimizer.warmup_steps',
-    'optimizer.weight_decay',
-    'samples.every',
+    field
+    for field, value in config_validation.leaves(default.get_config())
+    if isinstance(value, (int, float)) and not isinstance(value, bool)
   ],
 )
-def test_zero_means_off(field):
+def test_zero_is_off_or_refused(field):
+  """No number has a 0 that is accepted and means something else."""
   config = tiny_config.get_config()
-  value = config_validation.get(config, field)
+  value = config_validation.get(default.get_config(), field)
+  if field.startswith(('vae.', 'text_')):  # shapes of nets
+    assert config_fields.FIELDS[field].remedy(0)
+    return
   config.update_from_flattened_dict({field: type(value)(0)})
+  if field in ZERO_IS_OFF | ZERO_IS_A_NUMBER:
+    config_validation.check(config)
+  else:
+    with pytest.raises(ValueError, match=rf'{field} is 0.*; it must be'):
+      config_validation.check(config)
+
+
+@pytest.mark.parametrize('value', [None, -1, float('nan'), '1', (1,)])
+@pytest.mark.parametrize(
+  'field',
+  [
+    'total_steps',
+    'global_batch_size',
+    'caption_dropout',
+    'optimizer.learning_rate',
+    'optimizer.warmup_steps',
+    'optimizer.clip_norm',
+    'optimizer.ema_decay',
+    'checkpoint.every',
+    'samples.every',
+    'loss.min_snr_gamma',
+    'data.num_threads',
+  ],
+)
+def test_values_that_are_no_such_number(field, value):
+  """Other programs' words for 'off', and types that Python lets pass."""
+  config = tiny_config.get_config().unlock()
+  section, _, name = f'.{field}'.rpartition('.')
+  place = config if section == '' else config[section[1:]]
+  with place.ignore_type():
+    place[name] = value
+  with pytest.raises(ValueError, match=f'config.{field} is .*; it must be'):
+    config_validation.check(config)
+
+
+def test_types_of_a_section_that_was_replaced():
+  """A new dict has no types to keep to; the table still has."""
+  config = tiny_config.get_config().unlock()
+  settings = config.optimizer.to_dict()
+  config.optimizer = settings | {'clip_norm': 1, 'weight_decay': 0}
+  config_validation.check(config)
+  for name, value in ('cosine', 1), ('warmup_steps', True), ('b1', True):
+    config.optimizer = settings | {name: value}
+    with pytest.raises(ValueError, match=f'{name} is {value}; it must be'):
+      config_validation.check(config)
+
+
+@pytest.mark.parametrize(
+  'section, name, message',
+  [
+    ('optimizer', 'learning_rat', 'was config.optimizer.learning_rate meant'),
+    ('optimizer', 'total_steps', 'was config.total_steps meant'),
+    ('', 'warmup_steps', 'was config.optimizer.warmup_steps meant'),
+    ('data.folder', 'shards', 'was config.data.webdataset.shards meant'),
+    ('checkpoint', 'qqqqqqqq', 'remove it; configs/default.py lists them'),
+  ],
+)
+def test_unknown_fields_of_an_unlocked_config(section, name, message):
+  config = tiny_config.get_config().unlock()
+  place = config_validation.get(config, section) if section else config
+  place[name] = 1
+  with pytest.raises(ValueError, match=rf'config\.\S*{name} is no .*{message}'):
+    config_validation.check(config)
+
+
+def test_eps_cannot_reach_zero_terminal_snr():
+  config = tiny_config.get_config()
+  config.schedule.update(prediction='eps', zero_terminal_snr=True)
+  with pytest.raises(ValueError, match="pure noise.*set prediction to 'v'"):
+    config_validation.check(config)
+  # A refiner does not see the last timestep.
+  config.loss.timestep_range = (0, 200)
+  config_validation.check(config)
+  config.loss.timestep_range = (0, 1000)
+  for changes in {'prediction': 'v'}, {'zero_terminal_snr': False}:
+    other = tiny_config.get_config()
+    other.schedule.update({'prediction': 'eps'} | changes)
+    config_validation.check(other)
+
+
+@pytest.mark.parametrize(
+  'part, message',
+  [
+    ('photos', r"is 'photos'; it must be dict\(source='folder'"),
+    ({'source': 'folder', 'path': 'x'}, r"has \['path', 'source'\]; a folder"),
+    ({'source': 'folder', 'share': 1, 'pth': 'x'}, 'some of .*path'),
+    ({'source': 'folder', 'share': 0}, 'share is 0; it must be above 0'),
+    ({'source': 'folder', 'share': 1, 'path': 3}, 'path is 3; it must be text'),
+    ({'source': 'mixture', 'share': 1}, 'cannot be part of a mixture'),
+  ],
+)
+def test_parts_of_a_mixture(part, message):
+  config = tiny_config.get_config().unlock()
+  config.data.update(source='mixture', mixture={'a': part})
+  with pytest.raises(ValueError, match=f'mixture.a.*{message}'):
+    config_validation.check(config)
+
+
+@pytest.mark.parametrize(
+  'data, message',
+  [
+    ({'source': 'scenes'}, 'scenes.scored is False.*set it to True'),
+    ({'source': 'parquet'}, "parquet.score is ''.*name that the data have"),
+    ({'source': 'mixture', 'mixture': {'a': {'source': 'tfds', 'share': 1}}},
+     "mixture.a.score is ''"),
+  ],
+)  # fmt: skip
+def test_a_refiner_needs_scores(data, message):
+  config = refiner.get_config().unlock()
+  config.data.update(data)
+  with pytest.raises(ValueError, match=message):
+    config_validation.check(config)
+
+
+def test_scores_for_a_refiner():
+  config = refiner.get_config().unlock()
+  for kind in 'folder', 'webdataset':
+    config.data.source = kind
+    config_validation.check(config)
+  part = {'source': 'tfds', 'share': 1, 'score': 'quality'}
+  config.data.update(source='mixture', mixture={'a': part})
   config_validation.check(config)
 
 
@@ -84,7 +269,7 @@ def test_samples_need_prompts():
 @pytest.mark.parametrize(
   'field, value, message',
   [
-    ('trained', ('vae',), r"trained is \('vae',\).*'discriminator', 'vae'"),
+    ('trained', ('vae',), 'from_scratch has .*discriminator.*would stay rand'),
     ('vae.scaling_factor', None, 'measure_latents is 0.*new encoder'),
   ],
 )

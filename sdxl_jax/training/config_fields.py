@@ -1,0 +1,231 @@
+"""The table of all fields of a config, with the kind of value each must have.
+
+It has a row for each field of configs/default.py, and for those that other nets
+have in addition. 0 stands for 'off' wherever a kind begins at 0.
+"""
+
+from sdxl_jax.data.sources import kinds
+from sdxl_jax.diffusion import noise_schedule, samplers
+from sdxl_jax.sampling import settings
+from sdxl_jax.training.field_kinds import (
+  INF,
+  Anything,
+  Choice,
+  Colour,
+  Flag,
+  Items,
+  Number,
+  Optional,
+  Text,
+  Whole,
+)
+
+COUNT = Whole(1)  # at least one
+SWITCHED = Whole(0)  # 0: off
+SHARE = Number(0, 1)
+WEIGHT = Number(0, INF, excludes=INF)  # 0: off
+FACTOR = Number(0, INF, excludes=0)
+SIZE = Items(COUNT, '(1024, 1024)', length=2)  # (height, width)
+DTYPE = Choice(('float32', 'bfloat16', 'float16'))
+ATTENTION = Choice(('auto', 'xla', 'cudnn', 'splash'))
+REMAT = Choice(('none', 'full', 'dots'))
+NETS = (
+  'unet',
+  'text_encoder',
+  'text_encoder_2',
+  'vae',
+  'discriminator',
+  'lora',
+)
+
+# What each net has.
+RUNTIME = {
+  'dtype': DTYPE,
+  'param_dtype': DTYPE,
+  'attention': ATTENTION,
+  'remat': REMAT,
+}
+TEXT_ENCODER = RUNTIME | {
+  'vocab_size': COUNT,
+  'max_position_embeddings': COUNT,
+  'hidden_size': COUNT,
+  'intermediate_size': COUNT,
+  'num_hidden_layers': COUNT,
+  'num_attention_heads': COUNT,
+  'hidden_act': Choice(('quick_gelu', 'gelu')),
+  'projection_dim': Optional(COUNT),
+}
+
+# {section: {field: kind}}; '' is the config itself.
+SECTIONS = {
+  '': {
+    'seed': Whole(0, 2**63 - 1),
+    'total_steps': COUNT,
+    'global_batch_size': COUNT,
+    'buckets_per_step': COUNT,
+    'accumulation_steps': COUNT,
+    'log_every': COUNT,
+    'skip_non_finite': SWITCHED,
+    'compile_threads': Whole(1, 64),
+    'init_from': Text(),
+    'from_scratch': Items(Choice(NETS), "('unet',)"),
+    'task': Choice(('diffusion', 'autoencoder')),
+    'trained': Items(Choice(NETS), "('unet',)"),
+    'refiner': Flag(),
+    'uncond': Choice(('zeros', 'empty')),
+    'caption_dropout': SHARE,
+  },
+  'mesh': {
+    'data': Whole(-1, INF, excludes=0),
+    'fsdp': Whole(-1, INF, excludes=0),
+    'tensor': Whole(-1, INF, excludes=0),
+    'processes': COUNT,
+  },
+  'data': {
+    'source': Choice((*kinds.KINDS, 'mixture')),
+    'buckets': Items(SIZE, '((1024, 1024),)', least=1),
+    'flip_probability': SHARE,
+    'num_threads': Whole(0, 256),
+    'prefetch': SWITCHED,
+    'index_workers': Whole(0, 1024),
+    'background': Colour(),
+    'max_upscale': FACTOR,
+  },
+  'data.filters': {
+    'min_side': SWITCHED,
+    'min_aspect': WEIGHT,
+    'max_aspect': FACTOR,
+    'min_aesthetic_score': Optional(Number(-INF, INF, excludes=INF)),
+    'columns': Items(Anything(), "(('watermark', '<', 0.5),)"),
+  },
+  'data.folder': {'path': Text(), 'captions': Flag()},
+  'data.webdataset': {'shards': Text(), 'caption': Text(), 'score': Text()},
+  'data.parquet': {
+    'files': Text(),
+    'image': Text(),
+    'caption': Text(),
+    'score': Text(),
+  },
+  'data.tfds': {
+    'dataset': Text(),
+    'split': Text(),
+    'data_dir': Text(),
+    'image': Text(),
+    'caption': Text(),
+    'score': Text(),
+  },
+  'data.precomputed': {
+    'path': Text(),
+    'dtype': Choice(('bfloat16', 'float16')),
+  },
+  'data.scenes': {
+    'resolution': COUNT,
+    'length': COUNT,
+    'objects': COUNT,
+    'colours': COUNT,
+    'max_objects': COUNT,
+    'max_kinds': COUNT,
+    'held_out': SHARE,
+    'aspects': Items(FACTOR, '(0.75, 1.0)', least=1),
+    'scales': Items(FACTOR, '(0.75, 3.0)', length=2),
+    'jitter': SHARE,
+    'scored': Flag(),
+  },
+  'loss': {
+    'offset_noise': SHARE,
+    'min_snr_gamma': WEIGHT,
+    'timestep_range': Items(Whole(), '(0, 1000)', length=2),
+  },
+  'autoencoder': {
+    'perceptual_weight': WEIGHT,
+    'lpips': Items(Text(), "('vgg.pth', 'lin.pth')"),
+    'kl_weight': WEIGHT,
+    'learn_logvar': Flag(),
+    'decoder_only': Flag(),
+    'measure_latents': SWITCHED,
+    'measure_mean': Flag(),
+    'adversary_weight': WEIGHT,
+    'adversary_start': SWITCHED,
+    'adversary_features': COUNT,
+    'adversary_layers': SWITCHED,
+  },
+  'optimizer': {
+    'learning_rate': SHARE,
+    'warmup_steps': SWITCHED,
+    'cosine': Flag(),
+    # At 1 the bias correction of Adam divides by zero; at an eps of 0 the
+    # update of a parameter without gradient does.
+    'b1': Number(0, 1, excludes=1),
+    'b2': Number(0, 1, excludes=1),
+    'eps': Number(0, 1, excludes=0),
+    'weight_decay': WEIGHT,
+    'clip_norm': Number(0, INF),  # infinity: off, as 0
+    'ema_decay': SHARE,
+    'ema_widths': Items(FACTOR, '(0.05, 0.1)'),
+    'ema_snapshots': SWITCHED,
+  },
+  'checkpoint': {
+    'every': COUNT,
+    'max_to_keep': COUNT,
+    'keep_every': SWITCHED,
+  },
+  'samples': {name: Anything() for name in settings.FIELDS}
+  | {
+    'every': SWITCHED,
+    'prompts': Items(Text(), "('a red fox',)"),
+    'size': SIZE,
+    'steps': Whole(1, 1000),
+    'sampler': Choice(tuple(samplers.SAMPLERS)),
+    'guidance_scale': Number(-INF, INF, excludes=INF),
+    'zoom': COUNT,
+  },
+  'schedule': {
+    'prediction': Choice(noise_schedule.PREDICTIONS),
+    'zero_terminal_snr': Flag(),
+    'num_train_timesteps': COUNT,
+    'beta_start': SHARE,
+    'beta_end': SHARE,
+    'beta_schedule': Choice(('scaled_linear', 'linear')),
+  },
+  'unet': RUNTIME
+  | {
+    'in_channels': COUNT,
+    'out_channels': COUNT,
+    'block_out_channels': Items(COUNT, '(320, 640, 1280)', least=1),
+    'layers_per_block': COUNT,
+    'transformer_depth': Items(SWITCHED, '(0, 2, 10)', least=1),
+    'mid_transformer_depth': SWITCHED,
+    'num_heads': Items(COUNT, '(5, 10, 20)', least=1),
+    'context_dim': COUNT,
+    'vector_dim': COUNT,
+    'size_embed_dim': COUNT,
+    'guidance_embed_dim': Optional(COUNT),
+    'norm_num_groups': COUNT,
+    'scan_blocks': Flag(),
+  },
+  'vae': RUNTIME
+  | {
+    'kind': Choice(('kl', 'patch')),
+    'patch': COUNT,
+    'detail': FACTOR,
+    'in_channels': COUNT,
+    'latent_channels': COUNT,
+    'block_out_channels': Items(COUNT, '(128, 256, 512, 512)', least=1),
+    'layers_per_block': COUNT,
+    'norm_num_groups': COUNT,
+    'scaling_factor': Optional(FACTOR),
+    'latents_mean': Optional(Items(Number(), '(0.0, 0.0, 0.0, 0.0)')),
+    'latents_std': Optional(Items(FACTOR, '(1.0, 1.0, 1.0, 1.0)')),
+  },
+  'text_encoder': TEXT_ENCODER,
+  'text_encoder_2': TEXT_ENCODER,
+}
+
+# Sections whose names are the user's; config_validation has their rules.
+OPEN = ('lora', 'data.mixture')
+
+FIELDS = {
+  f'{section}.{name}'.removeprefix('.'): kind
+  for section, fields in SECTIONS.items()
+  for name, kind in fields.items()
+}

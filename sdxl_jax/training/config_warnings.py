@@ -1,0 +1,261 @@
+"""Finds settings that can be trained with, but are hardly meant.
+
+Each function returns lines for the user, none if all is well: what is set, what
+follows from it, and what to set instead. What cannot work at all is refused by
+config_validation.
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import config_dict
+
+from sdxl_jax.training import config_validation
+
+# Most weights of SDXL's nets are larger.
+TYPICAL_WEIGHT = 0.01
+LARGE_RATE = 0.1  # above it AdamW moves a weight by more than its magnitude
+SHOWN = 5  # buckets named in a line
+
+# What follows if a field counts more steps than the run has.
+BEYOND_THE_END = {
+  'log_every': 'there will be one line of metrics, at the end',
+  'checkpoint.every': 'only the last step will be saved',
+  'checkpoint.keep_every': 'no checkpoint will be kept beside the last ones',
+  'samples.every': 'there will be samples after the last step only',
+  'optimizer.ema_snapshots': 'only the last averages will be copied',
+}
+# The field of each kind of source that says where its data lie.
+PLACES = {
+  'folder': 'path',
+  'webdataset': 'shards',
+  'parquet': 'files',
+  'tfds': 'dataset',
+  'precomputed': 'path',
+}
+
+
+def of_config(config: config_dict.ConfigDict) -> list[str]:
+  """Warnings that follow from the config alone."""
+  rules = (of_rate, of_average, of_intervals, of_loss, of_augmentation, ignored)
+  return [line for rule in rules for line in rule(config)]
+
+
+def of_rate(config: config_dict.ConfigDict) -> Iterator[str]:
+  """Warns of a learning rate that is 0, huge, or never reached."""
+  c, total = config.optimizer, config.total_steps
+  if c.learning_rate == 0:
+    yield 'config.optimizer.learning_rate is 0: nothing will be learned'
+  if c.learning_rate > LARGE_RATE:
+    yield (
+      f'config.optimizer.learning_rate is {c.learning_rate}: AdamW moves each '
+      'parameter by about that much in every step; 1e-4 is usual'
+    )
+  if c.warmup_steps >= total:
+    reached = c.learning_rate * (total - 1) / c.warmup_steps
+    yield (
+      f'config.optimizer.warmup_steps is {c.warmup_steps:,}, but the run has '
+      f'{total:,} steps: the learning rate ends at {reached:.2g} instead of '
+      f'{c.learning_rate:g}'
+    )
+
+
+def of_average(config: config_dict.ConfigDict) -> Iterator[str]:
+  """Warns of an EMA that is longer than the run."""
+  c, total = config.optimizer, config.total_steps
+  if c.ema_widths:
+    return
+  length = math.inf if c.ema_decay == 1 else 1 / (1 - c.ema_decay)
+  if length > total:
+    # At most a fifth of the run, in round numbers.
+    fitting = 1 - 1 / max(2, 10 ** math.floor(math.log10(total / 5)))
+    yield (
+      f'config.optimizer.ema_decay is {c.ema_decay}, an average over '
+      f'{length:,.0f} steps, but the run has {total:,}: samples and exports '
+      f'take the EMA, which will lag behind; {fitting:g} fits, 0 is no average'
+    )
+
+
+def of_intervals(config: config_dict.ConfigDict) -> Iterator[str]:
+  """Warns of what is due only after the end of the run."""
+  total = config.total_steps
+  for field, consequence in BEYOND_THE_END.items():
+    every = config_validation.get(config, field)
+    if every > total:
+      yield (
+        f'config.{field} is {every:,}, but the run has {total:,} steps: '
+        f'{consequence}'
+      )
+  start = config.autoencoder.adversary_start
+  if config.task == 'autoencoder' and start >= total:
+    yield (
+      f'config.autoencoder.adversary_start is {start:,}, but the run has '
+      f'{total:,} steps: the discriminator will not take part'
+    )
+
+
+def of_loss(config: config_dict.ConfigDict) -> Iterator[str]:
+  """Warns of timesteps that a run leaves out or does not need."""
+  c, loss = config.schedule, config.loss
+  if config.task != 'diffusion':
+    return
+  is_capped = loss.min_snr_gamma and c.zero_terminal_snr
+  if is_capped and c.prediction != 'eps' and loss.timestep_range[1] == 1000:
+    yield (
+      f'config.loss.min_snr_gamma is {loss.min_snr_gamma}, and with '
+      'config.schedule.zero_terminal_snr the last timestep has no signal, and '
+      'so weight 0: sampling begins at a timestep that is not trained; 0 '
+      'weighs all timesteps alike'
+    )
+  if config.refiner and loss.timestep_range[1] == 1000:
+    yield (
+      f'config.loss.timestep_range is {tuple(loss.timestep_range)}, but '
+      'config.refiner is True: a refiner samples the last steps only; SDXL '
+      'trains it on (0, 200)'
+    )
+  if config.refiner and config.samples.every:
+    yield (
+      f'config.samples.every is {config.samples.every:,}, but config.refiner '
+      'is True: a refiner cannot begin with pure noise, so that its samples '
+      'say nothing; 0 turns them off'
+    )
+
+
+def of_augmentation(config: config_dict.ConfigDict) -> Iterator[str]:
+  """Warns of changes that are made to all images instead of some."""
+  if config.task == 'diffusion' and config.caption_dropout == 1:
+    yield 'config.caption_dropout is 1: no caption will be trained on'
+  if config.data.flip_probability == 1:
+    yield (
+      'config.data.flip_probability is 1: every image will be mirrored; 0.5 '
+      'mirrors half of them'
+    )
+
+
+def ignored(config: config_dict.ConfigDict) -> Iterator[str]:
+  """Warns of fields that are set, but not used with the others."""
+  source = config.data.source
+  places = {f'data.{kind}.{name}': kind for kind, name in PLACES.items()}
+  for field, kind in places.items():
+    value = config_validation.get(config, field)
+    if value and kind != source:
+      yield (
+        f'config.{field} is {value!r}, but config.data.source is {source!r}: '
+        'it will not be read'
+      )
+  if config.data.mixture and source != 'mixture':
+    yield (
+      f'config.data.mixture has {list(config.data.mixture)}, but '
+      f'config.data.source is {source!r}: they will not be read'
+    )
+  # The fields of the loss belong to diffusion.
+  if config.task == 'autoencoder':
+    for name in 'offset_noise', 'min_snr_gamma':
+      if config.loss[name]:
+        yield (
+          f'config.loss.{name} is {config.loss[name]}, which '
+          "config.task = 'autoencoder' does not use"
+        )
+
+
+def of_data(
+  config: config_dict.ConfigDict,
+  table: Sequence[tuple[int, int]],
+  counts: np.ndarray,
+) -> list[str]:
+  """Warnings that follow from how the records fall into buckets.
+
+  Args:
+    config: of the run.
+    table: (height, width) of each bucket.
+    counts: int [buckets], records of each.
+  """
+  lines, total = [], int(counts.sum())
+  batch = config.global_batch_size // config.buckets_per_step
+  empty = [size for size, count in zip(table, counts) if not count]
+  if empty:
+    lines.append(
+      f'{len(empty)} of {len(table)} buckets have no images: {listed(empty)}; '
+      'nothing is trained at these sizes'
+    )
+  small = [size for size, n in zip(table, counts) if 0 < n < batch]
+  if config.global_batch_size > total:
+    lines.append(
+      f'config.global_batch_size is {config.global_batch_size:,}, but there '
+      f'are {total:,} images: each step takes some of them more than once'
+    )
+  elif small:
+    lines.append(
+      f'{len(small)} of {len(table)} buckets have fewer images than a batch of '
+      f'{batch:,}, which takes some of them more than once: {listed(small)}'
+    )
+  return lines
+
+
+def listed(sizes: Sequence[tuple[int, int]]) -> str:
+  """Names the first of some buckets, as '512x2048, 512x1984, ...'."""
+  names = [f'{h}x{w}' for h, w in sizes[:SHOWN]]
+  return ', '.join([*names, '...'] if len(sizes) > SHOWN else names)
+
+
+def of_params(
+  config: config_dict.ConfigDict, params: dict[str, Any]
+) -> list[str]:
+  """Warnings that follow from the number and the type of the parameters.
+
+  Args:
+    config: of the run.
+    params: {net: tree of arrays or jax.ShapeDtypeStruct} that are trained.
+  """
+  c, lines = config.optimizer, []
+  count = sum(x.size for x in jax.tree.leaves(params))
+  # Adam divides by the gradient's magnitude plus eps: if the clipped gradient
+  # is smaller than eps, so is its step smaller than the learning rate.
+  step = c.learning_rate
+  if c.clip_norm:
+    gradient = c.clip_norm / math.sqrt(count)
+    step *= 1 / (1 + c.eps / gradient)
+    if step < 0.5 * c.learning_rate:
+      lines.append(
+        f'config.optimizer.clip_norm is {c.clip_norm:g}, {gradient:.1g} for '
+        f'each of {count:,} parameters; next to config.optimizer.eps, '
+        f'{c.eps:g}, that makes steps of {step:.1g} of a learning rate of '
+        f'{c.learning_rate:g}; 1 is usual, 0 is off'
+      )
+  for net, tree in params.items():
+    for dtype in sorted({x.dtype.name for x in jax.tree.leaves(tree)}):
+      lines += of_resolution(config, net, dtype, step)
+  return lines
+
+
+def of_resolution(
+  config: config_dict.ConfigDict, net: str, dtype: str, step: float
+) -> Iterator[str]:
+  """Warns of steps that a type of parameters cannot hold.
+
+  Args:
+    config: of the run.
+    net: whose parameters they are.
+    dtype: of the parameters.
+    step: magnitude of an update.
+  """
+  c, eps = config.optimizer, float(jnp.finfo(dtype).eps)
+  # Half of the distance to the next number is rounded away.
+  least = TYPICAL_WEIGHT * eps / 2
+  if 0 < step < least:
+    yield (
+      f'config.optimizer makes steps of {step:.1g}, but {dtype} parameters of '
+      f'{net} that are about {TYPICAL_WEIGHT} change by {least:.1g} at least: '
+      'most of them will stay as they are; raise learning_rate'
+      + ('' if dtype == 'float32' else " or set param_dtype to 'float32'")
+    )
+  if not c.ema_widths and 0 < 1 - c.ema_decay < eps / 2:
+    yield (
+      f'config.optimizer.ema_decay is {c.ema_decay}, too near to 1 for the '
+      f'{dtype} parameters of {net}: their EMA will stop to follow them; set '
+      "param_dtype to 'float32', or a smaller decay"
+    )

@@ -1,0 +1,117 @@
+"""Checks the fields of a config for the nets, and which of them are trained."""
+
+import re
+
+from ml_collections import config_dict
+
+
+def check(config: config_dict.ConfigDict) -> None:
+  """Raises ValueError for nets that are not there, or not as a UNet can be."""
+  if not config.trained:
+    raise ValueError(
+      "config.trained is empty: name the nets to train, such as ('unet',)"
+    )
+  for field in 'trained', 'from_scratch':
+    absent = [name for name in config[field] if not has_net(config, name)]
+    if absent:
+      raise ValueError(
+        f'config.{field} has {absent}, which a model of this config lacks: '
+        'remove them'
+      )
+  # Nothing else gives random parameters a meaning.
+  random = [n for n in config.from_scratch if n not in config.trained]
+  if random:
+    raise ValueError(
+      f'config.from_scratch has {random}, which config.trained lacks: they '
+      'would stay random; add them to trained, or remove them from from_scratch'
+    )
+  check_levels(config)
+  if config.task == 'diffusion':
+    check_channels(config)
+  check_lora(config)
+
+
+def has_net(config: config_dict.ConfigDict, name: str) -> bool:
+  """Whether the model of a config has a net of this name."""
+  if name == 'discriminator':
+    return config.task == 'autoencoder'
+  if name == 'vae':
+    return config.vae.kind == 'kl'
+  return name == 'lora' or config[name] is not None
+
+
+def check_levels(config: config_dict.ConfigDict) -> None:
+  """Raises ValueError for levels of the UNet that cannot be built."""
+  c = config.unet
+  per_level = 'block_out_channels', 'transformer_depth', 'num_heads'
+  lengths = {name: len(c[name]) for name in per_level}
+  if len(set(lengths.values())) > 1:
+    raise ValueError(
+      f'config.unet has another number of levels in each of {lengths}: give '
+      'each of them one value per level'
+    )
+  for width, depth, heads in zip(*(c[name] for name in per_level)):
+    parts = {'norm_num_groups': c.norm_num_groups}
+    if depth:
+      parts['num_heads'] = heads
+    for name, part in parts.items():
+      if width % part:
+        raise ValueError(
+          f'config.unet.block_out_channels has {width}, which is no multiple '
+          f'of {part}, its {name}: change one of them'
+        )
+
+
+def check_channels(config: config_dict.ConfigDict) -> None:
+  """Raises ValueError where the UNet does not fit what it is given."""
+  c, encoders = config.unet, [config.text_encoder, config.text_encoder_2]
+  encoders = [encoder for encoder in encoders if encoder is not None]
+  pooled = encoders[-1].projection_dim or encoders[-1].hidden_size
+  numbers = 5 if config.refiner else 6  # of micro-conditioning
+  if config.vae.kind == 'patch':
+    latents = config.vae.in_channels * config.vae.patch**2
+  else:
+    latents = config.vae.latent_channels
+  # {field: (value, what it stands for)}
+  needed = {
+    'context_dim': (
+      sum(encoder.hidden_size for encoder in encoders),
+      f'the hidden_size of {len(encoders)} text encoders',
+    ),
+    'vector_dim': (
+      pooled + numbers * c.size_embed_dim,
+      f'{pooled} of pooled text and {numbers} x size_embed_dim',
+    ),
+    'in_channels': (latents, 'channels of the latents'),
+    'out_channels': (latents, 'channels of the latents'),
+  }
+  for name, (value, meaning) in needed.items():
+    if c[name] != value:
+      raise ValueError(
+        f'config.unet.{name} is {c[name]}; it must be {value}, {meaning}'
+      )
+
+
+def check_lora(config: config_dict.ConfigDict) -> None:
+  """Raises ValueError for groups of low-rank factors that cannot be trained."""
+  if bool(config.lora) != ('lora' in config.trained):
+    raise ValueError(
+      f'config.trained is {tuple(config.trained)} and config.lora has '
+      f"{list(config.lora)}: to train low-rank factors, put 'lora' into "
+      'trained and a dict(layers=pattern, rank=16, alpha=16.0) into config.lora'
+    )
+  # Each group; its pattern is compiled here, so that a mistake fails at once.
+  for name, group in config.lora.items():
+    for field, least in ('rank', 1), ('alpha', 1e-6):
+      if not group[field] >= least:
+        raise ValueError(
+          f'config.lora.{name}.{field} is {group[field]}; it must be at least '
+          f'{least}'
+        )
+    try:
+      re.compile(group.layers)
+    except re.error as error:
+      raise ValueError(
+        f'config.lora.{name}.layers is {group.layers!r}, which is no regular '
+        f'expression: {error}'
+      ) from None

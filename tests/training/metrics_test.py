@@ -1,0 +1,129 @@
+"""Lines of metrics hold means over the steps since the line before."""
+
+import json
+
+import numpy as np
+import pytest
+
+from sdxl_jax.training import metrics
+
+
+class Batches:
+  """What the reporter asks of the data."""
+
+  def record_names(self, micro_step):
+    return [f'{2 * micro_step}.png', f'{2 * micro_step + 1}.png']
+
+  def counts(self):
+    return {'substituted': 7}
+
+
+def report(workdir, losses, *, every, start=0, total=100, skip=0):
+  """Reports steps of two micro-batches each, and ends as a run does."""
+  writer = metrics.Writer(workdir, start, total)
+  reporter = metrics.Reporter(
+    writer,
+    every=every,
+    batch_size=4,
+    learning_rate=lambda step: step / 10,
+    batches=Batches(),
+    skip_non_finite=skip,
+  )
+  skipped = 0
+  for i, pair in enumerate(losses):
+    step = start + i
+    for part, loss in enumerate(pair):
+      result = {'loss': np.float32(loss), 'mse': np.float32(2 * loss)}
+      reporter.add_micro_batch(2 * step + part, (16, 16 + 8 * part), result)
+    more = {}
+    if skip:  # as the program of such a task counts them
+      skipped += not np.isfinite(pair).all()
+      more = {'skipped': np.int32(skipped)}
+    reporter.end_step(step, {'grad_norm': np.float32(step)} | more)
+  reporter.close()
+  writer.close()
+  lines = (workdir / 'metrics.jsonl').read_text().splitlines()
+  return [json.loads(line) for line in lines]
+
+
+def test_means_since_the_last_line(tmp_path):
+  """Of all steps and micro-batches, not those of the step of the line."""
+  losses = [(1, 3), (5, 7), (10, 20), (0, 0), (4, 8)]
+  lines = report(tmp_path, losses, every=2)
+  assert [line['step'] for line in lines] == [2, 4, 5]
+  assert [line['loss'] for line in lines] == [4.0, 7.5, 6.0]
+  assert [line['mse'] for line in lines] == [8.0, 15.0, 12.0]
+  assert [line['grad_norm'] for line in lines] == [0.5, 2.5, 4.0]
+  # These are of the last step, or counted from the start.
+  assert [line['learning_rate'] for line in lines] == [0.1, 0.3, 0.4]
+  assert {line['substituted'] for line in lines} == {7}
+
+
+def test_the_mean_over_lines_is_that_over_steps(tmp_path):
+  """Lines weighed by their steps lose nothing."""
+  losses = np.random.default_rng(0).exponential(size=(23, 2))
+  lines = report(tmp_path, losses, every=5)
+  steps = np.diff([0, *(line['step'] for line in lines)])
+  mean = np.average([line['loss'] for line in lines], weights=steps)
+  assert mean == pytest.approx(losses.mean(), rel=1e-5)
+
+
+def test_a_line_for_each_step(tmp_path):
+  lines = report(tmp_path, [(1, 3), (5, 7)], every=1)
+  assert [line['loss'] for line in lines] == [2.0, 6.0]
+
+
+def test_a_run_that_is_shorter_than_an_interval(tmp_path):
+  (line,) = report(tmp_path, [(1, 3), (5, 7)], every=50)
+  assert (line['step'], line['loss']) == (2, 4.0)
+
+
+def test_a_run_that_stops_and_goes_on(tmp_path):
+  """Each line holds the steps since the line before, across the stop too."""
+  report(tmp_path, [(1, 1), (2, 2), (6, 6)], every=2)
+  lines = report(tmp_path, [(8, 8), (9, 9)], every=2, start=3)
+  assert [line['step'] for line in lines] == [2, 3, 4, 5]
+  assert [line['loss'] for line in lines] == [1.5, 6.0, 8.0, 9.0]
+
+
+def test_lines_of_earlier_runs_stay(tmp_path):
+  """Whatever they hold, as long as they have a step."""
+  old = '{"step": 1, "loss": 0.5}\n{"step": 2, "loss": 0.25, "extra": 1}\n'
+  (tmp_path / 'metrics.jsonl').write_text(old)
+  report(tmp_path, [(1, 1)], every=1, start=2)
+  assert (tmp_path / 'metrics.jsonl').read_text().startswith(old)
+
+
+def test_a_step_that_is_not_finite_is_in_no_line(tmp_path):
+  with pytest.raises(
+    metrics.NonFiniteLoss, match=r'step 1 .*\n  4.png\n  5.png\n'
+  ):
+    report(tmp_path, [(1, 1), (float('nan'), 1), (1, 1)], every=3)
+  assert (tmp_path / 'metrics.jsonl').read_text() == ''
+
+
+NAN = float('nan')
+
+
+def test_skipped_steps_are_counted_and_in_no_mean(tmp_path, capsys):
+  losses = [(1, 1), (NAN, 1), (1, NAN), (3, 3), (NAN, NAN), (5, 7)]
+  lines = report(tmp_path, losses, every=2, skip=2)
+  assert [line['step'] for line in lines] == [2, 4, 6]
+  assert [line['loss'] for line in lines] == [1.0, 3.0, 6.0]
+  assert [line['skipped'] for line in lines] == [1, 2, 3]
+  said = capsys.readouterr().out
+  assert '1 in a row of at most 2: step 1 gave' in said
+  assert '2 in a row of at most 2: step 2 gave' in said
+  assert '1 in a row of at most 2: step 4 gave' in said and '16.png' in said
+
+
+def test_an_interval_of_skipped_steps_has_no_line(tmp_path):
+  losses = [(NAN, 1), (NAN, 1), (2, 2), (NAN, 1)]
+  lines = report(tmp_path, losses, every=2, skip=2)
+  assert [(line['step'], line['loss']) for line in lines] == [(4, 2.0)]
+
+
+def test_too_many_in_a_row(tmp_path):
+  losses = [(1, 1), (NAN, 1), (2, 2), (NAN, 1), (NAN, 1), (NAN, 1)]
+  with pytest.raises(metrics.NonFiniteLoss, match='step 5 '):
+    report(tmp_path, losses, every=1, skip=2)
