@@ -245,7 +245,7 @@ def test_a_killed_builder_blocks_nobody(tmp_path, caplog):
 def measure_slowly(folder):
   """Notes its process, and takes longer than the test."""
   (pathlib.Path(folder) / f'{os.getpid()}.worker').touch()
-  time.sleep(60)
+  time.sleep(600)
 
 
 def test_workers_end_with_a_killed_builder(tmp_path):
@@ -254,7 +254,8 @@ def test_workers_end_with_a_killed_builder(tmp_path):
     'from tests.data.sources import index_test\n'
     'if __name__ == "__main__":\n'
     f'  parts = [({str(tmp_path)!r}, i) for i in range(8)]\n'
-    f'  index.load({str(tmp_path)!r}, {{}}, parts, index_test.measure_slowly, 2)'
+    '  measure = index_test.measure_slowly\n'
+    f'  index.load({str(tmp_path)!r}, {{}}, parts, measure, 2)\n'
   )
   (tmp_path / 'build.py').write_text(code)
   builder = subprocess.Popen(
