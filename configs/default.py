@@ -72,12 +72,17 @@ def get_config():
   config.data.folder = config_dict.ConfigDict()
   config.data.folder.path = ''  # images with .txt files or metadata.jsonl
   config.data.folder.captions = True  # False: the images have none
+  config.data.folder.caption = 'text'  # column of a table
+  # Of text files without a byte order mark, such as 'cp932'; '': UTF-8.
+  config.data.folder.encoding = ''
   config.data.webdataset = config_dict.ConfigDict()
   config.data.webdataset.shards = ''  # /data/{000..127}.tar, gs://bucket/*.tar
   # Member with the caption, or a field of the json member. Here and below, '':
   # there are no captions.
   config.data.webdataset.caption = 'txt'
   config.data.webdataset.score = 'aesthetic_score'  # field of the json member
+  # Of captions without a byte order mark, such as 'cp1252'; '': UTF-8.
+  config.data.webdataset.encoding = ''
   config.data.parquet = config_dict.ConfigDict()
   config.data.parquet.files = ''  # /data/*.parquet, s3://bucket/*.parquet
   config.data.parquet.image = 'image'  # column

@@ -164,13 +164,14 @@ def read_crops(
   def crop(bucket, i):
     seed = [config.seed, seeds.Stream.EVALUATION_CROP, int(i)]
     try:
-      row = transforms.transform(
-        source[int(i)],
-        bucket,
-        seed,
-        background=config.data.background,
-      )
-      return row['image']
+      with images.unreadable_if_raised(lambda: source.name(int(i))):
+        row = transforms.transform(
+          source[int(i)],
+          bucket,
+          seed,
+          background=config.data.background,
+        )
+        return row['image']
     # Returned, not raised: one unreadable image does not end the evaluation.
     except images.UnreadableImage as error:
       return error

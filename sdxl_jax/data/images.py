@@ -1,9 +1,11 @@
 """Images: decoding, resizing, PNG files with text, grids and charts."""
 
+import contextlib
 import io
 import os
 import pathlib
-from collections.abc import Sequence
+import traceback
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,9 +13,27 @@ from PIL import Image, ImageDraw, ImageFont, ImageOps, PngImagePlugin
 
 from sdxl_jax import atomic_write
 
+ROOT = pathlib.Path(__file__).parent.parent  # of the package
 GAP = 4  # px between the cells of a grid
 GREY = 238  # 0..255, of the gaps
-SUFFIXES = ('.jpg', '.jpeg', '.png', '.webp', '.gif')
+# Formats that Pillow lists, but only identifies, or reads by other programs.
+NOT_READ = ('BUFR', 'EPS', 'GRIB', 'HDF5', 'IPTC', 'MPEG', 'WMF')
+# Of all formats that Pillow reads, those of photographs first.
+COMMON = ('.jpg', '.jpeg', '.png', '.webp', '.gif')
+SUFFIXES = COMMON + tuple(
+  sorted(
+    suffix
+    for suffix, format_name in Image.registered_extensions().items()
+    if format_name in Image.OPEN
+    and format_name not in NOT_READ
+    and suffix not in COMMON
+  )
+)
+# Modes whose conversion to RGB would be wrong or fails.
+UNDEFINED = {
+  'F': 'its pixels are floats, of a range that no standard defines',
+  'LAB': 'Pillow does not convert its colours, L*a*b*',
+}
 ORIENTATION = 0x0112  # the EXIF tag; 5 to 8 swap height and width
 LINE = 14  # px, height of a line of text
 
@@ -29,8 +49,42 @@ class UnreadableImage(ValueError):
   """
 
   def __init__(self, name: Any, reason: Exception):
-    super().__init__(f'{name}: not a readable image ({reason})')
+    super().__init__(f'{name}: {self.describe(reason)}')
     self.name = str(name)
+
+  def describe(self, reason: Exception) -> str:
+    """Describes what is wrong, for the message."""
+    return f'not a readable image ({reason})'
+
+
+class UnreadableRecord(UnreadableImage):
+  """Raised where anything but the decoding of its image fails for a record.
+
+  The message has the line that raised, since this may be an error of the
+  program.
+  """
+
+  def describe(self, reason: Exception) -> str:
+    frames = traceback.extract_tb(reason.__traceback__)
+    ours = [f for f in frames if ROOT in pathlib.Path(f.filename).parents]
+    where = f'{ours[-1].filename}, line {ours[-1].lineno}: ' if ours else ''
+    return f'unreadable ({where}{type(reason).__name__}: {reason})'
+
+
+@contextlib.contextmanager
+def unreadable_if_raised(name: Callable[[], str]) -> Iterator[None]:
+  """Raises whatever the body raises as an UnreadableImage with a name.
+
+  Args:
+    name: returns the name of the record; called after an error only.
+  """
+  try:
+    yield
+  except UnreadableImage:
+    raise
+  # Readers and decoders raise errors of many kinds on odd data.
+  except Exception as error:
+    raise UnreadableRecord(name(), error) from error
 
 
 def decode(
@@ -60,6 +114,7 @@ def decode(
   """
   try:
     image = Image.open(io.BytesIO(data))
+    check_mode(image)
     # An index older than the file would give wrong micro-conditioning.
     if size is not None and size_of(image) != tuple(size):
       raise ValueError(f'{size_of(image)} px, but the index has {size}')
@@ -71,6 +126,14 @@ def decode(
   # Pillow's decoders raise many kinds of error on broken bytes.
   except Exception as error:
     raise UnreadableImage(name, error) from error
+
+
+def check_mode(image: Image.Image) -> None:
+  """Raises ValueError for an image that has no defined colours in RGB."""
+  if image.mode in UNDEFINED:
+    raise ValueError(
+      f'{UNDEFINED[image.mode]}: save it with 8 or 16 bits per channel in RGB'
+    )
 
 
 def is_turned(image: Image.Image) -> bool:
@@ -109,6 +172,7 @@ def upright_size(file: Any) -> Size:
   """
   try:
     with Image.open(file) as image:
+      check_mode(image)
       return size_of(image)
   except Exception as error:
     raise UnreadableImage(file, error) from error

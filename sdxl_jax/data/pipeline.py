@@ -102,35 +102,49 @@ class BatchRows(grain.MapDataset):
     Raises:
       ValueError: after MAX_SUBSTITUTES unreadable records in a row.
     """
+    errors = []
     for _ in range(MAX_SUBSTITUTES):
-      seed = [self.schedule.seed, seeds.Stream.TRANSFORM, data_pass, record]
       try:
-        example = self.source[record]
-        # The same row on any host, thread and batch size.
-        row = transforms.transform(
-          example,
-          bucket,
-          seed,
-          aesthetic_score=self.options.aesthetic_score,
-          flip_probability=self.options.flip_probability,
-          caption_dropout=self.options.caption_dropout,
-          background=self.options.background,
-        )
-        self.count_upscale(example['original_size'], bucket)
-        return row
+        return self.read_row(bucket, record, data_pass)
       except images.UnreadableImage as error:
         self.report(error)
+        errors.append(error)
         # A function of the record alone, so that all hosts choose alike.
         record = self.schedule.next_in_bucket(record)
-    # So many at once are a fault of the storage, not of single images.
-    names = '\n  '.join(list(self.substituted)[:5])
+    # So many at once are a fault of the storage, the settings or the program,
+    # and the first error shows which.
+    names = '\n  '.join(dict.fromkeys(str(error) for error in errors[:5]))
     raise ValueError(
       f'{MAX_SUBSTITUTES} records in a row of bucket {bucket} cannot be read, '
       f'the limit for skipping; repair or remove them:\n  {names}'
-    )
+    ) from errors[0]
+
+  def read_row(
+    self, bucket: buckets.Size, record: int, data_pass: int
+  ) -> transforms.Row:
+    """Makes a record's row.
+
+    Raises:
+      images.UnreadableImage: whatever reading or transforming raises.
+    """
+    seed = [self.schedule.seed, seeds.Stream.TRANSFORM, data_pass, record]
+    with images.unreadable_if_raised(lambda: self.source.name(record)):
+      example = self.source[record]
+      # The same row on any host, thread and batch size.
+      row = transforms.transform(
+        example,
+        bucket,
+        seed,
+        aesthetic_score=self.options.aesthetic_score,
+        flip_probability=self.options.flip_probability,
+        caption_dropout=self.options.caption_dropout,
+        background=self.options.background,
+      )
+      self.count_upscale(example['original_size'], bucket)
+      return row
 
   def report(self, error: images.UnreadableImage) -> None:
-    """Counts an unreadable image, and logs it the first time."""
+    """Counts an unreadable record, and logs it the first time."""
     with self.lock:
       if error.name not in self.substituted:
         logging.warning('replaced by its neighbour: %s', error)

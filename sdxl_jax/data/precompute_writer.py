@@ -80,11 +80,13 @@ class CropMaker:
   def __call__(self, i: int) -> indexed.Example | images.UnreadableImage:
     """Returns an example with `images` and `crops` in place of its image.
 
-    An image that cannot be read returns its error.
+    A record that cannot be read returns its error.
     """
     try:
-      example = self.source[i]
-      image = transforms.open_image(example, self.bucket, self.background)
+      with images.unreadable_if_raised(lambda: self.source.name(i)):
+        example = self.source[i]
+        transforms.check_caption(example)
+        image = transforms.open_image(example, self.bucket, self.background)
     except images.UnreadableImage as error:
       return error
     # The encoded bytes are not needed any more.

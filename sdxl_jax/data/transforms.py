@@ -5,6 +5,7 @@ a function of (seed, pass, record id) alone, so that it does not depend on
 hosts, threads or batch size.
 """
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,6 +14,10 @@ from PIL import Image
 
 from sdxl_jax.data import images
 from sdxl_jax.data.sources import indexed
+
+# Pixels that the resize of an image may make, of 4 bytes each: half a GiB in
+# each thread.
+MAX_RESIZED = 1 << 27
 
 Example = indexed.Example
 Size = images.Size
@@ -56,10 +61,19 @@ def fit(
   Returns:
     uint8 [*bucket, 3], and the crop's (top, left) in px of the resized image,
     mirrored if asked to.
+
+  Raises:
+    ValueError: if the resized image would fill the memory.
   """
   # Resize to cover the bucket, then crop what exceeds it.
   h, w = bucket
-  resized = images.resize(image, cover(size, bucket))
+  covering = cover(size, bucket)
+  if math.prod(covering) > MAX_RESIZED:
+    raise ValueError(
+      f'{size} px, resized to cover the bucket {bucket}, would be {covering} '
+      f'px, over the limit of {MAX_RESIZED:,} in all'
+    )
+  resized = images.resize(image, covering)
   top, left = random_crop(resized.size[::-1], bucket, rng)
   pixels = np.asarray(resized.crop((left, top, left + w, top + h)))
   if flip:
@@ -109,6 +123,7 @@ def transform(
   else:
     image = open_image(example, bucket, background)
     pixels, crop = fit(image, example['original_size'], bucket, rng, flip)
+    check_caption(example)
     row = {
       'image': images.to_float(pixels),
       'caption': '' if drop else example['caption'],
@@ -136,6 +151,15 @@ def open_image(
     at_least=cover(size, bucket),
     background=background,
   )
+
+
+def check_caption(example: Example) -> None:
+  """Raises TypeError or ValueError for a caption that cannot be tokenized."""
+  caption = example['caption']
+  if not isinstance(caption, str):
+    raise TypeError(f'its caption is no text, but {caption!r:.60}')
+  # JSON may hold halves of surrogate pairs, which no tokenizer takes.
+  caption.encode()
 
 
 def choose_variant(
@@ -171,10 +195,12 @@ def choose_variant(
 
 def score_of(example: Example) -> np.float32:
   """Returns the aesthetic score, or raises ValueError with how to add it."""
-  if 'aesthetic_score' not in example:
+  with np.errstate(over='ignore'):  # infinite is refused below
+    score = np.float32(example.get('aesthetic_score', np.nan))
+  if not np.isfinite(score):
     raise ValueError(
       f'{example["name"]} has no aesthetic_score, which the refiner is trained '
       'on: add a number of about 1 to 10 to every record, in metadata.jsonl of '
       "a folder, otherwise in the source's setting score"
     )
-  return np.float32(example['aesthetic_score'])
+  return score

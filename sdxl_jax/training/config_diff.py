@@ -40,6 +40,13 @@ RUNTIME = (
   'text_encoder_2.remat',
 )
 
+# Fields that older configs lack, with the value that these runs had.
+ADDED = {
+  'data.folder.caption': 'text',
+  'data.folder.encoding': '',
+  'data.webdataset.encoding': '',
+}
+
 
 def check_changes(
   old: dict[str, Any],
@@ -99,7 +106,8 @@ def differences(
   changes = {}
   for name in sorted(set(old) | set(new)):
     # Sections are compared field by field.
-    field, a, b = f'{prefix}{name}', old.get(name), new.get(name)
+    field = f'{prefix}{name}'
+    a, b = old.get(name, ADDED.get(field)), new.get(name)
     if isinstance(a, dict) and isinstance(b, dict):
       changes |= differences(a, b, f'{field}.')
     elif a != b:

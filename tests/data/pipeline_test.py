@@ -1,12 +1,13 @@
 """Tests the pipeline: hosts, resuming, substitution, contents of batches."""
 
 import json
+import re
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from sdxl_jax.data import buckets, pipeline
+from sdxl_jax.data import buckets, pipeline, transforms
 from sdxl_jax.data.sources import kinds, synthetic
 
 FIVE = ((28, 56), (32, 48), (40, 40), (48, 32), (56, 28))
@@ -328,6 +329,85 @@ def test_too_many_corrupt_images_stop_the_run(damaged):
     path.write_bytes(b'gone')
   with pytest.raises(ValueError, match='16 records in a row of bucket'):
     next(make(source))
+
+
+class Altered:
+  """Scenes of which some are altered, or raise when they are read."""
+
+  def __init__(self, source, alterations):
+    self.scenes, self.alterations = source, alterations
+    self.sizes, self.name = source.sizes, source.name
+
+  def __len__(self):
+    return len(self.scenes)
+
+  def __getitem__(self, i):
+    example = self.scenes[i] | {'aesthetic_score': 5.0}
+    if (alter := self.alterations.get(i)) is None:
+      return example
+    if isinstance(alter, Exception):
+      raise alter
+    return example | alter
+
+
+# What readers of odd files have raised, and what they have returned.
+ODD = {
+  'key': KeyError('caption'),
+  'attribute': AttributeError("'NoneType' object has no attribute 'strip'"),
+  'type': TypeError('bytes-like object is required'),
+  'memory': MemoryError(),
+  'system': OSError(5, 'Input/output error'),
+  'unicode': UnicodeDecodeError('utf-8', b'\xff', 0, 1, 'invalid start byte'),
+  'null caption': {'caption': None},
+  'list of captions': {'caption': ['a', 'b']},
+  'bytes as caption': {'caption': b'a dog'},
+  'half of a pair': {'caption': 'a dog \ud83d'},
+  'NaN score': {'aesthetic_score': float('nan')},
+  'infinite score': {'aesthetic_score': float('inf')},
+  'huge score': {'aesthetic_score': 1e300},
+  'score in words': {'aesthetic_score': 'good'},
+  'null score': {'aesthetic_score': None},
+  'no image': {'image': None},
+  'floats as image': {'image': np.zeros((40, 40, 3))},
+  'not an image': {'image': b'<html>'},
+  'gigabytes': {'original_size': (1, 10_000_000)},
+}
+
+
+@pytest.mark.filterwarnings('error')
+@pytest.mark.parametrize('kind', ODD)
+def test_an_odd_record_is_replaced_and_named(source, kind, caplog):
+  rows = []
+  for alterations in ({}, {7: ODD[kind], 31: ODD[kind]}):
+    batches = make(Altered(source, alterations), aesthetic_score=True)
+    batches.close()
+    schedule, make_row = batches.schedule, batches._rows.make_row
+    records = [7, 31, schedule.next_in_bucket(7), schedule.next_in_bucket(31)]
+    assigned = schedule.assigned[records]
+    rows.append(
+      [make_row(FIVE[b], record, 0) for b, record in zip(assigned, records)]
+    )
+  for row, neighbour in zip(rows[1][:2], rows[0][2:]):
+    assert row['caption'] == neighbour['caption']
+    np.testing.assert_array_equal(row['image'], neighbour['image'])
+  assert batches.counts()['substituted'] == 2
+  for number in (7, 31):
+    assert f'neighbour: scene {number} of seed 0: ' in caplog.text
+
+
+def test_an_error_of_the_program_is_found(source, monkeypatch):
+  """Fails for every record, so that the run stops with the first cause."""
+
+  def fit(image, size, bucket, rng, flip):
+    return image.crop(size, bucket)
+
+  monkeypatch.setattr(transforms, 'fit', fit)
+  with pytest.raises(ValueError) as caught:
+    next(make(source))
+  message = str(caught.value)
+  assert '16 records in a row of bucket' in message
+  assert re.search(r'scene \d+ .*transforms.py, line \d+: TypeError', message)
+  assert isinstance(caught.value.__cause__.__cause__, TypeError)
 
 
 def test_scores(source, tmp_path):

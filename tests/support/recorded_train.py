@@ -16,7 +16,8 @@ class Noted:
 
   def __init__(self, source):
     self.source, self.sizes = source, source.sizes
-    self.left_out = source.left_out
+    self.left_out, self.account = source.left_out, source.account
+    self.keys, self.stamps = source.keys, source.stamps
 
   def __len__(self):
     return len(self.source)

@@ -355,3 +355,15 @@ def test_nothing_changed():
   config, lines = tiny_config.get_config().to_dict(), []
   config_diff.check_changes(config, config, 'DIR', False, lines.append)
   assert not lines
+
+
+def test_a_field_that_older_configs_lack():
+  """Its present value is no change where it means what they did."""
+  old, new = tiny_config.get_config().to_dict(), tiny_config.get_config()
+  del old['data']['folder']['encoding']
+  lines = []
+  config_diff.check_changes(old, new.to_dict(), 'DIR', False, lines.append)
+  assert not lines
+  new.data.folder.encoding = 'cp932'
+  with pytest.raises(ValueError, match='data.folder.encoding:  > cp932'):
+    config_diff.check_changes(old, new.to_dict(), 'DIR', False, lines.append)

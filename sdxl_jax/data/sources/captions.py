@@ -6,7 +6,7 @@ list has a caption if one of its elements is one.
 """
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,6 +14,7 @@ import numpy as np
 from sdxl_jax.data.sources import indexed, text_decoding
 
 MAX_LENGTH = 1_000_000  # characters; more is no caption, but a document
+MAX_BYTES = 4 * MAX_LENGTH
 
 
 class Caption(NamedTuple):
@@ -38,6 +39,8 @@ def parse(value: Any, encoding: str = '') -> Caption:
   if isinstance(value, np.ndarray | np.generic):
     value = value.tolist()
   if isinstance(value, bytes | bytearray | memoryview):
+    if len(value) > MAX_BYTES:
+      return too_long(f'over {MAX_BYTES:,} bytes')
     try:
       value = text_decoding.decode(bytes(value), encoding)
     except text_decoding.BadEncoding as error:
@@ -57,13 +60,17 @@ def of_text(text: str) -> Caption:
   if not text:
     return NONE
   if len(text) > MAX_LENGTH:
-    detail = f'{len(text):,} characters, more than {MAX_LENGTH:,}'
-    return Caption('', indexed.BAD_CAPTION, detail)
+    return too_long(f'{len(text):,} characters, over {MAX_LENGTH:,}')
   # JSON can hold half a character, which no tokenizer takes.
   if not text.isascii() and any('\ud800' <= c <= '\udfff' for c in text):
     detail = 'half of a surrogate pair; write the caption again as UTF-8'
     return Caption('', indexed.BAD_ENCODING, detail)
   return Caption(text)
+
+
+def too_long(length: str) -> Caption:
+  """Refuses a document in place of a caption."""
+  return Caption('', indexed.BAD_CAPTION, f'{length}, which no caption has')
 
 
 def first(captions: Iterable[Caption]) -> Caption:
@@ -87,6 +94,22 @@ def refusal(value: Any) -> str:
     f'{value!r:.60} is {type(value).__name__}, not text; write captions, such '
     'as the names of labels, or name another column in the setting `caption`'
   )
+
+
+def name_labels(value: Any, names: Sequence[str]) -> Any:
+  """Replaces labels by their names.
+
+  Args:
+    value: a label or a list of labels, which are numbers; -1 is no label.
+    names: of the labels; (): the values are no labels, and returned.
+  """
+  if isinstance(value, np.ndarray | np.generic):
+    value = value.tolist()
+  if isinstance(value, list | tuple):
+    return [name_labels(element, names) for element in value]
+  if not names or not isinstance(value, int):
+    return value
+  return names[value] if 0 <= value < len(names) else None
 
 
 def look_up(fields: dict[str, Any], name: str) -> Any:

@@ -34,6 +34,7 @@ from sdxl_jax import atomic_write
 from sdxl_jax.data.sources import build_lock
 
 VERSION = 2  # of the columns' meaning; a change rebuilds every index
+HIDDEN_PREFIX = '.index-'  # of an index in the folder of its data
 DIGEST_BYTES = 32  # at the end of the file
 CACHE = '~/.cache/sdxl_jax'  # of indices whose data's folder is not writable
 # Fields of fsspec's info that change with a file's content.
@@ -122,7 +123,7 @@ def digest(value: Any) -> str:
 def index_path(folder: str | os.PathLike | None, identity: str) -> pathlib.Path:
   """Returns a writable path: hidden in the data's folder, or in a cache."""
   if folder is not None and os.access(folder, os.W_OK):
-    return pathlib.Path(folder) / f'.index-{identity}.arrow'
+    return pathlib.Path(folder) / f'{HIDDEN_PREFIX}{identity}.arrow'
   folder = pathlib.Path(os.environ.get('SDXL_JAX_CACHE', CACHE)).expanduser()
   folder.mkdir(parents=True, exist_ok=True)
   return folder / f'index-{identity}.arrow'

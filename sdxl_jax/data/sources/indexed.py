@@ -29,6 +29,7 @@ LINK = 8  # broken, or to a folder that contains it
 TOO_LARGE = 9  # more pixels than Pillow decodes
 BAD_SCORE = 10  # not a finite number
 NOT_LISTED = 11  # an image that the table of its folder lacks
+BAD_JSON = 12  # metadata that are not a JSON object
 
 Example = dict[str, Any]
 
@@ -71,6 +72,8 @@ class Source(Protocol):
   def __len__(self) -> int: ...
 
   def __getitem__(self, i: int) -> Example: ...
+
+  def name(self, i: int) -> str: ...
 
 
 class IndexedSource:

@@ -3,7 +3,7 @@
 import dataclasses
 from typing import NamedTuple
 
-MAX_NAMES = 3  # names shown of the records that are left out for one reason
+MAX_NAMES = 2  # names shown of the records that are left out for one reason
 
 
 class LeftOut(NamedTuple):
@@ -30,8 +30,9 @@ class Account:
   def __str__(self) -> str:
     lines = [f'{self.seen:>15,}  records seen', f'{self.used:>15,}  used']
     for reason, (count, names) in self.left_out.items():
-      shown = ', '.join(names) + (', ...' if count > len(names) else '')
-      lines.append(f'{count:>15,}  left out: {reason} ({shown})')
+      lines.append(f'{count:>15,}  left out: {reason}')
+      lines += [f'{"":>19}{name}' for name in names]
+      lines += [f'{"":>19}...'] * (count > len(names))
     lines += [f'{count:>15,}  {what}' for what, count in self.beside.items()]
     return '\n'.join(lines)
 

@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from sdxl_jax.data import buckets
+from sdxl_jax.data import buckets, transforms
 from sdxl_jax.data.sources import indexed, record_account
 
 COMPARE = {
@@ -23,18 +23,17 @@ PROBLEMS = {
   indexed.UNREADABLE: 'its header cannot be read',
   indexed.NO_CAPTION: 'it has no caption',
   indexed.NO_IMAGE: 'it has no image',
-  indexed.UNKNOWN_SUFFIX: 'its suffix is none of an image',
+  indexed.UNKNOWN_SUFFIX: 'its suffix is not that of an image',
   indexed.DUPLICATE: 'an earlier record has its name',
   indexed.BAD_CAPTION: 'its caption is not text',
   indexed.BAD_ENCODING: 'its caption is in another encoding',
   indexed.LINK: 'it is a link that leads nowhere or back',
   indexed.TOO_LARGE: 'its image is too large',
   indexed.BAD_SCORE: 'its score is not a number',
+  indexed.BAD_JSON: 'its json is not a JSON object',
   indexed.NOT_LISTED: 'the table of its folder does not list it',
 }
 SEVERAL = 'of the used have several captions, of which the first is read'
-# Pixels that the resize of an image may make, of 4 bytes each: 1 GiB.
-MAX_RESIZED = 1 << 28
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,7 +72,10 @@ class Filters:
     yield f'height / width is not {self.min_aspect} to {self.max_aspect}', fits
     if self.buckets:
       fits = resizes(source.sizes, aspects, self.buckets)
-      yield f'its resize for a bucket makes over {MAX_RESIZED:,} px', fits
+      yield (
+        f'its resize for a bucket makes over {transforms.MAX_RESIZED:,} px',
+        fits,
+      )
     # Columns of the index.
     if self.scored and isinstance(source, indexed.IndexedSource):
       yield 'it has no aesthetic_score, which the refiner needs', has(source)
@@ -137,14 +139,14 @@ def resizes(
     bool [n].
   """
   # Only extreme aspects need a closer look, and those are of few records.
-  room = MAX_RESIZED / max(h * w for h, w in table)
+  room = transforms.MAX_RESIZED / max(h * w for h, w in table)
   least, *_, most = sorted([h / w for h, w in table] * 2)
   ids = np.flatnonzero((aspects > room * least) | (aspects < most / room))
   extreme = np.maximum(sizes[ids], 1).astype(float)
   targets = np.array(table)[buckets.assign(extreme, table)]
   scales = (targets / extreme).max(1)
   fits = np.ones(len(sizes), bool)
-  fits[ids] = extreme.prod(1) * scales**2 <= MAX_RESIZED
+  fits[ids] = extreme.prod(1) * scales**2 <= transforms.MAX_RESIZED
   return fits
 
 
@@ -178,12 +180,7 @@ class FilteredSource:
     self.ids = np.flatnonzero(keep).astype(np.min_scalar_type(len(keep)))
     self.sizes = source.sizes[keep]
     if not len(self.ids):
-      fields = list(getattr(source, 'fields', ()))
-      known = f'\nThe columns of the data are {fields}.' if fields else ''
-      raise ValueError(
-        'config.data.filters and broken records leave none of '
-        f'{len(source):,}:\n{self.account()}{known}'
-      )
+      raise ValueError(self.refusal())
 
   def __len__(self) -> int:
     return len(self.ids)
@@ -217,6 +214,23 @@ class FilteredSource:
     return record_account.Account(
       len(self.source), len(self), self.left_out_by, beside
     )
+
+  def refusal(self) -> str:
+    """Says why no record is left, and what to do."""
+    count = f'{len(self.source):,}'
+    lines = [
+      f'config.data.filters and broken records leave none of {count}:',
+      str(self.account()),
+    ]
+    # Where captions lack, another column may have them.
+    captionless = {
+      PROBLEMS[c] for c in (indexed.NO_CAPTION, indexed.BAD_CAPTION)
+    }
+    if captionless & self.left_out_by.keys():
+      if fields := getattr(self.source, 'fields', ()):
+        lines.append(f'The data has the columns {list(fields)}.')
+      lines.append(getattr(self.source, 'remedy', ''))
+    return '\n'.join(line for line in lines if line)
 
   def left_out(self) -> Iterator[str]:
     """Yields a line for each unusable record: its name, and why."""

@@ -29,7 +29,7 @@ def check(encoding: str, field: str) -> None:
   """
   try:
     # Also refuses codecs that are not of text, such as base64.
-    b''.decode(encoding or 'utf-8')
+    'a'.encode(encoding or 'utf-8')
   except LookupError as error:
     raise ValueError(
       f'{field} is {encoding!r}, which is no encoding of text that Python '

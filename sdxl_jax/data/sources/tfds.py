@@ -10,7 +10,12 @@ import fsspec
 import pyarrow as pa
 import tensorflow_datasets as tfds
 
-from sdxl_jax.data.sources import index, indexed
+from sdxl_jax.data.sources import (
+  index,
+  indexed,
+  measuring,
+  tfds_features,
+)
 
 CHUNK = 10_000  # records in a part of the index
 
@@ -24,7 +29,8 @@ class TFDS(indexed.IndexedSource):
     split: as in TFDS, such as 'train' or 'train[:60%]'.
     data_dir: where TFDS keeps its datasets; '': TFDS's default.
     image: feature of the image.
-    caption: feature of the caption; '': captions are ''.
+    caption: feature of the caption, of text, labels or sequences of them;
+      'captions/text' is a feature within another; '': captions are ''.
     score: feature of aesthetic_score; '': none.
     columns: other features, by which filters choose.
     workers: processes that read headers to index them.
@@ -50,11 +56,14 @@ class TFDS(indexed.IndexedSource):
     columns = indexed.index_columns(columns, score)
     names = [name for name in (image, caption, *columns.values()) if name]
     check_features(builder, names)
-    self.image, self.caption = image, caption
+    features = builder.info.features
+    labels = tfds_features.check(features, image, caption)
+    self.reads = tfds_features.Fields(image, caption, labels)
     self.title = f'{builder.info.full_name} {split}'
-    self.source = builder.as_data_source(
-      split=split, decoders={image: tfds.decode.SkipDecoding()}
-    )
+    decoders = tfds.decode.SkipDecoding()
+    for part in reversed(tfds_features.path(features, image)):
+      decoders = {part: decoders}
+    self.source = builder.as_data_source(split=split, decoders=decoders)
     # Index it, in its own folder if that is local.
     build_options = dict(image=image, caption=caption, columns=columns)
     folder = os.fspath(builder.data_dir)
@@ -63,7 +72,9 @@ class TFDS(indexed.IndexedSource):
         folder if os.path.isdir(folder) else None,
         {'source': 'tfds', 'dataset': self.title, **build_options},
         list(chunks(builder, split, len(self.source))),
-        functools.partial(measure, source=self.source, **build_options),
+        functools.partial(
+          measure, source=self.source, fields=self.reads, columns=columns
+        ),
         workers,
       )
     )
@@ -73,8 +84,8 @@ class TFDS(indexed.IndexedSource):
 
   def read(self, i: int) -> indexed.Example:
     example = self.source[self.value('record', i)]
-    caption = text_of(example[self.caption]).strip() if self.caption else ''
-    return {'image': example[self.image], 'caption': caption}
+    image = self.reads.image_of(example)
+    return {'image': image, 'caption': self.reads.caption_of(example).text}
 
 
 def make_builder(dataset: str, data_dir: str) -> tfds.core.DatasetBuilder:
@@ -94,11 +105,12 @@ def check_features(
   builder: tfds.core.DatasetBuilder, names: Sequence[str]
 ) -> None:
   """Raises ValueError for missing features or files without random access."""
-  missing = sorted(set(names) - set(builder.info.features))
+  features = builder.info.features
+  missing = sorted(n for n in set(names) if not tfds_features.find(features, n))
   if missing:
     raise ValueError(
       f'{builder.info.full_name} has no feature {missing}, but '
-      f'{sorted(builder.info.features)}: name them in config.data.tfds'
+      f'{tfds_features.names(features)}: name them in config.data.tfds'
     )
   if builder.info.file_format is not tfds.core.FileFormat.ARRAY_RECORD:
     raise ValueError(
@@ -123,22 +135,42 @@ def chunks(
 def measure(
   bounds: Sequence[int],
   source: Sequence[dict],
-  image: str,
-  caption: str,
+  fields: tfds_features.Fields,
   columns: dict[str, str],
 ) -> pa.Table:
   """Measures a part of the index: a range of records."""
-  # Images stay encoded: only their headers are read.
-  sizes, rows = [], []
-  for i in range(*bounds):
-    example = source[i]
-    sizes.append(indexed.size_of(io.BytesIO(example[image])))
-    rows.append({name: text_of(example[name]) for name in columns.values()})
+  rows = [measure_record(i, source, fields, columns) for i in range(*bounds)]
   return indexed.make_table(
-    [indexed.Measured(str(i), size) for i, size in zip(range(*bounds), sizes)],
-    {n: [row[name] for row in rows] for n, name in columns.items()},
+    [measured for measured, _ in rows],
+    {name: [values.get(name) for _, values in rows] for name in columns},
     record=pa.array(range(*bounds), pa.int64()),
   )
+
+
+def measure_record(
+  i: int,
+  source: Sequence[dict],
+  fields: tfds_features.Fields,
+  columns: dict[str, str],
+) -> tuple[indexed.Measured, dict[str, Any]]:
+  """Measures a record; also returns its columns."""
+  name = f'record {i}'
+  try:
+    example = source[i]
+  # What the readers of features raise on broken records depends on them.
+  except Exception as error:
+    return measuring.unreadable(name, error), {}
+  values = {
+    n: text_of(fields.look_up(example, feature))
+    for n, feature in columns.items()
+  }
+  score, wrong = measuring.parse_score(values.get('aesthetic_score'))
+  values['aesthetic_score'] = score
+  # Images stay encoded: only their headers are read.
+  image = io.BytesIO(fields.image_of(example))
+  caption = fields.caption_of(example)
+  measured = measuring.measure(name, image, caption, score)
+  return measuring.check_score(measured, wrong), values
 
 
 def text_of(value: Any) -> Any:

@@ -1,24 +1,32 @@
 """Tar shards of images and captions, as webdataset and img2dataset write them.
 
-The members of a record share their path up to the first dot of the name:
-00/000012.jpg, 00/000012.txt and perhaps 00/000012.json.
+See `tar_records` for which members make a record. The same name in two tars is
+two records, since many programs count from 0 in each tar; in one tar the first
+one is used.
 """
 
+import collections
+import io
 import json
 import os
-import re
-import tarfile
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple
 
 import fsspec
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from sdxl_jax.data import images
-from sdxl_jax.data.sources import index, indexed
-
-Members = dict[str, tarfile.TarInfo]  # {suffix: member} of a record
+from sdxl_jax.data.sources import (
+  captions,
+  file_patterns,
+  index,
+  indexed,
+  measuring,
+  tar_members,
+  tar_records,
+  text_decoding,
+)
 
 
 class WebDataset(indexed.IndexedSource):
@@ -26,16 +34,18 @@ class WebDataset(indexed.IndexedSource):
 
   Args:
     shards: pattern of paths, or of URLs that fsspec opens: /data/{000..127}.tar
-      or gs://bucket/*.tar.
-    caption: 'txt', the member that holds it, or a field of the json member;
-      '': captions are ''.
+      or gs://bucket/*.tar; or a folder.
+    caption: suffix of the member that holds it, such as 'txt'; where a record
+      has no such member, a field of its json member, with dots for a field
+      within a field; '': captions are ''.
     score: field of the json member for aesthetic_score.
+    encoding: of captions without a byte order mark; '': UTF-8.
     columns: other fields of the json member, by which filters choose.
     workers: processes that read the tars to index them.
 
   Raises:
     FileNotFoundError: if no file matches.
-    ValueError: for a truncated tar.
+    ValueError: for a truncated or compressed tar.
   """
 
   def __init__(
@@ -43,33 +53,33 @@ class WebDataset(indexed.IndexedSource):
     shards: str | os.PathLike,
     caption: str = 'txt',
     score: str = 'aesthetic_score',
+    encoding: str = '',
     columns: tuple[str, ...] = (),
     workers: int = 8,
   ):
-    self.fs, pattern = fsspec.core.url_to_fs(str(shards))
-    self.caption = caption
-    # Sorted, so that all hosts number the records alike.
-    paths = sorted(
-      path for part in braces(pattern) for path in self.fs.glob(part)
-    )
-    if not paths:
-      raise FileNotFoundError(
-        f'no tar matches {shards}: check the path, or the login for a URL'
-      )
+    text_decoding.check(encoding, 'config.data.webdataset.encoding')
+    self.caption, self.encoding = caption, encoding
+    found = file_patterns.find(shards, '.tar')
+    self.fs = found.fs
     # One part of the index for each tar.
     columns = indexed.index_columns(columns, score)
-    super().__init__(
-      index.load_files(
-        'webdataset',
-        index.Files(str(shards), self.fs, paths),
-        dict(caption=caption, columns=columns),
-        measure,
-        workers,
-      )
+    build_options = dict(
+      base=found.base,
+      caption=caption,
+      encoding=encoding,
+      columns=columns,
     )
+    table = index.load_files(
+      'webdataset',
+      index.Files(str(shards), found.fs, found.paths),
+      build_options,
+      measure,
+      workers,
+    )
+    super().__init__(table, beside=found.beside | count_others(table))
 
   def name(self, i: int) -> str:
-    return f'{self.value("shard", i)}: {self.value("key", i)}'
+    return f'{self.value("shard", i)}: {self.value("record", i)}'
 
   def read(self, i: int) -> indexed.Example:
     try:
@@ -77,37 +87,52 @@ class WebDataset(indexed.IndexedSource):
       text = self.member('text', i) if self.caption else b''
     except OSError as error:
       raise images.UnreadableImage(self.name(i), error) from error
-    # A caption is the .txt member, or a field of the .json one.
-    text = text.decode('utf-8', errors='replace')
-    if self.caption not in ('txt', ''):
-      text = json.loads(text)[self.caption]
-    return {'image': image, 'caption': text.strip()}
+    if not self.caption:
+      return {'image': image, 'caption': ''}
+    # A caption is a member of its own, or a field of the json one.
+    if self.value('in_json', i):
+      fields = parse_json(text, self.encoding)
+      caption = captions.parse(captions.look_up(fields, self.caption))
+    else:
+      caption = captions.parse(text, self.encoding)
+    return {'image': image, 'caption': caption.text}
 
   def member(self, kind: str, i: int) -> bytes:
     """Reads the 'image' or the 'text' of a record."""
     start = self.value(f'{kind}_start', i)
     end = start + self.value(f'{kind}_bytes', i)
-    return self.fs.cat_file(self.value('shard', i), start, end)
+    # A member of no bytes would be a range without an end to some stores.
+    return self.fs.cat_file(self.value('shard', i), start, end) if end else b''
 
 
-def braces(pattern: str) -> list[str]:
-  """Expands {000..127} in a pattern."""
-  match = re.search(r'\{(\d+)\.\.(\d+)\}', pattern)
-  if not match:
-    return [pattern]
-  first, last = match.groups()
-  before, after = pattern[: match.start()], pattern[match.end() :]
-  return [
-    expanded
-    for n in range(int(first), int(last) + 1)
-    for expanded in braces(f'{before}{n:0{len(first)}d}{after}')
-  ]
+def count_others(table: pa.Table) -> dict[str, int]:
+  """Counts the members beside images that are not read: {what: count}."""
+  counts = collections.Counter()
+  for row in pc.value_counts(table['others']).to_pylist():
+    for suffix in (row['values'] or '').split():
+      counts[suffix] += row['counts']
+  return {
+    f'members {suffix} beside images, not read': count
+    for suffix, count in sorted(counts.items())
+  }
+
+
+class Row(NamedTuple):
+  """What the index holds of an item."""
+
+  item: tar_records.Item
+  measured: indexed.Measured
+  text: tar_members.Member | None = None  # with the caption
+  in_json: bool = False  # whether it is the json member
+  values: dict[str, Any] = {}  # {name in the index: value}
 
 
 def measure(
   path: str,
   fs: fsspec.AbstractFileSystem,
+  base: str,
   caption: str,
+  encoding: str,
   columns: dict[str, str],
 ) -> pa.Table:
   """Measures a part of the index: one tar.
@@ -115,96 +140,137 @@ def measure(
   Args:
     path: of the tar, on `fs`.
     fs: file system.
-    caption: as for `WebDataset`.
+    base: folder to which names of records are relative.
+    caption, encoding: as for `WebDataset`.
     columns: {name in the index: field of the json member}.
   """
-  try:
-    with fs.open(path, 'rb') as file, tarfile.open(fileobj=file) as tar:
-      return measure_tar(tar, path, caption, columns)
-  except tarfile.TarError as error:
-    raise ValueError(
-      f'{path} is a truncated or corrupt tar ({error}): re-download or remove '
-      'it'
-    ) from error
+  with fs.open(path, 'rb') as file:
+    members = tar_members.read_members(file, path)
+    items = tar_records.items(members, caption)
+    reader = TarReader(file, caption, encoding, columns)
+    prefix = path.removeprefix(base)
+    rows = [reader.row(item, f'{prefix}: {item.name}') for item in items]
+  return make_table(path, rows, columns)
 
 
-class Record(NamedTuple):
-  """Members of a tar that make a record."""
-
-  key: str
-  image: tarfile.TarInfo
-  text: tarfile.TarInfo | None  # that holds the caption
-  fields: dict[str, Any]  # of the json member
-
-
-def measure_tar(
-  tar: tarfile.TarFile, path: str, caption: str, columns: dict[str, str]
-) -> pa.Table:
-  """Measures the records of an open tar; arguments as for `measure`."""
-  # Files without an image are not records.
-  records = []
-  text_suffix = '.txt' if caption == 'txt' else '.json'
-  for key, members in group(tar).items():
-    image_members = [members[s] for s in images.SUFFIXES if s in members]
-    if image_members:
-      fields = read_json(tar, members)
-      text = members.get(text_suffix)
-      records.append(Record(key, image_members[0], text, fields))
-  # Where the caption is, so that it can be read later.
-  captioned = [
-    not caption
-    or (r.text is not None and (caption == 'txt' or caption in r.fields))
-    for r in records
-  ]
-  image_members = [r.image for r in records]
-  texts = [r.text for r in records]
-  problems = np.where(captioned, indexed.USABLE, indexed.NO_CAPTION)
+def make_table(path: str, rows: list[Row], columns: dict[str, str]) -> pa.Table:
+  """Makes the table of a tar; arguments as for `measure`."""
+  n = len(rows)
+  names = [indexed.printable(row.item.name) for row in rows]
+  images_of = [row.item.image or tar_members.Member('') for row in rows]
+  texts = [row.text or tar_members.Member('') for row in rows]
+  others = [' '.join(row.item.others) or None for row in rows]
   return indexed.make_table(
-    [
-      indexed.Measured(
-        r.key, indexed.size_of(tar.extractfile(r.image)), int(problem)
-      )
-      for r, problem in zip(records, problems)
-    ],
-    {n: [r.fields.get(name) for r in records] for n, name in columns.items()},
-    shard=pa.array([path] * len(records), pa.string()).dictionary_encode(),
-    key=pa.array([r.key for r in records], pa.string()),
-    image_start=offsets(image_members),
-    image_bytes=lengths(image_members),
-    text_start=offsets(texts),
-    text_bytes=lengths(texts),
+    [row.measured for row in rows],
+    {name: [row.values.get(name) for row in rows] for name in columns},
+    shard=pa.array([path] * n, pa.string()).dictionary_encode(),
+    record=pa.array(names, pa.string()),
+    others=pa.array(others, pa.string()).dictionary_encode(),
+    image_start=pa.array([m.start for m in images_of], pa.int64()),
+    image_bytes=pa.array([m.size for m in images_of], pa.int64()),
+    text_start=pa.array([m.start for m in texts], pa.int64()),
+    text_bytes=pa.array([m.size for m in texts], pa.int64()),
+    in_json=np.array([row.in_json for row in rows], bool),
   )
 
 
-def offsets(members: Sequence[tarfile.TarInfo | None]) -> pa.Array:
-  """Returns where the content of members starts in their tar."""
-  values = [None if m is None else m.offset_data for m in members]
-  return pa.array(values, pa.int64())
+class BadFields(ValueError):
+  """Raised for a json member that is not a JSON object."""
 
 
-def lengths(members: Sequence[tarfile.TarInfo | None]) -> pa.Array:
-  """Returns the bytes of the content of members."""
-  values = [None if m is None else m.size for m in members]
-  return pa.array(values, pa.int64())
+def parse_json(data: bytes, encoding: str) -> dict[str, Any]:
+  """Parses a json member.
 
-
-def group(tar: tarfile.TarFile) -> dict[str, Members]:
-  """Groups the members of a tar by record: {key: {suffix: member}}."""
-  groups = {}
-  for member in tar:
-    if member.isfile():
-      folder, slash, name = member.name.rpartition('/')
-      stem, dot, suffix = name.partition('.')
-      members = groups.setdefault(folder + slash + stem, {})
-      members[dot + suffix.lower()] = member
-  return groups
-
-
-def read_json(tar: tarfile.TarFile, members: Members) -> dict[str, Any]:
-  """Reads the fields of a record's json member; {} where it has none."""
-  if '.json' not in members:
-    return {}
+  Raises:
+    text_decoding.BadEncoding: if it is not text.
+    BadFields: if it is not a JSON object.
+  """
+  text = text_decoding.decode(data, encoding)
   try:
-    return {**json.load(tar.extractfile(members['.json']))}
-  except (ValueError, TypeError):
-    return {}
+    fields = json.loads(text)
+  # Of brackets within brackets, the parser runs out of stack.
+  except (ValueError, RecursionError) as error:
+    raise BadFields(f'{error}: {text!r:.60}') from error
+  if not isinstance(fields, dict):
+    raise BadFields(f'it holds {type(fields).__name__}, not an object')
+  return fields
+
+
+class TarReader:
+  """Measures the items of an open tar.
+
+  Args:
+    file: the tar.
+    caption, encoding, columns: as for `measure`.
+  """
+
+  def __init__(
+    self,
+    file: IO[bytes],
+    caption: str,
+    encoding: str,
+    columns: dict[str, str],
+  ):
+    self.file, self.caption, self.encoding = file, caption, encoding
+    self.columns = columns
+
+  def row(self, item: tar_records.Item, name: str) -> Row:
+    """Measures an item; `name` is relative to the dataset."""
+    if item.problem:
+      measured = indexed.Measured(name, None, item.problem, item.detail)
+      return Row(item, measured)
+    # Fields, where anything is read from them.
+    try:
+      fields = self.fields(item)
+    except text_decoding.BadEncoding as error:
+      detail = f'its .json: {error}'
+      measured = indexed.Measured(name, None, indexed.BAD_ENCODING, detail)
+      return Row(item, measured)
+    except BadFields as error:
+      measured = indexed.Measured(name, None, indexed.BAD_JSON, str(error))
+      return Row(item, measured)
+    values = {n: fields.get(field) for n, field in self.columns.items()}
+    # Image, caption and score.
+    caption, in_json = self.read_caption(item, fields)
+    score, wrong = measuring.parse_score(values.get('aesthetic_score'))
+    values['aesthetic_score'] = score
+    image = io.BufferedReader(tar_members.Window(self.file, item.image))
+    measured = measuring.measure(name, image, caption, score)
+    text = item.fields if in_json else item.text
+    return Row(
+      item, measuring.check_score(measured, wrong), text, in_json, values
+    )
+
+  def read(self, member: tar_members.Member) -> bytes:
+    """Reads the bytes of a member."""
+    self.file.seek(member.start)
+    return self.file.read(member.size)
+
+  def fields(self, item: tar_records.Item) -> dict[str, Any]:
+    """Reads the fields of a record, {} where it has none or none are read."""
+    caption_in_json = self.caption and item.text is None
+    if item.fields is None or not (self.columns or caption_in_json):
+      return {}
+    return parse_json(self.read(item.fields), self.encoding)
+
+  def read_caption(
+    self, item: tar_records.Item, fields: dict[str, Any]
+  ) -> tuple[captions.Caption, bool]:
+    """Reads a caption; also returns whether it is in the json member."""
+    if not self.caption:
+      return captions.Caption(''), False
+    if item.text is None:
+      caption = captions.parse(captions.look_up(fields, self.caption))
+      if caption == captions.NONE:
+        caption = caption._replace(detail=self.explain(item))
+      return caption, True
+    if item.text.problem:
+      return captions.Caption('', item.text.problem, item.text.detail), False
+    return captions.parse(self.read(item.text), self.encoding), False
+
+  def explain(self, item: tar_records.Item) -> str:
+    """Says where the caption of a record was looked for."""
+    detail = f'no member .{self.caption}'
+    if item.fields is not None:
+      detail += f', no text in {self.caption!r} of its .json'
+    return detail + ''.join(f', but {suffix}' for suffix in item.others)

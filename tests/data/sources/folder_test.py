@@ -1,39 +1,19 @@
-"""Tests the folder source: both layouts, and an error for every mistake."""
+"""Tests the folder source: captions, accounts, changes, errors."""
 
-import json
 import os
+import shutil
 
 import numpy as np
 import pytest
-from PIL import Image
 
 from sdxl_jax.data import images
 from sdxl_jax.data.sources import folder, record_filters
-from tests.support import datasets
-
-
-def write_image(path, size=(20, 30), **options):
-  path.parent.mkdir(parents=True, exist_ok=True)
-  h, w = size
-  Image.new('RGB', (w, h), 'teal').save(path, **options)
-
-
-def all_of(source):
-  return [source[i] for i in range(len(source))]
+from tests.support import datasets, image_folders
 
 
 @pytest.fixture
 def captioned(tmp_path):
-  """Writes four images with captions, one rotated, some in sub-folders."""
-  rotated = Image.Exif()
-  rotated[0x0112] = 6
-  write_image(tmp_path / 'b.JPG', (20, 30), exif=rotated)
-  write_image(tmp_path / 'deep/er/a.png', (10, 40))
-  write_image(tmp_path / 'deep/c.webp', (25, 25))
-  write_image(tmp_path / 'd.jpeg', (33, 11))
-  for name in ('b', 'deep/er/a', 'deep/c', 'd'):
-    (tmp_path / f'{name}.txt').write_text(f'caption of {name}\n')
-  return tmp_path
+  return image_folders.write_four(tmp_path)
 
 
 def test_caption_files(captioned):
@@ -41,102 +21,59 @@ def test_caption_files(captioned):
   source = folder.Folder(captioned, workers=0)
   assert len(source) == 4
   assert source.sizes.dtype == np.int32
-  sizes = {s['caption']: s['original_size'] for s in all_of(source)}
+  sizes = {
+    s['caption']: s['original_size'] for s in image_folders.all_of(source)
+  }
   assert sizes == {
     'caption of b': (30, 20),
     'caption of deep/er/a': (10, 40),
     'caption of deep/c': (25, 25),
     'caption of d': (33, 11),
   }
-  for i, example in enumerate(all_of(source)):
+  for i, example in enumerate(image_folders.all_of(source)):
     assert example['original_size'] == tuple(source.sizes[i])
     decoded = images.decode(example['image'], example['name'])
     assert decoded.size[::-1] == example['original_size']
 
 
-@pytest.mark.parametrize('suffix', ['jsonl', 'csv'])
-def test_metadata(captioned, suffix):
-  rows = [
-    {'file_name': 'deep/c.webp', 'text': 'a square, "teal"'},
-    {'file_name': 'd.jpeg', 'text': 'tall', 'aesthetic_score': 5.5},
-  ]
-  path = captioned / f'metadata.{suffix}'
-  if suffix == 'jsonl':
-    path.write_text('\n'.join(map(json.dumps, rows)) + '\n\n')
-  else:
-    path.write_text(
-      'file_name,text,aesthetic_score\n'
-      'deep/c.webp,"a square, ""teal""",\nd.jpeg,tall,5.5\n'
-    )
-  source = folder.Folder(captioned, workers=0)
-  assert [e['caption'] for e in all_of(source)] == [r['text'] for r in rows]
-  assert 'aesthetic_score' not in source[0]
-  assert source[1]['aesthetic_score'] == 5.5
-  assert source.sizes.tolist() == [[25, 25], [33, 11]]
-
-
-def fails(captioned, *words, error=ValueError):
-  """Expects an error that fits one screen and holds all the words."""
-  with pytest.raises(error) as caught:
-    folder.Folder(captioned, workers=0)
-  text = str(caught.value)
-  assert len(text.splitlines()) < 12
-  for word in words:
-    assert word in text, text
-
-
 def test_no_folder(tmp_path):
-  fails(tmp_path / 'no', 'no such folder', error=FileNotFoundError)
+  image_folders.fails(
+    tmp_path / 'no', 'no such folder', error=FileNotFoundError
+  )
 
 
 def test_no_images(tmp_path):
   (tmp_path / 'movie.mp4').write_bytes(b'')
-  fails(tmp_path, 'no images among its 1 files', '.webp')
+  image_folders.fails(tmp_path, 'no images among its 1 files', '.webp')
 
 
 def test_image_without_caption(captioned):
   for i in range(9):
-    write_image(captioned / f'x{i}.png')
-  fails(captioned, 'images without a caption (9)', 'x0.png', '...', 'Write the')
+    image_folders.write_image(captioned / f'x{i}.png')
+  chosen = image_folders.usable(captioned)
+  assert len(chosen) == 4
+  assert image_folders.counts_of(chosen) == {'it has no caption': 9}
+  assert f'{captioned}/x0.png' in str(chosen.account())
+
+
+def test_no_image_has_a_caption(tmp_path):
+  for i in range(3):
+    image_folders.write_image(tmp_path / f'{i}.png')
+  (tmp_path / '1.txt').write_text(' \n')
+  image_folders.fails(
+    tmp_path, 'leave none of 3', '3  left out: it has no caption', '0.png'
+  )
+  image_folders.fails(
+    tmp_path, 'into a .txt file', 'config.data.folder.captions=False'
+  )
+  assert len(image_folders.usable(tmp_path, captions=False)) == 3
 
 
 def test_caption_without_image(captioned):
   (captioned / 'lonely.txt').write_text('a ghost')
-  fails(captioned, 'caption files without an image (1)', 'lonely.txt', 'remove')
-
-
-def metadata(captioned, *lines):
-  (captioned / 'metadata.jsonl').write_text('\n'.join(lines))
-  return captioned
-
-
-def test_row_without_image(captioned):
-  row = '{"file_name": "nowhere.png", "text": ""}'
-  fails(metadata(captioned, row), 'missing (1)', 'nowhere.png', 'relative to')
-
-
-@pytest.mark.parametrize('column', ['file_name', 'text'])
-def test_missing_column(captioned, column):
-  row = {'file_name': 'd.jpeg', 'text': ''}
-  del row[column]
-  fails(metadata(captioned, json.dumps(row)), repr(column), 'row 1', 'columns')
-
-
-def test_missing_csv_column(captioned):
-  (captioned / 'metadata.csv').write_text('file_name,caption\nd.jpeg,hello\n')
-  fails(captioned, "'text' (1)", 'row 1')
-
-
-def test_bad_rows(captioned):
-  fails(metadata(captioned, 'oops'), 'line 1 is not a JSON object', 'oops')
-  fails(metadata(captioned, '[1]'), 'line 1 is not a JSON object')
-  row = '{"file_name": "d.jpeg", "text": "", "aesthetic_score": "high"}'
-  fails(metadata(captioned, row), "aesthetic_score = 'high'", 'row 1')
-
-
-def test_two_tables(captioned):
-  (captioned / 'metadata.csv').write_text('file_name,text\n')
-  fails(metadata(captioned, ''), 'remove one')
+  chosen = image_folders.usable(captioned)
+  assert image_folders.counts_of(chosen) == {'it has no image': 1}
+  assert list(chosen.left_out()) == [f'{captioned}/lonely.txt: it has no image']
 
 
 def test_broken_headers_are_left_out(captioned):
@@ -183,3 +120,92 @@ def test_a_changed_image_is_measured_again(tmp_path):
   path.write_bytes(second.ljust(length, b' '))
   os.utime(path, ns=(0, path.stat().st_mtime_ns + 1_000_000))
   assert sizes() == [[30, 20]]
+
+
+def test_encodings(tmp_path):
+  texts = {
+    'plain': b'a dog',
+    'mark': 'a café'.encode('utf-8-sig'),
+    'utf16': 'a dog'.encode('utf-16'),
+    'utf32': 'a dog'.encode('utf-32'),
+    'cp932': '犬'.encode('cp932'),
+    'cp1252': b'one\ncaf\xe9',
+    'no_mark': 'a dog'.encode('utf-16-le'),
+  }
+  for name, data in texts.items():
+    image_folders.write_captioned(tmp_path / f'{name}.png', data)
+  chosen = image_folders.usable(tmp_path)
+  known = {
+    'mark.png': 'a café',
+    'plain.png': 'a dog',
+    'utf16.png': 'a dog',
+    'utf32.png': 'a dog',
+  }
+  assert image_folders.captions_of(chosen) == known
+  assert image_folders.counts_of(chosen) == {
+    'its caption is in another encoding': 3
+  }
+  left_out = '\n'.join(chosen.left_out())
+  assert 'cp1252.txt: byte 7 (0xe9), in line 2, is not utf-8' in left_out
+  assert 'no_mark.txt: line 1 has a NUL character' in left_out
+  # The setting concerns files without a mark.
+  chosen = image_folders.usable(tmp_path, encoding='cp932')
+  assert image_folders.captions_of(chosen) == known | {'cp932.png': '犬'}
+  with pytest.raises(ValueError, match="encoding is 'cp0'"):
+    image_folders.usable(tmp_path, encoding='cp0')
+
+
+def test_a_changed_caption_is_read_again(captioned):
+  before = image_folders.usable(captioned)
+  path = captioned / 'd.txt'
+  path.write_text('caption of D\n')
+  os.utime(path, ns=(0, path.stat().st_mtime_ns + 1_000_000))
+  after = image_folders.usable(captioned)
+  assert after[1]['caption'] == 'caption of D'
+  assert (before.keys == after.keys).all()
+  assert (before.stamps != after.stamps).tolist() == [False, True, False, False]
+
+
+def test_stamps_stay_where_a_folder_moves(captioned, tmp_path_factory):
+  before = image_folders.usable(captioned)
+  moved = tmp_path_factory.mktemp('moved') / 'images'
+  shutil.copytree(captioned, moved)
+  after = image_folders.usable(moved)
+  assert (before.keys == after.keys).all()
+  assert (before.stamps == after.stamps).all()
+  assert len(set(before.stamps.tolist())) == 4
+  # A table in place of the files, and a score.
+  rows = [
+    {'file_name': 'b.JPG', 'text': 'caption of b'},
+    {'file_name': 'd.jpeg', 'text': 'caption of d', 'aesthetic_score': 5},
+  ]
+  scored = image_folders.usable(image_folders.metadata(moved, *rows))
+  b, d = (before.keys == scored.keys[0]), (before.keys == scored.keys[1])
+  assert before.stamps[b] == scored.stamps[0]
+  assert before.stamps[d] != scored.stamps[1]
+
+
+def test_paths(captioned, monkeypatch):
+  monkeypatch.setenv('HOME', str(captioned.parent))
+  assert len(image_folders.usable(f'~/{captioned.name}')) == 4
+  image_folders.fails('', 'config.data.folder.path is empty')
+  image_folders.fails(
+    captioned / 'd.txt', 'is a file', error=NotADirectoryError
+  )
+
+
+def test_extreme_aspects(tmp_path):
+  """An image is left out if its resize for the nearest bucket is too large."""
+  sizes = {'wide': (1, 6000), 'tall': (6000, 1), 'strip': (20, 600)}
+  for name, size in sizes.items():
+    image_folders.write_captioned(tmp_path / f'{name}.png', name, size=size)
+  source = folder.Folder(tmp_path, workers=0)
+  for table, expected in (
+    (((1024, 1024),), {'strip'}),
+    (((512, 2048), (1024, 1024), (2048, 512)), {'strip'}),
+    (((16, 16),), {'wide', 'tall', 'strip'}),  # 16 x 96,000 px are few
+  ):
+    filters = record_filters.Filters(buckets=table)
+    chosen = record_filters.FilteredSource(source, filters)
+    assert set(image_folders.captions_of(chosen).values()) == expected
+    assert chosen.account().used == len(expected)

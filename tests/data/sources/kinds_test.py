@@ -51,7 +51,7 @@ def test_unusable_records_are_named(kind, tmp_path):
   names = {
     'folder': ('0003.png', '0007.png'),
     'webdataset': ('0003', '0007', '0009'),
-    'parquet': ('row 0 of group 1', 'row 0 of group 0', 'row 2 of group 0'),
+    'parquet': ('row 3, in group 1', 'row 0, in group 0', 'row 2, in group 0'),
     'tfds': ('record 3', 'record 7'),
   }
   assert all(name in left_out for name in names[kind]), left_out
@@ -84,7 +84,7 @@ def test_a_folder_of_images_alone(tmp_path):
   for i in range(3):
     path = tmp_path / f'{i}.png'
     path.write_bytes(datasets.example(i, (20, 30))['image'])
-  with pytest.raises(ValueError, match='images without a caption'):
+  with pytest.raises(ValueError, match='3  left out: it has no caption'):
     kinds.make_source('folder', {'path': tmp_path}, workers=0)
   settings = {'path': tmp_path, 'captions': False}
   source = kinds.make_source('folder', settings, workers=0)

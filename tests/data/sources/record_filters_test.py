@@ -66,14 +66,16 @@ def test_columns(tmp_path, kind):
 
 
 def test_text_columns_and_missing_values(tmp_path):
-  (tmp_path / 'a.png').write_bytes(datasets.encode(datasets.ramp(4, 4)))
+  for name in ('a.png', 'b.png', 'c.png'):
+    (tmp_path / name).write_bytes(datasets.encode(datasets.ramp(4, 4)))
   (tmp_path / 'metadata.csv').write_text(
-    'file_name,text,lang,p\na.png,0,en,\na.png,1,fr,0.5\na.png,2,,0.1\n'
+    'file_name,text,lang,p\na.png,0,en,nan\nb.png,1,fr,0.5\nc.png,2,,0.1\n'
   )
   for rule, expected in (
     (('lang', '==', 'en'), ['0']),
     (('lang', '!=', 'en'), ['1']),  # not the one without a language
     (('p', '<', 0.4), ['2']),
+    (('p', '!=', 0.5), ['2']),  # NaN is no value
   ):
     source = kinds.make_source(
       'folder', {'path': tmp_path}, record_filters.Filters(columns=(rule,)), 0
