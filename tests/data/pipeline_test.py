@@ -84,7 +84,7 @@ def test_nothing_ahead(source, threads, prefetch):
   batches = make(source, num_threads=threads, prefetch=prefetch)
   assert_same(next(batches), expected[0])
   assert_same(next(batches), expected[1])
-  assert batches.get_state() == {'batches': 2}
+  assert batches.get_state()['batches'] == 2
   batches.set_state({'batches': 3})
   assert_same(next(batches), expected[3])
   batches.close()
