@@ -74,6 +74,8 @@ SECTIONS = {
     'refiner': Flag(),
     'uncond': Choice(('zeros', 'empty')),
     'caption_dropout': SHARE,
+    'max_token_length': Choice((75, 150, 225)),
+    'skip_non_finite': SWITCHED,
   },
   'mesh': {
     'data': Whole(-1, INF, excludes=0),
@@ -98,8 +100,18 @@ SECTIONS = {
     'min_aesthetic_score': Optional(Number(-INF, INF, excludes=INF)),
     'columns': Items(Anything(), "(('watermark', '<', 0.5),)"),
   },
-  'data.folder': {'path': Text(), 'captions': Flag()},
-  'data.webdataset': {'shards': Text(), 'caption': Text(), 'score': Text()},
+  'data.folder': {
+    'path': Text(),
+    'captions': Flag(),
+    'caption': Text(),
+    'encoding': Text(),
+  },
+  'data.webdataset': {
+    'shards': Text(),
+    'caption': Text(),
+    'score': Text(),
+    'encoding': Text(),
+  },
   'data.parquet': {
     'files': Text(),
     'image': Text(),
@@ -221,8 +233,9 @@ SECTIONS = {
   'text_encoder_2': TEXT_ENCODER,
 }
 
-# Sections whose names are the user's; config_validation has their rules.
+# Sections whose names are the user's: of groups of factors, and of sources.
 OPEN = ('lora', 'data.mixture')
+LORA = {'layers': Text(), 'rank': COUNT, 'alpha': FACTOR}
 
 FIELDS = {
   f'{section}.{name}'.removeprefix('.'): kind

@@ -19,6 +19,7 @@ from sdxl_jax.training import config_validation
 # Most weights of SDXL's nets are larger.
 TYPICAL_WEIGHT = 0.01
 LARGE_RATE = 0.1  # above it AdamW moves a weight by more than its magnitude
+LARGE_DECAY = 0.05  # share of a kernel that decays in a step
 SHOWN = 5  # buckets named in a line
 
 # What follows if a field counts more steps than the run has.
@@ -41,7 +42,15 @@ PLACES = {
 
 def of_config(config: config_dict.ConfigDict) -> list[str]:
   """Warnings that follow from the config alone."""
-  rules = (of_rate, of_average, of_intervals, of_loss, of_augmentation, ignored)
+  rules = (
+    of_rate,
+    of_average,
+    of_intervals,
+    of_loss,
+    of_nets,
+    of_augmentation,
+    ignored,
+  )
   return [line for rule in rules for line in rule(config)]
 
 
@@ -54,6 +63,12 @@ def of_rate(config: config_dict.ConfigDict) -> Iterator[str]:
     yield (
       f'config.optimizer.learning_rate is {c.learning_rate}: AdamW moves each '
       'parameter by about that much in every step; 1e-4 is usual'
+    )
+  if c.learning_rate * c.weight_decay > LARGE_DECAY:
+    yield (
+      f'config.optimizer.weight_decay is {c.weight_decay}: every step takes '
+      f'{c.learning_rate * c.weight_decay:.0%} of each kernel away; 0.01 is '
+      'usual'
     )
   if c.warmup_steps >= total:
     reached = c.learning_rate * (total - 1) / c.warmup_steps
@@ -75,8 +90,8 @@ def of_average(config: config_dict.ConfigDict) -> Iterator[str]:
     fitting = 1 - 1 / max(2, 10 ** math.floor(math.log10(total / 5)))
     yield (
       f'config.optimizer.ema_decay is {c.ema_decay}, an average over '
-      f'{length:,.0f} steps, but the run has {total:,}: samples and exports '
-      f'take the EMA, which will lag behind; {fitting:g} fits, 0 is no average'
+      f'{length:,.0f} steps, but the run has {total:,}: the average will be '
+      f'one over the last ninth of the steps; {fitting:g} fits, 0 is none'
     )
 
 
@@ -125,6 +140,15 @@ def of_loss(config: config_dict.ConfigDict) -> Iterator[str]:
     )
 
 
+def of_nets(config: config_dict.ConfigDict) -> Iterator[str]:
+  """Warns of an autoencoder that is trained to make its latents easy."""
+  if config.task == 'diffusion' and 'vae' in config.trained:
+    yield (
+      "config.trained has 'vae', whose latents lose the image if nothing but "
+      "the loss of diffusion trains it; config.task = 'autoencoder' trains it"
+    )
+
+
 def of_augmentation(config: config_dict.ConfigDict) -> Iterator[str]:
   """Warns of changes that are made to all images instead of some."""
   if config.task == 'diffusion' and config.caption_dropout == 1:
@@ -151,6 +175,12 @@ def ignored(config: config_dict.ConfigDict) -> Iterator[str]:
     yield (
       f'config.data.mixture has {list(config.data.mixture)}, but '
       f'config.data.source is {source!r}: they will not be read'
+    )
+  if 0 < config.data.prefetch < config.data.num_threads:
+    yield (
+      f'config.data.num_threads is {config.data.num_threads}, but '
+      f'config.data.prefetch is {config.data.prefetch}: no more threads than '
+      'that will work'
     )
   # The fields of the loss belong to diffusion.
   if config.task == 'autoencoder':

@@ -90,9 +90,13 @@ def check_buckets(config: config_dict.ConfigDict) -> None:
     downscale = config.vae.patch
   else:
     downscale = 2 ** (len(config.vae.block_out_channels) - 1)
-  for bucket in config.data.buckets:
-    if any(side < downscale or side % downscale for side in bucket):
+  sizes = [('config.data.buckets', bucket) for bucket in config.data.buckets]
+  # Otherwise the run would fail at its first samples, long after the start.
+  if config.task == 'diffusion' and config.samples.every:
+    sizes.append(('config.samples.size', config.samples.size))
+  for field, size in sizes:
+    if any(side < downscale or side % downscale for side in size):
       raise ValueError(
-        f'config.data.buckets has {tuple(bucket)}; heights and widths must be '
-        f'multiples of {downscale}, the px that one latent stands for'
+        f'{field} has {tuple(size)}; heights and widths must be multiples of '
+        f'{downscale}, the px that one latent stands for'
       )

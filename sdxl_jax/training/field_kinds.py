@@ -57,13 +57,15 @@ class Whole(Number):
 
 @dataclasses.dataclass(frozen=True)
 class Choice:
-  """One of several names."""
+  """One of several values of one type."""
 
-  names: tuple[str, ...]
+  values: tuple[str | int, ...]
 
   def remedy(self, value: Any) -> str | None:
-    known = isinstance(value, str) and value in self.names
-    return None if known else f'choose one of {self.names}'
+    # True is 1, and 75.0 is 75, but neither of them is meant.
+    same_type = type(value) is type(self.values[0])
+    known = same_type and value in self.values
+    return None if known else f'choose one of {self.values}'
 
 
 @dataclasses.dataclass(frozen=True)

@@ -4,6 +4,8 @@ import re
 
 from ml_collections import config_dict
 
+from sdxl_jax.training import config_fields
+
 
 def check(config: config_dict.ConfigDict) -> None:
   """Raises ValueError for nets that are not there, or not as a UNet can be."""
@@ -102,11 +104,15 @@ def check_lora(config: config_dict.ConfigDict) -> None:
     )
   # Each group; its pattern is compiled here, so that a mistake fails at once.
   for name, group in config.lora.items():
-    for field, least in ('rank', 1), ('alpha', 1e-6):
-      if not group[field] >= least:
+    if set(group) != set(config_fields.LORA):
+      raise ValueError(
+        f'config.lora.{name} has {sorted(group)}; it must have '
+        f'{sorted(config_fields.LORA)}'
+      )
+    for field, kind in config_fields.LORA.items():
+      if remedy := kind.remedy(group[field]):
         raise ValueError(
-          f'config.lora.{name}.{field} is {group[field]}; it must be at least '
-          f'{least}'
+          f'config.lora.{name}.{field} is {group[field]!r}; {remedy}'
         )
     try:
       re.compile(group.layers)

@@ -102,6 +102,7 @@ ZERO_IS_OFF = {
   'optimizer.weight_decay',
   'samples.every',
   'samples.guidance_scale',
+  'skip_non_finite',
 }
 ZERO_IS_A_NUMBER = {
   'seed',
@@ -137,7 +138,7 @@ def test_zero_is_off_or_refused(field):
   if field in ZERO_IS_OFF | ZERO_IS_A_NUMBER:
     config_validation.check(config)
   else:
-    with pytest.raises(ValueError, match=rf'{field} is 0.*; it must be'):
+    with pytest.raises(ValueError, match=rf'{field} is 0.*; (it must|choose)'):
       config_validation.check(config)
 
 
@@ -258,6 +259,15 @@ def test_scores_for_a_refiner():
   config_validation.check(config)
 
 
+def test_samples_need_whole_latents():
+  config = tiny_config.get_config()
+  config.samples.update(every=2, size=(16, 18))
+  with pytest.raises(ValueError, match=r'samples.size has \(16, 18\); heights'):
+    config_validation.check(config)
+  config.samples.every = 0
+  config_validation.check(config)
+
+
 def test_samples_need_prompts():
   config = tiny_config.get_config()
   config.samples.update(every=2, prompts=())
@@ -291,6 +301,9 @@ ATTENTION = dict(layers='unet/.*to_q', rank=4, alpha=4.0)
     ({'a': ATTENTION}, {'trained': ('unet',)}, r"'unet',\) and .* has \['a'\]"),
     ({'a': ATTENTION | {'rank': 0}}, {}, 'config.lora.a.rank is 0; .*least 1'),
     ({'a': ATTENTION | {'alpha': 0.0}}, {}, 'config.lora.a.alpha is 0.0'),
+    ({'a': ATTENTION | {'rank': 4.0}}, {}, 'rank is 4.0; it must be a whole'),
+    ({'a': ATTENTION | {'rnk': 4}}, {}, r"a has .*'rnk'\]; .*'rank'"),
+    ({'a': {'layers': '.*'}}, {}, "a has .*it must have .*'rank'"),
     ({'a': ATTENTION | {'layers': '(to_q'}}, {}, r"'\(to_q', which is no reg"),
     ({'a': ATTENTION | {'layers': '.*'}}, {'data.source': 'precomputed'},
      'patterns of config.lora that begin with unet/'),

@@ -42,10 +42,11 @@ def test_the_tiny_stages_are_meant(stage):
   [
     ({'optimizer.learning_rate': 0.0}, 'learning_rate is 0: nothing will be'),
     ({'optimizer.learning_rate': 1.0}, 'rate is 1.0: .*1e-4 is usual'),
+    ({'optimizer.weight_decay': 100.0}, 'takes 20% of each kernel away'),
     ({'optimizer.warmup_steps': 20_000, 'optimizer.cosine': False},
      'steps is 20,000, .*has 2,000 steps: .* ends at 0.0002 .* of 0.002'),
     ({'optimizer.ema_decay': 0.9999},
-     'ema_decay is 0.9999, .*10,000 steps, .*has 2,000: .*0.99 fits'),
+     'ema_decay is 0.9999, .*10,000 steps, .*has 2,000: .*ninth .*0.99 fits'),
     ({'optimizer.ema_decay': 1.0}, 'ema_decay is 1.0, an average over inf'),
     ({'log_every': 3000}, 'log_every is 3,000, .* one line of metrics'),
     ({'checkpoint.every': 3000}, 'only the last step will be saved'),
@@ -61,6 +62,7 @@ def test_the_tiny_stages_are_meant(stage):
     ({'data.flip_probability': 1.0}, 'every image will be mirrored'),
     ({'data.folder.path': 'IMAGES'},
      "folder.path is 'IMAGES', but config.data.source is 'scenes'"),
+    ({'data.num_threads': 9, 'data.prefetch': 8}, 'num_threads is 9, .* is 8:'),
     ({'data.parquet.files': '*.parquet'}, 'parquet.files is .* not be read'),
   ],
 )  # fmt: skip
@@ -80,6 +82,13 @@ def test_a_mixture_that_is_not_read():
   config.data.mixture = {'photos': {'source': 'folder', 'share': 1}}
   line = only(config_warnings.of_config(config))
   assert "mixture has ['photos'], but config.data.source is 'scenes'" in line
+
+
+def test_an_autoencoder_without_its_own_loss():
+  config = default.get_config()
+  config.trained = ('unet', 'vae')
+  line = only(config_warnings.of_config(config))
+  assert "config.trained has 'vae'" in line
 
 
 @pytest.mark.parametrize(

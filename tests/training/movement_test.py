@@ -284,6 +284,19 @@ def test_elements_are_few_and_hold_the_last():
   assert taken['x'][-1, -1] == table[-1, -1]
 
 
+def test_elements_of_shards_cost_no_memory(mesh):
+  """No array is put together for them: each device takes its own first."""
+  shapes = {
+    f'unet/{i}/kernel': jax.ShapeDtypeStruct(shape, jnp.float32)
+    for i, shape in enumerate([(1280, 10240), (3, 3, 1279, 1280), (2050, 1001)])
+  }
+  shapes = sharding.with_shardings({'params': shapes}, mesh)
+  place = sharding.replicated(mesh)
+  take = jax.jit(movement.take, out_shardings=place).lower(shapes).compile()
+  assert take.memory_analysis().temp_size_in_bytes < 100_000
+  assert take.memory_analysis().output_size_in_bytes < 100_000
+
+
 def test_large_arrays_count_more():
   """Shares are of all parameters, although of each array few are looked at."""
   before = {name: {'n/big': np.zeros(4), 'n/small': np.zeros(4)}
