@@ -65,7 +65,6 @@ SECTIONS = {
     'buckets_per_step': COUNT,
     'accumulation_steps': COUNT,
     'log_every': COUNT,
-    'skip_non_finite': SWITCHED,
     'compile_threads': Whole(1, 64),
     'init_from': Text(),
     'from_scratch': Items(Choice(NETS), "('unet',)"),

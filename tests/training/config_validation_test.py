@@ -74,7 +74,6 @@ def test_out_of_range(field, value, message):
 
 # What 0 means in each field that holds a number: off, or nothing at all.
 ZERO_IS_OFF = {
-  'skip_non_finite',
   'caption_dropout',
   'data.flip_probability',
   'data.index_workers',
