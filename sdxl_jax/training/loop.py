@@ -84,9 +84,7 @@ def loop(
       saved = done
     if is_due(done, config.optimizer.ema_snapshots, total):
       reporter.flush()
-      snapshots.save(
-        run.workdir, done, state.opt_state, config.optimizer.ema_widths
-      )
+      save_snapshots(run, state, done)
 
     # Show what the model generates so far.
     if is_due(done, config.samples.every, total) and not stopping:
@@ -152,6 +150,20 @@ def save(
   saved_config = run.checkpoint_config.make(ema_params)
   data = position | {'dataset': run.dataset}
   checkpoints.save(done, state, data, saved_config)
+
+
+def save_snapshots(run: Run, state: train_state.State, done: int) -> None:
+  """Saves copies of the averages.
+
+  Raises:
+    OSError: if they cannot be written.
+  """
+  try:
+    widths = run.config.optimizer.ema_widths
+    snapshots.save(run.workdir, done, state.opt_state, widths)
+  except Exception as error:  # orbax raises many types when the disk is full
+    text = ' '.join(str(error).split())[:500]
+    raise OSError(f'the EMA of step {done} cannot be copied: {text}') from error
 
 
 def is_due(done: int, every: int, total: int) -> bool:

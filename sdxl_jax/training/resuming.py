@@ -14,6 +14,7 @@ def check_dataset(
   checkpoints: orbax_checkpoint.Checkpoints,
   workdir: pathlib.Path,
   source: Any,
+  dataset: fingerprint.Json,
   accepted: bool,
   say: Callable[[str], Any],
 ) -> bool:
@@ -23,6 +24,7 @@ def check_dataset(
     checkpoints: of the workdir.
     workdir: keeps what the next start compares with.
     source: of images, as data/ makes it.
+    dataset: its fingerprint.
     accepted: whether another dataset is allowed.
     say: prints a line for the user.
 
@@ -32,7 +34,7 @@ def check_dataset(
   Raises:
     ValueError: if the dataset changed, unless that is accepted.
   """
-  new, new_pass = fingerprint.of(source), False
+  new_pass = False
   if step := checkpoints.latest_step:
     old = checkpoints.read_data().get('dataset')
     if old is None:
@@ -40,8 +42,8 @@ def check_dataset(
         f'the checkpoint of step {step} is of a version that kept no '
         'fingerprint of the dataset: whether that changed is not known'
       )
-    elif old != new:
-      changes = fingerprint.compare(workdir, old, new, source)
+    elif old != dataset:
+      changes = fingerprint.compare(workdir, old, dataset, source)
       if not accepted:
         raise ValueError(
           f'the dataset changed since step {step}:\n{changes}\nThe order of '
@@ -56,7 +58,7 @@ def check_dataset(
   # Kept once all processes have compared.
   multihost.barrier('every process has compared the dataset')
   if multihost.is_primary():
-    fingerprint.save(workdir, new, source)
+    fingerprint.save(workdir, dataset, source)
   return new_pass
 
 

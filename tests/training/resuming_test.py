@@ -20,7 +20,7 @@ def check(workdir, data, source, accepted=False):
     latest_step=None if data is None else 40, read_data=lambda: data
   )
   new_pass = resuming.check_dataset(
-    latest, workdir, source, accepted, lines.append
+    latest, workdir, source, fingerprint.of(source), accepted, lines.append
   )
   return new_pass, '\n'.join(lines)
 
