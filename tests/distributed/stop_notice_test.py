@@ -1,6 +1,7 @@
 """Tests what signals do before and during training, in other processes."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -8,6 +9,8 @@ import textwrap
 import time
 
 import pytest
+
+from tests.support import processes
 
 START = """
 import hashlib, signal, sys, threading, time
@@ -100,3 +103,51 @@ def test_the_exit_code_after_an_interrupt():
   body = TRAINING + 'raise stop_notice.Interrupted'
   code, output, _ = run(body, signal.SIGINT)
   assert code == 130 and 'Traceback' not in output
+
+
+SEVERAL = """
+import sys, time
+import jax
+jax.distributed.initialize(sys.argv[1], 2, int(sys.argv[2]))
+from sdxl_jax.distributed import multihost
+notice = multihost.PreemptionNotice()
+notice.end_at_once('before step 1', lambda: None)
+multihost.barrier('both are ready')
+notice.save_first()
+step = 0
+print('ready', flush=True)
+while not notice.requested(step) and step < 2000:
+  time.sleep(0.01)
+  step += 1
+print('saving', step, notice.reason, flush=True)
+notice.close()
+multihost.barrier('both have saved')
+print('closed', flush=True)
+"""
+
+
+@pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_to_one_of_two_processes_stops_both(number):
+  """At the same step, which neither has passed."""
+  address = f'localhost:{processes.free_port()}'
+  running = [
+    subprocess.Popen(
+      [sys.executable, '-c', SEVERAL, address, str(i)],
+      stdout=subprocess.PIPE,
+      text=True,
+      env=os.environ | {'JAX_PLATFORMS': 'cpu'},
+    )
+    for i in range(2)
+  ]
+  for process in running:
+    assert 'ready\n' in iter(process.stdout.readline, '')  # after Gloo's lines
+  running[1].send_signal(number)
+  outputs = [process.communicate(timeout=120)[0] for process in running]
+  assert [process.returncode for process in running] == [0, 0]
+  name = {signal.SIGTERM: 'SIGTERM', signal.SIGINT: 'Ctrl-C'}[number]
+  reasons = ('a signal to another process', name)
+  steps = [
+    re.search(rf'saving (\d+) {reason}\nclosed', output)[1]
+    for reason, output in zip(reasons, outputs)
+  ]
+  assert steps[0] == steps[1] and int(steps[0]) < 2000
