@@ -18,6 +18,9 @@ def get_config():
   config.buckets_per_step = 1  # batches, of one bucket each, per optimizer step
   config.accumulation_steps = 1  # micro-batches that each of them is split into
   config.log_every = 50  # optimizer steps that a line of metrics averages over
+  # Steps in a row whose loss or gradient is not finite and whose update is left
+  # out; one more stops the run. 0: the first stops it.
+  config.skip_non_finite = 0
   config.compile_threads = 2  # programs compiled at once, ahead of their use
   # Source of pretrained weights: a diffusers folder, a single file, an orbax
   # export, or the EMA of another run (its workdir, or one of its

@@ -24,6 +24,8 @@ def run(main: Callable, *names: str) -> None:
       main(flags.FLAGS, *argv[1:])
     except (ValueError, OSError) as error:
       multihost.abort(f'error: {error}')
+    except KeyboardInterrupt as error:
+      multihost.interrupt(error)
     # With several processes, JAX reports a lost peer as a failed step.
     except jax.errors.JaxRuntimeError as error:
       if jax.process_count() == 1:

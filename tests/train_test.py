@@ -23,7 +23,7 @@ from sdxl_jax.sampling import (
   prompt_encoding,
   settings,
 )
-from sdxl_jax.training import metrics, run_setup, sample_grid, tasks
+from sdxl_jax.training import loop, metrics, run_setup, sample_grid, tasks
 from tests.support import (
   autoencoder_config,
   datasets,
@@ -223,7 +223,7 @@ def test_nets_from_scratch(straight):
 )
 def test_what_is_due(done, every, due):
   """Every so many steps and after the last one; 0: never."""
-  assert train.is_due(done, every, total=9) is due
+  assert loop.is_due(done, every, total=9) is due
 
 
 def test_the_next_command():
@@ -325,8 +325,10 @@ def test_training_starts_from_published_weights(tmp_path):
 
 
 def test_non_finite_loss_names_the_records():
-  with pytest.raises(metrics.NonFiniteLoss, match='step 7 .*Bucket.*5'):
-    metrics.check_finite({'loss': float('nan')}, 7, (16, 24), np.array([5]))
+  message = 'step 7 .*Bucket.*records:\n  a/5.png\nLook'
+  with pytest.raises(metrics.NonFiniteLoss, match=message):
+    metrics.check_finite({'loss': float('nan')}, 7, (16, 24), ['a/5.png'])
+  metrics.check_finite({'loss': 1.0}, 7, (16, 24), ['a/5.png'])
 
 
 def test_metrics_of_a_lost_stretch_are_dropped(tmp_path):

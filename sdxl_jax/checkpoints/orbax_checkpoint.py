@@ -8,6 +8,8 @@ from typing import Any
 import jax
 import orbax.checkpoint as ocp
 
+from sdxl_jax.checkpoints import write_errors
+
 FOLDER = 'checkpoints'
 ITEMS = ('state', 'data', 'config')
 Json = dict[str, Any]
@@ -49,25 +51,30 @@ class Checkpoints:
     return self._manager.latest_step()
 
   def check_space(self, state: Any) -> None:
-    """Raises OSError if the disk has no room for one more State.
+    """Raises CheckpointError if the disk has no room for one more State.
 
     Args:
       state: tree of arrays or of their jax.ShapeDtypeStruct.
     """
     need = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(state))
-    free = shutil.disk_usage(self.folder).free
+    try:
+      free = shutil.disk_usage(self.folder).free
+    except OSError as error:
+      raise self.explain(error) from error
     if free < need:
-      raise OSError(
-        f'{self.folder} has {free / 1e9:.3g} GB left, and the next checkpoint '
-        f'takes up to {need / 1e9:.3g} GB. {self._remedy()}'
+      raise self.explain(
+        OSError(
+          f'{self.folder} has {free / 1e9:.3g} GB left, and the next '
+          f'checkpoint takes up to {need / 1e9:.3g} GB'
+        )
       )
 
   def save(self, step: int, state: Any, data: Json, config: Json) -> None:
     """Saves a State, the data position and the config.
 
     Raises:
-      OSError: if this checkpoint or the one before it cannot be written;
-        complete ones stay.
+      CheckpointError: if this checkpoint or the one before it cannot be
+        written; complete ones stay.
     """
     # Saving runs in the background: errors of the last one appear here.
     self.wait()
@@ -87,11 +94,20 @@ class Checkpoints:
     """Restores (State, data position) of the latest step; see `restore`."""
     return restore(self.folder / str(self.latest_step), state)
 
+  def read_data(self) -> Json:
+    """Reads what the latest checkpoint says of the data; see `restore`."""
+    folder = self.folder / str(self.latest_step)
+    return restore_items(folder, {'data': ocp.args.JsonRestore()})['data']
+
+  def read_config(self) -> Json:
+    """Reads the config that the latest checkpoint was saved with."""
+    return read_config(self.folder / str(self.latest_step))
+
   def wait(self) -> None:
     """Waits until everything is on disk.
 
     Raises:
-      OSError: if a checkpoint cannot be written.
+      CheckpointError: if a checkpoint cannot be written.
     """
     self._try(self._manager.wait_until_finished)
 
@@ -104,18 +120,14 @@ class Checkpoints:
     try:
       action(*args, **settings)
     except Exception as error:
-      raise OSError(
-        f'a checkpoint cannot be written to {self.folder}: '
-        f'{str(error)[:500]}. {self._remedy()}'
+      text = ' '.join(str(error).split())[:500]
+      raise self.explain(
+        OSError(f'a checkpoint cannot be written to {self.folder}: {text}')
       ) from error
 
-  def _remedy(self) -> str:
-    step = self._manager.latest_step()
-    last = 'no step' if step is None else f'step {step}'
-    return (
-      f'The last good one is that of {last}: make room and run the same '
-      'command again'
-    )
+  def explain(self, error: OSError) -> write_errors.CheckpointError:
+    """Adds the last good checkpoint, and what to do, to an error's message."""
+    return write_errors.explain(error, self.folder)
 
 
 def find(source: str | pathlib.Path) -> pathlib.Path:

@@ -1,11 +1,12 @@
 """Aspect-ratio buckets: the fixed table, assignment, and the global schedule.
 
 The schedule chooses the bucket and the records of every global batch. It is a
-pure function of (sizes, buckets, seed, global_batch_size): hosts agree without
-communication, resuming is a seek, and the number of hosts may change.
+pure function of (sizes, buckets, seed, global_batch_size, origin): hosts agree
+without communication, resuming is a seek, and the number of hosts may change.
 """
 
 import bisect
+import copy
 import functools
 import hashlib
 import math
@@ -105,6 +106,13 @@ class ScheduledBatch(NamedTuple):
   passes: np.ndarray  # int64 [b], the pass over the bucket that each is in
 
 
+class Origin(NamedTuple):
+  """Where the batches of a schedule begin."""
+
+  step: int  # the first one that is scheduled
+  records: tuple[int, ...]  # of each bucket's stream, taken before
+
+
 class Schedule:
   """Maps a step to its bucket and records, identically on every host.
 
@@ -113,6 +121,9 @@ class Schedule:
   its stream, so the remainder of one pass opens the batch that starts the next.
   Epoch e holds as many batches of each bucket as complete e + 1 passes over it,
   rounded down, in random order.
+
+  A schedule begins with step 0 and the first record of each stream, or at
+  another origin, where `begin` lets a run go on with batches of another size.
 
   Args:
     sizes: int [n, 2], (height, width) of each record in px.
@@ -145,7 +156,38 @@ class Schedule:
     order = np.argsort(self.assigned, kind='stable')
     self.members = order.astype(np.min_scalar_type(len(order)))
     self.starts = np.cumsum(self.counts) - self.counts
-    self._order = functools.lru_cache(maxsize=2)(self._order)
+    self._set_origin(Origin(0, (0,) * len(self.buckets)))
+
+  def _set_origin(self, origin):
+    self.origin = origin
+    self._taken = np.array(origin.records, np.int64)
+    self._order = functools.lru_cache(maxsize=2)(self._make_order)
+
+  def begin(self, origin: Origin, global_batch_size: int) -> 'Schedule':
+    """Returns a schedule of the same streams that begins elsewhere.
+
+    Args:
+      origin: whose step is the first.
+      global_batch_size: records per step from there on.
+    """
+    schedule = copy.copy(self)
+    schedule.global_batch_size = global_batch_size
+    schedule._set_origin(origin)
+    return schedule
+
+  def taken(self, step: int) -> tuple[int, ...]:
+    """Returns the records of each bucket's stream taken before a step."""
+    epoch = self._epoch(step)
+    bucket, _ = self._order(epoch)
+    position = step - self.origin.step - self._steps_before(epoch)
+    batches = self._batches_before(epoch)
+    batches += np.bincount(bucket[:position], minlength=len(batches))
+    return tuple((self._taken + batches * self.global_batch_size).tolist())
+
+  def passes(self, taken: Sequence[int]) -> int:
+    """Returns the passes begun over the bucket with most of them."""
+    counts = np.maximum(self.counts, 1)
+    return int((-(-np.array(taken, np.int64) // counts)).max())
 
   def __getitem__(self, step: int) -> tuple[Size, np.ndarray]:
     """Returns bucket (height, width) and record ids, int64 [batch]."""
@@ -157,6 +199,7 @@ class Schedule:
     b, k = self._batch(step)
     n = int(self.counts[b])
     rows = k * self.global_batch_size + np.arange(self.global_batch_size)
+    rows += self._taken[b]
     passes, positions = np.divmod(rows, n)
     # A batch may span several passes over a rare bucket.
     for p in np.unique(passes):
@@ -175,21 +218,30 @@ class Schedule:
 
   def first_use(self) -> list[Size]:
     """Lists the buckets that hold records, in the order of their first step."""
-    counts = self.counts[self.counts > 0]
-    first_epochs = -(-self.global_batch_size // counts) - 1
+    used = self.counts > 0
+    records = self.global_batch_size + self._taken[used]
+    first_epochs = -(-records // self.counts[used]) - 1
     indices = {}  # a dict keeps the order
     for epoch in np.unique(first_epochs).tolist():
       indices |= dict.fromkeys(self._order(epoch)[0].tolist())
     return [self.buckets[b] for b in indices]
 
   def fingerprint(self) -> str:
-    """Hashes all that decides the schedule, to compare hosts and runs."""
-    text = repr((self.buckets, self.seed, self.global_batch_size))
+    """Hashes all that decides the schedule, to compare hosts."""
+    text = repr((self.streams, self.global_batch_size, self.origin))
+    return hashlib.sha256(text.encode()).hexdigest()
+
+  @functools.cached_property
+  def streams(self) -> str:
+    """Hash of what decides the buckets' streams, whatever the batches."""
+    text = repr((self.buckets, self.seed))
     return hashlib.sha256(text.encode() + self.assigned.tobytes()).hexdigest()
 
   def _batches_before(self, epoch):
     """Counts the batches of each bucket in the epochs before this one."""
-    return epoch * self.counts // self.global_batch_size
+    # Before the origin's epoch there are none.
+    left = np.maximum(epoch * self.counts - self._taken, 0)
+    return left // self.global_batch_size
 
   def _steps_before(self, epoch):
     """Counts the steps of the epochs before this one."""
@@ -197,17 +249,24 @@ class Schedule:
 
   def _epoch(self, step):
     """Finds the epoch that holds a step."""
+    step -= self.origin.step
+    if step < 0:
+      raise ValueError(f'the schedule begins with step {self.origin.step}')
     # Rounding down loses under one batch of each bucket.
     batches = step + 1 + len(self.buckets)
-    last = batches * self.global_batch_size // len(self.members) + 1
+    records = batches * self.global_batch_size + int(self._taken.sum())
+    last = records // len(self.members) + 1
     return bisect.bisect_right(range(last), step, key=self._steps_before) - 1
 
-  def _order(self, epoch):
+  def _make_order(self, epoch):
     """Returns each step's bucket index, and the number of its batch there."""
     before = self._batches_before(epoch)
     batches = self._batches_before(epoch + 1) - before
     bucket = np.repeat(np.arange(len(batches), dtype=np.int16), batches)
-    seed = np.random.SeedSequence([self.seed, seeds.Stream.BUCKET_ORDER, epoch])
+    seed = [self.seed, seeds.Stream.BUCKET_ORDER, epoch]
+    if self.origin.step:  # another order than the one it interrupts
+      seed.append(self.origin.step)
+    seed = np.random.SeedSequence(seed)
     bucket = np.random.Generator(np.random.Philox(seed)).permutation(bucket)
     # Number the batches of each bucket in the order of their steps.
     number = np.empty(len(bucket), np.int64)
@@ -220,5 +279,5 @@ class Schedule:
     """Returns a step's bucket index, and the number of its batch there."""
     epoch = self._epoch(step)
     bucket, number = self._order(epoch)
-    position = step - self._steps_before(epoch)
+    position = step - self.origin.step - self._steps_before(epoch)
     return int(bucket[position]), int(number[position])

@@ -20,11 +20,19 @@ import functools
 import logging
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import grain
 import numpy as np
 
-from sdxl_jax.data import buckets, cut_captions, images, seeds, transforms
+from sdxl_jax.data import (
+  buckets,
+  cut_captions,
+  images,
+  position,
+  seeds,
+  transforms,
+)
 from sdxl_jax.data.sources import indexed
 
 ENDLESS = 1 << 40  # batches; Grain needs a length
@@ -66,12 +74,17 @@ class BatchRows(grain.MapDataset):
     options: BatchOptions,
   ):
     super().__init__()
-    self.source, self.schedule = source, schedule
+    self.source = source
     self.rows, self.options = rows, options
     self.lock = threading.Lock()
     self.substituted = collections.Counter()  # by name of the unreadable
     self.upscaled = 0  # rows enlarged more than max_upscale
     self.cut_captions = cut_captions.CutCaptions(options.max_token_length)
+    self.set_schedule(schedule)
+
+  def set_schedule(self, schedule: buckets.Schedule) -> None:
+    """Sets the schedule of the rows that are asked for from now on."""
+    self.schedule = schedule
     # Every row of a micro batch looks up the same records.
     self.records = functools.lru_cache(maxsize=64)(schedule.records)
 
@@ -190,8 +203,8 @@ def collate(
 class Batches:
   """Endless iterator of (bucket, batch).
 
-  The state, as JSON, counts batches of the schedule: it is valid for any number
-  of hosts and of accumulation steps.
+  The state, as JSON, is valid for any number of hosts and of accumulation
+  steps, and for batches of another size: see `position`.
   """
 
   def __init__(
@@ -200,7 +213,6 @@ class Batches:
     rows: BatchRows,
     options: grain.ReadOptions,
   ):
-    self.schedule = rows.schedule
     self._rows = rows
     self._iterator = iter(dataset.to_iter_dataset(options))
 
@@ -210,12 +222,35 @@ class Batches:
   def __next__(self) -> tuple[buckets.Size, Batch]:
     return next(self._iterator)
 
-  def get_state(self) -> dict[str, int]:
-    micro_steps = self._iterator.get_state()['next_index']
-    return {'batches': micro_steps // self._rows.options.accumulation_steps}
+  @property
+  def schedule(self) -> buckets.Schedule:
+    """The schedule, which begins where the last `set_state` left it."""
+    return self._rows.schedule
 
-  def set_state(self, state: dict[str, int]) -> None:
-    micro_steps = state['batches'] * self._rows.options.accumulation_steps
+  def get_state(self, batches: int | None = None) -> dict[str, Any]:
+    """Returns the position after so many batches; None: after those taken."""
+    if batches is None:
+      micro_steps = self._iterator.get_state()['next_index']
+      batches = micro_steps // self._rows.options.accumulation_steps
+    return position.save(self.schedule, batches)
+
+  def set_state(
+    self,
+    state: dict[str, Any],
+    batches: int | None = None,
+    new_pass: bool = False,
+  ) -> None:
+    """Goes on from a position.
+
+    Args:
+      state: of `get_state`, or {'batches': n} of an earlier version.
+      batches: the number to count on from; None: that of the state.
+      new_pass: whether the records are others, so that a pass over them begins.
+    """
+    batches = state['batches'] if batches is None else batches
+    schedule = position.resume(self.schedule, state, batches, new_pass)
+    self._rows.set_schedule(schedule)
+    micro_steps = batches * self._rows.options.accumulation_steps
     self._iterator.set_state({'next_index': micro_steps})
 
   def counts(self) -> dict[str, int]:
@@ -229,6 +264,11 @@ class Batches:
   def record_ids(self, micro_step: int) -> np.ndarray:
     """Returns int64 [b], the records of a micro batch, all hosts' rows."""
     return self._rows.records_of(micro_step).ids
+
+  def record_names(self, micro_step: int) -> list[str]:
+    """Returns the names of the records of a micro batch, all hosts' rows."""
+    ids = self.record_ids(micro_step).tolist()
+    return [self._rows.source.name(i) for i in ids]
 
   def close(self) -> None:
     self._iterator.close()

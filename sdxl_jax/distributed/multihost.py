@@ -1,15 +1,17 @@
-"""Coordinates the processes of a run: start, agreement, and a common stop."""
+"""Coordinates the processes of a run: start and agreement."""
 
 import hashlib
 import os
 import signal
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import NoReturn
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
+
+from sdxl_jax.distributed import stop_notice
 
 # A process without a heartbeat for so long is considered lost, and all others
 # end. Pauses for garbage collection and slow disks are shorter.
@@ -17,6 +19,8 @@ HEARTBEAT_SECONDS = 60
 # Exit code of a process that has lost another, the same as of JAX's own abort.
 # Schedulers may restart such a run, but not one whose config is wrong.
 EXIT_PEER_LOST = 134
+PreemptionNotice = stop_notice.PreemptionNotice
+TEXT_BYTES = 4096  # of a text that the primary process sends to all
 # Variables in which launchers give the number of processes that they started.
 LAUNCHERS = (
   'JAX_NUM_PROCESSES',
@@ -111,6 +115,52 @@ def check_equal_across_hosts(texts: Mapping[str, str]) -> None:
       )
 
 
+def from_primary(text: str) -> str:
+  """Returns the text that the primary process passed, in all processes."""
+  if jax.process_count() == 1:
+    return text
+  buffer = np.zeros(TEXT_BYTES, np.uint8)
+  data = np.frombuffer(text.encode()[:TEXT_BYTES], np.uint8)
+  buffer[: len(data)] = data
+  buffer = multihost_utils.broadcast_one_to_all(buffer, is_primary())
+  return bytes(buffer).rstrip(b'\0').decode(errors='ignore')
+
+
+def on_primary(action: Callable[[], None]) -> None:
+  """Runs an action in the primary process.
+
+  Raises:
+    ValueError: in all processes, if it fails there.
+  """
+  problem, cause = '', None
+  if is_primary():
+    try:
+      action()
+    except (ValueError, OSError) as error:
+      problem, cause = str(error), error
+  problem = from_primary(problem)
+  if problem:
+    raise ValueError(problem) from cause
+
+
+def end(code: int) -> NoReturn:
+  """Ends a run that was stopped, in order, with an exit code.
+
+  One process alone does not wait for its threads, which may be compiling.
+  """
+  if jax.distributed.is_initialized():
+    sys.exit(code)
+  stop_notice.end_process(code)
+
+
+def interrupt(error: KeyboardInterrupt) -> NoReturn:
+  """Ends this process after Ctrl-C, with the exit code that shells expect."""
+  code = 128 + signal.SIGINT
+  if isinstance(error, stop_notice.Interrupted):
+    end(code)
+  stop_notice.end_process(code, f'stopped by {stop_notice.INTERRUPT}')
+
+
 def abort(message: str, code: int = 1) -> NoReturn:
   """Ends this process with an error, at once and without the others.
 
@@ -133,32 +183,3 @@ def fetch(array: jax.Array) -> np.ndarray:
 def barrier(name: str) -> None:
   """Waits until all processes have reached the barrier of this name."""
   multihost_utils.sync_global_devices(name)
-
-
-class PreemptionNotice:
-  """Reports SIGTERM to all processes at the same step.
-
-  Clusters send SIGTERM before they take a machine away. If one process receives
-  it, all processes agree on a step that none has passed.
-  """
-
-  def __init__(self):
-    self._alone = jax.process_count() == 1
-    self._signalled = False
-    if self._alone:
-      self._previous = signal.signal(signal.SIGTERM, self._on_signal)
-
-  def _on_signal(self, number, frame):
-    del number, frame
-    self._signalled = True
-
-  def requested(self, step: int) -> bool:
-    """Returns whether to save and end after this number of steps."""
-    if self._alone:
-      return self._signalled
-    return multihost_utils.reached_preemption_sync_point(step)
-
-  def close(self) -> None:
-    """Restores the handler of SIGTERM."""
-    if self._alone:
-      signal.signal(signal.SIGTERM, self._previous)

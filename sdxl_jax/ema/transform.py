@@ -74,12 +74,27 @@ def ema_params(opt_state: Any, which: int = 0) -> Any:
     ValueError: if the chain has no EMA.
   """
 
+  return ema_state(opt_state).params[which]
+
+
+def updates(opt_state: Any) -> jax.Array:
+  """Returns the updates that the EMA in the state of a chain has counted."""
+  return ema_state(opt_state).count
+
+
+def ema_state(opt_state: Any) -> EmaState:
+  """Returns the state of the EMA in that of a chain.
+
+  Raises:
+    ValueError: if the chain has no EMA.
+  """
+
   def is_ema(x):
     return isinstance(x, EmaState)
 
   for x in jax.tree.leaves(opt_state, is_leaf=is_ema):
     if is_ema(x):
-      return x.params[which]
+      return x
   raise ValueError(
     'this optimizer keeps no EMA: add ema.transform.ema to its chain'
   )

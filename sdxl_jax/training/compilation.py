@@ -25,7 +25,18 @@ OPTIONS = {
   }
 }
 
+POLL_S = 0.2  # between two looks for an interruption
+
 Bucket = tuple[int, int]  # (height, width) in px
+
+
+class Interrupted(Exception):
+  """The run was told to stop while it waited for a program."""
+
+
+def never() -> bool:
+  """Returns False: nothing interrupts."""
+  return False
 
 
 class Programs:
@@ -98,32 +109,51 @@ class Programs:
         f'{self._total}'
       )
 
-  def gradients(self, bucket: Bucket) -> Callable:
+  def gradients(
+    self, bucket: Bucket, interrupted: Callable[[], bool] = never
+  ) -> Callable:
     """Returns the program of a bucket; waits until it is compiled.
+
+    Args:
+      bucket: (height, width) in px.
+      interrupted: whether to give up waiting.
 
     Raises:
       ValueError: for a bucket that was not announced; nothing is compiled.
+      Interrupted: if waiting was given up, as for the programs below.
     """
     if bucket not in self._gradients:
       raise ValueError(
         f'a batch has the size {bucket}, for which nothing was compiled; the '
         f'buckets are {sorted(self._gradients)}'
       )
-    return self._gradients[bucket].result()
+    return wait(self._gradients[bucket], interrupted)
 
-  @property
-  def add(self) -> Callable:
-    """The program that sums gradients of two micro-batches."""
-    return self._add.result()
+  def add(self, interrupted: Callable[[], bool] = never) -> Callable:
+    """Returns the program that sums gradients of two micro-batches."""
+    return wait(self._add, interrupted)
 
-  @property
-  def update(self) -> Callable:
-    """The program that updates the state."""
-    return self._update.result()
+  def update(self, interrupted: Callable[[], bool] = never) -> Callable:
+    """Returns the program that updates the state."""
+    return wait(self._update, interrupted)
 
   def close(self) -> None:
     """Cancels what has not begun to compile."""
     self._pool.shutdown(wait=False, cancel_futures=True)
+
+
+def wait(
+  future: concurrent.futures.Future, interrupted: Callable[[], bool]
+) -> Callable:
+  """Returns a program once it is compiled.
+
+  Raises:
+    Interrupted: if that is wanted before.
+  """
+  while not concurrent.futures.wait([future], POLL_S).done:
+    if interrupted():
+      raise Interrupted
+  return future.result()
 
 
 def compile_gradients(

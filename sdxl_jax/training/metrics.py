@@ -3,6 +3,7 @@
 A line holds means over the steps since the line before it.
 """
 
+import contextlib
 import json
 import math
 import os
@@ -13,30 +14,40 @@ from typing import Any
 
 import jax
 import numpy as np
-import tensorboardX
 
 from sdxl_jax import atomic_write
 from sdxl_jax.data import pipeline
-from sdxl_jax.training import progress
+from sdxl_jax.training import board, progress
+
+MAX_NAMES = 100  # of records, in an error
 
 
 class NonFiniteLoss(ValueError):
   """The loss or its gradient became infinite or NaN."""
 
 
+def is_finite(metrics: dict[str, float | np.ndarray | np.generic]) -> bool:
+  """Whether all metrics are."""
+  return all(map(math.isfinite, metrics.values()))
+
+
 def check_finite(
   metrics: dict[str, float | np.ndarray | np.generic],
   step: int,
   bucket: Any,
-  record_ids: Sequence[int] | np.ndarray,
+  names: Sequence[str],
 ) -> None:
   """Raises NonFiniteLoss, naming the step, its bucket and its records."""
-  bad = {k: v for k, v in metrics.items() if not math.isfinite(v)}
+  bad = {k: float(v) for k, v in metrics.items() if not math.isfinite(v)}
   if bad:
+    more = len(names) - MAX_NAMES
+    shown = [*map(str, names[:MAX_NAMES]), *([f'{more} more'] * (more > 0))]
+    listed = ''.join(f'\n  {name}' for name in shown)
     raise NonFiniteLoss(
-      f'step {step} gave {bad}. Bucket (height, width): {bucket}; record ids: '
-      f'{list(map(int, record_ids))}. Look at these records, lower the '
-      'learning rate or the clip_norm; the last checkpoint is intact'
+      f'step {step} gave {bad}. Bucket (height, width): {bucket}; records:'
+      f'{listed}\nLook at these records, lower the learning rate or the '
+      'clip_norm, or leave out such steps (config.skip_non_finite); the last '
+      'checkpoint is intact'
     )
 
 
@@ -61,11 +72,9 @@ class Writer:
     if is_primary:
       drop_lines_after(path, start_step)
     self._file = open(path if is_primary else os.devnull, 'a')
-    self._board = tensorboardX.SummaryWriter(
-      str(folder / 'tensorboard'),
-      purge_step=start_step,
-      write_to_disk=is_primary,
-    )
+    self._board = None
+    if is_primary:
+      self._board = board.Board(folder / 'tensorboard', start_step)
     self._progress = progress.Progress(start_step, total_steps, is_primary)
 
   def write(self, step: int, metrics: dict[str, float]) -> None:
@@ -74,13 +83,14 @@ class Writer:
     line = {'step': step, **{k: float(f'{v:.6g}') for k, v in metrics.items()}}
     self._file.write(json.dumps(line) + '\n')
     self._file.flush()
-    for name, value in metrics.items():
-      self._board.add_scalar(name, value, step)
+    if self._board:
+      self._board.scalars(metrics, step)
     self._progress.show(metrics['loss'], metrics['images_per_s'])
 
   def image(self, name: str, image: np.ndarray, step: int) -> None:
     """Writes an image, uint8 [h, w, 3], to TensorBoard."""
-    self._board.add_image(name, image, step, dataformats='HWC')
+    if self._board:
+      self._board.image(name, image, step)
 
   def advance(self) -> None:
     """Advances the progress by one step."""
@@ -92,8 +102,10 @@ class Writer:
 
   def close(self) -> None:
     self._progress.close()
-    self._board.close()
-    self._file.close()
+    # A disk that is full here was full before, when `write` reported it.
+    for file in filter(None, (self._board, self._file)):
+      with contextlib.suppress(OSError):
+        file.close()
 
 
 def drop_lines_after(path: pathlib.Path, step: int) -> None:
@@ -122,7 +134,8 @@ class Reporter:
     every: steps between two lines of metrics.
     batch_size: images in an optimizer step.
     learning_rate: step -> learning rate.
-    batches: source of the record ids and counts.
+    batches: source of the records' names and counts.
+    skip_non_finite: steps in a row that may be not finite; the task skips them.
   """
 
   def __init__(
@@ -133,16 +146,19 @@ class Reporter:
     batch_size: int,
     learning_rate: Callable[[int], Any],
     batches: pipeline.Batches,
+    skip_non_finite: int = 0,
   ):
+    self.skip_non_finite = skip_non_finite
+    self._skipped, self._counts = 0, {}  # in a row; in all
     self.writer, self.every, self.batch_size = writer, every, batch_size
     self.learning_rate, self.batches = learning_rate, batches
     self._pending, self._micro_batches = None, []
-    self._last_step = None  # the last one that is in a sum
+    self._last_step = None  # the last one that was reported
     self._restart()
 
   def _restart(self):
-    self._started, self._waited, self._steps = time.monotonic(), 0.0, 0
-    self._sums = {}
+    self._started, self._waited, self._taken = time.monotonic(), 0.0, 0
+    self._sums, self._steps = {}, 0  # of the steps that were not skipped
 
   def waited(self, seconds: float) -> None:
     """Counts the time that a step waited for its data."""
@@ -176,42 +192,74 @@ class Reporter:
     self._pending = None
     micro_batches, metrics = jax.device_get((micro_batches, metrics))
 
-    # Check each micro-batch, then the whole step.
-    buckets, step_ids, results = [], [], []
-    for micro_step, bucket, result in micro_batches:
-      ids = self.batches.record_ids(micro_step).tolist()
-      check_finite(result, step, bucket, ids)
-      buckets.append(bucket)
-      step_ids += ids
-      results.append(result)
-    check_finite(metrics, step, buckets, step_ids)
-
-    # Micro-batches have equally many images, and so have steps: means of means
-    # are those over all images since the last line.
-    means = jax.tree.map(lambda *values: sum(values) / len(values), *results)
-    for name, value in (means | metrics).items():
-      self._sums[name] = self._sums.get(name, 0.0) + float(value)
-    self._steps, self._last_step = self._steps + 1, step
+    if 'skipped' in metrics:  # a count, of which there is no mean
+      self._counts = {'skipped': int(metrics.pop('skipped'))}
+    if not self._is_skipped(step, micro_batches, metrics):
+      self._add(micro_batches, metrics)
+    self._taken, self._last_step = self._taken + 1, step
     self.writer.advance()
     if (step + 1) % self.every == 0:
       self._write_line()
 
+  def _add(self, micro_batches, metrics):
+    """Adds the metrics of a step to the sums of the next line."""
+    # Micro-batches have equally many images, and so have steps: means of means
+    # are those over all images since the last line.
+    results = [result for _, _, result in micro_batches]
+    means = jax.tree.map(lambda *values: sum(values) / len(values), *results)
+    for name, value in (means | metrics).items():
+      self._sums[name] = self._sums.get(name, 0.0) + float(value)
+    self._steps += 1
+
   def close(self) -> None:
     """Reports the latest metrics, and writes the line of the last steps."""
     self.flush()
-    if self._steps:
-      self._write_line()
+    self._write_line()
 
   def _write_line(self):
     """Writes the means since the last line, with rates and counts."""
-    means = {name: total / self._steps for name, total in self._sums.items()}
-    self.writer.write(self._last_step + 1, means | self._rates(self._last_step))
+    if self._steps:  # else nothing, or all were skipped
+      means = {name: total / self._steps for name, total in self._sums.items()}
+      rates = self._rates(self._last_step)
+      self.writer.write(self._last_step + 1, means | self._counts | rates)
+
+  def _is_skipped(self, step, micro_batches, metrics):
+    """Whether the task has skipped a step, as it may so many in a row."""
+    try:
+      self._check(step, micro_batches, metrics)
+    except NonFiniteLoss as error:
+      self._skipped += 1
+      if self._skipped > self.skip_non_finite:
+        raise
+      self.writer.say(
+        f'skipped, {self._skipped} in a row of at most {self.skip_non_finite}: '
+        f'{error}'
+      )
+      return True
+    self._skipped = 0
+    return False
+
+  def _check(self, step, micro_batches, metrics):
+    """Checks each micro-batch, then the whole step."""
+    # Names take time, and are made only if they are needed.
+    for micro_step, bucket, result in micro_batches:
+      if not is_finite(result):
+        names = self.batches.record_names(micro_step)
+        check_finite(result, step, bucket, names)
+    if not is_finite(metrics):
+      buckets = [bucket for _, bucket, _ in micro_batches]
+      names = [
+        name
+        for micro_step, _, _ in micro_batches
+        for name in self.batches.record_names(micro_step)
+      ]
+      check_finite(metrics, step, buckets, names)
 
   def _rates(self, step):
     """Returns speed, learning rate and counts of the data."""
     # Speed since the last line; then the next interval begins.
     elapsed = time.monotonic() - self._started
-    steps, waited = self._steps, self._waited
+    steps, waited = self._taken, self._waited
     self._restart()
     return {
       'learning_rate': float(self.learning_rate(step)),

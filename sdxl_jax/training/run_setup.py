@@ -8,7 +8,7 @@ import jax
 from ml_collections import config_dict
 
 from sdxl_jax import atomic_write
-from sdxl_jax.checkpoints import loading, orbax_checkpoint
+from sdxl_jax.checkpoints import loading
 from sdxl_jax.data import buckets, dataset, pipeline
 from sdxl_jax.distributed import device_mesh, multihost
 from sdxl_jax.models import autoencoder_gan, from_config, sdxl
@@ -146,34 +146,19 @@ def load_weights(
 
 
 def initial_state(
-  checkpoints: orbax_checkpoint.Checkpoints,
   task: train_state.Task,
   shapes: train_state.State,
   key: jax.Array,
   pretrained: dict[str, Any],
-  batches: pipeline.Batches,
 ) -> train_state.State:
-  """Restores the latest checkpoint, or initialises a State on the mesh.
+  """Initialises a State on the mesh.
 
   Args:
-    checkpoints: of the workdir.
     task: what is trained.
     shapes: the State as jax.ShapeDtypeStruct with shardings.
     key: of the run.
     pretrained: {net: params} from `load_weights`.
-    batches: go on from where the checkpoint was saved.
-
-  Raises:
-    OSError: if the disk has no room for the next checkpoint.
   """
-  # Refuse a full disk before anything is computed.
-  checkpoints.check_space(shapes)
-  if checkpoints.latest_step is None:
-    shardings = compilation.shardings_of(shapes)
-    # Weights are an argument: a closure would compile them into the program.
-    return jax.jit(task.init, out_shardings=shardings)(key, pretrained)
-
-  # State and position of the data are restored together.
-  state, position = checkpoints.restore(shapes)
-  batches.set_state(position)
-  return state
+  shardings = compilation.shardings_of(shapes)
+  # Weights are an argument: a closure would compile them into the program.
+  return jax.jit(task.init, out_shardings=shardings)(key, pretrained)

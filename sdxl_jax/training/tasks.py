@@ -20,6 +20,7 @@ from sdxl_jax.training import (
   diffusion_task,
   movement,
   optimizer,
+  skipping,
   train_state,
 )
 
@@ -32,8 +33,10 @@ def make_task(
 ) -> train_state.Task:
   """Makes the Task that a config describes."""
   if config.task == 'autoencoder':
-    return make_autoencoder_task(config, model)
-  return make_diffusion_task(config, model)
+    task = make_autoencoder_task(config, model)
+  else:
+    task = make_diffusion_task(config, model)
+  return skipping.skip_non_finite(task) if config.skip_non_finite else task
 
 
 def make_diffusion_task(

@@ -1,6 +1,8 @@
 """Which checkpoints stay, and what happens when the disk is full."""
 
 import collections
+import errno
+import os
 import shutil
 
 import jax
@@ -85,3 +87,33 @@ def test_a_write_that_fails(checkpoints, monkeypatch):
     checkpoints.save(4, STATE, {'position': 4}, {})
   checkpoints.close()
   assert is_good(checkpoints, 2)
+
+
+@pytest.mark.parametrize(
+  'error, remedy',
+  [
+    (errno.ENOSPC, 'make room'),
+    (errno.EDQUOT, 'make room'),
+    (errno.EFBIG, 'make room'),
+    (errno.EROFS, 'make the folder writable'),
+    (errno.EACCES, 'make the folder writable'),
+    (errno.ESTALE, 'mount or restore the folder'),
+    (errno.EIO, 'mount or restore the folder'),
+    (errno.EINTR, 'mend that'),
+  ],
+)
+def test_errors_have_a_remedy(checkpoints, error, remedy):
+  explained = checkpoints.explain(OSError(error, os.strerror(error)))
+  assert str(explained).endswith(
+    f'. The last good one is that of step 2: {remedy} and run the same command '
+    'again'
+  )
+  assert checkpoints.explain(explained) is explained
+
+
+def test_a_workdir_that_vanished(checkpoints, tmp_path):
+  """Unmounted, or removed: nothing is written where it was."""
+  (tmp_path / 'checkpoints').rename(tmp_path / 'elsewhere')
+  with pytest.raises(OSError, match='out of reach: mount or restore'):
+    checkpoints.save(4, STATE, {'position': 4}, {})
+  assert not (tmp_path / 'checkpoints').exists()

@@ -129,6 +129,42 @@ def test_first_use(sizes):
   schedule = buckets.Schedule(sizes, FIVE, seed=0, global_batch_size=8)
   _, order = stream(schedule, 600)
   assert schedule.first_use() == list(dict.fromkeys(order))
+  later = schedule.begin(buckets.Origin(5, schedule.taken(5)), 24)
+  order = [later[5 + step][0] for step in range(300)]
+  assert later.first_use() == list(dict.fromkeys(order))
+
+
+@pytest.mark.parametrize('sizes_of_batches', [(8, 24, 5), (64, 1, 700)])
+def test_batches_of_other_sizes_go_on_from_the_records(sizes, sizes_of_batches):
+  """Three sizes in a run; each pass has every record once nevertheless."""
+  first, second, third = sizes_of_batches
+  schedule = buckets.Schedule(sizes, FIVE, 3, first)
+  rows, step = collections.defaultdict(list), 0
+
+  def take(schedule, steps):
+    for i in range(step, step + steps):
+      bucket, ids, _ = schedule.records(i)
+      assert len(ids) == schedule.global_batch_size
+      rows[bucket].extend(ids.tolist())
+    taken = schedule.taken(step + steps)
+    assert taken == tuple(len(rows[bucket]) for bucket in FIVE)
+    return step + steps
+
+  step = take(schedule, 300 // first)
+  for size, records in ((second, 900), (third, 2500)):
+    origin = buckets.Origin(step, schedule.taken(step))
+    schedule = schedule.begin(origin, size)
+    step = take(schedule, -(-records // size))
+  with pytest.raises(ValueError, match='begins with step'):
+    schedule[origin.step - 1]
+  # The stream of a bucket is the same whatever its batches.
+  straight, _ = stream(buckets.Schedule(sizes, FIVE, 3, first), 6000 // first)
+  for bucket in FIVE:
+    n = min(len(rows[bucket]), len(straight[bucket]))
+    assert rows[bucket][:n] == straight[bucket][:n]
+  # The shares of the buckets stay those of the records.
+  seen = np.array([len(rows[bucket]) for bucket in FIVE])
+  assert (abs(seen / seen.sum() - schedule.counts / len(sizes)) < 0.2).all()
 
 
 def test_streams_of_a_seed_never_change():

@@ -87,7 +87,7 @@ def test_nothing_ahead(source, threads, prefetch):
   batches = make(source, num_threads=threads, prefetch=prefetch)
   assert_same(next(batches), expected[0])
   assert_same(next(batches), expected[1])
-  assert batches.get_state() == {'batches': 2}
+  assert batches.get_state()['batches'] == 2
   batches.set_state({'batches': 3})
   assert_same(next(batches), expected[3])
   batches.close()
@@ -166,7 +166,7 @@ def test_position_does_not_depend_on_accumulation(source):
   batches = make(source, accumulation_steps=2)
   for _ in range(6):
     next(batches)
-  assert batches.get_state() == {'batches': 3}
+  assert batches.get_state()['batches'] == 3
   resumed = make(source)
   resumed.set_state(batches.get_state())
   expected = take(make(source), 4)[3]
@@ -177,6 +177,84 @@ def test_position_does_not_depend_on_accumulation(source):
   )
   resumed.close()
   batches.close()
+
+
+def ids_of(batches, steps):
+  """Returns the records of these batches, [(bucket, [record, ...]), ...]."""
+  return [
+    (batches.schedule.records(i).bucket, batches.record_ids(i).tolist())
+    for i in steps
+  ]
+
+
+def test_larger_batches_go_on_from_the_records_seen(source):
+  """No record is left out of the pass or comes twice, and restarts agree."""
+  small = make(source, batch_size=4)
+  seen = ids_of(small, range(11))
+  for _ in range(11):
+    next(small)
+  state = json.loads(json.dumps(small.get_state()))
+  assert state == json.loads(json.dumps(small.get_state(11)))
+  small.close()
+  large = make(source, batch_size=12)
+  large.set_state(state)
+  rest = ids_of(large, range(11, 60))
+  for bucket, ids in rest[:3]:
+    size, batch = next(large)
+    np.testing.assert_array_equal(batch['original_size'], source.sizes[ids])
+    assert size == bucket
+  # A restart in the midst of it, of two hosts, is the same.
+  later = json.loads(json.dumps(large.get_state()))
+  assert later['batches'] == 14
+  large.close()
+  for host in range(2):
+    again = make(source, batch_size=12, host=host, hosts=2)
+    again.set_state(later)
+    assert ids_of(again, range(14, 60)) == rest[3:]
+    bucket, batch = next(again)
+    ids = rest[3][1][host::2]
+    np.testing.assert_array_equal(batch['original_size'], source.sizes[ids])
+    again.close()
+  # Each bucket's first pass is complete.
+  schedule = again.schedule
+  for b, bucket in enumerate(FIVE):
+    members = np.flatnonzero(schedule.assigned == b).tolist()
+    ids = sum((ids for size, ids in seen + rest if size == bucket), [])
+    assert len(members) < len(ids)
+    assert sorted(ids[: len(members)]) == members
+
+
+def test_a_position_of_an_earlier_version(source):
+  """Counts batches only: these go on as before, others by the records."""
+  expected = ids_of(make(source), range(40))
+  batches = make(source)
+  batches.set_state({'batches': 9})
+  assert ids_of(batches, range(9, 40)) == expected[9:]
+  assert batches.get_state()['origin']['step'] == 0
+  batches.set_state({'batches': 9, 'batch_size': 4}, batches=9)
+  small = make(source, batch_size=4)
+  assert batches.schedule.taken(9) == small.schedule.taken(9)
+  batches.close()
+  small.close()
+
+
+def test_other_records_begin_a_pass(source):
+  """In an order, and with crops, that no pass before had."""
+  batches = make(source)
+  state = batches.get_state(25)
+  batches.close()
+  settings = dict(objects=8, colours=6)
+  other = synthetic.Scenes(40, length=299, **settings)
+  for changed, new_pass in ((other, False), (source, True)):
+    batches = make(changed)
+    batches.set_state(state, new_pass=new_pass)
+    passes = {
+      p for i in range(25, 40) for p in batches.schedule.records(i).passes
+    }
+    assert min(passes) == state['passes'] >= 1
+    n = len(changed)
+    assert sum(batches.schedule.taken(25)) == state['passes'] * n
+    batches.close()
 
 
 @pytest.mark.parametrize('threads', [0, 1, 3])

@@ -17,7 +17,7 @@ class Noted:
   def __init__(self, source):
     self.source, self.sizes = source, source.sizes
     self.left_out, self.account = source.left_out, source.account
-    self.keys, self.stamps = source.keys, source.stamps
+    self.keys, self.stamps, self.name = source.keys, source.stamps, source.name
 
   def __len__(self):
     return len(self.source)

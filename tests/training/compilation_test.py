@@ -50,7 +50,7 @@ def test_order_of_first_use(compiled):
   # The first step needs its bucket, the update and, of two micro-batches, the
   # sum.
   assert compiled == [(16, 24), 'update', 'add', (24, 16), (16, 16)]
-  assert (programs.update, programs.add) == ('update', 'add')
+  assert (programs.update(), programs.add()) == ('update', 'add')
   programs.close()
 
 
@@ -60,7 +60,7 @@ def test_each_line_counts_its_own_bucket(compiled, threads):
   programs = make(buckets, lines.append, threads)
   for bucket in buckets:
     programs.gradients(bucket)
-  programs.update, programs.add  # noqa: B018, waits for them
+  programs.update(), programs.add()
   programs.close()
   own = [line for line in lines if 'x' in line.split()[1]]
   assert [line.split('ready: ')[1] for line in own] == [
@@ -90,4 +90,18 @@ def test_an_error_reaches_the_step_that_needs_the_program(
   programs = make([(16, 24)])
   with pytest.raises(ValueError, match='no room'):
     programs.gradients((16, 24))
+  programs.close()
+
+
+def test_waiting_for_a_program_can_be_given_up(monkeypatch, compiled):
+  done = threading.Event()
+  monkeypatch.setattr(
+    compilation, 'compile_gradients', lambda *args: done.wait(30)
+  )
+  programs = make([(16, 24)])
+  told = iter([False, True])
+  with pytest.raises(compilation.Interrupted):
+    programs.gradients((16, 24), lambda: next(told))
+  done.set()
+  assert programs.gradients((16, 24), lambda: True)  # compiled by now
   programs.close()

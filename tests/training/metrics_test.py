@@ -11,14 +11,14 @@ from sdxl_jax.training import metrics
 class Batches:
   """What the reporter asks of the data."""
 
-  def record_ids(self, micro_step):
-    return np.array([2 * micro_step, 2 * micro_step + 1])
+  def record_names(self, micro_step):
+    return [f'{2 * micro_step}.png', f'{2 * micro_step + 1}.png']
 
   def counts(self):
     return {'substituted': 7}
 
 
-def report(workdir, losses, *, every, start=0, total=100):
+def report(workdir, losses, *, every, start=0, total=100, skip=0):
   """Reports steps of two micro-batches each, and ends as a run does."""
   writer = metrics.Writer(workdir, start, total)
   reporter = metrics.Reporter(
@@ -27,13 +27,19 @@ def report(workdir, losses, *, every, start=0, total=100):
     batch_size=4,
     learning_rate=lambda step: step / 10,
     batches=Batches(),
+    skip_non_finite=skip,
   )
+  skipped = 0
   for i, pair in enumerate(losses):
     step = start + i
     for part, loss in enumerate(pair):
       result = {'loss': np.float32(loss), 'mse': np.float32(2 * loss)}
       reporter.add_micro_batch(2 * step + part, (16, 16 + 8 * part), result)
-    reporter.end_step(step, {'grad_norm': np.float32(step)})
+    more = {}
+    if skip:  # as the program of such a task counts them
+      skipped += not np.isfinite(pair).all()
+      more = {'skipped': np.int32(skipped)}
+    reporter.end_step(step, {'grad_norm': np.float32(step)} | more)
   reporter.close()
   writer.close()
   lines = (workdir / 'metrics.jsonl').read_text().splitlines()
@@ -89,6 +95,35 @@ def test_lines_of_earlier_runs_stay(tmp_path):
 
 
 def test_a_step_that_is_not_finite_is_in_no_line(tmp_path):
-  with pytest.raises(metrics.NonFiniteLoss, match=r'step 1 .*\[4, 5\]'):
+  with pytest.raises(
+    metrics.NonFiniteLoss, match=r'step 1 .*\n  4.png\n  5.png\n'
+  ):
     report(tmp_path, [(1, 1), (float('nan'), 1), (1, 1)], every=3)
   assert (tmp_path / 'metrics.jsonl').read_text() == ''
+
+
+NAN = float('nan')
+
+
+def test_skipped_steps_are_counted_and_in_no_mean(tmp_path, capsys):
+  losses = [(1, 1), (NAN, 1), (1, NAN), (3, 3), (NAN, NAN), (5, 7)]
+  lines = report(tmp_path, losses, every=2, skip=2)
+  assert [line['step'] for line in lines] == [2, 4, 6]
+  assert [line['loss'] for line in lines] == [1.0, 3.0, 6.0]
+  assert [line['skipped'] for line in lines] == [1, 2, 3]
+  said = capsys.readouterr().out
+  assert '1 in a row of at most 2: step 1 gave' in said
+  assert '2 in a row of at most 2: step 2 gave' in said
+  assert '1 in a row of at most 2: step 4 gave' in said and '16.png' in said
+
+
+def test_an_interval_of_skipped_steps_has_no_line(tmp_path):
+  losses = [(NAN, 1), (NAN, 1), (2, 2), (NAN, 1)]
+  lines = report(tmp_path, losses, every=2, skip=2)
+  assert [(line['step'], line['loss']) for line in lines] == [(4, 2.0)]
+
+
+def test_too_many_in_a_row(tmp_path):
+  losses = [(1, 1), (NAN, 1), (2, 2), (NAN, 1), (NAN, 1), (NAN, 1)]
+  with pytest.raises(metrics.NonFiniteLoss, match='step 5 '):
+    report(tmp_path, losses, every=1, skip=2)

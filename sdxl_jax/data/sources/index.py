@@ -22,6 +22,8 @@ import multiprocessing
 import os
 import pathlib
 import shutil
+import signal
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -228,8 +230,21 @@ def process_map(workers: int) -> Iterator[Callable[..., Iterator]]:
     return
   # Not forked: JAX may have started threads, which a fork would freeze.
   spawn = multiprocessing.get_context('spawn')
-  with concurrent.futures.ProcessPoolExecutor(workers, spawn) as executor:
+  with concurrent.futures.ProcessPoolExecutor(
+    workers, spawn, initializer=follow_parent
+  ) as executor:
     yield executor.map
+
+
+def follow_parent() -> None:
+  """Leaves Ctrl-C to the parent, and ends this process when that is gone."""
+  signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+  def watch():
+    multiprocessing.parent_process().join()
+    os._exit(1)
+
+  threading.Thread(target=watch, daemon=True).start()
 
 
 def measure_part(job: Job) -> broken_file.BrokenFile | None:

@@ -1,6 +1,7 @@
 """Tests that an index is built once, complete, and again for changed data."""
 
 import concurrent.futures
+import os
 import pathlib
 import signal
 import subprocess
@@ -243,6 +244,41 @@ def test_a_killed_builder_blocks_nobody(tmp_path, caplog):
   assert measure.pop_names() == [name for name, _ in PARTS]
   assert 'another process' not in caplog.text
   assert not list(tmp_path.glob('.*.parts'))
+
+
+def measure_slowly(folder):
+  """Notes its process, and takes longer than the test."""
+  (pathlib.Path(folder) / f'{os.getpid()}.worker').touch()
+  time.sleep(600)
+
+
+def test_workers_end_with_a_killed_builder(tmp_path):
+  code = (
+    'from sdxl_jax.data.sources import index\n'
+    'from tests.data.sources import index_test\n'
+    'if __name__ == "__main__":\n'
+    f'  parts = [({str(tmp_path)!r}, i) for i in range(8)]\n'
+    '  measure = index_test.measure_slowly\n'
+    f'  index.load({str(tmp_path)!r}, {{}}, parts, measure, 2)\n'
+  )
+  (tmp_path / 'build.py').write_text(code)
+  builder = subprocess.Popen(
+    [sys.executable, tmp_path / 'build.py'],
+    env=os.environ | {'PYTHONPATH': os.getcwd()},
+  )
+  wait_until(lambda: len(list(tmp_path.glob('*.worker'))) == 2)
+  builder.kill()
+  builder.wait()
+  workers = [int(path.stem) for path in tmp_path.glob('*.worker')]
+  wait_until(lambda: not any(map(is_running, workers)))
+
+
+def is_running(pid):
+  try:
+    status = pathlib.Path(f'/proc/{pid}/stat').read_text()
+  except FileNotFoundError:
+    return False
+  return status.rpartition(')')[2].split()[0] != 'Z'
 
 
 def test_waiting_has_an_end(tmp_path, monkeypatch):

@@ -1,0 +1,181 @@
+"""The loop of a run: steps, checkpoints, snapshots and samples."""
+
+import dataclasses
+import pathlib
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+from ml_collections import config_dict
+
+from sdxl_jax.checkpoints import orbax_checkpoint
+from sdxl_jax.data import images, pipeline
+from sdxl_jax.distributed import multihost, sharding
+from sdxl_jax.ema import snapshots, transform
+from sdxl_jax.training import (
+  compilation,
+  latent_statistics,
+  metrics,
+  sample_grid,
+  tasks,
+  train_state,
+)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Run:
+  """What stays the same from step to step."""
+
+  config: config_dict.ConfigDict
+  workdir: pathlib.Path
+  mesh: jax.sharding.Mesh
+  task: train_state.Task
+  frozen: dict[str, Any]  # {net: parameters} of the nets that are not trained
+  key: jax.Array
+  batches: pipeline.Batches
+  dataset: dict[str, Any]  # what checkpoints say of the data
+  programs: compilation.Programs
+  sample_grid: sample_grid.SampleGrid
+  checkpoint_config: latent_statistics.CheckpointConfig
+  check_workdir: Callable[[], None]  # raises OSError if it may not be written
+
+
+def loop(
+  run: Run,
+  state: train_state.State,
+  done: int,
+  checkpoints: orbax_checkpoint.Checkpoints,
+  writer: metrics.Writer,
+  notice: multihost.PreemptionNotice,
+) -> int:
+  """Trains from step `done` on; returns the number of steps done at the end."""
+  config, total = run.config, run.config.total_steps
+  reporter = metrics.Reporter(
+    writer,
+    every=config.log_every,
+    batch_size=config.global_batch_size,
+    learning_rate=tasks.make_learning_rate(config),
+    batches=run.batches,
+    skip_non_finite=config.skip_non_finite,
+  )
+  moved = tasks.make_movement(config, run.mesh, state.params, done, writer.say)
+  moved.follow(done, state)
+  every, keep = config.checkpoint.every, config.checkpoint.keep_every
+  stopping, saved = False, done
+  while done < total and not stopping:
+    run.check_workdir()
+    try:
+      state = take_step(run, state, done, reporter, notice.interrupts)
+    except compilation.Interrupted:  # the gradients of the step are dropped
+      if done > saved:
+        save(run, state, done, checkpoints, reporter)
+      break
+    done += 1
+    notice.save_first()
+    moved.follow(done, state)
+    stopping = notice.requested(done)
+
+    # Save checkpoints, also the last one before a stop.
+    due = is_due(done, every, total) or is_due(done, keep, total)
+    if stopping or due:
+      save(run, state, done, checkpoints, reporter)
+      saved = done
+    if is_due(done, config.optimizer.ema_snapshots, total):
+      reporter.flush()
+      save_snapshots(run, state, done)
+
+    # Show what the model generates so far.
+    if is_due(done, config.samples.every, total) and not stopping:
+      reporter.flush()
+      write_samples(run, state, done, writer)
+  reporter.close()
+  return done
+
+
+def take_step(
+  run: Run,
+  state: train_state.State,
+  step: int,
+  reporter: metrics.Reporter,
+  interrupted: Callable[[], bool],
+) -> train_state.State:
+  """Takes one optimizer step: gradients of micro-batches, their sum, update.
+
+  Args:
+    run: what stays the same.
+    state: is donated to the update.
+    step: its number, from 0.
+    reporter: of the metrics.
+    interrupted: whether to give up while a program compiles.
+
+  Raises:
+    compilation.Interrupted: if so; the state is as it was.
+  """
+  gradients_sum, count = None, run.task.micro_batches
+  for micro_step in range(step * count, (step + 1) * count):
+    # The time until the batch is on the device counts as waiting for data.
+    started = time.monotonic()
+    bucket, batch = next(run.batches)
+    batch = sharding.put_batch(batch, run.mesh, run.task.batch_spec(bucket))
+    reporter.waited(time.monotonic() - started)
+
+    # Programs run asynchronously: nothing here waits for their results.
+    gradients, result = run.programs.gradients(bucket, interrupted)(
+      state.params, run.frozen, batch, run.key, np.int32(micro_step)
+    )
+    reporter.add_micro_batch(micro_step, bucket, result)
+    if gradients_sum is None:
+      gradients_sum = gradients
+    else:
+      gradients_sum = run.programs.add(interrupted)(gradients_sum, gradients)
+  state, result = run.programs.update(interrupted)(state, gradients_sum)
+  reporter.end_step(step, result)
+  return state
+
+
+def save(
+  run: Run,
+  state: train_state.State,
+  done: int,
+  checkpoints: orbax_checkpoint.Checkpoints,
+  reporter: metrics.Reporter,
+) -> None:
+  """Saves a checkpoint: State, position in the data, dataset and config."""
+  reporter.flush()  # a state is saved only once its loss is known
+  # By the steps: one that was given up may have taken some batches.
+  position = run.batches.get_state(done * run.config.buckets_per_step)
+  ema_params = transform.ema_params(state.opt_state)
+  saved_config = run.checkpoint_config.make(ema_params)
+  data = position | {'dataset': run.dataset}
+  checkpoints.save(done, state, data, saved_config)
+
+
+def save_snapshots(run: Run, state: train_state.State, done: int) -> None:
+  """Saves copies of the averages.
+
+  Raises:
+    OSError: if they cannot be written.
+  """
+  try:
+    widths = run.config.optimizer.ema_widths
+    snapshots.save(run.workdir, done, state.opt_state, widths)
+  except Exception as error:  # orbax raises many types when the disk is full
+    text = ' '.join(str(error).split())[:500]
+    raise OSError(f'the EMA of step {done} cannot be copied: {text}') from error
+
+
+def is_due(done: int, every: int, total: int) -> bool:
+  """Whether something is due after `done` steps; never if `every` is 0."""
+  return every > 0 and (done % every == 0 or done == total)
+
+
+def write_samples(
+  run: Run, state: train_state.State, done: int, writer: metrics.Writer
+) -> None:
+  """Writes the sample grid of the EMA parameters as a PNG, to TensorBoard."""
+  grid = run.sample_grid.render(transform.ema_params(state.opt_state))
+  if multihost.is_primary():
+    images.save(run.workdir / 'samples' / f'{done:07d}.png', grid)
+    writer.image('samples', grid, done)

@@ -1,0 +1,99 @@
+"""Goes on from a checkpoint, with the data as they are now."""
+
+import pathlib
+from collections.abc import Callable
+from typing import Any
+
+from sdxl_jax.checkpoints import orbax_checkpoint
+from sdxl_jax.data import fingerprint, pipeline
+from sdxl_jax.distributed import multihost
+from sdxl_jax.training import train_state
+
+
+def check_dataset(
+  checkpoints: orbax_checkpoint.Checkpoints,
+  workdir: pathlib.Path,
+  source: Any,
+  dataset: fingerprint.Json,
+  accepted: bool,
+  say: Callable[[str], Any],
+) -> bool:
+  """Compares the dataset with that of the latest checkpoint, and keeps it.
+
+  Args:
+    checkpoints: of the workdir.
+    workdir: keeps what the next start compares with.
+    source: of images, as data/ makes it.
+    dataset: its fingerprint.
+    accepted: whether another dataset is allowed.
+    say: prints a line for the user.
+
+  Returns:
+    Whether records came or went, so that a new pass over the data begins.
+
+  Raises:
+    ValueError: if the dataset changed, unless that is accepted.
+  """
+  new_pass = False
+  if step := checkpoints.latest_step:
+    old = checkpoints.read_data().get('dataset')
+    if old is None:
+      say(
+        f'the checkpoint of step {step} is of a version that kept no '
+        'fingerprint of the dataset: whether that changed is not known'
+      )
+    elif old != dataset:
+      changes = fingerprint.compare(workdir, old, dataset, source)
+      if not accepted:
+        raise ValueError(
+          f'the dataset changed since step {step}:\n{changes}\nThe order of '
+          'the data would no longer be the same. Restore the dataset to resume '
+          'the run, use another workdir to start a new one, or pass '
+          '--accept_changes to go on nevertheless'
+        )
+      new_pass = changes.other_records
+      follows = 'a new pass over it begins' if new_pass else 'the pass goes on'
+      say(f'the dataset changed since step {step}; {follows}:\n{changes}')
+
+  # Kept once all processes have compared.
+  multihost.barrier('every process has compared the dataset')
+  if multihost.is_primary():
+    fingerprint.save(workdir, dataset, source)
+  return new_pass
+
+
+def restore(
+  checkpoints: orbax_checkpoint.Checkpoints,
+  shapes: train_state.State,
+  batches: pipeline.Batches,
+  buckets_per_step: int,
+  new_pass: bool,
+  say: Callable[[str], Any],
+) -> train_state.State:
+  """Restores the State of the latest checkpoint, and the position in the data.
+
+  Args:
+    checkpoints: of the workdir.
+    shapes: the State as jax.ShapeDtypeStruct with shardings.
+    batches: go on from the position.
+    buckets_per_step: batches of the schedule in an optimizer step.
+    new_pass: of `check_dataset`.
+    say: prints a line for the user.
+  """
+  state, position = checkpoints.restore(shapes)
+  # Earlier versions did not save the size of the batches.
+  if 'batch_size' not in position:
+    saved = checkpoints.read_config()
+    position['batch_size'] = saved['global_batch_size'] // saved.get(
+      'buckets_per_step', 1
+    )
+  batches.set_state(
+    position, checkpoints.latest_step * buckets_per_step, new_pass
+  )
+  size = batches.schedule.global_batch_size
+  if size != position['batch_size'] and not new_pass:
+    say(
+      f'batches of the schedule have {size} records instead of '
+      f'{position["batch_size"]}: the run goes on from the records seen'
+    )
+  return state
