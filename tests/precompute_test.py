@@ -13,6 +13,7 @@ import pytest
 from sdxl_jax import precompute
 from sdxl_jax.checkpoints import loading
 from sdxl_jax.data import (
+  batch_rows,
   buckets,
   images,
   pipeline,
@@ -74,7 +75,7 @@ def read(folder, batch_size=4, table=BUCKETS, dtype='bfloat16', **options):
     'dtype': dtype,
     'max_token_length': options.get('max_token_length', 75),
   }
-  options = pipeline.BatchOptions(**{'num_threads': 1} | options)
+  options = batch_rows.BatchOptions(**{'num_threads': 1} | options)
   source = kinds.make_source('precomputed', settings, say=lambda line: None)
   schedule = buckets.Schedule(source.sizes, table, 0, batch_size)
   return pipeline.make_batches(

@@ -6,7 +6,7 @@ from typing import Any
 
 import ml_collections
 
-from sdxl_jax.data import buckets, pipeline, record_check
+from sdxl_jax.data import batch_rows, buckets, pipeline, record_check
 from sdxl_jax.data.sources import indexed, kinds, mixture, record_filters
 from sdxl_jax.text import chunking, tokenizer
 
@@ -86,9 +86,9 @@ def make_tokenize(
   return functools.partial(tokenize.captions, count=count)
 
 
-def options_of(config: ml_collections.ConfigDict) -> pipeline.BatchOptions:
+def options_of(config: ml_collections.ConfigDict) -> batch_rows.BatchOptions:
   """Returns the options of a config's batches."""
-  return pipeline.BatchOptions(
+  return batch_rows.BatchOptions(
     accumulation_steps=config.accumulation_steps,
     flip_probability=config.data.flip_probability,
     # Where the unconditional context is zeros, the task zeroes encoded text.

@@ -14,6 +14,7 @@ import tqdm
 
 from sdxl_jax import atomic_write
 from sdxl_jax.data import (
+  batch_rows,
   buckets,
   images,
   pipeline,
@@ -83,7 +84,7 @@ def check(
   source: indexed.Source,
   table: Sequence[buckets.Size],
   tokenize: pipeline.Tokenize,
-  options: pipeline.BatchOptions,
+  options: batch_rows.BatchOptions,
 ) -> Report:
   """Reads and decodes every record of a source once.
 
@@ -129,7 +130,7 @@ def check(
 def read_record(
   source: indexed.Source,
   targets: np.ndarray,
-  options: pipeline.BatchOptions,
+  options: batch_rows.BatchOptions,
   place: tuple[int, int],
 ) -> Record:
   """Reads and decodes a record as training does, but for resize and crop.

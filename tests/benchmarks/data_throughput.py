@@ -19,7 +19,7 @@ import numpy as np
 from absl import app, flags
 from PIL import Image
 
-from sdxl_jax.data import buckets, images, pipeline, transforms
+from sdxl_jax.data import batch_rows, buckets, images, pipeline, transforms
 from sdxl_jax.data.sources import kinds
 
 BUCKETS = ((512, 512), (448, 576), (576, 448))
@@ -91,7 +91,7 @@ def with_torch(groups, batch_size, workers):
 def with_ours(source, batch_size, workers, count):
   """Returns seconds for `count` images, without start of workers."""
   schedule = buckets.Schedule(source.sizes, BUCKETS, 0, batch_size)
-  options = pipeline.BatchOptions(num_threads=workers, prefetch=2 * workers)
+  options = batch_rows.BatchOptions(num_threads=workers, prefetch=2 * workers)
   batches = pipeline.make_batches(
     source, tokenize, schedule, range(batch_size), options
   )

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from sdxl_jax.data import buckets, pipeline, transforms
+from sdxl_jax.data import batch_rows, buckets, pipeline, transforms
 from sdxl_jax.data.sources import kinds
 from tests.support import datasets
 
@@ -45,7 +45,7 @@ def test_conditions_are_true(kind, flip, tmp_path):
     lambda texts: (np.zeros((len(texts), 2, 77)), [''] * len(texts)),
     schedule,
     range(4),
-    pipeline.BatchOptions(flip_probability=flip),
+    batch_rows.BatchOptions(flip_probability=flip),
   )
   flips, numbers, crops = 0, set(), set()
   for _ in range(12):

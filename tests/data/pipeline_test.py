@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sdxl_jax.data import buckets, dataset, pipeline, transforms
+from sdxl_jax.data import batch_rows, buckets, dataset, pipeline, transforms
 from sdxl_jax.data.sources import kinds, synthetic
 from sdxl_jax.text import tokenizer
 from tests.support import tiny_config
@@ -30,7 +30,7 @@ def source():
 def make(source, batch_size=8, host=0, hosts=1, **options):
   """Makes the batches of one of several hosts, which take rows in turn."""
   schedule = buckets.Schedule(source.sizes, FIVE, 5, batch_size)
-  options = pipeline.BatchOptions(**{'num_threads': 2} | options)
+  options = batch_rows.BatchOptions(**{'num_threads': 2} | options)
   rows = range(host, batch_size // options.accumulation_steps, hosts)
   return pipeline.make_batches(source, tokenize, schedule, rows, options)
 
@@ -126,7 +126,7 @@ def test_every_record_once_in_each_of_two_passes(hosts):
   shares = []
   for host in range(hosts):
     rows = []
-    options = pipeline.BatchOptions(num_threads=0)
+    options = batch_rows.BatchOptions(num_threads=0)
     batches = pipeline.make_batches(
       Recorded(), tokenize, schedule, range(host, 8, hosts), options
     )

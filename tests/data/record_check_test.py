@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from sdxl_jax.data import dataset, pipeline, record_check
+from sdxl_jax.data import batch_rows, dataset, record_check
 from sdxl_jax.text import tokenizer
 from tests.support import datasets, tiny_config
 
@@ -116,7 +116,7 @@ def test_whatever_a_reader_raises(scored):
   def tokenize(captions):
     return np.zeros((len(captions), 2, 77)), [''] * len(captions)
 
-  options = pipeline.BatchOptions(aesthetic_score=scored, num_threads=0)
+  options = batch_rows.BatchOptions(aesthetic_score=scored, num_threads=0)
   report = record_check.check(Odd(), ((32, 32),), tokenize, options)
   names = [line.split(': ')[0] for line in report.unreadable]
   assert names == ['record 1', 'record 2'] + ['record 3'] * scored

@@ -4,7 +4,7 @@ import os
 import threading
 
 from sdxl_jax import cli, train
-from sdxl_jax.data import pipeline
+from sdxl_jax.data import batch_rows
 from sdxl_jax.data.sources import kinds
 
 slot_of = threading.local()
@@ -30,7 +30,7 @@ class Noted:
 
 
 def main():
-  make_source, getitem = kinds.make_source, pipeline.BatchRows.__getitem__
+  make_source, getitem = kinds.make_source, batch_rows.BatchRows.__getitem__
 
   def noted_getitem(self, slot):
     part, row = divmod(slot, len(self.rows))
@@ -38,7 +38,7 @@ def main():
     return getitem(self, slot)
 
   kinds.make_source = lambda *args, **kw: Noted(make_source(*args, **kw))
-  pipeline.BatchRows.__getitem__ = noted_getitem
+  batch_rows.BatchRows.__getitem__ = noted_getitem
   train.define_flags()
   cli.run(train.main)
 

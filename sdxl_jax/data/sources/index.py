@@ -11,20 +11,15 @@ memory than those in use, followed by the digest of its bytes. Columns:
 and those by which a source finds its records and filters choose them.
 """
 
-import concurrent.futures
-import contextlib
 import functools
 import hashlib
 import itertools
 import json
 import logging
-import multiprocessing
 import os
 import pathlib
 import shutil
-import signal
-import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import fsspec
@@ -32,7 +27,7 @@ import pyarrow as pa
 import tqdm
 
 from sdxl_jax import atomic_write
-from sdxl_jax.data.sources import broken_file, build_lock
+from sdxl_jax.data.sources import broken_file, build_lock, worker_processes
 
 VERSION = 2  # of the columns' meaning; a change rebuilds every index
 HIDDEN_PREFIX = '.index-'  # of an index in the folder of its data
@@ -168,7 +163,7 @@ def build(
     workers = 0
   broken = []
   progress = tqdm.tqdm(total=len(jobs), desc='indexing', unit='part', delay=2)
-  with progress, process_map(workers) as run:
+  with progress, worker_processes.start(workers) as run:
     for error in run(measure_part, jobs):
       progress.update()
       broken += [error] if error else []
@@ -220,31 +215,6 @@ def mixed(tables: Sequence[pa.Table], names: Sequence[Any]) -> str:
       elif field.type not in (kind, pa.null()):
         return f'{field.name}: {kind}{place}, {field.type}{shown}'
   return ''
-
-
-@contextlib.contextmanager
-def process_map(workers: int) -> Iterator[Callable[..., Iterator]]:
-  """Yields a map() that runs in so many processes, or in this one."""
-  if not workers:
-    yield map
-    return
-  # Not forked: JAX may have started threads, which a fork would freeze.
-  spawn = multiprocessing.get_context('spawn')
-  with concurrent.futures.ProcessPoolExecutor(
-    workers, spawn, initializer=follow_parent
-  ) as executor:
-    yield executor.map
-
-
-def follow_parent() -> None:
-  """Leaves Ctrl-C to the parent, and ends this process when that is gone."""
-  signal.signal(signal.SIGINT, signal.SIG_IGN)
-
-  def watch():
-    multiprocessing.parent_process().join()
-    os._exit(1)
-
-  threading.Thread(target=watch, daemon=True).start()
 
 
 def measure_part(job: Job) -> broken_file.BrokenFile | None:

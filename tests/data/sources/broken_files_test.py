@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sdxl_jax.data import buckets, pipeline
+from sdxl_jax.data import batch_rows, buckets, pipeline
 from sdxl_jax.data.sources import kinds
 from tests.support import datasets
 
@@ -81,7 +81,7 @@ def run(source, host, hosts):
     tokenize,
     schedule,
     range(host, BATCH, hosts),
-    pipeline.BatchOptions(num_threads=2),
+    batch_rows.BatchOptions(num_threads=2),
   )
   rows = []
   for _ in range(3 * len(source) // 2 // BATCH):
