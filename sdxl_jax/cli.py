@@ -18,7 +18,9 @@ def run(main: Callable, *names: str) -> None:
   """
 
   def run_main(argv):
-    logging.set_verbosity(logging.ERROR)  # orbax logs verbosely at INFO
+    # orbax logs verbosely, and with a traceback from each of its threads what
+    # it raises as well.
+    logging.set_verbosity(logging.FATAL)
     try:
       check_arguments(argv[1:], names)
       main(flags.FLAGS, *argv[1:])
