@@ -1,10 +1,12 @@
 """Entry point of all commands: parses flags, and prints errors as one line."""
 
+import logging
 import sys
 from collections.abc import Callable, Sequence
 
 import jax
-from absl import app, flags, logging
+from absl import app, flags
+from absl import logging as absl_logging
 
 from sdxl_jax.distributed import multihost
 
@@ -18,7 +20,10 @@ def run(main: Callable, *names: str) -> None:
   """
 
   def run_main(argv):
-    logging.set_verbosity(logging.ERROR)  # orbax logs verbosely at INFO
+    # orbax logs verbosely, and its threads and tasks log with a traceback each
+    # what it raises as well.
+    absl_logging.set_verbosity(absl_logging.FATAL)
+    logging.getLogger('asyncio').setLevel(logging.CRITICAL)
     try:
       check_arguments(argv[1:], names)
       main(flags.FLAGS, *argv[1:])

@@ -100,9 +100,13 @@ def train(
     workdirs.cache_compilations(workdir)
 
     # Prepare and train, until the last step or a signal.
-    run, state = prepare(
-      config, workdir, checkpoints, writer, stack, lock, accept_changes
-    )
+    try:
+      run, state = prepare(
+        config, workdir, checkpoints, writer, stack, lock, accept_changes
+      )
+    except Exception:
+      notice.check_interrupt()
+      raise
     try:
       done = loop.loop(run, state, done, checkpoints, writer, notice)
       checkpoints.close()

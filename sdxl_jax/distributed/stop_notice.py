@@ -120,6 +120,15 @@ class PreemptionNotice:
     if self.number is not None:  # one came before
       self._end(self.number, f'stopped by {self.reason} {message}')
 
+  def check_interrupt(self) -> None:
+    """Raises KeyboardInterrupt after Ctrl-C.
+
+    Libraries that it interrupts raise errors of their own: orbax, that a
+    checkpoint cannot be read.
+    """
+    if self.number == signal.SIGINT:
+      raise KeyboardInterrupt
+
   def save_first(self) -> None:
     """Makes signals wait for a checkpoint, which `requested` asks for."""
     self._message = None

@@ -343,48 +343,48 @@ def main(argv):
   logging.set_verbosity(logging.ERROR)
   rng, starts, runs = random.Random(flags.FLAGS.seed), 0, 0
   faults, read = collections.Counter(), 0
-  with tempfile.TemporaryDirectory() as folder:
-    folder = pathlib.Path(folder)
-    os.environ.setdefault('JAX_COMPILATION_CACHE_DIR', str(folder / 'programs'))
-    os.environ['JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'] = '0'
-    unbroken = Soak(folder / 'unbroken', 0, rng, False)
-    finish(unbroken)  # which compiles the programs
-    shutil.rmtree(unbroken.workdir)
-    unbroken.notes.unlink()
-    began = time.monotonic()
-    finish(unbroken)
-    seconds = time.monotonic() - began
-    read += check_passes(unbroken)
-    expected = kill_and_resume.final_state(unbroken.workdir)
-    print(f'unbroken run: {seconds:.1f} s', flush=True)
+  folder = pathlib.Path(tempfile.mkdtemp(prefix='soak'))
+  os.environ.setdefault('JAX_COMPILATION_CACHE_DIR', str(folder / 'programs'))
+  os.environ['JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'] = '0'
+  unbroken = Soak(folder / 'unbroken', 0, rng, False)
+  finish(unbroken)  # which compiles the programs
+  shutil.rmtree(unbroken.workdir)
+  unbroken.notes.unlink()
+  began = time.monotonic()
+  finish(unbroken)
+  seconds = time.monotonic() - began
+  read += check_passes(unbroken)
+  expected = kill_and_resume.final_state(unbroken.workdir)
+  print(f'unbroken run: {seconds:.1f} s', flush=True)
 
-    while starts < flags.FLAGS.starts:
-      soak = Soak(folder / str(runs), runs, rng, runs % 2 == 1)
-      for _ in range(rng.randint(3, 8)):
-        change = None
-        if soak.changes_data and rng.random() < 0.5:
-          fault = rng.choice(DATA_FAULTS)
-          faults[fault] += 1
-          change = getattr(soak.data, fault, None)
-          if fault == 'batch':
-            soak.batch = 12 - soak.batch
-          elif rng.random() < 0.5:
-            change = change()  # None: now, not during the start
-        fault = rng.choice(PROCESS_FAULTS)
+  while starts < flags.FLAGS.starts:
+    soak = Soak(folder / str(runs), runs, rng, runs % 2 == 1)
+    for _ in range(rng.randint(3, 8)):
+      change = None
+      if soak.changes_data and rng.random() < 0.5:
+        fault = rng.choice(DATA_FAULTS)
         faults[fault] += 1
-        starts += 1
-        line = start_checked(soak, fault, seconds, change)
-        print(f'start {starts}, run {runs}: {line}', flush=True)
-        if soak.latest() == STEPS:
-          break
-      finish(soak)
-      starts, runs = starts + 1, runs + 1
-      read += check_passes(soak)
-      if not soak.changes_data:
-        final = kill_and_resume.final_state(soak.workdir)
-        equal = jax.tree.map(np.array_equal, expected, final)
-        expect(all(jax.tree.leaves(equal)), 'other parameters', soak)
-      shutil.rmtree(soak.folder)
+        change = getattr(soak.data, fault, None)
+        if fault == 'batch':
+          soak.batch = 12 - soak.batch
+        elif rng.random() < 0.5:
+          change = change()  # None: now, not during the start
+      fault = rng.choice(PROCESS_FAULTS)
+      faults[fault] += 1
+      starts += 1
+      line = start_checked(soak, fault, seconds, change)
+      print(f'start {starts}, run {runs}: {line}', flush=True)
+      if soak.latest() == STEPS:
+        break
+    finish(soak)
+    starts, runs = starts + 1, runs + 1
+    read += check_passes(soak)
+    if not soak.changes_data:
+      final = kill_and_resume.final_state(soak.workdir)
+      equal = jax.tree.map(np.array_equal, expected, final)
+      expect(all(jax.tree.leaves(equal)), 'other parameters', soak)
+    shutil.rmtree(soak.folder)
+  shutil.rmtree(folder)  # which stays if anything differs
   print(
     f'{starts} starts of {runs} runs; faults {dict(faults)}; {read} records in '
     'passes without a loss or a repetition; runs with the same data ended bit '
