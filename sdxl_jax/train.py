@@ -111,6 +111,7 @@ def train(
       done = loop.loop(run, state, done, checkpoints, writer, notice)
       checkpoints.close()
     except (ValueError, OSError) as error:
+      notice.check_interrupt()
       with contextlib.suppress(OSError):
         checkpoints.close()  # finishes what was being saved, which is good
       if isinstance(error, OSError):

@@ -121,12 +121,12 @@ class PreemptionNotice:
       self._end(self.number, f'stopped by {self.reason} {message}')
 
   def check_interrupt(self) -> None:
-    """Raises KeyboardInterrupt after Ctrl-C.
+    """Raises KeyboardInterrupt if Ctrl-C ended what a signal may end at once.
 
     Libraries that it interrupts raise errors of their own: orbax, that a
     checkpoint cannot be read.
     """
-    if self.number == signal.SIGINT:
+    if self.number == signal.SIGINT and self._message is not None:
       raise KeyboardInterrupt
 
   def save_first(self) -> None:
