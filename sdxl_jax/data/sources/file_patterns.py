@@ -7,6 +7,8 @@ from typing import NamedTuple
 
 import fsspec
 
+from sdxl_jax.data.sources import indexed
+
 KINDS = {'.tar': 'tar', '.parquet': 'parquet file'}
 
 
@@ -35,8 +37,13 @@ def find(pattern: str | os.PathLike, suffix: str) -> Found:
 
   Raises:
     FileNotFoundError: if there are none.
+    ValueError: for a file system that fsspec lacks, or a name that is no text.
   """
-  fs, stripped = fsspec.core.url_to_fs(str(pattern))
+  try:
+    fs, stripped = fsspec.core.url_to_fs(str(pattern))
+  # Of packages that a protocol needs, and of unknown protocols.
+  except (ImportError, ValueError) as error:
+    raise ValueError(f'{pattern} cannot be opened: {error}') from error
   paths, missing = set(), []
   for part in braces(stripped):
     found = fs.glob(part, detail=True)
@@ -53,6 +60,12 @@ def find(pattern: str | os.PathLike, suffix: str) -> Found:
       f'no {KINDS[suffix]} matches {pattern or "an empty path"}: check the '
       'path, or the login for a URL'
     )
+  for path in paths:
+    if any('\ud800' <= c <= '\udfff' for c in path):
+      raise ValueError(
+        f'the name of {indexed.printable(path)} is not UTF-8: rename the file '
+        'or the folder'
+      )
   return Found(fs, sorted(paths), missing, base_folder(stripped, paths))
 
 

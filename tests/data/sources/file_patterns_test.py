@@ -38,3 +38,12 @@ def test_find(tmp_path, pattern, expected, missing):
 def test_nothing(tmp_path):
   with pytest.raises(FileNotFoundError, match=r'no tar matches .*/1.tar'):
     file_patterns.find(f'{tmp_path}/1.tar', '.tar')
+
+
+def test_what_cannot_be_opened(tmp_path):
+  """A protocol that fsspec lacks, and a name that no index can hold."""
+  with pytest.raises(ValueError, match='s4://a.tar cannot be opened: Protocol'):
+    file_patterns.find('s4://a.tar', '.tar')
+  (tmp_path / 'caf\udce9.tar').touch()
+  with pytest.raises(ValueError, match=r'caf\\udce9.tar is not UTF-8: rename'):
+    file_patterns.find(tmp_path, '.tar')
