@@ -26,7 +26,8 @@ def make_source(
   filters = record_filters.Filters(
     **c.filters.to_dict(), buckets=c.buckets, scored=config.refiner
   )
-  settings = c[c.source].to_dict()
+  # An unknown kind has no section, and is refused below.
+  settings = c[c.source].to_dict() if c.source in c else {}
   if c.source == 'precomputed':
     settings['max_token_length'] = config.max_token_length
   return kinds.make_source(c.source, settings, filters, c.index_workers, say)

@@ -15,6 +15,8 @@ from sdxl_jax.data.sources import indexed, text_decoding
 
 MAX_LENGTH = 1_000_000  # characters; more is no caption, but a document
 MAX_BYTES = 4 * MAX_LENGTH
+MAX_DEPTH = 8  # of lists within lists
+MARK = '\ufeff'  # of the byte order
 
 
 class Caption(NamedTuple):
@@ -29,12 +31,13 @@ class Caption(NamedTuple):
 NONE = Caption('', indexed.NO_CAPTION)
 
 
-def parse(value: Any, encoding: str = '') -> Caption:
+def parse(value: Any, encoding: str = '', depth: int = 0) -> Caption:
   """Finds the caption in a value of a dataset.
 
   Args:
     value: of a column, member or field; None where it is missing.
     encoding: of bytes without a mark; '': UTF-8.
+    depth: of the lists that the value is within.
   """
   if isinstance(value, np.ndarray | np.generic):
     value = value.tolist()
@@ -50,17 +53,23 @@ def parse(value: Any, encoding: str = '') -> Caption:
   if value is None or isinstance(value, float) and math.isnan(value):
     return NONE
   if isinstance(value, list | tuple):
-    return first([parse(element, encoding) for element in value])
+    if depth == MAX_DEPTH:
+      detail = f'over {MAX_DEPTH} lists within one another; write one list'
+      return Caption('', indexed.BAD_CAPTION, detail)
+    return first([parse(element, encoding, depth + 1) for element in value])
   return Caption('', indexed.BAD_CAPTION, refusal(value))
 
 
 def of_text(text: str) -> Caption:
   """Makes a caption of a string, without the spaces around it."""
-  text = text.strip()
+  # A file that was saved with a mark twice has a second one, as a character.
+  text = text.strip().strip(MARK).strip()
   if not text:
     return NONE
   if len(text) > MAX_LENGTH:
     return too_long(f'{len(text):,} characters, over {MAX_LENGTH:,}')
+  if '\0' in text:
+    return Caption('', indexed.BAD_ENCODING, 'a NUL character; write no binary')
   # JSON can hold half a character, which no tokenizer takes.
   if not text.isascii() and any('\ud800' <= c <= '\udfff' for c in text):
     detail = 'half of a surrogate pair; write the caption again as UTF-8'

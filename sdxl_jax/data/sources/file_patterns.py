@@ -6,6 +6,9 @@ from collections.abc import Collection
 from typing import NamedTuple
 
 import fsspec
+from fsspec.implementations import local
+
+from sdxl_jax.data.sources import indexed
 
 KINDS = {'.tar': 'tar', '.parquet': 'parquet file'}
 
@@ -25,6 +28,23 @@ class Found(NamedTuple):
     return {what: len(self.missing)} if self.missing else {}
 
 
+class Lister(local.LocalFileSystem):
+  """Keeps the errors of folders that cannot be listed, which glob drops."""
+
+  cachable = False  # each has errors of its own
+
+  def __init__(self):
+    super().__init__()
+    self.denied = []
+
+  def ls(self, path: str, **options: bool) -> list:
+    try:
+      return super().ls(path, **options)
+    except PermissionError as error:
+      self.denied.append(error)
+      raise
+
+
 def find(pattern: str | os.PathLike, suffix: str) -> Found:
   """Finds the files of a pattern.
 
@@ -35,24 +55,42 @@ def find(pattern: str | os.PathLike, suffix: str) -> Found:
 
   Raises:
     FileNotFoundError: if there are none.
+    PermissionError: for a folder that cannot be listed.
+    ValueError: for a file system that fsspec lacks, or a name that is no text.
   """
-  fs, stripped = fsspec.core.url_to_fs(str(pattern))
+  try:
+    fs, stripped = fsspec.core.url_to_fs(str(pattern))
+  # Of packages that a protocol needs, and of unknown protocols.
+  except (ImportError, ValueError) as error:
+    raise ValueError(f'{pattern} cannot be opened: {error}') from error
   paths, missing = set(), []
+  lister = Lister() if isinstance(fs, local.LocalFileSystem) else fs
   for part in braces(stripped):
-    found = fs.glob(part, detail=True)
+    found = lister.glob(part, detail=True)
     if not found:
       missing.append(part)
     for path, info in found.items():
       if info['type'] == 'directory':
-        below = fs.glob(f'{path}/**/*{suffix}', detail=True)
+        below = lister.glob(f'{path}/**/*{suffix}', detail=True)
         paths.update(p for p, i in below.items() if i['type'] != 'directory')
       else:
         paths.add(path)
+  for error in getattr(lister, 'denied', ()):
+    raise PermissionError(
+      f'{error.filename} of {pattern} cannot be listed: give this user the '
+      'right to read it (chmod), or name other folders'
+    ) from error
   if not paths:
     raise FileNotFoundError(
       f'no {KINDS[suffix]} matches {pattern or "an empty path"}: check the '
       'path, or the login for a URL'
     )
+  for path in paths:
+    if any('\ud800' <= c <= '\udfff' for c in path):
+      raise ValueError(
+        f'the name of {indexed.printable(path)} is not UTF-8: rename the file '
+        'or the folder'
+      )
   return Found(fs, sorted(paths), missing, base_folder(stripped, paths))
 
 

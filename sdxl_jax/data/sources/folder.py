@@ -203,7 +203,8 @@ def read_caption(
       if len(data) == FEW_BYTES:
         data += file.read(captions.MAX_BYTES)
   except OSError as error:
-    return captions.NONE._replace(detail=str(error.strerror))
+    detail = f'{item["caption_file"]}: {error.strerror}'
+    return captions.NONE._replace(detail=detail)
   caption = captions.parse(data, encoding)
   if caption.detail:
     detail = f'{item["caption_file"]}: {caption.detail}'

@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 
 from sdxl_jax.data import buckets, images
+from sdxl_jax.data.sources import column_values
 
 MAX_LISTED = 5  # names listed in an error
 STAMPED = 4096  # bytes at each end of an image that its stamp depends on
@@ -209,7 +210,9 @@ def make_table(
     counts = [min(r.captions, 255) for r in records]
     measured['captions'] = np.array(counts, np.uint8)
   arrays = {
-    OWN_COLUMN + n if n in {*OWN, *locations} else n: make_column(values)
+    OWN_COLUMN + n if n in {*OWN, *locations} else n: column_values.make_column(
+      values
+    )
     for n, values in columns.items()
   }
   return pa.table(measured | arrays | locations)
@@ -270,20 +273,6 @@ def index_columns(names: Sequence[str], score: str) -> dict[str, str]:
   if score:
     columns['aesthetic_score'] = score
   return columns
-
-
-def make_column(values: Sequence) -> pa.Array:
-  """Makes a column of floats, of strings where a value is not a number."""
-  values = [None if value == '' else value for value in values]
-  if all(value is None for value in values):
-    return pa.nulls(len(values))
-  try:
-    numbers = [None if value is None else float(value) for value in values]
-    # NaN, as pandas writes a missing value, is one.
-    return pa.array(numbers, pa.float64(), from_pandas=True)
-  except (TypeError, ValueError):
-    texts = [None if value is None else str(value) for value in values]
-    return pa.array(texts, pa.string())
 
 
 def dataset_error(problem: str, names: Sequence, remedy: str) -> ValueError:

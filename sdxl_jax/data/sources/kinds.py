@@ -21,6 +21,7 @@ class in a module of this folder, and a line in KINDS.
 """
 
 import importlib
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -86,8 +87,26 @@ def open_source(
     settings = dict(settings, columns=filters.names, workers=workers)
   module_name, class_name = KINDS[kind]
   module = importlib.import_module(f'sdxl_jax.data.sources.{module_name}')
-  source = getattr(module, class_name)(**settings)
+  make = getattr(module, class_name)
+  try:
+    inspect.signature(make).bind(**settings)
+  except TypeError as error:
+    raise ValueError(
+      f'a source of the kind {kind!r} cannot be made, {error}: its settings '
+      f'are those of config.data.{kind} in configs/default.py'
+    ) from error
+  source = make(**settings)
   return record_filters.FilteredSource(source, filters)
+
+
+def take(settings: dict[str, Any], name: str, setting: str) -> Any:
+  """Removes a setting of a part of a mixture, and returns it."""
+  if setting not in settings:
+    raise ValueError(
+      f'config.data.mixture.{name} has no {setting}, but {list(settings)}: set '
+      "it, such as dict(source='folder', path='IMAGES', share=0.7)"
+    )
+  return settings.pop(setting)
 
 
 def make_mixture(
@@ -105,11 +124,14 @@ def make_mixture(
   sources, shares = {}, {}
   for name, settings in parts.items():
     settings = dict(settings)
-    kind, shares[name] = settings.pop('source'), settings.pop('share')
+    kind, shares[name] = (take(settings, name, n) for n in ('source', 'share'))
     if kind in ('mixture', 'precomputed'):
       raise ValueError(
         f'config.data.mixture.{name}.source is {kind!r}, which cannot be part '
         'of a mixture: name another kind'
       )
-    sources[name] = open_source(kind, settings, filters, workers)
+    try:
+      sources[name] = open_source(kind, settings, filters, workers)
+    except (ValueError, OSError) as error:
+      raise ValueError(f'config.data.mixture.{name}: {error}') from error
   return mixture.Mixture(sources, shares)

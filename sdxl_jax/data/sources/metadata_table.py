@@ -14,7 +14,12 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from sdxl_jax.data.sources import indexed, text_decoding
+from sdxl_jax.data.sources import (
+  indexed,
+  parquet_columns,
+  parquet_values,
+  text_decoding,
+)
 
 NAMES = ('metadata.jsonl', 'metadata.csv', 'metadata.parquet')
 FILE = 'file_name'  # column
@@ -87,13 +92,14 @@ def read_parquet(path: pathlib.Path, text: str) -> Table:
   """Reads a parquet file."""
   try:
     schema = pq.read_schema(path)
+    check_columns(path, schema.names, text)
     # Not the bytes of images, which are of the source `parquet`.
     names = [
       field.name
       for field in schema
-      if field.name == text or not pa.types.is_binary(field.type)
+      if field.name in (text, FILE) or not parquet_columns.is_bytes(field.type)
     ]
-    values = pq.read_table(path, columns=names).to_pylist()
+    values = parquet_values.to_rows(pq.read_table(path, columns=names))
   except (pa.ArrowException, OSError) as error:
     raise ValueError(f'{path} is no readable parquet file: {error}') from error
   rows = [(f'row {number}', row) for number, row in enumerate(values, 1)]
@@ -152,6 +158,7 @@ def read_csv(
   """Reads a CSV file, its fields separated by the delimiter of its header.
 
   A last column of text may have delimiters without quotes: they are kept.
+  Spaces before a field in quotes are not a part of it.
 
   Raises:
     ValueError: for rows with too many fields, or quotes that do not match.
@@ -170,11 +177,11 @@ def read_csv(
       extra = len(fields) - len(header)
       if extra > 0 and any(fields[len(header) :]):
         fields = join_last(fields, header, text, raw, delimiter)
-        joined += 1
+        joined += fields is not None and unquote(fields[-1]) == fields[-1]
       if fields is None or swallows(fields, delimiter, is_image):
         wrong.append(f'{place}: {raw.strip():.60}')
       elif fields:
-        rows.append((place, dict(zip(header, fields))))
+        rows.append((place, dict(zip(header, map(unquote, fields)))))
   except csv.Error as error:
     raise ValueError(
       f'{path}: the quotes of the row that begins in line {number + 1} do not '
@@ -220,6 +227,15 @@ def join_last(
   if header[last] == text and last and whole:
     return [*fields[:last], joined]
   return None
+
+
+def unquote(field: str) -> str:
+  """Removes quotes behind a space, which Python's csv has for text."""
+  inside = field.strip(' ')[1:-1]
+  quoted = field.startswith(' ') and field.strip(' ') == f'"{inside}"'
+  if quoted and '"' not in inside.replace('""', ''):
+    return inside.replace('""', '"')
+  return field
 
 
 def swallows(

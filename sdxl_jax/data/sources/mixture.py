@@ -6,6 +6,8 @@ import numpy as np
 
 from sdxl_jax.data.sources import indexed, record_account, record_filters
 
+MAX_RECORDS = 10**9  # of a pass; its sizes lie in memory
+
 
 class Mixture:
   """Several sources in given shares.
@@ -19,7 +21,8 @@ class Mixture:
     shares: {name: share of the images, relative to the other sources'}.
 
   Raises:
-    ValueError: for a share that is not positive.
+    ValueError: for a share that is not positive, or so small that a pass would
+      have over MAX_RECORDS.
   """
 
   def __init__(
@@ -28,9 +31,11 @@ class Mixture:
     shares: dict[str, int | float],
   ):
     for name, share in shares.items():
-      if not share > 0:
+      number = isinstance(share, int | float)
+      if not (number and 0 < share < float('inf')):
         raise ValueError(
-          f'config.data.mixture.{name}.share is {share}; it must be above 0'
+          f'config.data.mixture.{name}.share is {share!r}; it must be a number '
+          'above 0'
         )
     self.names, self.sources = list(sources), list(sources.values())
     share = np.array([shares[name] for name in sources], float)
@@ -38,6 +43,13 @@ class Mixture:
     lengths = np.array([len(source) for source in self.sources])
     # The least total at which no source has more records than its share.
     total = (lengths / share).max()
+    if total > MAX_RECORDS:
+      largest = self.names[int((lengths / share).argmax())]
+      raise ValueError(
+        f'config.data.mixture.{largest}.share is {shares[largest]}, at which a '
+        f'pass over its {len(sources[largest]):,} records would have '
+        f'{total:.1e} in all, over {MAX_RECORDS:,}: raise it'
+      )
     self.lengths = np.maximum(lengths, np.rint(share * total).astype(int))
     self.ends = np.cumsum(self.lengths)
     self.sizes = np.concatenate(

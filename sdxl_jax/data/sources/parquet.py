@@ -18,6 +18,7 @@ from sdxl_jax.data.sources import (
   indexed,
   parquet_columns,
   parquet_rows,
+  parquet_values,
 )
 
 # Bytes; a row group is read as a whole for one image.
@@ -158,10 +159,14 @@ def check_urls(parquet: pq.ParquetFile, path: str, image: str) -> None:
   """Raises ValueError, with the way to download, where images are URLs."""
   schema = parquet.schema_arrow
   kind = parquet_columns.find_type(schema, image)
-  is_string = kind is not None and parquet_columns.is_string(kind)
+  is_string = kind is not None and parquet_columns.is_string(
+    parquet_columns.plain(kind)
+  )
   if is_string and parquet.num_row_groups:
-    column = parquet.read_row_group(0, [image])[image].drop_null()
-    if len(column) and '://' in column[0].as_py():
+    rows = parquet_values.to_rows(parquet.read_row_group(0, [image]))
+    found = (captions.look_up(row, image) for row in rows)
+    first = next((value for value in found if value), None)
+    if isinstance(first, str) and '://' in first:
       raise ValueError(
         f'{path} has no images, but their URLs.\n'
         f'{parquet_columns.download(path, image, schema)}'

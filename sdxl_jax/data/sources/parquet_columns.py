@@ -51,9 +51,18 @@ def check(
     ValueError: naming the file, the columns that it has, and the remedy.
   """
   names = {image, caption, *others} - {*of_folders(path), ''}
+  twice = [n for n in names if schema.names.count(top(schema, n)) > 1]
+  if twice:
+    raise ValueError(
+      f'{path} has the column {top(schema, twice[0])!r} twice: rename the one '
+      'that is not meant'
+    )
   missing = sorted(n for n in names if find_type(schema, n) is None)
   if missing:
-    message = f'{path} has no column {missing}, but {schema.names}'
+    message = (
+      f'{path} has no column {missing}, but {schema.names}: name columns that '
+      'it has in config.data.parquet and config.data.filters'
+    )
     urls = [name for name in schema.names if name.lower() in URLS]
     if urls and image in missing:
       message += f'\n{download(path, urls[0], schema)}'

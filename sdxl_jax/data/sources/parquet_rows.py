@@ -14,8 +14,10 @@ from sdxl_jax.data.sources import (
   indexed,
   measuring,
   parquet_columns,
+  parquet_values,
 )
 
+MAX_PATH = 1024  # characters; images in base64 have more
 READ_ROWS = 64  # converted to Python at once
 # Columns in which img2dataset says why a row has no image.
 STATUS = ('status', 'error_message')
@@ -53,7 +55,7 @@ class Columns:
     """Yields the values of each row of a table, and of the file's folders."""
     # A few at a time, since images take much memory.
     for batch in table.to_batches(max_chunksize=READ_ROWS):
-      for row in batch.to_pylist():
+      for row in parquet_values.to_rows(batch):
         yield self.folders | row
 
   def caption(self, row: dict[str, Any]) -> captions.Caption:
@@ -87,11 +89,18 @@ def open_image(
     raise NoImage('null')
   if isinstance(value, bytes):
     return io.BytesIO(value)
+  if not isinstance(value, str):
+    raise NoImage(f'{type(value).__name__}, not one image')
   if '://' in value:
     raise NoImage(f'{value:.100} is a URL; download it')
+  if len(value) > MAX_PATH:
+    raise NoImage(
+      f'{value[:40]!r}... of {len(value):,} characters is no path; write the '
+      'encoded bytes of the image, not text'
+    )
   file = posixpath.join(posixpath.dirname(path), value)
   if not fs.isfile(file):
-    raise NoImage(f'no file {file}')
+    raise NoImage(f'no file {file:.200}')
   return fs.open(file, 'rb')
 
 

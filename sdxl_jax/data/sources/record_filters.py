@@ -51,10 +51,11 @@ class Filters:
 
   def __post_init__(self):
     for condition in self.columns:
-      if len(condition) != 3 or condition[1] not in COMPARE:
+      if not is_condition(condition):
         raise ValueError(
-          f'config.data.filters.columns has {condition}; write (name, '
-          f'comparison, value), the comparison one of {list(COMPARE)}'
+          f'config.data.filters.columns has {condition!r}; write (name, '
+          f'comparison, value), the comparison one of {list(COMPARE)}, the '
+          'value a number, a string or a bool'
         )
 
   @property
@@ -90,6 +91,18 @@ class Filters:
 NONE = Filters()
 
 
+def is_condition(condition: Any) -> bool:
+  """Checks whether a condition is (name, comparison, value)."""
+  if not isinstance(condition, tuple | list) or len(condition) != 3:
+    return False
+  name, comparison, value = condition
+  return (
+    isinstance(name, str)
+    and comparison in COMPARE.keys()
+    and isinstance(value, str | int | float)
+  )
+
+
 def matches(
   source: indexed.Source, name: str, compare: Callable, value: Any
 ) -> np.ndarray:
@@ -104,18 +117,25 @@ def matches(
   names = table.column_names if table else []
   # The data's column, where the index has one of this name, too.
   prefixed = indexed.OWN_COLUMN + name
-  name = prefixed if prefixed in names else name
-  if name not in names or table[name].null_count == len(table):
+  column = prefixed if prefixed in names else name
+  if column not in names or table[column].null_count == len(table):
+    fields = list(getattr(source, 'fields', ()))
+    known = f', but {fields}' if fields else ''
     raise ValueError(
       f'config.data.filters has a condition on {name!r}, for which '
-      f'{type(source).__name__} has no value; its columns are {names}'
+      f'{type(source).__name__} has no value{known}: name a column or field '
+      'that the data has, or remove the condition'
     )
   try:
-    mask = compare(table[name], value)
+    # The index holds bools as numbers.
+    number = float(value) if isinstance(value, bool) else value
+    mask = compare(table[column], number)
   except pa.ArrowException as error:
+    first = table[column].drop_null()[0].as_py()
     raise ValueError(
       f'config.data.filters compares {name} with {value!r}, but the column '
-      f'holds {table[name].type}: {error}'
+      f'holds {table[column].type}, such as {first!r:.60}: compare it with a '
+      'value of this type'
     ) from error
   return pc.fill_null(mask, False).to_numpy()
 

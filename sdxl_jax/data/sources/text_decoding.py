@@ -30,7 +30,8 @@ def check(encoding: str, field: str) -> None:
   try:
     # Also refuses codecs that are not of text, such as base64.
     'a'.encode(encoding or 'utf-8')
-  except LookupError as error:
+  # Python raises others than LookupError for codecs that only refuse.
+  except (LookupError, ValueError) as error:
     raise ValueError(
       f'{field} is {encoding!r}, which is no encoding of text that Python '
       "knows: write one such as 'cp1252', 'cp932' or 'gb18030', or '' for UTF-8"

@@ -64,7 +64,12 @@ class TFDS(indexed.IndexedSource):
     decoders = tfds.decode.SkipDecoding()
     for part in reversed(tfds_features.path(features, image)):
       decoders = {part: decoders}
-    self.source = builder.as_data_source(split=split, decoders=decoders)
+    try:
+      self.source = builder.as_data_source(split=split, decoders=decoders)
+    except ValueError as error:
+      raise ValueError(
+        f'config.data.tfds.split is {split!r}: {error}'
+      ) from error
     # Index it, in its own folder if that is local.
     build_options = dict(image=image, caption=caption, columns=columns)
     folder = os.fspath(builder.data_dir)
@@ -99,9 +104,17 @@ class TFDS(indexed.IndexedSource):
 
 def make_builder(dataset: str, data_dir: str) -> tfds.core.DatasetBuilder:
   """Makes the builder of a name, or of the folder of a built dataset."""
-  try:
-    if os.path.isfile(os.path.join(dataset, 'dataset_info.json')):
+  info = os.path.join(dataset, 'dataset_info.json')
+  if os.path.isfile(info):
+    try:
       return tfds.builder_from_directory(dataset)
+    # Of parsers of JSON, of protocol buffers, of features.
+    except Exception as error:
+      raise ValueError(
+        f'{info}, or features.json beside it, cannot be read ({error}): copy '
+        'or build the dataset again'
+      ) from error
+  try:
     return tfds.builder(dataset, data_dir=data_dir or None)
   except (tfds.core.DatasetNotFoundError, ValueError) as error:
     raise FileNotFoundError(
@@ -170,8 +183,7 @@ def measure_record(
   except Exception as error:
     return measuring.unreadable(name, error), {}
   values = {
-    n: text_of(fields.look_up(example, feature))
-    for n, feature in columns.items()
+    n: fields.look_up(example, feature) for n, feature in columns.items()
   }
   score, wrong = measuring.parse_score(values.get('aesthetic_score'))
   values['aesthetic_score'] = score
@@ -180,8 +192,3 @@ def measure_record(
   caption = fields.caption_of(example)
   measured = measuring.measure(name, image, caption, score)
   return measuring.check_score(measured, wrong), values
-
-
-def text_of(value: Any) -> Any:
-  """Decodes text, which TFDS returns as bytes, and keeps numbers."""
-  return value.decode('utf-8', 'replace') if isinstance(value, bytes) else value

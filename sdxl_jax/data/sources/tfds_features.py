@@ -37,6 +37,16 @@ def element(feature: Feature) -> Feature:
   return feature
 
 
+def in_sequence(features: tfds.features.FeaturesDict, name: str) -> bool:
+  """Checks whether a feature, which must exist, is within a sequence."""
+  feature = features
+  for part in path(features, name):
+    if isinstance(feature, tfds.features.Sequence):
+      return True
+    feature = feature[part]
+  return isinstance(feature, tfds.features.Sequence)
+
+
 def names(feature: Feature, prefix: str = '') -> list[str]:
   """Lists the names of all features, those within others too."""
   feature = element(feature)
@@ -73,7 +83,7 @@ def check(
   Raises:
     ValueError: naming the features that can be used.
   """
-  if not isinstance(find(features, image), tfds.features.Image):
+  if image not in choose(features, is_image):
     raise ValueError(
       f'feature {image!r} is {find(features, image)}, not one encoded image: '
       f'name one of {choose(features, is_image)} in config.data.tfds.image'
@@ -97,7 +107,11 @@ def is_image(feature: Feature) -> bool:
 
 def choose(features: tfds.features.FeaturesDict, suits: Any) -> list[str]:
   """Lists the names of the features that suit."""
-  return [name for name in names(features) if suits(find(features, name))]
+  found = [name for name in names(features) if suits(find(features, name))]
+  # Of several images there is not one that is the record's.
+  if suits is is_image:
+    return [name for name in found if not in_sequence(features, name)]
+  return found
 
 
 class Fields(NamedTuple):

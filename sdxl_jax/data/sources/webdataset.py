@@ -28,6 +28,7 @@ from sdxl_jax.data.sources import (
   text_decoding,
 )
 
+NO_SUFFIX = 'without a suffix'
 MAX_DETAIL = 200  # characters, of the fields of a json member
 
 
@@ -119,7 +120,7 @@ def count_others(table: pa.Table) -> dict[str, int]:
   """Counts the members beside images that are not read: {what: count}."""
   counts = collections.Counter()
   for row in pc.value_counts(table['others']).to_pylist():
-    for suffix in (row['values'] or '').split():
+    for suffix in row['values'].split('/') if row['values'] else ():
       counts[suffix] += row['counts']
   return {
     f'members {suffix} beside images, not read': count
@@ -169,7 +170,11 @@ def make_table(path: str, rows: list[Row], columns: dict[str, str]) -> pa.Table:
   names = [indexed.printable(row.item.name) for row in rows]
   images_of = [row.item.image or tar_members.Member('') for row in rows]
   texts = [row.text or tar_members.Member('') for row in rows]
-  others = [' '.join(row.item.others) or None for row in rows]
+  # No suffix has a slash.
+  others = [
+    indexed.printable('/'.join(o or NO_SUFFIX for o in row.item.others)) or None
+    for row in rows
+  ]
   return indexed.make_table(
     [row.measured for row in rows],
     {name: [row.values.get(name) for row in rows] for name in columns},
@@ -263,6 +268,8 @@ class TarReader:
     caption_in_json = self.caption and item.text is None
     if item.fields is None or not (self.columns or caption_in_json):
       return {}
+    if item.fields.problem:
+      raise BadFields(item.fields.detail)
     return parse_json(self.read(item.fields), self.encoding)
 
   def read_caption(

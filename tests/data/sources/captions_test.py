@@ -18,6 +18,7 @@ from sdxl_jax.data.sources import captions, indexed
     ([None, '', b'b'], 'b', 1),
     ([['a', 'b'], ['c']], 'a', 3),
     ((3, 'b'), 'b', 1),
+    ('\ufeff a dog', 'a dog', 1),  # a mark twice in one file
   ],
 )
 def test_captions(value, text, count):
@@ -47,6 +48,8 @@ def test_no_caption(value):
     (b'caf\xe9', indexed.BAD_ENCODING, 'byte 3 (0xe9), in line 1'),
     (b'a\0 \0', indexed.BAD_ENCODING, 'NUL'),
     ('a\ud83d', indexed.BAD_ENCODING, 'surrogate'),
+    ('a\0b', indexed.BAD_ENCODING, 'NUL'),  # which JSON can hold
+    ([[[[[[[[['a']]]]]]]]], indexed.BAD_CAPTION, 'write one list'),
   ],
 )
 def test_refused(value, problem, words):

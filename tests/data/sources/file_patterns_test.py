@@ -1,5 +1,8 @@
 """Tests which files a pattern names, and what it names in vain."""
 
+import errno
+import os
+
 import pytest
 
 from sdxl_jax.data.sources import file_patterns
@@ -38,3 +41,31 @@ def test_find(tmp_path, pattern, expected, missing):
 def test_nothing(tmp_path):
   with pytest.raises(FileNotFoundError, match=r'no tar matches .*/1.tar'):
     file_patterns.find(f'{tmp_path}/1.tar', '.tar')
+
+
+def test_what_cannot_be_opened(tmp_path):
+  """A protocol that fsspec lacks, and a name that no index can hold."""
+  with pytest.raises(ValueError, match='s4://a.tar cannot be opened: Protocol'):
+    file_patterns.find('s4://a.tar', '.tar')
+  (tmp_path / 'caf\udce9.tar').touch()
+  with pytest.raises(ValueError, match=r'caf\\udce9.tar is not UTF-8: rename'):
+    file_patterns.find(tmp_path, '.tar')
+
+
+def test_a_folder_that_cannot_be_listed(tmp_path, monkeypatch):
+  """As of another user; the tars beside it do not stand for all."""
+  for name in ('a', 'b'):
+    (tmp_path / name).mkdir()
+    (tmp_path / name / '0.tar').touch()
+  scan = os.scandir
+
+  def scandir(path):
+    if os.fspath(path).rstrip('/') == f'{tmp_path}/b':
+      raise PermissionError(errno.EACCES, 'Permission denied', path)
+    return scan(path)
+
+  monkeypatch.setattr(os, 'scandir', scandir)
+  for pattern in ('', '/**/*.tar', '/*/*.tar', '/b/*.tar'):
+    with pytest.raises(PermissionError, match=f'{tmp_path}/b/? of .*chmod'):
+      file_patterns.find(f'{tmp_path}{pattern}', '.tar')
+  assert len(file_patterns.find(tmp_path / 'a', '.tar').paths) == 1

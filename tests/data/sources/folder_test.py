@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from sdxl_jax.data import images
-from sdxl_jax.data.sources import folder, record_filters
+from sdxl_jax.data.sources import folder, indexed, record_filters
 from tests.support import datasets, image_folders
 
 
@@ -211,3 +211,10 @@ def test_extreme_aspects(tmp_path):
     chosen = record_filters.FilteredSource(source, filters)
     assert set(image_folders.captions_of(chosen).values()) == expected
     assert chosen.account().used == len(expected)
+
+
+def test_a_caption_file_that_cannot_be_read(tmp_path):
+  item = {'path': 'a.png', 'caption_file': 'a.txt'}
+  caption = folder.read_caption(item, tmp_path, '')
+  assert caption.problem == indexed.NO_CAPTION
+  assert caption.detail == 'a.txt: No such file or directory'

@@ -7,6 +7,7 @@ import pytest
 
 from sdxl_jax.data.sources import (
   captions,
+  column_values,
   index,
   indexed,
   kinds,
@@ -159,3 +160,10 @@ def test_a_mixture_accounts_for_its_sources(tmp_path):
   assert len(source.stamps) == len(source.keys) == len(source) == 40
   # Of two sources, records of one name are different ones.
   assert len(set(source.keys.tolist())) == 25
+
+
+def test_columns_of_numbers_beyond_floats_and_of_broken_text():
+  numbers = column_values.make_column([10**400, -(10**400), None, True])
+  assert numbers.to_pylist() == [math.inf, -math.inf, None, 1]
+  texts = column_values.make_column(['\ud800', b'a\xff', 'b', 3])
+  assert texts.to_pylist() == ['\\ud800', 'a\\xff', 'b', '3']

@@ -1,8 +1,11 @@
 """Tests that a CSV file is read without loss, or refused with the line."""
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from sdxl_jax.data.sources import metadata_table
+from tests.support import odd_parquet
 
 IMAGES = {'a.png', 'b.png', 'c.png'}
 
@@ -89,3 +92,37 @@ def test_missing_and_double_columns(tmp_path):
       read(tmp_path, content)
   captions, _ = read(tmp_path, 'file_name,text\na.png\n')
   assert captions == {'a.png': None}
+
+
+def test_quotes_behind_spaces(tmp_path):
+  """They are quotes, as spreadsheets read them, and not a part of the text."""
+  captions, table = read(
+    tmp_path,
+    'file_name, text\na.png, "x, ""y"""\nb.png, red, "blue"\nc.png, "z"\n',
+  )
+  stripped = {name: text.strip() for name, text in captions.items()}
+  assert stripped == {'a.png': 'x, "y"', 'b.png': 'red, "blue"', 'c.png': 'z'}
+  assert table.joined == 1
+
+
+def test_values_of_parquet_that_python_cannot_hold(tmp_path):
+  """None of them ends the start, nor takes the rest of its row with it."""
+  path = tmp_path / 'metadata.parquet'
+  columns = {
+    'file_name': ['a.png', 'b.png'],
+    'text': odd_parquet.broken_text(b'one', b'caf\xe9'),
+    'late': pa.array([1 << 60, 0], pa.timestamp('us')),
+  }
+  pq.write_table(pa.table(columns), path)
+  rows = [row for _, row in metadata_table.read(path, 'text', '', str).rows]
+  assert [row['text'] for row in rows] == ['one', b'caf\xe9']
+  assert 'out of range' in rows[0]['late']
+
+
+def test_a_column_of_parquet_twice(tmp_path):
+  path = tmp_path / 'metadata.parquet'
+  columns = [pa.array(['a.png']), pa.array(['x']), pa.array(['y'])]
+  names = ['file_name', 'text', 'text']
+  pq.write_table(pa.Table.from_arrays(columns, names), path)
+  with pytest.raises(ValueError, match="the column 'text' twice"):
+    metadata_table.read(path, 'text', '', str)

@@ -188,3 +188,46 @@ def test_columns_with_names_of_the_index(tmp_path, kind, name):
   source = kinds.make_source(kind, settings, filters, 0, str)
   assert [e['caption'] for e in source] == ['0']
   assert source.sizes.tolist() == [[8, 12]]
+
+
+@pytest.mark.parametrize(
+  'part, message',
+  [
+    ({'share': 1}, 'mixture.b has no source'),
+    ({'source': 'scenes'}, 'mixture.b has no share'),
+    ({'source': 'folder', 'share': 1}, "mixture.b: .*missing .*: 'path'"),
+    (
+      {'source': 'folder', 'share': 1, 'path': '/no', 'pth': 1},
+      "mixture.b: .*'pth'",
+    ),
+    ({'source': 'folder', 'share': 1, 'path': '/no'}, 'mixture.b: .*/no: no'),
+    ({'source': 'scenes', 'share': '0.5'}, "b.share is '0.5'; it must be a nu"),
+    ({'source': 'scenes', 'share': np.inf}, 'b.share is inf; it must be a num'),
+    ({'source': 'scenes', 'share': 1e-12}, 'b.share is 1e-12, at which a pass'),
+  ],
+)
+def test_a_broken_part_of_a_mixture_is_named(part, message):
+  scenes = {'resolution': 40, 'length': 9, 'objects': 8, 'colours': 6}
+  if part.get('source') == 'scenes':
+    part = scenes | part
+  parts = {'a': scenes | {'source': 'scenes', 'share': 1}, 'b': part}
+  with pytest.raises(ValueError, match=message):
+    kinds.make_source('mixture', parts, workers=0)
+
+
+def test_conditions_on_bools(tmp_path):
+  for name in 'ab':
+    (tmp_path / f'{name}.png').write_bytes(PNG)
+  (tmp_path / 'metadata.jsonl').write_text(
+    '{"file_name": "a.png", "text": "a", "nsfw": true}\n'
+    '{"file_name": "b.png", "text": "b", "nsfw": false}\n'
+  )
+  filters = record_filters.Filters(columns=(('nsfw', '==', False),))
+  source = kinds.make_source('folder', {'path': tmp_path}, filters, 0, str)
+  assert [e['caption'] for e in source] == ['b']
+
+
+@pytest.mark.parametrize('rule', [5, ('p', '<', None), ('p', '==', ['a'])])
+def test_conditions_that_are_none(rule):
+  with pytest.raises(ValueError, match=r'columns has .*; write \(name'):
+    record_filters.Filters(columns=(rule,))

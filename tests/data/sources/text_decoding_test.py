@@ -1,6 +1,7 @@
 """Tests that text is decoded as it was written, or refused."""
 
 import codecs
+import re
 
 import pytest
 
@@ -37,9 +38,13 @@ def test_refused(data, encoding, words):
     text_decoding.decode(data, encoding)
 
 
-@pytest.mark.parametrize('encoding', ['cp0', 'base64', 'rot13', 'a b'])
+@pytest.mark.parametrize(
+  'encoding', ['cp0', 'base64', 'rot13', 'a b', 'undefined', 'a\0']
+)
 def test_unknown_encodings(encoding):
-  with pytest.raises(ValueError, match=f"folder.encoding is '{encoding}'"):
+  with pytest.raises(
+    ValueError, match=re.escape(f'folder.encoding is {encoding!r}')
+  ):
     text_decoding.check(encoding, 'config.data.folder.encoding')
 
 

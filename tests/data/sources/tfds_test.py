@@ -9,7 +9,7 @@ import pytest
 import tensorflow_datasets
 from tensorflow_datasets import features
 
-from sdxl_jax.data.sources import kinds, tfds
+from sdxl_jax.data.sources import kinds, tfds, tfds_features
 from tests.support import datasets
 
 PNG = datasets.encode(datasets.ramp(8, 12))
@@ -144,7 +144,7 @@ def test_nested_images_and_scores(odd):
 
 
 def test_unknown_split_and_name(folder, tmp_path):
-  with pytest.raises(ValueError, match="Unknown split 'test'"):
+  with pytest.raises(ValueError, match="split is 'test': Unknown split"):
     tfds.TFDS(folder, split='test', workers=0)
   for name in ('no_such_set', str(tmp_path)):
     with pytest.raises(FileNotFoundError, match='TFDS has no dataset'):
@@ -159,3 +159,19 @@ def test_no_tensorflow(folder):
     'sys.exit("tensorflow" in sys.modules)'
   )
   subprocess.run([sys.executable, '-c', code], check=True)
+
+
+def test_a_broken_description(tmp_path):
+  (tmp_path / 'dataset_info.json').write_text('{"name":')
+  with pytest.raises(ValueError, match='dataset_info.json, or .* build the da'):
+    tfds.TFDS(tmp_path, workers=0)
+
+
+def test_several_images_in_a_record():
+  image = {'image': features.Image()}
+  fields = features.FeaturesDict(
+    {'images': features.Sequence(image), 'one': image}
+  )
+  with pytest.raises(ValueError, match=r"name one of \['one/image'\]"):
+    tfds_features.check(fields, 'images/image', '')
+  assert tfds_features.check(fields, 'one/image', '') == ()

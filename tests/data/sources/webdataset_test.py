@@ -1,7 +1,9 @@
 """Tests tar shards: their captions, scores, and places."""
 
+import io
 import json
 import re
+import tarfile
 
 import fsspec
 import pytest
@@ -129,3 +131,33 @@ def test_behind_a_url(tmp_path, monkeypatch):
   fs.rm('/bucket/0.tar')
   with pytest.raises(images.UnreadableImage, match='0.tar: a'):
     source[0]
+
+
+def test_odd_suffixes_are_counted(tmp_path):
+  """With spaces, without any, not UTF-8; a json that is a broken link."""
+  names = ('a.by me too', 'a', 'a.x\udce9')
+  tars.write(
+    tmp_path / '0.tar',
+    {'a.png': PNG, 'a.txt': b'a dog'} | dict.fromkeys(names, b''),
+  )
+  used, _, beside = tars.load(tmp_path / '0.tar')
+  assert used == {'a': 'a dog'}
+  suffixes = ('.by me too', '.x\\udce9', 'without a suffix')
+  assert beside == {
+    f'members {suffix} beside images, not read': 1 for suffix in suffixes
+  }
+
+
+def test_json_that_is_a_broken_link(tmp_path):
+  with tarfile.open(tmp_path / '0.tar', 'w') as tar:
+    for name in ('a.png', 'b.png', 'b.json'):
+      info = tarfile.TarInfo(name)
+      content = PNG if name.endswith('png') else b'{"caption": "a dog"}'
+      info.size = len(content)
+      tar.addfile(info, io.BytesIO(content))
+    link = tarfile.TarInfo('a.json')
+    link.type, link.linkname = tarfile.SYMTYPE, 'gone.json'
+    tar.addfile(link)
+  used, (line,), _ = tars.load(tmp_path / '0.tar', caption='caption')
+  assert used == {'b': 'a dog'}
+  assert 'links to gone.json, which leads nowhere' in line
