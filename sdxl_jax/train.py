@@ -158,7 +158,13 @@ def prepare(
   facts = tasks.run_fingerprint(config, batches.schedule)
   multihost.check_equal_across_hosts(facts | {'dataset': str(dataset)})
   new_pass = resuming.check_dataset(
-    checkpoints, workdir, source, dataset, accept_changes, writer.say
+    checkpoints,
+    workdir,
+    source,
+    dataset,
+    batches.schedule.streams,
+    accept_changes,
+    writer.say,
   )
 
   # Load weights directly into their shardings; start to compile the programs.
