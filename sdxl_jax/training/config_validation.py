@@ -44,7 +44,8 @@ def leaves(
     field = f'{prefix}{name}'
     if field in config_fields.OPEN:
       continue
-    if isinstance(value, config_dict.ConfigDict):
+    is_section = isinstance(value, config_dict.ConfigDict)
+    if is_section and field not in config_fields.FIELDS:
       yield from leaves(value, f'{field}.')
     elif value is not None or field != 'text_encoder':
       yield field, value

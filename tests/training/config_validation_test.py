@@ -26,6 +26,9 @@ def test_default_config_is_sdxl():
   'field, value, message',
   [
     ('total_steps', 0, 'total_steps is 0; it must be at least 1'),
+    ('total_steps', 10**12, 'total_steps is 1.*0; it must be at most 2,147,'),
+    ('total_steps', {}, 'total_steps is ; it must be a whole number'),
+    ('data.buckets', {}, 'data.buckets is ; it must be a tuple such as'),
     ('caption_dropout', 1.5, 'caption_dropout is 1.5; it must be 0 to 1'),
     ('uncond', 'nothing', "uncond is 'nothing'; choose one of"),
     ('max_token_length', 100, r'is 100; choose one of \(75, 150, 225\)'),

@@ -51,7 +51,7 @@ class Filters:
 
   def __post_init__(self):
     for condition in self.columns:
-      if len(condition) != 3 or condition[1] not in COMPARE:
+      if not is_condition(condition):
         raise ValueError(
           f'config.data.filters.columns has {condition}; write (name, '
           f'comparison, value), the comparison one of {list(COMPARE)}'
@@ -88,6 +88,14 @@ class Filters:
 
 
 NONE = Filters()
+
+
+def is_condition(condition: Any) -> bool:
+  """Whether a condition on a column is (name, comparison, value)."""
+  if not isinstance(condition, tuple | list) or len(condition) != 3:
+    return False
+  name, comparison, _ = condition
+  return isinstance(name, str) and comparison in list(COMPARE)
 
 
 def matches(
