@@ -96,7 +96,9 @@ def train(
     stack.callback(writer.close)
     writer.say(multihost.describe())
     run_setup.warn(config_warnings.of_config(config), writer.say)
-    workdirs.write_config(config, workdir, done > 0, accept_changes, writer.say)
+    workdirs.write_config(
+      config, workdir, checkpoints, accept_changes, writer.say
+    )
     workdirs.cache_compilations(workdir)
 
     # Prepare and train, until the last step or a signal.

@@ -44,8 +44,9 @@ def leaves(
     field = f'{prefix}{name}'
     if field in config_fields.OPEN:
       continue
-    is_section = isinstance(value, config_dict.ConfigDict)
-    if is_section and field not in config_fields.FIELDS:
+    if isinstance(value, config_dict.ConfigDict):
+      if field in config_fields.FIELDS:  # no section should be here
+        yield field, value.to_dict()
       yield from leaves(value, f'{field}.')
     elif value is not None or field != 'text_encoder':
       yield field, value
