@@ -1,6 +1,7 @@
 """Entry point of all commands: parses flags, and prints errors as one line."""
 
 import logging
+import signal
 import sys
 from collections.abc import Callable, Sequence
 
@@ -24,6 +25,9 @@ def run(main: Callable, *names: str) -> None:
     # what it raises as well.
     absl_logging.set_verbosity(absl_logging.FATAL)
     logging.getLogger('asyncio').setLevel(logging.CRITICAL)
+    # Ctrl-C ended the process while it imported, see sdxl_jax/__init__.py.
+    if signal.getsignal(signal.SIGINT) == signal.SIG_DFL:
+      signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
       check_arguments(argv[1:], names)
       main(flags.FLAGS, *argv[1:])

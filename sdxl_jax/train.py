@@ -96,7 +96,9 @@ def train(
     stack.callback(writer.close)
     writer.say(multihost.describe())
     run_setup.warn(config_warnings.of_config(config), writer.say)
-    workdirs.write_config(config, workdir, done > 0, accept_changes, writer.say)
+    workdirs.write_config(
+      config, workdir, checkpoints, accept_changes, writer.say
+    )
     workdirs.cache_compilations(workdir)
 
     # Prepare and train, until the last step or a signal.
@@ -159,7 +161,13 @@ def prepare(
   facts = tasks.run_fingerprint(config, batches.schedule)
   multihost.check_equal_across_hosts(facts | {'dataset': str(dataset)})
   new_pass = resuming.check_dataset(
-    checkpoints, workdir, source, dataset, accept_changes, writer.say
+    checkpoints,
+    workdir,
+    source,
+    dataset,
+    batches.schedule.streams,
+    accept_changes,
+    writer.say,
   )
 
   # Load weights directly into their shardings; start to compile the programs.

@@ -1,5 +1,6 @@
 """Bad flags end a command with a line that says what to do."""
 
+import signal
 import subprocess
 import sys
 
@@ -22,3 +23,15 @@ def test_errors_fit_a_screen(module, flag, message, tmp_path):
   assert run.returncode != 0
   assert message in run.stderr
   assert 'Traceback' not in run.stderr and run.stderr.count('\n') < 5
+
+
+def test_ctrl_c_while_libraries_are_imported():
+  """Ends the command at once, without a traceback out of a library."""
+  command = [sys.executable, '-v', '-m', 'sdxl_jax.train']
+  with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as run:
+    for line in run.stderr:
+      if line.startswith("import 'jax"):
+        break
+    run.send_signal(signal.SIGINT)
+    output = run.communicate()[1]
+  assert run.returncode == -signal.SIGINT and 'Traceback' not in output

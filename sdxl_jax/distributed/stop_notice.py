@@ -1,5 +1,6 @@
 """Notices of SIGTERM and Ctrl-C, on which a run saves and ends."""
 
+import contextlib
 import ctypes
 import multiprocessing
 import os
@@ -106,7 +107,8 @@ class PreemptionNotice:
   def _end(self, number, text) -> NoReturn:
     """Ends this process at once, with the exit code that shells expect."""
     if self._cleanup:
-      self._cleanup()
+      with contextlib.suppress(OSError):  # the workdir may be gone
+        self._cleanup()
     end_process(128 + number, text)
 
   def end_at_once(self, message: str, cleanup: Callable[[], Any]) -> None:
@@ -170,8 +172,11 @@ def end_process(code: int, text: str = '') -> NoReturn:
   """Ends this process without waiting for its threads, which may compile."""
   for child in multiprocessing.active_children():
     child.terminate()
-  if text:
-    print(f'\n{text}', file=sys.stderr)
-  sys.stdout.flush()
-  sys.stderr.flush()
+  # Ctrl-C ends a command that reads the output, such as tee, as well.
+  with contextlib.suppress(OSError):
+    if text:
+      print(f'\n{text}', file=sys.stderr)
+    sys.stderr.flush()
+  with contextlib.suppress(OSError):
+    sys.stdout.flush()
   os._exit(code)

@@ -45,6 +45,8 @@ def leaves(
     if field in config_fields.OPEN:
       continue
     if isinstance(value, config_dict.ConfigDict):
+      if field in config_fields.FIELDS:  # no section should be here
+        yield field, value.to_dict()
       yield from leaves(value, f'{field}.')
     elif value is not None or field != 'text_encoder':
       yield field, value

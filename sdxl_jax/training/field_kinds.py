@@ -12,6 +12,7 @@ from typing import Any
 from PIL import ImageColor
 
 INF = float('inf')
+LARGEST = 2**31 - 1  # of whole numbers that programs count with
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,9 +51,15 @@ class Number:
 
 
 class Whole(Number):
-  """A whole number in an interval."""
+  """A whole number in an interval, by default of those that int32 holds."""
 
   TYPE, NAME = numbers.Integral, 'a whole number'
+
+  def remedy(self, value: Any) -> str | None:
+    found = super().remedy(value)
+    if found is None and self.high == INF and value > LARGEST:
+      return f'it must be at most {LARGEST:,}'
+    return found
 
 
 @dataclasses.dataclass(frozen=True)

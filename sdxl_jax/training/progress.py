@@ -1,6 +1,7 @@
 """The progress of a run: a bar on a terminal, lines where there is none."""
 
 import collections
+import os
 import sys
 import time
 
@@ -59,10 +60,17 @@ class Progress:
 
   def say(self, text: str) -> None:
     """Prints a line, above the bar if there is one."""
-    if self._bar is not None:
-      self._bar.write(text)
-    elif self.is_primary:
-      print(text, flush=True)
+    try:
+      if self._bar is not None:
+        self._bar.write(text)
+      elif self.is_primary:
+        print(text, flush=True)
+    # A command that read the output, such as tee, has ended, by Ctrl-C perhaps.
+    # The run goes on, if only to save: the workdir has its metrics.
+    except BrokenPipeError:
+      nowhere = os.open(os.devnull, os.O_WRONLY)
+      os.dup2(nowhere, sys.stdout.fileno())
+      os.close(nowhere)
 
   def close(self) -> None:
     if self._bar is not None:

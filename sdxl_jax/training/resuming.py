@@ -15,6 +15,7 @@ def check_dataset(
   workdir: pathlib.Path,
   source: Any,
   dataset: fingerprint.Json,
+  streams: str,
   accepted: bool,
   say: Callable[[str], Any],
 ) -> bool:
@@ -25,18 +26,23 @@ def check_dataset(
     workdir: keeps what the next start compares with.
     source: of images, as data/ makes it.
     dataset: its fingerprint.
+    streams: hash of its order, see position.py.
     accepted: whether another dataset is allowed.
     say: prints a line for the user.
 
   Returns:
-    Whether records came or went, so that a new pass over the data begins.
+    Whether records came, went or are in other buckets, so that a new pass over
+    the data begins.
 
   Raises:
     ValueError: if the dataset changed, unless that is accepted.
   """
   new_pass = False
   if step := checkpoints.latest_step:
-    old = checkpoints.read_data().get('dataset')
+    data = checkpoints.read_data()
+    old = data.get('dataset')
+    # Records of another height and width, or another table of buckets.
+    other_streams = data.get('streams', streams) != streams
     if old is None:
       say(
         f'the checkpoint of step {step} is of a version that kept no '
@@ -51,9 +57,15 @@ def check_dataset(
           'the run, use another workdir to start a new one, or pass '
           '--accept_changes to go on nevertheless'
         )
-      new_pass = changes.other_records
+      new_pass = changes.other_records or other_streams
       follows = 'a new pass over it begins' if new_pass else 'the pass goes on'
       say(f'the dataset changed since step {step}; {follows}:\n{changes}')
+    elif other_streams:
+      new_pass = True
+      say(
+        f'the order of the data changed since step {step}; a new pass over it '
+        'begins'
+      )
 
   # Kept once all processes have compared.
   multihost.barrier('every process has compared the dataset')

@@ -101,7 +101,7 @@ class WorkdirLock:
     end = time.monotonic() + WRITE_S
     while True:
       try:
-        holder = parse(self.path.read_text())
+        holder = parse(self.path.read_bytes())
       except FileNotFoundError:
         return None
       # A new file is empty until its process has written it.
@@ -118,7 +118,9 @@ class WorkdirLock:
     # One elsewhere has touched the file lately, or does so while we watch.
     if (touched := self._touched()) is None:
       return False
-    wait = DEAD_S - (self._file_system_time() - touched)
+    # A workdir that was copied, or a clock that went wrong, may date the file
+    # in the future: nobody waits longer for it.
+    wait = min(DEAD_S, DEAD_S - (self._file_system_time() - touched))
     if wait > 0:
       say(
         f'{self.workdir} is held by {describe(holder)}; waiting up to '
@@ -154,7 +156,7 @@ class WorkdirLock:
       os.rename(self.path, aside)  # of several that try, one succeeds
     except FileNotFoundError:
       return False
-    if parse(aside.read_text()).get('token') != holder.get('token'):
+    if parse(aside.read_bytes()).get('token') != holder.get('token'):
       os.rename(aside, self.path)  # another process has taken it in between
       return False
     aside.unlink()
@@ -213,13 +215,14 @@ def hold(workdir: pathlib.Path, say: Callable[[str], Any]) -> WorkdirLock:
   return lock
 
 
-def parse(text: str) -> dict[str, Any]:
+def parse(content: bytes) -> dict[str, Any]:
   """Reads the content of a lock file; {} if it is not one."""
   try:
-    holder = json.loads(text)
-    return {field: holder[field] for field in FIELDS}
+    holder = json.loads(content)
+    holder = {field: holder[field] for field in FIELDS}
   except (ValueError, KeyError, TypeError):
     return {}
+  return holder if type(holder['pid']) is int else {}
 
 
 def describe(holder: dict[str, Any]) -> str:

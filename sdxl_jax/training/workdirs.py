@@ -4,12 +4,14 @@ import json
 import os
 import pathlib
 from collections.abc import Callable
+from typing import Any
 
 import jax
 from jax.experimental.compilation_cache import compilation_cache
 from ml_collections import config_dict
 
 from sdxl_jax import atomic_write
+from sdxl_jax.checkpoints import orbax_checkpoint
 from sdxl_jax.distributed import multihost
 from sdxl_jax.training import config_diff
 
@@ -41,7 +43,7 @@ def make(workdir: str | os.PathLike) -> pathlib.Path:
 def write_config(
   config: config_dict.ConfigDict,
   workdir: pathlib.Path,
-  has_steps: bool,
+  checkpoints: orbax_checkpoint.Checkpoints,
   accept_changes: bool,
   say: Callable[[str], None],
 ) -> None:
@@ -50,7 +52,7 @@ def write_config(
   Args:
     config: of the run.
     workdir: from `make`.
-    has_steps: whether the workdir has checkpoints, which the config must fit.
+    checkpoints: of the workdir, which the config must fit if there are any.
     accept_changes: whether grave changes since the last start are allowed.
     say: prints a line for the user.
 
@@ -60,8 +62,8 @@ def write_config(
   # Without checkpoints nothing was trained, so another config may follow.
   path = workdir / 'config.json'
   new = json.loads(config.to_json())
-  if path.exists() and has_steps:
-    old = json.loads(path.read_text())
+  if checkpoints.latest_step is not None:
+    old = read_config(path, checkpoints, say)
     config_diff.check_changes(old, new, workdir, accept_changes, say)
 
   # Written once all processes have compared.
@@ -69,6 +71,29 @@ def write_config(
   if multihost.is_primary():
     with atomic_write.atomic_path(path, overwrite=True) as partial:
       partial.write_text(json.dumps(new, indent=2) + '\n')
+
+
+def read_config(
+  path: pathlib.Path,
+  checkpoints: orbax_checkpoint.Checkpoints,
+  say: Callable[[str], None],
+) -> dict[str, Any]:
+  """Reads the config of the run so far, from its latest checkpoint if need be.
+
+  Args:
+    path: of config.json.
+    checkpoints: of the workdir, at least one.
+    say: prints a line for the user.
+  """
+  try:
+    return json.loads(path.read_text())
+  except (FileNotFoundError, ValueError) as error:
+    say(
+      f'warning: {path} cannot be read ({error}): the config is compared with '
+      f'that of the checkpoint of step {checkpoints.latest_step}'
+    )
+  # As JSON has it, where tuples are lists.
+  return json.loads(json.dumps(checkpoints.read_config()))
 
 
 def cache_compilations(workdir: pathlib.Path) -> None:

@@ -71,6 +71,23 @@ def test_a_signal_before_the_first_step_ends_within_seconds(body, number):
     assert 'released' in output
 
 
+def test_a_signal_when_nobody_reads_the_output():
+  """As after Ctrl-C in `train | tee`, or in a closed terminal."""
+  code = START + textwrap.indent(BUSY, '  ').replace('ready', 'READY')
+  code = code.replace("print('READY')", "print('READY', flush=True)")
+  code += '\n\nsys.argv = ["test"]\ncli.run(main)\n'
+  with subprocess.Popen(
+    [sys.executable, '-c', code],
+    stdout=subprocess.PIPE,
+    stderr=subprocess.STDOUT,
+    env=os.environ | {'JAX_PLATFORMS': 'cpu'},
+  ) as process:
+    process.stdout.readline()
+    process.stdout.close()
+    process.terminate()
+    assert process.wait(timeout=10) == 128 + signal.SIGTERM
+
+
 TRAINING = """
 notice.save_first()
 print('ready')

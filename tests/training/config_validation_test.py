@@ -26,6 +26,7 @@ def test_default_config_is_sdxl():
   'field, value, message',
   [
     ('total_steps', 0, 'total_steps is 0; it must be at least 1'),
+    ('total_steps', 10**12, 'total_steps is 1.*0; it must be at most 2,147,'),
     ('caption_dropout', 1.5, 'caption_dropout is 1.5; it must be 0 to 1'),
     ('uncond', 'nothing', "uncond is 'nothing'; choose one of"),
     ('max_token_length', 100, r'is 100; choose one of \(75, 150, 225\)'),
@@ -109,6 +110,16 @@ ZERO_IS_A_NUMBER = {
   'autoencoder.adversary_layers',
   'unet.mid_transformer_depth',
 }
+
+
+def test_a_section_in_place_of_a_value():
+  config = tiny_config.get_config().unlock()
+  with config.ignore_type():
+    config.total_steps = {'first': 4}
+  with pytest.raises(
+    ValueError, match=r"steps is \{'first': 4\}; it must be a"
+  ):
+    config_validation.check(config)
 
 
 def test_every_field_has_a_kind():

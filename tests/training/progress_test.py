@@ -1,5 +1,8 @@
 """The time to the end, on a terminal and in a log file."""
 
+import os
+import sys
+
 import pytest
 
 from sdxl_jax.training import progress
@@ -51,6 +54,17 @@ def test_lines_where_there_is_no_terminal(capsys):
     'step 3 of 5,000: loss 0.1235, 12.3 images/s, 13 h 52 min left',
   ]
   assert err == ''  # no bar among the lines of a log file
+
+
+def test_output_that_nobody_reads_any_more(monkeypatch):
+  """Ctrl-C ends tee as well, before the run has saved its checkpoint."""
+  reader, writer = os.pipe()
+  os.close(reader)
+  with os.fdopen(writer, 'w') as pipe:
+    monkeypatch.setattr(sys, 'stdout', pipe)
+    bar = progress.Progress(0, 5000, has_terminal=False)
+    for i in range(2):
+      bar.say(f'line {i}')
 
 
 def test_a_bar_on_a_terminal(capsys):

@@ -13,14 +13,20 @@ def scenes(length):
   return synthetic.Scenes(40, length=length, objects=4, colours=4)
 
 
-def check(workdir, data, source, accepted=False):
+def check(workdir, data, source, accepted=False, streams='order'):
   """Returns (whether a new pass begins, what was said)."""
   lines = []
   latest = types.SimpleNamespace(
     latest_step=None if data is None else 40, read_data=lambda: data
   )
   new_pass = resuming.check_dataset(
-    latest, workdir, source, fingerprint.of(source), accepted, lines.append
+    latest,
+    workdir,
+    source,
+    fingerprint.of(source),
+    streams,
+    accepted,
+    lines.append,
   )
   return new_pass, '\n'.join(lines)
 
@@ -51,6 +57,15 @@ def test_another_dataset_is_refused_or_accepted(tmp_path):
   new_pass, said = check(tmp_path, data, scenes(7), accepted=True)
   assert new_pass and 'a new pass over it begins:\n  before   5' in said
   assert new.exists()
+
+
+def test_other_buckets_begin_a_new_pass(tmp_path):
+  """Also where the names and number of the records are the same."""
+  check(tmp_path, None, scenes(5))
+  data = {'dataset': fingerprint.of(scenes(5)), 'streams': 'order'}
+  assert check(tmp_path, data, scenes(5)) == (False, '')
+  new_pass, said = check(tmp_path, data, scenes(5), streams='another')
+  assert new_pass and 'order of the data changed since step 40' in said
 
 
 def test_a_checkpoint_of_an_earlier_version(tmp_path):

@@ -76,12 +76,25 @@ def test_a_holder_on_another_host(tmp_path, monkeypatch):
   lines = []
   acquire(tmp_path, lines).release()
   assert len(lines) == 1
+  # Dated in the future, by a copy or a wrong clock.
+  write_holder(tmp_path, machine='another boot')
+  os.utime(path, (2**32, 2**32))
+  lines = []
+  acquire(tmp_path, lines).release()
+  assert 'waiting up to 2 s' in lines[0] and 'over from' in lines[-1]
 
 
-@pytest.mark.parametrize('content', ['', '{"pid": 1', '[]'])
+@pytest.mark.parametrize('content', [b'', b'{"pid": 1', b'[]', b'\xff\0'])
 def test_a_lock_that_nobody_finished(tmp_path, monkeypatch, content):
   monkeypatch.setattr(workdir_lock, 'WRITE_S', 0.1)
-  (tmp_path / 'lock.json').write_text(content)
+  (tmp_path / 'lock.json').write_bytes(content)
+  os.utime(tmp_path / 'lock.json', (1, 1))
+  acquire(tmp_path).release()
+
+
+def test_a_lock_without_the_id_of_a_process(tmp_path, monkeypatch):
+  monkeypatch.setattr(workdir_lock, 'WRITE_S', 0.1)
+  write_holder(tmp_path, pid='none')
   os.utime(tmp_path / 'lock.json', (1, 1))
   acquire(tmp_path).release()
 

@@ -3,6 +3,7 @@
 import errno
 import json
 import pathlib
+import types
 
 import jax
 import pytest
@@ -10,6 +11,11 @@ from jax.experimental.compilation_cache import compilation_cache
 
 from sdxl_jax.training import workdirs
 from tests.support import tiny_config
+
+
+def checkpoints(step=None, config=None):
+  """Stands for those of a workdir, the latest of which is of this step."""
+  return types.SimpleNamespace(latest_step=step, read_config=lambda: config)
 
 
 def test_unwritable(tmp_path):
@@ -38,7 +44,7 @@ def test_the_old_config_survives_a_full_disk(tmp_path, monkeypatch):
 
   def write_config():
     config = tiny_config.get_config()
-    workdirs.write_config(config, tmp_path, False, False, print)
+    workdirs.write_config(config, tmp_path, checkpoints(), False, print)
 
   with monkeypatch.context() as patch:
     patch.setattr(pathlib.Path, 'write_text', write_half)
@@ -58,20 +64,37 @@ def test_urls():
 def test_config_of_a_run_that_has_steps(tmp_path):
   lines = []
 
-  def write(config, has_steps, accept=False):
-    workdirs.write_config(config, tmp_path, has_steps, accept, lines.append)
+  def write(config, step=None, accept=False):
+    workdirs.write_config(
+      config, tmp_path, checkpoints(step), accept, lines.append
+    )
 
   config = tiny_config.get_config()
-  write(config, False)
+  write(config)
   config.seed = 7
-  write(config, False)  # nothing was trained: another config may follow
+  write(config)  # nothing was trained: another config may follow
   config.seed = 8
   with pytest.raises(ValueError, match='seed: 7 > 8'):
-    write(config, True)
+    write(config, 4)
   saved = json.loads((tmp_path / 'config.json').read_text())
   assert saved['seed'] == 7 and not lines
-  write(config, True, accept=True)
+  write(config, 4, accept=True)
   assert 'seed: 7 > 8' in lines[0]
+
+
+@pytest.mark.parametrize('content', [None, '{"seed"', '\0'])
+def test_a_config_that_is_lost(tmp_path, content):
+  """That of the checkpoint takes its place, so that no change goes unseen."""
+  config, lines = tiny_config.get_config(), []
+  latest = checkpoints(4, config.to_dict())
+  if content is not None:
+    (tmp_path / 'config.json').write_text(content)
+  workdirs.write_config(config, tmp_path, latest, False, lines.append)
+  assert len(lines) == 1 and 'that of the checkpoint of step 4' in lines[0]
+  (tmp_path / 'config.json').unlink()
+  config.seed = 8
+  with pytest.raises(ValueError, match='seed: 0 > 8'):
+    workdirs.write_config(config, tmp_path, latest, False, lines.append)
 
 
 def test_a_cache_that_the_user_named_is_kept(tmp_path, monkeypatch):

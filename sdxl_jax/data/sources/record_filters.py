@@ -98,7 +98,7 @@ def is_condition(condition: Any) -> bool:
   name, comparison, value = condition
   return (
     isinstance(name, str)
-    and comparison in COMPARE.keys()
+    and comparison in list(COMPARE)
     and isinstance(value, str | int | float)
   )
 

@@ -93,6 +93,9 @@ def test_text_columns_and_missing_values(tmp_path):
     (('nonsense', '>', 1), "'nonsense', for which Folder has no value"),
     (('watermark', '>', 'x'), "compares watermark with 'x'"),
     (('watermark', '=>', 1), 'the comparison one of'),
+    (('watermark', [], 1), 'the comparison one of'),
+    ((5, '>', 1), 'the comparison one of'),
+    (0.5, 'columns has 0.5; write'),
     (('watermark', '>', 9), 'leave none of 18'),
   ],
 )
