@@ -37,6 +37,7 @@ from absl import app, flags, logging
 from PIL import Image
 
 from tests.benchmarks import kill_and_resume
+from tests.support import xla_flags
 
 STEPS = 150
 EVERY = 10  # steps between checkpoints
@@ -132,6 +133,7 @@ class Soak:
       f'--config.global_batch_size={self.batch}',
       *extra,
     ]
+    self.log.write_bytes(b'')
     variables = {'SOAK_SLEEP': SLEEP, 'SOAK_NOTES': self.notes} | variables
     environment = os.environ | {k: str(v) for k, v in variables.items()}
     process = subprocess.Popen(
@@ -167,7 +169,7 @@ class Soak:
 
 def copy_lines(stream, path):
   """Copies what a process prints to a file."""
-  with open(path, 'wb') as file:
+  with open(path, 'ab') as file:
     for line in iter(lambda: stream.read1(4096), b''):
       file.write(line)
       file.flush()
@@ -175,8 +177,7 @@ def copy_lines(stream, path):
 
 ONE_DEVICE = {
   'JAX_PLATFORMS': 'cpu',
-  'XLA_FLAGS': '--xla_force_host_platform_device_count=1 '
-  '--xla_backend_optimization_level=0',
+  'XLA_FLAGS': xla_flags.flags(devices=1),
 }
 
 
