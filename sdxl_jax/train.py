@@ -6,7 +6,10 @@ To resume, run the same command again.
 """
 
 import contextlib
+import dataclasses
 import pathlib
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 from absl import flags
@@ -14,7 +17,7 @@ from ml_collections import config_dict, config_flags
 
 from sdxl_jax import cli
 from sdxl_jax.checkpoints import loading, orbax_checkpoint
-from sdxl_jax.data import fingerprint
+from sdxl_jax.data import fingerprint, pipeline
 from sdxl_jax.distributed import (
   device_mesh,
   multihost,
@@ -74,46 +77,17 @@ def train(
     # Until the first step a signal ends this process at once.
     notice = multihost.PreemptionNotice()
     stack.callback(notice.close)
+    start = open_workdir(
+      config, workdir, from_step, accept_changes, notice, stack
+    )
+    run, state = prepare(start)
 
-    # Open the workdir, which no other run writes to.
-    workdir = workdirs.make(workdir)
-    lock = workdir_lock.hold(workdir, print)
-    stack.callback(lock.release)
-    notice.end_at_once(
-      'before its first step; the checkpoints are as they were', lock.release
-    )
-    if from_step is not None:
-      set_back.set_back(workdir, from_step, print)
-    checkpoints = orbax_checkpoint.Checkpoints(
-      workdir,
-      config.checkpoint.max_to_keep,
-      keep_every=config.checkpoint.keep_every,
-    )
-    done = checkpoints.latest_step or 0
-    writer = metrics.Writer(
-      workdir, done, config.total_steps, multihost.is_primary()
-    )
-    stack.callback(writer.close)
-    writer.say(multihost.describe())
-    run_setup.warn(config_warnings.of_config(config), writer.say)
-    workdirs.write_config(
-      config, workdir, checkpoints, accept_changes, writer.say
-    )
-    workdirs.cache_compilations(workdir)
-
-    # Prepare and train, until the last step or a signal.
+    # Train until the last step or a signal.
+    checkpoints, done = start.checkpoints, start.checkpoints.latest_step or 0
     try:
-      run, state = prepare(
-        config, workdir, checkpoints, writer, stack, lock, accept_changes
-      )
-    except Exception:
-      notice.check_interrupt()
-      raise
-    try:
-      done = loop.loop(run, state, done, checkpoints, writer, notice)
+      done = loop.loop(run, state, done, checkpoints, start.writer, notice)
       checkpoints.close()
     except (ValueError, OSError) as error:
-      notice.check_interrupt()
       with contextlib.suppress(OSError):
         checkpoints.close()  # finishes what was being saved, which is good
       if isinstance(error, OSError):
@@ -122,33 +96,85 @@ def train(
     if done < config.total_steps:
       is_saved = checkpoints.latest_step == done
       saved = 'checkpoint saved' if is_saved else 'nothing to save'
-      writer.say(f'stopped by {notice.reason} after step {done}; {saved}')
+      start.writer.say(f'stopped by {notice.reason} after step {done}; {saved}')
       if notice.reason == stop_notice.INTERRUPT:
         raise stop_notice.Interrupted
   return done
 
 
-def prepare(
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Start:
+  """A start of a run: its config, and what it holds open in the workdir."""
+
+  config: config_dict.ConfigDict
+  workdir: pathlib.Path
+  lock: workdir_lock.WorkdirLock
+  checkpoints: orbax_checkpoint.Checkpoints
+  writer: metrics.Writer
+  accept_changes: bool  # of the config and the dataset
+  stack: contextlib.ExitStack  # closes threads and files at the end
+
+
+def open_workdir(
   config: config_dict.ConfigDict,
-  workdir: pathlib.Path,
-  checkpoints: orbax_checkpoint.Checkpoints,
-  writer: metrics.Writer,
-  stack: contextlib.ExitStack,
-  lock: workdir_lock.WorkdirLock,
+  workdir: str | pathlib.Path,
+  from_step: int | None,
   accept_changes: bool,
-) -> tuple[loop.Run, train_state.State]:
-  """Makes the Run and its State, alike in all processes.
+  notice: multihost.PreemptionNotice,
+  stack: contextlib.ExitStack,
+) -> Start:
+  """Opens a workdir that no other run writes to; arguments as for `train`."""
+  workdir = workdirs.make(workdir)
+  lock = workdir_lock.hold(workdir, print)
+  stack.callback(lock.release)
+  notice.end_at_once(
+    'before its first step; the checkpoints are as they were', lock.release
+  )
+  if from_step is not None:
+    set_back.set_back(workdir, from_step, print)
+  checkpoints = orbax_checkpoint.Checkpoints(
+    workdir,
+    config.checkpoint.max_to_keep,
+    keep_every=config.checkpoint.keep_every,
+  )
+  done = checkpoints.latest_step or 0
+  writer = metrics.Writer(
+    workdir, done, config.total_steps, multihost.is_primary()
+  )
+  stack.callback(writer.close)
+  writer.say(multihost.describe())
+  run_setup.warn(config_warnings.of_config(config), writer.say)
+  workdirs.write_config(
+    config, workdir, checkpoints, accept_changes, writer.say
+  )
+  workdirs.cache_compilations(workdir)
+  return Start(
+    config=config,
+    workdir=workdir,
+    lock=lock,
+    checkpoints=checkpoints,
+    writer=writer,
+    accept_changes=accept_changes,
+    stack=stack,
+  )
 
-  Threads and files that a run holds open are closed by `stack`.
-  """
-  c = config.mesh
-  mesh = device_mesh.make_mesh(c.data, c.fsdp, c.tensor)
-  tasks.check_mesh(config, mesh)
-  model = from_config.make_model(config, device_mesh.platform(mesh))
-  task = tasks.make_task(config, model)
 
-  # Open the data: the same in all processes, and those of the checkpoint.
-  source = run_setup.make_source(config, workdir, writer.say, accept_changes)
+class Data(NamedTuple):
+  """The data of a start."""
+
+  source: Any  # of images, as data/ makes it
+  fingerprint: fingerprint.Json
+  batches: pipeline.Batches
+  make_batches: Callable[[], pipeline.Batches]  # others, from the beginning
+  new_pass: bool  # whether the records are others than the checkpoint's
+
+
+def open_data(start: Start, mesh: jax.sharding.Mesh) -> Data:
+  """Opens the data: the same in all processes, and those of the checkpoint."""
+  config, say = start.config, start.writer.say
+  source = run_setup.make_source(
+    config, start.workdir, say, start.accept_changes
+  )
   dataset = fingerprint.of(source)
 
   def make_batches():
@@ -156,61 +182,71 @@ def prepare(
     return run_setup.make_batches(config, source, rows)
 
   batches = make_batches()
-  stack.callback(batches.close)
-  run_setup.warn_of_data(config, batches.schedule, writer.say)
+  start.stack.callback(batches.close)
+  run_setup.warn_of_data(config, batches.schedule, say)
   facts = tasks.run_fingerprint(config, batches.schedule)
   multihost.check_equal_across_hosts(facts | {'dataset': str(dataset)})
   new_pass = resuming.check_dataset(
-    checkpoints,
-    workdir,
+    start.checkpoints,
+    start.workdir,
     source,
     dataset,
     batches.schedule.streams,
-    accept_changes,
-    writer.say,
+    start.accept_changes,
+    say,
   )
+  return Data(source, dataset, batches, make_batches, new_pass)
+
+
+def prepare(start: Start) -> tuple[loop.Run, train_state.State]:
+  """Makes the Run and its State, alike in all processes."""
+  config, checkpoints, say = start.config, start.checkpoints, start.writer.say
+  c = config.mesh
+  mesh = device_mesh.make_mesh(c.data, c.fsdp, c.tensor)
+  tasks.check_mesh(config, mesh)
+  model = from_config.make_model(config, device_mesh.platform(mesh))
+  task = tasks.make_task(config, model)
+  data = open_data(start, mesh)
 
   # Load weights directly into their shardings; start to compile the programs.
   key = jax.random.key(config.seed)
   pretrained = run_setup.load_weights(config, model, mesh)
   shapes = jax.eval_shape(task.init, key, pretrained)
   shapes = sharding.with_shardings(shapes, mesh)
-  run_setup.warn(config_warnings.of_params(config, shapes.params), writer.say)
+  run_setup.warn(config_warnings.of_params(config, shapes.params), say)
   frozen = {n: p for n, p in pretrained.items() if n not in shapes.params}
-  buckets = batches.schedule.first_use()
+  buckets = data.batches.schedule.first_use()
   programs = compilation.Programs(
-    task, mesh, shapes, frozen, buckets, config.compile_threads, writer.say
+    task, mesh, shapes, frozen, buckets, config.compile_threads, say
   )
-  stack.callback(programs.close)
+  start.stack.callback(programs.close)
 
   # Restore or initialise the state while the programs compile.
   checkpoints.check_space(shapes)  # before anything is computed
   if checkpoints.latest_step is None:
     state = run_setup.initial_state(task, shapes, key, pretrained)
   else:
+    buckets_per_step = config.buckets_per_step
     state = resuming.restore(
-      checkpoints,
-      shapes,
-      batches,
-      config.buckets_per_step,
-      new_pass,
-      writer.say,
+      checkpoints, shapes, data.batches, buckets_per_step, data.new_pass, say
     )
   run = loop.Run(
     config=config,
-    workdir=workdir,
+    workdir=start.workdir,
     mesh=mesh,
     task=task,
     frozen=frozen,
     key=key,
-    batches=batches,
-    dataset=dataset,
+    batches=data.batches,
+    dataset=data.fingerprint,
     programs=programs,
-    sample_grid=sample_grid.make_sample_grid(config, model, frozen, source),
-    checkpoint_config=latent_statistics.CheckpointConfig(
-      config, model, task, mesh, make_batches, writer.say
+    sample_grid=sample_grid.make_sample_grid(
+      config, model, frozen, data.source
     ),
-    check_workdir=lock.check,
+    checkpoint_config=latent_statistics.CheckpointConfig(
+      config, model, task, mesh, data.make_batches, say
+    ),
+    check_workdir=start.lock.check,
   )
   return run, state
 
