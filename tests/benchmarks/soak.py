@@ -136,6 +136,7 @@ class Soak:
     self.log.write_bytes(b'')
     variables = {'SOAK_SLEEP': SLEEP, 'SOAK_NOTES': self.notes} | variables
     environment = os.environ | {k: str(v) for k, v in variables.items()}
+    self.log.write_bytes(b'')  # until the thread below has begun
     process = subprocess.Popen(
       command,
       stdout=subprocess.PIPE,
