@@ -25,168 +25,18 @@ import random
 import re
 import shutil
 import signal
-import subprocess
-import sys
 import tempfile
-import threading
 import time
 
 import jax
 import numpy as np
 from absl import app, flags, logging
-from PIL import Image
 
 from tests.benchmarks import kill_and_resume
-from tests.support import xla_flags
+from tests.support import soak_runs
 
-STEPS = 150
-EVERY = 10  # steps between checkpoints
-SLEEP = 0.02  # seconds between steps, so that faults hit all parts of a run
-SHAPES = {(16, 16): (20, 20), (16, 24): (20, 30)}  # image of each bucket
 PROCESS_FAULTS = ('kill', 'term', 'int', 'int twice', 'full', 'second', 'nan')
 DATA_FAULTS = ('add', 'remove', 'edit', 'cut', 'batch')
-
-
-class Dataset:
-  """A folder of images with captions, and what it held at some moments."""
-
-  def __init__(self, folder, rng):
-    self.folder, self.rng, self.count = folder, rng, 0
-    folder.mkdir()
-    for _ in range(24):
-      self.add()
-
-  def add(self):
-    """Adds an image with a caption."""
-    shape = list(SHAPES.values())[self.count % 2]
-    pixels = np.random.default_rng(self.count).integers(0, 256, (*shape, 3))
-    path = self.folder / f'{self.count:03}.png'
-    Image.fromarray(pixels.astype(np.uint8)).save(path)
-    path.with_suffix('.txt').write_text(f'image {self.count}')
-    self.count += 1
-
-  def choose(self):
-    return self.rng.choice(sorted(self.folder.glob('*.png')))
-
-  def remove(self):
-    path = self.choose()
-    path.unlink()
-    path.with_suffix('.txt').unlink()
-
-  def edit(self):
-    path = self.choose().with_suffix('.txt')
-    path.write_text(path.read_text() + ' edited')
-
-  def cut(self):
-    """Makes the pixels of an image unreadable; its header stays."""
-    path = self.choose()
-    data = path.read_bytes()
-    path.write_bytes(data[: max(100, len(data) - 40)])
-
-  def held(self):
-    """Returns {name: content} of the records."""
-    return {
-      path.name: path.read_bytes() + path.with_suffix('.txt').read_bytes()
-      for path in self.folder.glob('*.png')
-    }
-
-
-def differences(old, new):
-  """Counts (added, removed, changed) between two `held`."""
-  changed = sum(old[name] != new[name] for name in old.keys() & new.keys())
-  return len(new.keys() - old.keys()), len(old.keys() - new.keys()), changed
-
-
-class Soak:
-  """One run: its workdir, its data, and what its starts did."""
-
-  def __init__(self, folder, number, rng, changes_data):
-    self.folder, self.rng, self.changes_data = folder, rng, changes_data
-    folder.mkdir()
-    self.workdir = folder / 'run'
-    self.notes, self.log = folder / 'notes.jsonl', folder / 'log'
-    # All runs have the same data at first, so that they can be compared.
-    self.data = Dataset(folder / 'images', random.Random(number))
-    self.batch, self.saved, self.saved_batch = 4, None, 4
-    self.copies = {}  # {process id: thread that copies its output}
-    self.segments = []  # first step of each stretch of the same records
-
-  def latest(self):
-    """Returns the step of the last complete checkpoint, 0 if there is none."""
-    folder = self.workdir / 'checkpoints'
-    names = [p.name for p in folder.iterdir()] if folder.exists() else []
-    return max([int(name) for name in names if name.isdigit()], default=0)
-
-  def start(self, *extra, **variables):
-    """Starts the run; its output goes to self.log."""
-    command = [
-      sys.executable,
-      '-m',
-      'tests.support.soak_train',
-      '--config=tests/support/tiny_config.py',
-      f'--workdir={self.workdir}',
-      '--config.data.source=folder',
-      f'--config.data.folder.path={self.data.folder}',
-      '--config.data.index_workers=0',
-      f'--config.total_steps={STEPS}',
-      f'--config.checkpoint.every={EVERY}',
-      f'--config.global_batch_size={self.batch}',
-      *extra,
-    ]
-    self.log.write_bytes(b'')
-    variables = {'SOAK_SLEEP': SLEEP, 'SOAK_NOTES': self.notes} | variables
-    environment = os.environ | {k: str(v) for k, v in variables.items()}
-    self.log.write_bytes(b'')  # until the thread below has begun
-    process = subprocess.Popen(
-      command,
-      stdout=subprocess.PIPE,
-      stderr=subprocess.STDOUT,
-      env=environment | ONE_DEVICE,
-    )
-    # Through a pipe: a process whose files cannot grow still has last words.
-    copy = threading.Thread(target=copy_lines, args=(process.stdout, self.log))
-    copy.start()
-    self.copies[process.pid] = copy
-    return process
-
-  def end(self, process):
-    """Waits for a process and for its output; returns the exit code."""
-    try:
-      code = process.wait(flags.FLAGS.patience)
-    except subprocess.TimeoutExpired:
-      process.kill()
-      expect(False, 'still running', self)
-    self.copies.pop(process.pid).join()
-    return code
-
-  def wait_for(self, words, process):
-    """Waits until the log has these words; returns whether it does."""
-    while process.poll() is None:
-      if words in self.log.read_text():
-        return True
-      time.sleep(0.05)
-    return words in self.log.read_text()
-
-
-def copy_lines(stream, path):
-  """Copies what a process prints to a file."""
-  with open(path, 'ab') as file:
-    for line in iter(lambda: stream.read1(4096), b''):
-      file.write(line)
-      file.flush()
-
-
-ONE_DEVICE = {
-  'JAX_PLATFORMS': 'cpu',
-  'XLA_FLAGS': xla_flags.flags(devices=1),
-}
-
-
-def expect(condition, what, soak):
-  """Ends the benchmark with the log of the start that differs."""
-  if not condition:
-    log = soak.log.read_text()[-4000:]
-    sys.exit(f'{what}; workdir {soak.workdir}, its log ends with:\n{log}')
 
 
 def disturb(soak, fault, seconds, change):
@@ -201,7 +51,7 @@ def disturb(soak, fault, seconds, change):
   rng, variables = soak.rng, {}
   first = soak.latest()
   if fault == 'full':
-    step = min(STEPS - 1, first + rng.randint(0, 30))
+    step = min(soak_runs.STEPS - 1, first + rng.randint(0, 30))
     variables = {'SOAK_FULL': step, 'SOAK_BYTES': rng.choice([0, 4000, 40000])}
   elif fault == 'nan':
     variables = {'SOAK_NAN': soak.data.choose().name}
@@ -237,8 +87,10 @@ def check_second_start(soak, process):
   text = soak.log.read_text()
   # The first may have ended while the second started.
   if process.poll() is None:
-    expect(code == 1, f'second start: exit code {code}', soak)
-    expect(f'in use by process {process.pid} on' in text, 'no holder', soak)
+    soak_runs.expect(code == 1, f'second start: exit code {code}', soak)
+    soak_runs.expect(
+      f'in use by process {process.pid} on' in text, 'no holder', soak
+    )
   soak.log = first
   process.send_signal(signal.SIGTERM)
 
@@ -256,15 +108,15 @@ def check_end(soak, fault, code, variables):
     'nan': {1},
     'second': {0, 128 + signal.SIGTERM},
   }[fault]
-  expect(code in expected | done, f'{fault}: exit code {code}', soak)
+  soak_runs.expect(code in expected | done, f'{fault}: exit code {code}', soak)
   # Before the run installs its handlers, Python's own print a traceback.
   began = 'processes, ' in text
   if began or fault in ('full', 'nan'):
-    expect('Traceback' not in text, f'{fault}: a traceback', soak)
+    soak_runs.expect('Traceback' not in text, f'{fault}: a traceback', soak)
   if fault == 'full' and code == 1:
-    expect('The last good one is' in text, 'full: no remedy', soak)
+    soak_runs.expect('The last good one is' in text, 'full: no remedy', soak)
   if fault == 'nan' and code == 1:
-    expect(variables['SOAK_NAN'] in text, 'nan: no name', soak)
+    soak_runs.expect(variables['SOAK_NAN'] in text, 'nan: no name', soak)
 
 
 def start_checked(soak, fault, seconds, change):
@@ -273,7 +125,9 @@ def start_checked(soak, fault, seconds, change):
   told = check_dataset(soak, before, held)
   code, ending = disturb(soak, fault, seconds, change)
   after = soak.latest()
-  expect(after >= before, f'step {before} was saved, now {after} is', soak)
+  soak_runs.expect(
+    after >= before, f'step {before} was saved, now {after} is', soak
+  )
   if after > before:
     soak.saved, soak.saved_batch = held, soak.batch
   return f'{fault}: exit {code}, {ending:.1f} s, step {before} > {after}{told}'
@@ -283,20 +137,22 @@ def check_dataset(soak, before, held):
   """Checks that changes are refused with the right counts; accepts them."""
   if not before:
     return ''
-  counts = differences(soak.saved, held)
+  counts = soak_runs.differences(soak.saved, held)
   changed_batch = soak.saved_batch != soak.batch
   if not any(counts) and not changed_batch:
     return ''
   # Refused first.
   code = soak.end(soak.start())
   text = soak.log.read_text()
-  expect(code == 1 and 'accept_changes' in text, 'a change is accepted', soak)
+  soak_runs.expect(
+    code == 1 and 'accept_changes' in text, 'a change is accepted', soak
+  )
   if any(counts) and not changed_batch:
     found = tuple(
       int(re.search(rf'{what} +(\d+)', text)[1])
       for what in ('added', 'removed', 'changed')
     )
-    expect(found == counts, f'changes {counts}, told {found}', soak)
+    soak_runs.expect(found == counts, f'changes {counts}, told {found}', soak)
   # Then accepted: until it has saved, every start has to accept it.
   process = soak.start('--accept_changes')
   soak.wait_for('buckets ready: 2', process)
@@ -304,9 +160,11 @@ def check_dataset(soak, before, held):
     time.sleep(0.05)
   process.send_signal(signal.SIGTERM)
   code = soak.end(process)
-  expect(code == 0, f'accepting a change: exit code {code}', soak)
+  soak_runs.expect(code == 0, f'accepting a change: exit code {code}', soak)
   if any(counts[:2]):
-    expect('a new pass' in soak.log.read_text(), 'no new pass is told', soak)
+    soak_runs.expect(
+      'a new pass' in soak.log.read_text(), 'no new pass is told', soak
+    )
     soak.segments.append(before)
   soak.saved, soak.saved_batch = held, soak.batch
   return f'; told {counts}' + (f', batch {soak.batch}' * changed_batch)
@@ -318,18 +176,22 @@ def check_passes(soak):
   for line in soak.notes.read_text().splitlines():
     note = json.loads(line)
     last[note['step']] = note
-  expect(sorted(last) == list(range(STEPS)), 'steps are missing', soak)
+  soak_runs.expect(
+    sorted(last) == list(range(soak_runs.STEPS)), 'steps are missing', soak
+  )
   seen = collections.defaultdict(list)
   for step, note in last.items():
     segment = sum(step >= first for first in soak.segments)
     for name, number in zip(note['names'], note['passes']):
       seen[segment, tuple(note['bucket']), number].append(name)
   for (segment, bucket, number), names in seen.items():
-    expect(len(names) == len(set(names)), 'a record came twice', soak)
+    soak_runs.expect(len(names) == len(set(names)), 'a record came twice', soak)
     whole = seen.get((segment, bucket, number + 1))
     if whole:  # the pass was finished, and so it has all records of the next
       missing = set(whole) - set(names)
-      expect(not missing, f'pass {number} lacks {sorted(missing)}', soak)
+      soak_runs.expect(
+        not missing, f'pass {number} lacks {sorted(missing)}', soak
+      )
   return sum(map(len, seen.values()))
 
 
@@ -337,7 +199,11 @@ def finish(soak):
   """Starts the run without a fault until it ends."""
   check_dataset(soak, soak.latest(), soak.data.held())
   code = soak.end(soak.start())
-  expect(code == 0 and soak.latest() == STEPS, f'end: exit code {code}', soak)
+  soak_runs.expect(
+    code == 0 and soak.latest() == soak_runs.STEPS,
+    f'end: exit code {code}',
+    soak,
+  )
 
 
 def main(argv):
@@ -348,7 +214,8 @@ def main(argv):
   folder = pathlib.Path(tempfile.mkdtemp(prefix='soak'))
   os.environ.setdefault('JAX_COMPILATION_CACHE_DIR', str(folder / 'programs'))
   os.environ['JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'] = '0'
-  unbroken = Soak(folder / 'unbroken', 0, rng, False)
+  patience = flags.FLAGS.patience
+  unbroken = soak_runs.Soak(folder / 'unbroken', 0, rng, False, patience)
   finish(unbroken)  # which compiles the programs
   shutil.rmtree(unbroken.workdir)
   unbroken.notes.unlink()
@@ -360,7 +227,8 @@ def main(argv):
   print(f'unbroken run: {seconds:.1f} s', flush=True)
 
   while starts < flags.FLAGS.starts:
-    soak = Soak(folder / str(runs), runs, rng, runs % 2 == 1)
+    changes_data = runs % 2 == 1
+    soak = soak_runs.Soak(folder / str(runs), runs, rng, changes_data, patience)
     for _ in range(rng.randint(3, 8)):
       change = None
       if soak.changes_data and rng.random() < 0.5:
@@ -376,7 +244,7 @@ def main(argv):
       starts += 1
       line = start_checked(soak, fault, seconds, change)
       print(f'start {starts}, run {runs}: {line}', flush=True)
-      if soak.latest() == STEPS:
+      if soak.latest() == soak_runs.STEPS:
         break
     finish(soak)
     starts, runs = starts + 1, runs + 1
@@ -384,7 +252,7 @@ def main(argv):
     if not soak.changes_data:
       final = kill_and_resume.final_state(soak.workdir)
       equal = jax.tree.map(np.array_equal, expected, final)
-      expect(all(jax.tree.leaves(equal)), 'other parameters', soak)
+      soak_runs.expect(all(jax.tree.leaves(equal)), 'other parameters', soak)
     shutil.rmtree(soak.folder)
   shutil.rmtree(folder)  # which stays if anything differs
   print(
