@@ -36,7 +36,7 @@ from sdxl_jax.data import (
   buckets,
   figures,
   images,
-  precompute_writer,
+  prefetching,
   seeds,
   transforms,
 )
@@ -189,7 +189,7 @@ def read_crops(
   with concurrent.futures.ThreadPoolExecutor(threads) as pool:
     for number, bucket in enumerate(table):
       crops = readable(
-        precompute_writer.prefetch(
+        prefetching.prefetch(
           pool,
           functools.partial(crop, bucket),
           np.flatnonzero(assigned == number),

@@ -6,7 +6,6 @@ To resume, run the same command again.
 """
 
 import contextlib
-import dataclasses
 import pathlib
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -16,7 +15,7 @@ from absl import flags
 from ml_collections import config_dict, config_flags
 
 from sdxl_jax import cli
-from sdxl_jax.checkpoints import loading, orbax_checkpoint
+from sdxl_jax.checkpoints import loading
 from sdxl_jax.data import fingerprint, pipeline
 from sdxl_jax.distributed import (
   device_mesh,
@@ -31,15 +30,12 @@ from sdxl_jax.training import (
   config_warnings,
   latent_statistics,
   loop,
-  metrics,
   resuming,
   run_setup,
+  run_start,
   sample_grid,
-  set_back,
   tasks,
   train_state,
-  workdir_lock,
-  workdirs,
 )
 
 
@@ -75,17 +71,19 @@ def train(
 
   with contextlib.ExitStack() as stack:
     # Until the first step a signal ends this process at once.
-    notice = multihost.PreemptionNotice()
+    notice = stop_notice.PreemptionNotice()
     stack.callback(notice.close)
-    start = open_workdir(
+    start = run_start.open_workdir(
       config, workdir, from_step, accept_changes, notice, stack
     )
-    run, state = prepare(start)
+    with notice.interruptible():
+      run, state = prepare(start)
 
     # Train until the last step or a signal.
     checkpoints, done = start.checkpoints, start.checkpoints.latest_step or 0
     try:
-      done = loop.loop(run, state, done, checkpoints, start.writer, notice)
+      with notice.interruptible():
+        done = loop.loop(run, state, done, checkpoints, start.writer, notice)
       checkpoints.close()
     except (ValueError, OSError) as error:
       with contextlib.suppress(OSError):
@@ -102,63 +100,6 @@ def train(
   return done
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Start:
-  """A start of a run: its config, and what it holds open in the workdir."""
-
-  config: config_dict.ConfigDict
-  workdir: pathlib.Path
-  lock: workdir_lock.WorkdirLock
-  checkpoints: orbax_checkpoint.Checkpoints
-  writer: metrics.Writer
-  accept_changes: bool  # of the config and the dataset
-  stack: contextlib.ExitStack  # closes threads and files at the end
-
-
-def open_workdir(
-  config: config_dict.ConfigDict,
-  workdir: str | pathlib.Path,
-  from_step: int | None,
-  accept_changes: bool,
-  notice: multihost.PreemptionNotice,
-  stack: contextlib.ExitStack,
-) -> Start:
-  """Opens a workdir that no other run writes to; arguments as for `train`."""
-  workdir = workdirs.make(workdir)
-  lock = workdir_lock.hold(workdir, print)
-  stack.callback(lock.release)
-  notice.end_at_once(
-    'before its first step; the checkpoints are as they were', lock.release
-  )
-  if from_step is not None:
-    set_back.set_back(workdir, from_step, print)
-  checkpoints = orbax_checkpoint.Checkpoints(
-    workdir,
-    config.checkpoint.max_to_keep,
-    keep_every=config.checkpoint.keep_every,
-  )
-  done = checkpoints.latest_step or 0
-  writer = metrics.Writer(
-    workdir, done, config.total_steps, multihost.is_primary()
-  )
-  stack.callback(writer.close)
-  writer.say(multihost.describe())
-  run_setup.warn(config_warnings.of_config(config), writer.say)
-  workdirs.write_config(
-    config, workdir, checkpoints, accept_changes, writer.say
-  )
-  workdirs.cache_compilations(workdir)
-  return Start(
-    config=config,
-    workdir=workdir,
-    lock=lock,
-    checkpoints=checkpoints,
-    writer=writer,
-    accept_changes=accept_changes,
-    stack=stack,
-  )
-
-
 class Data(NamedTuple):
   """The data of a start."""
 
@@ -169,7 +110,7 @@ class Data(NamedTuple):
   new_pass: bool  # whether the records are others than the checkpoint's
 
 
-def open_data(start: Start, mesh: jax.sharding.Mesh) -> Data:
+def open_data(start: run_start.Start, mesh: jax.sharding.Mesh) -> Data:
   """Opens the data: the same in all processes, and those of the checkpoint."""
   config, say = start.config, start.writer.say
   source = run_setup.make_source(
@@ -198,7 +139,7 @@ def open_data(start: Start, mesh: jax.sharding.Mesh) -> Data:
   return Data(source, dataset, batches, make_batches, new_pass)
 
 
-def prepare(start: Start) -> tuple[loop.Run, train_state.State]:
+def prepare(start: run_start.Start) -> tuple[loop.Run, train_state.State]:
   """Makes the Run and its State, alike in all processes."""
   config, checkpoints, say = start.config, start.checkpoints, start.writer.say
   c = config.mesh

@@ -1,5 +1,6 @@
 """Bad flags end a command with a line that says what to do."""
 
+import functools
 import signal
 import subprocess
 import sys
@@ -28,7 +29,11 @@ def test_errors_fit_a_screen(module, flag, message, tmp_path):
 def test_ctrl_c_while_libraries_are_imported():
   """Ends the command at once, without a traceback out of a library."""
   command = [sys.executable, '-v', '-m', 'sdxl_jax.train']
-  with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as run:
+  # Shells make commands in the background, as these tests may be, ignore it.
+  heed = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+  with subprocess.Popen(
+    command, stderr=subprocess.PIPE, text=True, preexec_fn=heed
+  ) as run:
     for line in run.stderr:
       if line.startswith("import 'jax"):
         break

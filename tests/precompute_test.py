@@ -1,5 +1,6 @@
-"""Tests that a cache holds what the nets compute, whatever interrupts it."""
+"""Tests that a cache holds what the nets compute, also after interruptions."""
 
+import os
 import shutil
 import signal
 import subprocess
@@ -23,7 +24,7 @@ from sdxl_jax.data import (
 from sdxl_jax.data.sources import kinds, precomputed
 from sdxl_jax.models import from_config
 from sdxl_jax.text import tokenizer
-from sdxl_jax.training import diffusion_task
+from sdxl_jax.training import diffusion_task, folder_lock
 from tests.data import conditions_test
 from tests.support import caches, datasets, processes, published_config
 
@@ -195,6 +196,19 @@ def test_finished_and_another_cache(cache):
   assert lines[-1] == f'{folder} is finished'
   with pytest.raises(ValueError, match=r'another cache.*\n  crops: 3 > 2\n'):
     make(folder, crops=2)
+  assert caches.contents(folder) == before
+
+
+def test_a_second_command(cache):
+  """Is refused while another one writes to the folder."""
+  folder, make, _ = cache
+  before = caches.contents(folder)
+  lock = folder_lock.FolderLock(folder)
+  lock.acquire(print)
+  message = f'in use by process {os.getpid()} on .* pass another --output'
+  with pytest.raises(ValueError, match=message):
+    make(folder)
+  lock.release()
   assert caches.contents(folder) == before
 
 

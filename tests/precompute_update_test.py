@@ -6,6 +6,7 @@ import shutil
 import numpy as np
 import pytest
 
+from sdxl_jax import atomic_write
 from sdxl_jax.data import cache_files, precompute_writer
 from sdxl_jax.data.sources import cache_layout, precomputed
 from tests.support import caches, datasets
@@ -172,7 +173,7 @@ def fail_at(monkeypatch, module, name, call):
     (precompute_writer, 'write_rows', 1, False, 5),
     (precompute_writer, 'write_rows', 3, False, 2),
     (cache_files, 'digest', 1, False, 0),
-    (cache_files, 'write_text', 2, False, 0),
+    (atomic_write, 'write_text', 2, False, 0),
     (cache_layout.Layout, 'save', 1, True, 0),
     (cache_files, 'remove_others', 1, True, 0),
   ],

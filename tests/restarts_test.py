@@ -16,8 +16,9 @@ from PIL import Image
 from sdxl_jax import train
 from sdxl_jax.checkpoints import loading, orbax_checkpoint
 from sdxl_jax.data import transforms
+from sdxl_jax.distributed import stop_notice
 from sdxl_jax.models import from_config
-from sdxl_jax.training import metrics, workdir_lock
+from sdxl_jax.training import folder_lock, loop, metrics
 from tests.support import processes, tiny_config
 
 CONFIG = 'tests/support/tiny_config.py'
@@ -166,7 +167,7 @@ def test_a_second_start(tmp_path):
   """Is refused before it writes anything."""
   (tmp_path / 'checkpoints' / '4.orbax-checkpoint-tmp').mkdir(parents=True)
   (tmp_path / 'metrics.jsonl').write_text('{"step": 1}\n')
-  lock = workdir_lock.WorkdirLock(tmp_path)
+  lock = folder_lock.FolderLock(tmp_path)
   lock.acquire(print)
   before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob('*')}
   message = f'is in use by process {os.getpid()} on '
@@ -175,6 +176,30 @@ def test_a_second_start(tmp_path):
   after = {path: path.stat().st_mtime_ns for path in tmp_path.rglob('*')}
   lock.release()
   assert after == before
+
+
+@pytest.mark.parametrize('place', ['prepare', 'loop'])
+def test_errors_that_ctrl_c_caused(tmp_path, monkeypatch, place):
+  """Before the first step they end the run as Ctrl-C, not as themselves."""
+  notices = []
+  make = stop_notice.PreemptionNotice
+
+  def noted():
+    notices.append(make())
+    return notices[-1]
+
+  def interrupted(*args):
+    notices[0].number = signal.SIGINT
+    raise ValueError('checkpoint cannot be restored')
+
+  monkeypatch.setattr(stop_notice, 'PreemptionNotice', noted)
+  if place == 'prepare':
+    monkeypatch.setattr(train, 'prepare', interrupted)
+  else:
+    monkeypatch.setattr(train, 'prepare', lambda start: (None, None))
+    monkeypatch.setattr(loop, 'loop', interrupted)
+  with pytest.raises(KeyboardInterrupt):
+    train.train(get_config(8), tmp_path)
 
 
 @pytest.mark.slow

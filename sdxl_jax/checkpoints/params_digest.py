@@ -1,4 +1,4 @@
-"""Identifies nets by their parameters, whatever file they were loaded from."""
+"""Identifies nets by their parameters, independent of path and file format."""
 
 import hashlib
 from typing import Any

@@ -112,7 +112,7 @@ class BatchRows(grain.MapDataset):
     """Makes a record's row.
 
     Raises:
-      images.UnreadableImage: whatever reading or transforming raises.
+      images.UnreadableImage: in place of any error of reading and cropping.
     """
     seed = [self.schedule.seed, seeds.Stream.TRANSFORM, data_pass, record]
     with images.unreadable_if_raised(lambda: self.source.name(record)):

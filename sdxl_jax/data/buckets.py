@@ -233,7 +233,7 @@ class Schedule:
 
   @functools.cached_property
   def streams(self) -> str:
-    """Hash of what decides the buckets' streams, whatever the batches."""
+    """Hash of what decides the buckets' streams, not of the batch size."""
     text = repr((self.buckets, self.seed))
     return hashlib.sha256(text.encode() + self.assigned.tobytes()).hexdigest()
 

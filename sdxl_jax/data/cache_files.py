@@ -74,17 +74,19 @@ def complete(
     shards: all, finished.
     table: of `join_parts`.
   """
-  # What stands beside the index. Sums of shards that stay are known.
+  # All files but the index and the layout. A kept shard has its old checksum.
   unreadable = unreadable_of(table)
-  text = ''.join(f'{name}: {reason}\n' for name, reason in unreadable)
-  write_text(folder / LEFT_OUT, text)
+  text = ''.join(
+    f'{indexed.printable(name)}: {reason}\n' for name, reason in unreadable
+  )
+  atomic_write.write_text(folder / LEFT_OUT, text)
   known = read_sums(folder)
   paths = [shard.path(folder) for shard in shards]
   sums = {p.name: known.get(p.name) or digest(p) for p in paths}
   uncond = folder / cache_layout.UNCOND
   sums[uncond.name] = digest(uncond)
   lines = ''.join(f'{value}  {name}\n' for name, value in sums.items())
-  write_text(folder / cache_layout.SUMS, lines)
+  atomic_write.write_text(folder / cache_layout.SUMS, lines)
   # The index completes the cache, and the layout ends the update.
   path = folder / cache_layout.INDEX
   index.write(path, layout.settings_identity, table)
@@ -97,12 +99,6 @@ def unreadable_of(table: pa.Table) -> list[tuple[str, str]]:
   problems = table['problem'].to_numpy()
   rows = table.filter(problems != indexed.USABLE)
   return list(zip(rows['name'].to_pylist(), rows['reason'].to_pylist()))
-
-
-def write_text(path: pathlib.Path, text: str) -> None:
-  """Writes a file of text atomically."""
-  with atomic_write.atomic_path(path, overwrite=True) as partial:
-    partial.write_text(text, errors='backslashreplace')
 
 
 def read_sums(folder: pathlib.Path) -> dict[str, str]:

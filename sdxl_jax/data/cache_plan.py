@@ -10,8 +10,8 @@ import pyarrow as pa
 from sdxl_jax.data import buckets
 from sdxl_jax.data.sources import (
   cache_layout,
-  cache_records,
   index,
+  record_changes,
 )
 
 PARTS = 'parts'  # folder of each finished shard's part of the index
@@ -24,7 +24,7 @@ class Shard:
   name: str
   bucket: buckets.Size
   ids: np.ndarray  # int64 [n], of records of the source
-  records: cache_records.Records  # of these
+  records: record_changes.Records  # of these
 
   def path(self, folder: pathlib.Path) -> pathlib.Path:
     """Returns the path of the file."""
@@ -43,7 +43,7 @@ class Shard:
 
 def plan_shards(
   sizes: np.ndarray,
-  records: cache_records.Records,
+  records: record_changes.Records,
   layout: cache_layout.Layout,
   size: int,
 ) -> Iterator[Shard]:

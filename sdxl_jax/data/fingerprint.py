@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyarrow as pa
 
-from sdxl_jax.data.sources import index, indexed
+from sdxl_jax.data.sources import index, indexed, record_changes
 
 FOLDER = 'dataset'
 MAX_RECORDS = 10**7  # 16 bytes each; of more there is the digest only
@@ -118,11 +118,10 @@ def compare(
   keys = table['key'].to_numpy()
   old_keys, old_rows = np.unique(keys, return_index=True)
   new_keys, new_rows = np.unique(source.keys, return_index=True)
-  _, in_old, in_new = np.intersect1d(
-    old_keys, new_keys, assume_unique=True, return_indices=True
+  changes = record_changes.compare(
+    record_changes.Records(old_keys, table['stamp'].to_numpy()[old_rows]),
+    record_changes.Records(new_keys, source.stamps[new_rows]),
   )
-  old_stamps = table['stamp'].to_numpy()[old_rows[in_old]]
-  differs = old_stamps != source.stamps[new_rows[in_new]]
 
   def old_name(i):
     return table['name'][i].as_py()
@@ -131,11 +130,10 @@ def compare(
     return indexed.printable(source.name(i))
 
   named = 'name' in table.column_names
-  removed = np.delete(old_rows, in_old)
   rows = {
-    'added': make_row(np.delete(new_rows, in_new), new_name),
-    'removed': make_row(removed, old_name if named else None),
-    'changed': make_row(new_rows[in_new[differs]], new_name),
+    'added': make_row(new_rows[changes.added], new_name),
+    'removed': make_row(old_rows[changes.removed], old_name if named else None),
+    'changed': make_row(new_rows[changes.changed], new_name),
   }
   same = np.array_equal(keys, source.keys)
   return Changes(len(table), len(source), rows, not same)

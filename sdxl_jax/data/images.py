@@ -53,7 +53,7 @@ class UnreadableRecord(UnreadableImage):
 
 @contextlib.contextmanager
 def unreadable_if_raised(name: Callable[[], str]) -> Iterator[None]:
-  """Raises whatever the body raises as an UnreadableImage with a name.
+  """Raises any exception of the body as an UnreadableImage with a name.
 
   Args:
     name: returns the name of the record; called after an error only.

@@ -7,10 +7,10 @@ import pyarrow as pa
 
 from sdxl_jax.data import cache_plan, images
 from sdxl_jax.data.sources import (
-  cache_records,
   index,
   indexed,
   precomputed,
+  record_changes,
 )
 
 # A record that was computed: an example without its image, or why it has none.
@@ -40,11 +40,11 @@ class Kept:
     start, end = self.places[shard.name]
     return self.cache.table.slice(start, end - start)
 
-  def find(self, records: cache_records.Records) -> np.ndarray:
+  def find(self, records: record_changes.Records) -> np.ndarray:
     """Returns int64 [n], rows of the cache's index; -1: to be computed."""
     if not self.cache or not len(self.rows):
       return np.full(len(records.keys), -1)
-    places = cache_records.find(self.records.keys, records.keys)
+    places = record_changes.find(self.records.keys, records.keys)
     same = self.records.stamps[places] == records.stamps
     return np.where((places >= 0) & same, self.rows[places], -1)
 

@@ -1,11 +1,8 @@
 """Writes the shards that `sources.precomputed` reads, one by one, resumably."""
 
-import collections
-import concurrent.futures
 import dataclasses
-import itertools
 import pathlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Protocol, runtime_checkable
 
 import numpy as np
@@ -22,8 +19,6 @@ from sdxl_jax.data import (
 )
 from sdxl_jax.data.sources import cache_layout, index, indexed
 
-PREFETCH = 32  # images decoded ahead of the devices
-
 
 @dataclasses.dataclass(frozen=True)
 class CropMaker:
@@ -39,15 +34,19 @@ class CropMaker:
   def __call__(self, i: int) -> indexed.Example | images.UnreadableImage:
     """Returns an example with `images` and `crops` in place of its image.
 
-    A record that cannot be read returns its error.
+    A record that cannot be read or cropped returns its error.
     """
     try:
       with images.unreadable_if_raised(lambda: self.source.name(i)):
-        example = self.source[i]
-        transforms.check_caption(example)
-        image = transforms.open_image(example, self.bucket, self.background)
+        return self.make(i)
     except images.UnreadableImage as error:
       return error
+
+  def make(self, i: int) -> indexed.Example:
+    """Reads a record and makes its crops."""
+    example = self.source[i]
+    transforms.check_caption(example)
+    image = transforms.open_image(example, self.bucket, self.background)
     # The encoded bytes are not needed any more.
     del example['image']
     example['images'], example['crops'] = [], []
@@ -68,19 +67,6 @@ class CropMaker:
         example['images'].append(pixels)
         example['crops'].append(top_left)
     return example
-
-
-def prefetch(
-  pool: concurrent.futures.Executor, make: Callable, ids: Iterable
-) -> Iterator:
-  """Yields make(i) of each id in order, some of them started ahead."""
-  # A full queue at first, then one more for each result.
-  ids, pending = iter(ids), collections.deque()
-  for i in itertools.islice(ids, PREFETCH):
-    pending.append(pool.submit(make, i))
-  while pending:
-    yield pending.popleft().result()
-    pending.extend(pool.submit(make, i) for i in itertools.islice(ids, 1))
 
 
 @runtime_checkable
@@ -185,5 +171,5 @@ def write_rows(path: pathlib.Path, rows: Iterable[bytes]) -> None:
       writer.write(row)
     try:
       writer.close()
-    except RuntimeError as error:  # whatever the system's error was
+    except RuntimeError as error:  # for any fault of the disk
       raise OSError(f'{path} cannot be written: {error}') from error

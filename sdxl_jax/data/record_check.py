@@ -18,7 +18,7 @@ from sdxl_jax.data import (
   buckets,
   images,
   pipeline,
-  precompute_writer,
+  prefetching,
   transforms,
 )
 from sdxl_jax.data.sources import indexed, mixture
@@ -103,7 +103,7 @@ def check(
   findings = Findings(len(ids), tokenize)
   read = functools.partial(read_record, source, targets, options)
   with concurrent.futures.ThreadPoolExecutor(options.num_threads or 1) as pool:
-    records = precompute_writer.prefetch(pool, read, enumerate(ids))
+    records = prefetching.prefetch(pool, read, enumerate(ids))
     bar = tqdm.tqdm(records, total=len(ids), desc='checking', unit='record')
     records = iter(bar)
     while batch := list(itertools.islice(records, BATCH)):

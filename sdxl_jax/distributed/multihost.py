@@ -19,7 +19,6 @@ HEARTBEAT_SECONDS = 60
 # Exit code of a process that has lost another, the same as of JAX's own abort.
 # Schedulers may restart such a run, but not one whose config is wrong.
 EXIT_PEER_LOST = 134
-PreemptionNotice = stop_notice.PreemptionNotice
 TEXT_BYTES = 4096  # of a text that the primary process sends to all
 # Variables in which launchers give the number of processes that they started.
 LAUNCHERS = (

@@ -7,7 +7,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NoReturn
 
 import jax
@@ -122,14 +122,22 @@ class PreemptionNotice:
     if self.number is not None:  # one came before
       self._end(self.number, f'stopped by {self.reason} {message}')
 
-  def check_interrupt(self) -> None:
-    """Raises KeyboardInterrupt if Ctrl-C ended what a signal may end at once.
+  @contextlib.contextmanager
+  def interruptible(self) -> Iterator[None]:
+    """Takes errors of the body for Ctrl-C, if that ended it before a step.
 
     Libraries that it interrupts raise errors of their own: orbax, that a
     checkpoint cannot be read.
+
+    Raises:
+      KeyboardInterrupt: in place of the error.
     """
-    if self.number == signal.SIGINT and self._message is not None:
-      raise KeyboardInterrupt
+    try:
+      yield
+    except Exception as error:
+      if self.number == signal.SIGINT and self._message is not None:
+        raise KeyboardInterrupt from error
+      raise
 
   def save_first(self) -> None:
     """Makes signals wait for a checkpoint, which `requested` asks for."""

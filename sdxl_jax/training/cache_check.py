@@ -9,7 +9,7 @@ from ml_collections import config_dict
 
 from sdxl_jax.checkpoints import params_digest
 from sdxl_jax.data import dataset
-from sdxl_jax.data.sources import cache_layout, cache_records, precomputed
+from sdxl_jax.data.sources import cache_layout, precomputed, record_changes
 from sdxl_jax.distributed import multihost
 from sdxl_jax.training import cache_settings, config_diff
 
@@ -52,10 +52,10 @@ def check_cache(
     reason = str(error).splitlines()[0]
     say(f'{cache.folder} was not compared with its images: {reason}')
     return
-  now = cache_records.of_source(originals)
+  now = record_changes.of_source(originals)
   if now.digest() == layout.records:
     return
-  changes = cache_records.compare(cache.records, now)
+  changes = record_changes.compare(cache.records, now)
   if changes and not accepted:
     raise ValueError(
       f'{cache.folder} is out of date. Its records since it was computed: '
@@ -166,7 +166,9 @@ def at_directory(settings: dict[str, Any], directory: str) -> dict[str, Any]:
 
 
 def names(
-  changes: cache_records.Changes, cache: precomputed.Precomputed, originals: Any
+  changes: record_changes.Changes,
+  cache: precomputed.Precomputed,
+  originals: Any,
 ) -> str:
   """Lists some records that changed, a line each."""
   rows = [f'changed: {originals.name(i)}' for i in changes.changed[:MAX_NAMED]]

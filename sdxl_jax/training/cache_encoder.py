@@ -76,9 +76,9 @@ class Encoder:
 
 def fetch_rows(result: Any, count: int) -> Iterator[Any]:
   """Yields the first rows of a batch from the devices, one by one."""
-  arrays, tree = jax.tree.flatten(result)
-  for row in zip(*(np.asarray(array)[:count] for array in arrays)):
-    yield tree.unflatten(row)
+  result = jax.tree.map(np.asarray, result)
+  for i in range(count):
+    yield jax.tree.map(lambda array, i=i: array[i], result)
 
 
 def vocabulary_digest(tokenize: tokenizer.Tokenizer) -> str:

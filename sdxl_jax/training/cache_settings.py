@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from ml_collections import config_dict
 
-from sdxl_jax.data.sources import cache_layout, cache_records, precomputed
+from sdxl_jax.data.sources import cache_layout, precomputed, record_changes
 from sdxl_jax.distributed import multihost
 from sdxl_jax.models import sdxl
 from sdxl_jax.text import chunking
@@ -83,7 +83,7 @@ def make_layout(
     ),
     pooled=model.text.text_encoder_2.projection_dim,
     facts={'version': VERSION, 'background': data['background'], **facts},
-    records=cache_records.of_source(source).digest(),
+    records=record_changes.of_source(source).digest(),
     origin={
       'directory': os.getcwd(),
       'init_from': fields['init_from'],

@@ -12,7 +12,7 @@ from ml_collections import config_dict
 
 from sdxl_jax.checkpoints import orbax_checkpoint
 from sdxl_jax.data import images, pipeline
-from sdxl_jax.distributed import multihost, sharding
+from sdxl_jax.distributed import multihost, sharding, stop_notice
 from sdxl_jax.ema import snapshots, transform
 from sdxl_jax.training import (
   compilation,
@@ -48,7 +48,7 @@ def loop(
   done: int,
   checkpoints: orbax_checkpoint.Checkpoints,
   writer: metrics.Writer,
-  notice: multihost.PreemptionNotice,
+  notice: stop_notice.PreemptionNotice,
 ) -> int:
   """Trains from step `done` on; returns the number of steps done at the end."""
   config, total = run.config, run.config.total_steps

@@ -122,8 +122,7 @@ def drop_lines_after(path: pathlib.Path, step: int) -> None:
       continue
 
   # Atomically, so that a crash here loses no metrics.
-  with atomic_write.atomic_path(path, overwrite=True) as partial:
-    partial.write_text(''.join(lines))
+  atomic_write.write_text(path, ''.join(lines))
 
 
 class Reporter:

@@ -52,7 +52,8 @@ def check_levels(config: config_dict.ConfigDict) -> None:
       f'config.unet has another number of levels in each of {lengths}: give '
       'each of them one value per level'
     )
-  for width, depth, heads in zip(*(c[name] for name in per_level)):
+  levels = zip(c.block_out_channels, c.transformer_depth, c.num_heads)
+  for width, depth, heads in levels:
     parts = {'norm_num_groups': c.norm_num_groups}
     if depth:
       parts['num_heads'] = heads

@@ -38,39 +38,60 @@ def check_dataset(
     ValueError: if the dataset changed, unless that is accepted.
   """
   new_pass = False
-  if step := checkpoints.latest_step:
-    data = checkpoints.read_data()
-    old = data.get('dataset')
-    # Records of another height and width, or another table of buckets.
-    other_streams = data.get('streams', streams) != streams
-    if old is None:
-      say(
-        f'the checkpoint of step {step} is of a version that kept no '
-        'fingerprint of the dataset: whether that changed is not known'
-      )
-    elif old != dataset:
-      changes = fingerprint.compare(workdir, old, dataset, source)
-      if not accepted:
-        raise ValueError(
-          f'the dataset changed since step {step}:\n{changes}\nThe order of '
-          'the data would no longer be the same. Restore the dataset to resume '
-          'the run, use another workdir to start a new one, or pass '
-          '--accept_changes to go on nevertheless'
-        )
-      new_pass = changes.other_records or other_streams
-      follows = 'a new pass over it begins' if new_pass else 'the pass goes on'
-      say(f'the dataset changed since step {step}; {follows}:\n{changes}')
-    elif other_streams:
-      new_pass = True
-      say(
-        f'the order of the data changed since step {step}; a new pass over it '
-        'begins'
-      )
-
+  if checkpoints.latest_step:
+    new_pass = compare_dataset(
+      checkpoints, workdir, source, dataset, streams, accepted, say
+    )
   # Kept once all processes have compared.
   multihost.barrier('every process has compared the dataset')
   if multihost.is_primary():
     fingerprint.save(workdir, dataset, source)
+  return new_pass
+
+
+def compare_dataset(
+  checkpoints: orbax_checkpoint.Checkpoints,
+  workdir: pathlib.Path,
+  source: Any,
+  dataset: fingerprint.Json,
+  streams: str,
+  accepted: bool,
+  say: Callable[[str], Any],
+) -> bool:
+  """Compares with the latest checkpoint, and prints what changed.
+
+  Arguments, result and errors are those of `check_dataset`.
+  """
+  step, data = checkpoints.latest_step, checkpoints.read_data()
+  old = data.get('dataset')
+  # Records of another height and width, or another table of buckets.
+  other_streams = data.get('streams', streams) != streams
+  if old is None:
+    say(
+      f'the checkpoint of step {step} is of a version that kept no '
+      'fingerprint of the dataset: whether that changed is not known'
+    )
+    return False
+  if old == dataset:
+    if other_streams:
+      say(
+        f'the order of the data changed since step {step}; a new pass over it '
+        'begins'
+      )
+    return other_streams
+
+  # The dataset changed.
+  changes = fingerprint.compare(workdir, old, dataset, source)
+  if not accepted:
+    raise ValueError(
+      f'the dataset changed since step {step}:\n{changes}\nThe order of the '
+      'data would no longer be the same. Restore the dataset to resume the '
+      'run, use another workdir to start a new one, or pass --accept_changes '
+      'to go on nevertheless'
+    )
+  new_pass = changes.other_records or other_streams
+  follows = 'a new pass over it begins' if new_pass else 'the pass goes on'
+  say(f'the dataset changed since step {step}; {follows}:\n{changes}')
   return new_pass
 
 

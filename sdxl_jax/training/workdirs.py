@@ -69,8 +69,7 @@ def write_config(
   # Written once all processes have compared.
   multihost.barrier('every process has read the old config')
   if multihost.is_primary():
-    with atomic_write.atomic_path(path, overwrite=True) as partial:
-      partial.write_text(json.dumps(new, indent=2) + '\n')
+    atomic_write.write_text(path, json.dumps(new, indent=2) + '\n')
 
 
 def read_config(

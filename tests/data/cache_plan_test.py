@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from sdxl_jax.data import cache_plan
-from sdxl_jax.data.sources import cache_records
+from sdxl_jax.data.sources import record_changes
 
 LAYOUT = types.SimpleNamespace(
   buckets=((32, 48), (48, 32)), settings_identity='settings'
@@ -15,7 +15,7 @@ LAYOUT = types.SimpleNamespace(
 
 def plan(keys, size, layout=LAYOUT):
   keys = np.asarray(keys, np.uint64)
-  records = cache_records.Records(keys, keys)
+  records = record_changes.Records(keys, keys)
   # Every other record is high.
   high = keys % np.uint64(2) == 1
   sizes = np.where(high[:, None], [60, 40], [40, 60])

@@ -6,7 +6,7 @@ import signal
 import numpy as np
 import pytest
 
-from sdxl_jax.distributed import multihost
+from sdxl_jax.distributed import multihost, stop_notice
 from tests.support import processes
 
 
@@ -43,7 +43,7 @@ def test_another_number_in_the_environment(monkeypatch):
 
 
 def test_stop():
-  stop = multihost.PreemptionNotice()
+  stop = stop_notice.PreemptionNotice()
   assert not stop.requested(1)
   os.kill(os.getpid(), signal.SIGTERM)
   assert stop.requested(2)

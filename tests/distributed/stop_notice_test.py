@@ -16,12 +16,12 @@ START = """
 import hashlib, signal, sys, threading, time
 import jax
 from sdxl_jax import cli
-from sdxl_jax.distributed import multihost, stop_notice
+from sdxl_jax.distributed import stop_notice
 stop_notice.GRACE_S = 1
 
 
 def main(flags):
-  notice = multihost.PreemptionNotice()
+  notice = stop_notice.PreemptionNotice()
   notice.end_at_once('before step 1', lambda: print('released'))
 """
 
@@ -126,8 +126,8 @@ SEVERAL = """
 import sys, time
 import jax
 jax.distributed.initialize(sys.argv[1], 2, int(sys.argv[2]))
-from sdxl_jax.distributed import multihost
-notice = multihost.PreemptionNotice()
+from sdxl_jax.distributed import multihost, stop_notice
+notice = stop_notice.PreemptionNotice()
 notice.end_at_once('before step 1', lambda: None)
 multihost.barrier('both are ready')
 notice.save_first()

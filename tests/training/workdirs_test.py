@@ -36,10 +36,10 @@ def test_full_disk(tmp_path, monkeypatch):
 def test_the_old_config_survives_a_full_disk(tmp_path, monkeypatch):
   path = tmp_path / 'config.json'
   path.write_text('old')
-  write = pathlib.Path.write_text
+  write = pathlib.Path.write_bytes
 
-  def write_half(self, text):
-    write(self, text[:1])
+  def write_half(self, data):
+    write(self, data[:1])
     raise OSError(errno.ENOSPC, 'No space left on device')
 
   def write_config():
@@ -47,7 +47,7 @@ def test_the_old_config_survives_a_full_disk(tmp_path, monkeypatch):
     workdirs.write_config(config, tmp_path, checkpoints(), False, print)
 
   with monkeypatch.context() as patch:
-    patch.setattr(pathlib.Path, 'write_text', write_half)
+    patch.setattr(pathlib.Path, 'write_bytes', write_half)
     with pytest.raises(OSError):
       write_config()
   assert path.read_text() == 'old'

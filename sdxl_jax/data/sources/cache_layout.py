@@ -12,7 +12,7 @@ index has the columns of `indexed.make_table` and
   name, caption  string
   bucket_height, bucket_width  int32
   shard          string, name of the file without its suffix
-  key, stamp     uint64, see `cache_records`
+  key, stamp     uint64, see `record_changes`
   reason         string, why an image cannot be read
 
 The name of a shard is a hash of its records and of all settings, so that no

@@ -53,7 +53,7 @@ def list_files(folder: pathlib.Path) -> Listing:
 
 
 def inode(folder: str | os.PathLike) -> Inode:
-  """Identifies a folder, by whatever path it is reached."""
+  """Identifies a folder, the same for all paths that lead to it."""
   stat = os.stat(folder)
   return stat.st_dev, stat.st_ino
 

@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 from array_record.python import array_record_data_source
 
-from sdxl_jax.data.sources import cache_layout, cache_records, index, indexed
+from sdxl_jax.data.sources import cache_layout, index, indexed, record_changes
 from sdxl_jax.text import chunking
 
 
@@ -127,9 +127,9 @@ class Precomputed(indexed.IndexedSource):
     return source
 
   @property
-  def records(self) -> cache_records.Records:
+  def records(self) -> record_changes.Records:
     """What the cache was made of, unreadable images included."""
-    return cache_records.Records(self.column('key'), self.column('stamp'))
+    return record_changes.Records(self.column('key'), self.column('stamp'))
 
   def name(self, i: int) -> str:
     return self.value('name', i)

@@ -1,4 +1,8 @@
-"""What a cache was made of, record by record, and what has changed since."""
+"""Finds which records of a dataset were added, removed or changed.
+
+A cache compares its images with those that it was computed from, a run its
+dataset with that of its checkpoint.
+"""
 
 import dataclasses
 import hashlib
@@ -60,15 +64,15 @@ def distinct(keys: np.ndarray) -> np.ndarray:
 
 @dataclasses.dataclass(frozen=True)
 class Changes:
-  """How the records of a source differ from those of a cache.
+  """How records differ from those of an earlier time.
 
   Its string is for the user: '12 kept, 1 changed, 1 removed, 2 added'.
   """
 
   kept: int
-  changed: np.ndarray  # int64, ids of the source
-  removed: np.ndarray  # int64, ids of the cache
-  added: np.ndarray  # int64, ids of the source
+  changed: np.ndarray  # int64, places among the new ones
+  removed: np.ndarray  # int64, places among the old ones
+  added: np.ndarray  # int64, places among the new ones
 
   def __bool__(self) -> bool:
     return bool(len(self.changed) or len(self.removed) or len(self.added))
@@ -81,7 +85,7 @@ class Changes:
 
 
 def compare(old: Records, new: Records) -> Changes:
-  """Finds the changes from the records of a cache to those of a source."""
+  """Finds the changes from old records to new ones, their keys distinct."""
   rows = find(old.keys, new.keys)
   known = np.flatnonzero(rows >= 0)
   same = old.stamps[rows[known]] == new.stamps[known]

@@ -9,21 +9,21 @@ import time
 
 import pytest
 
-from sdxl_jax.training import workdir_lock
+from sdxl_jax.training import folder_lock
 
 SLEEP = [sys.executable, '-c', 'import time; time.sleep(600)']
 
 
 def acquire(workdir, lines=None):
   lines = [] if lines is None else lines
-  lock = workdir_lock.WorkdirLock(workdir)
+  lock = folder_lock.FolderLock(workdir)
   lock.acquire(lines.append)
   return lock
 
 
 def write_holder(workdir, **changes):
   """Writes the lock of another process, as that process would."""
-  holder = workdir_lock.WorkdirLock(workdir).holder
+  holder = folder_lock.FolderLock(workdir).holder
   holder |= {'token': 'other', **changes}
   (workdir / 'lock.json').write_text(json.dumps(holder))
   return holder
@@ -42,7 +42,7 @@ def test_a_second_run_is_told_who_holds_the_workdir(tmp_path):
 def test_a_dead_holder_is_replaced(tmp_path):
   """Also one whose id another process has, or that nobody waited for."""
   with subprocess.Popen(SLEEP) as process:
-    started = workdir_lock.start_of(process.pid)
+    started = folder_lock.start_of(process.pid)
     write_holder(tmp_path, pid=process.pid, started=started)
     with pytest.raises(ValueError, match=f'process {process.pid} on'):
       acquire(tmp_path)
@@ -58,8 +58,8 @@ def test_a_dead_holder_is_replaced(tmp_path):
 
 def test_a_holder_on_another_host(tmp_path, monkeypatch):
   """Lives as long as it touches the file, by the clock of the file system."""
-  monkeypatch.setattr(workdir_lock, 'DEAD_S', 2)
-  monkeypatch.setattr(workdir_lock, 'POLL_S', 0.05)
+  monkeypatch.setattr(folder_lock, 'DEAD_S', 2)
+  monkeypatch.setattr(folder_lock, 'POLL_S', 0.05)
   write_holder(tmp_path, host='node7', machine='another boot', pid=1)
   path, lines = tmp_path / 'lock.json', []
   threading.Timer(0.3, os.utime, [path]).start()
@@ -86,14 +86,14 @@ def test_a_holder_on_another_host(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize('content', [b'', b'{"pid": 1', b'[]', b'\xff\0'])
 def test_a_lock_that_nobody_finished(tmp_path, monkeypatch, content):
-  monkeypatch.setattr(workdir_lock, 'WRITE_S', 0.1)
+  monkeypatch.setattr(folder_lock, 'WRITE_S', 0.1)
   (tmp_path / 'lock.json').write_bytes(content)
   os.utime(tmp_path / 'lock.json', (1, 1))
   acquire(tmp_path).release()
 
 
 def test_a_lock_without_the_id_of_a_process(tmp_path, monkeypatch):
-  monkeypatch.setattr(workdir_lock, 'WRITE_S', 0.1)
+  monkeypatch.setattr(folder_lock, 'WRITE_S', 0.1)
   write_holder(tmp_path, pid='none')
   os.utime(tmp_path / 'lock.json', (1, 1))
   acquire(tmp_path).release()
@@ -122,7 +122,7 @@ def test_of_many_that_start_at_once_one_runs(tmp_path):
 
 def test_a_workdir_that_is_lost(tmp_path, monkeypatch):
   """Removed, or taken over while this process slept: it writes no more."""
-  monkeypatch.setattr(workdir_lock, 'BEAT_S', 0.02)
+  monkeypatch.setattr(folder_lock, 'BEAT_S', 0.02)
   workdir = tmp_path / 'run'
 
   def wait(lock):
@@ -138,7 +138,7 @@ def test_a_workdir_that_is_lost(tmp_path, monkeypatch):
     workdir.mkdir()
     lock = acquire(workdir)
     loss()
-    with pytest.raises(workdir_lock.WorkdirLost, match=message):
+    with pytest.raises(folder_lock.FolderLost, match=message):
       wait(lock)
     lock.release()
     if workdir.exists():
@@ -148,7 +148,7 @@ def test_a_workdir_that_is_lost(tmp_path, monkeypatch):
 
 
 def test_a_lock_removed_by_hand_is_made_again(tmp_path, monkeypatch):
-  monkeypatch.setattr(workdir_lock, 'BEAT_S', 0.02)
+  monkeypatch.setattr(folder_lock, 'BEAT_S', 0.02)
   lock = acquire(tmp_path)
   (tmp_path / 'lock.json').unlink()
   end = time.monotonic() + 10

@@ -1,6 +1,6 @@
-"""The lock by which one run at a time writes to a workdir.
+"""The lock by which one command at a time writes to a folder.
 
-WORKDIR/lock.json names the process that holds it, which touches the file every
+lock.json in it names the process that holds it, which touches the file every
 few seconds. Locks of the operating system would not do: many file systems that
 hosts share have none, or none that reach another host. A holder on this machine
 is looked up among its processes; one elsewhere is dead once the file has not
@@ -29,15 +29,20 @@ POLL_S = 1  # between two looks at a file that may be touched
 WRITE_S = 2  # in which a new file has its content
 
 
-class WorkdirLost(OSError):
-  """The workdir is gone, or another run has taken it over."""
+class FolderLost(OSError):
+  """The folder is gone, or another command has taken it over."""
 
 
-class WorkdirLock:
-  """Holds the lock of a workdir, from `acquire` to `release`."""
+class FolderLock:
+  """Holds the lock of a folder, from `acquire` to `release`.
 
-  def __init__(self, workdir: pathlib.Path):
-    self.workdir, self.path = workdir, workdir / FILE
+  Args:
+    folder: to lock, such as the workdir of a run.
+    flag: by which the command names it, for the error.
+  """
+
+  def __init__(self, folder: pathlib.Path, flag: str = '--workdir'):
+    self.folder, self.path, self.flag = folder, folder / FILE, flag
     self.holder = {
       'pid': os.getpid(),
       'host': socket.gethostname(),
@@ -68,15 +73,15 @@ class WorkdirLock:
         raise ValueError(self._refusal(holder))
       if self._remove(holder):
         say(
-          f'took {self.workdir} over from {describe(holder)}, which ended '
+          f'took {self.folder} over from {describe(holder)}, which ended '
           'without releasing it'
         )
     self._thread.start()
 
   def check(self) -> None:
-    """Raises WorkdirLost if this process may no longer write to the workdir."""
+    """Raises FolderLost if this process may no longer write to the folder."""
     if self._lost:
-      raise WorkdirLost(self._lost)
+      raise FolderLost(self._lost)
 
   def release(self) -> None:
     """Removes the lock, unless it is no longer that of this process."""
@@ -118,12 +123,12 @@ class WorkdirLock:
     # One elsewhere has touched the file lately, or does so while we watch.
     if (touched := self._touched()) is None:
       return False
-    # A workdir that was copied, or a clock that went wrong, may date the file
+    # A folder that was copied, or a clock that went wrong, may date the file
     # in the future: nobody waits longer for it.
     wait = min(DEAD_S, DEAD_S - (self._file_system_time() - touched))
     if wait > 0:
       say(
-        f'{self.workdir} is held by {describe(holder)}; waiting up to '
+        f'{self.folder} is held by {describe(holder)}; waiting up to '
         f'{wait:.0f} s to see whether that still runs'
       )
     end = time.monotonic() + wait
@@ -141,7 +146,7 @@ class WorkdirLock:
       return None
 
   def _file_system_time(self) -> float:
-    """Returns the time by the clock that dates the files of the workdir."""
+    """Returns the time by the clock that dates the files of the folder."""
     probe = self.path.with_name(f'.{FILE}.{self.holder["token"]}')
     probe.touch()
     try:
@@ -164,9 +169,9 @@ class WorkdirLock:
 
   def _refusal(self, holder) -> str:
     text = (
-      f'{self.workdir} is in use by {describe(holder)}. Two runs in one '
-      "workdir would destroy each other's files: wait until it ends, stop it, "
-      'or pass another --workdir'
+      f'{self.folder} is in use by {describe(holder)}. Two commands '
+      "that write to one folder would destroy each other's files: wait until "
+      f'it ends, stop it, or pass another {self.flag}'
     )
     if holder.get('machine') != self.holder['machine']:
       text += (
@@ -185,32 +190,35 @@ class WorkdirLock:
           os.utime(self.path)
         elif holder is not None:
           self._lost = (
-            f'{describe(holder)} has taken {self.workdir} over, so this run '
+            f'{describe(holder)} has taken {self.folder} over, so this one '
             'writes nothing more to it'
           )
-        elif not self.workdir.is_dir():
+        elif not self.folder.is_dir():
           self._lost = (
-            f'{self.workdir} has vanished: mount or restore it, and run the '
+            f'{self.folder} has vanished: mount or restore it, and run the '
             'same command again'
           )
         else:
           self._create()  # removed by hand
 
 
-def hold(workdir: pathlib.Path, say: Callable[[str], Any]) -> WorkdirLock:
-  """Locks a workdir for a run, all processes of which share it.
+def hold(
+  folder: pathlib.Path, say: Callable[[str], Any], flag: str = '--workdir'
+) -> FolderLock:
+  """Locks a folder for a command, all processes of which share it.
 
   Args:
-    workdir: of the run.
+    folder: to lock.
     say: prints a line for the user.
+    flag: by which the command names the folder, for the error.
 
   Returns:
     The lock, which only the primary process holds.
 
   Raises:
-    ValueError: in all processes, if another run holds it.
+    ValueError: in all processes, if another command holds it.
   """
-  lock = WorkdirLock(workdir)
+  lock = FolderLock(folder, flag)
   multihost.on_primary(lambda: lock.acquire(say))
   return lock
 

@@ -1,0 +1,75 @@
+"""Opens the workdir at a start of a run."""
+
+import contextlib
+import dataclasses
+import pathlib
+
+from ml_collections import config_dict
+
+from sdxl_jax.checkpoints import orbax_checkpoint
+from sdxl_jax.distributed import multihost, stop_notice
+from sdxl_jax.training import (
+  config_warnings,
+  folder_lock,
+  metrics,
+  run_setup,
+  set_back,
+  workdirs,
+)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Start:
+  """A start of a run: its config, and what it holds open in the workdir."""
+
+  config: config_dict.ConfigDict
+  workdir: pathlib.Path
+  lock: folder_lock.FolderLock
+  checkpoints: orbax_checkpoint.Checkpoints
+  writer: metrics.Writer
+  accept_changes: bool  # of the config and the dataset
+  stack: contextlib.ExitStack  # closes threads and files at the end
+
+
+def open_workdir(
+  config: config_dict.ConfigDict,
+  workdir: str | pathlib.Path,
+  from_step: int | None,
+  accept_changes: bool,
+  notice: stop_notice.PreemptionNotice,
+  stack: contextlib.ExitStack,
+) -> Start:
+  """Opens a workdir that no other run writes to; arguments as for train."""
+  workdir = workdirs.make(workdir)
+  lock = folder_lock.hold(workdir, print)
+  stack.callback(lock.release)
+  notice.end_at_once(
+    'before its first step; the checkpoints are as they were', lock.release
+  )
+  if from_step is not None:
+    set_back.set_back(workdir, from_step, print)
+  checkpoints = orbax_checkpoint.Checkpoints(
+    workdir,
+    config.checkpoint.max_to_keep,
+    keep_every=config.checkpoint.keep_every,
+  )
+  done = checkpoints.latest_step or 0
+  writer = metrics.Writer(
+    workdir, done, config.total_steps, multihost.is_primary()
+  )
+  stack.callback(writer.close)
+  writer.say(multihost.describe())
+  run_setup.warn(config_warnings.of_config(config), writer.say)
+  workdirs.write_config(
+    config, workdir, checkpoints, accept_changes, writer.say
+  )
+  workdirs.cache_compilations(workdir)
+  return Start(
+    config=config,
+    workdir=workdir,
+    lock=lock,
+    checkpoints=checkpoints,
+    writer=writer,
+    accept_changes=accept_changes,
+    stack=stack,
+  )
