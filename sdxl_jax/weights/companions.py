@@ -177,7 +177,7 @@ def describe(matters: dict[str, str]) -> str:
   for name, what in matters.items():
     kinds.setdefault(what, []).append(name)
   return ', '.join(
-    f'{len(names)} of {what} ({names[0]}{", ..." if len(names) > 1 else ""})'
+    f'{what} ({count(names)}: {format_list(names, 1)})'
     for what, names in kinds.items()
   )
 

@@ -95,7 +95,7 @@ class FoundNet(NamedTuple):
 
   component: str
   naming: Naming
-  prefix: str
+  prefix: str  # with a text encoder's inner one
   tensors: Tensors  # {name without prefix: tensor}
 
 
@@ -126,9 +126,11 @@ def find_nets(
   ):
     part = {n: t for n, t in rest.items() if n.startswith(prefix)}
     rest = {n: t for n, t in rest.items() if n not in part}
-    nets.append(
-      FoundNet(component, naming, prefix, bare(part, prefix, is_text))
-    )
+    short = {n.removeprefix(prefix): t for n, t in part.items()}
+    inner = common_inner(short) if is_text else ''
+    if is_text:
+      short = remove_inner(short)
+    nets.append(FoundNet(component, naming, prefix + inner, short))
   return nets, rest
 
 
@@ -149,14 +151,20 @@ def count_prefixes(
   return [place for place, _ in counts.most_common()]
 
 
-def bare(part: Tensors, prefix: str, is_text: bool) -> Tensors:
-  """Removes the prefix, and a text encoder's inner one, from names."""
+def common_inner(names: Iterable[str]) -> str:
+  """Returns the prefix in INNER that most of a text encoder's names have."""
+  matches = [INNER.match(name) for name in names]
+  counts = collections.Counter(m[0] if m else '' for m in matches)
+  return counts.most_common(1)[0][0]
+
+
+def remove_inner(short: Tensors) -> Tensors:
+  """Removes the prefixes in INNER from a text encoder's names."""
   bared = {}
-  for name, tensor in part.items():
-    short = name.removeprefix(prefix)
-    inner = INNER.sub('', short) if is_text else short
+  for name, tensor in short.items():
     # ComfyUI has one projection inside and another outside of a module.
-    bared[inner if inner not in bared else short] = tensor
+    inner = INNER.sub('', name)
+    bared[name if inner in bared else inner] = tensor
   return bared
 
 

@@ -196,10 +196,10 @@ def is_refiner(nets: list[find_nets.FoundNet]) -> bool:
   """Checks whether the UNet reads the second text encoder alone."""
   by_name = {net.component: net for net in nets}
   second = by_name['text_encoder_2']
-  if 'text_encoder' in by_name or second.prefix == find_nets.SECOND_EMBEDDER:
+  if 'text_encoder' in by_name:
     return False
-  if second.prefix == find_nets.FIRST_EMBEDDER:
-    return True
+  if second.prefix.startswith('conditioner.'):
+    return second.prefix.startswith(find_nets.FIRST_EMBEDDER)
   # A prefix of ComfyUI leaves it open whether a file lacks the first one.
   widths = {
     kind: {
