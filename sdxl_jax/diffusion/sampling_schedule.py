@@ -8,7 +8,11 @@ import jax
 import numpy as np
 from jaxtyping import Float
 
-from sdxl_jax.diffusion import noise_schedule, sigma_spacing
+from sdxl_jax.diffusion import (
+  continuous_levels,
+  noise_schedule,
+  sigma_spacing,
+)
 
 SPACINGS = ('leading', 'trailing', 'linspace')
 SIGMAS = ('trained', 'karras', 'exponential', 'edm')
@@ -26,6 +30,7 @@ class Spacing:
   steps_offset: int = 1  # added to the timesteps of 'leading'
   sigmas: str = 'trained'  # of these timesteps; or one of SIGMAS re-spaces them
   final_sigma: str = 'zero'  # or 'smallest', that of timestep 0
+  rho: float = 7.0  # of 'karras', for continuous noise levels
 
   def __post_init__(self):
     noise_schedule.check_choice('spacing', self.kind, SPACINGS)
@@ -55,6 +60,10 @@ class SamplingSchedule:
   init_scale: jax.Array  # []
   final_scale: jax.Array  # []
   prediction: str = dataclasses.field(metadata={'static': True})
+  # Of a net of continuous noise levels, see noise_schedule.Schedule.
+  sigma_data: float | None = dataclasses.field(
+    default=None, metadata={'static': True}
+  )
 
 
 def no_churn(
@@ -113,6 +122,7 @@ class SamplerTraits:
   respace_all_trained: bool = False  # between all trained sigmas, not the run's
   variance_preserving: bool = False  # x has variance 1 at the start and the end
   terminal_sigma: float = 4096.0  # in place of the infinite sigma of zero SNR
+  needs_timesteps: bool = False  # not sigmas alone
   distilled_timesteps: int = 0  # number the net was distilled on; 0: all
   sigma_down: Callable = no_churn  # where each step ends before fresh noise
   eta: float = 0.0  # the default; `sigma_down` defines its meaning
@@ -126,6 +136,7 @@ MULTISTEP = SamplerTraits(
   variance_preserving=True,
 )
 DDIM = SamplerTraits(
+  needs_timesteps=True,
   integer_timesteps=True,
   variance_preserving=True,
   terminal_sigma=1e6,  # as good as infinite; its square still is a float32
@@ -188,19 +199,29 @@ def make_sampling_schedule(
 
   # The levels of the net's calls, and the final one.
   trained = noise_schedule.trained_sigmas(schedule, traits.terminal_sigma)
-  sigmas, timesteps = _call_levels(spacing, traits, trained, steps)
+  continuous = schedule.is_continuous
+  if continuous:
+    fitting = [n for n, t in SAMPLER_TRAITS.items() if not t.needs_timesteps]
+    continuous_levels.check(sampler, fitting, spacing.kind, spacing.sigmas)
+    sigmas = continuous_levels.call_sigmas(
+      schedule, spacing.sigmas, spacing.rho, steps
+    )
+    timesteps = continuous_levels.noise_inputs(sigmas)
+  else:
+    sigmas, timesteps = _call_levels(spacing, traits, trained, steps)
   if timesteps[0] > len(trained) - 1 or not (np.diff(sigmas) < 0).all():
     raise ValueError(
       f'{steps} steps of {sampler} with {spacing.kind} spacing and '
       f'steps_offset {spacing.steps_offset} do not fit into {len(trained)} '
       "timesteps; take fewer steps or the spacing 'trailing'"
     )
-  final = 0.0 if spacing.final_sigma == 'zero' else trained[0]
+  smallest = sigmas[-1] if continuous else trained[0]
+  final = 0.0 if spacing.final_sigma == 'zero' else smallest
   sigmas = np.append(sigmas, final)
 
   # Fresh noise, and the scale of x at both ends.
   sigmas_down = _sigmas_down(sampler, sigmas, timesteps, trained, eta)
-  preserving = traits.variance_preserving
+  preserving = traits.variance_preserving and not continuous
   unit = preserving or spacing.kind == 'leading'
   return SamplingSchedule(
     sigmas=sigmas.astype(np.float32),
@@ -211,6 +232,7 @@ def make_sampling_schedule(
     init_scale=np.float32(np.sqrt(unit + sigmas[0] ** 2)),
     final_scale=np.float32(1 / np.sqrt(1 + preserving * final**2)),
     prediction=schedule.prediction,
+    sigma_data=schedule.sigma_data,
   )
 
 

@@ -14,9 +14,9 @@ import jax.numpy as jnp
 
 from sdxl_jax.models import clip, unet, vae
 from sdxl_jax.weights import safetensors_file
-from sdxl_jax.weights.diffusers import config_json, tensor_names
+from sdxl_jax.weights.diffusers import config_json, edm_config, tensor_names
 
-NetConfig = unet.UNetConfig | vae.VAEConfig | clip.CLIPTextConfig
+NetConfig = unet.UNetConfig | vae.AnyConfig | clip.CLIPTextConfig
 Tensors = dict[str, safetensors_file.LazyTensor]
 Tree = dict[str, Any]  # of arrays, or of jax.ShapeDtypeStruct
 
@@ -190,7 +190,7 @@ def join(parts: Model, base: Model) -> Model:
     path=parts.path,
     index=index,
     loaders={name: loaders[name] for name in index.components},
-    scheduler=base.scheduler | parts.scheduler,
+    scheduler=join_schedulers(base.scheduler, parts.scheduler),
     tokenizers=base.tokenizers | parts.tokenizers,
     metadata=parts.metadata,
     unused_tensors=parts.unused_tensors,
@@ -198,9 +198,17 @@ def join(parts: Model, base: Model) -> Model:
   )
 
 
+def join_schedulers(base: Tree, parts: Tree) -> Tree:
+  """Returns a scheduler_config.json with the entries of another one.
+
+  One of continuous noise levels stands for itself: it has other entries.
+  """
+  return parts if edm_config.is_edm(parts) else base | parts
+
+
 def from_params(
   name: str,
-  config: NetConfig | vae.PatchConfig,
+  config: NetConfig,
   restore: Callable[[Tree], Tree],
 ) -> Net:
   """Makes the Net of a tree of our own.
@@ -221,7 +229,7 @@ def from_params(
 
 
 @functools.cache  # tracing a net takes seconds
-def abstract_params(config: NetConfig | vae.PatchConfig) -> Tree:
+def abstract_params(config: NetConfig) -> Tree:
   """Returns the tree of shapes and dtypes of the net of a config."""
   if isinstance(config, unet.UNetConfig):
     net = unet.UNet(config)

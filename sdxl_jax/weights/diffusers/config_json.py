@@ -8,11 +8,11 @@ computed wrongly.
 import dataclasses
 from typing import Any
 
-from sdxl_jax.models import clip, unet, vae
-from sdxl_jax.weights.diffusers import unet_blocks
+from sdxl_jax.models import clip, tiny_vae, unet, vae
+from sdxl_jax.weights.diffusers import tiny_json, unet_blocks
 
 Json = dict[str, Any]  # the object in a config.json
-NetConfig = unet.UNetConfig | vae.VAEConfig | clip.CLIPTextConfig
+NetConfig = unet.UNetConfig | vae.AnyConfig | clip.CLIPTextConfig
 
 UNET_FIXED = {
   'act_fn': 'silu',
@@ -128,8 +128,15 @@ def write_unet(config: unet.UNetConfig) -> Json:
   }
 
 
-def read_vae(published: Json, location: str) -> vae.VAEConfig:
-  """Reads vae/config.json."""
+def read_vae(
+  published: Json, location: str
+) -> vae.VAEConfig | tiny_vae.TinyConfig:
+  """Reads vae/config.json, of an AutoencoderKL or an AutoencoderTiny."""
+  if published.get('_class_name') == tiny_json.CLASS:
+    check_fixed(published, tiny_json.FIXED, location)
+    config = tiny_json.read(published, location)
+    check_known(published, tiny_json.write(config), location)
+    return config
   check_fixed(published, VAE_FIXED, location)
   names = {f.name for f in dataclasses.fields(vae.VAEConfig)}
   fields = {k: v for k, v in published.items() if k in names}
@@ -140,8 +147,10 @@ def read_vae(published: Json, location: str) -> vae.VAEConfig:
   return config
 
 
-def write_vae(config: vae.VAEConfig) -> Json:
-  """Returns the config.json of a VAEConfig."""
+def write_vae(config: vae.VAEConfig | tiny_vae.TinyConfig) -> Json:
+  """Returns the config.json of an autoencoder."""
+  if isinstance(config, tiny_vae.TinyConfig):
+    return tiny_json.write(config)
   mean, std = config.latents_mean, config.latents_std
   levels = len(config.block_out_channels)
   return {
@@ -251,7 +260,7 @@ def check_types(config: NetConfig, location: str) -> None:
       )
 
 
-def write(name: str, config: NetConfig | vae.PatchConfig) -> Json:
+def write(name: str, config: NetConfig) -> Json:
   """Returns the config.json of a component, as diffusers reads it."""
   if isinstance(config, vae.PatchConfig):
     raise ValueError(

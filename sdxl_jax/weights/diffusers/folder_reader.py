@@ -21,7 +21,7 @@ from sdxl_jax.weights import (
   read_options,
   safetensors_file,
 )
-from sdxl_jax.weights.diffusers import tensor_names, weight_files
+from sdxl_jax.weights.diffusers import tensor_names, tiny_json, weight_files
 
 # The stem of the names of a component's files.
 STEMS = {
@@ -152,6 +152,7 @@ def component_of(folder: str | pathlib.Path) -> str | None:
   config = read_json(path) if path.is_file() else {}
   classes = [config.get('_class_name'), *(config.get('architectures') or [])]
   component = {LIBRARIES[name][1]: name for name in STEMS}
+  component[tiny_json.CLASS] = 'vae'
   return next((component[c] for c in classes if c in component), None)
 
 

@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 
 from sdxl_jax.diffusion import noise_schedule, sampling_schedule
+from sdxl_jax.weights.diffusers import edm_config
 
 # Our names of the predictions of a net, and those of diffusers.
 PREDICTION_TYPES = {'eps': 'epsilon', 'v': 'v_prediction', 'x0': 'sample'}
@@ -64,6 +65,8 @@ def read(
   Raises:
     ValueError: if an entry is missing, or the sampler does not support it.
   """
+  if edm_config.is_edm(config):
+    return edm_config.read(config, sampler)
   # Refuse options that would change the result of the reference.
   noise_schedule.check_choice(
     'sampler', sampler, sampling_schedule.SAMPLER_TRAITS

@@ -53,7 +53,8 @@ def canonical_name(name: str) -> str:
   name = re.sub(r'(attentions\.\d+)\.(query|key|value)\.', shorten, name)
   name = re.sub(r'(attentions\.\d+)\.proj_attn\.', r'\1.to_out.0.', name)
   # transformers 5 drops this prefix in memory, and some files are without it.
-  bare = r'embeddings\.|encoder\.layers\.|final_layer_norm\.'
+  layer = r'encoder\.layers\.\d+\.(self_attn|mlp|layer_norm\d)'
+  bare = rf'embeddings\.|{layer}\.|final_layer_norm\.'
   return re.sub(rf'^(?={bare})', 'text_model.', name)
 
 

@@ -22,7 +22,7 @@ from sdxl_jax.weights import (
   safetensors_file,
 )
 from sdxl_jax.weights.diffusers import tensor_names
-from sdxl_jax.weights.single_file import ldm_names
+from sdxl_jax.weights.single_file import edm_markers, ldm_names, tiny_names
 
 
 class NetKeys(NamedTuple):
@@ -66,12 +66,12 @@ KNOWN_NETS = (
 )
 # Tensors that belong to no net, or are not used when it runs.
 UNUSED = (
-  r'v_pred|ztsnr|denoiser\.sigmas|model_ema\..*|.*\.position_ids|.*logit_scale'
+  r'v_pred|ztsnr|edm_mean|edm_std|edm_vpred\.sigma_m(ax|in)|denoiser\.sigmas'
+  r'|model_ema\..*|.*\.position_ids|.*logit_scale'
 )
 # Other models, by the beginning of a name.
 OTHERS = {
   'cond_stage_model.': 'Stable Diffusion 1 or 2',
-  'edm_': 'a net of continuous noise levels, such as Playground 2.5',
   'double_blocks.': 'Flux',
   'joint_blocks.': 'Stable Diffusion 3',
   'lora_': 'a LoRA, which goes on top of a model',
@@ -97,6 +97,9 @@ def open_model(
     ValueError: if the file is broken, or holds another model.
   """
   file = safetensors_file.load(path)
+  if tiny_names.is_tiny(file.tensors):
+    return tiny_names.open_model(path)
+  marks = edm_markers.read(file.tensors, f'{path}')
   saved = read_our_metadata(file)
   unused = {n: t for n, t in file.tensors.items() if re.fullmatch(UNUSED, n)}
   rest = {n: t for n, t in file.tensors.items() if n not in unused}
@@ -115,6 +118,8 @@ def open_model(
         open_net, component, part, config, f'{path}, {component}'
       )
     )
+    if component == 'vae' and 'vae' not in saved.get('nets', {}):
+      loaders['vae'] = edm_markers.with_latents(loaders['vae'], marks.latents)
     if component == 'text_encoder_2':
       refiner = prefix == ldm_names.REFINER_TEXT_ENCODER
   if rest or not loaders:
@@ -128,7 +133,9 @@ def open_model(
     path=pathlib.Path(path),
     loaders={n: loaders[n] for n in pretrained.COMPONENTS if n in loaders},
     index=index,
-    scheduler=(pretrained.SCHEDULER if index else {}) | scheduler,
+    scheduler=pretrained.join_schedulers(
+      pretrained.SCHEDULER if index else {}, scheduler | marks.scheduler
+    ),
     metadata=file.metadata,
     unused_tensors=unused,
   )

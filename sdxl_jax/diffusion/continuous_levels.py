@@ -1,0 +1,63 @@
+"""Noise levels of nets without timesteps, which take any sigma (EDM)."""
+
+from collections.abc import Collection
+
+import numpy as np
+from jaxtyping import Float
+
+from sdxl_jax.diffusion import noise_schedule, sigma_spacing
+
+Sigmas = Float[np.ndarray, ' n']
+SIGMAS = ('karras', 'exponential', 'edm')
+
+
+def call_sigmas(
+  schedule: noise_schedule.Schedule, sigmas: str, rho: float, steps: int
+) -> Sigmas:
+  """Returns the sigmas of a run without the final one, descending.
+
+  Args:
+    schedule: of the net.
+    sigmas: how they are spaced, one of SIGMAS.
+    rho: of 'karras'.
+    steps: number of calls.
+  """
+  limits = schedule.sigma_max, schedule.sigma_min
+  if sigmas == 'exponential':
+    return sigma_spacing.exponential_sigmas(*limits, steps)
+  rho = 3.0 if sigmas == 'edm' else rho
+  return sigma_spacing.karras_sigmas(*limits, steps, rho)
+
+
+# Karras et al. 2022, table 1, c_noise of EDM.
+def noise_inputs(sigmas: Sigmas) -> Sigmas:
+  """Returns what the net takes in place of timesteps."""
+  return np.log(sigmas) / 4
+
+
+def check(
+  sampler: str, fitting: Collection[str], spacing: str, sigmas: str
+) -> None:
+  """Raises ValueError for settings that are of timesteps.
+
+  Args:
+    sampler: name of the sampler.
+    fitting: names of the samplers that need sigmas alone.
+    spacing: of timesteps; 'leading', the default, has no effect.
+    sigmas: how they are spaced.
+  """
+  what = 'and this net takes continuous noise levels (EDM)'
+  if sampler not in fitting:
+    raise ValueError(
+      f'the sampler {sampler} is defined on timesteps, {what}: choose one of '
+      f'{", ".join(fitting)}'
+    )
+  if spacing != 'leading':
+    raise ValueError(
+      f'spacing is {spacing!r}, which is of timesteps, {what}: leave it out'
+    )
+  if sigmas not in SIGMAS:
+    raise ValueError(
+      f'sigmas is {sigmas!r}, which is of timesteps, {what}: choose one of '
+      f'{", ".join(SIGMAS)}, or leave it out'
+    )
