@@ -1,5 +1,6 @@
 """Noise levels of nets without timesteps, which take any sigma (EDM)."""
 
+import functools
 from collections.abc import Collection
 
 import numpy as np
@@ -8,12 +9,13 @@ from jaxtyping import Float
 from sdxl_jax.diffusion import noise_schedule, sigma_spacing
 
 Sigmas = Float[np.ndarray, ' n']
-SIGMAS = ('karras', 'exponential', 'edm')
+# The levels of 'align_your_steps' are those of SDXL's timesteps.
+SIGMAS = [n for n in sigma_spacing.RESPACINGS if n != 'align_your_steps']
 
 
-def call_sigmas(
+def call_levels(
   schedule: noise_schedule.Schedule, sigmas: str, rho: float, steps: int
-) -> Sigmas:
+) -> tuple[Sigmas, Sigmas]:
   """Returns the sigmas of a run without the final one, descending.
 
   Args:
@@ -21,18 +23,16 @@ def call_sigmas(
     sigmas: how they are spaced, one of SIGMAS.
     rho: of 'karras'.
     steps: number of calls.
+
+  Returns:
+    The sigmas, and what the net takes in place of timesteps: c_noise of Karras
+    et al. 2022, table 1.
   """
-  limits = schedule.sigma_max, schedule.sigma_min
-  if sigmas == 'exponential':
-    return sigma_spacing.exponential_sigmas(*limits, steps)
-  rho = 3.0 if sigmas == 'edm' else rho
-  return sigma_spacing.karras_sigmas(*limits, steps, rho)
-
-
-# Karras et al. 2022, table 1, c_noise of EDM.
-def noise_inputs(sigmas: Sigmas) -> Sigmas:
-  """Returns what the net takes in place of timesteps."""
-  return np.log(sigmas) / 4
+  respace = sigma_spacing.RESPACINGS[sigmas]
+  if sigmas == 'karras':
+    respace = functools.partial(respace, rho=rho)
+  levels = respace(schedule.sigma_max, schedule.sigma_min, steps)
+  return levels, np.log(levels) / 4
 
 
 def check(

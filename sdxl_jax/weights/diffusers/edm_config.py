@@ -4,6 +4,7 @@ EDMEulerScheduler and EDMDPMSolverMultistepScheduler of diffusers, of which
 Playground v2.5 and CosXL are sampled with one each.
 """
 
+import dataclasses
 from typing import Any
 
 from sdxl_jax.diffusion import noise_schedule, sampling_schedule
@@ -27,10 +28,20 @@ SUPPORTED = {
   'final_sigmas_type': ('zero', 'sigma_min'),
 }
 SUPPORTED_MULTISTEP = SUPPORTED | {
-  'solver_order': (2,),
   'algorithm_type': ('dpmsolver++', 'sde-dpmsolver++', 'deis'),
-  'solver_type': ('midpoint', 'logrho', 'bh1', 'bh2'),  # all mean midpoint
   'thresholding': (False,),
+}
+SUPPORTED_2M = SUPPORTED_MULTISTEP | {
+  'solver_order': (1, 2),
+  'solver_type': ('midpoint', 'logrho', 'bh1', 'bh2'),  # all mean midpoint
+}
+# By sampler, where diffusers' class has more options.
+SUPPORTED_BY = {
+  'dpmpp_2m': SUPPORTED_2M,
+  'dpmpp_2m_sde': SUPPORTED_2M,
+  'dpmpp_2m_heun': SUPPORTED_MULTISTEP,
+  'dpmpp_2m_sde_heun': SUPPORTED_MULTISTEP,
+  'dpmpp_3m': SUPPORTED_MULTISTEP,
 }
 # As published with Playground v2.5, and as Stability AI samples CosXL.
 PLAYGROUND = {
@@ -61,22 +72,15 @@ def is_edm(config: dict[str, Any]) -> bool:
 
 
 def read(
-  config: dict[str, Any], sampler: str
+  config: dict[str, Any], spacing: sampling_schedule.Spacing
 ) -> tuple[noise_schedule.Schedule, sampling_schedule.Spacing]:
-  """Reads a scheduler_config.json for one of our samplers.
+  """Reads a scheduler_config.json of continuous noise levels.
 
-  Raises:
-    ValueError: for options that would change the result of the reference.
+  Args:
+    config: the parsed JSON, whose options are supported.
+    spacing: what other classes have too, the solver's order and the last sigma.
   """
   config = DEFAULTS | config
-  supported = SUPPORTED
-  if sampler in ('dpmpp_2m', 'dpmpp_2m_sde'):
-    supported = SUPPORTED_MULTISTEP
-  for name, allowed in supported.items():
-    if name in config:
-      noise_schedule.check_choice(
-        f'{name} of the scheduler config', config[name], allowed
-      )
   schedule = noise_schedule.Schedule(
     num_train_timesteps=config['num_train_timesteps'],
     prediction=PREDICTIONS[config['prediction_type']],
@@ -84,9 +88,9 @@ def read(
     sigma_min=float(config['sigma_min']),
     sigma_max=float(config['sigma_max']),
   )
-  to_zero = config['final_sigmas_type'] == 'zero'
-  return schedule, sampling_schedule.Spacing(
+  return schedule, dataclasses.replace(
+    spacing,
+    kind='leading',
     sigmas=config['sigma_schedule'],
-    final_sigma='zero' if to_zero else 'smallest',
     rho=float(config['rho']),
   )
