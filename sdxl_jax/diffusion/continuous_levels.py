@@ -18,6 +18,9 @@ def call_levels(
 ) -> tuple[Sigmas, Sigmas]:
   """Returns the sigmas of a run without the final one, descending.
 
+  Only for a single step of 'exponential', which starts at the largest sigma
+  here, diffusers takes the smallest.
+
   Args:
     schedule: of the net.
     sigmas: how they are spaced, one of SIGMAS.

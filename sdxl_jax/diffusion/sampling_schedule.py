@@ -130,7 +130,8 @@ def make_sampling_schedule(
       f'steps_offset {spacing.steps_offset} do not fit into {len(trained)} '
       "timesteps; take fewer steps or the spacing 'trailing'"
     )
-  smallest = sigmas[-1] if continuous else trained[0]
+  # Rounding may put the last level below the smallest.
+  smallest = min(trained[0], sigmas[-1])
   final = 0.0 if spacing.final_sigma == 'zero' else smallest
   sigmas = np.append(sigmas, final)
 
