@@ -9,6 +9,7 @@ import dataclasses
 from typing import Any
 
 from sdxl_jax.models import clip, unet, vae
+from sdxl_jax.weights.diffusers import config_defaults
 
 Json = dict[str, Any]  # the object in a config.json
 NetConfig = unet.UNetConfig | vae.VAEConfig | clip.CLIPTextConfig
@@ -263,6 +264,7 @@ WRITE = {
 
 def read(name: str, published: Json, location: str) -> NetConfig:
   """Reads the config.json of a component; `location` names it in errors."""
+  published = config_defaults.complete(name, published, location)
   try:
     config = READ[name](published, location)
   except KeyError as error:
