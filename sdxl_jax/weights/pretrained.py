@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from sdxl_jax.models import clip, unet, vae
-from sdxl_jax.weights import safetensors_file
+from sdxl_jax.weights import checked_cast, safetensors_file
 from sdxl_jax.weights.diffusers import config_json, edm_config, tensor_names
 
 NetConfig = unet.UNetConfig | vae.AnyConfig | clip.CLIPTextConfig
@@ -107,7 +107,12 @@ class Net:
   def _convert(self, convert, target):
     try:
       return convert(self.read(), target)
+    except checked_cast.NotFiniteError:
+      raise  # its message names the file
     except ValueError as error:
+      # Errors of a file name it, in the folder of the net.
+      if str(error).startswith(self.location):
+        raise
       raise ValueError(f'{self.location}: {error}') from None
 
 
@@ -147,9 +152,19 @@ class Model:
     )
 
   @property
-  def sample_size(self) -> int:
-    """Side in latents of the images that the UNet was trained for."""
-    return self.net('unet').published.get('sample_size', 128)
+  def sample_size(self) -> tuple[int, int]:
+    """(height, width) in latents of the images that the UNet is trained for."""
+    net = self.net('unet')
+    # The class's default is null, which diffusers' pipelines take for SDXL's.
+    stored = net.published.get('sample_size')
+    stored = 128 if stored is None else stored
+    pair = stored if isinstance(stored, list) else [stored] * 2
+    if len(pair) != 2 or not all(type(n) is int and n > 0 for n in pair):
+      raise ValueError(
+        f'{net.location}: sample_size of its config is {stored!r}; it must be '
+        'a whole number, a pair of them, or null'
+      )
+    return pair[0], pair[1]
 
 
 def check_complete(model: Model) -> None:

@@ -9,7 +9,7 @@ import dataclasses
 from typing import Any
 
 from sdxl_jax.models import clip, tiny_vae, unet, vae
-from sdxl_jax.weights.diffusers import tiny_json, unet_blocks
+from sdxl_jax.weights.diffusers import config_defaults, tiny_json, unet_blocks
 
 Json = dict[str, Any]  # the object in a config.json
 NetConfig = unet.UNetConfig | vae.AnyConfig | clip.CLIPTextConfig
@@ -236,6 +236,7 @@ WRITE = {
 
 def read(name: str, published: Json, location: str) -> NetConfig:
   """Reads the config.json of a component; `location` names it in errors."""
+  published = config_defaults.complete(name, published, location)
   try:
     config = READ[name](published, location)
   except KeyError as error:

@@ -3,9 +3,8 @@
 Such a file has the original names (see ldm_names) and no config. Facts that
 cannot be inferred from shapes come from metadata that this project writes, from
 another model, or are those of all published nets. A file may also hold a single
-net, in the original or in diffusers' names. The prediction type is stored as
-ComfyUI reads it, by empty tensors named v_pred and ztsnr, and as modelspec's
-prediction_type.
+net, in the original or in diffusers' names. What the UNet predicts is marked as
+prediction_markers describes.
 """
 
 import functools
@@ -20,9 +19,15 @@ from sdxl_jax.weights import (
   pretrained,
   read_options,
   safetensors_file,
+  tensor_files,
 )
 from sdxl_jax.weights.diffusers import tensor_names
-from sdxl_jax.weights.single_file import edm_markers, ldm_names, tiny_names
+from sdxl_jax.weights.single_file import (
+  edm_markers,
+  ldm_names,
+  prediction_markers,
+  tiny_names,
+)
 
 
 class NetKeys(NamedTuple):
@@ -96,7 +101,7 @@ def open_model(
   Raises:
     ValueError: if the file is broken, or holds another model.
   """
-  file = safetensors_file.load(path)
+  file = tensor_files.open_file(path)
   if tiny_names.is_tiny(file.tensors):
     return tiny_names.open_model(path)
   marks = edm_markers.read(file.tensors, f'{path}')
@@ -126,7 +131,8 @@ def open_model(
     raise ValueError(explain_leftovers(path, rest))
   # Only a file with the second text encoder is a whole model.
   index = None if refiner is None else read_index(file, saved, refiner)
-  scheduler = saved.get('scheduler', {}) | read_prediction_type(file)
+  markers = prediction_markers.read(file, options.prediction is not None)
+  scheduler = saved.get('scheduler', {}) | markers.scheduler
   kind = 'a file of ' + ' and '.join(loaders)
   return pretrained.Model(
     kind='a single file' if index else kind,
@@ -138,6 +144,7 @@ def open_model(
     ),
     metadata=file.metadata,
     unused_tensors=unused,
+    notes=markers.notes,
   )
 
 
@@ -192,15 +199,6 @@ def read_index(
       f'{file.path}: its metadata {OURS!r} describes another model'
     )
   return pretrained.ModelIndex(**index)
-
-
-def read_prediction_type(file: safetensors_file.TensorFile) -> dict[str, Any]:
-  """Reads the fields of scheduler_config.json from keys and modelspec."""
-  spec = file.metadata.get(f'{SPEC}prediction_type')
-  if 'v_pred' not in file.tensors and spec not in ('v', 'v_prediction'):
-    return {}
-  zero_snr = read_options.ZERO_SNR if 'ztsnr' in file.tensors else {}
-  return {'prediction_type': 'v_prediction'} | zero_snr
 
 
 def open_diffusers(

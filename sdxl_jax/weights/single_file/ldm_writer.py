@@ -83,12 +83,13 @@ def metadata(model: pretrained.Model, title: str) -> dict[str, str]:
     for name, value in model.metadata.items()
     if name.startswith(SPEC) and not name.startswith(f'{SPEC}hash')
   }
-  # Of continuous noise levels modelspec knows nothing.
+  # modelspec has no word for continuous noise levels.
   prediction = {f'{SPEC}prediction_type': PREDICTIONS[predicted]}
   if is_edm:
     spec.pop(f'{SPEC}prediction_type', None)
     prediction = {}
-  side = model.sample_size * model.net('vae').config().downscale
+  scale = model.net('vae').config().downscale
+  height, width = (side * scale for side in model.sample_size)
   kind = 'refiner' if model.index.refiner else 'base'
   return spec | {
     f'{SPEC}sai_model_spec': '1.0.0',
@@ -96,7 +97,7 @@ def metadata(model: pretrained.Model, title: str) -> dict[str, str]:
     f'{SPEC}implementation': 'https://github.com/Stability-AI/'
     'generative-models',
     f'{SPEC}title': title or spec.get(f'{SPEC}title') or model.path.stem,
-    f'{SPEC}resolution': f'{side}x{side}',
+    f'{SPEC}resolution': f'{width}x{height}',
     **prediction,
     ldm_reader.OURS: json.dumps(configs, sort_keys=True),
   }
