@@ -26,6 +26,7 @@ from sdxl_jax import atomic_write, cli
 from sdxl_jax.checkpoints import export, run_params
 from sdxl_jax.text import tokenizer
 from sdxl_jax.weights import (
+  checked_cast,
   output_path,
   pretrained,
   read_options,
@@ -127,6 +128,8 @@ def convert(
   with bar, atomic as partial:
     try:
       save(partial, model, target, bar.update)
+    except checked_cast.NotFiniteError:
+      raise  # its message names the file
     except ValueError as error:
       raise ValueError(f'{model.path}: {error}') from error
   say(f'wrote {target.path}')

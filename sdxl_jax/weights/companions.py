@@ -5,8 +5,9 @@ A name that belongs to no net is one of:
   program: it is passed over and counted;
 - one that would change the image, such as an adapter: an error names it, since
   an image without it would be another one, and `skip_unsupported` goes on;
-- a record of quantisation, without which the numbers of a net mean nothing;
 - unknown, and an error too.
+
+Records of quantisation are refused before, see quantised.
 """
 
 import dataclasses
@@ -98,14 +99,6 @@ CHANGE_THE_IMAGE = (
   Kind('class embedding', rf'{ANY}class_embedding\..*'),
   Kind('further condition', r'conditioner\.embedders\.[2-9]\d*\..*'),
 )
-QUANTISED = (
-  Kind(
-    'record of quantised weights',
-    rf'scaled_fp8|{ANY}(?:scale_weight|scale_input|weight_scale(?:_\w+)?'
-    r'|input_scale|comfy_quant|(?:nested_)?absmax|(?:nested_)?quant_map'
-    r'|quant_state(?:\..*)?|SCB|weight_format|qweight|qzeros|g_idx|scales)',
-  ),
-)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,7 +107,6 @@ class Classified:
 
   harmless: dict[str, str]  # {name: what it is}
   matters: dict[str, str]  # that would change the image
-  quantised: dict[str, str]
   unknown: tuple[str, ...]
 
 
@@ -126,11 +118,10 @@ def find_kind(name: str, kinds: Sequence[Kind]) -> str | None:
 
 def classify(names: Iterable[str]) -> Classified:
   """Classifies the names of tensors that belong to no net."""
-  found = Classified({}, {}, {}, ())
+  found = Classified({}, {}, ())
   unknown = []
   for name in names:
     for kinds, group in (
-      (QUANTISED, found.quantised),
       (CHANGE_THE_IMAGE, found.matters),
       (CHANGE_NOTHING, found.harmless),
     ):
@@ -152,13 +143,6 @@ def check(found: Classified, skip_unsupported: bool) -> None:
   Raises:
     ValueError: in one line, with their number and the first of each kind.
   """
-  if found.quantised:
-    name = next(iter(found.quantised))
-    raise ValueError(
-      f'{count(found.quantised)} of quantised weights, such as {name}: their '
-      'numbers mean nothing without a scale, and they are not supported. Use '
-      'weights in float16, bfloat16 or float32'
-    )
   if found.matters and not skip_unsupported:
     raise ValueError(
       f'{count(found.matters)} would change the image, and cannot be applied: '

@@ -4,7 +4,7 @@ import dataclasses
 import enum
 import pathlib
 
-from sdxl_jax.weights import pretrained, read_options
+from sdxl_jax.weights import pretrained, read_options, unknown_paths
 from sdxl_jax.weights.diffusers import folder_reader
 from sdxl_jax.weights.single_file import ldm_reader
 
@@ -69,9 +69,4 @@ def open_format(
       return folder_reader.open_model(path, options)
     case Format.COMPONENT_FOLDER:
       return folder_reader.open_component(path, options)
-  if not path.exists():
-    raise FileNotFoundError(f'{path} does not exist')
-  raise FileNotFoundError(
-    f'{path} holds no weights of a known format: it has neither '
-    'model_index.json nor config.json'
-  )
+  raise FileNotFoundError(unknown_paths.explain(path))

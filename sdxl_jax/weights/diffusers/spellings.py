@@ -46,7 +46,10 @@ RULES = (
   (re.compile(r'^(encoder|decoder)\.norm_out\.'), r'\1.conv_norm_out.'),
   (re.compile(r'^transformer\.(?!resblocks)'), ''),
   (
-    re.compile(r'^(?=embeddings\.|encoder\.layers\.|final_layer_norm\.)'),
+    re.compile(
+      r'^(?=embeddings\.|encoder\.layers\.\d+\.(?:self_attn|mlp|layer_norm\d)'
+      r'|final_layer_norm\.)'
+    ),
     'text_model.',
   ),
 )

@@ -64,7 +64,8 @@ FAMILIES = (
     {
       Naming.ORIGINAL: r'transformer\.resblocks\.|token_embedding\.'
       r'|positional_embedding|ln_final\.',
-      Naming.DIFFUSERS: r'(?:text_model\.)?(?:encoder\.layers\.'
+      Naming.DIFFUSERS: r'(?:text_model\.)?'
+      r'(?:encoder\.layers\.\d+\.(?:self_attn|mlp|layer_norm\d)\.'
       r'|embeddings\.(?:token|position)_embedding\.|final_layer_norm\.)',
     },
     {

@@ -4,10 +4,10 @@ Such a file has the original names (see ldm_names) and no config. Facts that
 cannot be inferred from shapes come from metadata that this project writes, from
 another model, or are those of all published nets. A file may also hold only
 some of the nets, each in the original or in diffusers' names and with a prefix
-or without. The prediction type is stored as ComfyUI reads it, by empty tensors
-named v_pred and ztsnr, and as modelspec's prediction_type.
+or without. What the UNet predicts is marked as prediction_markers describes.
 """
 
+import dataclasses
 import functools
 import json
 import pathlib
@@ -19,49 +19,21 @@ from sdxl_jax.weights import (
   pretrained,
   read_options,
   safetensors_file,
+  tensor_files,
 )
 from sdxl_jax.weights.diffusers import spellings
-from sdxl_jax.weights.single_file import find_nets, open_nets
+from sdxl_jax.weights.single_file import (
+  edm_markers,
+  find_nets,
+  open_nets,
+  other_models,
+  prediction_markers,
+  tiny_names,
+)
 
 # Tensors that say what the UNet predicts, and those that sgm's loader requires.
-MARKERS = 'v_pred|ztsnr'
+MARKERS = r'v_pred|ztsnr|edm_mean|edm_std|edm_vpred\.sigma_m(?:ax|in)'
 CONSTANTS = r'.*\.position_ids|.*logit_scale'
-# Other models, by a part of a name, unless another part is there too.
-OTHERS = (
-  (
-    r'^cond_stage_model\.',
-    r'^conditioner\.|(?:^|\.)label_emb\.',
-    'Stable Diffusion 1 or 2',
-  ),
-  ('^edm_', None, 'a net of continuous noise levels, such as Playground 2.5'),
-  (r'(?:^|\.)double_blocks\.\d', None, 'Flux'),
-  (r'(?:^|\.)joint_blocks\.\d', None, 'Stable Diffusion 3'),
-  (
-    r'(?:^|\.)(?:controlnet_\w+|input_hint_block|zero_convs)\.',
-    r'(?:^|\.)(?:up_blocks|output_blocks)\.',
-    'a ControlNet, which steers a model',
-  ),
-  (
-    r'(?:^|\.)(?:image_proj|ip_adapter)\.',
-    r'(?:^|\.)(?:up_blocks|output_blocks)\.',
-    'an IP-Adapter, which steers a model',
-  ),
-  (
-    r'(?:^|\.)motion_modules\.',
-    r'(?:^|\.)(?:conv_in|input_blocks\.0\.0)\.',
-    'motion modules, which animate a model',
-  ),
-  (
-    r'^lora_|\.lora_(?:A|B|up|down)\.|_lora\.(?:up|down)\.|^lycoris_',
-    r'(?:conv_in|input_blocks\.0\.0|token_embedding)\.weight$',
-    'a LoRA, which goes on top of a model',
-  ),
-  (
-    r'^(?:emb_params|clip_[lg]|string_to_param\.?.*)$',
-    r'(?:^|\.)(?:up_blocks|output_blocks)\.',
-    'an embedding of textual inversion, which goes on top of a model',
-  ),
-)
 OURS = 'sdxl_jax'  # metadata key of our configs and scheduler, as JSON
 SPEC = 'modelspec.'
 Tensors = dict[str, safetensors_file.LazyTensor]
@@ -82,13 +54,16 @@ def open_model(
   Raises:
     ValueError: if the file is broken, or holds another model.
   """
-  file = safetensors_file.load(path)
+  file = tensor_files.open_file(path)
+  if tiny_names.is_tiny(file.tensors):
+    return tiny_names.open_model(path)
+  marks = edm_markers.read(file.tensors, f'{path}')
   saved = read_our_metadata(file)
-  check_is_sdxl(file)
+  other_models.check_is_sdxl(file.tensors, str(path))
   tensors = unwrap(file)
   # Find the nets; what is left must change nothing.
-  markers = {n: t for n, t in tensors.items() if re.fullmatch(MARKERS, n)}
-  others = {n: t for n, t in tensors.items() if n not in markers}
+  said = {n: t for n, t in tensors.items() if re.fullmatch(MARKERS, n)}
+  others = {n: t for n, t in tensors.items() if n not in said}
   try:
     nets, rest = find_nets.find_nets(others, functools.partial(like, base))
     passed_over = check_rest(rest, bool(nets), options.skip_unsupported)
@@ -106,10 +81,13 @@ def open_model(
         open_nets.open_net, net, config, location, options.skip_unsupported
       )
     )
+  if 'vae' in loaders and 'vae' not in saved.get('nets', {}):
+    loaders['vae'] = edm_markers.with_latents(loaders['vae'], marks.latents)
   index = None
   if {'unet', 'text_encoder_2'} <= set(loaders):  # a whole model
     index = read_index(file, saved, is_refiner(nets))
-  scheduler = saved.get('scheduler', {}) | read_prediction_type(file)
+  markers = prediction_markers.read(file, options.prediction is not None)
+  scheduler = saved.get('scheduler', {}) | markers.scheduler
   kind = 'a file of ' + ' and '.join(loaders)
   constants = {n: t for n, t in tensors.items() if re.fullmatch(CONSTANTS, n)}
   return pretrained.Model(
@@ -117,9 +95,12 @@ def open_model(
     path=pathlib.Path(path),
     loaders={n: loaders[n] for n in pretrained.COMPONENTS if n in loaders},
     index=index,
-    scheduler=(pretrained.SCHEDULER if index else {}) | scheduler,
+    scheduler=pretrained.join_schedulers(
+      pretrained.SCHEDULER if index else {}, scheduler | marks.scheduler
+    ),
     metadata=file.metadata,
-    unused_tensors=constants | markers,
+    unused_tensors=constants | said,
+    notes=markers.notes,
     passed_over=passed_over,
   )
 
@@ -128,35 +109,11 @@ def unwrap(file: safetensors_file.TensorFile) -> Tensors:
   """Returns {name: tensor} without the names of modules that wrap others."""
   try:
     return spellings.collect(
-      (spellings.unwrap(name), tensor) for name, tensor in file.tensors.items()
+      (spellings.unwrap(name), dataclasses.replace(tensor, name=name))
+      for name, tensor in file.tensors.items()
     )
   except ValueError as error:
     raise ValueError(f'{file.path}: {error}') from None
-
-
-def check_is_sdxl(file: safetensors_file.TensorFile) -> None:
-  """Raises ValueError for a file of another model, or of none."""
-  for part, unless, model in OTHERS:
-    name = next((n for n in file.tensors if re.search(part, n)), None)
-    if name is None:
-      continue
-    if unless is None or not any(re.search(unless, n) for n in file.tensors):
-      raise ValueError(f'{file.path} is not SDXL but {model}: it has {name}')
-  if not file.tensors:
-    raise ValueError(f'{file.path} has no tensors')
-  # The UNets of both have the same names, but for the size of the image.
-  names = {spellings.unwrap(name) for name in file.tensors}
-  for prefix in find_nets.UNET_PREFIXES:
-    for first, size in (
-      ('input_blocks.1.0.in_layers.2.weight', 'label_emb'),
-      ('down_blocks.0.resnets.0.conv1.weight', 'add_embedding'),
-    ):
-      has_size = any(name.startswith(f'{prefix}{size}.') for name in names)
-      if prefix + first in names and not has_size:
-        raise ValueError(
-          f'{file.path} is not SDXL but Stable Diffusion 1 or 2: its UNet has '
-          f'no {prefix}{size}'
-        )
 
 
 def check_rest(
@@ -170,7 +127,7 @@ def check_rest(
   """
   names = sorted(tensor.name for tensor in rest.values())
   found = companions.classify(names)
-  if not found.quantised and (found.unknown or not has_nets):
+  if found.unknown or not has_nets:
     unknown = found.unknown or names
     raise ValueError(
       f'{len(unknown)} tensors belong to no net of SDXL: '
@@ -242,12 +199,3 @@ def read_index(
       f'{file.path}: its metadata {OURS!r} describes another model'
     )
   return pretrained.ModelIndex(**index)
-
-
-def read_prediction_type(file: safetensors_file.TensorFile) -> dict[str, Any]:
-  """Reads the fields of scheduler_config.json from keys and modelspec."""
-  spec = file.metadata.get(f'{SPEC}prediction_type')
-  if 'v_pred' not in file.tensors and spec not in ('v', 'v_prediction'):
-    return {}
-  zero_snr = read_options.ZERO_SNR if 'ztsnr' in file.tensors else {}
-  return {'prediction_type': 'v_prediction'} | zero_snr

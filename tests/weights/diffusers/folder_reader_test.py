@@ -122,7 +122,7 @@ def folder(golden, tmp_path):
 
 def test_what_is_missing_is_named(folder):
   weights = folder / 'vae' / 'diffusion_pytorch_model.safetensors'
-  weights.rename(weights.with_suffix('.bin'))
+  weights.rename(weights.with_suffix('.msgpack'))
   with pytest.raises(FileNotFoundError, match='vae has no weights.*convert'):
     folders.load_component(folder, 'vae')
   (folder / 'vae' / 'config.json').unlink()
