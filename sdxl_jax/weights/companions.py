@@ -97,7 +97,6 @@ CHANGE_THE_IMAGE = (
   Kind('motion module', rf'{ANY}motion_modules?\..*'),
   Kind('GLIGEN', rf'{ANY}(?:position_net|fuser)\..*'),
   Kind('class embedding', rf'{ANY}class_embedding\..*'),
-  Kind('further condition', r'conditioner\.embedders\.[2-9]\d*\..*'),
 )
 
 

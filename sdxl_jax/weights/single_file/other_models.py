@@ -6,6 +6,9 @@ from collections.abc import Collection
 from sdxl_jax.weights.diffusers import spellings
 from sdxl_jax.weights.single_file import find_nets
 
+# Parts of names of every net of SDXL, and of none that steers a UNet.
+NETS = r'(?:^|\.)(?:up_blocks|output_blocks|text_model|resblocks|decoder)\.'
+FIRST_LAYERS = r'(?:conv_in|input_blocks\.0\.0|token_embedding)\.weight$'
 # Other models, by a part of a name, unless another part is there too.
 OTHERS = (
   (
@@ -17,27 +20,27 @@ OTHERS = (
   (r'(?:^|\.)joint_blocks\.\d', None, 'Stable Diffusion 3'),
   (
     r'(?:^|\.)(?:controlnet_\w+|input_hint_block|zero_convs)\.',
-    r'(?:^|\.)(?:up_blocks|output_blocks)\.',
+    NETS,
     'a ControlNet, which steers a model',
   ),
   (
     r'(?:^|\.)(?:image_proj|ip_adapter)\.',
-    r'(?:^|\.)(?:up_blocks|output_blocks)\.',
+    NETS,
     'an IP-Adapter, which steers a model',
   ),
   (
     r'(?:^|\.)motion_modules\.',
-    r'(?:^|\.)(?:conv_in|input_blocks\.0\.0)\.',
+    FIRST_LAYERS,
     'motion modules, which animate a model',
   ),
   (
     r'^lora_|\.lora_(?:A|B|up|down)\.|_lora\.(?:up|down)\.|^lycoris_',
-    r'(?:conv_in|input_blocks\.0\.0|token_embedding)\.weight$',
+    FIRST_LAYERS,
     'a LoRA, which goes on top of a model',
   ),
   (
     r'^(?:emb_params|clip_[lg]|string_to_param\.?.*)$',
-    r'(?:^|\.)(?:up_blocks|output_blocks)\.',
+    NETS,
     'an embedding of textual inversion, which goes on top of a model',
   ),
 )
