@@ -64,7 +64,10 @@ def drop(changed, name, rng):
 
 
 def add_harmless(changed, name, rng):
-  name = HARMLESS[rng.integers(len(HARMLESS))]
+  # The only text encoder of the refiner has another prefix.
+  is_refiner = not any(n.startswith(file_kinds.SECOND) for n in changed.entries)
+  count = len(HARMLESS) - is_refiner
+  name = HARMLESS[rng.integers(count)]
   changed.entries[name] = file_kinds.entry(4)
   changed.harmless.add(name)
   changed.done.append(f'{name} added')

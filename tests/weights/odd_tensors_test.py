@@ -48,10 +48,10 @@ def check_reason(reason, changed, entries, text):
 @pytest.mark.parametrize('first', range(5))
 def test_the_error_names_the_wrong_tensors(tmp_path, first):
   entries = file_kinds.without_unet()
-  for seed in range(first, 30, 5):
+  for seed in range(first, 20, 5):
     try_one(entries, seed, tmp_path / 'a.safetensors')
 
 
 def test_wrong_tensors_of_a_whole_model(tmp_path):
-  for seed in range(100, 106):
+  for seed in range(100, 104):
     try_one(file_kinds.base(), seed, tmp_path / 'a.safetensors')
