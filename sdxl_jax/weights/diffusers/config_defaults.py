@@ -82,8 +82,7 @@ def complete(name: str, published: Json, location: str) -> Json:
   for field in REQUIRED if has_vector else ():
     if published.get(field) is None:
       raise ValueError(
-        f'{location}: {field} is missing, which has no default: these are not '
-        'the weights of an SDXL model, or its config.json is incomplete'
+        f'{location} lacks {field!r}, which has no default: re-download it'
       )
   published = DEFAULTS[name] | published
   if name in ARCHITECTURES and not published.get('architectures'):
