@@ -16,9 +16,9 @@ import shutil
 from typing import Any
 
 from sdxl_jax.weights import (
+  companions,
   orbax_params,
   pretrained,
-  quantised,
   read_options,
   safetensors_file,
   tensor_files,
@@ -26,7 +26,6 @@ from sdxl_jax.weights import (
 from sdxl_jax.weights.diffusers import (
   config_defaults,
   scheduler_defaults,
-  tensor_names,
   weight_files,
 )
 
@@ -119,7 +118,9 @@ def open_model(
     kind='an orbax export' if is_orbax else 'a folder in the diffusers layout',
     path=folder,
     loaders={
-      name: functools.partial(open_net, path, name, options.variant)
+      name: functools.partial(
+        open_net, path, name, options.variant, options.skip_unsupported
+      )
       for name, path in folders.items()
     },
     index=index,
@@ -173,7 +174,11 @@ def open_component(
   return pretrained.Model(
     kind=f'a folder of {name}',
     path=folder,
-    loaders={name: functools.partial(open_net, folder, name, options.variant)},
+    loaders={
+      name: functools.partial(
+        open_net, folder, name, options.variant, options.skip_unsupported
+      )
+    },
     index=None,
     scheduler={},
     notes=variant_notes({name: folder}, options.variant),
@@ -193,9 +198,19 @@ def component_of(folder: str | pathlib.Path) -> str | None:
 
 
 def open_net(
-  path: str | pathlib.Path, name: str, variant: str | None = None
+  path: str | pathlib.Path,
+  name: str,
+  variant: str | None = None,
+  skip_unsupported: bool = False,
 ) -> pretrained.Net:
-  """Opens the folder of a component; `variant` as in weight_files.choose."""
+  """Opens the folder of a component.
+
+  Args:
+    path: of the folder.
+    name: of the component.
+    variant: see weight_files.choose.
+    skip_unsupported: see companions.check.
+  """
   path = pathlib.Path(path)
   tree = path / orbax_params.FOLDER
   if tree.is_dir():
@@ -205,8 +220,23 @@ def open_net(
     read = functools.partial(read_tensors, path, STEMS[name], variant)
     restore = None
   config = read_json(path / 'config.json')
-  quantised.check_config(config, str(path / 'config.json'))
-  return pretrained.Net(name, config, str(path), read, restore)
+  check_not_quantised(config, path / 'config.json')
+  return pretrained.Net(
+    name, config, str(path), read, restore, skip_unsupported
+  )
+
+
+def check_not_quantised(config: dict[str, Any], path: pathlib.Path) -> None:
+  """Raises ValueError for the config.json of a quantised net."""
+  settings = config.get('quantization_config')
+  if settings is None:
+    return
+  method = settings.get('quant_method') if isinstance(settings, dict) else None
+  raise ValueError(
+    f'{path} has a quantization_config of {method or "an unknown method"}, and '
+    'quantised weights are not supported: use those in float16, bfloat16 or '
+    'float32, from which they were made'
+  )
 
 
 def read_json(path: pathlib.Path) -> dict[str, Any]:
@@ -241,7 +271,7 @@ def read_tensors(
     repeated = sorted(set(shard) & set(tensors))
     if repeated:
       raise ValueError(
-        f'{path}: {tensor_names.format_list(repeated)} is in another file too'
+        f'{path}: {companions.format_list(repeated)} is in another file too'
       )
     tensors |= shard
   return tensors
