@@ -203,7 +203,7 @@ def load_pretrained(
     force_zeros=pretrained_model.index.force_zeros,
     size=(height * model.vae.downscale, width * model.vae.downscale),
     mesh=mesh,
-    notes=pretrained_model.notes,
+    notes=pretrained.describe_reading(pretrained_model),
   )
 
 

@@ -54,6 +54,7 @@ class LazyTensor:
   shape: tuple[int, ...]
   dtype: np.dtype
   read: Callable[[], np.ndarray]
+  name: str = ''  # in the file that it comes from, for errors
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,7 +103,7 @@ def load(path: str | pathlib.Path) -> TensorFile:
     read = functools.partial(
       read_checked, name, path, dtype, shape, start + begin
     )
-    tensors[name] = LazyTensor(shape, dtype, read)
+    tensors[name] = LazyTensor(shape, dtype, read, name)
   return TensorFile(path, tensors, metadata)
 
 

@@ -59,7 +59,9 @@ def decode(data: bytes, encoding: str = '', setting: str = 'encoding') -> str:
     raise BadEncoding(
       f'byte {len(mark) + error.start} (0x{data[error.start]:02x}), in line '
       f'{line}, is not {name}; convert it to UTF-8'
-      + (f', or name its encoding in the setting `{setting}`' if setting else '')
+      + (
+        f', or name its encoding in the setting `{setting}`' if setting else ''
+      )
     ) from error
   # Every second byte of UTF-16 is often NUL, which UTF-8 allows.
   if '\0' in text:

@@ -16,6 +16,7 @@ import shutil
 from typing import Any
 
 from sdxl_jax.weights import (
+  companions,
   orbax_params,
   pretrained,
   quantised,
@@ -26,7 +27,6 @@ from sdxl_jax.weights import (
 from sdxl_jax.weights.diffusers import (
   config_defaults,
   scheduler_defaults,
-  tensor_names,
   tiny_json,
   weight_files,
 )
@@ -120,7 +120,9 @@ def open_model(
     kind='an orbax export' if is_orbax else 'a folder in the diffusers layout',
     path=folder,
     loaders={
-      name: functools.partial(open_net, path, name, options.variant)
+      name: functools.partial(
+        open_net, path, name, options.variant, options.skip_unsupported
+      )
       for name, path in folders.items()
     },
     index=index,
@@ -174,7 +176,11 @@ def open_component(
   return pretrained.Model(
     kind=f'a folder of {name}',
     path=folder,
-    loaders={name: functools.partial(open_net, folder, name, options.variant)},
+    loaders={
+      name: functools.partial(
+        open_net, folder, name, options.variant, options.skip_unsupported
+      )
+    },
     index=None,
     scheduler={},
     notes=variant_notes({name: folder}, options.variant),
@@ -195,9 +201,19 @@ def component_of(folder: str | pathlib.Path) -> str | None:
 
 
 def open_net(
-  path: str | pathlib.Path, name: str, variant: str | None = None
+  path: str | pathlib.Path,
+  name: str,
+  variant: str | None = None,
+  skip_unsupported: bool = False,
 ) -> pretrained.Net:
-  """Opens the folder of a component; `variant` as in weight_files.choose."""
+  """Opens the folder of a component.
+
+  Args:
+    path: of the folder.
+    name: of the component.
+    variant: see weight_files.choose.
+    skip_unsupported: see companions.check.
+  """
   path = pathlib.Path(path)
   tree = path / orbax_params.FOLDER
   if tree.is_dir():
@@ -208,7 +224,9 @@ def open_net(
     restore = None
   config = read_json(path / 'config.json')
   quantised.check_config(config, str(path / 'config.json'))
-  return pretrained.Net(name, config, str(path), read, restore)
+  return pretrained.Net(
+    name, config, str(path), read, restore, skip_unsupported
+  )
 
 
 def read_json(path: pathlib.Path) -> dict[str, Any]:
@@ -243,7 +261,7 @@ def read_tensors(
     repeated = sorted(set(shard) & set(tensors))
     if repeated:
       raise ValueError(
-        f'{path}: {tensor_names.format_list(repeated)} is in another file too'
+        f'{path}: {companions.format_list(repeated)} is in another file too'
       )
     tensors |= shard
   return tensors
