@@ -22,6 +22,7 @@ from sdxl_jax.weights import (
   pretrained,
   read_options,
 )
+from sdxl_jax.weights.diffusers import edm_config
 from sdxl_jax.weights.lora import merge
 
 # Fields of a net's config that do not belong to its architecture.
@@ -139,9 +140,21 @@ def load_params(
   # Pretrained weights have all nets, and no averages.
   check_published(source, average)
   model = formats.open_model(source)
+  if 'unet' in names:
+    check_timesteps(model)
   return {
     name: load_pretrained_net(model, nets, name, mesh, memory) for name in names
   }
+
+
+def check_timesteps(model: pretrained.Model) -> None:
+  """Raises ValueError for a UNet that runs cannot be trained from."""
+  if edm_config.is_edm(model.scheduler):
+    raise ValueError(
+      f'{model.path} takes continuous noise levels (EDM), as Playground v2.5 '
+      'and CosXL do, and is trained at those of timesteps only by mistake: it '
+      'can be sampled, not trained; start from other weights'
+    )
 
 
 def load_run_params(
@@ -266,6 +279,11 @@ def check_same(
     saved: dataclass of the same type.
     location: of the saved net, for the error.
   """
+  if type(config) is not type(saved):
+    raise ValueError(
+      f'{location} has a {name} of another kind, {type(saved).__name__}, than '
+      f'config.{name}, {type(config).__name__}: use other weights'
+    )
   rows = []
   for field in dataclasses.fields(config):
     here, there = getattr(config, field.name), getattr(saved, field.name)

@@ -14,9 +14,15 @@ import jax.numpy as jnp
 
 from sdxl_jax.models import clip, unet, vae
 from sdxl_jax.weights import checked_cast, companions, safetensors_file
-from sdxl_jax.weights.diffusers import config_json, spellings, tensor_names
+from sdxl_jax.weights.diffusers import (
+  config_defaults,
+  config_json,
+  edm_config,
+  spellings,
+  tensor_names,
+)
 
-NetConfig = unet.UNetConfig | vae.VAEConfig | clip.CLIPTextConfig
+NetConfig = unet.UNetConfig | vae.AnyConfig | clip.CLIPTextConfig
 Tensors = dict[str, safetensors_file.LazyTensor]
 Tree = dict[str, Any]  # of arrays, or of jax.ShapeDtypeStruct
 
@@ -169,16 +175,7 @@ class Model:
   def sample_size(self) -> tuple[int, int]:
     """(height, width) in latents of the images that the UNet is trained for."""
     net = self.net('unet')
-    # The class's default is null, which diffusers' pipelines take for SDXL's.
-    stored = net.published.get('sample_size')
-    stored = 128 if stored is None else stored
-    pair = stored if isinstance(stored, list) else [stored] * 2
-    if len(pair) != 2 or not all(type(n) is int and n > 0 for n in pair):
-      raise ValueError(
-        f'{net.location}: sample_size of its config is {stored!r}; it must be '
-        'a whole number, a pair of them, or null'
-      )
-    return pair[0], pair[1]
+    return config_defaults.sample_size(net.published, net.location)
 
 
 def without_unused(name: str, config: NetConfig, published: Tensors) -> Tensors:
@@ -246,7 +243,7 @@ def join(parts: Model, base: Model) -> Model:
     path=parts.path,
     index=index,
     loaders={name: loaders[name] for name in index.components},
-    scheduler=base.scheduler | parts.scheduler,
+    scheduler=edm_config.join(base.scheduler, parts.scheduler),
     tokenizers=base.tokenizers | parts.tokenizers,
     metadata=parts.metadata,
     unused_tensors=parts.unused_tensors,
@@ -257,7 +254,7 @@ def join(parts: Model, base: Model) -> Model:
 
 def from_params(
   name: str,
-  config: NetConfig | vae.PatchConfig,
+  config: NetConfig,
   restore: Callable[[Tree], Tree],
 ) -> Net:
   """Makes the Net of a tree of our own.
@@ -278,7 +275,7 @@ def from_params(
 
 
 @functools.cache  # tracing a net takes seconds
-def abstract_params(config: NetConfig | vae.PatchConfig) -> Tree:
+def abstract_params(config: NetConfig) -> Tree:
   """Returns the tree of shapes and dtypes of the net of a config."""
   if isinstance(config, unet.UNetConfig):
     net = unet.UNet(config)

@@ -6,6 +6,8 @@ for a few fields is not SDXL's value.
 
 from typing import Any
 
+from sdxl_jax.weights.diffusers import tiny_json
+
 Json = dict[str, Any]
 
 UNET = {
@@ -78,6 +80,8 @@ def complete(name: str, published: Json, location: str) -> Json:
   Raises:
     ValueError: if it lacks what no default can give.
   """
+  if published.get('_class_name') == tiny_json.CLASS:
+    return published  # it has other fields
   has_vector = published.get('addition_embed_type') == 'text_time'
   for field in REQUIRED if has_vector else ():
     if published.get(field) is None:
@@ -88,6 +92,27 @@ def complete(name: str, published: Json, location: str) -> Json:
   if name in ARCHITECTURES and not published.get('architectures'):
     published['architectures'] = ARCHITECTURES[name]
   return published
+
+
+def sample_size(published: Json, location: str) -> tuple[int, int]:
+  """Returns (height, width) in latents that a UNet's config.json names.
+
+  Args:
+    published: the config.json; null or no value stands for SDXL's 128.
+    location: of the config, for errors.
+
+  Raises:
+    ValueError: for anything but a whole number or a pair of them.
+  """
+  stored = published.get('sample_size')
+  stored = 128 if stored is None else stored
+  pair = stored if isinstance(stored, list) else [stored] * 2
+  if len(pair) != 2 or not all(type(n) is int and n > 0 for n in pair):
+    raise ValueError(
+      f'{location}: sample_size of its config is {stored!r}; it must be a whole '
+      'number, a pair of them, or null'
+    )
+  return pair[0], pair[1]
 
 
 def component_of(config: Json) -> str | None:

@@ -26,6 +26,7 @@ from sdxl_jax.weights import (
 from sdxl_jax.weights.diffusers import (
   config_defaults,
   scheduler_defaults,
+  tiny_json,
   weight_files,
 )
 
@@ -191,6 +192,7 @@ def component_of(folder: str | pathlib.Path) -> str | None:
   config = read_json(path) if path.is_file() else {}
   classes = [config.get('_class_name'), *(config.get('architectures') or [])]
   component = {LIBRARIES[name][1]: name for name in STEMS}
+  component[tiny_json.CLASS] = 'vae'
   named = next((component[c] for c in classes if c in component), None)
   if named or any(classes):
     return named
