@@ -109,8 +109,8 @@ def sample_size(published: Json, location: str) -> tuple[int, int]:
   pair = stored if isinstance(stored, list) else [stored] * 2
   if len(pair) != 2 or not all(type(n) is int and n > 0 for n in pair):
     raise ValueError(
-      f'{location}: sample_size of its config is {stored!r}; it must be a whole '
-      'number, a pair of them, or null'
+      f'{location}: sample_size of its config is {stored!r}; it must be a '
+      'whole number, a pair of them, or null'
     )
   return pair[0], pair[1]
 
