@@ -81,6 +81,29 @@ REFINER = UNetConfig(
   context_dim=1280,
   vector_dim=2560,
 )
+# Pruned bases: Gupta et al. 2024 (SSD-1B, Segmind Vega), Lee et al. 2023.
+SSD_1B = dataclasses.replace(
+  BASE,
+  transformer_depth=(0, 2, 4),
+  up_transformer_depth=(0, (2, 1, 1), (4, 4, 10)),
+  mid_transformer_depth=0,
+)
+VEGA = dataclasses.replace(
+  BASE, transformer_depth=(0, 1, 2), mid_transformer_depth=0
+)
+KOALA_700M = dataclasses.replace(
+  BASE,
+  layers_per_block=1,
+  transformer_depth=(0, 2, 5),
+  mid_transformer_depth=None,
+)
+KOALA_1B = dataclasses.replace(
+  BASE,
+  layers_per_block=1,
+  transformer_depth=(0, 2, 6),
+  mid_transformer_depth=6,
+)
+PRUNED = SSD_1B, VEGA, KOALA_700M, KOALA_1B
 
 
 Pixels = Float[ArrayLike, 'b h w c']

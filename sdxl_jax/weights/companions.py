@@ -5,9 +5,8 @@ A name that belongs to no net is one of:
   program: it is passed over and counted;
 - one that would change the image, such as an adapter: an error names it, since
   an image without it would be another one, and `skip_unsupported` goes on;
+- a record of quantisation, without which the numbers of a net mean nothing;
 - unknown, and an error too.
-
-Records of quantisation are refused before, see quantised.
 """
 
 import dataclasses
@@ -98,6 +97,15 @@ CHANGE_THE_IMAGE = (
   Kind('GLIGEN', rf'{ANY}(?:position_net|fuser)\..*'),
   Kind('class embedding', rf'{ANY}class_embedding\..*'),
 )
+QUANTISED = (
+  Kind(
+    'record of quantised weights',
+    rf'scaled_fp8|{ANY}(?:scale_weight|scale_input|weight_scale(?:_\w+)?'
+    r'|input_scale|comfy_quant|(?:nested_)?absmax|(?:nested_)?quant_map'
+    r'|quant_state(?:\..*)?|SCB|weight_format|qweight|qzeros|g_idx|w?scales|wzeros'
+    r'|smooth_factor(?:_orig)?|weight\._(?:data|scale))',
+  ),
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,6 +114,7 @@ class Classified:
 
   harmless: dict[str, str]  # {name: what it is}
   matters: dict[str, str]  # that would change the image
+  quantised: dict[str, str]
   unknown: tuple[str, ...]
 
 
@@ -117,10 +126,11 @@ def find_kind(name: str, kinds: Sequence[Kind]) -> str | None:
 
 def classify(names: Iterable[str]) -> Classified:
   """Classifies the names of tensors that belong to no net."""
-  found = Classified({}, {}, ())
+  found = Classified({}, {}, {}, ())
   unknown = []
   for name in names:
     for kinds, group in (
+      (QUANTISED, found.quantised),
       (CHANGE_THE_IMAGE, found.matters),
       (CHANGE_NOTHING, found.harmless),
     ):
@@ -142,10 +152,22 @@ def check(found: Classified, skip_unsupported: bool) -> None:
   Raises:
     ValueError: in one line, with their number and the first of each kind.
   """
+  check_not_quantised(found.quantised)
   if found.matters and not skip_unsupported:
     raise ValueError(
       f'{count(found.matters)} would change the image, and cannot be applied: '
       f'{describe(found.matters)}. --skip_unsupported goes on without them'
+    )
+
+
+def check_not_quantised(names: Iterable[str]) -> None:
+  """Raises ValueError for the names of records of quantised weights."""
+  found = [name for name in names if find_kind(name, QUANTISED)]
+  if found:
+    raise ValueError(
+      f'{count(found)} of quantised weights, such as {found[0]}: their '
+      'numbers mean nothing without a scale, and they are not supported. Use '
+      'weights in float16, bfloat16 or float32'
     )
 
 

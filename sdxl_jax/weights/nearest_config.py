@@ -15,7 +15,7 @@ from sdxl_jax.weights import companions, leftovers, pretrained
 from sdxl_jax.weights.diffusers import config_json
 
 PUBLISHED = {
-  'unet': (unet.BASE, unet.REFINER),
+  'unet': (unet.BASE, unet.REFINER, *unet.PRUNED),
   'vae': (vae.VAEConfig(),),
   'text_encoder': (clip.VIT_L,),
   'text_encoder_2': (clip.VIT_BIGG,),

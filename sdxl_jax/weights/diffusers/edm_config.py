@@ -71,6 +71,14 @@ def is_edm(config: dict[str, Any]) -> bool:
   return config.get('_class_name') in (EULER, MULTISTEP)
 
 
+def join(base: dict[str, Any], parts: dict[str, Any]) -> dict[str, Any]:
+  """Returns a scheduler_config.json with the entries of another one.
+
+  One of continuous noise levels stands for itself: it has other entries.
+  """
+  return parts if is_edm(parts) else base | parts
+
+
 def read(
   config: dict[str, Any], spacing: sampling_schedule.Spacing
 ) -> tuple[noise_schedule.Schedule, sampling_schedule.Spacing]:

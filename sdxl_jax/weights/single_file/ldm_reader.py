@@ -4,7 +4,8 @@ Such a file has the original names (see ldm_names) and no config. Facts that
 cannot be inferred from shapes come from metadata that this project writes, from
 another model, or are those of all published nets. A file may also hold only
 some of the nets, each in the original or in diffusers' names and with a prefix
-or without. What the UNet predicts is marked as prediction_markers describes.
+or without. What the UNet predicts is marked as prediction_markers and
+edm_markers describe.
 """
 
 import dataclasses
@@ -21,7 +22,7 @@ from sdxl_jax.weights import (
   safetensors_file,
   tensor_files,
 )
-from sdxl_jax.weights.diffusers import spellings
+from sdxl_jax.weights.diffusers import edm_config, spellings
 from sdxl_jax.weights.single_file import (
   edm_markers,
   find_nets,
@@ -62,9 +63,10 @@ def open_model(
   other_models.check_is_sdxl(file.tensors, str(path))
   tensors = unwrap(file)
   # Find the nets; what is left must change nothing.
-  said = {n: t for n, t in tensors.items() if re.fullmatch(MARKERS, n)}
-  others = {n: t for n, t in tensors.items() if n not in said}
+  markers = {n: t for n, t in tensors.items() if re.fullmatch(MARKERS, n)}
+  others = {n: t for n, t in tensors.items() if n not in markers}
   try:
+    companions.check_not_quantised(others)
     nets, rest = find_nets.find_nets(others, functools.partial(like, base))
     passed_over = check_rest(rest, bool(nets), options.skip_unsupported)
   except ValueError as error:
@@ -81,13 +83,13 @@ def open_model(
         open_nets.open_net, net, config, location, options.skip_unsupported
       )
     )
-  if 'vae' in loaders and 'vae' not in saved.get('nets', {}):
-    loaders['vae'] = edm_markers.with_latents(loaders['vae'], marks.latents)
+    if net.component == 'vae' and 'vae' not in saved.get('nets', {}):
+      loaders['vae'] = edm_markers.with_latents(loaders['vae'], marks.latents)
   index = None
   if {'unet', 'text_encoder_2'} <= set(loaders):  # a whole model
     index = read_index(file, saved, is_refiner(nets))
-  markers = prediction_markers.read(file, options.prediction is not None)
-  scheduler = saved.get('scheduler', {}) | markers.scheduler
+  said = prediction_markers.read(file, options.prediction is not None)
+  scheduler = saved.get('scheduler', {}) | said.scheduler
   kind = 'a file of ' + ' and '.join(loaders)
   constants = {n: t for n, t in tensors.items() if re.fullmatch(CONSTANTS, n)}
   return pretrained.Model(
@@ -95,13 +97,13 @@ def open_model(
     path=pathlib.Path(path),
     loaders={n: loaders[n] for n in pretrained.COMPONENTS if n in loaders},
     index=index,
-    scheduler=pretrained.join_schedulers(
+    scheduler=edm_config.join(
       pretrained.SCHEDULER if index else {}, scheduler | marks.scheduler
     ),
     metadata=file.metadata,
-    unused_tensors=constants | said,
-    notes=markers.notes,
+    unused_tensors=constants | markers,
     passed_over=passed_over,
+    notes=said.notes,
   )
 
 
@@ -127,7 +129,7 @@ def check_rest(
   """
   names = sorted(tensor.name for tensor in rest.values())
   found = companions.classify(names)
-  if found.unknown or not has_nets:
+  if not found.quantised and (found.unknown or not has_nets):
     unknown = found.unknown or names
     raise ValueError(
       f'{len(unknown)} tensors belong to no net of SDXL: '
