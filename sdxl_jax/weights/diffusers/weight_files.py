@@ -96,9 +96,7 @@ def choose(
       f'{absent}: choose one of them with {FLAGS}'
     )
   ((tag, path),) = found.items()
-  return Choice(
-    path, f'no files but those of the variant {tag}, which are read'
-  )
+  return Choice(path, f'the variant {tag} is read, the only one there is')
 
 
 def check_variant(
@@ -134,7 +132,7 @@ def variant_notes(
       note = choose(folder, STEMS[name], variant).note
       notes.setdefault(note, []).append(name)
   return tuple(
-    f'{" and ".join(names)}: {note}' for note, names in notes.items() if note
+    f'{", ".join(names)}: {note}' for note, names in notes.items() if note
   )
 
 
