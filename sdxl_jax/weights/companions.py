@@ -27,12 +27,14 @@ ANY = r'(?:.*\.)?'
 CHANGE_NOTHING = (
   Kind(
     'a noise schedule',
-    rf'{ANY}(?:alphas|betas|alphas_cumprod(?:_prev|_next)?|(?:log_)?sigmas'
-    r'|sqrt_\w+|log_one_minus_\w+|posterior_\w+|lvlb_weights|all_snr)',
+    rf'{ANY}(?:alphas|betas|alphas_cumprod\w*|(?:log_)?sigmas|(?:log_)?snr'
+    r'|sqrt_\w+|log_one_minus_\w+|log_alphas\w*|posterior_\w+|lvlb_weights'
+    r'|all_snr|final_alpha_cumprod|(?:num_)?timesteps)'
+    rf'|{ANY}noise_schedule(?:r)?\..*',
   ),
   Kind(
     'an average of parameters',
-    rf'{ANY}model_ema\..*|(?:ema|ema_model|unet_ema)\..*'
+    rf'{ANY}model_ema\..*|ema(?:_\w+)?\..*|unet_ema\..*'
     rf'|{ANY}(?:ema_decay|decay|num_updates)',
   ),
   Kind(
@@ -42,7 +44,7 @@ CHANGE_NOTHING = (
   Kind(
     'the state of a training program',
     r'(?:optimizers?|optimizer_states?|lr_schedulers?|callbacks|loops'
-    r'|(?:grad_)?scaler|rng_states?|random_states?)(?:\..*)?'
+    r'|hyper_parameters|(?:grad_)?scaler|rng_states?|random_states?)(?:\..*)?'
     r'|(?:global_)?(?:step|epoch|iteration)s?|pytorch-lightning_version',
   ),
   Kind('positions 0, 1, 2, ...', rf'{ANY}position_ids'),
@@ -52,8 +54,6 @@ CHANGE_NOTHING = (
     "CLIP's image encoder",
     rf'{ANY}(?:visual|vision_model|visual_projection)\..*',
   ),
-  # Of a text encoder whose pooled output is not used.
-  Kind('a projection', rf'{ANY}text_projection(?:\.weight)?'),
   Kind('a check of images', r'safety_checker\..*'),
   Kind('a count of batches', rf'{ANY}num_batches_tracked'),
   # Of LDM, which computes it from the first batch.

@@ -184,15 +184,24 @@ def without_unused(name: str, config: NetConfig, published: Tensors) -> Tensors:
   """Leaves out the projection of the first text encoder.
 
   Programs store it, and SDXL reads the pooled output of the second one only.
+
+  Raises:
+    ValueError: if the second one has a projection that its config leaves out.
   """
-  if name != 'text_encoder' or config.projection_dim is not None:
+  if name not in TOKENIZERS or config.projection_dim is not None:
     return published
   unused = f'{spellings.BARE_PROJECTION}.weight'
-  return {
+  rest = {
     name: tensor
     for name, tensor in published.items()
     if spellings.canonical_name(name) != unused
   }
+  if name == 'text_encoder_2' and len(rest) < len(published):
+    raise ValueError(
+      f'it has {unused}, but its config.json names a class without a '
+      "projection: set its architectures to ['CLIPTextModelWithProjection']"
+    )
+  return rest
 
 
 def describe_reading(model: Model) -> tuple[str, ...]:

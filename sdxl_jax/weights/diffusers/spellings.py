@@ -15,10 +15,11 @@ import numpy as np
 from sdxl_jax.weights import safetensors_file
 
 Tensor = safetensors_file.LazyTensor
-# Modules around others: of torch.compile, DDP, FSDP, checkpointing and PEFT.
+# Modules around others: of torch.compile, DDP, FSDP, checkpointing, DeepSpeed
+# and PEFT.
 WRAPPERS = re.compile(
   r'(?:^|(?<=\.))(?:_orig_mod|module|_fsdp_wrapped_module|base_layer'
-  r'|_checkpoint_wrapped_module)\.'
+  r'|_checkpoint_wrapped_module|_forward_module)\.'
 )
 # Under which training programs keep all parameters.
 BOXES = re.compile(r'^(?:state_dict|model_state_dict|params)\.')

@@ -77,6 +77,7 @@ FAMILIES = (
       'clip_l.': 'text_encoder',
       'clip_g.': 'text_encoder_2',
       'text_encoder.': 'text_encoder',
+      'text_encoder_1.': 'text_encoder',
       'text_encoder_2.': 'text_encoder_2',
       '': None,
     },

@@ -172,6 +172,15 @@ def test_weights_of_another_architecture(folder):
     folders.load_component(folder, 'text_encoder')
 
 
+def test_a_projection_that_the_config_leaves_out(folder):
+  path = folder / 'text_encoder_2' / 'config.json'
+  published = json.loads(path.read_text())
+  published['architectures'] = ['CLIPTextModel']
+  path.write_text(json.dumps(published))
+  with pytest.raises(ValueError, match='has text_projection.weight.*WithProj'):
+    folders.load_component(folder, 'text_encoder_2')
+
+
 # Of runwayml/stable-diffusion-v1-5, unet/config.json.
 SD_1_5 = {
   'act_fn': 'silu',
