@@ -3,6 +3,7 @@
 import logging
 import signal
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 
 import jax
@@ -21,10 +22,7 @@ def run(main: Callable, *names: str) -> None:
   """
 
   def run_main(argv):
-    # orbax logs verbosely, and its threads and tasks log with a traceback each
-    # what it raises as well.
-    absl_logging.set_verbosity(absl_logging.FATAL)
-    logging.getLogger('asyncio').setLevel(logging.CRITICAL)
+    silence_orbax()
     # Ctrl-C ended the process while it imported, see sdxl_jax/__init__.py.
     if signal.getsignal(signal.SIGINT) == signal.SIG_DFL:
       signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -47,6 +45,24 @@ def run(main: Callable, *names: str) -> None:
       )
 
   app.run(run_main, flags_parser=parse_flags)
+
+
+def silence_orbax() -> None:
+  """Silences what orbax prints beside the error that it raises."""
+  # It logs verbosely, and its threads and tasks log errors with tracebacks.
+  absl_logging.set_verbosity(absl_logging.FATAL)
+  logging.getLogger('asyncio').setLevel(logging.CRITICAL)
+  # After one failed write, the others end in a loop that is closed already.
+  warnings.filterwarnings('ignore', r'coroutine .* was never awaited')
+  print_error = sys.unraisablehook
+
+  def print_unless_late(unraisable):
+    error = unraisable.exc_value
+    late = isinstance(error, RuntimeError) and 'loop is closed' in str(error)
+    if not late:
+      print_error(unraisable)
+
+  sys.unraisablehook = print_unless_late
 
 
 def check_arguments(arguments: Sequence[str], names: Sequence[str]) -> None:

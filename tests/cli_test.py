@@ -40,3 +40,21 @@ def test_ctrl_c_while_libraries_are_imported():
     run.send_signal(signal.SIGINT)
     output = run.communicate()[1]
   assert run.returncode == -signal.SIGINT and 'Traceback' not in output
+
+
+def test_errors_after_a_failed_write_are_silent():
+  # What orbax's other writes raise in a loop that is closed; and another error.
+  code = (
+    'from sdxl_jax import cli; cli.silence_orbax()\n'
+    'class Late:\n'
+    '  def __init__(self, words): self.words = words\n'
+    '  def __del__(self): raise RuntimeError(self.words)\n'
+    'Late("Event loop is closed"); Late("something else")\n'
+    'async def write(): pass\n'
+    'write()'
+  )
+  done = subprocess.run(
+    [sys.executable, '-c', code], capture_output=True, text=True, check=True
+  )
+  assert 'something else' in done.stderr
+  assert 'closed' not in done.stderr and 'awaited' not in done.stderr
