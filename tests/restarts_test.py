@@ -156,6 +156,16 @@ def test_steps_that_are_not_finite_are_skipped(folder, monkeypatch, capsys):
   assert jax.tree.all(jax.tree.map(lambda x: np.isfinite(x).all(), params))
 
 
+@pytest.mark.slow
+def test_a_loss_that_is_not_finite_before_anything_has_moved(
+  folder, monkeypatch
+):
+  """Is named first, also where no line of the log was due yet."""
+  spoil(monkeypatch, '.png')
+  with pytest.raises(metrics.NonFiniteLoss, match=r'images/\d+\.png\n'):
+    train.train(get_config(8, log_every=100), folder / 'new')
+
+
 def spoil(monkeypatch, name):
   """Makes the pixels of one image NaN."""
   transform = transforms.transform

@@ -74,6 +74,8 @@ def loop(
       break
     done += 1
     notice.save_first()
+    if moved.is_due(done):
+      reporter.flush()  # a loss that is not finite is named first
     moved.follow(done, state)
     stopping = notice.requested(done)
 
