@@ -16,6 +16,7 @@ logit_scale, which no net reads and which every single file gets anew.
 import dataclasses
 import functools
 import pathlib
+import tempfile
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -24,7 +25,7 @@ from absl import flags
 
 from sdxl_jax import atomic_write, cli
 from sdxl_jax.checkpoints import export, run_params
-from sdxl_jax.text import tokenizer
+from sdxl_jax.text import added_tokens, clip_vocabulary, tokenizer
 from sdxl_jax.weights import (
   output_path,
   pretrained,
@@ -109,6 +110,8 @@ def convert(
   )
   pretrained.check_complete(model)
   model = with_loras(model, source.loras)
+  if target.to == 'single_file':
+    model = dataclasses.replace(model, added_tokens=added_to_tokenizers(model))
   dtype = target.dtype
   if target.variant:
     dtype = folder_reader.VARIANTS[target.variant]
@@ -202,9 +205,30 @@ def with_tokenizers(model: pretrained.Model) -> pretrained.Model:
   tokenizers = {}
   for component, name in pretrained.TOKENIZERS.items():
     if component in model.loaders:
-      ours = functools.partial(tokenizer.save, name=name)
+      added = model.added_tokens.get(name, ())
+      ours = functools.partial(tokenizer.save, name=name, added=added)
       tokenizers[name] = model.tokenizers.get(name, ours)
   return dataclasses.replace(model, tokenizers=tokenizers)
+
+
+def added_to_tokenizers(model: pretrained.Model) -> dict[str, Any]:
+  """Returns the tokens that each tokenizer adds to CLIP's vocabulary.
+
+  Args:
+    model: with all its tokenizers.
+  """
+  known, _ = clip_vocabulary.load()
+  tokens = {}
+  for component, name in pretrained.TOKENIZERS.items():
+    if component not in model.loaders:
+      continue
+    # A tokenizer without embeddings of its own is CLIP's.
+    if model.net(component).config().vocab_size > len(known):
+      with tempfile.TemporaryDirectory() as folder:
+        model.tokenizers[name](pathlib.Path(folder) / name)
+        row = tokenizer.load_row(folder, name)
+      tokens[name] = added_tokens.describe(row, known)
+  return {name: added for name, added in tokens.items() if added}
 
 
 def with_loras(

@@ -72,10 +72,10 @@ def open_run(source: Source, average: str = 'ema') -> pretrained.Model:
   # The other nets are those of the weights that the run started from.
   index = pretrained.ModelIndex(config.refiner, config.uncond == 'zeros')
   frozen = [n for n in index.components if n not in trained]
-  tokenizers = {}
+  tokenizers, added_tokens = {}, {}
   if config.init_from and frozen:
     start = open_source(config.init_from)
-    tokenizers = start.tokenizers
+    tokenizers, added_tokens = start.tokenizers, start.added_tokens
     loaders |= {
       n: functools.partial(open_frozen, start, nets, n) for n in frozen
     }
@@ -86,6 +86,7 @@ def open_run(source: Source, average: str = 'ema') -> pretrained.Model:
     index=index,
     scheduler=scheduler_config.for_run(nets.schedule),
     tokenizers=tokenizers,
+    added_tokens=added_tokens,
   )
 
 

@@ -105,7 +105,9 @@ MODEL_OPTIONS = {
   ),
   'lora_dir': ModelOption(None, 'folder of the LoRAs that prompts name'),
   'embedding': ModelOption(
-    (), 'file of a textual inversion; may be repeated', list
+    (),
+    'FILE or NAME=FILE, words of textual inversion; may be repeated',
+    list,
   ),
   'skip_unsupported': ModelOption(
     False,
@@ -116,7 +118,13 @@ MODEL_OPTIONS = {
 # Names of options of `pipelines.load` that differ from their flags.
 LOAD_OPTIONS = {'lora': 'loras', 'embedding': 'embeddings'}
 # Those that a refiner is loaded with too.
-REFINER_OPTIONS = ('dtype', 'vae_dtype', 'variant', 'skip_unsupported')
+REFINER_OPTIONS = (
+  'dtype',
+  'vae_dtype',
+  'variant',
+  'embedding',
+  'skip_unsupported',
+)
 
 
 def check(fields: Any, location: str) -> dict[str, Any]:

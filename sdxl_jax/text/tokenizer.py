@@ -156,16 +156,18 @@ class Tokenizer:
     Raises:
       ValueError: for a word that a row has already.
     """
-    rows, expansions, ids = list(self.rows), list(self.expansions), [[], []]
+    rows, expansions, sizes = map(
+      list, (self.rows, self.expansions, self.sizes)
+    )
+    ids = [[] for _ in rows]
     for i, row in enumerate(self.rows):
       if words[i] or aliases[i]:
         rows[i], ids[i], expansions[i] = added_tokens.add_words(
           row, words[i], aliases[i]
         )
-    tokenize = dataclasses.replace(
-      self, rows=tuple(rows), expansions=tuple(expansions)
-    )
-    return tokenize, ids
+      sizes[i] = ids[i][-1] + 1 if ids[i] else sizes[i]
+    fields = map(tuple, (rows, expansions, sizes))
+    return Tokenizer(*fields), ids
 
   @property
   def empty(self) -> chunking.Empty:

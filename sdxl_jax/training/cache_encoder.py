@@ -27,7 +27,7 @@ class Encoder:
     source, model, mesh = setup.config.init_from, setup.model, setup.mesh
     names = [name for name in model.configs if name != 'unet']
     self.params = loading.load_params(source, model, names, mesh)
-    self.tokenize = tokenizer.load(loading.base_weights(source))
+    self.tokenize = run_setup.load_tokenizer(setup.config)
     length = setup.config.max_token_length
     self.text_chunks = chunking.count_for(length)
     self.cut_captions = cut_captions.CutCaptions(length)

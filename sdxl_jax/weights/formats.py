@@ -3,8 +3,9 @@
 import dataclasses
 import enum
 import pathlib
+from typing import Any
 
-from sdxl_jax.weights import pretrained, read_options
+from sdxl_jax.weights import pretrained, read_options, safetensors_file
 from sdxl_jax.weights.diffusers import folder_reader
 from sdxl_jax.weights.single_file import ldm_reader
 
@@ -74,4 +75,19 @@ def open_format(
   raise FileNotFoundError(
     f'{path} holds no weights of a known format: it has neither '
     'model_index.json nor config.json'
+  )
+
+
+def added_tokens(
+  path: str | pathlib.Path | None,
+) -> dict[str, list[dict[str, Any]]]:
+  """Returns the tokens that a single file adds to CLIP's vocabulary.
+
+  A folder has its own tokenizers, and adds none; nor does None, no weights. See
+  pretrained.Model.added_tokens.
+  """
+  if path is None or detect_format(path) != Format.SINGLE_FILE:
+    return {}
+  return ldm_reader.read_our_metadata(safetensors_file.load(path)).get(
+    'added_tokens', {}
   )

@@ -129,6 +129,7 @@ def open_model(
     loaders={n: loaders[n] for n in pretrained.COMPONENTS if n in loaders},
     index=index,
     scheduler=(pretrained.SCHEDULER if index else {}) | scheduler,
+    added_tokens=saved.get('added_tokens', {}),
     metadata=file.metadata,
     unused_tensors=unused,
   )
@@ -159,18 +160,31 @@ def explain_leftovers(path: str | pathlib.Path, rest: Collection[str]) -> str:
 
 
 def read_our_metadata(file: safetensors_file.TensorFile) -> dict[str, Any]:
-  """Reads our metadata: {'nets': {name: config.json}, 'index', 'scheduler'}."""
+  """Reads our metadata as a dict.
+
+  It has 'nets', {name: config.json}; 'index'; 'scheduler'; and 'added_tokens',
+  see pretrained.Model.
+  """
   try:
     saved = json.loads(file.metadata.get(OURS, '{}'))
     parts = [saved, *saved.values(), *saved.get('nets', {}).values()]
     prediction = saved.get('scheduler', {}).get('prediction_type', '')
     is_valid = all(isinstance(part, dict) for part in parts)
     is_valid = is_valid and isinstance(prediction, str)
-  except (ValueError, RecursionError, AttributeError):
+    for tokens in saved.get('added_tokens', {}).values():
+      is_valid = is_valid and all(map(is_token, tokens))
+  except (ValueError, RecursionError, AttributeError, TypeError):
     is_valid = False
   if not is_valid:
     raise ValueError(f'{file.path}: its metadata {OURS!r} is corrupt')
   return saved
+
+
+def is_token(value: Any) -> bool:
+  """Whether a JSON value describes an added token."""
+  types = {name: type(entry) for name, entry in value.items()}
+  id_type, text = types.pop('id', None), types.pop('content', None)
+  return (id_type, text) == (int, str) and set(types.values()) <= {bool}
 
 
 def read_index(
