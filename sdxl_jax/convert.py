@@ -206,7 +206,7 @@ def with_tokenizers(model: pretrained.Model) -> pretrained.Model:
   for component, name in pretrained.TOKENIZERS.items():
     if component in model.loaders:
       added = model.added_tokens.get(name, ())
-      ours = functools.partial(tokenizer.save, name=name, added=added)
+      ours = functools.partial(clip_vocabulary.save, name=name, added=added)
       tokenizers[name] = model.tokenizers.get(name, ours)
   return dataclasses.replace(model, tokenizers=tokenizers)
 

@@ -26,7 +26,7 @@ from sdxl_jax.sampling import (
   sample_request,
   watermark,
 )
-from sdxl_jax.weights import formats
+from sdxl_jax.weights import formats, textual_inversion
 from sdxl_jax.weights.lora import lora_file
 
 load, generate = pipelines.load, generation.generate
@@ -102,6 +102,8 @@ def load_models(mesh, models, offload):
     loading.check_source(folder)
   for spec in options['lora']:
     lora_file.find(lora_file.parse(spec)[0])
+  for spec in options['embedding']:
+    textual_inversion.find(textual_inversion.parse(spec)[1])
   base = load_expert(weights, mesh, options | {'offload': offload})
   if refiner is None:
     return base, None

@@ -48,13 +48,16 @@ def add(
     name: configs[name].hidden_size for name in TEXT_ENCODERS if name in configs
   }
   words = textual_inversion.load(specs, widths)
-  tokenize, ids = parts.tokenize.with_words(
-    [
-      {w.name: len(w.vectors[n]) for w in words if n in w.vectors}
-      for n in TEXT_ENCODERS
-    ],
-    [aliases(words, n) if n in widths else {} for n in TEXT_ENCODERS],
-  )
+  counts = [
+    {w.name: len(w.vectors[n]) for w in words if n in w.vectors}
+    for n in TEXT_ENCODERS
+  ]
+  names = [aliases(words, n) if n in widths else {} for n in TEXT_ENCODERS]
+  try:
+    tokenize, ids = parts.tokenize.with_words(counts, names)
+  except ValueError as error:
+    files = ', '.join(dict.fromkeys(str(word.path) for word in words))
+    raise ValueError(f'embedding {files}: {error}') from None
   # Token embeddings grow; the rest of each net stays.
   params, fields = dict(parts.params), {name: {} for name in configs}
   for name, rows in zip(TEXT_ENCODERS, ids):

@@ -103,9 +103,10 @@ class Unpickler(pickle.Unpickler):
       raise pickle.UnpicklingError(f'it calls {module}.{name}')
     return ALLOWED[module, name]
 
-  def persistent_load(self, saved: tuple) -> tuple[np.dtype, str]:
-    _, dtype, key, *_ = saved
-    return dtype, key
+  def persistent_load(self, saved: tuple) -> tuple[np.dtype, str] | type:
+    kind, value, key, *_ = saved
+    # The older form has classes here, with their source code.
+    return value if kind == 'module' else (value, key)
 
 
 def load(path: str | pathlib.Path) -> dict[str, Any]:
