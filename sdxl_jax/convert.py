@@ -27,6 +27,7 @@ from sdxl_jax import atomic_write, cli
 from sdxl_jax.checkpoints import export, run_params
 from sdxl_jax.text import added_tokens, clip_vocabulary, tokenizer
 from sdxl_jax.weights import (
+  checked_cast,
   output_path,
   pretrained,
   read_options,
@@ -36,7 +37,6 @@ from sdxl_jax.weights.diffusers import (
   folder_reader,
   folder_writer,
   scheduler_config,
-  tensor_names,
 )
 from sdxl_jax.weights.lora import lora_file, lora_names, lora_writer, merge
 from sdxl_jax.weights.single_file import ldm_writer
@@ -131,6 +131,8 @@ def convert(
   with bar, atomic as partial:
     try:
       save(partial, model, target, bar.update)
+    except checked_cast.NotFiniteError:
+      raise  # its message names the file
     except ValueError as error:
       raise ValueError(f'{model.path}: {error}') from error
   say(f'wrote {target.path}')
@@ -269,11 +271,8 @@ def describe(model: pretrained.Model, dtype: str | None, say: Say) -> int:
     f'  {kind}, predicts {model.scheduler["prediction_type"]}'
     f'{", down to zero SNR" if zero_snr else ""}'
   )
-  for note in model.notes:
+  for note in pretrained.describe_reading(model):
     say(f'  note: {note}')
-  if model.unused_tensors:
-    unused = tensor_names.format_list(list(model.unused_tensors))
-    say(f'  belong to no net: {unused}')
   return total
 
 

@@ -15,19 +15,14 @@ from ml_collections import config_dict
 
 from sdxl_jax.checkpoints import orbax_checkpoint, run_params
 from sdxl_jax.distributed import device_mesh, multihost, sharding
-from sdxl_jax.models import (
-  autoencoder_gan,
-  clip,
-  from_config,
-  latent_scaling,
-  sdxl,
-)
+from sdxl_jax.models import autoencoder_gan, from_config, latent_scaling, sdxl
 from sdxl_jax.weights import (
   formats,
   lpips_weights,
   pretrained,
   read_options,
 )
+from sdxl_jax.weights.diffusers import edm_config
 from sdxl_jax.weights.lora import merge
 
 # Fields of a net's config that do not belong to its architecture.
@@ -145,9 +140,21 @@ def load_params(
   # Pretrained weights have all nets, and no averages.
   check_published(source, average)
   model = formats.open_model(source)
+  if 'unet' in names:
+    check_timesteps(model)
   return {
     name: load_pretrained_net(model, nets, name, mesh, memory) for name in names
   }
+
+
+def check_timesteps(model: pretrained.Model) -> None:
+  """Raises ValueError for a UNet that runs cannot be trained from."""
+  if edm_config.is_edm(model.scheduler):
+    raise ValueError(
+      f'{model.path} takes continuous noise levels (EDM), as Playground v2.5 '
+      'and CosXL do, and is trained at those of timesteps only by mistake: it '
+      'can be sampled, not trained; start from other weights'
+    )
 
 
 def load_run_params(
@@ -272,13 +279,13 @@ def check_same(
     saved: dataclass of the same type.
     location: of the saved net, for the error.
   """
-  rows = []
-  # Ids that mean the same place in every text.
-  if isinstance(config, clip.CLIPTextConfig):
-    config, saved = (
-      dataclasses.replace(c, eos_token_id=clip.pooling(c))
-      for c in (config, saved)
+  if type(config) is not type(saved):
+    raise ValueError(
+      f'{location} has a {name} of another kind, {type(saved).__name__}, than '
+      f'config.{name}, {type(config).__name__}: use other weights'
     )
+  rows = []
+  config, saved = from_config.comparable(config), from_config.comparable(saved)
   for field in dataclasses.fields(config):
     here, there = getattr(config, field.name), getattr(saved, field.name)
     if here != there:

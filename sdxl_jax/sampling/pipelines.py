@@ -209,7 +209,7 @@ def load_pretrained(
     schedule=schedule,
     refiner=pretrained_model.index.refiner,
   )
-  side = pretrained_model.sample_size * model.vae.downscale
+  height, width = pretrained_model.sample_size
   return Pipeline(
     model=model,
     params=params,
@@ -218,9 +218,9 @@ def load_pretrained(
     ),
     scheduler=pretrained_model.scheduler,
     force_zeros=pretrained_model.index.force_zeros,
-    size=(side, side),
+    size=(height * model.vae.downscale, width * model.vae.downscale),
     mesh=mesh,
-    notes=pretrained_model.notes,
+    notes=pretrained.describe_reading(pretrained_model),
   )
 
 

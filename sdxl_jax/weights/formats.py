@@ -5,7 +5,12 @@ import enum
 import pathlib
 from typing import Any
 
-from sdxl_jax.weights import pretrained, read_options, safetensors_file
+from sdxl_jax.weights import (
+  pretrained,
+  read_options,
+  tensor_files,
+  unknown_paths,
+)
 from sdxl_jax.weights.diffusers import folder_reader
 from sdxl_jax.weights.single_file import ldm_reader
 
@@ -70,12 +75,7 @@ def open_format(
       return folder_reader.open_model(path, options)
     case Format.COMPONENT_FOLDER:
       return folder_reader.open_component(path, options)
-  if not path.exists():
-    raise FileNotFoundError(f'{path} does not exist')
-  raise FileNotFoundError(
-    f'{path} holds no weights of a known format: it has neither '
-    'model_index.json nor config.json'
-  )
+  raise FileNotFoundError(unknown_paths.explain(path))
 
 
 def added_tokens(
@@ -88,6 +88,6 @@ def added_tokens(
   """
   if path is None or detect_format(path) != Format.SINGLE_FILE:
     return {}
-  return ldm_reader.read_our_metadata(safetensors_file.load(path)).get(
+  return ldm_reader.read_our_metadata(tensor_files.open_file(path)).get(
     'added_tokens', {}
   )

@@ -21,7 +21,12 @@ from typing import Any
 
 import numpy as np
 
-from sdxl_jax.weights import checked_cast, safetensors_file, torch_pickle
+from sdxl_jax.weights import (
+  checked_cast,
+  foreign_files,
+  safetensors_file,
+  torch_pickle,
+)
 from sdxl_jax.weights.diffusers import tensor_names
 
 Tree = dict[str, Any]  # what a file holds
@@ -150,9 +155,7 @@ def read(
 
 def read_tree(path: pathlib.Path) -> Tree | np.ndarray:
   """Reads the tensors of a safetensors file, or the tree of a pickle."""
-  with path.open('rb') as file:
-    is_pickle = file.read(8).startswith(safetensors_file.PICKLE_MAGIC)
-  if is_pickle:
+  if foreign_files.is_torch_pickle(path):
     return torch_pickle.load(path)
   tensors = safetensors_file.load(path).tensors
   # A LoRA file may be large: of a bundle, only the words are read.

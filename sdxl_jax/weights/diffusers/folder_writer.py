@@ -28,6 +28,11 @@ def save(
     **settings: of save_net.
   """
   pretrained.check_complete(model)
+  if model.net('vae').published.get('num_encoder_blocks') == []:
+    raise ValueError(
+      f'the autoencoder of {model.path} has a decoder only, and diffusers has '
+      'no such class: pass one with both halves'
+    )
   folder.mkdir(parents=True)
   for name in model.index.components:
     save_net(folder / name, model.net(name), **settings)
@@ -36,6 +41,8 @@ def save(
   (folder / 'scheduler').mkdir()
   write_json(folder / 'scheduler' / 'scheduler_config.json', model.scheduler)
   index = model_index_json(model.index, model.scheduler['_class_name'])
+  vae_class = model.net('vae').published.get('_class_name', 'AutoencoderKL')
+  index['vae'] = 'diffusers', vae_class
   write_json(folder / 'model_index.json', index)
 
 

@@ -8,6 +8,8 @@ variant: of a dtype, 'fp16' and 'bf16', or of parameters without averaging,
   diffusion_pytorch_model.fp16.safetensors
   diffusion_pytorch_model.safetensors.index.json
   diffusion_pytorch_model.safetensors.index.fp16.json
+
+Where there are no safetensors, state dicts of PyTorch are read (.bin).
 """
 
 import pathlib
@@ -16,6 +18,8 @@ from typing import NamedTuple
 
 PLAIN = ''  # the variant of files without a mark
 SHARD = re.compile(r'-\d+-of-\d+')
+# The stem of transformers' pickles differs from that of its safetensors.
+PICKLED = {'model': 'pytorch_model'}
 
 
 class Choice(NamedTuple):
@@ -32,19 +36,22 @@ def find_variants(folder: pathlib.Path, stem: str) -> dict[str, pathlib.Path]:
     folder: of the net.
     stem: of the names of its files.
   """
-  name = re.escape(stem)
+  name, pickled = re.escape(stem), re.escape(PICKLED.get(stem, stem))
   patterns = (
     rf'{name}(?:\.(?P<tag>[^.]+))?\.safetensors',
     rf'{name}\.safetensors\.index(?:\.(?P<tag>[^.]+))?\.json',
     rf'{name}\.(?P<tag>[^.]+)\.safetensors\.index\.json',
+    rf'{pickled}(?:\.(?P<tag>[^.]+))?\.bin',
+    rf'{pickled}\.bin\.index(?:\.(?P<tag>[^.]+))?\.json',
   )
-  # A file comes before an index of the same variant.
+  # A file comes before an index of the same variant, and safetensors first.
+  files = sorted(p for p in folder.glob('*') if p.is_file())
   found = {}
   for pattern in patterns:
-    for path in sorted(folder.glob(f'{stem}*')):
+    for path in files:
       match = re.fullmatch(pattern, path.name)
       tag = match and (match['tag'] or PLAIN)
-      if match and path.is_file() and not SHARD.search(tag):
+      if match and not SHARD.search(path.name):
         found.setdefault(tag, path)
   return dict(sorted(found.items()))
 
@@ -71,11 +78,7 @@ def choose(
     note = f'{folder.name} has no variant {variant}: its plain files are read'
     return Choice(found[PLAIN], note if variant else None)
   if not found:
-    raise FileNotFoundError(
-      f'{folder} has no weights: neither {stem}.safetensors nor an index of it '
-      'was found. Other formats (.bin, .ckpt, .msgpack) are not supported: '
-      'convert them to safetensors'
-    )
+    raise FileNotFoundError(explain_absent(folder, stem))
   if variant is None and len(found) == 1:
     ((tag, path),) = found.items()
     note = f'{folder.name}: the variant {tag} is read, the only one there is'
@@ -84,4 +87,24 @@ def choose(
   raise ValueError(
     f'{folder} has weights of the variants {", ".join(found)}, and {what}: '
     'choose one of them with --variant'
+  )
+
+
+def explain_absent(folder: pathlib.Path, stem: str) -> str:
+  """Describes a folder without weights of a net."""
+  if not folder.is_dir():
+    return (
+      f'{folder} not found, which holds a net of the model: the folder is '
+      'incomplete, re-download it'
+    )
+  others = sorted(
+    path.name
+    for path in folder.iterdir()
+    if path.is_file() and path.suffix not in ('.json', '.txt', '.md')
+  )
+  has = f'; nothing is read of {", ".join(others[:8])}' if others else ''
+  return (
+    f'{folder} has no weights: neither {stem}.safetensors nor an index of it '
+    f'was found{has}. Download the .safetensors of this model into it, or '
+    'convert the weights to safetensors'
   )
