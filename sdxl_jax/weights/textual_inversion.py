@@ -23,11 +23,11 @@ import numpy as np
 
 from sdxl_jax.weights import (
   checked_cast,
+  companions,
   foreign_files,
   safetensors_file,
   torch_pickle,
 )
-from sdxl_jax.weights.diffusers import tensor_names
 
 Tree = dict[str, Any]  # what a file holds
 # (word or None, {name of a tensor: vectors}).
@@ -133,7 +133,7 @@ def read(
   try:
     entries = list(split(read_tree(path), widths))
     if name is not None and len(entries) > 1:
-      words = tensor_names.format_list([str(word) for word, _ in entries])
+      words = companions.format_list([str(word) for word, _ in entries])
       raise ValueError(
         f'it has {len(entries)} words ({words}), and a name was passed for '
         'one: pass it without NAME='
@@ -207,7 +207,7 @@ def check_words(tree: Tree, widths: Mapping[str, int]) -> None:
   if others:
     raise ValueError(
       f'it is no textual inversion: {len(others)} of {len(tree)} entries are '
-      f'no vectors of a word: {tensor_names.format_list(others)}. Pass a LoRA '
+      f'no vectors of a word: {companions.format_list(others)}. Pass a LoRA '
       'by --lora, and a model by --weights'
     )
 

@@ -175,7 +175,7 @@ def test_refused(case, tmp_path):
   file = save(tmp_path / 'x.safetensors', tensors)
   with pytest.raises(ValueError, match=message) as caught:
     textual_inversion.load([file], WIDTHS)
-  assert str(caught.value).startswith(f'embedding {file}: ')
+  assert f'{file}: ' in str(caught.value)
   assert '\n' not in str(caught.value)
 
 

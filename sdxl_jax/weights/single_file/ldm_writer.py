@@ -8,9 +8,8 @@ from typing import Any
 import numpy as np
 
 from sdxl_jax.models import vae
-from sdxl_jax.weights import pretrained, safetensors_file
+from sdxl_jax.weights import companions, pretrained, safetensors_file
 from sdxl_jax.weights.diffusers import edm_config
-from sdxl_jax.weights.diffusers.tensor_names import format_list
 from sdxl_jax.weights.single_file import (
   edm_markers,
   ldm_names,
@@ -121,10 +120,11 @@ def notes(model: pretrained.Model) -> Iterator[str]:
       'assume 0.13025 for every SDXL file'
     )
   words = [t['content'] for ts in model.added_tokens.values() for t in ts]
-  if words := list(dict.fromkeys(words)):
+  if words:
+    words = companions.format_list(list(dict.fromkeys(words)))
     yield (
-      f'its tokenizers have added tokens ({format_list(words)}): they are in '
-      'the metadata of the file, which other programs do not read'
+      f'its tokenizers have added tokens ({words}): they are in the metadata '
+      'of the file, which other programs do not read'
     )
 
 
