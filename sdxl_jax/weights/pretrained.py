@@ -110,7 +110,9 @@ class Net:
     config = self.config(**fields)
     target = shard(self.shapes(config))
     if self.restore:
-      return config, self.restore(target)
+      params = self.restore(target)
+      checked_cast.check_tree(params, self.location)
+      return config, params
     return config, self._convert(tensor_names.from_published, target)
 
   def passed_over(self) -> tuple[str, ...]:

@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from sdxl_jax.checkpoints import loading
+from sdxl_jax.checkpoints import source_checks
 from sdxl_jax.models import clip
 from sdxl_jax.weights.diffusers import config_json
 
@@ -54,7 +54,7 @@ def test_an_id_that_is_no_number():
 def test_both_ids_are_one_as_long_as_the_vocabulary_ends_there():
   config = clip.VIT_L
   other = dataclasses.replace(config, eos_token_id=49407)
-  loading.check_same('text_encoder', config, other, 'there')
+  source_checks.check_same('text_encoder', config, other, 'there')
   grown = [dataclasses.replace(c, vocab_size=49410) for c in (config, other)]
   with pytest.raises(ValueError, match='eos_token_id: 2 here, 49407 there'):
-    loading.check_same('text_encoder', *grown, 'there')
+    source_checks.check_same('text_encoder', *grown, 'there')

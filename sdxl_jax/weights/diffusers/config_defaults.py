@@ -120,6 +120,6 @@ def component_of(config: Json) -> str | None:
   """Detects the component of a config.json without a class, by its fields."""
   if 'cross_attention_dim' in config and 'addition_time_embed_dim' in config:
     return 'unet'
-  if 'latent_channels' in config and 'cross_attention_dim' not in config:
+  if {'latent_channels', 'scaling_factor', 'force_upcast'} & set(config):
     return 'vae'
   return None
