@@ -26,6 +26,10 @@ def get_config():
   # export, or the EMA of another run (its workdir, or one of its
   # checkpoints/STEP). '': all nets are initialised at random.
   config.init_from = ''
+  # Mark in the names of the files of a diffusers folder to start from: 'fp16',
+  # 'bf16', 'non_ema'; '': the plain ones, or the only ones.
+  config.init_variant = ''
+  config.init_vae = ''  # source of another autoencoder; '': that of init_from
   config.from_scratch = ()  # nets initialised at random despite init_from
 
   config.task = 'diffusion'  # or 'autoencoder', see configs/stage0.py
@@ -245,6 +249,7 @@ def text_encoder(**changes):
   encoder.num_attention_heads = 12
   encoder.hidden_act = 'quick_gelu'  # or 'gelu'
   encoder.projection_dim = None  # of pooled text; None: no projection
+  encoder.eos_token_id = 2  # pooled at it; 2: at the largest id of a text
   encoder.dtype = 'bfloat16'
   encoder.param_dtype = 'float32'
   encoder.attention = 'xla'

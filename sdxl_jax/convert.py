@@ -16,6 +16,7 @@ logit_scale, which no net reads and which every single file gets anew.
 import dataclasses
 import functools
 import pathlib
+import tempfile
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -24,12 +25,19 @@ from absl import flags
 
 from sdxl_jax import atomic_write, cli
 from sdxl_jax.checkpoints import export, run_params
-from sdxl_jax.text import tokenizer
-from sdxl_jax.weights import output_path, pretrained, safetensors_file
+from sdxl_jax.text import added_tokens, clip_vocabulary, tokenizer
+from sdxl_jax.weights import (
+  checked_cast,
+  other_vae,
+  output_path,
+  pretrained,
+  read_options,
+  safetensors_file,
+)
 from sdxl_jax.weights.diffusers import (
   folder_reader,
   folder_writer,
-  tensor_names,
+  scheduler_config,
 )
 from sdxl_jax.weights.lora import lora_file, lora_names, lora_writer, merge
 from sdxl_jax.weights.single_file import ldm_writer
@@ -48,12 +56,15 @@ class Source:
   base: str | pathlib.Path | None = None  # source of nets that `path` lacks
   average: str = 'ema'  # of a workdir, see run_params.AVERAGES
   loras: Sequence[str] = ()  # to merge, each as 'FILE' or 'FILE:WEIGHT'
+  options: read_options.ReadOptions = read_options.DEFAULT
+  vae: str | pathlib.Path | None = None  # replaces the autoencoder
 
   @property
   def files(self) -> list[str | pathlib.Path]:
     """Paths that are read."""
     loras = [lora_file.parse(spec)[0] for spec in self.loras]
-    return [path for path in (self.path, self.base, *loras) if path]
+    paths = (self.path, self.base, self.vae, *loras)
+    return [path for path in paths if path]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,10 +109,13 @@ def convert(
   )
   # Open the model; its tensors are read when they are written.
   model = with_tokenizers(
-    export.open_source(source.path, source.base, source.average)
+    export.open_source(source.path, source.base, source.average, source.options)
   )
+  model = other_vae.replace(model, source.vae, source.options)
   pretrained.check_complete(model)
   model = with_loras(model, source.loras)
+  if target.to == 'single_file':
+    model = dataclasses.replace(model, added_tokens=added_to_tokenizers(model))
   dtype = target.dtype
   if target.variant:
     dtype = folder_reader.VARIANTS[target.variant]
@@ -121,6 +135,8 @@ def convert(
   with bar, atomic as partial:
     try:
       save(partial, model, target, bar.update)
+    except checked_cast.NotFiniteError:
+      raise  # its message names the file
     except ValueError as error:
       raise ValueError(f'{model.path}: {error}') from error
   say(f'wrote {target.path}')
@@ -162,6 +178,17 @@ def convert_lora(
   Args, Raises: see `convert`.
   """
   output_path.check_replaceable(target.path, False, target.overwrite)
+  options = source.options
+  for name, value in (
+    ('vae', source.vae),
+    ('prediction', options.prediction),
+    ('zero_snr', options.zero_snr),
+  ):
+    if value is not None:
+      raise ValueError(
+        f'--{name}={value} is of models, and --to=lora writes a LoRA: leave it '
+        'out'
+      )
   # Describe the factors.
   adapter, shapes = export.open_lora(source.path, source.base, source.average)
   ranks = sorted({len(factors.down) for factors in adapter.factors.values()})
@@ -195,9 +222,30 @@ def with_tokenizers(model: pretrained.Model) -> pretrained.Model:
   tokenizers = {}
   for component, name in pretrained.TOKENIZERS.items():
     if component in model.loaders:
-      ours = functools.partial(tokenizer.save, name=name)
+      added = model.added_tokens.get(name, ())
+      ours = functools.partial(clip_vocabulary.save, name=name, added=added)
       tokenizers[name] = model.tokenizers.get(name, ours)
   return dataclasses.replace(model, tokenizers=tokenizers)
+
+
+def added_to_tokenizers(model: pretrained.Model) -> dict[str, Any]:
+  """Returns the tokens that each tokenizer adds to CLIP's vocabulary.
+
+  Args:
+    model: with all its tokenizers.
+  """
+  known, _ = clip_vocabulary.load()
+  tokens = {}
+  for component, name in pretrained.TOKENIZERS.items():
+    if component not in model.loaders:
+      continue
+    # A tokenizer without embeddings of its own is CLIP's.
+    if model.net(component).config().vocab_size > len(known):
+      with tempfile.TemporaryDirectory() as folder:
+        model.tokenizers[name](pathlib.Path(folder) / name)
+        row = tokenizer.load_row(folder, name)
+      tokens[name] = added_tokens.describe(row, known)
+  return {name: added for name, added in tokens.items() if added}
 
 
 def with_loras(
@@ -238,9 +286,8 @@ def describe(model: pretrained.Model, dtype: str | None, say: Say) -> int:
     f'  {kind}, predicts {model.scheduler["prediction_type"]}'
     f'{", down to zero SNR" if zero_snr else ""}'
   )
-  if model.unused_tensors:
-    unused = tensor_names.format_list(list(model.unused_tensors))
-    say(f'  belong to no net: {unused}')
+  for note in pretrained.describe_reading(model):
+    say(f'  note: {note}')
   return total
 
 
@@ -248,7 +295,19 @@ def main(args: flags.FlagValues, source: str, target: str) -> None:
   """Runs the command with its flags and two paths."""
   run = convert_lora if args.to == 'lora' else convert
   run(
-    Source(source, args.base, args.average, args.lora),
+    Source(
+      source,
+      args.base,
+      args.average,
+      args.lora,
+      read_options.ReadOptions(
+        args.source_variant,
+        args.prediction,
+        args.zero_snr,
+        args.skip_unsupported,
+      ),
+      args.vae,
+    ),
     Target(
       target,
       args.to,
@@ -266,7 +325,25 @@ def main(args: flags.FlagValues, source: str, target: str) -> None:
 if __name__ == '__main__':
   flags.DEFINE_enum('to', None, FORMATS, 'format of TARGET')
   flags.DEFINE_string('base', None, 'source of the nets that SOURCE lacks')
+  flags.DEFINE_string('vae', None, 'source of another autoencoder')
   flags.DEFINE_string('average', 'ema', run_params.HELP)
+  flags.DEFINE_string(
+    'source_variant', None, 'of a folder that is read: fp16, bf16, non_ema'
+  )
+  flags.DEFINE_enum(
+    'prediction',
+    None,
+    scheduler_config.PREDICTION_TYPES,
+    'what the UNet predicts, where SOURCE does not say it',
+  )
+  flags.DEFINE_bool(
+    'zero_snr', None, "whether the UNet's noise schedule ends in zero SNR"
+  )
+  flags.DEFINE_bool(
+    'skip_unsupported',
+    False,
+    'leave out tensors that would change the image, but cannot be applied',
+  )
   flags.DEFINE_enum('dtype', None, DTYPES, 'to write; default: the stored one')
   flags.DEFINE_enum(
     'variant',

@@ -8,9 +8,14 @@ from typing import Any
 import jax
 from ml_collections import config_dict
 
-from sdxl_jax.checkpoints import loading, orbax_checkpoint
+from sdxl_jax.checkpoints import (
+  loading,
+  orbax_checkpoint,
+  run_sources,
+  source_checks,
+)
 from sdxl_jax.models import clip, from_config, lora, sdxl, unet
-from sdxl_jax.weights import formats, pretrained
+from sdxl_jax.weights import formats, other_vae, pretrained, read_options
 from sdxl_jax.weights.diffusers import config_json, scheduler_config
 from sdxl_jax.weights.lora import lora_file, merge
 
@@ -18,7 +23,10 @@ Source = str | pathlib.Path
 
 
 def open_source(
-  path: Source, base: Source | None = None, average: str = 'ema'
+  path: Source,
+  base: Source | None = None,
+  average: str = 'ema',
+  options: read_options.ReadOptions = read_options.DEFAULT,
 ) -> pretrained.Model:
   """Opens the weights at a path lazily.
 
@@ -26,22 +34,29 @@ def open_source(
     path: pretrained weights in any format, a workdir or one of its checkpoints.
     base: source of the nets that the path lacks.
     average: which parameters of a workdir, see run_params.restore.
+    options: what the user decided; the prediction is that of the path.
 
   Raises:
     ValueError: if the weights are broken, or do not match the base.
     FileNotFoundError: if the path holds no known format.
   """
-  base = open_source(base) if base else None
+  if base:
+    base = open_source(base, options=formats.for_other(base, options))
   # A folder of no known format can only be a workdir.
   if pathlib.Path(path).is_dir() and not formats.is_published(path):
-    model = open_run(path, average)
+    source_checks.check_run(path, options)
+    model = open_run(path, average, options)
   else:
-    model = formats.open_model(path, base)
+    model = formats.open_model(path, base, options)
     loading.check_published(path, average)
   return pretrained.join(model, base) if base else model
 
 
-def open_run(source: Source, average: str = 'ema') -> pretrained.Model:
+def open_run(
+  source: Source,
+  average: str = 'ema',
+  options: read_options.ReadOptions = read_options.DEFAULT,
+) -> pretrained.Model:
   """Opens a run: the nets that it trained, and those that it started from."""
   folder = orbax_checkpoint.find(source)
   config = loading.saved_config(folder)
@@ -65,10 +80,14 @@ def open_run(source: Source, average: str = 'ema') -> pretrained.Model:
   # The other nets are those of the weights that the run started from.
   index = pretrained.ModelIndex(config.refiner, config.uncond == 'zeros')
   frozen = [n for n in index.components if n not in trained]
-  tokenizers = {}
+  tokenizers, added_tokens = {}, {}
   if config.init_from and frozen:
-    start = open_source(config.init_from)
-    tokenizers = start.tokenizers
+    options = run_sources.reading(config, options)
+    start = open_source(config.init_from, options=options)
+    tokenizers, added_tokens = start.tokenizers, start.added_tokens
+    other = run_sources.vae_source(config)
+    if 'vae' in frozen and other != config.init_from:
+      start = other_vae.replace(start, other, options)
     loaders |= {
       n: functools.partial(open_frozen, start, nets, n) for n in frozen
     }
@@ -79,6 +98,7 @@ def open_run(source: Source, average: str = 'ema') -> pretrained.Model:
     index=index,
     scheduler=scheduler_config.for_run(nets.schedule),
     tokenizers=tokenizers,
+    added_tokens=added_tokens,
   )
 
 
@@ -112,7 +132,7 @@ def open_frozen(
   """Opens a net that a run loaded from where it started."""
   net = start.net(name)
   config = net.config(**loading.runtime_fields(nets, name))
-  loading.check_same(name, nets.configs[name], config, net.location)
+  source_checks.check_same(name, nets.configs[name], config, net.location)
   return net
 
 

@@ -16,6 +16,8 @@ PARAMETERS = (
   'lora',
   'refiner',
   'init_from',
+  'init_variant',
+  'init_vae',
   'from_scratch',
   'unet',
   'vae',
@@ -46,9 +48,13 @@ PLACES = ('path', 'shards', 'files', 'data_dir')
 
 # Fields that older configs lack, with the value that these runs had.
 ADDED = {
+  'init_variant': '',
+  'init_vae': '',
   'data.folder.caption': 'text',
   'data.folder.encoding': '',
   'data.webdataset.encoding': '',
+  'text_encoder.eos_token_id': 2,
+  'text_encoder_2.eos_token_id': 2,
 }
 
 

@@ -1,10 +1,17 @@
 """Detects the format of the weights at a path, and opens them."""
 
+import dataclasses
 import enum
 import pathlib
+from typing import Any
 
-from sdxl_jax.weights import pretrained
-from sdxl_jax.weights.diffusers import folder_reader
+from sdxl_jax.weights import (
+  pretrained,
+  read_options,
+  tensor_files,
+  unknown_paths,
+)
+from sdxl_jax.weights.diffusers import folder_reader, weight_files
 from sdxl_jax.weights.single_file import ldm_reader
 
 
@@ -34,30 +41,82 @@ def is_published(path: str | pathlib.Path) -> bool:
 
 
 def open_model(
-  path: str | pathlib.Path, base: pretrained.Model | None = None
+  path: str | pathlib.Path,
+  base: pretrained.Model | None = None,
+  options: read_options.ReadOptions = read_options.DEFAULT,
 ) -> pretrained.Model:
   """Opens the weights at a path and reads no tensor data.
 
   Args:
     path: folder of a model or of one of its nets, or a file of either.
     base: whose configs are used where the path has none.
+    options: what the user decided.
 
   Raises:
     FileNotFoundError: if the path holds no known format.
     ValueError: if the weights are broken.
   """
   path = pathlib.Path(path)
+  model = open_format(path, base, options)
+  return dataclasses.replace(model, scheduler=options.schedule(model.scheduler))
+
+
+def open_format(
+  path: pathlib.Path,
+  base: pretrained.Model | None,
+  options: read_options.ReadOptions,
+) -> pretrained.Model:
+  """Opens the weights at a path with the reader of their format."""
   # A file may lack configs, which the base completes.
   match detect_format(path):
     case Format.SINGLE_FILE:
-      return ldm_reader.open_model(path, base)
+      return ldm_reader.open_model(path, base, options)
     case Format.DIFFUSERS_FOLDER:
-      return folder_reader.open_model(path)
+      return folder_reader.open_model(path, options)
     case Format.COMPONENT_FOLDER:
-      return folder_reader.open_component(path)
-  if not path.exists():
-    raise FileNotFoundError(f'{path} does not exist')
-  raise FileNotFoundError(
-    f'{path} holds no weights of a known format: it has neither '
-    'model_index.json nor config.json'
+      return folder_reader.open_component(path, options)
+  raise FileNotFoundError(unknown_paths.explain(path))
+
+
+def added_tokens(
+  path: str | pathlib.Path | None,
+) -> dict[str, list[dict[str, Any]]]:
+  """Returns the tokens that a single file adds to CLIP's vocabulary.
+
+  A folder has its own tokenizers, and adds none; nor does None, no weights. See
+  pretrained.Model.added_tokens.
+  """
+  if path is None or detect_format(path) != Format.SINGLE_FILE:
+    return {}
+  return ldm_reader.read_our_metadata(tensor_files.open_file(path)).get(
+    'added_tokens', {}
+  )
+
+
+def has_variant(path: str | pathlib.Path, variant: str) -> bool:
+  """Checks whether a net of a folder is stored as a variant."""
+  path = pathlib.Path(path)
+  match detect_format(path):
+    case Format.DIFFUSERS_FOLDER:
+      nets = {name: path / name for name in weight_files.STEMS}
+    case Format.COMPONENT_FOLDER:
+      nets = {folder_reader.component_of(path): path}
+    case _:
+      return False
+  return variant in weight_files.variants_of(nets)
+
+
+def for_other(
+  path: str | pathlib.Path, options: read_options.ReadOptions
+) -> read_options.ReadOptions:
+  """Returns the options with which weights beside the first ones are read.
+
+  What the user decided of the UNet concerns the first ones alone, and a variant
+  is read where the others have it.
+  """
+  variant = options.variant
+  if variant is not None and not has_variant(path, variant):
+    variant = None
+  return dataclasses.replace(
+    options, variant=variant, prediction=None, zero_snr=None
   )
