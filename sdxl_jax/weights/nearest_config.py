@@ -108,7 +108,6 @@ def count_blocks(config: pretrained.NetConfig) -> int:
   levels = range(len(config.block_out_channels))
   if not isinstance(config, unet.UNetConfig):
     return len(levels) * getattr(config, 'layers_per_block', 1)
-  # A count of one number for all blocks is no longer than the number itself.
   depths = [max(config.depths(level, up=True)) for level in levels]
   return sum(map(config.layers, levels)) + sum(depths)
 
