@@ -73,6 +73,8 @@ SECTIONS = {
     'log_every': COUNT,
     'compile_threads': Whole(1, 64),
     'init_from': Text(),
+    'init_variant': Text(),
+    'init_vae': Text(),
     'from_scratch': Items(Choice(NETS), "('unet',)"),
     'task': Choice(('diffusion', 'autoencoder')),
     'trained': Items(Choice(NETS), "('unet',)"),

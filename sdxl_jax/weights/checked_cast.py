@@ -2,7 +2,9 @@
 
 import math
 from collections.abc import Iterator
+from typing import Any
 
+import jax
 import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
@@ -58,6 +60,26 @@ def check_stored(name: str, array: np.ndarray, location: str) -> None:
   """
   if not is_finite(array):
     raise NotFiniteError(f'{location}: {explain_nan(name)}')
+
+
+def check_tree(params: dict[str, Any], location: str) -> None:
+  """Raises NotFiniteError if a parameter of a net is not finite.
+
+  Of arrays that several devices or processes share, each number is read once,
+  by the process that has it.
+
+  Args:
+    params: tree of arrays, of numpy or JAX.
+    location: of the parameters, such as their checkpoint.
+  """
+  for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+    parts = [leaf]
+    if isinstance(leaf, jax.Array):
+      shards = leaf.addressable_shards
+      parts = [shard.data for shard in shards if not shard.replica_id]
+    for part in parts:
+      name = '/'.join(str(key.key) for key in path)
+      check_stored(name, np.asarray(part), location)
 
 
 def cast_blocks(

@@ -88,7 +88,8 @@ def explain(path: pathlib.Path) -> str | None:
     head = file.read(HEAD)
   size = path.stat().st_size
   if size < LEAST:
-    return None
+    is_ours = path.suffix == '.safetensors'
+    return None if is_ours else f'{path} has {size} bytes: download it again'
   if path.suffix in UNFINISHED:
     return f'{path} is a download that was not finished: download it again'
   if head.startswith(b'version https://git-lfs'):

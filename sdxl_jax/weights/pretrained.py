@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from sdxl_jax.models import clip, unet, vae
 from sdxl_jax.weights import checked_cast, companions, safetensors_file
 from sdxl_jax.weights.diffusers import (
+  config_defaults,
   config_json,
   edm_config,
   spellings,
@@ -109,7 +110,9 @@ class Net:
     config = self.config(**fields)
     target = shard(self.shapes(config))
     if self.restore:
-      return config, self.restore(target)
+      params = self.restore(target)
+      checked_cast.check_tree(params, self.location)
+      return config, params
     return config, self._convert(tensor_names.from_published, target)
 
   def passed_over(self) -> tuple[str, ...]:
@@ -174,16 +177,7 @@ class Model:
   def sample_size(self) -> tuple[int, int]:
     """(height, width) in latents of the images that the UNet is trained for."""
     net = self.net('unet')
-    # The class's default is null, which diffusers' pipelines take for SDXL's.
-    stored = net.published.get('sample_size')
-    stored = 128 if stored is None else stored
-    pair = stored if isinstance(stored, list) else [stored] * 2
-    if len(pair) != 2 or not all(type(n) is int and n > 0 for n in pair):
-      raise ValueError(
-        f'{net.location}: sample_size of its config is {stored!r}; it must be '
-        'a whole number, a pair of them, or null'
-      )
-    return pair[0], pair[1]
+    return config_defaults.sample_size(net.published, net.location)
 
 
 def without_unused(name: str, config: NetConfig, published: Tensors) -> Tensors:

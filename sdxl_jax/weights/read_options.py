@@ -3,7 +3,7 @@
 import dataclasses
 from typing import Any
 
-from sdxl_jax.weights.diffusers import scheduler_config
+from sdxl_jax.weights.diffusers import edm_config, scheduler_config
 from sdxl_jax.weights.single_file import prediction_markers
 
 
@@ -46,6 +46,11 @@ class ReadOptions:
     elif self.zero_snr is not None:
       decided['rescale_betas_zero_snr'] = False
     schedule = stored | decided
+    if self.zero_snr and edm_config.is_edm(stored):
+      raise ValueError(
+        '--zero_snr is given, but the UNet takes continuous noise levels '
+        '(EDM), which have no last one: leave it out'
+      )
     if self.zero_snr and schedule.get('prediction_type') == 'epsilon':
       raise ValueError(
         '--zero_snr is given, but the UNet predicts eps, which shows nothing '

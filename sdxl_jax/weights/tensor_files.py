@@ -2,12 +2,7 @@
 
 import pathlib
 
-from sdxl_jax.weights import (
-  foreign_files,
-  quantised,
-  safetensors_file,
-  torch_pickle,
-)
+from sdxl_jax.weights import foreign_files, safetensors_file, torch_pickle
 
 
 def open_file(path: str | pathlib.Path) -> safetensors_file.TensorFile:
@@ -15,14 +10,10 @@ def open_file(path: str | pathlib.Path) -> safetensors_file.TensorFile:
 
   Raises:
     FileNotFoundError: if there is no such file.
-    ValueError: in one line, if the file holds anything else, or quantised
-      weights.
+    ValueError: in one line, if the file holds anything else.
   """
   path = pathlib.Path(path)
   if foreign_files.is_torch_pickle(path):
     tensors = torch_pickle.open_tensors(path)
-    file = safetensors_file.TensorFile(path, tensors, {})
-  else:
-    file = safetensors_file.load(path)
-  quantised.check_names(file.tensors, str(path))
-  return file
+    return safetensors_file.TensorFile(path, tensors, {})
+  return safetensors_file.load(path)

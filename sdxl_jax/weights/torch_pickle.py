@@ -145,6 +145,7 @@ def open_tensors(path: str | pathlib.Path) -> dict[str, LazyTensor]:
       stored.shape,
       stored.dtype,
       functools.partial(read_stored, path, folder, name, stored),
+      name,
     )
     for name, stored in tensors_of(content, StoredTensor, path).items()
   }

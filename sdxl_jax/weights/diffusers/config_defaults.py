@@ -86,8 +86,7 @@ def complete(name: str, published: Json, location: str) -> Json:
   for field in REQUIRED if has_vector else ():
     if published.get(field) is None:
       raise ValueError(
-        f'{location}: {field} is missing, which has no default: these are not '
-        'the weights of an SDXL model, or its config.json is incomplete'
+        f'{location} lacks {field!r}, which has no default: re-download it'
       )
   published = DEFAULTS[name] | published
   if name in ARCHITECTURES and not published.get('architectures'):
@@ -95,10 +94,31 @@ def complete(name: str, published: Json, location: str) -> Json:
   return published
 
 
+def sample_size(published: Json, location: str) -> tuple[int, int]:
+  """Returns (height, width) in latents that a UNet's config.json names.
+
+  Args:
+    published: the config.json; null or no value stands for SDXL's 128.
+    location: of the config, for errors.
+
+  Raises:
+    ValueError: for anything but a whole number or a pair of them.
+  """
+  stored = published.get('sample_size')
+  stored = 128 if stored is None else stored
+  pair = stored if isinstance(stored, list) else [stored] * 2
+  if len(pair) != 2 or not all(type(n) is int and n > 0 for n in pair):
+    raise ValueError(
+      f'{location}: sample_size of its config is {stored!r}; it must be a '
+      'whole number, a pair of them, or null'
+    )
+  return pair[0], pair[1]
+
+
 def component_of(config: Json) -> str | None:
   """Detects the component of a config.json without a class, by its fields."""
   if 'cross_attention_dim' in config and 'addition_time_embed_dim' in config:
     return 'unet'
-  if 'latent_channels' in config and 'cross_attention_dim' not in config:
+  if {'latent_channels', 'scaling_factor', 'force_upcast'} & set(config):
     return 'vae'
   return None

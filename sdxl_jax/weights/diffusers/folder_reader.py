@@ -19,7 +19,6 @@ from sdxl_jax.weights import (
   companions,
   orbax_params,
   pretrained,
-  quantised,
   read_options,
   safetensors_file,
   tensor_files,
@@ -31,13 +30,6 @@ from sdxl_jax.weights.diffusers import (
   weight_files,
 )
 
-# The stem of the names of a component's files.
-STEMS = {
-  'unet': 'diffusion_pytorch_model',
-  'vae': 'diffusion_pytorch_model',
-  'text_encoder': 'model',
-  'text_encoder_2': 'model',
-}
 LIBRARIES = {
   'unet': ('diffusers', 'UNet2DConditionModel'),
   'vae': ('diffusers', 'AutoencoderKL'),
@@ -114,7 +106,7 @@ def open_model(
   folder = pathlib.Path(folder)
   index = load_model_index(folder)
   folders = {name: folder / name for name in index.components}
-  check_variant(folder, folders, options.variant)
+  weight_files.check_variant(folder, folders, options.variant)
   is_orbax = (folder / 'unet' / orbax_params.FOLDER).is_dir()
   return pretrained.Model(
     kind='an orbax export' if is_orbax else 'a folder in the diffusers layout',
@@ -132,37 +124,8 @@ def open_model(
       for name in pretrained.TOKENIZERS.values()
       if (folder / name).is_dir()
     },
-    notes=variant_notes(folders, options.variant),
+    notes=weight_files.variant_notes(folders, options.variant),
   )
-
-
-def check_variant(
-  folder: pathlib.Path, nets: dict[str, pathlib.Path], variant: str | None
-) -> None:
-  """Raises ValueError where none of the nets of a folder has a variant."""
-  found = {
-    tag
-    for name, path in nets.items()
-    for tag in weight_files.find_variants(path, STEMS[name])
-  }
-  if variant is not None and variant not in found:
-    raise ValueError(
-      f'{folder} has no weights of the variant {variant!r}; it has '
-      f'{", ".join(sorted(filter(None, found))) or "plain ones only"}: choose '
-      'another --variant, or leave it out'
-    )
-
-
-def variant_notes(
-  folders: dict[str, pathlib.Path], variant: str | None
-) -> tuple[str, ...]:
-  """Returns lines on files of another variant than was asked for."""
-  notes = []
-  for name, folder in folders.items():
-    # An error is raised when the net itself is opened.
-    if weight_files.find_variants(folder, STEMS[name]):
-      notes.append(weight_files.choose(folder, STEMS[name], variant).note)
-  return tuple(filter(None, notes))
 
 
 def open_component(
@@ -172,7 +135,7 @@ def open_component(
   """Opens the folder of a single net, such as a VAE's, as a partial model."""
   folder = pathlib.Path(folder)
   name = component_of(folder)
-  check_variant(folder, {name: folder}, options.variant)
+  weight_files.check_variant(folder, {name: folder}, options.variant)
   return pretrained.Model(
     kind=f'a folder of {name}',
     path=folder,
@@ -183,7 +146,7 @@ def open_component(
     },
     index=None,
     scheduler={},
-    notes=variant_notes({name: folder}, options.variant),
+    notes=weight_files.variant_notes({name: folder}, options.variant),
   )
 
 
@@ -192,7 +155,7 @@ def component_of(folder: str | pathlib.Path) -> str | None:
   path = pathlib.Path(folder) / 'config.json'
   config = read_json(path) if path.is_file() else {}
   classes = [config.get('_class_name'), *(config.get('architectures') or [])]
-  component = {LIBRARIES[name][1]: name for name in STEMS}
+  component = {LIBRARIES[name][1]: name for name in weight_files.STEMS}
   component[tiny_json.CLASS] = 'vae'
   named = next((component[c] for c in classes if c in component), None)
   if named or any(classes):
@@ -220,12 +183,27 @@ def open_net(
     read = functools.partial(orbax_params.lazy, tree)
     restore = functools.partial(orbax_params.restore, tree)
   else:
-    read = functools.partial(read_tensors, path, STEMS[name], variant)
+    read = functools.partial(
+      read_tensors, path, weight_files.STEMS[name], variant
+    )
     restore = None
   config = read_json(path / 'config.json')
-  quantised.check_config(config, str(path / 'config.json'))
+  check_not_quantised(config, path / 'config.json')
   return pretrained.Net(
     name, config, str(path), read, restore, skip_unsupported
+  )
+
+
+def check_not_quantised(config: dict[str, Any], path: pathlib.Path) -> None:
+  """Raises ValueError for the config.json of a quantised net."""
+  settings = config.get('quantization_config')
+  if settings is None:
+    return
+  method = settings.get('quant_method') if isinstance(settings, dict) else None
+  raise ValueError(
+    f'{path} has a quantization_config of {method or "an unknown method"}, and '
+    'quantised weights are not supported: use those in float16, bfloat16 or '
+    'float32, from which they were made'
   )
 
 

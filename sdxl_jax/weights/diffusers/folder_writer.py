@@ -11,7 +11,11 @@ from sdxl_jax.weights import (
   pretrained,
   safetensors_file,
 )
-from sdxl_jax.weights.diffusers import folder_reader, tensor_names
+from sdxl_jax.weights.diffusers import (
+  folder_reader,
+  tensor_names,
+  weight_files,
+)
 
 MAX_SHARD_BYTES = 10 * 10**9  # the default of diffusers
 Watch = Callable[[int], Any]
@@ -108,7 +112,7 @@ def save_tensors(
   watch: Watch,
 ) -> None:
   """Writes the weights of a net as safetensors, with a tag in their names."""
-  tensors, stem, weight_map = net.tensors(), folder_reader.STEMS[net.name], {}
+  tensors, stem, weight_map = net.tensors(), weight_files.STEMS[net.name], {}
   sizes = safetensors_file.sizes(tensors, dtype)
   # Tensors are popped, so that each is freed once it is written.
   shards = split(sizes, max_shard_bytes)

@@ -16,8 +16,18 @@ import pathlib
 import re
 from typing import NamedTuple
 
+# The stem of the names of a component's files.
+STEMS = {
+  'unet': 'diffusion_pytorch_model',
+  'vae': 'diffusion_pytorch_model',
+  'text_encoder': 'model',
+  'text_encoder_2': 'model',
+}
 PLAIN = ''  # the variant of files without a mark
 SHARD = re.compile(r'-\d+-of-\d+')
+FLAGS = (
+  '--variant (of convert: --source_variant; of a run: config.init_variant)'
+)
 # The stem of transformers' pickles differs from that of its safetensors.
 PICKLED = {'model': 'pytorch_model'}
 
@@ -72,21 +82,57 @@ def choose(
     ValueError: if there are several and no plain ones.
   """
   found = find_variants(folder, stem)
+  if not found:
+    raise FileNotFoundError(explain_absent(folder, stem))
   if variant is not None and variant in found:
     return Choice(found[variant], None)
   if PLAIN in found:
-    note = f'{folder.name} has no variant {variant}: its plain files are read'
+    note = f'no variant {variant}, so that plain files are read'
     return Choice(found[PLAIN], note if variant else None)
-  if not found:
-    raise FileNotFoundError(explain_absent(folder, stem))
-  if variant is None and len(found) == 1:
-    ((tag, path),) = found.items()
-    note = f'{folder.name}: the variant {tag} is read, the only one there is'
-    return Choice(path, note)
-  what = 'no plain ones' if variant is None else f'none of {variant!r}'
-  raise ValueError(
-    f'{folder} has weights of the variants {", ".join(found)}, and {what}: '
-    'choose one of them with --variant'
+  if len(found) > 1:
+    absent = 'plain ones' if variant is None else repr(variant)
+    raise ValueError(
+      f'{folder} has weights of the variants {", ".join(found)}, and no '
+      f'{absent}: choose one of them with {FLAGS}'
+    )
+  ((tag, path),) = found.items()
+  return Choice(path, f'the variant {tag} is read, the only one there is')
+
+
+def check_variant(
+  folder: pathlib.Path, nets: dict[str, pathlib.Path], variant: str | None
+) -> None:
+  """Raises ValueError where none of the nets of a folder has a variant."""
+  found = variants_of(nets)
+  if variant is not None and variant not in found:
+    raise ValueError(
+      f'{folder} has no weights of the variant {variant!r}; it has '
+      f'{", ".join(sorted(filter(None, found))) or "plain ones only"}: choose '
+      f'another with {FLAGS}, or leave it out'
+    )
+
+
+def variants_of(nets: dict[str, pathlib.Path]) -> set[str]:
+  """Finds the variants of some nets, the folder of each by its name."""
+  return {
+    tag
+    for name, path in nets.items()
+    for tag in find_variants(path, STEMS[name])
+  }
+
+
+def variant_notes(
+  folders: dict[str, pathlib.Path], variant: str | None
+) -> tuple[str, ...]:
+  """Returns lines on files of another variant than was asked for."""
+  notes = {}
+  for name, folder in folders.items():
+    # An error is raised when the net itself is opened.
+    if find_variants(folder, STEMS[name]):
+      note = choose(folder, STEMS[name], variant).note
+      notes.setdefault(note, []).append(name)
+  return tuple(
+    f'{", ".join(names)}: {note}' for note, names in notes.items() if note
   )
 
 

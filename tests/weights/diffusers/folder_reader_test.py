@@ -212,7 +212,7 @@ def test_configs_that_we_do_not_build_are_refused(golden):
     read('vae', {'latents_mean': [0.0, 1.0, 2.0, 3.0]})
   with pytest.raises(ValueError, match="hidden_act 'relu' is not one of"):
     read('text_encoder', {'hidden_act': 'relu'})
-  with pytest.raises(ValueError, match="lacks 'block_out_channels'"):
+  with pytest.raises(ValueError, match="lacks 'projection_class"):
     config_json.read('unet', config_json.UNET_FIXED, 'config.json')
 
 
