@@ -39,6 +39,7 @@ class TensorLocation:
   shape: tuple[int, ...]  # as published
 
 
+@functools.cache
 def published_name(path: Path) -> str:
   """Translates a path of ours, unstacked, to the published name."""
   *modules, leaf = path

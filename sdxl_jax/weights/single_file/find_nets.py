@@ -10,7 +10,8 @@ import re
 from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
-from sdxl_jax.weights import safetensors_file
+from sdxl_jax.weights import companions, safetensors_file
+from sdxl_jax.weights.diffusers import spellings
 
 Tensors = dict[str, safetensors_file.LazyTensor]
 
@@ -64,7 +65,8 @@ FAMILIES = (
     {
       Naming.ORIGINAL: r'transformer\.resblocks\.|token_embedding\.'
       r'|positional_embedding|ln_final\.',
-      Naming.DIFFUSERS: r'(?:text_model\.)?(?:encoder\.layers\.'
+      Naming.DIFFUSERS: r'(?:text_model\.)?'
+      r'(?:encoder\.layers\.\d+\.(?:self_attn|mlp|layer_norm\d)\.'
       r'|embeddings\.(?:token|position)_embedding\.|final_layer_norm\.)',
     },
     {
@@ -95,7 +97,7 @@ class FoundNet(NamedTuple):
 
   component: str
   naming: Naming
-  prefix: str
+  prefix: str  # with a text encoder's inner one
   tensors: Tensors  # {name without prefix: tensor}
 
 
@@ -110,7 +112,8 @@ def find_nets(
       not decide it, from its width in channels.
 
   Raises:
-    ValueError: for a text encoder of unknown kind.
+    ValueError: for a text encoder of unknown kind, or a tensor that is stored
+      twice.
   """
   places = {}  # {component: (prefix, naming)}
   for family in FAMILIES:
@@ -126,9 +129,11 @@ def find_nets(
   ):
     part = {n: t for n, t in rest.items() if n.startswith(prefix)}
     rest = {n: t for n, t in rest.items() if n not in part}
-    nets.append(
-      FoundNet(component, naming, prefix, bare(part, prefix, is_text))
-    )
+    short = {n.removeprefix(prefix): t for n, t in part.items()}
+    inner = common_inner(short) if is_text else ''
+    if is_text:
+      short = remove_inner(short)
+    nets.append(FoundNet(component, naming, prefix + inner, short))
   return nets, rest
 
 
@@ -149,15 +154,28 @@ def count_prefixes(
   return [place for place, _ in counts.most_common()]
 
 
-def bare(part: Tensors, prefix: str, is_text: bool) -> Tensors:
-  """Removes the prefix, and a text encoder's inner one, from names."""
-  bared = {}
-  for name, tensor in part.items():
-    short = name.removeprefix(prefix)
-    inner = INNER.sub('', short) if is_text else short
-    # ComfyUI has one projection inside and another outside of a module.
-    bared[inner if inner not in bared else short] = tensor
-  return bared
+def common_inner(names: Iterable[str]) -> str:
+  """Returns the prefix in INNER that most of a text encoder's names have."""
+  matches = [INNER.match(name) for name in names]
+  counts = collections.Counter(m[0] if m else '' for m in matches)
+  return counts.most_common(1)[0][0]
+
+
+def remove_inner(short: Tensors) -> Tensors:
+  """Removes the prefixes in INNER from a text encoder's names.
+
+  Raises:
+    ValueError: if two tensors get one name, and their numbers differ.
+  """
+  pairs, seen = [], set()
+  for name, tensor in short.items():
+    inner = INNER.sub('', name)
+    # CLIP's scale may lie inside and outside of a module.
+    if inner in seen and companions.classify([inner]).harmless:
+      inner = tensor.name
+    seen.add(inner)
+    pairs.append((inner, tensor))
+  return spellings.collect(pairs)
 
 
 def text_component(
