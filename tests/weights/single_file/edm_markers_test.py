@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from sdxl_jax.checkpoints import loading
-from sdxl_jax.weights import formats, safetensors_file
+from sdxl_jax.weights import formats, read_options, safetensors_file
 from sdxl_jax.weights.diffusers import edm_config
 from sdxl_jax.weights.single_file import edm_markers, ldm_reader, ldm_writer
 from tests.support import random_nets
@@ -98,6 +98,20 @@ def test_other_levels_have_no_marks(foreign):
   model = dataclasses.replace(model, scheduler=scheduler)
   with pytest.raises(ValueError, match='marks for those of Playground'):
     ldm_writer.tensors(model)
+
+
+def test_the_user_decides_where_a_file_is_not_marked(foreign):
+  stored = foreign({}).scheduler
+  for word, scheduler in edm_config.PUBLISHED.items():
+    options = read_options.ReadOptions(prediction=word)
+    assert options.schedule(stored) == scheduler
+  # v and eps decide the sign alone, on the levels that are marked.
+  options = read_options.ReadOptions(prediction='eps')
+  decided = options.schedule(foreign(COSXL).scheduler)
+  assert decided == edm_config.COSXL | {'prediction_type': 'epsilon'}
+  options = read_options.ReadOptions(prediction='edm_v', zero_snr=True)
+  with pytest.raises(ValueError, match='continuous noise levels'):
+    options.schedule(stored)
 
 
 def test_no_training_from_continuous_levels(foreign):
