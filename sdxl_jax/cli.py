@@ -23,6 +23,7 @@ def run(main: Callable, *names: str) -> None:
 
   def run_main(argv):
     silence_orbax()
+    warnings.formatwarning = format_warning
     # Ctrl-C ended the process while it imported, see sdxl_jax/__init__.py.
     if signal.getsignal(signal.SIGINT) == signal.SIG_DFL:
       signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -63,6 +64,22 @@ def silence_orbax() -> None:
       print_error(unraisable)
 
   sys.unraisablehook = print_unless_late
+
+
+_format_of_python = warnings.formatwarning
+
+
+def format_warning(
+  message: Warning | str,
+  category: type[Warning],
+  filename: str,
+  lineno: int,
+  line: str | None = None,
+) -> str:
+  """Formats what is for the user as one line, without its place in the code."""
+  if issubclass(category, UserWarning):
+    return f'warning: {message}\n'
+  return _format_of_python(message, category, filename, lineno, line)
 
 
 def check_arguments(arguments: Sequence[str], names: Sequence[str]) -> None:

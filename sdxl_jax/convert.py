@@ -35,9 +35,9 @@ from sdxl_jax.weights import (
   safetensors_file,
 )
 from sdxl_jax.weights.diffusers import (
+  edm_config,
   folder_reader,
   folder_writer,
-  scheduler_config,
 )
 from sdxl_jax.weights.lora import lora_file, lora_names, lora_writer, merge
 from sdxl_jax.weights.single_file import ldm_writer
@@ -281,11 +281,12 @@ def describe(model: pretrained.Model, dtype: str | None, say: Say) -> int:
     )
     total += size
   kind = 'refiner' if model.index.refiner else 'base'
-  zero_snr = model.scheduler.get('rescale_betas_zero_snr')
-  say(
-    f'  {kind}, predicts {model.scheduler["prediction_type"]}'
-    f'{", down to zero SNR" if zero_snr else ""}'
-  )
+  levels = ''
+  if model.scheduler.get('rescale_betas_zero_snr'):
+    levels = ', down to zero SNR'
+  elif edm_config.is_edm(model.scheduler):
+    levels = ', at continuous noise levels (EDM)'
+  say(f'  {kind}, predicts {model.scheduler["prediction_type"]}{levels}')
   for note in pretrained.describe_reading(model):
     say(f'  note: {note}')
   return total
@@ -333,7 +334,7 @@ if __name__ == '__main__':
   flags.DEFINE_enum(
     'prediction',
     None,
-    scheduler_config.PREDICTION_TYPES,
+    read_options.PREDICTIONS,
     'what the UNet predicts, where SOURCE does not say it',
   )
   flags.DEFINE_bool(

@@ -16,6 +16,7 @@ from sdxl_jax.sampling import (
   initial_latents,
   pipelines,
   prompt_encoding,
+  sampler_choice,
   settings,
   vae_batches,
   validation,
@@ -75,6 +76,8 @@ def generate(
     ValueError: for values that do not fit, with the limit and what to do.
   """
   inputs, chosen = parse_options(prompts, options)
+  chosen = sampler_choice.resolve(pipeline, chosen)
+  sampler_choice.advise(pipeline, chosen)
   check(pipeline, refiner, inputs, chosen)
   size = choose_size(pipeline, inputs, chosen)
   schedule = make_schedule(pipeline, chosen)

@@ -15,7 +15,7 @@ from sdxl_jax.data import images
 from sdxl_jax.sampling import init_images, pipelines, settings
 from sdxl_jax.sampling.settings import Pair, SampleSettings, option
 from sdxl_jax.text import tokenizer
-from sdxl_jax.weights.diffusers import scheduler_config
+from sdxl_jax.weights import read_options
 
 PNG_KEY = 'sdxl_jax'  # of the text chunk that holds a Request
 
@@ -95,7 +95,7 @@ MODEL_OPTIONS = {
   'prediction': ModelOption(
     None,
     'what the UNet of the weights predicts, where they do not say it: '
-    f'{", ".join(scheduler_config.PREDICTION_TYPES)}',
+    f'{", ".join(read_options.PREDICTIONS)}',
   ),
   'zero_snr': ModelOption(
     None, 'whether its noise schedule ends in zero SNR', bool

@@ -259,9 +259,7 @@ def join(parts: Model, base: Model) -> Model:
 
 
 def from_params(
-  name: str,
-  config: NetConfig,
-  restore: Callable[[Tree], Tree],
+  name: str, config: NetConfig, restore: Callable[[Tree], Tree]
 ) -> Net:
   """Makes the Net of a tree of our own.
 
