@@ -111,6 +111,9 @@ def theirs(config, steps, noise, schedule, monkeypatch):
     pytest.importorskip('torchsde')
   scheduler = getattr(diffusers, config['_class_name']).from_config(config)
   scheduler.set_timesteps(steps)
+  if hasattr(scheduler, 'set_begin_index'):
+    # Otherwise it begins with the second where two timesteps are the same.
+    scheduler.set_begin_index(0)
   draws = iter(torch.from_numpy(noise[1:]))
   monkeypatch.setattr(
     sys.modules[type(scheduler).__module__],
@@ -170,6 +173,8 @@ def is_comparable(config, steps):
   if named == 'DEISMultistepScheduler' or 'final_sigmas_type' in config:
     # The last step may have no length, by which the third order divides.
     no_length = respaced or steps == 999
+    if named == 'DEISMultistepScheduler' and respaced and steps == 1:
+      return False  # and is then the only one
     return config.get('solver_order', 2) < 3 or not no_length
   return True
 

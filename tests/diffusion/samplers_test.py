@@ -224,7 +224,6 @@ def spread(sigma):
     ('dpmpp_2m', 2),
     ('dpmpp_2s', 2),
     ('dpmpp_3m', 2.8),
-    ('deis', 2.8),
     ('dpmpp_2s_ancestral', 2),
     ('unipc', 2.8),  # its first steps are of lower order
     ('lms', 3.5),
