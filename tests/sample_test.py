@@ -150,6 +150,54 @@ def flags():
   return values
 
 
+def test_flags_of_the_models(tmp_path, flags):
+  """Flags come before a PNG, which may be of an earlier version."""
+
+  def options(*args):
+    flags.unparse_flags()
+    flags(['sample', '--prompt=a', *map(str, args)])
+    return sample_flags.model_options(flags)
+
+  chosen = options(
+    *('--weights=w', '--variant=bf16', '--vae=v', '--prediction=v'),
+    *('--zero_snr', '--skip_unsupported', '--lora=a', '--lora=b:2'),
+  )
+  assert chosen == {
+    'weights': 'w',
+    'refiner': None,
+    'dtype': 'float32',
+    'vae_dtype': 'float32',
+    'average': 'ema',
+    'variant': 'bf16',
+    'vae': 'v',
+    'prediction': 'v',
+    'zero_snr': True,
+    'lora': ['a', 'b:2'],
+    'lora_dir': None,
+    'embedding': (),
+    'skip_unsupported': True,
+  }
+  # An image holds them.
+  request = sample_request.Request(prompt='a')
+  pixels = np.zeros((8, 8, 3), np.uint8)
+  older = {'weights': 'w', 'dtype': 'bfloat16', 'lora': []}
+  for name, models in (('new', chosen), ('old', older)):
+    text = sample_request.to_png_metadata(request, models, pixels.shape)
+    images.save(tmp_path / f'{name}.png', pixels, text)
+  new, old = (f'--from_png={tmp_path}/{name}.png' for name in ('new', 'old'))
+  assert options(new) == chosen | {'embedding': []}
+  assert options(new, '--nozero_snr')['zero_snr'] is False
+  assert options(old) == dict.fromkeys(chosen) | {
+    'weights': 'w',
+    'dtype': 'bfloat16',
+    'vae_dtype': 'float32',
+    'average': 'ema',
+    'lora': [],
+    'embedding': (),
+    'skip_unsupported': False,
+  }
+
+
 def test_given_noise(tmp_path, flags, monkeypatch):
   """Each picture has its own, also in a last batch that is not full."""
   monkeypatch.chdir(tmp_path)

@@ -7,10 +7,21 @@ import shutil
 import pytest
 
 from sdxl_jax.weights import companions, formats, pretrained, read_options
-from sdxl_jax.weights.diffusers import folder_reader
-from tests.support import file_kinds, net_files, odd_files, whole_files
+from sdxl_jax.weights.diffusers import weight_files
+from tests.support import (
+  file_kinds,
+  marked_files,
+  net_files,
+  odd_files,
+  whole_files,
+)
 
-MODULES = whole_files, net_files, odd_files  # which add to file_kinds.KINDS
+MODULES = (
+  whole_files,
+  net_files,
+  odd_files,
+  marked_files,
+)  # which add to file_kinds.KINDS
 KINDS = [
   pytest.param(
     kind, id=kind.name, marks=[pytest.mark.slow] if kind.slow else []
@@ -26,7 +37,7 @@ def write(kind, path):
     return path / 'a.safetensors'
   configs = file_kinds.KEYS / 'configs' / 'base' / kind.component
   shutil.copytree(configs, path / 'a')
-  stem = folder_reader.STEMS[kind.component]
+  stem = weight_files.STEMS[kind.component]
   file_kinds.write(path / 'a' / f'{stem}.safetensors', kind)
   return path / 'a'
 

@@ -3,11 +3,14 @@
 import collections
 import os
 import pickle
+import shutil
 
 import numpy as np
 import pytest
+import safetensors.numpy
 
-from sdxl_jax.weights import torch_pickle
+from sdxl_jax.weights import tensor_files, torch_pickle
+from tests.support import conversions, golden_sets
 
 RNG = np.random.default_rng(0)
 STATE = {
@@ -61,3 +64,68 @@ def test_nothing_else_is_loaded(content, tmp_path, monkeypatch):
   assert not (tmp_path / 'evil').exists()
   with pytest.raises(FileNotFoundError):
     torch_pickle.load(tmp_path / 'missing.pth')
+
+
+@pytest.mark.parametrize('older', [False, True])
+def test_weights_are_opened(older, tmp_path):
+  """Of a checkpoint of training too; one by one, and NaN is refused."""
+  torch = pytest.importorskip('torch')
+  state = {n: torch.tensor(x) for n, x in STATE.items()}
+  state['parameter'] = torch.nn.Parameter(torch.ones(3))
+  state['broken'] = torch.tensor([1.0, float('nan')])
+  content = {'epoch': 3, 'state_dict': state, 'optimizer': {'lr': 0.1}}
+  path = tmp_path / 'a.ckpt'
+  if older:
+    del state['broken']  # all of such a file is read at once
+    content = state
+  torch.save(content, path, _use_new_zipfile_serialization=not older)
+  file = tensor_files.open_file(path)
+  assert set(file.tensors) == set(state)
+  for name, array in STATE.items():
+    tensor = file.tensors[name]
+    assert (tensor.shape, tensor.dtype) == (array.shape, array.dtype)
+    assert np.array_equal(tensor.read(), array)
+  assert np.array_equal(file.tensors['parameter'].read(), np.ones(3))
+  if not older:
+    with pytest.raises(ValueError, match='a.ckpt: broken contains NaN'):
+      file.tensors['broken'].read()
+
+
+def test_weights_of_a_pickle_that_has_none(tmp_path):
+  path = tmp_path / 'a.bin'
+  for content, message in (
+    ({'a': 1}, 'without a state dict'),
+    ([1, 2], 'without a state dict'),
+    ({'state_dict': {'a': Evil()}}, 'it calls .*system'),
+    ({'a\nb': np.ones(3)}, 'a name that is no text'),
+    ({'a': np.array([np.inf])}, 'a contains NaN or infinity'),
+  ):
+    path.write_bytes(pickle.dumps(content))
+    with pytest.raises(ValueError, match=message) as info:
+      tensor_files.open_file(path)
+    assert '\n' not in str(info.value)
+
+
+@pytest.mark.slow
+@pytest.mark.torch
+def test_a_model_in_pickles(tmp_path):
+  """A folder with .bin files, and the same nets in one .ckpt."""
+  torch = pytest.importorskip('torch')
+  source = golden_sets.SETS[0] / 'tiny' / 'refiner'
+  folder, single = tmp_path / 'folder', tmp_path / 'a.safetensors'
+  shutil.copytree(source, folder)
+  conversions.run(source, single, 'single_file')
+  for path in [single, *folder.rglob('*.safetensors')]:
+    arrays = safetensors.numpy.load_file(path)
+    name = path.with_suffix('.ckpt' if path == single else '.bin').name
+    name = 'pytorch_model.bin' if name == 'model.bin' else name
+    state = {n: torch.tensor(x) for n, x in arrays.items()}
+    torch.save(state, path.with_name(name))
+  # A .ckpt has no metadata, so that a model completes the configs.
+  config = conversions.tensors(folder)
+  for path in folder.rglob('*.safetensors'):
+    path.unlink()
+  for i, read in enumerate((folder, tmp_path / 'a.ckpt')):
+    target = tmp_path / f'{i}'
+    conversions.run(read, target, 'diffusers', base=source)
+    conversions.check_same(conversions.tensors(target), config)
