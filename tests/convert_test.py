@@ -17,9 +17,13 @@ from sdxl_jax.checkpoints import loading
 from sdxl_jax.distributed import device_mesh
 from sdxl_jax.sampling import pipelines
 from sdxl_jax.text import tokenizer
-from sdxl_jax.weights import formats
+from sdxl_jax.weights import formats, read_options
 from sdxl_jax.weights.diffusers import folder_reader, folder_writer
-from sdxl_jax.weights.single_file import ldm_names, ldm_reader
+from sdxl_jax.weights.single_file import (
+  ldm_names,
+  ldm_reader,
+  prediction_markers,
+)
 from tests.support import folders, golden_sets, headers
 from tests.support.conversions import check_same, run, tensors
 
@@ -209,7 +213,7 @@ def test_prediction_type(tmp_path, zero_snr):
   shutil.copytree(TINY / 'refiner', tmp_path / 'v')
   path = tmp_path / 'v' / 'scheduler' / 'scheduler_config.json'
   config = json.loads(path.read_text()) | {'prediction_type': 'v_prediction'}
-  config |= ldm_reader.ZERO_SNR if zero_snr else {}
+  config |= prediction_markers.ZERO_SNR if zero_snr else {}
   path.write_text(json.dumps(config))
   file = tmp_path / 'v.safetensors'
   run(tmp_path / 'v', file, 'single_file', title='Mine')
@@ -281,6 +285,27 @@ def test_a_full_disk(tmp_path, monkeypatch):
   monkeypatch.setattr(shutil, 'disk_usage', lambda path: usage)
   with pytest.raises(OSError, match='has 0.001 GB left, and a takes 0.0068 GB'):
     run(TINY / 'refiner', tmp_path / 'a', 'diffusers')
+
+
+def test_tensors_beside_the_nets(tmp_path):
+  """Those that change nothing are counted; others only go with a flag."""
+  path = tmp_path / 'a.safetensors'
+  run(TINY / 'refiner', path, 'single_file')
+  arrays = safetensors.numpy.load_file(path)
+  arrays |= {name: np.ones(4, np.float32) for name in ('betas', 'scale.betas')}
+  safetensors.numpy.save_file(arrays, path)
+  options = {'base': TINY / 'refiner'}
+  printed = run(path, tmp_path / 'b', 'diffusers', **options)
+  assert 'note: passed over 3 tensors that no net reads: betas, ' in printed
+  check_same(tensors(tmp_path / 'b'), tensors(TINY / 'refiner'))
+  arrays['bundle_emb.x'] = np.ones((1, 16), np.float32)
+  safetensors.numpy.save_file(arrays, path)
+  with pytest.raises(ValueError, match='1 tensor would change.*bundle_emb.x'):
+    run(path, tmp_path / 'c', 'diffusers', **options)
+  options['options'] = read_options.ReadOptions(skip_unsupported=True)
+  printed = run(path, tmp_path / 'c', 'diffusers', **options)
+  assert 'left out 1 tensor that would change the image: emb' in printed
+  check_same(tensors(tmp_path / 'c'), tensors(TINY / 'refiner'))
 
 
 def test_other_models_are_refused(tmp_path):

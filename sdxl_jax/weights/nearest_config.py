@@ -69,12 +69,9 @@ def choose(
   except ValueError as reason:
     inferred, error = None, reason
   # Nothing published: of another net, or of one with some wrong tensors?
-  shares = {
-    other: agreement(part, expect, other) for other in PUBLISHED[component]
-  }
-  nearest = max(shares, key=shares.get)
-  if shares[nearest] >= NEAR:
-    return config_json.write(component, nearest)
+  for other in PUBLISHED[component]:
+    if agreement(part, expect, other) >= NEAR:
+      return config_json.write(component, other)
   if error is not None:
     raise error
   return inferred
