@@ -26,8 +26,8 @@ def check_timesteps(model: pretrained.Model) -> None:
   if edm_config.is_edm(model.scheduler):
     raise ValueError(
       f'{model.path} takes continuous noise levels (EDM), as Playground v2.5 '
-      'and CosXL do, and is trained at those of timesteps only by mistake: it '
-      'can be sampled, not trained; start from other weights'
+      'and CosXL do, and training is implemented for timesteps alone: such a '
+      'model can be sampled, not trained; start from other weights'
     )
 
 

@@ -36,6 +36,7 @@ CONFIGS = {
   'cosxl, multistep': COSXL | {'_class_name': edm_config.MULTISTEP},
   'no entries': {'_class_name': edm_config.EULER},
 }
+PUBLISHED = 'playground', 'cosxl'  # the others take long to compile
 
 
 def net(library, x, timestep):
@@ -88,7 +89,13 @@ def reference(config, steps, fresh, monkeypatch):
 
 
 @pytest.mark.torch
-@pytest.mark.parametrize('name', CONFIGS)
+@pytest.mark.parametrize(
+  'name',
+  [
+    pytest.param(name, marks=[pytest.mark.slow] * (name not in PUBLISHED))
+    for name in CONFIGS
+  ],
+)
 def test_live_schedulers(name, close, tolerances, monkeypatch):
   config = CONFIGS[name]
   exponential = config.get('sigma_schedule') == 'exponential'

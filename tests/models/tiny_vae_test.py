@@ -1,10 +1,12 @@
 """TAESD against live diffusers, from a folder and from single files."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
 from sdxl_jax.models import tiled_decoding, tiny_vae, vae
-from sdxl_jax.weights import formats, safetensors_file
+from sdxl_jax.weights import formats, other_vae, safetensors_file
 from sdxl_jax.weights.diffusers import config_json, folder_writer, tensor_names
 from tests.support import folders, random_nets
 
@@ -96,6 +98,22 @@ def test_a_decoder_alone(files, jit, folder):
     net.apply({'params': params}, image, method='encode')
   with pytest.raises(ValueError, match='holds the encoder of a TAESD alone'):
     formats.open_model(files['alone/encoder_only'])
+
+
+def test_in_place_of_another_autoencoder(folder):
+  base = formats.open_model(random_nets.TINY / 'base')
+  model = other_vae.replace(base, folder)
+  assert model.net('vae').config() == CONFIG
+  assert model.notes == (f'vae: {folder}',)  # its latents are SDXL's
+  # Those of Playground are scaled in another way.
+  net = base.net('vae')
+  shift = {'latents_mean': [1.0] * 4, 'latents_std': [2.0] * 4}
+  net = dataclasses.replace(net, published=net.published | shift)
+  shifted = dataclasses.replace(
+    base, loaders=base.loaders | {'vae': lambda: net}
+  )
+  notes = other_vae.replace(shifted, folder).notes
+  assert any('latents_mean of the latents is None by' in x for x in notes)
 
 
 @pytest.mark.torch

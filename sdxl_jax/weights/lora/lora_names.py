@@ -37,11 +37,17 @@ SUFFIXES['.alpha'] = 'alpha'
 
 def unet_block_layout(layers: Collection[str]) -> ldm_names.BlockLayout:
   """Infers the block layout of the UNet that has these published layers."""
-  depth = sum(bool(re.match(r'down_blocks\.0\..*\.conv1$', x)) for x in layers)
-  ups = [re.match(r'up_blocks\.(\d+)\.(attentions)?', x) for x in layers]
-  ups = {(int(up[1]), bool(up[2])) for up in ups if up}
-  levels = sorted({level for level, _ in ups}, reverse=True)
-  return ldm_names.BlockLayout(depth, tuple((i, True) in ups for i in levels))
+  downs = (re.match(r'down_blocks\.(\d+)\..*\.conv1$', x) for x in layers)
+  counts = collections.Counter(int(down[1]) for down in downs if down)
+  ups = (re.match(r'up_blocks\.(\d+)\.attentions\.(\d+)\.', x) for x in layers)
+  ups = {(int(up[1]), int(up[2])) for up in ups if up}
+  depths = [counts[level] for level in range(len(counts))]
+  # Levels of the way up count from the last one, and have one block more.
+  attention = [
+    (len(depths) - 1 - level, depth) in ups
+    for level, depth in enumerate(depths)
+  ]
+  return ldm_names.BlockLayout(tuple(depths), tuple(attention))
 
 
 def original_layer(layer: str, layout: ldm_names.BlockLayout) -> str:

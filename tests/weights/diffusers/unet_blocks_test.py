@@ -9,6 +9,7 @@ import pytest
 from sdxl_jax.models import unet
 from sdxl_jax.weights import infer_config, nearest_config, pretrained
 from sdxl_jax.weights.diffusers import config_json, tensor_names, unet_blocks
+from sdxl_jax.weights.lora import lora_names
 from sdxl_jax.weights.single_file import ldm_names
 
 RESNET = {'mid_block_type': 'UNetMidBlock2D'}
@@ -63,7 +64,15 @@ KINDS = {
 }
 
 
-@pytest.fixture(params=KINDS)
+SLOW = 'Segmind Vega', 'KOALA-1B'  # of which others have all that differs
+
+
+@pytest.fixture(
+  params=[
+    pytest.param(name, marks=[pytest.mark.slow] * (name in SLOW))
+    for name in KINDS
+  ]
+)
 def kind(keys, request):
   """(our config, published config.json, number of parameters)."""
   path = keys / 'configs' / 'base' / 'unet' / 'config.json'
@@ -95,6 +104,11 @@ def test_configs_shapes_and_names(kind):
     lambda name: originals.get(ldm_names.original_unet(name, layout))
   )
   assert dataclasses.replace(unet.BASE, **found) == config
+  # LoRA files of kohya name layers as single files do.
+  layers = {name.rpartition('.')[0] for name in ours}
+  found = lora_names.unet_block_layout(layers)
+  assert found.layers == layout.layers
+  assert found.attention == ldm_names.block_layout(config).attention
   # Such nets are told from published ones that lack a tensor.
   assert nearest_config.count_blocks(config) < nearest_config.MOST_BLOCKS
 

@@ -6,7 +6,7 @@ import json
 import numpy as np
 import pytest
 
-from sdxl_jax.checkpoints import loading
+from sdxl_jax.checkpoints import source_checks
 from sdxl_jax.weights import formats, read_options, safetensors_file
 from sdxl_jax.weights.diffusers import edm_config
 from sdxl_jax.weights.single_file import edm_markers, ldm_reader, ldm_writer
@@ -117,5 +117,5 @@ def test_the_user_decides_where_a_file_is_not_marked(foreign):
 def test_no_training_from_continuous_levels(foreign):
   model = foreign(COSXL)
   with pytest.raises(ValueError, match='can be sampled, not trained'):
-    loading.check_timesteps(model)
-  loading.check_timesteps(foreign({}))
+    source_checks.check_timesteps(model)
+  source_checks.check_timesteps(foreign({}))
