@@ -3,6 +3,7 @@
 import logging
 import pathlib
 import re
+import select
 import signal
 import sys
 import traceback
@@ -125,12 +126,10 @@ def shows_tracebacks() -> bool:
 
 def output_is_closed() -> bool:
   """Returns whether nothing reads what this process prints any more."""
-  for stream in (sys.stdout, sys.stderr):
-    try:
-      stream.flush()
-    except OSError:
-      return True
-  return False
+  poll = select.poll()
+  for descriptor in (1, 2):  # stdout and stderr
+    poll.register(descriptor, 0)  # errors are reported without being asked for
+  return any(event & select.POLLERR for _, event in poll.poll(0))
 
 
 def check_arguments(arguments: Sequence[str], names: Sequence[str]) -> None:

@@ -81,6 +81,7 @@ def test_command(tmp_path):
     *('--output', out / 'painted.png', '--preset=lcm'),
   )
   assert painted.returncode == 0, painted.stderr
+  assert 'mask.png repaints 100 % of the image' in painted.stdout
   told, _ = sample_request.from_png_metadata(out / 'painted.png')
   assert told['sampler'] == 'lcm' and told['steps'] == 2
   with Image.open(out / 'painted.png') as picture:
