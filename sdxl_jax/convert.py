@@ -26,6 +26,8 @@ from sdxl_jax import atomic_write, cli
 from sdxl_jax.checkpoints import export, run_params
 from sdxl_jax.text import tokenizer
 from sdxl_jax.weights import (
+  checked_cast,
+  other_vae,
   output_path,
   pretrained,
   read_options,
@@ -35,7 +37,6 @@ from sdxl_jax.weights.diffusers import (
   folder_reader,
   folder_writer,
   scheduler_config,
-  tensor_names,
 )
 from sdxl_jax.weights.lora import lora_file, lora_names, lora_writer, merge
 from sdxl_jax.weights.single_file import ldm_writer
@@ -55,12 +56,14 @@ class Source:
   average: str = 'ema'  # of a workdir, see run_params.AVERAGES
   loras: Sequence[str] = ()  # to merge, each as 'FILE' or 'FILE:WEIGHT'
   options: read_options.ReadOptions = read_options.DEFAULT
+  vae: str | pathlib.Path | None = None  # replaces the autoencoder
 
   @property
   def files(self) -> list[str | pathlib.Path]:
     """Paths that are read."""
     loras = [lora_file.parse(spec)[0] for spec in self.loras]
-    return [path for path in (self.path, self.base, *loras) if path]
+    paths = (self.path, self.base, self.vae, *loras)
+    return [path for path in paths if path]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,6 +110,7 @@ def convert(
   model = with_tokenizers(
     export.open_source(source.path, source.base, source.average, source.options)
   )
+  model = other_vae.replace(model, source.vae, source.options)
   pretrained.check_complete(model)
   model = with_loras(model, source.loras)
   dtype = target.dtype
@@ -128,6 +132,8 @@ def convert(
   with bar, atomic as partial:
     try:
       save(partial, model, target, bar.update)
+    except checked_cast.NotFiniteError:
+      raise  # its message names the file
     except ValueError as error:
       raise ValueError(f'{model.path}: {error}') from error
   say(f'wrote {target.path}')
@@ -169,6 +175,17 @@ def convert_lora(
   Args, Raises: see `convert`.
   """
   output_path.check_replaceable(target.path, False, target.overwrite)
+  options = source.options
+  for name, value in (
+    ('vae', source.vae),
+    ('prediction', options.prediction),
+    ('zero_snr', options.zero_snr),
+  ):
+    if value is not None:
+      raise ValueError(
+        f'--{name}={value} is of models, and --to=lora writes a LoRA: leave it '
+        'out'
+      )
   # Describe the factors.
   adapter, shapes = export.open_lora(source.path, source.base, source.average)
   ranks = sorted({len(factors.down) for factors in adapter.factors.values()})
@@ -245,11 +262,8 @@ def describe(model: pretrained.Model, dtype: str | None, say: Say) -> int:
     f'  {kind}, predicts {model.scheduler["prediction_type"]}'
     f'{", down to zero SNR" if zero_snr else ""}'
   )
-  for note in model.notes:
+  for note in pretrained.describe_reading(model):
     say(f'  note: {note}')
-  if model.unused_tensors:
-    unused = tensor_names.format_list(list(model.unused_tensors))
-    say(f'  belong to no net: {unused}')
   return total
 
 
@@ -268,6 +282,7 @@ def main(args: flags.FlagValues, source: str, target: str) -> None:
         args.zero_snr,
         args.skip_unsupported,
       ),
+      args.vae,
     ),
     Target(
       target,
@@ -286,6 +301,7 @@ def main(args: flags.FlagValues, source: str, target: str) -> None:
 if __name__ == '__main__':
   flags.DEFINE_enum('to', None, FORMATS, 'format of TARGET')
   flags.DEFINE_string('base', None, 'source of the nets that SOURCE lacks')
+  flags.DEFINE_string('vae', None, 'source of another autoencoder')
   flags.DEFINE_string('average', 'ema', run_params.HELP)
   flags.DEFINE_string(
     'source_variant', None, 'of a folder that is read: fp16, bf16, non_ema'

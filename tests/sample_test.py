@@ -130,8 +130,8 @@ def test_watermark(tmp_path):
     (['--image=plain.png', '--mask=black.png'], 'black.png is nowhere white'),
     (['--image=plain.png', '--mask=small.png'], 'so scale it to 8 x 8 px'),
     (['--weights='], 'no model to sample from: pass --weights'),
-    ([], 'x is no diffusers folder'),
-    (['--weights', TINY / 'base', '--refiner=x'], 'x is no diffusers folder'),
+    ([], 'x does not exist'),
+    (['--weights', TINY / 'base', '--refiner=x'], 'x does not exist'),
   ],
 )
 def test_bad_flags(tmp_path, args, message, flags, monkeypatch):

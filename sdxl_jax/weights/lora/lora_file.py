@@ -8,8 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from sdxl_jax.weights import safetensors_file
-from sdxl_jax.weights.diffusers import tensor_names
+from sdxl_jax.weights import companions, safetensors_file
 from sdxl_jax.weights.lora import lora_names, merge
 
 # The file in a folder that diffusers or PEFT wrote.
@@ -57,7 +56,7 @@ def load(path: str | pathlib.Path, params: dict[str, Any]) -> merge.Lora:
     base = file.metadata.get('ss_base_model_version')
     raise ValueError(
       f'{path}: {len(leftover)} of {len(file.tensors)} tensors belong to no '
-      f'layer of the base model: {tensor_names.format_list(sorted(leftover))}. '
+      f'layer of the base model: {companions.format_list(sorted(leftover))}. '
       f'The file is for another one{f": {base}" if base else ""}'
     )
   # Check their shapes, and add an alpha that is not among the tensors.

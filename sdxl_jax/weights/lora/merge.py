@@ -162,7 +162,11 @@ def merge_published(
       tensors[name] = dataclasses.replace(tensor, read=merged)
     return tensors
 
-  return dataclasses.replace(net, read=read, restore=None) if terms else net
+  if not terms:
+    return net
+  return dataclasses.replace(
+    net, read=read, restore=None, left_out=net.passed_over()
+  )
 
 
 def read_merged(

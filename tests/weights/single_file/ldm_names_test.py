@@ -6,8 +6,13 @@ import numpy as np
 import pytest
 
 from sdxl_jax.weights import pretrained, safetensors_file
-from sdxl_jax.weights.diffusers import folder_reader
-from sdxl_jax.weights.single_file import ldm_names, ldm_reader, ldm_writer
+from sdxl_jax.weights.diffusers import folder_reader, weight_files
+from sdxl_jax.weights.single_file import (
+  ldm_names,
+  ldm_reader,
+  ldm_writer,
+  open_nets,
+)
 from tests.support import headers
 
 MODELS = ['base', 'refiner']
@@ -48,7 +53,7 @@ def folder(keys, tmp_path, model):
     tmp_path / 'folder'
   ).components:
     path = tmp_path / 'folder' / component
-    file = f'{folder_reader.STEMS[component]}.safetensors'
+    file = f'{weight_files.STEMS[component]}.safetensors'
     headers.sparse(path / file, diffusers_keys(keys, model, component))
   return tmp_path / 'folder'
 
@@ -66,7 +71,7 @@ def test_every_name_is_the_published_one(keys, model, folder):
     prefix = ldm_names.PREFIXES[component]
     if model == 'refiner' and component == 'text_encoder_2':
       prefix = ldm_names.REFINER_TEXT_ENCODER
-    for key, parts in ldm_reader.original_table(net).items():
+    for key, parts in open_nets.original_table(net).items():
       table[prefix + key] = [
         [component, name, WORDS[transform]] for name, transform in parts
       ]
