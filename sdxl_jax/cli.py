@@ -7,6 +7,7 @@ import select
 import signal
 import sys
 import traceback
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
@@ -41,6 +42,7 @@ def run(main: Callable, *names: str, memory: str = '') -> None:
     # what it raises as well.
     absl_logging.set_verbosity(absl_logging.FATAL)
     logging.getLogger('asyncio').setLevel(logging.CRITICAL)
+    warnings.formatwarning = format_warning
     # Ctrl-C ended the process while it imported, see sdxl_jax/__init__.py.
     if signal.getsignal(signal.SIGINT) == signal.SIG_DFL:
       signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -130,6 +132,22 @@ def output_is_closed() -> bool:
   for descriptor in (1, 2):  # stdout and stderr
     poll.register(descriptor, 0)  # errors are reported without being asked for
   return any(event & select.POLLERR for _, event in poll.poll(0))
+
+
+_format_of_python = warnings.formatwarning
+
+
+def format_warning(
+  message: Warning | str,
+  category: type[Warning],
+  filename: str,
+  lineno: int,
+  line: str | None = None,
+) -> str:
+  """Formats what is for the user as one line, without its place in the code."""
+  if issubclass(category, UserWarning):
+    return f'warning: {message}\n'
+  return _format_of_python(message, category, filename, lineno, line)
 
 
 def check_arguments(arguments: Sequence[str], names: Sequence[str]) -> None:

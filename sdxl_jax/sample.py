@@ -25,6 +25,7 @@ from sdxl_jax.sampling import (
   pipelines,
   sample_flags,
   sample_request,
+  sampler_choice,
   validation,
   watermark,
 )
@@ -54,6 +55,8 @@ def sample(requests, names, models, noise, args):
   clock = Clock()
   base, refiner = load_models(mesh, models, args.offload)
   clock.stop('loading')
+  # So that a PNG names the sampler it was made with.
+  requests = [sampler_choice.resolve(base, request) for request in requests]
   size, for_grid, latents = args.batch or mesh.size, [], []
   told = set()  # of masks
   for batch in sample_request.batches(requests, size, base.tokenize):

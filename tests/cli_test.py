@@ -72,6 +72,8 @@ def end(monkeypatch):
     monkeypatch.setattr(cli.jax, 'process_count', lambda: processes)
     monkeypatch.setattr(cli.signal, 'signal', lambda *args: None)
     monkeypatch.setattr(cli.absl_logging, 'set_verbosity', lambda level: None)
+    before = cli.warnings.formatwarning
+    monkeypatch.setattr(cli.warnings, 'formatwarning', before)
     # absl's run, which parses flags and exits, around the inner function.
     monkeypatch.setattr(
       cli.app, 'run', lambda inner, flags_parser: inner(['command'])

@@ -274,7 +274,7 @@ def unipc_step(
   # Predict x at sigma_next by a denoised half a step ahead.
   h = jnp.log(sigma / sigma_next)
   # First order where there is no step before, and on the step to 0.
-  second_order = (history.count > 0) & (sigma_next > 0)
+  second_order = (history.count > 0) & (step.order > 1) & (sigma_next > 0)
   slope = (denoised - denoised_last) / jnp.log(sigma_last / sigma)
   extrapolated = denoised + jnp.where(second_order, h / 2, 0) * slope
   history = HistoryUniPC(
