@@ -14,7 +14,7 @@ from sdxl_jax.models import from_config, sdxl, text_encoder
 from sdxl_jax.text import chunking, tokenizer
 from sdxl_jax.weights import formats, pretrained, read_options
 from sdxl_jax.weights.diffusers import scheduler_config
-from sdxl_jax.weights.lora import lora_file
+from sdxl_jax.weights.lora import lora_file, merge
 
 DTYPES = 'float32', 'bfloat16'
 
@@ -109,8 +109,14 @@ def load(
     pipeline = load_run(folder, chosen, mesh)
   if not chosen.loras:
     return pipeline
-  params = lora_file.add(pipeline.params, chosen.loras)
-  return dataclasses.replace(pipeline, params=params)
+  loras = lora_file.load_all(
+    pipeline.params, chosen.loras, chosen.skip_unsupported
+  )
+  return dataclasses.replace(
+    pipeline,
+    params=merge.merge(pipeline.params, loras),
+    notes=pipeline.notes + lora_file.notes(chosen.loras, loras),
+  )
 
 
 def parse_options(options: dict[str, Any]) -> LoadOptions:
