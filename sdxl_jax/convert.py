@@ -35,7 +35,6 @@ from sdxl_jax.weights.diffusers import (
   folder_reader,
   folder_writer,
   scheduler_config,
-  tensor_names,
 )
 from sdxl_jax.weights.lora import lora_file, lora_names, lora_writer, merge
 from sdxl_jax.weights.single_file import ldm_writer
@@ -264,11 +263,8 @@ def describe(model: pretrained.Model, dtype: str | None, say: Say) -> int:
     f'  {kind}, predicts {model.scheduler["prediction_type"]}'
     f'{", down to zero SNR" if zero_snr else ""}'
   )
-  for note in model.notes:
+  for note in pretrained.describe_reading(model):
     say(f'  note: {note}')
-  if model.unused_tensors:
-    unused = tensor_names.format_list(list(model.unused_tensors))
-    say(f'  belong to no net: {unused}')
   return total
 
 

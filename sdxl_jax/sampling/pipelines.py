@@ -209,7 +209,7 @@ def load_pretrained(
     force_zeros=pretrained_model.index.force_zeros,
     size=(side, side),
     mesh=mesh,
-    notes=pretrained_model.notes,
+    notes=pretrained.describe_reading(pretrained_model),
   )
 
 

@@ -37,12 +37,29 @@ def infer_config_json(
       net than `known_config`, or if the head count cannot be inferred and no
       config is known.
   """
+  asked = []
+
+  def probe(tensor):
+    asked.append(tensor)
+    return shape(tensor)
+
   try:
-    fields = FIELDS[name](shape)
+    fields = FIELDS[name](probe)
   except (TypeError, IndexError) as error:
+    odd = shape(asked[-1])
+    fault = f'has the odd shape {odd}' if odd else 'is missing'
     raise ValueError(
-      f'{location}: tensors of the {name} are missing, or have odd shapes'
+      f'{location}: {asked[-1]} {fault}, so that the size of the {name} is '
+      'not known'
     ) from error
+  # SDXL reads the pooled output of the second text encoder, and of no other.
+  if name == 'text_encoder':
+    del fields['projection_dim']
+  elif name == 'text_encoder_2' and fields['projection_dim'] is None:
+    raise ValueError(
+      f'{location}: text_projection is missing, which the second text encoder '
+      'of every SDXL model has: use a complete file'
+    )
   if known_config is None:
     return config_json.write(name, guess_config(name, fields, location))
   # A known config must agree with the shapes.

@@ -13,8 +13,8 @@ import jax
 import jax.numpy as jnp
 
 from sdxl_jax.models import clip, unet, vae
-from sdxl_jax.weights import safetensors_file
-from sdxl_jax.weights.diffusers import config_json, tensor_names
+from sdxl_jax.weights import companions, safetensors_file
+from sdxl_jax.weights.diffusers import config_json, spellings, tensor_names
 
 NetConfig = unet.UNetConfig | vae.VAEConfig | clip.CLIPTextConfig
 Tensors = dict[str, safetensors_file.LazyTensor]
@@ -66,6 +66,9 @@ class Net:
   read: Callable[[], Tensors] | None  # opens {published name: tensor}
   # (target) -> params, where they are stored as a tree of our own.
   restore: Callable[[Tree], Tree] | None = None
+  skip_unsupported: bool = False  # see companions.check
+  # Names of tensors of its file that it does not read; None: see `passed_over`.
+  left_out: tuple[str, ...] | None = None
 
   def config(self, **fields: Any) -> NetConfig:
     """Returns our config, with fields replaced: dtype, param_dtype, remat."""
@@ -104,9 +107,19 @@ class Net:
       return config, self.restore(target)
     return config, self._convert(tensor_names.from_published, target)
 
+  def passed_over(self) -> tuple[str, ...]:
+    """Lists the names of tensors beside the net that it does not read."""
+    if self.left_out is not None:
+      return self.left_out
+    if self.restore:  # a tree of our own has no others
+      return ()
+    shapes = self.shapes(self.config())
+    return tuple(tensor_names.surplus(self.read(), shapes))
+
   def _convert(self, convert, target):
     try:
-      return convert(self.read(), target)
+      published = without_unused(self.name, self.config(), self.read())
+      return convert(published, target, self.skip_unsupported)
     except ValueError as error:
       raise ValueError(f'{self.location}: {error}') from None
 
@@ -125,6 +138,7 @@ class Model:
   metadata: dict[str, str] = dataclasses.field(default_factory=dict)
   unused_tensors: Tensors = dataclasses.field(default_factory=dict)
   notes: tuple[str, ...] = ()  # lines for the user on how it was read
+  passed_over: tuple[str, ...] = ()  # names of tensors that belong to no net
 
   def net(self, name: str) -> Net:
     """Opens the net of a component.
@@ -150,6 +164,33 @@ class Model:
   def sample_size(self) -> int:
     """Side in latents of the images that the UNet was trained for."""
     return self.net('unet').published.get('sample_size', 128)
+
+
+def without_unused(name: str, config: NetConfig, published: Tensors) -> Tensors:
+  """Leaves out the projection of the first text encoder.
+
+  Programs store it, and SDXL reads the pooled output of the second one only.
+  """
+  if name != 'text_encoder' or config.projection_dim is not None:
+    return published
+  unused = f'{spellings.BARE_PROJECTION}.weight'
+  return {
+    name: tensor
+    for name, tensor in published.items()
+    if spellings.canonical_name(name) != unused
+  }
+
+
+def describe_reading(model: Model) -> tuple[str, ...]:
+  """Returns lines for the user on how a model was read.
+
+  They are its notes, and a line with the number and the names of tensors that
+  no net reads.
+  """
+  names = list(model.passed_over)
+  for name in model.loaders:
+    names += model.net(name).passed_over()
+  return model.notes + tuple(filter(None, [companions.note(names)]))
 
 
 def check_complete(model: Model) -> None:
@@ -195,6 +236,7 @@ def join(parts: Model, base: Model) -> Model:
     metadata=parts.metadata,
     unused_tensors=parts.unused_tensors,
     notes=parts.notes + base.notes,
+    passed_over=parts.passed_over + base.passed_over,
   )
 
 

@@ -60,6 +60,7 @@ class LazyTensor:
   shape: tuple[int, ...]
   dtype: np.dtype
   read: Callable[[], np.ndarray]
+  name: str = ''  # in the file that it comes from, for errors
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,7 +111,7 @@ def load(path: str | pathlib.Path) -> TensorFile:
   tensors = {}
   for name, (dtype, shape, begin, _) in entries.items():
     read = functools.partial(read_array, path, dtype, shape, start + begin)
-    tensors[name] = LazyTensor(shape, dtype, read)
+    tensors[name] = LazyTensor(shape, dtype, read, name)
   return TensorFile(path, tensors, metadata)
 
 

@@ -16,12 +16,13 @@ import shutil
 from typing import Any
 
 from sdxl_jax.weights import (
+  companions,
   orbax_params,
   pretrained,
   read_options,
   safetensors_file,
 )
-from sdxl_jax.weights.diffusers import tensor_names, weight_files
+from sdxl_jax.weights.diffusers import weight_files
 
 # The stem of the names of a component's files.
 STEMS = {
@@ -85,7 +86,9 @@ def open_model(
     kind='an orbax export' if is_orbax else 'a folder in the diffusers layout',
     path=folder,
     loaders={
-      name: functools.partial(open_net, path, name, options.variant)
+      name: functools.partial(
+        open_net, path, name, options.variant, options.skip_unsupported
+      )
       for name, path in folders.items()
     },
     index=index,
@@ -139,7 +142,11 @@ def open_component(
   return pretrained.Model(
     kind=f'a folder of {name}',
     path=folder,
-    loaders={name: functools.partial(open_net, folder, name, options.variant)},
+    loaders={
+      name: functools.partial(
+        open_net, folder, name, options.variant, options.skip_unsupported
+      )
+    },
     index=None,
     scheduler={},
     notes=variant_notes({name: folder}, options.variant),
@@ -156,9 +163,19 @@ def component_of(folder: str | pathlib.Path) -> str | None:
 
 
 def open_net(
-  path: str | pathlib.Path, name: str, variant: str | None = None
+  path: str | pathlib.Path,
+  name: str,
+  variant: str | None = None,
+  skip_unsupported: bool = False,
 ) -> pretrained.Net:
-  """Opens the folder of a component; `variant` as in weight_files.choose."""
+  """Opens the folder of a component.
+
+  Args:
+    path: of the folder.
+    name: of the component.
+    variant: see weight_files.choose.
+    skip_unsupported: see companions.check.
+  """
   path = pathlib.Path(path)
   tree = path / orbax_params.FOLDER
   if tree.is_dir():
@@ -168,7 +185,9 @@ def open_net(
     read = functools.partial(read_tensors, path, STEMS[name], variant)
     restore = None
   config = read_json(path / 'config.json')
-  return pretrained.Net(name, config, str(path), read, restore)
+  return pretrained.Net(
+    name, config, str(path), read, restore, skip_unsupported
+  )
 
 
 def read_json(path: pathlib.Path) -> dict[str, Any]:
@@ -203,7 +222,7 @@ def read_tensors(
     repeated = sorted(set(shard) & set(tensors))
     if repeated:
       raise ValueError(
-        f'{path}: {tensor_names.format_list(repeated)} is in another file too'
+        f'{path}: {companions.format_list(repeated)} is in another file too'
       )
     tensors |= shard
   return tensors

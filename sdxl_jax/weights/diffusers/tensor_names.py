@@ -14,14 +14,15 @@ import collections
 import dataclasses
 import functools
 import re
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import numpy as np
 from flax import traverse_util
 
-from sdxl_jax.weights import checked_cast, safetensors_file
+from sdxl_jax.weights import checked_cast, leftovers, safetensors_file
+from sdxl_jax.weights.diffusers import spellings
 
 Path = tuple[str, ...]
 Tensors = dict[str, safetensors_file.LazyTensor]
@@ -38,6 +39,7 @@ class TensorLocation:
   shape: tuple[int, ...]  # as published
 
 
+@functools.cache
 def published_name(path: Path) -> str:
   """Translates a path of ours, unstacked, to the published name."""
   *modules, leaf = path
@@ -45,21 +47,6 @@ def published_name(path: Path) -> str:
   modules = [re.sub(r'(?<!linear)_(\d+)$', r'.\1', m) for m in modules]
   leaf = 'weight' if leaf in ('kernel', 'scale', 'embedding') else leaf
   return '.'.join([*modules, leaf])
-
-
-def canonical_name(name: str) -> str:
-  """Translates the published name of an older or newer library to today's."""
-  # The first autoencoders had other names for attention.
-  name = re.sub(r'(attentions\.\d+)\.(query|key|value)\.', shorten, name)
-  name = re.sub(r'(attentions\.\d+)\.proj_attn\.', r'\1.to_out.0.', name)
-  # transformers 5 drops this prefix in memory, and some files are without it.
-  bare = r'embeddings\.|encoder\.layers\.|final_layer_norm\.'
-  return re.sub(rf'^(?={bare})', 'text_model.', name)
-
-
-def shorten(match: re.Match) -> str:
-  """Renames query, key and value to to_q, to_k and to_v."""
-  return f'{match[1]}.to_{match[2][0]}.'
 
 
 def unstack(path: Path, index: int | None) -> Path:
@@ -139,33 +126,40 @@ def lazy(shapes: Tree, load: Callable[[], Tree]) -> Tensors:
   }
 
 
-def match_to_model(published: Tensors, target: Tree) -> Tensors:
+def match_to_model(
+  published: Tensors, target: Tree, skip_unsupported: bool = False
+) -> Tensors:
   """Renames published tensors to today's names, in the shapes of the net.
 
   Args:
-    published: {name of an older or newer library: tensor}.
+    published: {name of an older or newer library: tensor}; known companions
+      that change nothing are passed over.
     target: our tree of shapes.
+    skip_unsupported: see companions.check.
 
   Raises:
     ValueError: if names are left over on either side, a shape differs, or a
-      tensor is not floating-point. No tensor is read.
+      tensor is not floating-point. No tensor is read, unless two have one name.
   """
+  expected = {n: x.shape for n, x in locations(flat(target)).items()}
+  stored = spellings.unify(published)
+  leftovers.check(stored, expected, skip_unsupported)
+  return {name: fit(stored[name], expected[name], name) for name in expected}
+
+
+def surplus(published: Tensors, target: Tree) -> list[str]:
+  """Lists the names in their file of tensors that a net does not have."""
   expected = locations(flat(target))
-  # A buffer of older transformers: 0..76.
-  names = [n for n in published if not n.endswith('.position_ids')]
-  # Two spellings of one name would hide a tensor.
-  stored_name = {canonical_name(name): name for name in names}
-  if len(stored_name) < len(names):
-    repeated = sorted(set(names) - set(stored_name.values()))
-    raise ValueError(f'{format_list(repeated)}: also stored under another name')
-  check_leftovers(stored_name, expected)
-  return {
-    name: fit(published[stored_name[name]], location.shape, stored_name[name])
-    for name, location in expected.items()
-  }
+  return [
+    tensor.name or name
+    for name, tensor in published.items()
+    if spellings.canonical_name(name) not in expected
+  ]
 
 
-def from_published(published: Tensors, target: Tree) -> Tree:
+def from_published(
+  published: Tensors, target: Tree, skip_unsupported: bool = False
+) -> Tree:
   """Loads published tensors into our tree, one array at a time.
 
   Args:
@@ -173,12 +167,13 @@ def from_published(published: Tensors, target: Tree) -> Tree:
     target: our tree of shapes and dtypes, stacked or not. Tensors are cast to
       its dtypes, and each array is placed on the `sharding` of its leaf;
       without one it stays in numpy.
+    skip_unsupported: see companions.check.
 
   Raises:
     ValueError: as `match_to_model`, before any tensor is read.
   """
   # All names and shapes are checked before the first, slow read.
-  matched = match_to_model(published, target)
+  matched = match_to_model(published, target, skip_unsupported)
   parts = collections.defaultdict(list)
   for name, location in locations(flat(target)).items():
     parts[location.path].append((matched[name], location))
@@ -207,20 +202,17 @@ def fit(
   stored: safetensors_file.LazyTensor, shape: tuple[int, ...], name: str
 ) -> safetensors_file.LazyTensor:
   """Returns a tensor in the shape of the net, or raises ValueError."""
-  # The first autoencoders stored attention as convolutions of size one.
-  if len(stored.shape) == 4 and len(shape) == 2 and stored.shape[2:] == (1, 1):
-    stored = reshape(stored, stored.shape[:2])
-  if stored.shape != shape:
+  if not leftovers.is_fitting(stored.shape, shape):
     raise ValueError(
-      f'{name} has the shape {stored.shape}, but the config requires '
-      f'{shape}: the weights are of another architecture'
+      f'{stored.name or name} has the shape {stored.shape}, but the config '
+      f'requires {shape}: the weights are of another architecture'
     )
   if not checked_cast.is_floating(stored.dtype):
     raise ValueError(
-      f'{name} is stored as {stored.dtype}: quantised weights are not '
-      'supported, use those in float16 or longer'
+      f'{stored.name or name} is stored as {stored.dtype}: quantised weights '
+      'are not supported, use those in float16 or longer'
     )
-  return stored
+  return stored if stored.shape == shape else reshape(stored, shape)
 
 
 def reshape(
@@ -230,23 +222,3 @@ def reshape(
   return dataclasses.replace(
     stored, shape=tuple(shape), read=lambda: stored.read().reshape(shape)
   )
-
-
-def check_leftovers(stored: Collection[str], expected: Collection[str]) -> None:
-  """Raises ValueError for names that are on one side only."""
-  surplus = sorted(set(stored) - set(expected))
-  missing = sorted(set(expected) - set(stored))
-  if surplus or missing:
-    raise ValueError(
-      f'{len(surplus)} tensors have no place in the net: '
-      f'{format_list(surplus)}; {len(missing)} tensors of the net are missing: '
-      f'{format_list(missing)}. The weights are of another architecture than '
-      'the config'
-    )
-
-
-def format_list(entries: Sequence[str], limit: int = 8) -> str:
-  """Lists at most `limit` of the entries, so that an error fits a screen."""
-  more = len(entries) - limit
-  text = ', '.join(entries[:limit]) or 'none'
-  return f'{text} and {more} more' if more > 0 else text

@@ -6,8 +6,7 @@ import pathlib
 from collections.abc import Sequence
 from typing import Any
 
-from sdxl_jax.weights import safetensors_file
-from sdxl_jax.weights.diffusers import tensor_names
+from sdxl_jax.weights import companions, safetensors_file
 from sdxl_jax.weights.lora import lora_reader, merge
 
 # The file in a folder that diffusers or PEFT wrote.
@@ -148,7 +147,7 @@ def find_by_name(folder: str | pathlib.Path, name: str) -> pathlib.Path:
     if found:
       raise ValueError(
         f'{len(found)} LoRA files in {folder} are named {name!r}: '
-        f'{tensor_names.format_list(sorted(names[p] for p in found))}. Write '
+        f'{companions.format_list(sorted(names[p] for p in found))}. Write '
         'the folder, too, as in <lora:FOLDER/NAME:1>'
       )
   stems = {known.rpartition('/')[2]: known for known in names.values()}

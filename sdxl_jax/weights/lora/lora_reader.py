@@ -6,8 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from sdxl_jax.weights import checked_cast, safetensors_file
-from sdxl_jax.weights.diffusers import tensor_names
+from sdxl_jax.weights import checked_cast, companions, safetensors_file
 from sdxl_jax.weights.lora import (
   alphas,
   deltas,
@@ -113,7 +112,7 @@ def check_names(
   )
   raise ValueError(
     f'{len(unknown)} of {total} tensors belong to no layer of the base model: '
-    f'{tensor_names.format_list(unknown, 3)}. {reason}'
+    f'{companions.format_list(unknown, 3)}. {reason}'
   )
 
 

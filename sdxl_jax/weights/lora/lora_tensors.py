@@ -5,14 +5,12 @@ import dataclasses
 import re
 from collections.abc import Collection
 
-from sdxl_jax.weights.diffusers import tensor_names
+from sdxl_jax.weights import companions
 from sdxl_jax.weights.lora import lora_names
 
-# Tensors that change nothing: constants, and records of the training.
+# Tensors that change nothing, beside those of whole models.
 HARMLESS = re.compile(
-  r'(.*[._])?(position_ids|logit_scale|scale_record|scale_records)$'
-  r'|(__step__|step|global_step|epoch|loss|train_loss|iteration)$'
-  r'|(optimizer|lr_scheduler|ema_state)\.'
+  r'(.*[._])?(position_ids|scale_records?)|__step__|loss|train_loss'
 )
 # What would change the image, and is not applied: methods by the names of
 # their tensors.
@@ -68,10 +66,10 @@ def sort(
       continue
     if part and part.prefix in known:
       add_part(contents.layers[part.prefix], part, name)
-    elif HARMLESS.match(name):
-      contents.harmless.append(name)
     elif method := unsupported_method(name, known):
       contents.unsupported[name] = method
+    elif is_harmless(name):
+      contents.harmless.append(name)
     else:
       contents.unknown.append(name)
   # An alpha without factors scales nothing.
@@ -82,6 +80,12 @@ def sort(
   return contents
 
 
+def is_harmless(name: str) -> bool:
+  """Checks whether a tensor changes nothing."""
+  kinds = companions.CHANGE_NOTHING
+  return bool(HARMLESS.fullmatch(name) or companions.find_kind(name, kinds))
+
+
 def choose_adapter(
   parts: Collection[lora_names.Name | None], adapter: str | None
 ) -> str | None:
@@ -89,12 +93,12 @@ def choose_adapter(
   adapters = sorted({p.adapter for p in parts if p and p.adapter})
   if adapter is not None and adapter not in adapters:
     raise ValueError(
-      f'no adapter {adapter!r}, there are: {tensor_names.format_list(adapters)}'
+      f'no adapter {adapter!r}, there are: {companions.format_list(adapters)}'
     )
   if adapter is None and len(adapters) > 1:
     raise ValueError(
       f'{len(adapters)} adapters in one file: '
-      f'{tensor_names.format_list(adapters)}. Choose one of them, as in '
+      f'{companions.format_list(adapters)}. Choose one of them, as in '
       f'FILE#{adapters[0]}'
     )
   return adapter or (adapters[0] if adapters else None)

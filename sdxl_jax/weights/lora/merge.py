@@ -218,7 +218,9 @@ def merge_published(
 
   if not terms_of_net:
     return net
-  return dataclasses.replace(net, read=read, restore=None)
+  return dataclasses.replace(
+    net, read=read, restore=None, left_out=net.passed_over()
+  )
 
 
 def read_changed(

@@ -2,7 +2,7 @@
 
 import collections
 
-from sdxl_jax.weights.diffusers import tensor_names
+from sdxl_jax.weights import companions
 from sdxl_jax.weights.lora import deltas, lora_tensors
 
 
@@ -25,7 +25,7 @@ def list_methods(unsupported: dict[str, str]) -> str:
   for name, method in unsupported.items():
     by_method[method].append(name)
   return '; '.join(
-    f'{method} ({tensor_names.format_list(names, 1)})'
+    f'{method} ({companions.format_list(names, 1)})'
     for method, names in by_method.items()
   )
 
@@ -37,7 +37,7 @@ def describe(
   """Returns lines on the tensors that were not read, for the user."""
   notes = []
   if contents.harmless:
-    names = tensor_names.format_list(contents.harmless, 3)
+    names = companions.format_list(contents.harmless, 3)
     notes.append(
       f'passed over {len(contents.harmless)} tensors that change nothing: '
       f'{names}'

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from sdxl_jax.weights import safetensors_file
-from sdxl_jax.weights.diffusers import tensor_names
+from sdxl_jax.weights.diffusers import spellings, tensor_names
 
 Tensor = safetensors_file.LazyTensor
 # Of the names of each net; the refiner has one text encoder.
@@ -88,13 +88,6 @@ def keep(tensor: Tensor) -> Tensor:
   return tensor
 
 
-def transpose(tensor: Tensor) -> Tensor:
-  """Transposes a matrix when it is read."""
-  return dataclasses.replace(
-    tensor, shape=tensor.shape[::-1], read=lambda: tensor.read().T
-  )
-
-
 def expand_hw(tensor: Tensor) -> Tensor:
   """Turns a matrix into a convolution of size one."""
   return tensor_names.reshape(tensor, (*tensor.shape, 1, 1))
@@ -120,7 +113,7 @@ class Transform(NamedTuple):
 
 
 KEEP = Transform(keep, keep)
-TRANSPOSE = Transform(transpose, transpose)
+TRANSPOSE = Transform(spellings.transpose, spellings.transpose)
 # To diffusers it changes nothing: tensor_names.fit squeezes, since the oldest
 # diffusers folders have convolutions too.
 SQUEEZE_HW = Transform(keep, expand_hw)

@@ -2,80 +2,66 @@
 
 Such a file has the original names (see ldm_names) and no config. Facts that
 cannot be inferred from shapes come from metadata that this project writes, from
-another model, or are those of all published nets. A file may also hold a single
-net, in the original or in diffusers' names. The prediction type is stored as
-ComfyUI reads it, by empty tensors named v_pred and ztsnr, and as modelspec's
-prediction_type.
+another model, or are those of all published nets. A file may also hold only
+some of the nets, each in the original or in diffusers' names and with a prefix
+or without. The prediction type is stored as ComfyUI reads it, by empty tensors
+named v_pred and ztsnr, and as modelspec's prediction_type.
 """
 
 import functools
 import json
 import pathlib
 import re
-from collections.abc import Collection
-from typing import Any, NamedTuple
+from typing import Any
 
 from sdxl_jax.weights import (
-  infer_config,
+  companions,
   pretrained,
   read_options,
   safetensors_file,
 )
-from sdxl_jax.weights.diffusers import tensor_names
-from sdxl_jax.weights.single_file import ldm_names
+from sdxl_jax.weights.diffusers import spellings
+from sdxl_jax.weights.single_file import find_nets, open_nets
 
-
-class NetKeys(NamedTuple):
-  """The names by which a net is detected in a file."""
-
-  component: str
-  is_original: bool  # or in diffusers' names
-  signature: str  # a tensor that the net always has
-  prefixes: tuple[str, ...]  # that its names may have
-
-
-KNOWN_NETS = (
-  NetKeys(
-    'unet',
-    True,
-    'input_blocks.0.0.weight',
-    (ldm_names.PREFIXES['unet'], 'diffusion_model.', ''),
+# Tensors that say what the UNet predicts, and those that sgm's loader requires.
+MARKERS = 'v_pred|ztsnr'
+CONSTANTS = r'.*\.position_ids|.*logit_scale'
+# Other models, by a part of a name, unless another part is there too.
+OTHERS = (
+  (
+    r'^cond_stage_model\.',
+    r'^conditioner\.|(?:^|\.)label_emb\.',
+    'Stable Diffusion 1 or 2',
   ),
-  NetKeys('unet', False, 'conv_in.weight', ('unet.', '')),
-  NetKeys(
-    'vae',
-    True,
-    'decoder.mid.block_1.conv1.weight',
-    (ldm_names.PREFIXES['vae'], 'vae.', ''),
+  ('^edm_', None, 'a net of continuous noise levels, such as Playground 2.5'),
+  (r'(?:^|\.)double_blocks\.\d', None, 'Flux'),
+  (r'(?:^|\.)joint_blocks\.\d', None, 'Stable Diffusion 3'),
+  (
+    r'(?:^|\.)(?:controlnet_\w+|input_hint_block|zero_convs)\.',
+    r'(?:^|\.)(?:up_blocks|output_blocks)\.',
+    'a ControlNet, which steers a model',
   ),
-  NetKeys(
-    'vae', False, 'decoder.mid_block.resnets.0.conv1.weight', ('vae.', '')
+  (
+    r'(?:^|\.)(?:image_proj|ip_adapter)\.',
+    r'(?:^|\.)(?:up_blocks|output_blocks)\.',
+    'an IP-Adapter, which steers a model',
   ),
-  NetKeys(
-    'text_encoder',
-    True,
-    'text_model.embeddings.token_embedding.weight',
-    (ldm_names.PREFIXES['text_encoder'],),
+  (
+    r'(?:^|\.)motion_modules\.',
+    r'(?:^|\.)(?:conv_in|input_blocks\.0\.0)\.',
+    'motion modules, which animate a model',
   ),
-  NetKeys(
-    'text_encoder_2',
-    True,
-    'token_embedding.weight',
-    (ldm_names.PREFIXES['text_encoder_2'], ldm_names.REFINER_TEXT_ENCODER),
+  (
+    r'^lora_|\.lora_(?:A|B|up|down)\.|_lora\.(?:up|down)\.|^lycoris_',
+    r'(?:conv_in|input_blocks\.0\.0|token_embedding)\.weight$',
+    'a LoRA, which goes on top of a model',
+  ),
+  (
+    r'^(?:emb_params|clip_[lg]|string_to_param\.?.*)$',
+    r'(?:^|\.)(?:up_blocks|output_blocks)\.',
+    'an embedding of textual inversion, which goes on top of a model',
   ),
 )
-# Tensors that belong to no net, or are not used when it runs.
-UNUSED = (
-  r'v_pred|ztsnr|denoiser\.sigmas|model_ema\..*|.*\.position_ids|.*logit_scale'
-)
-# Other models, by the beginning of a name.
-OTHERS = {
-  'cond_stage_model.': 'Stable Diffusion 1 or 2',
-  'edm_': 'a net of continuous noise levels, such as Playground 2.5',
-  'double_blocks.': 'Flux',
-  'joint_blocks.': 'Stable Diffusion 3',
-  'lora_': 'a LoRA, which goes on top of a model',
-}
 OURS = 'sdxl_jax'  # metadata key of our configs and scheduler, as JSON
 SPEC = 'modelspec.'
 Tensors = dict[str, safetensors_file.LazyTensor]
@@ -98,31 +84,34 @@ def open_model(
   """
   file = safetensors_file.load(path)
   saved = read_our_metadata(file)
-  unused = {n: t for n, t in file.tensors.items() if re.fullmatch(UNUSED, n)}
-  rest = {n: t for n, t in file.tensors.items() if n not in unused}
-  # Give each net the tensors with its prefix.
-  loaders, refiner = {}, None
-  for component, is_original, prefix in find_nets(file.tensors):
-    part = {n: t for n, t in rest.items() if n.startswith(prefix)}
-    rest = {n: t for n, t in rest.items() if n not in part}
-    config = saved.get('nets', {}).get(component)
-    if config is None and base is not None and component in base.loaders:
-      config = base.net(component).published
-    part = {n.removeprefix(prefix): t for n, t in part.items()}
-    open_net = open_original if is_original else open_diffusers
-    loaders[component] = functools.cache(
+  check_is_sdxl(file)
+  tensors = unwrap(file)
+  # Find the nets; what is left must change nothing.
+  markers = {n: t for n, t in tensors.items() if re.fullmatch(MARKERS, n)}
+  others = {n: t for n, t in tensors.items() if n not in markers}
+  try:
+    nets, rest = find_nets.find_nets(others, functools.partial(like, base))
+    passed_over = check_rest(rest, bool(nets), options.skip_unsupported)
+  except ValueError as error:
+    raise ValueError(f'{path}: {error}') from None
+  # Open each net when it is asked for.
+  loaders = {}
+  for net in nets:
+    config = saved.get('nets', {}).get(net.component)
+    if config is None and base is not None and net.component in base.loaders:
+      config = base.net(net.component).published
+    location = f'{path}, {net.component}'
+    loaders[net.component] = functools.cache(
       functools.partial(
-        open_net, component, part, config, f'{path}, {component}'
+        open_nets.open_net, net, config, location, options.skip_unsupported
       )
     )
-    if component == 'text_encoder_2':
-      refiner = prefix == ldm_names.REFINER_TEXT_ENCODER
-  if rest or not loaders:
-    raise ValueError(explain_leftovers(path, rest))
-  # Only a file with the second text encoder is a whole model.
-  index = None if refiner is None else read_index(file, saved, refiner)
+  index = None
+  if {'unet', 'text_encoder_2'} <= set(loaders):  # a whole model
+    index = read_index(file, saved, is_refiner(nets))
   scheduler = saved.get('scheduler', {}) | read_prediction_type(file)
   kind = 'a file of ' + ' and '.join(loaders)
+  constants = {n: t for n, t in tensors.items() if re.fullmatch(CONSTANTS, n)}
   return pretrained.Model(
     kind='a single file' if index else kind,
     path=pathlib.Path(path),
@@ -130,32 +119,100 @@ def open_model(
     index=index,
     scheduler=(pretrained.SCHEDULER if index else {}) | scheduler,
     metadata=file.metadata,
-    unused_tensors=unused,
+    unused_tensors=constants | markers,
+    passed_over=passed_over,
   )
 
 
-def find_nets(names: Collection[str]) -> list[tuple[str, bool, str]]:
-  """Detects the nets in a file: [(component, is_original, prefix)]."""
-  nets = {}
-  # Longer prefixes come first: any name starts with the empty one.
-  for component, is_original, signature, prefixes in KNOWN_NETS:
-    for prefix in prefixes:
-      if prefix + signature in names and component not in nets:
-        nets[component] = component, is_original, prefix
-  # A net without prefix comes last and gets all names that are left.
-  return sorted(nets.values(), key=lambda net: not net[2])
+def unwrap(file: safetensors_file.TensorFile) -> Tensors:
+  """Returns {name: tensor} without the names of modules that wrap others."""
+  try:
+    return spellings.collect(
+      (spellings.unwrap(name), tensor) for name, tensor in file.tensors.items()
+    )
+  except ValueError as error:
+    raise ValueError(f'{file.path}: {error}') from None
 
 
-def explain_leftovers(path: str | pathlib.Path, rest: Collection[str]) -> str:
-  """Describes tensors that belong to no net of SDXL."""
-  for name in rest:
-    for beginning, model in OTHERS.items():
-      if name.startswith(beginning):
-        return f'{path} is not SDXL but {model}: it has {name}'
-  return (
-    f'{path}: {len(rest)} tensors belong to no net of SDXL: '
-    f'{tensor_names.format_list(sorted(rest))}'
-  )
+def check_is_sdxl(file: safetensors_file.TensorFile) -> None:
+  """Raises ValueError for a file of another model, or of none."""
+  for part, unless, model in OTHERS:
+    name = next((n for n in file.tensors if re.search(part, n)), None)
+    if name is None:
+      continue
+    if unless is None or not any(re.search(unless, n) for n in file.tensors):
+      raise ValueError(f'{file.path} is not SDXL but {model}: it has {name}')
+  if not file.tensors:
+    raise ValueError(f'{file.path} has no tensors')
+  # The UNets of both have the same names, but for the size of the image.
+  names = {spellings.unwrap(name) for name in file.tensors}
+  for prefix in find_nets.UNET_PREFIXES:
+    for first, size in (
+      ('input_blocks.1.0.in_layers.2.weight', 'label_emb'),
+      ('down_blocks.0.resnets.0.conv1.weight', 'add_embedding'),
+    ):
+      has_size = any(name.startswith(f'{prefix}{size}.') for name in names)
+      if prefix + first in names and not has_size:
+        raise ValueError(
+          f'{file.path} is not SDXL but Stable Diffusion 1 or 2: its UNet has '
+          f'no {prefix}{size}'
+        )
+
+
+def check_rest(
+  rest: Tensors, has_nets: bool, skip_unsupported: bool
+) -> tuple[str, ...]:
+  """Checks tensors that belong to no net; returns their names in the file.
+
+  Raises:
+    ValueError: if one of them is unknown or would change the image, or if the
+      file has no net.
+  """
+  names = sorted(tensor.name for tensor in rest.values())
+  found = companions.classify(names)
+  if not found.quantised and (found.unknown or not has_nets):
+    unknown = found.unknown or names
+    raise ValueError(
+      f'{len(unknown)} tensors belong to no net of SDXL: '
+      f'{companions.format_list(unknown)}'
+    )
+  companions.check(found, skip_unsupported)
+  return tuple(names)
+
+
+def like(base: pretrained.Model | None, width: int) -> str | None:
+  """Returns the text encoder of a model that is as wide, or None."""
+  names = [n for n in ('text_encoder', 'text_encoder_2') if base is not None]
+  widths = {
+    name: base.net(name).config().hidden_size
+    for name in names
+    if name in base.loaders
+  }
+  alike = [name for name in widths if widths[name] == width]
+  return alike[0] if len(alike) == 1 else None
+
+
+def is_refiner(nets: list[find_nets.FoundNet]) -> bool:
+  """Checks whether the UNet reads the second text encoder alone."""
+  by_name = {net.component: net for net in nets}
+  second = by_name['text_encoder_2']
+  if 'text_encoder' in by_name:
+    return False
+  if second.prefix.startswith('conditioner.'):
+    return second.prefix.startswith(find_nets.FIRST_EMBEDDER)
+  # A prefix of ComfyUI leaves it open whether a file lacks the first one.
+  widths = {
+    kind: {
+      tensor.shape[-1]
+      for name, tensor in by_name[component].tensors.items()
+      if name.endswith(suffix) and tensor.shape
+    }
+    for kind, component, suffix in (
+      ('context', 'unet', 'attn2.to_k.weight'),
+      ('text', 'text_encoder_2', 'token_embedding.weight'),
+    )
+  }
+  return widths['context'] == widths['text']
 
 
 def read_our_metadata(file: safetensors_file.TensorFile) -> dict[str, Any]:
@@ -194,62 +251,3 @@ def read_prediction_type(file: safetensors_file.TensorFile) -> dict[str, Any]:
     return {}
   zero_snr = read_options.ZERO_SNR if 'ztsnr' in file.tensors else {}
   return {'prediction_type': 'v_prediction'} | zero_snr
-
-
-def open_diffusers(
-  component: str,
-  part: Tensors,
-  known_config: dict[str, Any] | None,
-  location: str,
-) -> pretrained.Net:
-  """Opens a net with diffusers' names, of an older or newer library."""
-  shapes = {
-    tensor_names.canonical_name(name): tensor.shape
-    for name, tensor in part.items()
-  }
-  config = infer_config.infer_config_json(
-    component, shapes.get, known_config, location
-  )
-  return pretrained.Net(component, config, location, lambda: part)
-
-
-def open_original(
-  component: str,
-  part: Tensors,
-  known_config: dict[str, Any] | None,
-  location: str,
-) -> pretrained.Net:
-  """Opens a net with the original names."""
-  layout = ldm_names.infer_block_layout(part)
-
-  def shape(name):
-    key, transform = ldm_names.original(component, name, layout)
-    return transform.to_diffusers(part[key]).shape if key in part else None
-
-  config = infer_config.infer_config_json(
-    component, shape, known_config, location
-  )
-  # Which tensors to read follows from the config of the net itself.
-  net = pretrained.Net(component, config, location, None)
-  read = functools.partial(read_original, part, net)
-  return pretrained.Net(component, config, location, read)
-
-
-def read_original(part: Tensors, net: pretrained.Net) -> Tensors:
-  """Opens {diffusers name: tensor} of a net with the original names."""
-  table = original_table(net)
-  tensor_names.check_leftovers(part, table)
-  return {
-    name: transform.to_diffusers(part[key])
-    for key, names in table.items()
-    for name, transform in names
-  }
-
-
-def original_table(
-  net: pretrained.Net,
-) -> dict[str, list[tuple[str, ldm_names.Transform]]]:
-  """Returns {original name: [(diffusers name, transform)]} of a net."""
-  config = net.config()
-  names = tensor_names.locations(tensor_names.flat(net.shapes(config)))
-  return ldm_names.table(net.name, names, ldm_names.block_layout(config))

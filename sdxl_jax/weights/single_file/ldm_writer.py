@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from sdxl_jax.weights import pretrained, safetensors_file
-from sdxl_jax.weights.single_file import ldm_names, ldm_reader
+from sdxl_jax.weights.single_file import ldm_names, ldm_reader, open_nets
 
 SPEC = ldm_reader.SPEC
 # prediction_type in scheduler_config.json, and in modelspec.
@@ -25,7 +25,7 @@ def tensors(model: pretrained.Model) -> Tensors:
       prefix = ldm_names.REFINER_TEXT_ENCODER
     net = model.net(component)
     published = net.tensors()
-    for key, names in ldm_reader.original_table(net).items():
+    for key, names in open_nets.original_table(net).items():
       parts = [(published[name], transform) for name, transform in names]
       converted[prefix + key] = ldm_names.to_original(parts)
     positions = getattr(net.config(), 'max_position_embeddings', None)

@@ -7,7 +7,12 @@ import pytest
 
 from sdxl_jax.weights import pretrained, safetensors_file
 from sdxl_jax.weights.diffusers import folder_reader
-from sdxl_jax.weights.single_file import ldm_names, ldm_reader, ldm_writer
+from sdxl_jax.weights.single_file import (
+  ldm_names,
+  ldm_reader,
+  ldm_writer,
+  open_nets,
+)
 from tests.support import headers
 
 MODELS = ['base', 'refiner']
@@ -66,7 +71,7 @@ def test_every_name_is_the_published_one(keys, model, folder):
     prefix = ldm_names.PREFIXES[component]
     if model == 'refiner' and component == 'text_encoder_2':
       prefix = ldm_names.REFINER_TEXT_ENCODER
-    for key, parts in ldm_reader.original_table(net).items():
+    for key, parts in open_nets.original_table(net).items():
       table[prefix + key] = [
         [component, name, WORDS[transform]] for name, transform in parts
       ]
