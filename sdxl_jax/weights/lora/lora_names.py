@@ -174,7 +174,7 @@ def split(name: str) -> tuple[str, str] | None:
 
 
 def key_prefixes(
-  layers: dict[str, Collection[str]],
+  layers: dict[str, Collection[str]], tensors: Collection[str] | None = None
 ) -> dict[str, set[tuple[str, str]]]:
   """Returns {prefix: {(net, layer)}} in all spellings.
 
@@ -182,12 +182,16 @@ def key_prefixes(
 
   Args:
     layers: {net: published names of its layers}.
+    tensors: names of tensors; spellings whose beginning none of them has are
+      left out. None: all spellings.
   """
   by_prefix = collections.defaultdict(set)
-  for net, names in layers.items():
+  for net, of_net in layers.items():
     heads = all_heads(net, layers)
-    layout = unet_block_layout(names)
-    for layer in names:
+    if tensors is not None:
+      heads = [h for h in heads if any(t.startswith(h) for t in tensors)]
+    layout = unet_block_layout(of_net)
+    for layer in of_net:
       for spelling in spellings(net, layer, layout):
         for head in heads:
           by_prefix[head + spelling].add((net, layer))

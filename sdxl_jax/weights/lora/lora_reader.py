@@ -44,7 +44,7 @@ def read(
   """
   # Group the tensors by the layer that they belong to.
   layers = layers_of(locations)
-  known = lora_names.key_prefixes(names_by_net(layers))
+  known = lora_names.key_prefixes(names_by_net(layers), file.tensors)
   contents = lora_tensors.sort(file.tensors, known, adapter)
   check_names(file, contents, layers, skip_unsupported)
   # Make the changes of each layer.

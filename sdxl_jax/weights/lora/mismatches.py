@@ -138,7 +138,7 @@ def nearest(name: str, layers: Layers) -> str:
   by_net = collections.defaultdict(list)
   for net, layer in layers:
     by_net[net].append(layer)
-  known = lora_names.key_prefixes(by_net)
+  known = lora_names.key_prefixes(by_net, [prefix])
   stems = itertools.accumulate(name.split('.'), '{}.{}'.format)
   for stem in stems:
     if stem in known and not parsed:
