@@ -150,9 +150,11 @@ def find_by_name(folder: str | pathlib.Path, name: str) -> pathlib.Path:
         f'{companions.format_list(sorted(names[p] for p in found))}. Write '
         'the folder, too, as in <lora:FOLDER/NAME:1>'
       )
-  stems = {known.rpartition('/')[2]: known for known in names.values()}
-  near = difflib.get_close_matches(wanted, stems, n=3, cutoff=0.4)
-  nearest = f'; the nearest are {", ".join(near)}' if near else ''
+  stems = {n.rpartition('/')[2].casefold(): n for n in names.values()}
+  stem = wanted.rpartition('/')[2].casefold()
+  near = difflib.get_close_matches(stem, stems, n=3, cutoff=0.4)
+  near = ', '.join(stems[name] for name in near)
+  nearest = f'; the nearest are {near}' if near else ''
   raise FileNotFoundError(
     f'no LoRA file {name!r} among {len(names)} in {folder}{nearest}'
   )

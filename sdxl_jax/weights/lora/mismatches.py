@@ -125,8 +125,7 @@ def missing_net(unknown: Collection[str], layers: Layers) -> str:
   """Returns the net of the first name if the base model lacks it, or ''."""
   nets, first = {net for net, _ in layers}, next(iter(unknown))
   for net, heads in lora_names.HEADS.items():
-    is_longest = any(first.startswith(head) for head in heads)
-    if net not in nets and is_longest:
+    if net not in nets and any(first.startswith(head) for head in heads):
       return net
   return ''
 

@@ -381,3 +381,59 @@ def test_parse():
   assert lora_file.parse('a.safetensors:0.5') == ('a.safetensors', 0.5)
   assert lora_file.parse('c:/a.safetensors:-1') == ('c:/a.safetensors', -1.0)
   assert lora_file.parse('c:/a.safetensors') == ('c:/a.safetensors', 1.0)
+
+
+@pytest.mark.parametrize('text', ['nan', 'inf', '-Infinity'])
+def test_weights_that_are_no_numbers(text):
+  with pytest.raises(ValueError, match=f'weight is {text}, not a finite'):
+    lora_file.parse(f'a.safetensors:{text}')
+
+
+def test_paths_of_windows():
+  for spec, expected in {
+    r'C:\loras\a.safetensors:1e-1': (r'C:\loras\a.safetensors', 0.1),
+    r'C:\loras\a.safetensors': (r'C:\loras\a.safetensors', 1.0),
+    r'C:\loras\a.safetensors#b:-.5': (r'C:\loras\a.safetensors#b', -0.5),
+    'a.safetensors:': ('a.safetensors:', 1.0),
+    'a.safetensors:x': ('a.safetensors:x', 1.0),
+  }.items():
+    assert lora_file.parse(spec) == expected
+
+
+@pytest.fixture
+def lora_dir(tmp_path):
+  for name in (
+    'Style.safetensors', 'style.SAFETENSORS', 'a/fox.safetensors',
+    'b/fox.safetensors', 'b/My Cat v1.5.safetensors', 'notes.txt',
+    'trained/pytorch_lora_weights.safetensors',
+  ):  # fmt: skip
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).touch()
+  return tmp_path
+
+
+@pytest.mark.parametrize('name, file', {
+  'Style': 'Style.safetensors',
+  'style': 'style.SAFETENSORS',
+  'a/fox': 'a/fox.safetensors',
+  r'B\FOX': 'b/fox.safetensors',
+  'my cat V1.5': 'b/My Cat v1.5.safetensors',
+  'My Cat v1.5.safetensors': 'b/My Cat v1.5.safetensors',
+  'trained': 'trained/pytorch_lora_weights.safetensors',
+}.items())  # fmt: skip
+def test_found_by_name(lora_dir, name, file):
+  assert lora_file.find_by_name(lora_dir, name) == lora_dir / file
+
+
+def test_not_found_by_name(lora_dir):
+  with pytest.raises(ValueError, match="2 LoRA .* 'fox': a/fox, b/fox. Write"):
+    lora_file.find_by_name(lora_dir, 'fox')
+  with pytest.raises(ValueError, match="2 LoRA .* 'STYLE': Style, style"):
+    lora_file.find_by_name(lora_dir, 'STYLE')
+  for name in 'my cat', 'fix', '../x':
+    with pytest.raises(FileNotFoundError, match=f"'{name}' among 6 in "):
+      lora_file.find_by_name(lora_dir, name)
+  with pytest.raises(FileNotFoundError, match='nearest are b/My Cat v1.5'):
+    lora_file.find_by_name(lora_dir, 'my cat')
+  with pytest.raises(FileNotFoundError, match='none: no such folder'):
+    lora_file.find_by_name(lora_dir / 'none', 'fox')
