@@ -26,6 +26,10 @@ def get_config():
   # export, or the EMA of another run (its workdir, or one of its
   # checkpoints/STEP). '': all nets are initialised at random.
   config.init_from = ''
+  # Mark in the names of the files of a diffusers folder to start from: 'fp16',
+  # 'bf16', 'non_ema'; '': the plain ones, or the only ones.
+  config.init_variant = ''
+  config.init_vae = ''  # source of another autoencoder; '': that of init_from
   config.from_scratch = ()  # nets initialised at random despite init_from
 
   config.task = 'diffusion'  # or 'autoencoder', see configs/stage0.py

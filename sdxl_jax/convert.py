@@ -26,6 +26,8 @@ from sdxl_jax import atomic_write, cli
 from sdxl_jax.checkpoints import export, run_params
 from sdxl_jax.text import tokenizer
 from sdxl_jax.weights import (
+  checked_cast,
+  other_vae,
   output_path,
   pretrained,
   read_options,
@@ -54,12 +56,14 @@ class Source:
   average: str = 'ema'  # of a workdir, see run_params.AVERAGES
   loras: Sequence[str] = ()  # to merge, each as 'FILE' or 'FILE:WEIGHT'
   options: read_options.ReadOptions = read_options.DEFAULT
+  vae: str | pathlib.Path | None = None  # replaces the autoencoder
 
   @property
   def files(self) -> list[str | pathlib.Path]:
     """Paths that are read."""
     loras = [lora_file.parse(spec)[0] for spec in self.loras]
-    return [path for path in (self.path, self.base, *loras) if path]
+    paths = (self.path, self.base, self.vae, *loras)
+    return [path for path in paths if path]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,6 +110,7 @@ def convert(
   model = with_tokenizers(
     export.open_source(source.path, source.base, source.average, source.options)
   )
+  model = other_vae.replace(model, source.vae, source.options)
   pretrained.check_complete(model)
   skip_unsupported = source.options.skip_unsupported
   model = with_loras(model, source.loras, skip_unsupported)
@@ -128,6 +133,8 @@ def convert(
   with bar, atomic as partial:
     try:
       save(partial, model, target, bar.update)
+    except checked_cast.NotFiniteError:
+      raise  # its message names the file
     except ValueError as error:
       raise ValueError(f'{model.path}: {error}') from error
   say(f'wrote {target.path}')
@@ -169,6 +176,17 @@ def convert_lora(
   Args, Raises: see `convert`.
   """
   output_path.check_replaceable(target.path, False, target.overwrite)
+  options = source.options
+  for name, value in (
+    ('vae', source.vae),
+    ('prediction', options.prediction),
+    ('zero_snr', options.zero_snr),
+  ):
+    if value is not None:
+      raise ValueError(
+        f'--{name}={value} is of models, and --to=lora writes a LoRA: leave it '
+        'out'
+      )
   # Describe the factors.
   adapter, shapes = export.open_lora(
     source.path,
@@ -283,6 +301,7 @@ def main(args: flags.FlagValues, source: str, target: str) -> None:
         args.zero_snr,
         args.skip_unsupported,
       ),
+      args.vae,
     ),
     Target(
       target,
@@ -301,6 +320,7 @@ def main(args: flags.FlagValues, source: str, target: str) -> None:
 if __name__ == '__main__':
   flags.DEFINE_enum('to', None, FORMATS, 'format of TARGET')
   flags.DEFINE_string('base', None, 'source of the nets that SOURCE lacks')
+  flags.DEFINE_string('vae', None, 'source of another autoencoder')
   flags.DEFINE_string('average', 'ema', run_params.HELP)
   flags.DEFINE_string(
     'source_variant', None, 'of a folder that is read: fp16, bf16, non_ema'

@@ -31,7 +31,7 @@ from jaxtyping import Float
 from ml_collections import config_dict, config_flags
 
 from sdxl_jax import cli
-from sdxl_jax.checkpoints import loading, run_params
+from sdxl_jax.checkpoints import loading, run_params, run_sources
 from sdxl_jax.data import (
   buckets,
   figures,
@@ -108,7 +108,14 @@ def load_params(
 ) -> dict[str, Any]:
   """Loads {'vae': params}, and LPIPS if the config has a weight for it."""
   config, model, mesh = setup.config, setup.model, setup.mesh
-  params = loading.load_params(weights, model, ['vae'], mesh, average)
+  params = loading.load_params(
+    weights,
+    model,
+    ['vae'],
+    mesh,
+    average,
+    options=run_sources.reading(config),
+  )
   if 'lpips' not in model.configs:
     say('without LPIPS, since config.autoencoder.perceptual_weight is 0')
     return params
@@ -215,6 +222,8 @@ def describe(metrics: dict[str, Any], count: int) -> str:
 
 
 def main(args: flags.FlagValues) -> None:
+  if args.variant:
+    args.config.init_variant = args.variant
   evaluate(
     args.config,
     args.weights,
@@ -228,6 +237,9 @@ def main(args: flags.FlagValues) -> None:
 if __name__ == '__main__':
   config_flags.DEFINE_config_file('config', None, 'a file with get_config()')
   flags.DEFINE_string('weights', None, 'published weights, or a workdir')
+  flags.DEFINE_string(
+    'variant', None, "mark in the names of a folder's files: fp16, bf16"
+  )
   flags.DEFINE_string('output', None, 'folder to write to')
   flags.DEFINE_integer('pictures', 5000, 'number of images, at most', 1)
   flags.DEFINE_integer('batch_size', 8, 'images at once, per device', 1)

@@ -19,6 +19,7 @@ from absl import flags
 from ml_collections import config_flags
 
 from sdxl_jax import cli
+from sdxl_jax.checkpoints import run_sources
 from sdxl_jax.distributed import multihost
 from sdxl_jax.training import (
   cache_encoder,
@@ -65,7 +66,8 @@ def precompute(
   cache_settings.check_images(config)
   config_validation.check(config)
   multihost.start(config.mesh.processes)
-  setup = run_setup.set_up_locally(config, config.init_from, say)
+  vae_source = run_sources.vae_source(config)
+  setup = run_setup.set_up_locally(config, vae_source, say)
   encoder = cache_encoder.Encoder(setup, batch_size)
 
   # The folder, new or of an earlier run.

@@ -25,7 +25,7 @@ from ml_collections import config_flags
 from PIL import Image
 
 from sdxl_jax import cli
-from sdxl_jax.checkpoints import loading
+from sdxl_jax.checkpoints import loading, run_sources
 from sdxl_jax.data import (
   buckets,
   dataset,
@@ -182,11 +182,12 @@ def make_decode(
   """Makes decode(batch) -> images; moments are decoded by the autoencoder."""
   if not config_validation.is_precomputed(config):
     return lambda batch: batch['image']
-  config = loading.with_latent_scaling(config, config.init_from)
+  vae_source = run_sources.vae_source(config)
+  config = loading.with_latent_scaling(config, vae_source)
   model = from_config.make_model(config)
   # A PatchVAE has no parameters.
   names = [name for name in ('vae',) if name in model.configs]
-  params = loading.load_params(config.init_from, model, names)
+  params = loading.load_start(config, model, names)
 
   def decode(batch):
     mean = np.split(np.asarray(batch['moments'], np.float32), 2, -1)[0]

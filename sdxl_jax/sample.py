@@ -106,6 +106,9 @@ def load_models(mesh, models, offload):
   if refiner is None:
     return base, None
   shared = {name: options[name] for name in sample_request.REFINER_OPTIONS}
+  variant = shared['variant']
+  if variant and not formats.has_variant(refiner, variant):
+    shared['variant'] = None
   # Only a workdir has averages to choose from.
   if not formats.is_published(refiner):
     shared['average'] = options['average']

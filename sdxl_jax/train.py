@@ -15,7 +15,7 @@ from absl import flags
 from ml_collections import config_dict, config_flags
 
 from sdxl_jax import cli
-from sdxl_jax.checkpoints import loading
+from sdxl_jax.checkpoints import loading, run_sources
 from sdxl_jax.data import fingerprint, pipeline
 from sdxl_jax.distributed import (
   device_mesh,
@@ -34,6 +34,7 @@ from sdxl_jax.training import (
   run_setup,
   run_start,
   sample_grid,
+  start_warnings,
   tasks,
   train_state,
 )
@@ -66,7 +67,7 @@ def train(
   """
   config_validation.check(config)
   multihost.start(config.mesh.processes)
-  vae_source = '' if 'vae' in config.from_scratch else config.init_from
+  vae_source = run_sources.vae_source(config)
   config = loading.with_latent_scaling(config, vae_source)
 
   with contextlib.ExitStack() as stack:
@@ -151,6 +152,8 @@ def prepare(start: run_start.Start) -> tuple[loop.Run, train_state.State]:
 
   # Load weights directly into their shardings; start to compile the programs.
   key = jax.random.key(config.seed)
+  if checkpoints.latest_step is None:
+    run_setup.warn(start_warnings.of_schedule(config), say)
   pretrained = run_setup.load_weights(config, model, mesh)
   shapes = jax.eval_shape(task.init, key, pretrained)
   shapes = sharding.with_shardings(shapes, mesh)

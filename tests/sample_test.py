@@ -114,8 +114,8 @@ def test_watermark(tmp_path):
     (['--from_png', 'plain.png'], "no text under ['sdxl_jax']"),
     (['--init_noise=two.npy'], 'noise for 2 images, and 1 are to be sampled'),
     (['--weights='], 'no model to sample from: pass --weights'),
-    ([], 'x is no diffusers folder'),
-    (['--weights', TINY / 'base', '--refiner=x'], 'x is no diffusers folder'),
+    ([], 'x does not exist'),
+    (['--weights', TINY / 'base', '--refiner=x'], 'x does not exist'),
   ],
 )
 def test_bad_flags(tmp_path, args, message, flags, monkeypatch):

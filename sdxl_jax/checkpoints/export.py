@@ -8,9 +8,14 @@ from typing import Any
 import jax
 from ml_collections import config_dict
 
-from sdxl_jax.checkpoints import loading, orbax_checkpoint
+from sdxl_jax.checkpoints import (
+  loading,
+  orbax_checkpoint,
+  run_sources,
+  source_checks,
+)
 from sdxl_jax.models import clip, from_config, lora, sdxl, unet
-from sdxl_jax.weights import formats, pretrained, read_options
+from sdxl_jax.weights import formats, other_vae, pretrained, read_options
 from sdxl_jax.weights.diffusers import config_json, scheduler_config
 from sdxl_jax.weights.lora import lora_file, merge
 
@@ -36,19 +41,22 @@ def open_source(
     FileNotFoundError: if the path holds no known format.
   """
   if base:
-    of_base = dataclasses.replace(options, prediction=None, zero_snr=None)
-    base = open_source(base, options=of_base)
+    base = open_source(base, options=formats.for_other(base, options))
   # A folder of no known format can only be a workdir.
   if pathlib.Path(path).is_dir() and not formats.is_published(path):
-    loading.check_run(path, options)
-    model = open_run(path, average)
+    source_checks.check_run(path, options)
+    model = open_run(path, average, options)
   else:
     model = formats.open_model(path, base, options)
     loading.check_published(path, average)
   return pretrained.join(model, base) if base else model
 
 
-def open_run(source: Source, average: str = 'ema') -> pretrained.Model:
+def open_run(
+  source: Source,
+  average: str = 'ema',
+  options: read_options.ReadOptions = read_options.DEFAULT,
+) -> pretrained.Model:
   """Opens a run: the nets that it trained, and those that it started from."""
   folder = orbax_checkpoint.find(source)
   config = loading.saved_config(folder)
@@ -74,8 +82,12 @@ def open_run(source: Source, average: str = 'ema') -> pretrained.Model:
   frozen = [n for n in index.components if n not in trained]
   tokenizers = {}
   if config.init_from and frozen:
-    start = open_source(config.init_from)
+    options = run_sources.reading(config, options)
+    start = open_source(config.init_from, options=options)
     tokenizers = start.tokenizers
+    other = run_sources.vae_source(config)
+    if 'vae' in frozen and other != config.init_from:
+      start = other_vae.replace(start, other, options)
     loaders |= {
       n: functools.partial(open_frozen, start, nets, n) for n in frozen
     }
@@ -119,7 +131,7 @@ def open_frozen(
   """Opens a net that a run loaded from where it started."""
   net = start.net(name)
   config = net.config(**loading.runtime_fields(nets, name))
-  loading.check_same(name, nets.configs[name], config, net.location)
+  source_checks.check_same(name, nets.configs[name], config, net.location)
   return net
 
 

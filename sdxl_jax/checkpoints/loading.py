@@ -13,12 +13,19 @@ import jax
 import numpy as np
 from ml_collections import config_dict
 
-from sdxl_jax.checkpoints import orbax_checkpoint, run_params
+from sdxl_jax.checkpoints import (
+  orbax_checkpoint,
+  run_params,
+  run_sources,
+  source_checks,
+)
 from sdxl_jax.distributed import device_mesh, multihost, sharding
 from sdxl_jax.models import autoencoder_gan, from_config, latent_scaling, sdxl
 from sdxl_jax.weights import (
+  checked_cast,
   formats,
   lpips_weights,
+  other_vae,
   pretrained,
   read_options,
 )
@@ -45,16 +52,6 @@ def check_published(folder: Source, average: str) -> None:
       f'average is {average!r}, but {folder} is not a workdir and has no '
       'averages to choose from: leave it out, or pass a workdir'
     )
-
-
-def check_run(folder: Source, options: read_options.ReadOptions) -> None:
-  """Raises ValueError if a user decides what the config of a run does."""
-  for name in ('prediction', 'zero_snr'):
-    if getattr(options, name) is not None:
-      raise ValueError(
-        f'{name} is {getattr(options, name)!r}, but {folder} is a workdir, '
-        'whose config decides what its UNet predicts: leave it out'
-      )
 
 
 def saved_config(folder: Source) -> config_dict.ConfigDict:
@@ -94,7 +91,8 @@ def with_latent_scaling(
       "set either of them; SDXL's is 0.13025"
     )
   if formats.is_published(source):
-    vae = formats.open_model(source).net('vae').config()
+    options = formats.for_other(source, run_sources.reading(config))
+    vae = other_vae.open_vae(source, None, options).config()
   else:
     vae = from_config.make_model(saved_config(source)).vae
   config = config.copy_and_resolve_references().unlock()
@@ -110,6 +108,7 @@ def load_params(
   mesh: Mesh | None = None,
   average: str = 'ema',
   memory: str = 'device',
+  options: read_options.ReadOptions = read_options.DEFAULT,
 ) -> dict[str, Tree]:
   """Loads the parameters of some nets, each array directly into its sharding.
 
@@ -121,6 +120,7 @@ def load_params(
     mesh: of the devices; None: the default device.
     average: which parameters of a run, see run_params.restore.
     memory: see make_sharding_fn.
+    options: how pretrained weights are read.
 
   Returns:
     {net: tree of arrays}.
@@ -135,13 +135,34 @@ def load_params(
       'somewhere: pass pretrained weights or a workdir'
     )
   if not formats.is_published(source):
-    return load_run_params(source, nets, names, mesh, average, memory)
+    return load_run_params(source, nets, names, mesh, average, memory, options)
   # Pretrained weights have all nets, and no averages.
   check_published(source, average)
-  model = formats.open_model(source)
+  model = formats.open_model(source, options=options)
+  if 'unet' in names:
+    source_checks.check_timesteps(model)
   return {
     name: load_pretrained_net(model, nets, name, mesh, memory) for name in names
   }
+
+
+def load_start(
+  config: config_dict.ConfigDict,
+  nets: Nets,
+  names: Collection[str],
+  mesh: Mesh | None = None,
+  memory: str = 'device',
+  options: read_options.ReadOptions = read_options.DEFAULT,
+) -> dict[str, Tree]:
+  """Loads nets from where a run with this config starts; see load_params."""
+  options, params = run_sources.reading(config, options), {}
+  for source, group in run_sources.by_source(config, names).items():
+    is_other = source and source != config.init_from
+    chosen = formats.for_other(source, options) if is_other else options
+    params |= load_params(
+      source, nets, group, mesh, memory=memory, options=chosen
+    )
+  return params
 
 
 def load_run_params(
@@ -151,6 +172,7 @@ def load_run_params(
   mesh: Mesh | None,
   average: str,
   memory: str,
+  options: read_options.ReadOptions,
 ) -> dict[str, Tree]:
   """Loads nets from a run, and from where it started; see load_params."""
   folder = orbax_checkpoint.find(source)
@@ -165,18 +187,19 @@ def load_run_params(
       fields = runtime_fields(nets, name)
       fields.pop('scan_blocks', None)  # arrays are stacked as they were saved
       saved = dataclasses.replace(saved_nets.configs[name], **fields)
-      check_same(name, nets.configs[name], saved, folder)
+      source_checks.check_same(name, nets.configs[name], saved, folder)
     # An offloaded net goes to the host's CPU first, never as a whole to a
     # device that may not hold it.
     offload = memory != 'device'
     restored = run_params.restore(folder, mesh, trained, average, offload)
     for name in trained:
+      checked_cast.check_tree(restored[name], f'{folder}, {name}')
       dtype = nets.configs[name].param_dtype
       params[name] = cast_params(restored.pop(name), dtype)
       if offload:
         params[name] = put_params(params[name], make_sharding_fn(mesh, memory))
   if frozen:
-    params |= load_params(config.init_from, nets, frozen, mesh, memory=memory)
+    params |= load_start(config, nets, frozen, mesh, memory, options)
   # Factors are merged into nets that the run itself left frozen.
   if 'lora' in config.trained:
     adapter = load_trained_lora(folder, config, mesh, average)
@@ -193,7 +216,9 @@ def load_pretrained_net(
 ) -> Tree:
   """Loads one net of pretrained weights; see load_params."""
   net, fields = model.net(name), runtime_fields(nets, name)
-  check_same(name, nets.configs[name], net.config(**fields), net.location)
+  source_checks.check_same(
+    name, nets.configs[name], net.config(**fields), net.location
+  )
   _, params = net.load(make_sharding_fn(mesh, memory), **fields)
   return params
 
@@ -253,27 +278,3 @@ def runtime_fields(nets: Nets, name: str) -> dict[str, Any]:
   """Returns the fields of a net's config that are not of its architecture."""
   config = nets.configs[name]
   return {f: getattr(config, f) for f in RUNTIME if hasattr(config, f)}
-
-
-def check_same(
-  name: str, config: Any, saved: Any, location: str | pathlib.Path
-) -> None:
-  """Raises ValueError if a saved net has another config.
-
-  Args:
-    name: of the net.
-    config: dataclass of the net that is wanted.
-    saved: dataclass of the same type.
-    location: of the saved net, for the error.
-  """
-  rows = []
-  for field in dataclasses.fields(config):
-    here, there = getattr(config, field.name), getattr(saved, field.name)
-    if here != there:
-      rows.append(f'{field.name}: {here} here, {there} there')
-  if rows:
-    raise ValueError(
-      f'{location} has another {name} than config.{name}:\n  '
-      + '\n  '.join(rows)
-      + '\nChange these fields of the config, or use other weights'
-    )

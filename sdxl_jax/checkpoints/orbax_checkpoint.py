@@ -9,6 +9,7 @@ import jax
 import orbax.checkpoint as ocp
 
 from sdxl_jax.checkpoints import write_errors
+from sdxl_jax.weights import unknown_paths
 
 FOLDER = 'checkpoints'
 ITEMS = ('state', 'data', 'config')
@@ -136,15 +137,12 @@ def find(source: str | pathlib.Path) -> pathlib.Path:
   Raises:
     FileNotFoundError: if there is none.
   """
-  source = pathlib.Path(source).absolute()
+  given, source = source, pathlib.Path(source).absolute()
   # A checkpoint itself, or the latest of a workdir.
   if (source / 'state').is_dir():
     return source
   if not (source / FOLDER).is_dir():
-    raise FileNotFoundError(
-      f'{source} is no diffusers folder, no single file, no workdir of a '
-      f'training run and no {FOLDER}/STEP in one: check the path'
-    )
+    raise FileNotFoundError(unknown_paths.explain(given))
   checkpoints = Checkpoints(source, read_only=True)
   step = checkpoints.latest_step
   checkpoints.close()

@@ -11,6 +11,7 @@ eps, v or x0. All arithmetic between the two is float32. A run reads:
   latents = schedule.final_scale * state.x
 """
 
+import functools
 from collections.abc import Callable
 
 import jax
@@ -39,7 +40,30 @@ def x0_scalings(sigma: Scalar) -> tuple[Scalar, Scalar, Scalar]:
   return 0.0, 1.0, 1 / jnp.sqrt(1 + sigma**2)
 
 
+# Karras et al. 2022, table 1, EDM; with 'v' as in CosXL, whose net predicts the
+# opposite.
+def edm_scalings(
+  sigma: Scalar, sigma_data: float, prediction: str
+) -> tuple[Scalar, Scalar, Scalar]:
+  """denoised is a mean of x and the net's output, weighted by their noise."""
+  variance = sigma**2 + sigma_data**2
+  sign = {'eps': 1, 'v': -1}[prediction]
+  c_out = sign * sigma * sigma_data / jnp.sqrt(variance)
+  return sigma_data**2 / variance, c_out, 1 / jnp.sqrt(variance)
+
+
 SCALINGS = {'eps': eps_scalings, 'v': v_scalings, 'x0': x0_scalings}
+
+
+def scalings_of(schedule: sampling_schedule.SamplingSchedule) -> Callable:
+  """Returns sigma -> (c_skip, c_out, c_in) of the net of a schedule."""
+  if schedule.sigma_data is None:
+    return SCALINGS[schedule.prediction]
+  return functools.partial(
+    edm_scalings,
+    sigma_data=schedule.sigma_data,
+    prediction=schedule.prediction,
+  )
 
 
 def timestep_of(
@@ -48,8 +72,11 @@ def timestep_of(
   """Returns the timestep of a sigma.
 
   It is the run's own timestep at the sigmas of the run, and is interpolated
-  over log(sigma) between the trained timesteps elsewhere.
+  over log(sigma) between the trained timesteps elsewhere. Nets of continuous
+  noise levels take c_noise of Karras et al. 2022, table 1.
   """
+  if schedule.sigma_data is not None:
+    return jnp.log(sigma) / 4
   # A run's own timesteps may be rounded, so interpolation is not exact there.
   nearest = jnp.argmin(jnp.abs(schedule.sigmas[:-1] - sigma))
   log_sigmas = jnp.log(schedule.trained_sigmas)
@@ -75,7 +102,7 @@ def make_denoiser(
     denoise: takes x float32 [b, h, w, c] and a scalar sigma.
   """
   schedule = jax.tree.map(jnp.asarray, schedule)
-  scalings = SCALINGS[schedule.prediction]
+  scalings = scalings_of(schedule)
 
   def denoise(
     x: Float[ArrayLike, 'b h w c'], sigma: Scalar

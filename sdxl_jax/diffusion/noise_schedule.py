@@ -1,5 +1,8 @@
 """The noise schedule of training: a sigma for each timestep.
 
+Nets of continuous noise levels (EDM) have no timesteps: they take any sigma
+from sigma_min to sigma_max.
+
 Sigma is the noise level of x = x0 + sigma * eps. The other usual form of a
 noisy image, sqrt(a) x0 + sqrt(1 - a) eps with a = alphas_cumprod, is this x
 divided by sqrt(1 + sigma^2), where sigma^2 = (1 - a) / a.
@@ -13,6 +16,7 @@ import numpy as np
 from jaxtyping import Float
 
 PREDICTIONS = ('eps', 'v', 'x0')
+CONTINUOUS_PREDICTIONS = ('eps', 'v')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,6 +29,11 @@ class Schedule:
   beta_schedule: str = 'scaled_linear'  # or 'linear'
   prediction: str = 'eps'  # one of PREDICTIONS; the net's output
   zero_terminal_snr: bool = False  # the last timestep is pure noise
+  # Standard deviation of the data, of a net of continuous noise levels; None:
+  # of one of timesteps. The prediction then only decides the sign: v = -eps.
+  sigma_data: float | None = None
+  sigma_min: float = 0.002
+  sigma_max: float = 80.0
 
   def __post_init__(self):
     check_choice(
@@ -35,6 +44,26 @@ class Schedule:
       raise ValueError(
         f'beta_start {self.beta_start} and beta_end {self.beta_end} must be '
         'ascending and inside (0, 1)'
+      )
+    if self.sigma_data is not None:
+      self._check_continuous()
+
+  @property
+  def is_continuous(self) -> bool:
+    """Whether the net takes any noise level, rather than timesteps."""
+    return self.sigma_data is not None
+
+  def _check_continuous(self):
+    check_choice('prediction', self.prediction, CONTINUOUS_PREDICTIONS)
+    if self.zero_terminal_snr:
+      raise ValueError(
+        'zero_terminal_snr is of schedules with timesteps, and this net takes '
+        'continuous noise levels: leave it out'
+      )
+    if self.sigma_data <= 0 or not 0 < self.sigma_min < self.sigma_max:
+      raise ValueError(
+        f'sigma_data {self.sigma_data}, sigma_min {self.sigma_min} and '
+        f'sigma_max {self.sigma_max} must be above 0, the last two ascending'
       )
 
 
@@ -70,7 +99,14 @@ def alphas_cumprod(schedule: Schedule) -> Float[np.ndarray, ' timesteps']:
 def trained_sigmas(
   schedule: Schedule, terminal_sigma: float = np.inf
 ) -> Float[np.ndarray, ' timesteps']:
-  """Returns each timestep's sigma, float64, ascending, <= terminal_sigma."""
+  """Returns each timestep's sigma, float64, ascending, <= terminal_sigma.
+
+  Continuous noise levels are as many, evenly spaced in log(sigma).
+  """
+  if schedule.is_continuous:
+    return np.geomspace(
+      schedule.sigma_min, schedule.sigma_max, schedule.num_train_timesteps
+    )
   a = np.maximum(alphas_cumprod(schedule), 1 / (1 + terminal_sigma**2))
   with np.errstate(divide='ignore'):
     return np.sqrt((1 - a) / a)

@@ -10,7 +10,7 @@ from typing import Any
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float
 
-# `config` is a vae.VAEConfig or a vae.PatchConfig.
+# `config` is a vae.AnyConfig.
 
 # Fields of an autoencoder's config that scale its latents.
 FIELDS = ('scaling_factor', 'latents_mean', 'latents_std')

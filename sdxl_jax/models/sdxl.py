@@ -24,7 +24,7 @@ class SDXL:
   """
 
   unet: unet.UNetConfig
-  vae: vae.VAEConfig | vae.PatchConfig
+  vae: vae.AnyConfig
   text: text_encoder.TextEncoder
   schedule: noise_schedule.Schedule
   refiner: bool = False

@@ -33,7 +33,7 @@ Pixels = Float[ArrayLike, 'b h w c']
 
 
 def decode(
-  config: vae.VAEConfig | vae.PatchConfig,
+  config: vae.AnyConfig,
   params: Params,
   x: Float[ArrayLike, 'b h w latents'],
   tile: int = 256,
@@ -41,8 +41,8 @@ def decode(
   """Decodes scaled latents to an image, float32, like VAE.decode.
 
   Args:
-    config: a PatchConfig is decoded at once, which takes no memory but the
-      image's.
+    config: a PatchConfig or a TinyConfig is decoded at once, which takes
+      little memory but the image's.
     params: of the autoencoder.
     x: scaled latents, the UNet's input.
     tile: side in px at every resolution, without margins; even. Resolutions at
@@ -50,8 +50,8 @@ def decode(
   """
   if tile < 2 or tile % 2:
     raise ValueError(f'tile is {tile} px; it must be even and at least 2')
-  if isinstance(config, vae.PatchConfig):
-    return vae.PatchVAE(config).apply({}, x, method='decode')
+  if not isinstance(config, vae.VAEConfig):
+    return bind(vae.make_vae(config), params, 'decode')(x)
   # The global part at once, the convolutional parts in tiles.
   x = decode_to_mid(config, params, latent_scaling.unscale(config, x))
   for part in make_parts(config, params['decoder']):
@@ -70,9 +70,11 @@ def decode_to_mid(
   return bind(vae.MidBlock(config), decoder['mid_block'])(x)
 
 
-def bind(module: nn.Module, params: Params) -> Callable:
-  """Returns the module as a function of x."""
-  return lambda x: module.apply({'params': params}, x)
+def bind(
+  module: nn.Module, params: Params, method: str | None = None
+) -> Callable:
+  """Returns the module, or a method of it, as a function of x."""
+  return lambda x: module.apply({'params': params}, x, method=method)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Sequence
+from typing import Any
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -9,6 +10,9 @@ import numpy as np
 from jaxtyping import Array, ArrayLike, Float, Num
 
 from sdxl_jax.models import layers, transformer
+
+# One number for all blocks of a level, or one for each, in their order.
+Depth = int | tuple[int, ...]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -18,9 +22,13 @@ class UNetConfig:
   in_channels: int = 4
   out_channels: int = 4
   block_out_channels: tuple[int, ...] = (320, 640, 1280)
-  layers_per_block: int = 2
-  transformer_depth: tuple[int, ...] = (0, 2, 10)  # 0: no attention
-  mid_transformer_depth: int = 10
+  # Residual blocks of a level on the way down; one more on the way up.
+  layers_per_block: int | tuple[int, ...] = 2
+  transformer_depth: tuple[Depth, ...] = (0, 2, 10)  # 0: no attention
+  # On the way up, by level too; None: as on the way down.
+  up_transformer_depth: tuple[Depth, ...] | None = None
+  # 0: one residual block alone; None: no mid block.
+  mid_transformer_depth: int | None = 10
   num_heads: tuple[int, ...] = (5, 10, 20)
   context_dim: int = 2048
   vector_dim: int = 2816  # pooled text and size sinusoids
@@ -34,6 +42,35 @@ class UNetConfig:
   remat: str = 'none'  # or 'full', 'dots': see layers.REMAT_POLICIES
   scan_blocks: bool = True  # one compiled transformer block per stack
 
+  def layers(self, level: int) -> int:
+    """Residual blocks of a level on the way down."""
+    return per_block(self.layers_per_block, len(self.block_out_channels))[level]
+
+  def depths(self, level: int, up: bool) -> tuple[int, ...]:
+    """Transformer blocks after each residual block of a level."""
+    depths = self.transformer_depth
+    if up and self.up_transformer_depth is not None:
+      depths = self.up_transformer_depth
+    return per_block(depths[level], self.layers(level) + up)
+
+
+def per_block(value: Depth, count: int) -> tuple[int, ...]:
+  """Returns one number for each of `count` blocks or levels."""
+  return value if isinstance(value, tuple) else (value,) * count
+
+
+def shorten(values: Sequence[int]) -> Depth:
+  """Returns the one number of a list of equal ones, or else the tuple."""
+  return values[0] if len(set(values)) == 1 else tuple(values)
+
+
+def shorten_up(down: Sequence[Depth], up: Sequence[Depth]) -> Any:
+  """Returns None for an up_transformer_depth that only mirrors the way down."""
+  # Lists of both ways differ in length.
+  is_mirrored = tuple(up) == tuple(down)
+  has_lists = any(isinstance(depth, tuple) for depth in up)
+  return None if is_mirrored and not has_lists else tuple(up)
+
 
 BASE = UNetConfig()
 REFINER = UNetConfig(
@@ -44,6 +81,29 @@ REFINER = UNetConfig(
   context_dim=1280,
   vector_dim=2560,
 )
+# Pruned bases: Gupta et al. 2024 (SSD-1B, Segmind Vega), Lee et al. 2023.
+SSD_1B = dataclasses.replace(
+  BASE,
+  transformer_depth=(0, 2, 4),
+  up_transformer_depth=(0, (2, 1, 1), (4, 4, 10)),
+  mid_transformer_depth=0,
+)
+VEGA = dataclasses.replace(
+  BASE, transformer_depth=(0, 1, 2), mid_transformer_depth=0
+)
+KOALA_700M = dataclasses.replace(
+  BASE,
+  layers_per_block=1,
+  transformer_depth=(0, 2, 5),
+  mid_transformer_depth=None,
+)
+KOALA_1B = dataclasses.replace(
+  BASE,
+  layers_per_block=1,
+  transformer_depth=(0, 2, 6),
+  mid_transformer_depth=6,
+)
+PRUNED = SSD_1B, VEGA, KOALA_700M, KOALA_1B
 
 
 Pixels = Float[ArrayLike, 'b h w c']
@@ -107,9 +167,8 @@ class Level(nn.Module):
   ) -> tuple[Float[Array, 'b _ _ _'], list[Array]]:
     config, outputs, skips = self.config, [], list(skips)
     # Blocks; the up path has one more, for the skip of the downsampler.
-    depth = config.transformer_depth[self.level]
     resnet = layers.maybe_remat(layers.ResnetBlock2D, config.remat)
-    for i in range(config.layers_per_block + self.up):
+    for i, depth in enumerate(config.depths(self.level, self.up)):
       if self.up:
         x = jnp.concatenate([x, skips.pop()], axis=-1)
       features = config.block_out_channels[self.level]
@@ -132,7 +191,10 @@ class Level(nn.Module):
 
 
 class MidBlock(nn.Module):
-  """Residual, transformer, residual at the lowest resolution."""
+  """Residual, transformer, residual at the lowest resolution.
+
+  Pruned nets have the first residual block alone.
+  """
 
   config: UNetConfig
 
@@ -143,6 +205,8 @@ class MidBlock(nn.Module):
     config, features = self.config, x.shape[-1]
     resnet = layers.maybe_remat(layers.ResnetBlock2D, config.remat)
     x = resnet(config, features, 1e-5, name='resnets_0')(x, temb)
+    if not config.mid_transformer_depth:
+      return x
     x = transformer.Transformer2D(
       config,
       config.num_heads[-1],
@@ -197,16 +261,15 @@ class UNet(nn.Module):
       skips += outputs
 
     # Mid.
-    x = MidBlock(config, name='mid_block')(x, temb, context)
+    if config.mid_transformer_depth is not None:
+      x = MidBlock(config, name='mid_block')(x, temb, context)
 
     # Up; the way down rounds odd sizes up, so the next skip has the size.
-    for i in range(levels):
-      n = config.layers_per_block + 1
+    for i, number in enumerate(reversed(range(levels))):
+      n = config.layers(number) + 1
       level_skips, skips = skips[-n:], skips[:-n]
       size = skips[-1].shape[1:3] if skips else None
-      level = Level(
-        config, levels - 1 - i, True, i < levels - 1, name=f'up_blocks_{i}'
-      )
+      level = Level(config, number, True, number > 0, name=f'up_blocks_{i}')
       x, _ = level(x, temb, context, level_skips, size)
 
     # Out.

@@ -6,7 +6,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float
 
-from sdxl_jax.models import attention, latent_scaling, layers
+from sdxl_jax.models import attention, latent_scaling, layers, tiny_vae
 
 
 @dataclasses.dataclass(frozen=True)
@@ -247,6 +247,10 @@ def weigh_detail(
   return x + (gain - 1) * (x - mean)
 
 
-def make_vae(config: VAEConfig | PatchConfig) -> VAE | PatchVAE:
+AnyConfig = VAEConfig | PatchConfig | tiny_vae.TinyConfig
+
+
+def make_vae(config: AnyConfig) -> VAE | PatchVAE | tiny_vae.TinyVAE:
   """Makes the module that the config describes."""
-  return PatchVAE(config) if isinstance(config, PatchConfig) else VAE(config)
+  modules = {PatchConfig: PatchVAE, tiny_vae.TinyConfig: tiny_vae.TinyVAE}
+  return modules.get(type(config), VAE)(config)

@@ -8,11 +8,11 @@ from typing import Any
 
 import jax
 
-from sdxl_jax.checkpoints import loading
+from sdxl_jax.checkpoints import export, loading, source_checks
 from sdxl_jax.distributed import sharding
 from sdxl_jax.models import from_config, sdxl, text_encoder
 from sdxl_jax.text import chunking, tokenizer
-from sdxl_jax.weights import formats, pretrained, read_options
+from sdxl_jax.weights import formats, other_vae, pretrained, read_options
 from sdxl_jax.weights.diffusers import scheduler_config
 from sdxl_jax.weights.lora import lora_file, merge
 
@@ -131,7 +131,7 @@ def parse_options(options: dict[str, Any]) -> LoadOptions:
     if name not in known:
       raise TypeError(f'load has no option {name!r}; there are {known}')
   chosen = LoadOptions(**options)
-  for name in ('vae', 'embeddings', 'lora_dir'):
+  for name in ('embeddings', 'lora_dir'):
     if getattr(chosen, name):
       raise ValueError(f'{name} is not implemented yet: leave it out')
   return chosen
@@ -141,16 +141,46 @@ def load_run(
   folder: pathlib.Path, options: LoadOptions, mesh: jax.sharding.Mesh | None
 ) -> Pipeline:
   """Loads the Pipeline of a run's workdir, see `load`."""
-  loading.check_run(folder, options.reading)
+  source_checks.check_run(folder, options.reading)
   config = loading.saved_config(folder)
   model = from_config.make_model(config)
   model = model.replace_each(
     {name: runtime_fields_of(name, options) for name in model.configs}
   )
+  names = [
+    name for name in model.configs if not (options.vae and name == 'vae')
+  ]
   params = loading.load_params(
-    folder, model, model.configs, mesh, options.average, memory_of(options)
+    folder,
+    model,
+    names,
+    mesh,
+    options.average,
+    memory_of(options),
+    options.reading,
   )
-  return make_pipeline(config, model, params, mesh)
+  pipeline = make_pipeline(config, model, params, mesh)
+  if options.vae is None:
+    return pipeline
+  run = export.open_run(folder, options=options.reading)
+  return with_vae(pipeline, run, options)
+
+
+def with_vae(
+  pipeline: Pipeline, run: pretrained.Model, options: LoadOptions
+) -> Pipeline:
+  """Returns a run's Pipeline with the autoencoder of the options."""
+  changed = other_vae.replace(run, options.vae, options.reading)
+  config, params = changed.net('vae').load(
+    loading.make_sharding_fn(pipeline.mesh, memory_of(options)),
+    **runtime_fields_of('vae', options),
+  )
+  return dataclasses.replace(
+    pipeline,
+    model=dataclasses.replace(pipeline.model, vae=config),
+    params=pipeline.params | {'vae': params},
+    notes=pipeline.notes + changed.notes,
+  )
 
 
 def memory_of(options: LoadOptions) -> str:
@@ -183,6 +213,9 @@ def load_pretrained(
 ) -> Pipeline:
   """Loads the Pipeline of pretrained weights, see `load`."""
   pretrained_model = formats.open_model(path, options=options.reading)
+  pretrained_model = other_vae.replace(
+    pretrained_model, options.vae, options.reading
+  )
   pretrained.check_complete(pretrained_model)
   configs, params = {'text_encoder': None}, {}
   for name in pretrained_model.index.components:
@@ -200,14 +233,14 @@ def load_pretrained(
     schedule=schedule,
     refiner=pretrained_model.index.refiner,
   )
-  side = pretrained_model.sample_size * model.vae.downscale
+  height, width = pretrained_model.sample_size
   return Pipeline(
     model=model,
     params=params,
     tokenize=tokenizer.load(path),
     scheduler=pretrained_model.scheduler,
     force_zeros=pretrained_model.index.force_zeros,
-    size=(side, side),
+    size=(height * model.vae.downscale, width * model.vae.downscale),
     mesh=mesh,
     notes=pretrained.describe_reading(pretrained_model),
   )

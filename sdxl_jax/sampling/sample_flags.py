@@ -11,10 +11,11 @@ from absl import flags
 from sdxl_jax.sampling import pipelines, sample_request, settings
 from sdxl_jax.sampling.sample_request import Request
 
+# Functions of absl that define the flag of a ModelOption, by its kind.
 DEFINE_BY_KIND = {
-  str: flags.DEFINE_string,
-  bool: flags.DEFINE_bool,
-  list: flags.DEFINE_multi_string,
+  str: 'DEFINE_string',
+  bool: 'DEFINE_bool',
+  list: 'DEFINE_multi_string',
 }
 
 
@@ -24,7 +25,7 @@ def define() -> None:
     define_field(field)
   for name, option in sample_request.MODEL_OPTIONS.items():
     # None: a flag that is not passed must not hide the value of a PNG.
-    DEFINE_BY_KIND[option.kind](name, None, option.help)
+    getattr(flags, DEFINE_BY_KIND[option.kind])(name, None, option.help)
   flags.DEFINE_enum(
     'preset',
     None,

@@ -76,6 +76,11 @@ def check_refiner_matches_base(base: sdxl.SDXL, refiner: sdxl.SDXL) -> None:
       'refiner must be a refiner model, which has one text encoder, and '
       'pipeline a base model'
     )
+  if base.schedule.is_continuous or refiner.schedule.is_continuous:
+    raise ValueError(
+      'a refiner takes over at a timestep, and a model of continuous noise '
+      'levels (EDM) has none: leave the refiner out'
+    )
   pairs = {
     name: (getattr(base.vae, name), getattr(refiner.vae, name))
     for name in latent_scaling.FIELDS

@@ -24,11 +24,11 @@ class Encoder:
   """
 
   def __init__(self, setup: run_setup.LocalSetup, batch_size: int):
-    source, model, mesh = setup.config.init_from, setup.model, setup.mesh
+    config, model, mesh = setup.config, setup.model, setup.mesh
     names = [name for name in model.configs if name != 'unet']
-    self.params = loading.load_params(source, model, names, mesh)
-    self.tokenize = tokenizer.load(loading.base_weights(source))
-    length = setup.config.max_token_length
+    self.params = loading.load_start(config, model, names, mesh)
+    self.tokenize = tokenizer.load(loading.base_weights(config.init_from))
+    length = config.max_token_length
     self.text_chunks = chunking.count_for(length)
     self.cut_captions = cut_captions.CutCaptions(length)
     self.batch_size = batch_size * mesh.size

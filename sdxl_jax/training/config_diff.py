@@ -16,6 +16,8 @@ PARAMETERS = (
   'lora',
   'refiner',
   'init_from',
+  'init_variant',
+  'init_vae',
   'from_scratch',
   'unet',
   'vae',
@@ -42,6 +44,8 @@ RUNTIME = (
 
 # Fields that older configs lack, with the value that these runs had.
 ADDED = {
+  'init_variant': '',
+  'init_vae': '',
   'data.folder.caption': 'text',
   'data.folder.encoding': '',
   'data.webdataset.encoding': '',

@@ -13,6 +13,7 @@ from sdxl_jax.training.field_kinds import (
   Anything,
   Choice,
   Colour,
+  Either,
   Flag,
   Items,
   Number,
@@ -27,6 +28,10 @@ SHARE = Number(0, 1)
 WEIGHT = Number(0, INF, excludes=INF)  # 0: off
 FACTOR = Number(0, INF, excludes=0)
 SIZE = Items(COUNT, '(1024, 1024)', length=2)  # (height, width)
+# Of transformers: one for each level of the UNet, or one for each block of it.
+DEPTHS = Items(
+  Either(SWITCHED, Items(COUNT, '(2, 1, 1)', least=1)), '(0, 2, 10)', least=1
+)
 DTYPE = Choice(('float32', 'bfloat16', 'float16'))
 ATTENTION = Choice(('auto', 'xla', 'cudnn', 'splash'))
 REMAT = Choice(('none', 'full', 'dots'))
@@ -68,6 +73,8 @@ SECTIONS = {
     'log_every': COUNT,
     'compile_threads': Whole(1, 64),
     'init_from': Text(),
+    'init_variant': Text(),
+    'init_vae': Text(),
     'from_scratch': Items(Choice(NETS), "('unet',)"),
     'task': Choice(('diffusion', 'autoencoder')),
     'trained': Items(Choice(NETS), "('unet',)"),
@@ -205,8 +212,9 @@ SECTIONS = {
     'out_channels': COUNT,
     'block_out_channels': Items(COUNT, '(320, 640, 1280)', least=1),
     'layers_per_block': COUNT,
-    'transformer_depth': Items(SWITCHED, '(0, 2, 10)', least=1),
-    'mid_transformer_depth': SWITCHED,
+    'transformer_depth': DEPTHS,
+    'up_transformer_depth': Optional(DEPTHS),
+    'mid_transformer_depth': Optional(SWITCHED),
     'num_heads': Items(COUNT, '(5, 10, 20)', least=1),
     'context_dim': COUNT,
     'vector_dim': COUNT,

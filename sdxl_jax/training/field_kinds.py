@@ -117,6 +117,18 @@ class Optional:
 
 
 @dataclasses.dataclass(frozen=True)
+class Either:
+  """A value of one of two kinds."""
+
+  kind: Any
+  other: Any
+
+  def remedy(self, value: Any) -> str | None:
+    found = self.kind.remedy(value)
+    return found and self.other.remedy(value) and found
+
+
+@dataclasses.dataclass(frozen=True)
 class Items:
   """A tuple or list of values of one kind."""
 

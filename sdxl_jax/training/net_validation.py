@@ -1,6 +1,7 @@
 """Checks the fields of a config for the nets, and which of them are trained."""
 
 import re
+from collections.abc import Sequence
 
 from ml_collections import config_dict
 
@@ -28,6 +29,7 @@ def check(config: config_dict.ConfigDict) -> None:
       'would stay random; add them to trained, or remove them from from_scratch'
     )
   check_levels(config)
+  check_depths(config)
   if config.task == 'diffusion':
     check_channels(config)
   check_lora(config)
@@ -45,7 +47,9 @@ def has_net(config: config_dict.ConfigDict, name: str) -> bool:
 def check_levels(config: config_dict.ConfigDict) -> None:
   """Raises ValueError for levels of the UNet that cannot be built."""
   c = config.unet
-  per_level = 'block_out_channels', 'transformer_depth', 'num_heads'
+  per_level = ['block_out_channels', 'transformer_depth', 'num_heads']
+  if c.get('up_transformer_depth'):
+    per_level.append('up_transformer_depth')
   lengths = {name: len(c[name]) for name in per_level}
   if len(set(lengths.values())) > 1:
     raise ValueError(
@@ -62,6 +66,21 @@ def check_levels(config: config_dict.ConfigDict) -> None:
         raise ValueError(
           f'config.unet.block_out_channels has {width}, which is no multiple '
           f'of {part}, its {name}: change one of them'
+        )
+
+
+def check_depths(config: config_dict.ConfigDict) -> None:
+  """Raises ValueError for depths that are not one for each block."""
+  blocks = config.unet.layers_per_block
+  for name, count in (
+    ('transformer_depth', blocks),
+    ('up_transformer_depth', blocks + 1),
+  ):
+    for depth in config.unet.get(name) or ():
+      if isinstance(depth, Sequence) and len(depth) != count:
+        raise ValueError(
+          f'config.unet.{name} has {tuple(depth)} for a level, which has '
+          f'{count} blocks there: give one number, or one for each block'
         )
 
 

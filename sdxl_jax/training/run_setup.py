@@ -130,7 +130,7 @@ def load_weights(
     names.remove('lpips')
     params['lpips'] = loading.load_lpips(config, model, mesh)
   if config.init_from:
-    params |= loading.load_params(config.init_from, model, names, mesh)
+    params |= loading.load_start(config, model, names, mesh)
     if config_validation.is_precomputed(config):
       cache_check.check_nets(config, params)
     return params

@@ -103,7 +103,8 @@ QUANTISED = (
     'record of quantised weights',
     rf'scaled_fp8|{ANY}(?:scale_weight|scale_input|weight_scale(?:_\w+)?'
     r'|input_scale|comfy_quant|(?:nested_)?absmax|(?:nested_)?quant_map'
-    r'|quant_state(?:\..*)?|SCB|weight_format|qweight|qzeros|g_idx|scales)',
+    r'|quant_state(?:\..*)?|SCB|weight_format|qweight|qzeros|g_idx|w?scales|wzeros'
+    r'|smooth_factor(?:_orig)?|weight\._(?:data|scale))',
   ),
 )
 

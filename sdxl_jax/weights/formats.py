@@ -4,8 +4,8 @@ import dataclasses
 import enum
 import pathlib
 
-from sdxl_jax.weights import pretrained, read_options
-from sdxl_jax.weights.diffusers import folder_reader
+from sdxl_jax.weights import pretrained, read_options, unknown_paths
+from sdxl_jax.weights.diffusers import folder_reader, weight_files
 from sdxl_jax.weights.single_file import ldm_reader
 
 
@@ -69,9 +69,33 @@ def open_format(
       return folder_reader.open_model(path, options)
     case Format.COMPONENT_FOLDER:
       return folder_reader.open_component(path, options)
-  if not path.exists():
-    raise FileNotFoundError(f'{path} does not exist')
-  raise FileNotFoundError(
-    f'{path} holds no weights of a known format: it has neither '
-    'model_index.json nor config.json'
+  raise FileNotFoundError(unknown_paths.explain(path))
+
+
+def has_variant(path: str | pathlib.Path, variant: str) -> bool:
+  """Checks whether a net of a folder is stored as a variant."""
+  path = pathlib.Path(path)
+  match detect_format(path):
+    case Format.DIFFUSERS_FOLDER:
+      nets = {name: path / name for name in weight_files.STEMS}
+    case Format.COMPONENT_FOLDER:
+      nets = {folder_reader.component_of(path): path}
+    case _:
+      return False
+  return variant in weight_files.variants_of(nets)
+
+
+def for_other(
+  path: str | pathlib.Path, options: read_options.ReadOptions
+) -> read_options.ReadOptions:
+  """Returns the options with which weights beside the first ones are read.
+
+  What the user decided of the UNet concerns the first ones alone, and a variant
+  is read where the others have it.
+  """
+  variant = options.variant
+  if variant is not None and not has_variant(path, variant):
+    variant = None
+  return dataclasses.replace(
+    options, variant=variant, prediction=None, zero_snr=None
   )

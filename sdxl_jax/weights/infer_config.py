@@ -82,23 +82,53 @@ def count(shape: Shape, pattern: str) -> int:
   return number
 
 
+TRANSFORMER = '{}.attentions.{}.transformer_blocks.{{}}'
+
+
+def transformer_depths(shape: Shape, level: str, layers: int) -> unet.Depth:
+  """Counts the transformer blocks of a level of the UNet."""
+  pattern = TRANSFORMER + '.norm1.weight'
+  return unet.shorten(
+    [count(shape, pattern.format(level, i)) for i in range(layers)]
+  )
+
+
+def context_dim(shape: Shape, levels: int) -> int:
+  """Infers the width of the text from the first attention that there is."""
+  pattern = TRANSFORMER.format('{}', 0).format('{}', 0) + '.attn2.to_k.weight'
+  sides = ('down_blocks', 'up_blocks')
+  blocks = [f'{side}.{i}' for side in sides for i in range(levels)]
+  keys = [shape(pattern.format(block)) for block in ('mid_block', *blocks)]
+  return next(filter(None, keys), None)[1]
+
+
 def unet_fields(shape: Shape) -> dict[str, Any]:
   """Infers fields of a UNetConfig."""
-  # Levels and blocks are counted by a tensor that each of them has.
+  # Levels are counted by a tensor that each of them has.
   resnet = 'down_blocks.{}.resnets.0.conv1.weight'
-  block = 'down_blocks.{}.attentions.0.transformer_blocks.{{}}.norm1.weight'
-  mid = 'mid_block.attentions.0.transformer_blocks.{}'
   levels = range(count(shape, resnet))
-  context = shape(f'{mid.format(0)}.attn2.to_k.weight')
+  layers = [
+    count(shape, f'down_blocks.{i}.resnets.{{}}.conv1.weight') for i in levels
+  ]
+  down = [
+    transformer_depths(shape, f'down_blocks.{i}', layers[i]) for i in levels
+  ]
+  up = [
+    transformer_depths(shape, f'up_blocks.{len(layers) - 1 - i}', layers[i] + 1)
+    for i in levels
+  ]
+  mid = count(shape, TRANSFORMER.format('mid_block', 0) + '.norm1.weight')
+  has_mid = shape('mid_block.resnets.0.conv1.weight') is not None
   guidance = shape('time_embedding.cond_proj.weight')
   return {
     'in_channels': shape('conv_in.weight')[1],
     'out_channels': shape('conv_out.weight')[0],
     'block_out_channels': tuple(shape(resnet.format(i))[0] for i in levels),
-    'layers_per_block': count(shape, 'down_blocks.0.resnets.{}.conv1.weight'),
-    'transformer_depth': tuple(count(shape, block.format(i)) for i in levels),
-    'mid_transformer_depth': count(shape, f'{mid}.norm1.weight'),
-    'context_dim': context[1],
+    'layers_per_block': unet.shorten(layers),
+    'transformer_depth': tuple(down),
+    'up_transformer_depth': unet.shorten_up(down, up),
+    'mid_transformer_depth': mid if has_mid else None,
+    'context_dim': context_dim(shape, len(layers)),
     'vector_dim': shape('add_embedding.linear_1.weight')[1],
     'guidance_embed_dim': guidance[1] if guidance else None,
   }

@@ -15,7 +15,7 @@ from sdxl_jax.weights import companions, leftovers, pretrained
 from sdxl_jax.weights.diffusers import config_json
 
 PUBLISHED = {
-  'unet': (unet.BASE, unet.REFINER),
+  'unet': (unet.BASE, unet.REFINER, *unet.PRUNED),
   'vae': (vae.VAEConfig(),),
   'text_encoder': (clip.VIT_L,),
   'text_encoder_2': (clip.VIT_BIGG,),
@@ -105,9 +105,12 @@ def count_blocks(config: pretrained.NetConfig) -> int:
   """Counts the blocks of a net roughly, before it is built."""
   if isinstance(config, clip.CLIPTextConfig):
     return config.num_hidden_layers
-  levels = len(config.block_out_channels)
-  depths = getattr(config, 'transformer_depth', ())
-  return levels * config.layers_per_block + sum(depths)
+  levels = range(len(config.block_out_channels))
+  if not isinstance(config, unet.UNetConfig):
+    return len(levels) * getattr(config, 'layers_per_block', 1)
+  # A count of one number for all blocks is no longer than the number itself.
+  depths = [max(config.depths(level, up=True)) for level in levels]
+  return sum(map(config.layers, levels)) + sum(depths)
 
 
 def is_variant(

@@ -13,10 +13,16 @@ import jax
 import jax.numpy as jnp
 
 from sdxl_jax.models import clip, unet, vae
-from sdxl_jax.weights import companions, safetensors_file
-from sdxl_jax.weights.diffusers import config_json, spellings, tensor_names
+from sdxl_jax.weights import checked_cast, companions, safetensors_file
+from sdxl_jax.weights.diffusers import (
+  config_defaults,
+  config_json,
+  edm_config,
+  spellings,
+  tensor_names,
+)
 
-NetConfig = unet.UNetConfig | vae.VAEConfig | clip.CLIPTextConfig
+NetConfig = unet.UNetConfig | vae.AnyConfig | clip.CLIPTextConfig
 Tensors = dict[str, safetensors_file.LazyTensor]
 Tree = dict[str, Any]  # of arrays, or of jax.ShapeDtypeStruct
 
@@ -104,7 +110,9 @@ class Net:
     config = self.config(**fields)
     target = shard(self.shapes(config))
     if self.restore:
-      return config, self.restore(target)
+      params = self.restore(target)
+      checked_cast.check_tree(params, self.location)
+      return config, params
     return config, self._convert(tensor_names.from_published, target)
 
   def passed_over(self) -> tuple[str, ...]:
@@ -120,7 +128,12 @@ class Net:
     try:
       published = without_unused(self.name, self.config(), self.read())
       return convert(published, target, self.skip_unsupported)
+    except checked_cast.NotFiniteError:
+      raise  # its message names the file
     except ValueError as error:
+      # Errors of a file name it, in the folder of the net.
+      if str(error).startswith(self.location):
+        raise
       raise ValueError(f'{self.location}: {error}') from None
 
 
@@ -161,9 +174,10 @@ class Model:
     )
 
   @property
-  def sample_size(self) -> int:
-    """Side in latents of the images that the UNet was trained for."""
-    return self.net('unet').published.get('sample_size', 128)
+  def sample_size(self) -> tuple[int, int]:
+    """(height, width) in latents of the images that the UNet is trained for."""
+    net = self.net('unet')
+    return config_defaults.sample_size(net.published, net.location)
 
 
 def without_unused(name: str, config: NetConfig, published: Tensors) -> Tensors:
@@ -231,7 +245,7 @@ def join(parts: Model, base: Model) -> Model:
     path=parts.path,
     index=index,
     loaders={name: loaders[name] for name in index.components},
-    scheduler=base.scheduler | parts.scheduler,
+    scheduler=edm_config.join(base.scheduler, parts.scheduler),
     tokenizers=base.tokenizers | parts.tokenizers,
     metadata=parts.metadata,
     unused_tensors=parts.unused_tensors,
@@ -242,7 +256,7 @@ def join(parts: Model, base: Model) -> Model:
 
 def from_params(
   name: str,
-  config: NetConfig | vae.PatchConfig,
+  config: NetConfig,
   restore: Callable[[Tree], Tree],
 ) -> Net:
   """Makes the Net of a tree of our own.
@@ -263,7 +277,7 @@ def from_params(
 
 
 @functools.cache  # tracing a net takes seconds
-def abstract_params(config: NetConfig | vae.PatchConfig) -> Tree:
+def abstract_params(config: NetConfig) -> Tree:
   """Returns the tree of shapes and dtypes of the net of a config."""
   if isinstance(config, unet.UNetConfig):
     net = unet.UNet(config)

@@ -3,10 +3,8 @@
 import dataclasses
 from typing import Any
 
-from sdxl_jax.weights.diffusers import scheduler_config
-
-# What the noise levels of single files become where zero SNR is marked.
-ZERO_SNR = {'rescale_betas_zero_snr': True, 'timestep_spacing': 'trailing'}
+from sdxl_jax.weights.diffusers import edm_config, scheduler_config
+from sdxl_jax.weights.single_file import prediction_markers
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,17 +33,31 @@ class ReadOptions:
     Args:
       stored: the scheduler_config.json of the weights, or the part of it that
         is known.
+
+    Raises:
+      ValueError: if zero SNR is wanted of a UNet that predicts epsilon.
     """
     decided = {}
     if self.prediction is not None:
-      decided['prediction_type'] = scheduler_config.PREDICTION_TYPES[
-        self.prediction
-      ]
+      names = scheduler_config.PREDICTION_TYPES
+      decided['prediction_type'] = names[self.prediction]
     if self.zero_snr:
-      decided |= ZERO_SNR
+      decided |= prediction_markers.ZERO_SNR
     elif self.zero_snr is not None:
       decided['rescale_betas_zero_snr'] = False
-    return stored | decided
+    schedule = stored | decided
+    if self.zero_snr and edm_config.is_edm(stored):
+      raise ValueError(
+        '--zero_snr is given, but the UNet takes continuous noise levels '
+        '(EDM), which have no last one: leave it out'
+      )
+    if self.zero_snr and schedule.get('prediction_type') == 'epsilon':
+      raise ValueError(
+        '--zero_snr is given, but the UNet predicts eps, which shows nothing '
+        'of the image where there is only noise: pass --prediction=v too, or '
+        'leave it out'
+      )
+    return schedule
 
 
 DEFAULT = ReadOptions()

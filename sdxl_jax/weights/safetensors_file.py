@@ -21,7 +21,7 @@ import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 
-from sdxl_jax.weights import checked_cast
+from sdxl_jax.weights import checked_cast, foreign_files
 
 DTYPES = {
   'F64': np.dtype('<f8'),
@@ -43,14 +43,8 @@ DTYPES = {
 CODES = {dtype: code for code, dtype in DTYPES.items()}
 MAX_HEADER = 100 * 10**6  # bytes; the limit of the library
 MAX_NAME = 300  # characters
-# The first bytes of a zip archive and of pickle protocols 2 to 5.
-PICKLE_MAGIC = (
-  b'PK\x03\x04',
-  b'\x80\x02',
-  b'\x80\x03',
-  b'\x80\x04',
-  b'\x80\x05',
-)
+# Types of the format that the nets cannot be stored in.
+QUANTISED = ('F8_E8M0', 'F6_E2M3', 'F6_E3M2', 'F4')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,36 +89,32 @@ def load(path: str | pathlib.Path) -> TensorFile:
     check_metadata(metadata)
     entries = {n: check_entry(n, entry) for n, entry in header.items()}
     check_ends(entries, size - start)
+  except UnsupportedError as error:
+    raise ValueError(f'{path}: {error}') from None
   except (ValueError, RecursionError) as error:
     reason = str(error).splitlines()[0][:500]
     raise ValueError(
-      f'{path} is a truncated or corrupt safetensors file ({reason}): '
+      foreign_files.explain(path)
+      or f'{path} is a truncated or corrupt safetensors file ({reason}): '
       're-download it'
-    ) from None
-  except PickleError:
-    raise ValueError(
-      f'{path} is a pickle, and loading a pickle can run any program: use the '
-      '.safetensors of this model, or, where nothing can be harmed, load it '
-      'with torch.load(weights_only=True) and save its tensors with '
-      'safetensors.torch.save_file'
     ) from None
   tensors = {}
   for name, (dtype, shape, begin, _) in entries.items():
-    read = functools.partial(read_array, path, dtype, shape, start + begin)
+    read = functools.partial(
+      read_checked, name, path, dtype, shape, start + begin
+    )
     tensors[name] = LazyTensor(shape, dtype, read, name)
   return TensorFile(path, tensors, metadata)
 
 
-class PickleError(Exception):
-  """Signals that a file is a pickle."""
+class UnsupportedError(ValueError):
+  """Signals a sound file of a type that is not read."""
 
 
 def read_header(file: BinaryIO) -> tuple[dict[str, Any], int, int]:
   """Reads the header of an open file: (header, its end, the file's size)."""
   size = os.fstat(file.fileno()).st_size
   head = file.read(8)
-  if head.startswith(PICKLE_MAGIC):
-    raise PickleError
   if len(head) < 8:
     raise ValueError(f'file has {size} bytes')
   (length,) = struct.unpack('<Q', head)
@@ -175,6 +165,11 @@ def check_entry(name: str, entry: Any) -> tuple[np.dtype, tuple, int, int]:
       f'{", ".join(fields)}'
     )
   dtype, shape = entry['dtype'], entry['shape']
+  if dtype in QUANTISED:
+    raise UnsupportedError(
+      f'{name} is stored as {dtype}: quantised weights are not supported, use '
+      'those in float16 or longer'
+    )
   if not isinstance(dtype, str) or dtype not in DTYPES:
     raise ValueError(f'{name} has the unknown dtype {str(dtype)[:50]!r}')
   # JSON's true is an int in Python, hence `type`.
@@ -207,6 +202,19 @@ def check_ends(entries: dict[str, tuple], size: int) -> None:
     raise ValueError(
       f'the header describes {last} bytes of tensor data, the file has {size}'
     )
+
+
+def read_checked(
+  name: str,
+  path: pathlib.Path,
+  dtype: np.dtype,
+  shape: tuple[int, ...],
+  offset: int,
+) -> np.ndarray:
+  """Reads a tensor as `read_array` does, and refuses NaN and infinity."""
+  array = read_array(path, dtype, shape, offset)
+  checked_cast.check_stored(name, array, str(path))
+  return array
 
 
 def read_array(

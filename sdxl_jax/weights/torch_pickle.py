@@ -3,11 +3,13 @@
 A pickle names functions that its loader calls. Only those of ALLOWED are called
 here; any other name is an error. Three kinds of file are read: trees of numpy
 arrays, and state dicts as torch.save writes them, as a zip or in its older form
-(torchvision's VGG16 and the heads of LPIPS are published in both).
+(torchvision's VGG16 and the heads of LPIPS are published in both; older models
+have their weights in .bin, .ckpt and .pt files).
 """
 
 import collections
 import dataclasses
+import functools
 import math
 import pathlib
 import pickle
@@ -18,6 +20,9 @@ from typing import Any, BinaryIO
 import ml_dtypes
 import numpy as np
 from numpy._core import multiarray
+
+from sdxl_jax.weights import checked_cast
+from sdxl_jax.weights.safetensors_file import LazyTensor, from_array
 
 # The first pickle of a file in torch.save's older form.
 OLDER_MAGIC = 0x1950A86A20F9469CFC6C
@@ -63,6 +68,12 @@ def rebuild_tensor(
   return StoredTensor(key, dtype, offset, tuple(shape))
 
 
+def rebuild_parameter(tensor: StoredTensor, *ignored: Any) -> StoredTensor:
+  """Stands for torch._utils._rebuild_parameter."""
+  del ignored
+  return tensor
+
+
 ALLOWED = {
   ('collections', 'OrderedDict'): collections.OrderedDict,
   ('numpy', 'ndarray'): np.ndarray,
@@ -70,6 +81,7 @@ ALLOWED = {
   ('numpy.core.multiarray', '_reconstruct'): multiarray._reconstruct,
   ('numpy._core.multiarray', '_reconstruct'): multiarray._reconstruct,
   ('torch._utils', '_rebuild_tensor_v2'): rebuild_tensor,
+  ('torch._utils', '_rebuild_parameter'): rebuild_parameter,
   **{('torch', name): dtype for name, dtype in STORAGES.items()},
 }
 
@@ -105,20 +117,97 @@ def load(path: str | pathlib.Path) -> dict[str, Any]:
     raise
   # The opcodes of a corrupt pickle can raise any error.
   except Exception as error:
+    raise ValueError(explain_refused(path, error)) from error
+
+
+def open_tensors(path: str | pathlib.Path) -> dict[str, LazyTensor]:
+  """Opens the {name: tensor} of a state dict, whose data is read on demand.
+
+  A checkpoint of PyTorch Lightning holds the state dict under 'state_dict'. The
+  older form of a file is read whole.
+
+  Raises:
+    ValueError: if the file is corrupt or holds anything else.
+  """
+  path = pathlib.Path(path)
+  if not zipfile.is_zipfile(path):
+    arrays = tensors_of(load(path), np.ndarray, path)
+    for name, array in arrays.items():
+      checked_cast.check_stored(name, array, str(path))
+    return {name: from_array(array) for name, array in arrays.items()}
+  try:
+    with zipfile.ZipFile(path) as archive:
+      folder, content = read_root(archive)
+  except Exception as error:  # of any type, see `load`
+    raise ValueError(explain_refused(path, error)) from error
+  return {
+    name: LazyTensor(
+      stored.shape,
+      stored.dtype,
+      functools.partial(read_stored, path, folder, name, stored),
+      name,
+    )
+    for name, stored in tensors_of(content, StoredTensor, path).items()
+  }
+
+
+def tensors_of(content: Any, kind: type, path: pathlib.Path) -> dict[str, Any]:
+  """Returns the tensors, of some type, in the content of a file."""
+  if isinstance(content, dict):
+    content = content.get('state_dict', content)
+  named = content if isinstance(content, dict) else {}
+  tensors = {
+    name: x
+    for name, x in named.items()
+    if isinstance(name, str) and isinstance(x, kind)
+  }
+  # Names are printed in errors.
+  if not all(name.isprintable() for name in tensors):
+    raise ValueError(f'{path} has a tensor with a name that is no text')
+  if not tensors:
     raise ValueError(
-      f'{path} is not a pickle of arrays alone ({error}): re-download the '
-      'published file, or use safetensors'
-    ) from error
+      f'{path} is a pickle without a state dict of tensors: use the '
+      '.safetensors of this model'
+    )
+  return tensors
+
+
+def read_stored(
+  path: pathlib.Path, folder: str, name: str, stored: StoredTensor
+) -> np.ndarray:
+  """Reads one tensor of a zip, and refuses NaN and infinity."""
+  try:
+    with zipfile.ZipFile(path) as archive:
+      data = archive.read(f'{folder}/{stored.key}')
+    array = stored.read({stored.key: data})
+  except Exception as error:  # of any type, see `load`
+    raise ValueError(explain_refused(path, error)) from error
+  checked_cast.check_stored(name, array, str(path))
+  return array
+
+
+def explain_refused(path: pathlib.Path, error: Exception) -> str:
+  """Describes in one line why a file is not read."""
+  reason = ' '.join(str(error).split())[:200]
+  return (
+    f'{path} is not a pickle of arrays alone ({reason}): re-download the '
+    'published file, or use safetensors'
+  )
+
+
+def read_root(archive: zipfile.ZipFile) -> tuple[str, Any]:
+  """Reads (folder of the storages, content) of a zip that torch.save wrote."""
+  root = next(n for n in archive.namelist() if n.endswith('data.pkl'))
+  with archive.open(root) as file:
+    content = Unpickler(file).load()
+  # The pickle names storages, which are files of the archive.
+  return root.removesuffix('.pkl'), content
 
 
 def load_zip(path: pathlib.Path) -> dict[str, np.ndarray]:
   """Loads a state dict that torch.save wrote as a zip."""
   with zipfile.ZipFile(path) as archive:
-    root = next(n for n in archive.namelist() if n.endswith('data.pkl'))
-    with archive.open(root) as file:
-      tensors = Unpickler(file).load()
-    # The pickle names storages, which are files of the archive.
-    folder = root.removesuffix('.pkl')
+    folder, tensors = read_root(archive)
     keys = {tensor.key for tensor in tensors.values()}
     storages = {key: archive.read(f'{folder}/{key}') for key in keys}
   return {name: tensor.read(storages) for name, tensor in tensors.items()}

@@ -25,7 +25,7 @@ def run_with(function, source, target, to, settings):
   dry_run, lines = settings.pop('dry_run', False), []
   of_source = {
     name: settings.pop(name)
-    for name in ('base', 'average', 'loras')
+    for name in ('base', 'average', 'loras', 'options', 'vae')
     if name in settings
   }
   function(

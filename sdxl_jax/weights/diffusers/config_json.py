@@ -8,10 +8,11 @@ computed wrongly.
 import dataclasses
 from typing import Any
 
-from sdxl_jax.models import clip, unet, vae
+from sdxl_jax.models import clip, tiny_vae, unet, vae
+from sdxl_jax.weights.diffusers import config_defaults, tiny_json, unet_blocks
 
 Json = dict[str, Any]  # the object in a config.json
-NetConfig = unet.UNetConfig | vae.VAEConfig | clip.CLIPTextConfig
+NetConfig = unet.UNetConfig | vae.AnyConfig | clip.CLIPTextConfig
 
 UNET_FIXED = {
   'act_fn': 'silu',
@@ -32,7 +33,6 @@ UNET_FIXED = {
   'freq_shift': 0,
   'mid_block_only_cross_attention': None,
   'mid_block_scale_factor': 1,
-  'mid_block_type': 'UNetMidBlock2DCrossAttn',
   'norm_eps': 1e-5,
   'num_attention_heads': None,
   'num_class_embeds': None,
@@ -40,7 +40,6 @@ UNET_FIXED = {
   'resnet_out_scale_factor': 1.0,
   'resnet_skip_time_act': False,
   'resnet_time_scale_shift': 'default',
-  'reverse_transformer_layers_per_block': None,
   'time_embedding_act_fn': None,
   'time_embedding_dim': None,
   'time_embedding_type': 'positional',
@@ -91,36 +90,16 @@ def check_known(published: Json, known: Json, location: str) -> None:
       )
 
 
-def per_level(value: Any, levels: int) -> tuple:
-  """Repeats an option that has one value for all levels."""
-  return tuple(value) if isinstance(value, list) else (value,) * levels
-
-
-def block_types(depths: tuple[int, ...], plain: str, cross: str) -> list[str]:
-  """Names the block of each level, by the depth of its transformers."""
-  return [cross if depth else plain for depth in depths]
-
-
 def read_unet(published: Json, location: str) -> unet.UNetConfig:
   """Reads unet/config.json."""
   check_fixed(published, UNET_FIXED, location)
-  # A level without attention has a depth, too, which does not count.
   levels = len(published['block_out_channels'])
-  depths = per_level(published['transformer_layers_per_block'], levels)
-  has_attention = [
-    block == 'CrossAttnDownBlock2D' for block in published['down_block_types']
-  ]
   config = unet.UNetConfig(
     in_channels=published['in_channels'],
     out_channels=published['out_channels'],
     block_out_channels=tuple(published['block_out_channels']),
-    layers_per_block=published['layers_per_block'],
-    transformer_depth=tuple(
-      depth if attention else 0
-      for depth, attention in zip(depths, has_attention)
-    ),
-    mid_transformer_depth=depths[-1],
-    num_heads=per_level(published['attention_head_dim'], levels),
+    **unet_blocks.read(published, location),
+    num_heads=unet_blocks.per_level(published['attention_head_dim'], levels),
     context_dim=published['cross_attention_dim'],
     vector_dim=published['projection_class_embeddings_input_dim'],
     size_embed_dim=published['addition_time_embed_dim'],
@@ -133,28 +112,13 @@ def read_unet(published: Json, location: str) -> unet.UNetConfig:
 
 def write_unet(config: unet.UNetConfig) -> Json:
   """Returns the config.json of a UNetConfig."""
-  depths = config.transformer_depth
-  if depths[-1] not in (0, config.mid_transformer_depth):
-    raise ValueError(
-      f'mid_transformer_depth {config.mid_transformer_depth} differs from the '
-      f'last level, {depths[-1]}, which cannot be expressed in a '
-      'diffusers config.json'
-    )
-  layers = [depth or 1 for depth in depths[:-1]]
   return {
     '_class_name': 'UNet2DConditionModel',
     **UNET_FIXED,
     'in_channels': config.in_channels,
     'out_channels': config.out_channels,
     'block_out_channels': list(config.block_out_channels),
-    'layers_per_block': config.layers_per_block,
-    'down_block_types': block_types(
-      depths, 'DownBlock2D', 'CrossAttnDownBlock2D'
-    ),
-    'up_block_types': block_types(
-      depths[::-1], 'UpBlock2D', 'CrossAttnUpBlock2D'
-    ),
-    'transformer_layers_per_block': [*layers, config.mid_transformer_depth],
+    **unet_blocks.write(config),
     'attention_head_dim': list(config.num_heads),  # the number of heads
     'cross_attention_dim': config.context_dim,
     'projection_class_embeddings_input_dim': config.vector_dim,
@@ -164,8 +128,15 @@ def write_unet(config: unet.UNetConfig) -> Json:
   }
 
 
-def read_vae(published: Json, location: str) -> vae.VAEConfig:
-  """Reads vae/config.json."""
+def read_vae(
+  published: Json, location: str
+) -> vae.VAEConfig | tiny_vae.TinyConfig:
+  """Reads vae/config.json, of an AutoencoderKL or an AutoencoderTiny."""
+  if published.get('_class_name') == tiny_json.CLASS:
+    check_fixed(published, tiny_json.FIXED, location)
+    config = tiny_json.read(published, location)
+    check_known(published, tiny_json.write(config), location)
+    return config
   check_fixed(published, VAE_FIXED, location)
   names = {f.name for f in dataclasses.fields(vae.VAEConfig)}
   fields = {k: v for k, v in published.items() if k in names}
@@ -176,8 +147,10 @@ def read_vae(published: Json, location: str) -> vae.VAEConfig:
   return config
 
 
-def write_vae(config: vae.VAEConfig) -> Json:
-  """Returns the config.json of a VAEConfig."""
+def write_vae(config: vae.VAEConfig | tiny_vae.TinyConfig) -> Json:
+  """Returns the config.json of an autoencoder."""
+  if isinstance(config, tiny_vae.TinyConfig):
+    return tiny_json.write(config)
   mean, std = config.latents_mean, config.latents_std
   levels = len(config.block_out_channels)
   return {
@@ -263,6 +236,7 @@ WRITE = {
 
 def read(name: str, published: Json, location: str) -> NetConfig:
   """Reads the config.json of a component; `location` names it in errors."""
+  published = config_defaults.complete(name, published, location)
   try:
     config = READ[name](published, location)
   except KeyError as error:
@@ -287,7 +261,7 @@ def check_types(config: NetConfig, location: str) -> None:
       )
 
 
-def write(name: str, config: NetConfig | vae.PatchConfig) -> Json:
+def write(name: str, config: NetConfig) -> Json:
   """Returns the config.json of a component, as diffusers reads it."""
   if isinstance(config, vae.PatchConfig):
     raise ValueError(

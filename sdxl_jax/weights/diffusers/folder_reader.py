@@ -21,16 +21,15 @@ from sdxl_jax.weights import (
   pretrained,
   read_options,
   safetensors_file,
+  tensor_files,
 )
-from sdxl_jax.weights.diffusers import weight_files
+from sdxl_jax.weights.diffusers import (
+  config_defaults,
+  scheduler_defaults,
+  tiny_json,
+  weight_files,
+)
 
-# The stem of the names of a component's files.
-STEMS = {
-  'unet': 'diffusion_pytorch_model',
-  'vae': 'diffusion_pytorch_model',
-  'text_encoder': 'model',
-  'text_encoder_2': 'model',
-}
 LIBRARIES = {
   'unet': ('diffusers', 'UNet2DConditionModel'),
   'vae': ('diffusers', 'AutoencoderKL'),
@@ -50,26 +49,53 @@ def load_model_index(folder: str | pathlib.Path) -> pretrained.ModelIndex:
     FileNotFoundError: if the folder has none.
     ValueError: if it describes another pipeline than one of SDXL.
   """
-  path = pathlib.Path(folder) / 'model_index.json'
+  folder = pathlib.Path(folder)
+  path = folder / 'model_index.json'
   if not path.is_file():
     raise FileNotFoundError(
       f'{path} not found: pass a folder in the diffusers layout, which has '
       'model_index.json and a folder for each component'
     )
   index = read_json(path)
-  pipeline = str(index.get('_class_name', 'thing without _class_name'))
-  if not pipeline.startswith('StableDiffusionXL'):
-    raise ValueError(f'{path} describes a {pipeline}, not an SDXL model')
+  pipeline = index.get('_class_name')
+  # Without a class, the second text encoder distinguishes SDXL.
+  is_sdxl = (folder / 'text_encoder_2').is_dir()
+  if pipeline is not None or not is_sdxl:
+    pipeline = str(pipeline or 'model without a second text encoder')
+    if not pipeline.startswith('StableDiffusionXL'):
+      raise ValueError(f'{path} describes a {pipeline}, not an SDXL model')
+  refiner = index.get('requires_aesthetics_score')
+  if refiner is None:
+    refiner = is_sdxl and not (folder / 'text_encoder').is_dir()
   return pretrained.ModelIndex(
-    refiner=index.get('requires_aesthetics_score', False),
-    force_zeros=index.get('force_zeros_for_empty_prompt', True),
-    inpainting='Inpaint' in pipeline,
+    refiner=bool(refiner),
+    force_zeros=bool(index.get('force_zeros_for_empty_prompt', True)),
+    inpainting='Inpaint' in (pipeline or ''),
   )
 
 
-def load_scheduler(folder: str | pathlib.Path) -> dict[str, Any]:
-  """Loads scheduler_config.json."""
-  return read_json(pathlib.Path(folder) / 'scheduler' / 'scheduler_config.json')
+def load_scheduler(
+  folder: str | pathlib.Path, decided: bool = False
+) -> dict[str, Any]:
+  """Loads scheduler_config.json, with the defaults of its class.
+
+  Args:
+    folder: of the model.
+    decided: whether the user says what the UNet predicts.
+
+  Raises:
+    FileNotFoundError: if the folder has none.
+    ValueError: if it is corrupt, or has an unknown prediction.
+  """
+  folder = pathlib.Path(folder)
+  path = folder / 'scheduler' / 'scheduler_config.json'
+  config = read_json(path)
+  if '_class_name' not in config:
+    entry = read_json(folder / 'model_index.json').get('scheduler')
+    is_entry = isinstance(entry, list) and len(entry) == 2
+    name = entry[1] if is_entry else pretrained.SCHEDULER['_class_name']
+    config = {'_class_name': name} | config
+  return scheduler_defaults.complete(config, str(path), decided)
 
 
 def open_model(
@@ -80,7 +106,7 @@ def open_model(
   folder = pathlib.Path(folder)
   index = load_model_index(folder)
   folders = {name: folder / name for name in index.components}
-  check_variant(folder, folders, options.variant)
+  weight_files.check_variant(folder, folders, options.variant)
   is_orbax = (folder / 'unet' / orbax_params.FOLDER).is_dir()
   return pretrained.Model(
     kind='an orbax export' if is_orbax else 'a folder in the diffusers layout',
@@ -92,43 +118,14 @@ def open_model(
       for name, path in folders.items()
     },
     index=index,
-    scheduler=load_scheduler(folder),
+    scheduler=load_scheduler(folder, options.prediction is not None),
     tokenizers={
       name: functools.partial(shutil.copytree, folder / name)
       for name in pretrained.TOKENIZERS.values()
       if (folder / name).is_dir()
     },
-    notes=variant_notes(folders, options.variant),
+    notes=weight_files.variant_notes(folders, options.variant),
   )
-
-
-def check_variant(
-  folder: pathlib.Path, nets: dict[str, pathlib.Path], variant: str | None
-) -> None:
-  """Raises ValueError where none of the nets of a folder has a variant."""
-  found = {
-    tag
-    for name, path in nets.items()
-    for tag in weight_files.find_variants(path, STEMS[name])
-  }
-  if variant is not None and variant not in found:
-    raise ValueError(
-      f'{folder} has no weights of the variant {variant!r}; it has '
-      f'{", ".join(sorted(filter(None, found))) or "plain ones only"}: choose '
-      'another --variant, or leave it out'
-    )
-
-
-def variant_notes(
-  folders: dict[str, pathlib.Path], variant: str | None
-) -> tuple[str, ...]:
-  """Returns lines on files of another variant than was asked for."""
-  notes = []
-  for name, folder in folders.items():
-    # An error is raised when the net itself is opened.
-    if weight_files.find_variants(folder, STEMS[name]):
-      notes.append(weight_files.choose(folder, STEMS[name], variant).note)
-  return tuple(filter(None, notes))
 
 
 def open_component(
@@ -138,7 +135,7 @@ def open_component(
   """Opens the folder of a single net, such as a VAE's, as a partial model."""
   folder = pathlib.Path(folder)
   name = component_of(folder)
-  check_variant(folder, {name: folder}, options.variant)
+  weight_files.check_variant(folder, {name: folder}, options.variant)
   return pretrained.Model(
     kind=f'a folder of {name}',
     path=folder,
@@ -149,7 +146,7 @@ def open_component(
     },
     index=None,
     scheduler={},
-    notes=variant_notes({name: folder}, options.variant),
+    notes=weight_files.variant_notes({name: folder}, options.variant),
   )
 
 
@@ -158,8 +155,12 @@ def component_of(folder: str | pathlib.Path) -> str | None:
   path = pathlib.Path(folder) / 'config.json'
   config = read_json(path) if path.is_file() else {}
   classes = [config.get('_class_name'), *(config.get('architectures') or [])]
-  component = {LIBRARIES[name][1]: name for name in STEMS}
-  return next((component[c] for c in classes if c in component), None)
+  component = {LIBRARIES[name][1]: name for name in weight_files.STEMS}
+  component[tiny_json.CLASS] = 'vae'
+  named = next((component[c] for c in classes if c in component), None)
+  if named or any(classes):
+    return named
+  return config_defaults.component_of(config)
 
 
 def open_net(
@@ -182,11 +183,27 @@ def open_net(
     read = functools.partial(orbax_params.lazy, tree)
     restore = functools.partial(orbax_params.restore, tree)
   else:
-    read = functools.partial(read_tensors, path, STEMS[name], variant)
+    read = functools.partial(
+      read_tensors, path, weight_files.STEMS[name], variant
+    )
     restore = None
   config = read_json(path / 'config.json')
+  check_not_quantised(config, path / 'config.json')
   return pretrained.Net(
     name, config, str(path), read, restore, skip_unsupported
+  )
+
+
+def check_not_quantised(config: dict[str, Any], path: pathlib.Path) -> None:
+  """Raises ValueError for the config.json of a quantised net."""
+  settings = config.get('quantization_config')
+  if settings is None:
+    return
+  method = settings.get('quant_method') if isinstance(settings, dict) else None
+  raise ValueError(
+    f'{path} has a quantization_config of {method or "an unknown method"}, and '
+    'quantised weights are not supported: use those in float16, bfloat16 or '
+    'float32, from which they were made'
   )
 
 
@@ -218,7 +235,7 @@ def read_tensors(
   for path in files_of(folder, stem, variant):
     if not path.is_file():
       raise FileNotFoundError(f'{path} not found, but its index names it')
-    shard = safetensors_file.load(path).tensors
+    shard = tensor_files.open_file(path).tensors
     repeated = sorted(set(shard) & set(tensors))
     if repeated:
       raise ValueError(

@@ -11,7 +11,11 @@ from sdxl_jax.weights import (
   pretrained,
   safetensors_file,
 )
-from sdxl_jax.weights.diffusers import folder_reader, tensor_names
+from sdxl_jax.weights.diffusers import (
+  folder_reader,
+  tensor_names,
+  weight_files,
+)
 
 MAX_SHARD_BYTES = 10 * 10**9  # the default of diffusers
 Watch = Callable[[int], Any]
@@ -28,6 +32,11 @@ def save(
     **settings: of save_net.
   """
   pretrained.check_complete(model)
+  if model.net('vae').published.get('num_encoder_blocks') == []:
+    raise ValueError(
+      f'the autoencoder of {model.path} has a decoder only, and diffusers has '
+      'no such class: pass one with both halves'
+    )
   folder.mkdir(parents=True)
   for name in model.index.components:
     save_net(folder / name, model.net(name), **settings)
@@ -36,6 +45,8 @@ def save(
   (folder / 'scheduler').mkdir()
   write_json(folder / 'scheduler' / 'scheduler_config.json', model.scheduler)
   index = model_index_json(model.index, model.scheduler['_class_name'])
+  vae_class = model.net('vae').published.get('_class_name', 'AutoencoderKL')
+  index['vae'] = 'diffusers', vae_class
   write_json(folder / 'model_index.json', index)
 
 
@@ -101,7 +112,7 @@ def save_tensors(
   watch: Watch,
 ) -> None:
   """Writes the weights of a net as safetensors, with a tag in their names."""
-  tensors, stem, weight_map = net.tensors(), folder_reader.STEMS[net.name], {}
+  tensors, stem, weight_map = net.tensors(), weight_files.STEMS[net.name], {}
   sizes = safetensors_file.sizes(tensors, dtype)
   # Tensors are popped, so that each is freed once it is written.
   shards = split(sizes, max_shard_bytes)

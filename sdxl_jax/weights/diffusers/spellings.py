@@ -46,7 +46,11 @@ RULES = (
   (re.compile(r'^(encoder|decoder)\.norm_out\.'), r'\1.conv_norm_out.'),
   (re.compile(r'^transformer\.(?!resblocks)'), ''),
   (
-    re.compile(r'^(?=embeddings\.|encoder\.layers\.|final_layer_norm\.)'),
+    # The tiny autoencoders have an encoder.layers of their own.
+    re.compile(
+      r'^(?=embeddings\.|final_layer_norm\.'
+      r'|encoder\.layers\.\d+\.(?:self_attn|mlp|layer_norm\d)\.)'
+    ),
     'text_model.',
   ),
 )

@@ -11,12 +11,14 @@ decoder from the end; a layer is named by its place in a list. Also:
 
 import dataclasses
 import functools
+import itertools
 import re
 from collections.abc import Callable, Collection, Iterable
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from sdxl_jax.models import unet
 from sdxl_jax.weights import safetensors_file
 from sdxl_jax.weights.diffusers import spellings, tensor_names
 
@@ -71,6 +73,7 @@ TEXT_ENCODER_BLOCK = {
   'mlp.fc2': 'mlp.c_proj',
 }
 DOWNSAMPLER = 'input_blocks.{}.0.op.weight'
+INPUT_BLOCK = 'input_blocks.{}.0.in_layers.2.weight'
 LEVEL = 'encoder.down.{}.block.0.conv1.weight'
 
 
@@ -78,8 +81,9 @@ LEVEL = 'encoder.down.{}.block.0.conv1.weight'
 class BlockLayout:
   """The facts of an architecture on which the names of its blocks depend."""
 
-  layers: int = 0  # residual blocks in a level of the UNet, going down
-  attention: tuple[bool, ...] = ()  # of each level of the UNet
+  layers: tuple[int, ...] = ()  # of each level of the UNet, going down
+  # Of each level of the UNet, whether its last block going up has attention.
+  attention: tuple[bool, ...] = ()
   levels: int = 0  # of the VAE
 
 
@@ -126,11 +130,12 @@ QKV = {
 
 def block_layout(config: Any) -> BlockLayout:
   """Returns the block layout of a net's config."""
-  depths = getattr(config, 'transformer_depth', ())
+  levels = len(getattr(config, 'block_out_channels', ()))
+  if not isinstance(config, unet.UNetConfig):
+    return BlockLayout(levels=levels)
   return BlockLayout(
-    layers=getattr(config, 'layers_per_block', 0),
-    attention=tuple(map(bool, depths)),
-    levels=len(getattr(config, 'block_out_channels', ())),
+    layers=tuple(map(config.layers, range(levels))),
+    attention=tuple(config.depths(i, True)[-1] > 0 for i in range(levels)),
   )
 
 
@@ -139,9 +144,13 @@ def infer_block_layout(names: Collection[str]) -> BlockLayout:
 
   The UNet's attention is left out; names in its encoder do not depend on it.
   """
-  layers = next((i - 1 for i in range(99) if DOWNSAMPLER.format(i) in names), 0)
+  # conv_in is input block 0; each level but the last ends in a downsampler.
+  ends = [i for i in range(99) if DOWNSAMPLER.format(i) in names]
+  count = sum(INPUT_BLOCK.format(i) in names for i in range(99)) + len(ends)
+  borders = [0, *ends, count + 1]
+  layers = [end - start - 1 for start, end in itertools.pairwise(borders)]
   levels = sum(LEVEL.format(i) in names for i in range(99))
-  return BlockLayout(layers=layers, levels=levels)
+  return BlockLayout(layers=tuple(layers), levels=levels)
 
 
 def original(
@@ -181,14 +190,16 @@ def original_unet(name: str, layout: BlockLayout) -> str | None:
     return None
   side, level, kind, i, layer = match.groups()
   # Blocks are numbered through all levels; conv_in is input block 0.
-  is_down, level, stride = side == 'down', int(level), layout.layers + 1
+  is_down, level = side == 'down', int(level)
+  layers = layout.layers if is_down else layout.layers[::-1]
+  start = sum(layers[:level]) + level + is_down
   if kind.endswith('samplers'):
-    number = level * stride + layout.layers + is_down
+    number = start + layers[level]
     # An upsampler is one more layer of the level's last block.
     place = 0 if is_down else 1 + layout.attention[-1 - level]
     layer = 'op' if is_down else layer
   else:
-    number = level * stride + int(i) + is_down
+    number = start + int(i)
     place = 1 if kind == 'attentions' else 0
     layer = RESNET.get(layer, layer)
   block = 'input_blocks' if is_down else 'output_blocks'

@@ -4,8 +4,8 @@ Such a file has the original names (see ldm_names) and no config. Facts that
 cannot be inferred from shapes come from metadata that this project writes, from
 another model, or are those of all published nets. A file may also hold only
 some of the nets, each in the original or in diffusers' names and with a prefix
-or without. The prediction type is stored as ComfyUI reads it, by empty tensors
-named v_pred and ztsnr, and as modelspec's prediction_type.
+or without. What the UNet predicts is marked as prediction_markers and
+edm_markers describe.
 """
 
 import functools
@@ -19,12 +19,19 @@ from sdxl_jax.weights import (
   pretrained,
   read_options,
   safetensors_file,
+  tensor_files,
 )
-from sdxl_jax.weights.diffusers import spellings
-from sdxl_jax.weights.single_file import find_nets, open_nets
+from sdxl_jax.weights.diffusers import edm_config, spellings
+from sdxl_jax.weights.single_file import (
+  edm_markers,
+  find_nets,
+  open_nets,
+  prediction_markers,
+  tiny_names,
+)
 
 # Tensors that say what the UNet predicts, and those that sgm's loader requires.
-MARKERS = 'v_pred|ztsnr'
+MARKERS = r'v_pred|ztsnr|edm_mean|edm_std|edm_vpred\.sigma_m(?:ax|in)'
 CONSTANTS = r'.*\.position_ids|.*logit_scale'
 # Other models, by a part of a name, unless another part is there too.
 OTHERS = (
@@ -33,7 +40,6 @@ OTHERS = (
     r'^conditioner\.|(?:^|\.)label_emb\.',
     'Stable Diffusion 1 or 2',
   ),
-  ('^edm_', None, 'a net of continuous noise levels, such as Playground 2.5'),
   (r'(?:^|\.)double_blocks\.\d', None, 'Flux'),
   (r'(?:^|\.)joint_blocks\.\d', None, 'Stable Diffusion 3'),
   (
@@ -82,7 +88,10 @@ def open_model(
   Raises:
     ValueError: if the file is broken, or holds another model.
   """
-  file = safetensors_file.load(path)
+  file = tensor_files.open_file(path)
+  if tiny_names.is_tiny(file.tensors):
+    return tiny_names.open_model(path)
+  marks = edm_markers.read(file.tensors, f'{path}')
   saved = read_our_metadata(file)
   check_is_sdxl(file)
   tensors = unwrap(file)
@@ -106,10 +115,13 @@ def open_model(
         open_nets.open_net, net, config, location, options.skip_unsupported
       )
     )
+    if net.component == 'vae' and 'vae' not in saved.get('nets', {}):
+      loaders['vae'] = edm_markers.with_latents(loaders['vae'], marks.latents)
   index = None
   if {'unet', 'text_encoder_2'} <= set(loaders):  # a whole model
     index = read_index(file, saved, is_refiner(nets))
-  scheduler = saved.get('scheduler', {}) | read_prediction_type(file)
+  said = prediction_markers.read(file, options.prediction is not None)
+  scheduler = saved.get('scheduler', {}) | said.scheduler
   kind = 'a file of ' + ' and '.join(loaders)
   constants = {n: t for n, t in tensors.items() if re.fullmatch(CONSTANTS, n)}
   return pretrained.Model(
@@ -117,10 +129,13 @@ def open_model(
     path=pathlib.Path(path),
     loaders={n: loaders[n] for n in pretrained.COMPONENTS if n in loaders},
     index=index,
-    scheduler=(pretrained.SCHEDULER if index else {}) | scheduler,
+    scheduler=edm_config.join(
+      pretrained.SCHEDULER if index else {}, scheduler | marks.scheduler
+    ),
     metadata=file.metadata,
     unused_tensors=constants | markers,
     passed_over=passed_over,
+    notes=said.notes,
   )
 
 
@@ -242,12 +257,3 @@ def read_index(
       f'{file.path}: its metadata {OURS!r} describes another model'
     )
   return pretrained.ModelIndex(**index)
-
-
-def read_prediction_type(file: safetensors_file.TensorFile) -> dict[str, Any]:
-  """Reads the fields of scheduler_config.json from keys and modelspec."""
-  spec = file.metadata.get(f'{SPEC}prediction_type')
-  if 'v_pred' not in file.tensors and spec not in ('v', 'v_prediction'):
-    return {}
-  zero_snr = read_options.ZERO_SNR if 'ztsnr' in file.tensors else {}
-  return {'prediction_type': 'v_prediction'} | zero_snr

@@ -7,8 +7,15 @@ from typing import Any
 
 import numpy as np
 
+from sdxl_jax.models import vae
 from sdxl_jax.weights import pretrained, safetensors_file
-from sdxl_jax.weights.single_file import ldm_names, ldm_reader, open_nets
+from sdxl_jax.weights.diffusers import edm_config
+from sdxl_jax.weights.single_file import (
+  edm_markers,
+  ldm_names,
+  ldm_reader,
+  open_nets,
+)
 
 SPEC = ldm_reader.SPEC
 # prediction_type in scheduler_config.json, and in modelspec.
@@ -17,7 +24,16 @@ Tensors = dict[str, safetensors_file.LazyTensor]
 
 
 def tensors(model: pretrained.Model) -> Tensors:
-  """Opens {original name: tensor} of a whole model."""
+  """Opens {original name: tensor} of a whole model.
+
+  Raises:
+    ValueError: for what single files have no names for.
+  """
+  if not isinstance(model.net('vae').config(), vae.VAEConfig):
+    raise ValueError(
+      f'the autoencoder of {model.path} is a TAESD, which single files of a '
+      'whole model have no names for: write a diffusers folder'
+    )
   converted = {}
   for component in model.index.components:
     prefix = ldm_names.PREFIXES[component]
@@ -30,9 +46,11 @@ def tensors(model: pretrained.Model) -> Tensors:
       converted[prefix + key] = ldm_names.to_original(parts)
     positions = getattr(net.config(), 'max_position_embeddings', None)
     converted |= ldm_names.constants(prefix, component, positions)
-  # Empty tensors mark the prediction type.
+  # Tensors mark the prediction type, most of them empty.
   empty = safetensors_file.from_array(np.zeros(0, np.float32))
-  if model.scheduler['prediction_type'] == 'v_prediction':
+  if edm_config.is_edm(model.scheduler):
+    converted |= edm_markers.write(model)
+  elif model.scheduler['prediction_type'] == 'v_prediction':
     converted['v_pred'] = empty
     if model.scheduler.get('rescale_betas_zero_snr'):
       converted['ztsnr'] = empty
@@ -52,7 +70,8 @@ def metadata(model: pretrained.Model, title: str) -> dict[str, str]:
   Raises:
     ValueError: if single files have no word for the prediction type.
   """
-  predicted = model.scheduler['prediction_type']
+  predicted = model.scheduler.get('prediction_type', 'epsilon')
+  is_edm = edm_config.is_edm(model.scheduler)
   if predicted not in PREDICTIONS:
     raise ValueError(
       f'{model.path} predicts {predicted!r}, and a single file can express '
@@ -69,7 +88,13 @@ def metadata(model: pretrained.Model, title: str) -> dict[str, str]:
     for name, value in model.metadata.items()
     if name.startswith(SPEC) and not name.startswith(f'{SPEC}hash')
   }
-  side = model.sample_size * model.net('vae').config().downscale
+  # modelspec has no word for continuous noise levels.
+  prediction = {f'{SPEC}prediction_type': PREDICTIONS[predicted]}
+  if is_edm:
+    spec.pop(f'{SPEC}prediction_type', None)
+    prediction = {}
+  scale = model.net('vae').config().downscale
+  height, width = (side * scale for side in model.sample_size)
   kind = 'refiner' if model.index.refiner else 'base'
   return spec | {
     f'{SPEC}sai_model_spec': '1.0.0',
@@ -77,8 +102,8 @@ def metadata(model: pretrained.Model, title: str) -> dict[str, str]:
     f'{SPEC}implementation': 'https://github.com/Stability-AI/'
     'generative-models',
     f'{SPEC}title': title or spec.get(f'{SPEC}title') or model.path.stem,
-    f'{SPEC}resolution': f'{side}x{side}',
-    f'{SPEC}prediction_type': PREDICTIONS[predicted],
+    f'{SPEC}resolution': f'{width}x{height}',
+    **prediction,
     ldm_reader.OURS: json.dumps(configs, sort_keys=True),
   }
 
@@ -86,7 +111,8 @@ def metadata(model: pretrained.Model, title: str) -> dict[str, str]:
 def notes(model: pretrained.Model) -> Iterator[str]:
   """Yields lines on facts that other programs do not read from the file."""
   config = model.net('vae').config()
-  if config.latents_mean or config.scaling_factor != 0.13025:
+  scaling = config.latents_mean, config.scaling_factor
+  if scaling != (None, 0.13025) and not edm_config.is_edm(model.scheduler):
     yield (
       f'its latents are scaled by {config.scaling_factor}, and other programs '
       'assume 0.13025 for every SDXL file'

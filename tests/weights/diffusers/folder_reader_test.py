@@ -122,7 +122,7 @@ def folder(golden, tmp_path):
 
 def test_what_is_missing_is_named(folder):
   weights = folder / 'vae' / 'diffusion_pytorch_model.safetensors'
-  weights.rename(weights.with_suffix('.bin'))
+  weights.rename(weights.with_suffix('.msgpack'))
   with pytest.raises(FileNotFoundError, match='vae has no weights.*convert'):
     folders.load_component(folder, 'vae')
   (folder / 'vae' / 'config.json').unlink()
@@ -212,7 +212,7 @@ def test_configs_that_we_do_not_build_are_refused(golden):
     read('vae', {'latents_mean': [0.0, 1.0, 2.0, 3.0]})
   with pytest.raises(ValueError, match="hidden_act 'relu' is not one of"):
     read('text_encoder', {'hidden_act': 'relu'})
-  with pytest.raises(ValueError, match="lacks 'block_out_channels'"):
+  with pytest.raises(ValueError, match="lacks 'projection_class"):
     config_json.read('unet', config_json.UNET_FIXED, 'config.json')
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from sdxl_jax.weights import pretrained, safetensors_file
-from sdxl_jax.weights.diffusers import folder_reader
+from sdxl_jax.weights.diffusers import folder_reader, weight_files
 from sdxl_jax.weights.single_file import (
   ldm_names,
   ldm_reader,
@@ -53,7 +53,7 @@ def folder(keys, tmp_path, model):
     tmp_path / 'folder'
   ).components:
     path = tmp_path / 'folder' / component
-    file = f'{folder_reader.STEMS[component]}.safetensors'
+    file = f'{weight_files.STEMS[component]}.safetensors'
     headers.sparse(path / file, diffusers_keys(keys, model, component))
   return tmp_path / 'folder'
 

@@ -1,0 +1,69 @@
+"""Completes a scheduler_config.json as diffusers does: by its class.
+
+A field that the file lacks has the default of the class's constructor. Classes
+without an entry here have no betas, or other fields.
+"""
+
+from typing import Any
+
+from sdxl_jax.weights import prediction_words
+
+COMMON = {
+  'num_train_timesteps': 1000,
+  'beta_start': 0.0001,
+  'beta_end': 0.02,
+  'beta_schedule': 'linear',
+  'prediction_type': 'epsilon',
+  'timestep_spacing': 'linspace',
+}
+LEADING = COMMON | {'timestep_spacing': 'leading'}
+STABLE_DIFFUSION = COMMON | {'beta_start': 0.00085, 'beta_end': 0.012}
+DISTILLED = STABLE_DIFFUSION | {
+  'beta_schedule': 'scaled_linear',
+  'timestep_spacing': 'leading',
+}
+DEFAULTS = {
+  'DDIMScheduler': LEADING,
+  'DDPMScheduler': LEADING,
+  'DEISMultistepScheduler': COMMON,
+  'DPMSolverMultistepScheduler': COMMON,
+  'DPMSolverSDEScheduler': STABLE_DIFFUSION,
+  'DPMSolverSinglestepScheduler': COMMON,
+  'EulerAncestralDiscreteScheduler': COMMON,
+  'EulerDiscreteScheduler': COMMON,
+  'HeunDiscreteScheduler': STABLE_DIFFUSION,
+  'KDPM2AncestralDiscreteScheduler': STABLE_DIFFUSION,
+  'KDPM2DiscreteScheduler': STABLE_DIFFUSION,
+  'LCMScheduler': DISTILLED,
+  'LMSDiscreteScheduler': COMMON,
+  'PNDMScheduler': LEADING,
+  'SASolverScheduler': COMMON,
+  'TCDScheduler': DISTILLED,
+  'UniPCMultistepScheduler': COMMON,
+}
+
+
+def complete(
+  config: dict[str, Any], location: str, decided: bool = False
+) -> dict[str, Any]:
+  """Adds the defaults of a config's class, and spells its prediction.
+
+  Args:
+    config: a scheduler_config.json.
+    location: of the config, for errors.
+    decided: whether the user says what is predicted.
+
+  Raises:
+    ValueError: for a prediction that is not known.
+  """
+  defaults = DEFAULTS.get(config.get('_class_name'), {})
+  config = config | {n: x for n, x in defaults.items() if n not in config}
+  word = config.get('prediction_type')
+  if word is None or decided:
+    return config
+  where = f'prediction_type in {location}'
+  name, zero_snr = prediction_words.read(word, where)
+  spelled = {'prediction_type': name}
+  return (
+    config | spelled | ({'rescale_betas_zero_snr': True} if zero_snr else {})
+  )

@@ -1,0 +1,62 @@
+"""The words by which files say what a UNet predicts, and zero terminal SNR.
+
+Programs that save checkpoints have written many spellings of the same three
+predictions. An unknown word is an error: a model sampled with another
+prediction than its own gives noise.
+"""
+
+import re
+from typing import Any, NamedTuple
+
+# By the name of diffusers, lower-case and with underscores.
+WORDS = {
+  'epsilon': (
+    'epsilon',
+    'eps',
+    'eps_prediction',
+    'epsilon_prediction',
+    'eps_pred',
+    'noise',
+    'noise_prediction',
+  ),
+  'v_prediction': ('v', 'v_prediction', 'v_pred', 'vpred', 'velocity'),
+  'sample': ('sample', 'x0', 'x_0', 'x0_prediction', 'x_start', 'x0_pred'),
+}
+NAMES = {word: name for name, words in WORDS.items() for word in words}
+# The end of a word that says zero terminal SNR as well, as in 'v-zsnr'.
+ZERO_SNR = re.compile(r'_?(ztsnr|zsnr|zero_snr|zero_terminal_snr)$')
+TRUTHS = {'true': True, '1': True, 'false': False, '0': False, 'none': False}
+
+
+class Prediction(NamedTuple):
+  """What a word says."""
+
+  name: str  # of diffusers
+  zero_snr: bool
+
+
+def read(word: Any, location: str) -> Prediction:
+  """Reads a word in any case, with hyphens, spaces or underscores.
+
+  Args:
+    word: of a header or a config.
+    location: of the word, for the error.
+
+  Raises:
+    ValueError: for a word that is not known.
+  """
+  plain = re.sub(r'[\s-]+', '_', str(word).strip().lower())
+  stem = ZERO_SNR.sub('', plain)
+  if stem not in NAMES:
+    known = ', '.join(word for words in WORDS.values() for word in words)
+    raise ValueError(
+      f'{location} is {str(word)[:50]!r}, which is no known prediction '
+      f'({known}, v-zsnr): say what the UNet predicts with --prediction=eps, v '
+      'or x0'
+    )
+  return Prediction(NAMES[stem], stem != plain)
+
+
+def read_truth(word: Any) -> bool:
+  """Reads what scripts write for a setting that is on or off."""
+  return TRUTHS.get(str(word).strip().lower(), False)
