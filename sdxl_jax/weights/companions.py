@@ -96,7 +96,6 @@ CHANGE_THE_IMAGE = (
   Kind('motion module', rf'{ANY}motion_modules?\..*'),
   Kind('GLIGEN', rf'{ANY}(?:position_net|fuser)\..*'),
   Kind('class embedding', rf'{ANY}class_embedding\..*'),
-  Kind('further condition', r'conditioner\.embedders\.[2-9]\d*\..*'),
 )
 QUANTISED = (
   Kind(
@@ -153,17 +152,22 @@ def check(found: Classified, skip_unsupported: bool) -> None:
   Raises:
     ValueError: in one line, with their number and the first of each kind.
   """
-  if found.quantised:
-    name = next(iter(found.quantised))
-    raise ValueError(
-      f'{count(found.quantised)} of quantised weights, such as {name}: their '
-      'numbers mean nothing without a scale, and they are not supported. Use '
-      'weights in float16, bfloat16 or float32'
-    )
+  check_not_quantised(found.quantised)
   if found.matters and not skip_unsupported:
     raise ValueError(
       f'{count(found.matters)} would change the image, and cannot be applied: '
       f'{describe(found.matters)}. --skip_unsupported goes on without them'
+    )
+
+
+def check_not_quantised(names: Iterable[str]) -> None:
+  """Raises ValueError for the names of records of quantised weights."""
+  found = [name for name in names if find_kind(name, QUANTISED)]
+  if found:
+    raise ValueError(
+      f'{count(found)} of quantised weights, such as {found[0]}: their '
+      'numbers mean nothing without a scale, and they are not supported. Use '
+      'weights in float16, bfloat16 or float32'
     )
 
 

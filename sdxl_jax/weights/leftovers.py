@@ -31,8 +31,7 @@ def check(
   found = companions.classify(names)
   missing = [prefix + name for name in sorted(set(expected) - set(stored))]
   # Quantised tensors have other names and shapes.
-  is_readable = not found.quantised
-  if is_readable and (found.unknown or missing):
+  if not found.quantised and (found.unknown or missing):
     raise ValueError(explain(stored, expected, found, missing))
   companions.check(found, skip_unsupported)
 

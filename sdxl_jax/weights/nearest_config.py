@@ -86,11 +86,11 @@ def agreement(
   config: pretrained.NetConfig,
 ) -> float:
   """Computes the share of tensors that a file and a net have in common."""
-  if count_blocks(config) > MOST_BLOCKS:
-    return 0.0
   try:
+    if count_blocks(config) > MOST_BLOCKS:
+      return 0.0
     expected = expect(config)
-  except ValueError:  # no net can be built from it
+  except (ValueError, TypeError, IndexError):  # no net can be built from it
     return 0.0
   alike = [
     name
@@ -102,15 +102,17 @@ def agreement(
 
 
 def count_blocks(config: pretrained.NetConfig) -> int:
-  """Counts the blocks of a net roughly, before it is built."""
+  """Counts the blocks of a net, before it is built."""
   if isinstance(config, clip.CLIPTextConfig):
     return config.num_hidden_layers
-  levels = range(len(config.block_out_channels))
   if not isinstance(config, unet.UNetConfig):
-    return len(levels) * getattr(config, 'layers_per_block', 1)
-  # A count of one number for all blocks is no longer than the number itself.
-  depths = [max(config.depths(level, up=True)) for level in levels]
-  return sum(map(config.layers, levels)) + sum(depths)
+    return sum(x for x in vars(config).values() if type(x) is int)
+  levels = range(len(config.block_out_channels))
+  layers = [config.layers(level) for level in levels]
+  if sum(layers) > MOST_BLOCKS:
+    return sum(layers)
+  depths = [sum(config.depths(i, up)) for i in levels for up in (False, True)]
+  return sum(layers) + sum(depths) + (config.mid_transformer_depth or 0)
 
 
 def is_variant(

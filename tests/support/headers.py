@@ -5,7 +5,7 @@ import struct
 
 import numpy as np
 
-SIZES = {'F32': 4, 'F16': 2, 'I64': 8}
+SIZES = {'F32': 4, 'F16': 2, 'BF16': 2, 'I64': 8, 'F8_E4M3': 1}
 FOREIGN_NAMES = (
   'a',
   'unet.x',

@@ -10,7 +10,8 @@ import re
 from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
-from sdxl_jax.weights import safetensors_file
+from sdxl_jax.weights import companions, safetensors_file
+from sdxl_jax.weights.diffusers import spellings
 
 Tensors = dict[str, safetensors_file.LazyTensor]
 
@@ -64,7 +65,8 @@ FAMILIES = (
     {
       Naming.ORIGINAL: r'transformer\.resblocks\.|token_embedding\.'
       r'|positional_embedding|ln_final\.',
-      Naming.DIFFUSERS: r'(?:text_model\.)?(?:encoder\.layers\.'
+      Naming.DIFFUSERS: r'(?:text_model\.)?'
+      r'(?:encoder\.layers\.\d+\.(?:self_attn|mlp|layer_norm\d)\.'
       r'|embeddings\.(?:token|position)_embedding\.|final_layer_norm\.)',
     },
     {
@@ -110,7 +112,8 @@ def find_nets(
       not decide it, from its width in channels.
 
   Raises:
-    ValueError: for a text encoder of unknown kind.
+    ValueError: for a text encoder of unknown kind, or a tensor that is stored
+      twice.
   """
   places = {}  # {component: (prefix, naming)}
   for family in FAMILIES:
@@ -159,13 +162,20 @@ def common_inner(names: Iterable[str]) -> str:
 
 
 def remove_inner(short: Tensors) -> Tensors:
-  """Removes the prefixes in INNER from a text encoder's names."""
-  bared = {}
+  """Removes the prefixes in INNER from a text encoder's names.
+
+  Raises:
+    ValueError: if two tensors get one name, and their numbers differ.
+  """
+  pairs, seen = [], set()
   for name, tensor in short.items():
-    # ComfyUI has one projection inside and another outside of a module.
     inner = INNER.sub('', name)
-    bared[name if inner in bared else inner] = tensor
-  return bared
+    # CLIP's scale may lie inside and outside of a module.
+    if inner in seen and companions.classify([inner]).harmless:
+      inner = tensor.name
+    seen.add(inner)
+    pairs.append((inner, tensor))
+  return spellings.collect(pairs)
 
 
 def text_component(

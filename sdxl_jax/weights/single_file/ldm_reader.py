@@ -8,6 +8,7 @@ or without. What the UNet predicts is marked as prediction_markers and
 edm_markers describe.
 """
 
+import dataclasses
 import functools
 import json
 import pathlib
@@ -26,6 +27,7 @@ from sdxl_jax.weights.single_file import (
   edm_markers,
   find_nets,
   open_nets,
+  other_models,
   prediction_markers,
   tiny_names,
 )
@@ -33,41 +35,6 @@ from sdxl_jax.weights.single_file import (
 # Tensors that say what the UNet predicts, and those that sgm's loader requires.
 MARKERS = r'v_pred|ztsnr|edm_mean|edm_std|edm_vpred\.sigma_m(?:ax|in)'
 CONSTANTS = r'.*\.position_ids|.*logit_scale'
-# Other models, by a part of a name, unless another part is there too.
-OTHERS = (
-  (
-    r'^cond_stage_model\.',
-    r'^conditioner\.|(?:^|\.)label_emb\.',
-    'Stable Diffusion 1 or 2',
-  ),
-  (r'(?:^|\.)double_blocks\.\d', None, 'Flux'),
-  (r'(?:^|\.)joint_blocks\.\d', None, 'Stable Diffusion 3'),
-  (
-    r'(?:^|\.)(?:controlnet_\w+|input_hint_block|zero_convs)\.',
-    r'(?:^|\.)(?:up_blocks|output_blocks)\.',
-    'a ControlNet, which steers a model',
-  ),
-  (
-    r'(?:^|\.)(?:image_proj|ip_adapter)\.',
-    r'(?:^|\.)(?:up_blocks|output_blocks)\.',
-    'an IP-Adapter, which steers a model',
-  ),
-  (
-    r'(?:^|\.)motion_modules\.',
-    r'(?:^|\.)(?:conv_in|input_blocks\.0\.0)\.',
-    'motion modules, which animate a model',
-  ),
-  (
-    r'^lora_|\.lora_(?:A|B|up|down)\.|_lora\.(?:up|down)\.|^lycoris_',
-    r'(?:conv_in|input_blocks\.0\.0|token_embedding)\.weight$',
-    'a LoRA, which goes on top of a model',
-  ),
-  (
-    r'^(?:emb_params|clip_[lg]|string_to_param\.?.*)$',
-    r'(?:^|\.)(?:up_blocks|output_blocks)\.',
-    'an embedding of textual inversion, which goes on top of a model',
-  ),
-)
 OURS = 'sdxl_jax'  # metadata key of our configs and scheduler, as JSON
 SPEC = 'modelspec.'
 Tensors = dict[str, safetensors_file.LazyTensor]
@@ -93,12 +60,13 @@ def open_model(
     return tiny_names.open_model(path)
   marks = edm_markers.read(file.tensors, f'{path}')
   saved = read_our_metadata(file)
-  check_is_sdxl(file)
+  other_models.check_is_sdxl(file.tensors, str(path))
   tensors = unwrap(file)
   # Find the nets; what is left must change nothing.
   markers = {n: t for n, t in tensors.items() if re.fullmatch(MARKERS, n)}
   others = {n: t for n, t in tensors.items() if n not in markers}
   try:
+    companions.check_not_quantised(others)
     nets, rest = find_nets.find_nets(others, functools.partial(like, base))
     passed_over = check_rest(rest, bool(nets), options.skip_unsupported)
   except ValueError as error:
@@ -143,35 +111,11 @@ def unwrap(file: safetensors_file.TensorFile) -> Tensors:
   """Returns {name: tensor} without the names of modules that wrap others."""
   try:
     return spellings.collect(
-      (spellings.unwrap(name), tensor) for name, tensor in file.tensors.items()
+      (spellings.unwrap(name), dataclasses.replace(tensor, name=name))
+      for name, tensor in file.tensors.items()
     )
   except ValueError as error:
     raise ValueError(f'{file.path}: {error}') from None
-
-
-def check_is_sdxl(file: safetensors_file.TensorFile) -> None:
-  """Raises ValueError for a file of another model, or of none."""
-  for part, unless, model in OTHERS:
-    name = next((n for n in file.tensors if re.search(part, n)), None)
-    if name is None:
-      continue
-    if unless is None or not any(re.search(unless, n) for n in file.tensors):
-      raise ValueError(f'{file.path} is not SDXL but {model}: it has {name}')
-  if not file.tensors:
-    raise ValueError(f'{file.path} has no tensors')
-  # The UNets of both have the same names, but for the size of the image.
-  names = {spellings.unwrap(name) for name in file.tensors}
-  for prefix in find_nets.UNET_PREFIXES:
-    for first, size in (
-      ('input_blocks.1.0.in_layers.2.weight', 'label_emb'),
-      ('down_blocks.0.resnets.0.conv1.weight', 'add_embedding'),
-    ):
-      has_size = any(name.startswith(f'{prefix}{size}.') for name in names)
-      if prefix + first in names and not has_size:
-        raise ValueError(
-          f'{file.path} is not SDXL but Stable Diffusion 1 or 2: its UNet has '
-          f'no {prefix}{size}'
-        )
 
 
 def check_rest(
