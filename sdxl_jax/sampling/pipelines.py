@@ -15,7 +15,7 @@ from sdxl_jax.sampling import learned_words
 from sdxl_jax.text import chunking, tokenizer
 from sdxl_jax.weights import formats, other_vae, pretrained, read_options
 from sdxl_jax.weights.diffusers import scheduler_config
-from sdxl_jax.weights.lora import lora_file
+from sdxl_jax.weights.lora import lora_file, merge
 
 DTYPES = 'float32', 'bfloat16'
 
@@ -113,8 +113,14 @@ def load(
     pipeline = with_words(pipeline, chosen)
   if not chosen.loras:
     return pipeline
-  params = lora_file.add(pipeline.params, chosen.loras)
-  return dataclasses.replace(pipeline, params=params)
+  loras = lora_file.load_all(
+    pipeline.params, chosen.loras, chosen.skip_unsupported
+  )
+  return dataclasses.replace(
+    pipeline,
+    params=merge.merge(pipeline.params, loras),
+    notes=pipeline.notes + lora_file.notes(chosen.loras, loras),
+  )
 
 
 def with_words(pipeline: Pipeline, options: LoadOptions) -> Pipeline:
