@@ -14,9 +14,7 @@ logit_scale, which no net reads and which every single file gets anew.
 """
 
 import dataclasses
-import functools
 import pathlib
-import tempfile
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -24,22 +22,20 @@ import tqdm
 from absl import flags
 
 from sdxl_jax import atomic_write, cli
-from sdxl_jax.checkpoints import export, run_params
-from sdxl_jax.text import added_tokens, clip_vocabulary, tokenizer
+from sdxl_jax.checkpoints import completion, export, run_params
 from sdxl_jax.weights import (
   checked_cast,
+  description,
   other_vae,
   output_path,
   pretrained,
   read_options,
-  safetensors_file,
 )
 from sdxl_jax.weights.diffusers import (
-  edm_config,
   folder_reader,
   folder_writer,
 )
-from sdxl_jax.weights.lora import lora_file, lora_names, lora_writer, merge
+from sdxl_jax.weights.lora import lora_file, lora_names, lora_writer
 from sdxl_jax.weights.single_file import ldm_writer
 
 FORMATS = ('diffusers', 'single_file', 'orbax', 'lora')
@@ -108,19 +104,21 @@ def convert(
     target.path, target.to in FOLDERS, target.overwrite, source.files
   )
   # Open the model; its tensors are read when they are written.
-  model = with_tokenizers(
+  model = completion.with_tokenizers(
     export.open_source(source.path, source.base, source.average, source.options)
   )
   model = other_vae.replace(model, source.vae, source.options)
   pretrained.check_complete(model)
   skip_unsupported = source.options.skip_unsupported
-  model = with_loras(model, source.loras, skip_unsupported)
+  model = completion.with_loras(model, source.loras, skip_unsupported)
   if target.to == 'single_file':
-    model = dataclasses.replace(model, added_tokens=added_to_tokenizers(model))
+    model = dataclasses.replace(
+      model, added_tokens=completion.added_to_tokenizers(model)
+    )
   dtype = target.dtype
   if target.variant:
     dtype = folder_reader.VARIANTS[target.variant]
-  size = describe(model, dtype, say)
+  size = description.describe(model, dtype, say)
   if target.to == 'single_file':
     size = ldm_writer.size(model, dtype)
     ldm_writer.metadata(model, target.title)  # raises if it cannot be written
@@ -223,92 +221,6 @@ def convert_lora(
     overwrite=target.overwrite,
   )
   say(f'wrote {target.path}')
-
-
-def with_tokenizers(model: pretrained.Model) -> pretrained.Model:
-  """Adds the vocabulary of this package where the model has no tokenizer."""
-  tokenizers = {}
-  for component, name in pretrained.TOKENIZERS.items():
-    if component in model.loaders:
-      added = model.added_tokens.get(name, ())
-      ours = functools.partial(clip_vocabulary.save, name=name, added=added)
-      tokenizers[name] = model.tokenizers.get(name, ours)
-  return dataclasses.replace(model, tokenizers=tokenizers)
-
-
-def added_to_tokenizers(model: pretrained.Model) -> dict[str, Any]:
-  """Returns the tokens that each tokenizer adds to CLIP's vocabulary.
-
-  Args:
-    model: with all its tokenizers.
-  """
-  known, _ = clip_vocabulary.load()
-  tokens = {}
-  for component, name in pretrained.TOKENIZERS.items():
-    if component not in model.loaders:
-      continue
-    # A tokenizer without embeddings of its own is CLIP's.
-    if model.net(component).config().vocab_size > len(known):
-      with tempfile.TemporaryDirectory() as folder:
-        model.tokenizers[name](pathlib.Path(folder) / name)
-        row = tokenizer.load_row(folder, name)
-      tokens[name] = added_tokens.describe(row, known)
-  return {name: added for name, added in tokens.items() if added}
-
-
-def with_loras(
-  model: pretrained.Model,
-  specs: Sequence[str],
-  skip_unsupported: bool = False,
-) -> pretrained.Model:
-  """Merges LoRA files, each as 'FILE' or 'FILE:WEIGHT', into a model.
-
-  Args:
-    model: to merge them into.
-    specs: of the files.
-    skip_unsupported: whether to leave out tensors that cannot be applied.
-  """
-  if not specs:
-    return model
-  # Files are loaded now; their factors are added as tensors are read.
-  nets = {name: model.net(name) for name in model.index.components}
-  shapes = {n: net.shapes(net.config()) for n, net in nets.items()}
-  loras = lora_file.load_all(shapes, specs, skip_unsupported)
-  loaders = {
-    name: functools.partial(merge.merge_published, net, loras)
-    for name, net in nets.items()
-  }
-  return dataclasses.replace(
-    model,
-    loaders=model.loaders | loaders,
-    notes=model.notes + lora_file.notes(specs, loras),
-  )
-
-
-def describe(model: pretrained.Model, dtype: str | None, say: Say) -> int:
-  """Prints the contents of a model; returns the bytes that will be written."""
-  say(f'{model.path}: {model.kind}')
-  total = 0
-  for name in model.index.components:
-    net = model.net(name)
-    tensors = net.tensors()
-    size = sum(safetensors_file.sizes(tensors, dtype).values())
-    stored = sorted({tensor.dtype.name for tensor in tensors.values()})
-    say(
-      f'  {name}: {len(tensors):,} tensors, {" and ".join(stored)} > '
-      f'{dtype or "the same"}, from {net.location}'
-    )
-    total += size
-  kind = 'refiner' if model.index.refiner else 'base'
-  levels = ''
-  if model.scheduler.get('rescale_betas_zero_snr'):
-    levels = ', down to zero SNR'
-  elif edm_config.is_edm(model.scheduler):
-    levels = ', at continuous noise levels (EDM)'
-  say(f'  {kind}, predicts {model.scheduler["prediction_type"]}{levels}')
-  for note in pretrained.describe_reading(model):
-    say(f'  note: {note}')
-  return total
 
 
 def main(args: flags.FlagValues, source: str, target: str) -> None:
