@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from sdxl_jax import sample, train
+from sdxl_jax.checkpoints import completion
 from sdxl_jax.ema import transform
 from sdxl_jax.models import from_config
 from sdxl_jax.sampling import pipelines
