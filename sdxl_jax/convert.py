@@ -14,7 +14,6 @@ logit_scale, which no net reads and which every single file gets anew.
 """
 
 import dataclasses
-import functools
 import pathlib
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -23,22 +22,20 @@ import tqdm
 from absl import flags
 
 from sdxl_jax import atomic_write, cli
-from sdxl_jax.checkpoints import export, run_params
-from sdxl_jax.text import tokenizer
+from sdxl_jax.checkpoints import completion, export, run_params
 from sdxl_jax.weights import (
   checked_cast,
+  description,
   other_vae,
   output_path,
   pretrained,
   read_options,
-  safetensors_file,
 )
 from sdxl_jax.weights.diffusers import (
   folder_reader,
   folder_writer,
-  scheduler_config,
 )
-from sdxl_jax.weights.lora import lora_file, lora_names, lora_writer, merge
+from sdxl_jax.weights.lora import lora_file, lora_names, lora_writer
 from sdxl_jax.weights.single_file import ldm_writer
 
 FORMATS = ('diffusers', 'single_file', 'orbax', 'lora')
@@ -107,16 +104,21 @@ def convert(
     target.path, target.to in FOLDERS, target.overwrite, source.files
   )
   # Open the model; its tensors are read when they are written.
-  model = with_tokenizers(
+  model = completion.with_tokenizers(
     export.open_source(source.path, source.base, source.average, source.options)
   )
   model = other_vae.replace(model, source.vae, source.options)
   pretrained.check_complete(model)
-  model = with_loras(model, source.loras)
+  skip_unsupported = source.options.skip_unsupported
+  model = completion.with_loras(model, source.loras, skip_unsupported)
+  if target.to == 'single_file':
+    model = dataclasses.replace(
+      model, added_tokens=completion.added_to_tokenizers(model)
+    )
   dtype = target.dtype
   if target.variant:
     dtype = folder_reader.VARIANTS[target.variant]
-  size = describe(model, dtype, say)
+  size = description.describe(model, dtype, say)
   if target.to == 'single_file':
     size = ldm_writer.size(model, dtype)
     ldm_writer.metadata(model, target.title)  # raises if it cannot be written
@@ -187,7 +189,12 @@ def convert_lora(
         'out'
       )
   # Describe the factors.
-  adapter, shapes = export.open_lora(source.path, source.base, source.average)
+  adapter, shapes = export.open_lora(
+    source.path,
+    source.base,
+    source.average,
+    source.options.skip_unsupported,
+  )
   ranks = sorted({len(factors.down) for factors in adapter.factors.values()})
   nets = sorted({net for net, _ in adapter.factors})
   say(
@@ -195,6 +202,8 @@ def convert_lora(
     f'{len(adapter.factors):,} layers of {" and ".join(nets)}, rank '
     f'{" and ".join(map(str, ranks))}'
   )
+  for note in adapter.notes:
+    say(f'note: {note}')
   say(
     f'to {target.path}: in the names of {target.key_format}, '
     f'{target.dtype or "types as they are"}'
@@ -212,59 +221,6 @@ def convert_lora(
     overwrite=target.overwrite,
   )
   say(f'wrote {target.path}')
-
-
-def with_tokenizers(model: pretrained.Model) -> pretrained.Model:
-  """Adds the vocabulary of this package where the model has no tokenizer."""
-  tokenizers = {}
-  for component, name in pretrained.TOKENIZERS.items():
-    if component in model.loaders:
-      ours = functools.partial(tokenizer.save, name=name)
-      tokenizers[name] = model.tokenizers.get(name, ours)
-  return dataclasses.replace(model, tokenizers=tokenizers)
-
-
-def with_loras(
-  model: pretrained.Model, specs: Sequence[str]
-) -> pretrained.Model:
-  """Merges LoRA files, each as 'FILE' or 'FILE:WEIGHT', into a model."""
-  if not specs:
-    return model
-  # Files are loaded now; their factors are added as tensors are read.
-  nets = {name: model.net(name) for name in model.index.components}
-  shapes = {n: net.shapes(net.config()) for n, net in nets.items()}
-  pairs = [lora_file.parse(spec) for spec in specs]
-  loras = [(lora_file.load(file, shapes), weight) for file, weight in pairs]
-  loaders = {
-    name: functools.partial(merge.merge_published, net, loras)
-    for name, net in nets.items()
-  }
-  return dataclasses.replace(model, loaders=model.loaders | loaders)
-
-
-def describe(model: pretrained.Model, dtype: str | None, say: Say) -> int:
-  """Prints the contents of a model; returns the bytes that will be written."""
-  say(f'{model.path}: {model.kind}')
-  total = 0
-  for name in model.index.components:
-    net = model.net(name)
-    tensors = net.tensors()
-    size = sum(safetensors_file.sizes(tensors, dtype).values())
-    stored = sorted({tensor.dtype.name for tensor in tensors.values()})
-    say(
-      f'  {name}: {len(tensors):,} tensors, {" and ".join(stored)} > '
-      f'{dtype or "the same"}, from {net.location}'
-    )
-    total += size
-  kind = 'refiner' if model.index.refiner else 'base'
-  zero_snr = model.scheduler.get('rescale_betas_zero_snr')
-  say(
-    f'  {kind}, predicts {model.scheduler["prediction_type"]}'
-    f'{", down to zero SNR" if zero_snr else ""}'
-  )
-  for note in pretrained.describe_reading(model):
-    say(f'  note: {note}')
-  return total
 
 
 def main(args: flags.FlagValues, source: str, target: str) -> None:
@@ -309,7 +265,7 @@ if __name__ == '__main__':
   flags.DEFINE_enum(
     'prediction',
     None,
-    scheduler_config.PREDICTION_TYPES,
+    read_options.PREDICTIONS,
     'what the UNet predicts, where SOURCE does not say it',
   )
   flags.DEFINE_bool(

@@ -64,7 +64,7 @@ def preview(
   chart = [(row['bucket'], row['images']) for row in table]
   images.save(output / 'buckets.png', figures.bars(chart))
   # The batches of the first steps.
-  tokenize = tokenizer.load(loading.base_weights(config.init_from))
+  tokenize = run_setup.load_tokenizer(config)
   micro_batches = tasks.micro_batches_of(config)
   rows = range(min(config.global_batch_size // micro_batches, MAX_ROWS))
   batches = run_setup.make_batches(config, source, rows)
@@ -93,7 +93,7 @@ def check(
     say: takes a line for the user.
   """
   source = open_source(config, pathlib.Path(output), say)
-  tokenize = tokenizer.load(loading.base_weights(config.init_from))
+  tokenize = run_setup.load_tokenizer(config)
   report = dataset.check_records(config, source, tokenize)
   report.save(output)
   say(f'{report}\nThe lists are in {output}')

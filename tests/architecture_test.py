@@ -29,7 +29,14 @@ ROOMS = {
   'models': {'text', 'diffusion', 'distributed'},
   'weights': {'models', 'diffusion', 'atomic_write'},
   'evaluation': {'models'},
-  'checkpoints': {'models', 'weights', 'ema', 'distributed', 'atomic_write'},
+  'checkpoints': {
+    'text',
+    'models',
+    'weights',
+    'ema',
+    'distributed',
+    'atomic_write',
+  },
 }
 ROOMS['sampling'] = {*ROOMS, 'atomic_write'}
 ROOMS['training'] = {*ROOMS, 'atomic_write'}

@@ -24,7 +24,7 @@ from sdxl_jax.weights.single_file import (
   ldm_reader,
   prediction_markers,
 )
-from tests.support import folders, golden_sets, headers
+from tests.support import folders, golden_sets, headers, learned_words
 from tests.support.conversions import check_same, run, tensors
 
 TINY = golden_sets.SETS[0] / 'tiny'
@@ -362,3 +362,38 @@ def test_diffusers_reads_our_single_file(model, single, tmp_path):
       bare = key.removeprefix('text_model.')
       tensor = state[key if key in state else bare]
       np.testing.assert_array_equal(tensor.numpy(), array, key)
+
+
+def test_added_tokens_stay(tmp_path):
+  """Folder > folder > single file > folder: embeddings and tokens."""
+  words = ['<s0>', '<s1>', 'MyTok']
+  source = learned_words.folder(tmp_path / 'source', words, 49407)
+  copy, file, back = (tmp_path / n for n in ('copy', 'x.safetensors', 'back'))
+  run(source, copy, 'diffusers')
+  note = 'added tokens (<s0>, <s1>, MyTok): they are in the metadata'
+  assert note in run(copy, file, 'single_file')
+  assert note in run(file, tmp_path / 'y', 'single_file', dry_run=True)
+  run(file, back, 'diffusers')
+  prompts = ['a <s0><S1> mytok!', '']
+  expected = tokenizer.load(source)(prompts)
+  assert (expected >= 49408).sum() == 6
+  for path in (copy, back):
+    check_same(tensors(path), tensors(source))
+    np.testing.assert_array_equal(tokenizer.load(path)(prompts), expected)
+  for path in (copy, file, back):
+    for name in ('text_encoder', 'text_encoder_2'):
+      config = formats.open_model(path).net(name).config()
+      assert (config.vocab_size, config.eos_token_id) == (49411, 49407)
+  pipeline = pipelines.load(file)
+  np.testing.assert_array_equal(pipeline.tokenize(prompts), expected)
+
+
+@pytest.mark.parametrize(
+  'token', [{'id': '1', 'content': 'a'}, {'id': 1}, 'a', {'content': 'a'}]
+)
+def test_corrupt_added_tokens_are_refused(token, tmp_path):
+  path = tmp_path / 'file.safetensors'
+  text = json.dumps({'added_tokens': {'tokenizer': [token]}})
+  safetensors.numpy.save_file({'a': np.zeros(1)}, path, {'sdxl_jax': text})
+  with pytest.raises(ValueError, match="metadata 'sdxl_jax' is corrupt"):
+    formats.added_tokens(path)

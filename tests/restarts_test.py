@@ -112,6 +112,12 @@ def test_an_earlier_step(finished, folder):
   workdir, config = folder / 'run', get_config(4)
   with pytest.raises(ValueError, match=r'from_step=3.* \[2, 4\] only'):
     train.train(config, workdir, from_step=3)
+  # Another config is refused before anything is moved.
+  other = get_config(4)
+  other.schedule.prediction = 'v'
+  with pytest.raises(ValueError, match='schedule.prediction: x0 > v'):
+    train.train(other, workdir, from_step=2)
+  assert steps_of(workdir) == [2, 4]
   expected = lines_of(workdir)
   assert train.train(config, workdir, from_step=2) == 4
   assert [line['loss'] for line in lines_of(workdir)] == [
@@ -148,6 +154,16 @@ def test_steps_that_are_not_finite_are_skipped(folder, monkeypatch, capsys):
   nets = from_config.make_model(config)
   params = loading.load_params(folder / 'run', nets, nets.configs)
   assert jax.tree.all(jax.tree.map(lambda x: np.isfinite(x).all(), params))
+
+
+@pytest.mark.slow
+def test_a_loss_that_is_not_finite_before_anything_has_moved(
+  folder, monkeypatch
+):
+  """Is named first, also where no line of the log was due yet."""
+  spoil(monkeypatch, '.png')
+  with pytest.raises(metrics.NonFiniteLoss, match=r'images/\d+\.png\n'):
+    train.train(get_config(8, log_every=100), folder / 'new')
 
 
 def spoil(monkeypatch, name):
@@ -229,3 +245,12 @@ def test_ctrl_c_saves_and_a_second_start_is_told(finished, tmp_path):
   assert run.wait(60) == [130], run.tails()
   assert f'stopped by Ctrl-C after step {len(run.metrics())}' in run.tails()[0]
   assert steps_of(workdir) == [len(run.metrics())]
+
+
+@pytest.mark.slow
+def test_a_dataset_that_moved(folder, monkeypatch):
+  """The same images in another folder are the same data."""
+  (folder / 'images').rename(folder / 'moved')
+  config = get_config(5)
+  config.data.folder.path = str(folder / 'moved')
+  assert train.train(config, folder / 'run') == 5

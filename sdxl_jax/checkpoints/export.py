@@ -80,11 +80,11 @@ def open_run(
   # The other nets are those of the weights that the run started from.
   index = pretrained.ModelIndex(config.refiner, config.uncond == 'zeros')
   frozen = [n for n in index.components if n not in trained]
-  tokenizers = {}
+  tokenizers, added_tokens = {}, {}
   if config.init_from and frozen:
     options = run_sources.reading(config, options)
     start = open_source(config.init_from, options=options)
-    tokenizers = start.tokenizers
+    tokenizers, added_tokens = start.tokenizers, start.added_tokens
     other = run_sources.vae_source(config)
     if 'vae' in frozen and other != config.init_from:
       start = other_vae.replace(start, other, options)
@@ -98,6 +98,7 @@ def open_run(
     index=index,
     scheduler=scheduler_config.for_run(nets.schedule),
     tokenizers=tokenizers,
+    added_tokens=added_tokens,
   )
 
 
@@ -136,7 +137,10 @@ def open_frozen(
 
 
 def open_lora(
-  path: Source, base: Source | None = None, average: str = 'ema'
+  path: Source,
+  base: Source | None = None,
+  average: str = 'ema',
+  skip_unsupported: bool = False,
 ) -> tuple[merge.Lora, dict[str, Any]]:
   """Loads (LoRA, {net: shapes} of its base model) from a path.
 
@@ -144,6 +148,7 @@ def open_lora(
     path: LoRA file or its folder, or a workdir that trained low-rank factors.
     base: source of the model that a file is for; None: SDXL.
     average: which factors of a workdir, see run_params.restore.
+    skip_unsupported: whether to leave out tensors that cannot be applied.
 
   Raises:
     ValueError: if the file is broken or of another base model, or the run
@@ -151,7 +156,7 @@ def open_lora(
   """
   if is_lora(path):
     shapes = base_shapes(base)
-    return lora_file.load(path, shapes), shapes
+    return lora_file.load(path, shapes, skip_unsupported), shapes
   folder = orbax_checkpoint.find(path)
   config = loading.saved_config(folder)
   if 'lora' not in config.trained:

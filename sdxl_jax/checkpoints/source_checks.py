@@ -4,6 +4,7 @@ import dataclasses
 import pathlib
 from typing import Any
 
+from sdxl_jax.models import from_config
 from sdxl_jax.weights import pretrained, read_options
 from sdxl_jax.weights.diffusers import edm_config
 
@@ -25,8 +26,8 @@ def check_timesteps(model: pretrained.Model) -> None:
   if edm_config.is_edm(model.scheduler):
     raise ValueError(
       f'{model.path} takes continuous noise levels (EDM), as Playground v2.5 '
-      'and CosXL do, and is trained at those of timesteps only by mistake: it '
-      'can be sampled, not trained; start from other weights'
+      'and CosXL do, and training is implemented for timesteps alone: such a '
+      'model can be sampled, not trained; start from other weights'
     )
 
 
@@ -47,6 +48,7 @@ def check_same(
       f'config.{name}, {type(config).__name__}: use other weights'
     )
   rows = []
+  config, saved = from_config.comparable(config), from_config.comparable(saved)
   for field in dataclasses.fields(config):
     here, there = getattr(config, field.name), getattr(saved, field.name)
     if here != there:

@@ -169,10 +169,11 @@ def lms_step(
   slopes = jnp.concatenate([slope[None], slopes])
   sigmas = jnp.concatenate([sigma[None], sigmas])
   # Two Gauss points integrate each Lagrange polynomial, a cubic.
-  middle, half = (sigma_next + sigma) / 2, (sigma_next - sigma) / 2
+  # From sigma on: the difference of two near sigmas is exact, and a point
+  # between them is not.
+  nodes, half = sigmas - sigma, (sigma_next - sigma) / 2
   weights = half * (
-    lagrange(sigmas, middle - GAUSS * half)
-    + lagrange(sigmas, middle + GAUSS * half)
+    lagrange(nodes, half - GAUSS * half) + lagrange(nodes, half + GAUSS * half)
   )
   x = x + jnp.tensordot(weights, slopes, 1)
   return x, (slopes[:-1], sigmas[:-1])
@@ -274,7 +275,7 @@ def unipc_step(
   # Predict x at sigma_next by a denoised half a step ahead.
   h = jnp.log(sigma / sigma_next)
   # First order where there is no step before, and on the step to 0.
-  second_order = (history.count > 0) & (sigma_next > 0)
+  second_order = (history.count > 0) & (step.order > 1) & (sigma_next > 0)
   slope = (denoised - denoised_last) / jnp.log(sigma_last / sigma)
   extrapolated = denoised + jnp.where(second_order, h / 2, 0) * slope
   history = HistoryUniPC(

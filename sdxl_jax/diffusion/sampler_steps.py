@@ -80,7 +80,9 @@ def midpoint_step(
   sigma, sigma_down = step.sigma, step.sigma_down
 
   def correct():
-    middle = jnp.sqrt(sigma * sigma_down)
+    # With the noise of eta 1 the middle is the next sigma. A hair above it the
+    # net gets its interpolated timestep, as in the references, not the run's.
+    middle = jnp.sqrt(sigma * sigma_down) * (1 + 1e-6)
     halfway = ddim_update(x, denoised, sigma, middle)
     slope = (halfway - denoise(halfway, middle)) / middle
     return x + (sigma_down - sigma) * slope

@@ -43,6 +43,7 @@ class PreemptionNotice:
     self.number = None  # of the first signal that this process received
     self._alone = jax.process_count() == 1
     self._interrupts, self._message = 0, None
+    self._raised = False  # whether Ctrl-C was raised in the main thread
     self._cleanup, self._forward = None, None
     # Python leaves signals to the main thread.
     main = threading.main_thread()
@@ -74,7 +75,11 @@ class PreemptionNotice:
     del frame
     self.number = self.number or number
     if number == signal.SIGINT and self._message is not None:
-      raise KeyboardInterrupt
+      # A second Ctrl-C ends the process in `_act`: an error here would only
+      # interrupt what follows from the first.
+      is_first, self._raised = not self._raised, True
+      if is_first:
+        raise KeyboardInterrupt
 
   def _watch(self):
     """Acts on signals, in a thread of its own, until the pipe has a 0."""
@@ -178,6 +183,9 @@ class PreemptionNotice:
 
 def end_process(code: int, text: str = '') -> NoReturn:
   """Ends this process without waiting for its threads, which may compile."""
+  # Another Ctrl-C changes nothing any more.
+  if threading.current_thread() is threading.main_thread():
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
   for child in multiprocessing.active_children():
     child.terminate()
   # Ctrl-C ends a command that reads the output, such as tee, as well.

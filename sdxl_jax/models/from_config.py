@@ -1,5 +1,6 @@
 """Builds the model that a config describes."""
 
+import dataclasses
 from typing import Any
 
 import jax
@@ -58,6 +59,13 @@ def make_model(
 def make_clip_config(fields: dict[str, Any] | None) -> Any:
   """Builds a CLIPTextConfig; None where the config has no such net."""
   return clip.CLIPTextConfig(**fields) if fields else None
+
+
+def comparable(config: Any) -> Any:
+  """Returns a net's config, which is equal for nets that compute the same."""
+  if not isinstance(config, clip.CLIPTextConfig):
+    return config
+  return dataclasses.replace(config, eos_token_id=clip.pooling(config))
 
 
 def make_vae_config(fields: dict[str, Any]) -> vae.VAEConfig | vae.PatchConfig:

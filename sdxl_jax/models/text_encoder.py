@@ -41,6 +41,12 @@ class TextEncoder:
       if config is not None
     }
 
+  @property
+  def vocab_sizes(self) -> tuple[int | None, int]:
+    """Token embeddings of each text encoder; None where there is none."""
+    first = self.text_encoder.vocab_size if self.text_encoder else None
+    return first, self.text_encoder_2.vocab_size
+
   @functools.partial(jax.jit, static_argnames=('self', 'clip_skip'))
   def encode(
     self, params: Params, tokens: Int[ArrayLike, 'b *k 2 n'], clip_skip: int = 0

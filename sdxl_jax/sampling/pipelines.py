@@ -11,10 +11,11 @@ import jax
 from sdxl_jax.checkpoints import export, loading, source_checks
 from sdxl_jax.distributed import sharding
 from sdxl_jax.models import from_config, sdxl, text_encoder
+from sdxl_jax.sampling import learned_words
 from sdxl_jax.text import chunking, tokenizer
 from sdxl_jax.weights import formats, other_vae, pretrained, read_options
 from sdxl_jax.weights.diffusers import scheduler_config
-from sdxl_jax.weights.lora import lora_file
+from sdxl_jax.weights.lora import lora_file, merge
 
 DTYPES = 'float32', 'bfloat16'
 
@@ -65,7 +66,8 @@ class LoadOptions:
   attention: str = 'auto'  # see models/attention.py; 'auto': the fastest here
   offload: bool = False  # parameters of idle nets stay in the host's memory
   vae: str | os.PathLike[str] | None = None  # weights of another autoencoder
-  embeddings: Sequence[str] = ()  # files of textual inversion
+  # Files of textual inversion, each as 'FILE' or 'NAME=FILE'.
+  embeddings: Sequence[str] = ()
   variant: str | None = None  # see read_options.ReadOptions
   prediction: str | None = None
   zero_snr: bool | None = None
@@ -107,10 +109,29 @@ def load(
     pipeline = load_pretrained(folder, chosen, mesh)
   else:
     pipeline = load_run(folder, chosen, mesh)
+  if chosen.embeddings:
+    pipeline = with_words(pipeline, chosen)
   if not chosen.loras:
     return pipeline
-  params = lora_file.add(pipeline.params, chosen.loras)
-  return dataclasses.replace(pipeline, params=params)
+  loras = lora_file.load_all(
+    pipeline.params, chosen.loras, chosen.skip_unsupported
+  )
+  return dataclasses.replace(
+    pipeline,
+    params=merge.merge(pipeline.params, loras),
+    notes=pipeline.notes + lora_file.notes(chosen.loras, loras),
+  )
+
+
+def with_words(pipeline: Pipeline, options: LoadOptions) -> Pipeline:
+  """Returns a pipeline with the words that textual inversion learned."""
+  parts = [getattr(pipeline, name) for name in learned_words.Parts._fields]
+  parts = learned_words.add(
+    learned_words.Parts(*parts),
+    options.embeddings,
+    loading.make_sharding_fn(pipeline.mesh, memory_of(options)),
+  )
+  return dataclasses.replace(pipeline, **parts._asdict())
 
 
 def parse_options(options: dict[str, Any]) -> LoadOptions:
@@ -125,9 +146,8 @@ def parse_options(options: dict[str, Any]) -> LoadOptions:
     if name not in known:
       raise TypeError(f'load has no option {name!r}; there are {known}')
   chosen = LoadOptions(**options)
-  for name in ('embeddings', 'lora_dir'):
-    if getattr(chosen, name):
-      raise ValueError(f'{name} is not implemented yet: leave it out')
+  if chosen.lora_dir:
+    raise ValueError('lora_dir is not implemented yet: leave it out')
   return chosen
 
 
@@ -231,7 +251,9 @@ def load_pretrained(
   return Pipeline(
     model=model,
     params=params,
-    tokenize=tokenizer.load(path),
+    tokenize=tokenizer.load(
+      path, pretrained_model.added_tokens, model.text.vocab_sizes
+    ),
     scheduler=pretrained_model.scheduler,
     force_zeros=pretrained_model.index.force_zeros,
     size=(height * model.vae.downscale, width * model.vae.downscale),
@@ -247,10 +269,12 @@ def make_pipeline(
   mesh: jax.sharding.Mesh | None = None,
 ) -> Pipeline:
   """Makes the Pipeline of a training config's model and its parameters."""
+  base = loading.base_weights(config.init_from)
+  added = formats.added_tokens(base)
   return Pipeline(
     model=model,
     params=params,
-    tokenize=tokenizer.load(loading.base_weights(config.init_from)),
+    tokenize=tokenizer.load(base, added, model.text.vocab_sizes),
     scheduler=scheduler_config.for_run(model.schedule),
     force_zeros=config.uncond == 'zeros',
     size=tuple(config.samples.size),

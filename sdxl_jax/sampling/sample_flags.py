@@ -8,24 +8,27 @@ from typing import Any
 
 from absl import flags
 
-from sdxl_jax.sampling import pipelines, sample_request, settings
+from sdxl_jax.sampling import (
+  image_seeds,
+  pipelines,
+  sample_request,
+  settings,
+)
 from sdxl_jax.sampling.sample_request import Request
-
-# Functions of absl that define the flag of a ModelOption, by its kind.
-DEFINE_BY_KIND = {
-  str: 'DEFINE_string',
-  bool: 'DEFINE_bool',
-  list: 'DEFINE_multi_string',
-}
 
 
 def define() -> None:
   """Defines the flags of the command."""
   for field in sample_request.FIELDS.values():
     define_field(field)
+  define_by_kind = {
+    str: flags.DEFINE_string,
+    bool: flags.DEFINE_bool,
+    list: flags.DEFINE_multi_string,
+  }
   for name, option in sample_request.MODEL_OPTIONS.items():
     # None: a flag that is not passed must not hide the value of a PNG.
-    getattr(flags, DEFINE_BY_KIND[option.kind])(name, None, option.help)
+    define_by_kind[option.kind](name, None, option.help)
   flags.DEFINE_enum(
     'preset',
     None,
@@ -119,10 +122,14 @@ def read(args: flags.FlagValues) -> list[Request]:
     raise ValueError(
       'nothing to sample: pass --prompt, --prompts_file or --from_png'
     )
+  seeds = [image_seeds.repeat(r.seed, args.repeat) for r in requests]
+  drawn = [s[0] for r, s in zip(requests, seeds) if r.seed == image_seeds.DRAWN]
+  if drawn:
+    print(image_seeds.describe_drawn(drawn))
   return [
-    dataclasses.replace(request, seed=request.seed + i)
-    for request in requests
-    for i in range(args.repeat)
+    dataclasses.replace(request, seed=seed)
+    for request, row in zip(requests, seeds)
+    for seed in row
   ]
 
 

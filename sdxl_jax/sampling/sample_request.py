@@ -12,10 +12,10 @@ from typing import Any, NamedTuple
 
 from sdxl_jax.checkpoints import run_params
 from sdxl_jax.data import images
-from sdxl_jax.sampling import init_images, pipelines, settings
+from sdxl_jax.sampling import image_seeds, init_images, pipelines, settings
 from sdxl_jax.sampling.settings import Pair, SampleSettings, option
 from sdxl_jax.text import tokenizer
-from sdxl_jax.weights.diffusers import scheduler_config
+from sdxl_jax.weights import read_options
 
 PNG_KEY = 'sdxl_jax'  # of the text chunk that holds a Request
 
@@ -32,10 +32,12 @@ class Request(SampleSettings):
   negative_prompt_2: str | None = option(
     None, 'negative prompt of OpenCLIP ViT-bigG; default: negative_prompt'
   )
-  seed: int = option(0, 'of the first image; the next has seed + 1')
+  seed: int = option(
+    0, '0 to 2**64 - 1, of the first image; the next has seed + 1; -1: drawn'
+  )
   image: str | None = option(None, 'image file to start from')
   mask: str | None = option(
-    None, 'image file, white where the image is repainted'
+    None, 'image file, white or painted where the image is repainted'
   )
 
 
@@ -95,7 +97,7 @@ MODEL_OPTIONS = {
   'prediction': ModelOption(
     None,
     'what the UNet of the weights predicts, where they do not say it: '
-    f'{", ".join(scheduler_config.PREDICTION_TYPES)}',
+    f'{", ".join(read_options.PREDICTIONS)}',
   ),
   'zero_snr': ModelOption(
     None, 'whether its noise schedule ends in zero SNR', bool
@@ -105,7 +107,9 @@ MODEL_OPTIONS = {
   ),
   'lora_dir': ModelOption(None, 'folder of the LoRAs that prompts name'),
   'embedding': ModelOption(
-    (), 'file of a textual inversion; may be repeated', list
+    (),
+    'FILE or NAME=FILE, words of textual inversion; may be repeated',
+    list,
   ),
   'skip_unsupported': ModelOption(
     False,
@@ -116,7 +120,13 @@ MODEL_OPTIONS = {
 # Names of options of `pipelines.load` that differ from their flags.
 LOAD_OPTIONS = {'lora': 'loras', 'embedding': 'embeddings'}
 # Those that a refiner is loaded with too.
-REFINER_OPTIONS = ('dtype', 'vae_dtype', 'variant', 'skip_unsupported')
+REFINER_OPTIONS = (
+  'dtype',
+  'vae_dtype',
+  'variant',
+  'embedding',
+  'skip_unsupported',
+)
 
 
 def check(fields: Any, location: str) -> dict[str, Any]:
@@ -145,6 +155,8 @@ def check(fields: Any, location: str) -> dict[str, Any]:
     is_optional = FIELDS[name].default is None
     if not (is_of_type(value, kind) or (value is None and is_optional)):
       raise ValueError(f'{location}: {name} is {value!r}, which is no {kind}')
+    if name == 'seed':
+      image_seeds.check(value, f'{location}: seed')
     checked[name] = value
   return checked
 
@@ -227,7 +239,9 @@ def to_generate_kwargs(
   first = batch[0]
   kwargs = {name: getattr(first, name) for name in settings.FIELDS}
   size = kwargs.pop('height'), kwargs.pop('width')
-  kwargs |= init_images.load(first.image, first.mask, size, default_size)
+  kwargs |= init_images.load(
+    first.image, first.mask, size, default_size, first.mask_threshold
+  )
   for name in PER_IMAGE_FIELDS:
     values = [getattr(request, name) for request in batch]
     kwargs[plural(name)] = None if values[0] is None else values

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Float, Int
 
-from sdxl_jax.text import prompt_weighting
+from sdxl_jax.text import added_tokens, prompt_weighting
 
 LENGTH = 77
 CONTENT = LENGTH - 2  # without start and end
@@ -38,7 +38,11 @@ def shape(count: int) -> tuple[int, ...]:
 
 
 def divide(
-  row: Any, prompts: Sequence[str], weighted: bool, limit: int | None
+  row: Any,
+  prompts: Sequence[str],
+  weighted: bool,
+  limit: int | None,
+  expansions: added_tokens.Expansions,
 ) -> tuple[list[list[Chunk]], list[str]]:
   """Tokenizes prompts by one CLIPTokenizer, and divides them into chunks.
 
@@ -48,6 +52,7 @@ def divide(
     prompts: texts.
     weighted: parses prompt weighting, see prompt_weighting.parse.
     limit: chunks of a prompt at most, see `chunk_ends`.
+    expansions: of tokens that stand for others, see added_tokens.expand.
 
   Returns:
     (chunks, cut): the chunks of each prompt, and the text that is cut from it,
@@ -65,12 +70,19 @@ def divide(
   for i, text in enumerate(texts):
     ids = encoded['input_ids'][i][1:-1]
     begins = [begin for begin, _ in encoded['offset_mapping'][i][1:-1]]
+    words = None
+    if not expansions.keys().isdisjoint(ids):
+      tokens = zip(ids, begins, encoded.word_ids(i)[1:-1])
+      tokens = added_tokens.expand(list(tokens), expansions)
+      ids, begins, words = zip(*tokens) if tokens else ((), (), ())
     ends = [len(ids)]
     if len(ids) > CONTENT:
-      ends = chunk_ends(encoded.word_ids(i)[1:-1], limit)
+      ends = chunk_ends(words or encoded.word_ids(i)[1:-1], limit)
     cut.append(text[begins[ends[-1]] :] if ends[-1] < len(ids) else '')
     spans = [slice(*span) for span in zip([0, *ends], ends)]
-    chunks.append([Chunk(ids[s], weights[i][begins[s]]) for s in spans])
+    chunks.append(
+      [Chunk(list(ids[s]), weights[i][list(begins[s])]) for s in spans]
+    )
   return chunks, cut
 
 

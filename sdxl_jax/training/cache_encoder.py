@@ -27,7 +27,7 @@ class Encoder:
     config, model, mesh = setup.config, setup.model, setup.mesh
     names = [name for name in model.configs if name != 'unet']
     self.params = loading.load_start(config, model, names, mesh)
-    self.tokenize = tokenizer.load(loading.base_weights(config.init_from))
+    self.tokenize = run_setup.load_tokenizer(config)
     length = config.max_token_length
     self.text_chunks = chunking.count_for(length)
     self.cut_captions = cut_captions.CutCaptions(length)

@@ -42,6 +42,10 @@ RUNTIME = (
   'text_encoder_2.remat',
 )
 
+# Fields of the data's place, at any depth of the section above: the same data
+# may lie elsewhere, where their fingerprint is compared.
+PLACES = ('path', 'shards', 'files', 'data_dir')
+
 # Fields that older configs lack, with the value that these runs had.
 ADDED = {
   'init_variant': '',
@@ -49,6 +53,8 @@ ADDED = {
   'data.folder.caption': 'text',
   'data.folder.encoding': '',
   'data.webdataset.encoding': '',
+  'text_encoder.eos_token_id': 2,
+  'text_encoder_2.eos_token_id': 2,
 }
 
 
@@ -58,6 +64,7 @@ def check_changes(
   workdir: str | pathlib.Path,
   accepted: bool,
   say: Callable[[str], None],
+  has_fingerprint: Callable[[], bool] = lambda: False,
 ) -> None:
   """Prints which fields of a run's config changed; refuses grave changes.
 
@@ -66,6 +73,7 @@ def check_changes(
     workdir: of the run, for the error.
     accepted: whether grave changes are allowed.
     say: prints a line for the user.
+    has_fingerprint: returns whether the data themselves are compared as well.
 
   Raises:
     ValueError: if the order of the data or the parameters would be others than
@@ -73,7 +81,11 @@ def check_changes(
   """
   # Refuse grave changes before anything is written to the workdir.
   changes = differences(old, new)
-  grave = {field: row for field, row in changes.items() if is_grave(field)}
+  grave = {
+    field: row
+    for field, row in changes.items()
+    if is_grave(field, has_fingerprint)
+  }
   if grave and not accepted:
     raise ValueError(
       f'{workdir} holds a run with another config. Changed (old > new):'
@@ -89,12 +101,15 @@ def check_changes(
     )
 
 
-def is_grave(field: str) -> bool:
+def is_grave(field: str, has_fingerprint: Callable[[], bool]) -> bool:
   """Whether a field decides the order of the data or the parameters."""
 
   def is_within(names):
     return any(field == n or field.startswith(f'{n}.') for n in names)
 
+  is_place = is_within(('data',)) and field.split('.')[-1] in PLACES
+  if is_place and has_fingerprint():
+    return False
   return is_within(DATA_ORDER + PARAMETERS) and not is_within(RUNTIME)
 
 

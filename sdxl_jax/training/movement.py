@@ -134,7 +134,7 @@ def compare(
   paths = [p for p in after['params'] if p.split('/')[0] == name]
   still, driven, moved, ema_moved = [], 0.0, 0.0, 0.0
   for path in paths:
-    has_gradient = after['square'][path] > 0
+    has_gradient = after['square'][path] != 0  # NaN is one, too
     if not has_gradient.any():
       still.append(path)
       continue
@@ -229,6 +229,10 @@ class Movement:
   def is_open(self) -> bool:
     """Whether a check is still to come."""
     return bool(self._checks)
+
+  def is_due(self, done: int) -> bool:
+    """Whether a check ends after `done` steps."""
+    return any(check.end == done for check in self._checks)
 
   def follow(self, done: int, state: train_state.State) -> None:
     """Looks at the State after `done` steps, if one of the checks needs it.

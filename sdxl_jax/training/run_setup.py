@@ -20,6 +20,7 @@ from sdxl_jax.training import (
   config_warnings,
   train_state,
 )
+from sdxl_jax.weights import formats
 
 Model = sdxl.SDXL | autoencoder_gan.AutoencoderGAN
 
@@ -106,8 +107,18 @@ def make_batches(
     source: of images, as data/ makes it.
     rows: rows of each micro-batch to make, such as those of this process.
   """
-  tokenize = tokenizer.load(loading.base_weights(config.init_from))
-  return dataset.make_batches(config, source, tokenize, rows)
+  return dataset.make_batches(config, source, load_tokenizer(config), rows)
+
+
+def load_tokenizer(config: config_dict.ConfigDict) -> tokenizer.Tokenizer:
+  """Loads the tokenizer of the weights that a run starts from."""
+  base = loading.base_weights(config.init_from)
+  encoders = config.text_encoder, config.text_encoder_2
+  return tokenizer.load(
+    base,
+    formats.added_tokens(base),
+    tuple(encoder and encoder.vocab_size for encoder in encoders),
+  )
 
 
 def load_weights(

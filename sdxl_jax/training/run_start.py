@@ -31,6 +31,16 @@ class Start:
   stack: contextlib.ExitStack  # closes threads and files at the end
 
 
+def open_checkpoints(
+  config: config_dict.ConfigDict, workdir: pathlib.Path
+) -> orbax_checkpoint.Checkpoints:
+  """Opens the checkpoints of a workdir, to be kept as the config has it."""
+  c = config.checkpoint
+  return orbax_checkpoint.Checkpoints(
+    workdir, c.max_to_keep, keep_every=c.keep_every
+  )
+
+
 def open_workdir(
   config: config_dict.ConfigDict,
   workdir: str | pathlib.Path,
@@ -47,12 +57,14 @@ def open_workdir(
     'before its first step; the checkpoints are as they were', lock.release
   )
   if from_step is not None:
+    # Refuse another config before anything is moved; it is compared, and its
+    # changes are printed, again below.
+    with contextlib.closing(open_checkpoints(config, workdir)) as checkpoints:
+      workdirs.compare_config(
+        config, workdir, checkpoints, accept_changes, lambda line: None
+      )
     set_back.set_back(workdir, from_step, print)
-  checkpoints = orbax_checkpoint.Checkpoints(
-    workdir,
-    config.checkpoint.max_to_keep,
-    keep_every=config.checkpoint.keep_every,
-  )
+  checkpoints = open_checkpoints(config, workdir)
   done = checkpoints.latest_step or 0
   writer = metrics.Writer(
     workdir, done, config.total_steps, multihost.is_primary()

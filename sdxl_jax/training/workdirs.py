@@ -15,6 +15,8 @@ from sdxl_jax.checkpoints import orbax_checkpoint
 from sdxl_jax.distributed import multihost
 from sdxl_jax.training import config_diff
 
+CONFIG = 'config.json'  # in the workdir
+
 
 def make(workdir: str | os.PathLike) -> pathlib.Path:
   """Makes the folder and checks that it can be written to.
@@ -59,17 +61,35 @@ def write_config(
   Raises:
     ValueError: on grave changes; see config_diff.check_changes.
   """
-  # Without checkpoints nothing was trained, so another config may follow.
-  path = workdir / 'config.json'
-  new = json.loads(config.to_json())
-  if checkpoints.latest_step is not None:
-    old = read_config(path, checkpoints, say)
-    config_diff.check_changes(old, new, workdir, accept_changes, say)
-
+  compare_config(config, workdir, checkpoints, accept_changes, say)
   # Written once all processes have compared.
   multihost.barrier('every process has read the old config')
   if multihost.is_primary():
-    atomic_write.write_text(path, json.dumps(new, indent=2) + '\n')
+    text = json.dumps(json.loads(config.to_json()), indent=2)
+    atomic_write.write_text(workdir / CONFIG, text + '\n')
+
+
+def compare_config(
+  config: config_dict.ConfigDict,
+  workdir: pathlib.Path,
+  checkpoints: orbax_checkpoint.Checkpoints,
+  accept_changes: bool,
+  say: Callable[[str], None],
+) -> None:
+  """Compares the config with that of the last start; see `write_config`."""
+  # Without checkpoints nothing was trained, so another config may follow.
+  if checkpoints.latest_step is None:
+    return
+  old = read_config(workdir / CONFIG, checkpoints, say)
+  new = json.loads(config.to_json())
+  config_diff.check_changes(
+    old,
+    new,
+    workdir,
+    accept_changes,
+    say,
+    has_fingerprint=lambda: 'dataset' in checkpoints.read_data(),
+  )
 
 
 def read_config(

@@ -3,8 +3,14 @@
 import dataclasses
 import enum
 import pathlib
+from typing import Any
 
-from sdxl_jax.weights import pretrained, read_options, unknown_paths
+from sdxl_jax.weights import (
+  pretrained,
+  read_options,
+  tensor_files,
+  unknown_paths,
+)
 from sdxl_jax.weights.diffusers import folder_reader, weight_files
 from sdxl_jax.weights.single_file import ldm_reader
 
@@ -70,6 +76,21 @@ def open_format(
     case Format.COMPONENT_FOLDER:
       return folder_reader.open_component(path, options)
   raise FileNotFoundError(unknown_paths.explain(path))
+
+
+def added_tokens(
+  path: str | pathlib.Path | None,
+) -> dict[str, list[dict[str, Any]]]:
+  """Returns the tokens that a single file adds to CLIP's vocabulary.
+
+  A folder has its own tokenizers, and adds none; nor does None, no weights. See
+  pretrained.Model.added_tokens.
+  """
+  if path is None or detect_format(path) != Format.SINGLE_FILE:
+    return {}
+  return ldm_reader.read_our_metadata(tensor_files.open_file(path)).get(
+    'added_tokens', {}
+  )
 
 
 def has_variant(path: str | pathlib.Path, variant: str) -> bool:

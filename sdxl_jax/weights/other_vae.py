@@ -4,7 +4,7 @@ import dataclasses
 import pathlib
 from typing import Any
 
-from sdxl_jax.models import latent_scaling
+from sdxl_jax.models import latent_scaling, tiny_vae
 from sdxl_jax.weights import formats, pretrained, read_options
 
 
@@ -32,7 +32,9 @@ def replace(
   check_channels(ours, model.net('unet').config().out_channels, path)
   notes = [f'vae: {path}']
   theirs = model.net('vae').config() if 'vae' in model.loaders else ours
-  for name in latent_scaling.FIELDS:
+  # The latents of a TAESD are those of SDXL, scaled already.
+  is_scaled = isinstance(ours, tiny_vae.TinyConfig) and not theirs.latents_mean
+  for name in () if is_scaled else latent_scaling.FIELDS:
     here, there = getattr(ours, name), getattr(theirs, name)
     if here != there:
       notes.append(

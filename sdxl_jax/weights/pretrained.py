@@ -148,6 +148,9 @@ class Model:
   scheduler: dict[str, Any]  # scheduler_config.json; of parts, what is known
   # (path): writes one of pretrained.TOKENIZERS into a new folder.
   tokenizers: dict[str, Callable] = dataclasses.field(default_factory=dict)
+  # {'tokenizer' or 'tokenizer_2': tokens that it adds to CLIP's vocabulary}, as
+  # text/added_tokens.py describes them, where there is no such folder.
+  added_tokens: dict[str, list] = dataclasses.field(default_factory=dict)
   metadata: dict[str, str] = dataclasses.field(default_factory=dict)
   unused_tensors: Tensors = dataclasses.field(default_factory=dict)
   notes: tuple[str, ...] = ()  # lines for the user on how it was read
@@ -256,6 +259,7 @@ def join(parts: Model, base: Model) -> Model:
     loaders={name: loaders[name] for name in index.components},
     scheduler=edm_config.join(base.scheduler, parts.scheduler),
     tokenizers=base.tokenizers | parts.tokenizers,
+    added_tokens=base.added_tokens | parts.added_tokens,
     metadata=parts.metadata,
     unused_tensors=parts.unused_tensors,
     notes=parts.notes + base.notes,
@@ -264,9 +268,7 @@ def join(parts: Model, base: Model) -> Model:
 
 
 def from_params(
-  name: str,
-  config: NetConfig,
-  restore: Callable[[Tree], Tree],
+  name: str, config: NetConfig, restore: Callable[[Tree], Tree]
 ) -> Net:
   """Makes the Net of a tree of our own.
 

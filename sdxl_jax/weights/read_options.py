@@ -6,6 +6,10 @@ from typing import Any
 from sdxl_jax.weights.diffusers import edm_config, scheduler_config
 from sdxl_jax.weights.single_file import prediction_markers
 
+# What a UNet may be said to predict; those of continuous noise levels (EDM) are
+# sampled as the published models are.
+PREDICTIONS = *scheduler_config.PREDICTION_TYPES, *edm_config.PUBLISHED
+
 
 @dataclasses.dataclass(frozen=True)
 class ReadOptions:
@@ -13,14 +17,14 @@ class ReadOptions:
 
   # Mark in the names of a folder's files: 'fp16', 'bf16', 'non_ema', ...
   variant: str | None = None
-  prediction: str | None = None  # one of scheduler_config.PREDICTION_TYPES
+  prediction: str | None = None  # one of PREDICTIONS
   zero_snr: bool | None = None  # whether the schedule ends in pure noise
   # Whether to go on without tensors that would change the image, but cannot be
   # applied.
   skip_unsupported: bool = False
 
   def __post_init__(self):
-    known = scheduler_config.PREDICTION_TYPES
+    known = PREDICTIONS
     if self.prediction is not None and self.prediction not in known:
       raise ValueError(
         f'prediction is {self.prediction!r}, which is none of '
@@ -38,7 +42,9 @@ class ReadOptions:
       ValueError: if zero SNR is wanted of a UNet that predicts epsilon.
     """
     decided = {}
-    if self.prediction is not None:
+    if self.prediction in edm_config.PUBLISHED:
+      stored = edm_config.PUBLISHED[self.prediction]
+    elif self.prediction is not None:
       names = scheduler_config.PREDICTION_TYPES
       decided['prediction_type'] = names[self.prediction]
     if self.zero_snr:

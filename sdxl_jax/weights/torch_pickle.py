@@ -2,9 +2,10 @@
 
 A pickle names functions that its loader calls. Only those of ALLOWED are called
 here; any other name is an error. Three kinds of file are read: trees of numpy
-arrays, and state dicts as torch.save writes them, as a zip or in its older form
-(torchvision's VGG16 and the heads of LPIPS are published in both; older models
-have their weights in .bin, .ckpt and .pt files).
+arrays, and trees of tensors as torch.save writes them, as a zip or in its older
+form: state dicts (torchvision's VGG16 and the heads of LPIPS are published in
+both; older models have their weights in .bin, .ckpt and .pt files) and dicts
+within dicts (textual inversion).
 """
 
 import collections
@@ -15,6 +16,7 @@ import pathlib
 import pickle
 import struct
 import zipfile
+from collections.abc import Iterator
 from typing import Any, BinaryIO
 
 import ml_dtypes
@@ -33,6 +35,7 @@ STORAGES = {
   'HalfStorage': np.dtype('<f2'),
   'BFloat16Storage': np.dtype(ml_dtypes.bfloat16),
   'LongStorage': np.dtype('<i8'),
+  'IntStorage': np.dtype('<i4'),
 }
 
 
@@ -74,14 +77,25 @@ def rebuild_parameter(tensor: StoredTensor, *ignored: Any) -> StoredTensor:
   return tensor
 
 
+class ParameterDict:
+  """Stands for torch.nn.ParameterDict, of which the parameters are kept."""
+
+  def __setstate__(self, state: dict[str, Any]) -> None:
+    self.parameters = dict(state['_parameters'])
+
+
 ALLOWED = {
+  ('builtins', 'set'): set,
+  ('__builtin__', 'set'): set,
   ('collections', 'OrderedDict'): collections.OrderedDict,
   ('numpy', 'ndarray'): np.ndarray,
   ('numpy', 'dtype'): np.dtype,
   ('numpy.core.multiarray', '_reconstruct'): multiarray._reconstruct,
   ('numpy._core.multiarray', '_reconstruct'): multiarray._reconstruct,
   ('torch._utils', '_rebuild_tensor_v2'): rebuild_tensor,
+  ('torch._utils', '_rebuild_tensor'): rebuild_tensor,
   ('torch._utils', '_rebuild_parameter'): rebuild_parameter,
+  ('torch.nn.modules.container', 'ParameterDict'): ParameterDict,
   **{('torch', name): dtype for name, dtype in STORAGES.items()},
 }
 
@@ -94,13 +108,14 @@ class Unpickler(pickle.Unpickler):
       raise pickle.UnpicklingError(f'it calls {module}.{name}')
     return ALLOWED[module, name]
 
-  def persistent_load(self, saved: tuple) -> tuple[np.dtype, str]:
-    _, dtype, key, *_ = saved
-    return dtype, key
+  def persistent_load(self, saved: tuple) -> tuple[np.dtype, str] | type:
+    kind, value, key, *_ = saved
+    # The older form has classes here, with their source code.
+    return value if kind == 'module' else (value, key)
 
 
 def load(path: str | pathlib.Path) -> dict[str, Any]:
-  """Loads a tree of numpy arrays, or the {name: array} of a state dict.
+  """Loads a tree of arrays: dicts, lists, and other values of Python.
 
   Raises:
     FileNotFoundError: if there is no such file.
@@ -204,24 +219,53 @@ def read_root(archive: zipfile.ZipFile) -> tuple[str, Any]:
   return root.removesuffix('.pkl'), content
 
 
-def load_zip(path: pathlib.Path) -> dict[str, np.ndarray]:
-  """Loads a state dict that torch.save wrote as a zip."""
+def load_zip(path: pathlib.Path) -> Any:
+  """Loads a tree of tensors that torch.save wrote as a zip."""
   with zipfile.ZipFile(path) as archive:
-    folder, tensors = read_root(archive)
-    keys = {tensor.key for tensor in tensors.values()}
+    folder, tree = read_root(archive)
+    keys = {tensor.key for tensor in stored_tensors(tree)}
     storages = {key: archive.read(f'{folder}/{key}') for key in keys}
-  return {name: tensor.read(storages) for name, tensor in tensors.items()}
+  return fill(tree, storages)
 
 
-def load_older(file: BinaryIO) -> dict[str, np.ndarray]:
-  """Loads the rest of a state dict in torch.save's older form."""
-  version, machine, tensors = (Unpickler(file).load() for _ in range(3))
+def load_older(file: BinaryIO) -> Any:
+  """Loads the rest of a tree of tensors in torch.save's older form."""
+  version, machine, tree = (Unpickler(file).load() for _ in range(3))
   if version != 1001 or not machine['little_endian']:
     raise pickle.UnpicklingError(f'version {version} of {machine}')
   # Then the keys of all storages, and for each its count and bytes.
-  sizes = {t.key: t.dtype.itemsize for t in tensors.values()}
+  sizes = {t.key: t.dtype.itemsize for t in stored_tensors(tree)}
   storages = {}
   for key in Unpickler(file).load():
     (count,) = struct.unpack('<q', file.read(8))
     storages[key] = file.read(count * sizes[key])
-  return {name: tensor.read(storages) for name, tensor in tensors.items()}
+  return fill(tree, storages)
+
+
+def children(value: Any) -> dict[Any, Any]:
+  """Returns the entries of a dict, list, tuple or ParameterDict, by key."""
+  if isinstance(value, ParameterDict):
+    return value.parameters
+  if isinstance(value, list | tuple):
+    return dict(enumerate(value))
+  return value if isinstance(value, dict) else {}
+
+
+def stored_tensors(tree: Any) -> Iterator[StoredTensor]:
+  """Yields the tensors of a tree."""
+  if isinstance(tree, StoredTensor):
+    yield tree
+  for value in children(tree).values():
+    yield from stored_tensors(value)
+
+
+def fill(tree: Any, storages: dict[str, bytes]) -> Any:
+  """Returns a tree with arrays in place of tensors, and dicts of parameters."""
+  if isinstance(tree, StoredTensor):
+    return tree.read(storages)
+  if isinstance(tree, list | tuple):
+    return [fill(value, storages) for value in tree]
+  if isinstance(tree, dict | ParameterDict):
+    entries = children(tree).items()
+    return {name: fill(value, storages) for name, value in entries}
+  return tree

@@ -22,7 +22,7 @@ import numpy as np
 from absl import app, flags
 
 from sdxl_jax.models import clip, unet, vae
-from sdxl_jax.text import tokenizer
+from sdxl_jax.text import clip_vocabulary, tokenizer
 from sdxl_jax.weights import pretrained, safetensors_file
 from sdxl_jax.weights.diffusers import config_json, folder_writer, tensor_names
 
@@ -71,7 +71,7 @@ def make(folder):
     index=pretrained.ModelIndex(refiner=False, force_zeros=True),
     scheduler=pretrained.SCHEDULER,
     tokenizers={
-      name: lambda path, name=name: tokenizer.save(path, name)
+      name: lambda path, name=name: clip_vocabulary.save(path, name)
       for name in tokenizer.PADS
     },
   )

@@ -8,7 +8,8 @@ import jax
 import numpy as np
 import pytest
 
-from sdxl_jax import convert, sample, train
+from sdxl_jax import sample, train
+from sdxl_jax.checkpoints import completion
 from sdxl_jax.ema import transform
 from sdxl_jax.models import from_config
 from sdxl_jax.sampling import pipelines
@@ -75,7 +76,7 @@ def write_random(config, folder):
   model = pretrained.Model(
     'random', folder, loaders, index, pretrained.SCHEDULER
   )
-  folder_writer.save(folder, convert.with_tokenizers(model))
+  folder_writer.save(folder, completion.with_tokenizers(model))
 
 
 @pytest.fixture(scope='module')

@@ -168,3 +168,13 @@ def test_a_signal_to_one_of_two_processes_stops_both(number):
     for reason, output in zip(reasons, outputs)
   ]
   assert steps[0] == steps[1] and int(steps[0]) < 2000
+
+
+def test_a_second_interrupt_while_the_first_ends_the_process():
+  code, output, _ = run(
+    'stop_notice.multiprocessing.active_children = '
+    'lambda: time.sleep(1) or []' + WAITING,
+    signal.SIGINT,
+    signal.SIGINT,
+  )
+  assert code == 130 and 'Traceback' not in output

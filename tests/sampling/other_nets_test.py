@@ -8,7 +8,6 @@ import sys
 import jax
 import numpy as np
 import pytest
-from flax import traverse_util
 
 from sdxl_jax.diffusion import samplers
 from sdxl_jax.sampling import (
@@ -20,7 +19,7 @@ from sdxl_jax.sampling import (
 from sdxl_jax.sampling.noise_streams import NoiseStream
 from sdxl_jax.weights import pretrained
 from sdxl_jax.weights.diffusers import folder_reader
-from tests.support import folders, golden_sets, schedulers
+from tests.support import golden_sets, random_nets, schedulers
 
 TINY = golden_sets.SETS[0] / 'tiny'
 SIZE = 64, 96
@@ -28,20 +27,8 @@ PROMPTS = ['a red fox', 'snow']
 
 
 def write(folder, index, **fields):
-  """The tiny base with another UNet, what is new in it random; as a folder."""
-  source = TINY / 'base'
-  components = folders.load_all(source)
-  config, params = components['unet']
-  config = dataclasses.replace(config, **fields)
-  flat, rng = traverse_util.flatten_dict(params), np.random.default_rng(0)
-  for path, leaf in traverse_util.flatten_dict(
-    pretrained.abstract_params(config)
-  ).items():
-    if path not in flat or flat[path].shape != leaf.shape:
-      scale = np.prod(leaf.shape[:-1]) ** -0.5
-      flat[path] = np.float32(scale * rng.normal(size=leaf.shape))
-  components['unet'] = config, traverse_util.unflatten_dict(flat)
-  folders.save_all(source, folder, components, index)
+  """The Pipeline of the tiny base with another UNet."""
+  random_nets.write(folder, index, **fields)
   return dataclasses.replace(pipelines.load(folder), size=SIZE)
 
 
@@ -65,7 +52,8 @@ def pictures():
   """(images [2, h, w, 3], masks [2, h, w])."""
   rng = np.random.default_rng(1)
   masks = np.zeros((2, *SIZE), np.float32)
-  masks[0, 10:50, 20:70], masks[1, :, 43:] = 1, 0.75
+  # They begin at corners of 8 x 8 px, which diffusers samples, and end within.
+  masks[0, 8:50, 16:70], masks[1, :, 40:] = 1, 0.75
   return rng.uniform(-1, 1, (2, *SIZE, 3)).astype(np.float32), masks
 
 

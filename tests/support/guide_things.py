@@ -14,6 +14,7 @@ from tests.support import (
   datasets,
   golden_sets,
   guides,
+  learned_words,
   small_configs,
 )
 
@@ -35,6 +36,7 @@ def make(folder):
   (folder / 'unet.safetensors').symlink_to(unet)
   lora = TINY / 'lora' / 'kohya.safetensors'
   (folder / 'style.safetensors').symlink_to(lora)
+  learned_words.save(folder / 'style_emb.safetensors', learned_words.vectors(2))
   save_run(folder / 'RUN', 'stage3', folder / 'SDXL')
   save_run(folder / 'LORA', 'lora', folder / 'SDXL')
   for stage, weights in STAGES.items():

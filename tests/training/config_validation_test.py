@@ -392,3 +392,16 @@ def test_a_field_that_older_configs_lack():
   new.data.folder.encoding = 'cp932'
   with pytest.raises(ValueError, match='data.folder.encoding:  > cp932'):
     config_diff.check_changes(old, new.to_dict(), 'DIR', False, lines.append)
+
+
+def test_data_that_moved():
+  """Another place is no grave change where the data are compared as well."""
+  old, new = tiny_config.get_config().to_dict(), tiny_config.get_config()
+  new.data.folder.path = '/elsewhere'
+  lines = []
+  with pytest.raises(ValueError, match='data.folder.path:'):
+    config_diff.check_changes(old, new.to_dict(), 'DIR', False, lines.append)
+  config_diff.check_changes(
+    old, new.to_dict(), 'DIR', False, lines.append, lambda: True
+  )
+  assert 'data.folder.path:  > /elsewhere' in lines[0]

@@ -309,3 +309,12 @@ def test_large_arrays_count_more():
   }
   net = movement.compare('n', before, after, {'n/big': 300, 'n/small': 100})
   assert (net.moved, net.ema_moved) == (0.75, 0.375)
+
+
+def test_a_gradient_that_is_not_a_number_is_a_gradient():
+  """What it spoils has moved; its loss is reported elsewhere."""
+  before = {'params': {'unet/a': np.zeros(3)}, 'ema': {'unet/a': np.zeros(3)}}
+  nan = {'unet/a': np.full(3, np.nan)}
+  after = {'params': nan, 'ema': nan, 'square': nan}
+  net = movement.compare('unet', before, after, {'unet/a': 3})
+  assert (net.still, net.moved, net.ema_moved) == ((), 1, 1)

@@ -8,9 +8,20 @@ import pytest
 
 from sdxl_jax.weights import companions, formats, pretrained, read_options
 from sdxl_jax.weights.diffusers import weight_files
-from tests.support import file_kinds, net_files, odd_files, whole_files
+from tests.support import (
+  file_kinds,
+  marked_files,
+  net_files,
+  odd_files,
+  whole_files,
+)
 
-MODULES = whole_files, net_files, odd_files  # which add to file_kinds.KINDS
+MODULES = (
+  whole_files,
+  net_files,
+  odd_files,
+  marked_files,
+)  # which add to file_kinds.KINDS
 KINDS = [
   pytest.param(
     kind, id=kind.name, marks=[pytest.mark.slow] if kind.slow else []

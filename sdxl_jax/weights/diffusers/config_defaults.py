@@ -51,6 +51,7 @@ CLIP = {
   'num_attention_heads': 8,
   'max_position_embeddings': 77,
   'hidden_act': 'quick_gelu',
+  'eos_token_id': 49407,
 }
 DEFAULTS = {
   'unet': UNET,

@@ -215,7 +215,7 @@ def write_clip(config: clip.CLIPTextConfig) -> Json:
     'hidden_act': config.hidden_act,
     'projection_dim': config.projection_dim or config.hidden_size,
     'bos_token_id': 0,
-    'eos_token_id': 2,  # then transformers pools at the largest id, as we do
+    'eos_token_id': config.eos_token_id,
     'pad_token_id': 1,
   }
 

@@ -64,6 +64,8 @@ COSXL = {
   'sigma_schedule': 'exponential',
   'prediction_type': 'v_prediction',
 }
+# By the words of --prediction.
+PUBLISHED = {'edm': PLAYGROUND, 'edm_v': COSXL}
 
 
 def is_edm(config: dict[str, Any]) -> bool:

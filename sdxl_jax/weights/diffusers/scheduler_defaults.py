@@ -7,6 +7,7 @@ without an entry here have no betas, or other fields.
 from typing import Any
 
 from sdxl_jax.weights import prediction_words
+from sdxl_jax.weights.diffusers import edm_config
 
 COMMON = {
   'num_train_timesteps': 1000,
@@ -40,6 +41,8 @@ DEFAULTS = {
   'SASolverScheduler': COMMON,
   'TCDScheduler': DISTILLED,
   'UniPCMultistepScheduler': COMMON,
+  edm_config.EULER: edm_config.DEFAULTS,
+  edm_config.MULTISTEP: edm_config.DEFAULTS,
 }
 
 

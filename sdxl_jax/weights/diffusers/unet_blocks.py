@@ -43,17 +43,28 @@ def read(published: Json, location: str) -> Json:
   layers_up = published.get('reverse_transformer_layers_per_block')
   depths = per_level(layers_down, levels)
   up = depths if layers_up is None else per_level(layers_up, levels)[::-1]
+  for name, values in (
+    ('transformer_layers_per_block', depths),
+    ('reverse_transformer_layers_per_block', up),
+    ('down_block_types', published['down_block_types']),
+    ('up_block_types', published['up_block_types']),
+  ):
+    if len(values) != levels:
+      raise ValueError(
+        f'{location}: {name} is {list(values)}, and block_out_channels has '
+        f'{levels} levels: re-download the file'
+      )
   # A level without attention has a depth, too, which does not count.
   down_depths = [
     read_depth(depth, layers[i], location) if block == DOWN[True] else 0
     for i, (depth, block) in enumerate(
-      zip(depths, published['down_block_types'], strict=True)
+      zip(depths, published['down_block_types'])
     )
   ]
   up_depths = [
     read_depth(depth, layers[i] + 1, location) if block == UP[True] else 0
     for i, (depth, block) in enumerate(
-      zip(up, published['up_block_types'][::-1], strict=True)
+      zip(up, published['up_block_types'][::-1])
     )
   ]
   # The mid block has the first depth of the last level.

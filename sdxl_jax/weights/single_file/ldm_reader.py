@@ -100,6 +100,7 @@ def open_model(
     scheduler=edm_config.join(
       pretrained.SCHEDULER if index else {}, scheduler | marks.scheduler
     ),
+    added_tokens=saved.get('added_tokens', {}),
     metadata=file.metadata,
     unused_tensors=constants | markers,
     passed_over=passed_over,
@@ -175,18 +176,31 @@ def is_refiner(nets: list[find_nets.FoundNet]) -> bool:
 
 
 def read_our_metadata(file: safetensors_file.TensorFile) -> dict[str, Any]:
-  """Reads our metadata: {'nets': {name: config.json}, 'index', 'scheduler'}."""
+  """Reads our metadata as a dict.
+
+  It has 'nets', {name: config.json}; 'index'; 'scheduler'; and 'added_tokens',
+  see pretrained.Model.
+  """
   try:
     saved = json.loads(file.metadata.get(OURS, '{}'))
     parts = [saved, *saved.values(), *saved.get('nets', {}).values()]
     prediction = saved.get('scheduler', {}).get('prediction_type', '')
     is_valid = all(isinstance(part, dict) for part in parts)
     is_valid = is_valid and isinstance(prediction, str)
-  except (ValueError, RecursionError, AttributeError):
+    for tokens in saved.get('added_tokens', {}).values():
+      is_valid = is_valid and all(map(is_token, tokens))
+  except (ValueError, RecursionError, AttributeError, TypeError):
     is_valid = False
   if not is_valid:
     raise ValueError(f'{file.path}: its metadata {OURS!r} is corrupt')
   return saved
+
+
+def is_token(value: Any) -> bool:
+  """Whether a JSON value describes an added token."""
+  types = {name: type(entry) for name, entry in value.items()}
+  id_type, text = types.pop('id', None), types.pop('content', None)
+  return (id_type, text) == (int, str) and set(types.values()) <= {bool}
 
 
 def read_index(

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from sdxl_jax.models import vae
-from sdxl_jax.weights import pretrained, safetensors_file
+from sdxl_jax.weights import companions, pretrained, safetensors_file
 from sdxl_jax.weights.diffusers import edm_config
 from sdxl_jax.weights.single_file import (
   edm_markers,
@@ -82,6 +82,8 @@ def metadata(model: pretrained.Model, title: str) -> dict[str, str]:
     'index': vars(model.index),
     'scheduler': model.scheduler,
   }
+  if model.added_tokens:
+    configs['added_tokens'] = model.added_tokens
   # Metadata of the source stays, but for hashes, which no longer match.
   spec = {
     name: value
@@ -116,6 +118,13 @@ def notes(model: pretrained.Model) -> Iterator[str]:
     yield (
       f'its latents are scaled by {config.scaling_factor}, and other programs '
       'assume 0.13025 for every SDXL file'
+    )
+  words = [t['content'] for ts in model.added_tokens.values() for t in ts]
+  if words:
+    words = companions.format_list(list(dict.fromkeys(words)))
+    yield (
+      f'its tokenizers have added tokens ({words}): they are in the metadata '
+      'of the file, which other programs do not read'
     )
 
 

@@ -11,7 +11,7 @@ import re
 from collections.abc import Collection
 
 from sdxl_jax.models import tiny_vae
-from sdxl_jax.weights import pretrained, safetensors_file
+from sdxl_jax.weights import pretrained, safetensors_file, tensor_files
 from sdxl_jax.weights.diffusers import config_json
 
 HALVES = 'encoder', 'decoder'
@@ -37,7 +37,7 @@ def open_model(path: str | pathlib.Path) -> pretrained.Model:
     ValueError: for an encoder without decoder, or missing layers.
   """
   path = pathlib.Path(path)
-  file = safetensors_file.load(path)
+  file = tensor_files.open_file(path)
   tensors, notes = to_diffusers(file.tensors), ()
   # The other half has the same name but for one word.
   halves = {name.partition('.')[0] for name in tensors}
@@ -46,7 +46,7 @@ def open_model(path: str | pathlib.Path) -> pretrained.Model:
     (other,) = set(HALVES) - halves
     beside = path.with_name(path.name.replace(half, other))
     if beside != path and beside.is_file():
-      tensors |= to_diffusers(safetensors_file.load(beside).tensors)
+      tensors |= to_diffusers(tensor_files.open_file(beside).tensors)
       notes = (f'{beside.name} is read too, as the {other} of {path.name}',)
   if not any(name.startswith('decoder.') for name in tensors):
     raise ValueError(

@@ -13,7 +13,14 @@ from flax import traverse_util
 
 from sdxl_jax.models import clip, layers, unet
 from sdxl_jax.weights import pretrained, safetensors_file
-from sdxl_jax.weights.lora import lora_file, lora_names, lora_writer, merge
+from sdxl_jax.weights.lora import (
+  layer_parts,
+  lora_file,
+  lora_names,
+  lora_reader,
+  lora_writer,
+  merge,
+)
 from tests.support import folders
 
 # Full-size lists of the reference, and what we call their dialects.
@@ -35,7 +42,7 @@ def full_size():
   layers = merge.layers_of(
     {n: pretrained.abstract_params(c) for n, c in zip(nets, configs)}
   )
-  names = lora_file.names_by_net(layers)
+  names = lora_reader.names_by_net(layers)
   return layers, names, lora_names.unet_block_layout(names['unet'])
 
 
@@ -97,8 +104,10 @@ def test_full_size_names_and_shapes(keys, full_size, file):
       end = lora_names.key_suffix(LISTS[file], net, part)
     assert name == lora_names.key_prefix(LISTS[file], net, layer, layout) + end
   for key, given in parts.items():
-    made = merge.Factors(given['down'], given['up'])
-    assert len(made.down) == 4 and lora_file.fits(made, layers[key].shape)
+    shapes = {part: x.shape for part, x in given.items()}
+    layer = layer_parts.Layer(layers[key].shape)
+    assert shapes['down'][0] == 4
+    assert layer_parts.check_shapes(shapes, layer) is None
     assert ('alpha' in given) == (LISTS[file] == 'kohya')
 
 
@@ -115,7 +124,7 @@ def assert_same(actual, expected):
 
 def rename(dialect, base, tensors):
   """A file's tensors in another dialect, by its names alone."""
-  names = lora_file.names_by_net(merge.layers_of(base))
+  names = lora_reader.names_by_net(merge.layers_of(base))
   known = lora_names.key_prefixes(names)
   layout = lora_names.unet_block_layout(names['unet'])
   renamed = {}
@@ -290,11 +299,14 @@ def write(path, tensors, metadata=None):
 @pytest.mark.parametrize(
   'changes, message',
   [
-    ({'.dora_scale': (1,)}, 'not plain LoRA but DoRA.*proj_in.dora_scale'),
-    ({'.lora_mid.weight': (1,)}, 'LoCon with a core'),
-    ({'.hada_w1_a': (1,)}, 'LoHa.*Merge it into its base'),
+    ({'.dora_scale': (1,)}, r'dora_scale would have to be \(1, \d+\)'),
+    (
+      {'.lora_mid.weight': (1,)},
+      'lora_mid.weight would .* of the same rank',
+    ),
+    ({'.hada_w1_a': (1,)}, 'proj_in has parts of two methods, LoRA and LoHa'),
     ({'.lokr_w1': (1,)}, 'LoKr'),
-    ({'.diff': (1,)}, 'a difference of whole weights'),
+    ({'.diff': (1,)}, 'LoRA and a whole difference'),
     ({'x.alpha': ()}, r'1 of \d+ .* no layer.*: lora_unet_\w+_proj_inx.alpha'),
     ({'.lora_up.weight': None}, 'proj_in has no up: .* incomplete'),
     ({'.lora_down.weight': (4, 7)}, r'\(4, 7\) and .*another base'),
@@ -369,3 +381,59 @@ def test_parse():
   assert lora_file.parse('a.safetensors:0.5') == ('a.safetensors', 0.5)
   assert lora_file.parse('c:/a.safetensors:-1') == ('c:/a.safetensors', -1.0)
   assert lora_file.parse('c:/a.safetensors') == ('c:/a.safetensors', 1.0)
+
+
+@pytest.mark.parametrize('text', ['nan', 'inf', '-Infinity'])
+def test_weights_that_are_no_numbers(text):
+  with pytest.raises(ValueError, match=f'weight is {text}, not a finite'):
+    lora_file.parse(f'a.safetensors:{text}')
+
+
+def test_paths_of_windows():
+  for spec, expected in {
+    r'C:\loras\a.safetensors:1e-1': (r'C:\loras\a.safetensors', 0.1),
+    r'C:\loras\a.safetensors': (r'C:\loras\a.safetensors', 1.0),
+    r'C:\loras\a.safetensors#b:-.5': (r'C:\loras\a.safetensors#b', -0.5),
+    'a.safetensors:': ('a.safetensors:', 1.0),
+    'a.safetensors:x': ('a.safetensors:x', 1.0),
+  }.items():
+    assert lora_file.parse(spec) == expected
+
+
+@pytest.fixture
+def lora_dir(tmp_path):
+  for name in (
+    'Style.safetensors', 'style.SAFETENSORS', 'a/fox.safetensors',
+    'b/fox.safetensors', 'b/My Cat v1.5.safetensors', 'notes.txt',
+    'trained/pytorch_lora_weights.safetensors',
+  ):  # fmt: skip
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).touch()
+  return tmp_path
+
+
+@pytest.mark.parametrize('name, file', {
+  'Style': 'Style.safetensors',
+  'style': 'style.SAFETENSORS',
+  'a/fox': 'a/fox.safetensors',
+  r'B\FOX': 'b/fox.safetensors',
+  'my cat V1.5': 'b/My Cat v1.5.safetensors',
+  'My Cat v1.5.safetensors': 'b/My Cat v1.5.safetensors',
+  'trained': 'trained/pytorch_lora_weights.safetensors',
+}.items())  # fmt: skip
+def test_found_by_name(lora_dir, name, file):
+  assert lora_file.find_by_name(lora_dir, name) == lora_dir / file
+
+
+def test_not_found_by_name(lora_dir):
+  with pytest.raises(ValueError, match="2 LoRA .* 'fox': a/fox, b/fox. Write"):
+    lora_file.find_by_name(lora_dir, 'fox')
+  with pytest.raises(ValueError, match="2 LoRA .* 'STYLE': Style, style"):
+    lora_file.find_by_name(lora_dir, 'STYLE')
+  for name in 'my cat', 'fix', '../x':
+    with pytest.raises(FileNotFoundError, match=f"'{name}' among 6 in "):
+      lora_file.find_by_name(lora_dir, name)
+  with pytest.raises(FileNotFoundError, match='nearest are b/My Cat v1.5'):
+    lora_file.find_by_name(lora_dir, 'my cat')
+  with pytest.raises(FileNotFoundError, match='none: no such folder'):
+    lora_file.find_by_name(lora_dir / 'none', 'fox')
