@@ -13,7 +13,13 @@ from sdxl_jax.distributed import sharding
 from sdxl_jax.models import from_config, sdxl, text_encoder
 from sdxl_jax.sampling import learned_words
 from sdxl_jax.text import chunking, tokenizer
-from sdxl_jax.weights import formats, other_vae, pretrained, read_options
+from sdxl_jax.weights import (
+  description,
+  formats,
+  other_vae,
+  pretrained,
+  read_options,
+)
 from sdxl_jax.weights.diffusers import scheduler_config
 from sdxl_jax.weights.lora import lora_file, merge
 
@@ -258,7 +264,7 @@ def load_pretrained(
     force_zeros=pretrained_model.index.force_zeros,
     size=(height * model.vae.downscale, width * model.vae.downscale),
     mesh=mesh,
-    notes=pretrained.describe_reading(pretrained_model),
+    notes=description.describe_reading(pretrained_model),
   )
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
-from sdxl_jax.weights import pretrained, safetensors_file
+from sdxl_jax.weights import companions, pretrained, safetensors_file
 from sdxl_jax.weights.diffusers import edm_config
 
 Say = Callable[[str], Any]  # prints a line for the user
@@ -30,6 +30,18 @@ def describe(model: pretrained.Model, dtype: str | None, say: Say) -> int:
   elif edm_config.is_edm(model.scheduler):
     levels = ', at continuous noise levels (EDM)'
   say(f'  {kind}, predicts {model.scheduler["prediction_type"]}{levels}')
-  for note in pretrained.describe_reading(model):
+  for note in describe_reading(model):
     say(f'  note: {note}')
   return total
+
+
+def describe_reading(model: pretrained.Model) -> tuple[str, ...]:
+  """Returns lines for the user on how a model was read.
+
+  They are its notes, and a line with the number and the names of tensors that
+  no net reads.
+  """
+  names = list(model.passed_over)
+  for name in model.loaders:
+    names += model.net(name).passed_over()
+  return model.notes + tuple(filter(None, [companions.note(names)]))

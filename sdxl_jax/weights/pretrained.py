@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from sdxl_jax.models import clip, unet, vae
-from sdxl_jax.weights import checked_cast, companions, safetensors_file
+from sdxl_jax.weights import checked_cast, safetensors_file
 from sdxl_jax.weights.diffusers import (
   config_defaults,
   config_json,
@@ -205,18 +205,6 @@ def without_unused(name: str, config: NetConfig, published: Tensors) -> Tensors:
       "projection: set its architectures to ['CLIPTextModelWithProjection']"
     )
   return rest
-
-
-def describe_reading(model: Model) -> tuple[str, ...]:
-  """Returns lines for the user on how a model was read.
-
-  They are its notes, and a line with the number and the names of tensors that
-  no net reads.
-  """
-  names = list(model.passed_over)
-  for name in model.loaders:
-    names += model.net(name).passed_over()
-  return model.notes + tuple(filter(None, [companions.note(names)]))
 
 
 def check_complete(model: Model) -> None:

@@ -6,7 +6,7 @@ import shutil
 
 import pytest
 
-from sdxl_jax.weights import companions, formats, pretrained, read_options
+from sdxl_jax.weights import companions, description, formats, read_options
 from sdxl_jax.weights.diffusers import weight_files
 from tests.support import (
   file_kinds,
@@ -73,7 +73,7 @@ def test_a_kind_of_file(kind, tmp_path):
     assert model.index.refiner == kind.refiner
   for field, value in kind.scheduler.items():
     assert model.scheduler[field] == value
-  lines = '; '.join(pretrained.describe_reading(model))
+  lines = '; '.join(description.describe_reading(model))
   counts = map(int, re.findall(r'(?:over|out) (\d+) tensor', lines))
   assert sum(counts) == kind.passed_over, lines
   for name in kind.names:

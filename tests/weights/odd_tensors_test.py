@@ -8,7 +8,7 @@ import re
 import numpy as np
 import pytest
 
-from sdxl_jax.weights import formats, pretrained
+from sdxl_jax.weights import description, formats
 from tests.support import file_kinds, headers, odd_tensors
 
 
@@ -25,7 +25,7 @@ def try_one(entries, seed, path):
     reason = str(error)
   else:
     reason = ''
-    lines = '; '.join(pretrained.describe_reading(model))
+    lines = '; '.join(description.describe_reading(model))
     count = re.search(r'passed over (\d+) tensor', lines)
     added = len(changed.harmless - set(entries))
     known = sum('position_ids' in n or 'logit_scale' in n for n in entries)
