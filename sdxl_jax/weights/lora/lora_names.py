@@ -100,11 +100,22 @@ ONE_TEXT_ENCODER = 'lora_te_'  # of kohya, for models that have one
 
 def unet_block_layout(layers: Collection[str]) -> ldm_names.BlockLayout:
   """Infers the block layout of the UNet that has these published layers."""
-  depth = sum(bool(re.match(r'down_blocks\.0\..*\.conv1$', x)) for x in layers)
-  ups = [re.match(r'up_blocks\.(\d+)\.(attentions)?', x) for x in layers]
-  ups = {(int(up[1]), bool(up[2])) for up in ups if up}
-  levels = sorted({level for level, _ in ups}, reverse=True)
-  return ldm_names.BlockLayout(depth, tuple((i, True) in ups for i in levels))
+  pattern = re.compile(r'(down|up)_blocks\.(\d+)\.(resnets|attentions)\.(\d+)')
+  blocks = {match.groups() for match in map(pattern.match, layers) if match}
+  downs = collections.Counter(
+    int(level) for side, level, kind, _ in blocks
+    if (side, kind) == ('down', 'resnets')
+  )  # fmt: skip
+  # Levels going up count from the end; their last block may have attention.
+  attention = []
+  for level in reversed(range(len(downs))):
+    resnets = [
+      int(i) for *place, i in blocks if place == ['up', str(level), 'resnets']
+    ]
+    last = str(max(resnets, default=0))
+    attention.append(('up', str(level), 'attentions', last) in blocks)
+  depths = tuple(count for _, count in sorted(downs.items()))
+  return ldm_names.BlockLayout(depths, tuple(attention))
 
 
 def original_layer(layer: str, layout: ldm_names.BlockLayout) -> str:
