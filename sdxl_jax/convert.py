@@ -25,10 +25,16 @@ from absl import flags
 from sdxl_jax import atomic_write, cli
 from sdxl_jax.checkpoints import export, run_params
 from sdxl_jax.text import tokenizer
-from sdxl_jax.weights import output_path, pretrained, safetensors_file
+from sdxl_jax.weights import (
+  output_path,
+  pretrained,
+  read_options,
+  safetensors_file,
+)
 from sdxl_jax.weights.diffusers import (
   folder_reader,
   folder_writer,
+  scheduler_config,
   tensor_names,
 )
 from sdxl_jax.weights.lora import lora_file, lora_names, lora_writer, merge
@@ -48,6 +54,7 @@ class Source:
   base: str | pathlib.Path | None = None  # source of nets that `path` lacks
   average: str = 'ema'  # of a workdir, see run_params.AVERAGES
   loras: Sequence[str] = ()  # to merge, each as 'FILE' or 'FILE:WEIGHT'
+  options: read_options.ReadOptions = read_options.DEFAULT
 
   @property
   def files(self) -> list[str | pathlib.Path]:
@@ -98,7 +105,7 @@ def convert(
   )
   # Open the model; its tensors are read when they are written.
   model = with_tokenizers(
-    export.open_source(source.path, source.base, source.average)
+    export.open_source(source.path, source.base, source.average, source.options)
   )
   pretrained.check_complete(model)
   model = with_loras(model, source.loras)
@@ -238,6 +245,8 @@ def describe(model: pretrained.Model, dtype: str | None, say: Say) -> int:
     f'  {kind}, predicts {model.scheduler["prediction_type"]}'
     f'{", down to zero SNR" if zero_snr else ""}'
   )
+  for note in model.notes:
+    say(f'  note: {note}')
   if model.unused_tensors:
     unused = tensor_names.format_list(list(model.unused_tensors))
     say(f'  belong to no net: {unused}')
@@ -248,7 +257,18 @@ def main(args: flags.FlagValues, source: str, target: str) -> None:
   """Runs the command with its flags and two paths."""
   run = convert_lora if args.to == 'lora' else convert
   run(
-    Source(source, args.base, args.average, args.lora),
+    Source(
+      source,
+      args.base,
+      args.average,
+      args.lora,
+      read_options.ReadOptions(
+        args.source_variant,
+        args.prediction,
+        args.zero_snr,
+        args.skip_unsupported,
+      ),
+    ),
     Target(
       target,
       args.to,
@@ -267,6 +287,23 @@ if __name__ == '__main__':
   flags.DEFINE_enum('to', None, FORMATS, 'format of TARGET')
   flags.DEFINE_string('base', None, 'source of the nets that SOURCE lacks')
   flags.DEFINE_string('average', 'ema', run_params.HELP)
+  flags.DEFINE_string(
+    'source_variant', None, 'of a folder that is read: fp16, bf16, non_ema'
+  )
+  flags.DEFINE_enum(
+    'prediction',
+    None,
+    scheduler_config.PREDICTION_TYPES,
+    'what the UNet predicts, where SOURCE does not say it',
+  )
+  flags.DEFINE_bool(
+    'zero_snr', None, "whether the UNet's noise schedule ends in zero SNR"
+  )
+  flags.DEFINE_bool(
+    'skip_unsupported',
+    False,
+    'leave out tensors that would change the image, but cannot be applied',
+  )
   flags.DEFINE_enum('dtype', None, DTYPES, 'to write; default: the stored one')
   flags.DEFINE_enum(
     'variant',

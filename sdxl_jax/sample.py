@@ -45,7 +45,7 @@ def sample(requests, names, models, noise, args):
   check_arrays(requests, noise, args)
   mesh = device_mesh.make_mesh(devices=jax.local_devices())
   clock = Clock()
-  base, refiner = load_models(mesh, **models, offload=args.offload)
+  base, refiner = load_models(mesh, models, args.offload)
   clock.stop('loading')
   size, for_grid, latents = args.batch or mesh.size, [], []
   for batch in sample_request.batches(requests, size, base.tokenize):
@@ -92,24 +92,41 @@ def sample(requests, names, models, noise, args):
   print(clock.summary(len(requests)))
 
 
-def load_models(mesh, weights, refiner, average, lora, **settings):
+def load_models(mesh, models, offload):
   """Loads (base, refiner or None); a mesh of one device is left out."""
   mesh = mesh if mesh.size > 1 else None
+  options = dict(models)
+  weights, refiner = options.pop('weights'), options.pop('refiner')
   # Find faults in all paths before one of them takes minutes to load.
   for folder in filter(None, (weights, refiner)):
     loading.check_source(folder)
-  for spec in lora:
+  for spec in options['lora']:
     lora_file.find(lora_file.parse(spec)[0])
-  print(f'loading {weights}', flush=True)
-  base = pipelines.load(
-    weights, average=average, mesh=mesh, loras=lora, **settings
-  )
+  base = load_expert(weights, mesh, options | {'offload': offload})
   if refiner is None:
     return base, None
-  print(f'loading {refiner}', flush=True)
+  shared = {name: options[name] for name in sample_request.REFINER_OPTIONS}
   # Only a workdir has averages to choose from.
-  average = 'ema' if formats.is_published(refiner) else average
-  return base, pipelines.load(refiner, average=average, mesh=mesh, **settings)
+  if not formats.is_published(refiner):
+    shared['average'] = options['average']
+  return base, load_expert(refiner, mesh, shared | {'offload': offload})
+
+
+def load_expert(weights, mesh, options):
+  """Loads a base or a refiner, and prints how its weights were read.
+
+  Args:
+    weights: path of it.
+    mesh: whose devices share a batch, or None.
+    options: {flag: value} of sample_request.MODEL_OPTIONS, and offload.
+  """
+  print(f'loading {weights}', flush=True)
+  names = sample_request.LOAD_OPTIONS
+  settings = {names.get(name, name): x for name, x in options.items()}
+  pipeline = pipelines.load(weights, mesh=mesh, **settings)
+  for note in pipeline.notes:
+    print(f'note: {note}')
+  return pipeline
 
 
 def make_watch(bar, preview):

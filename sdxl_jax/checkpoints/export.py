@@ -10,7 +10,7 @@ from ml_collections import config_dict
 
 from sdxl_jax.checkpoints import loading, orbax_checkpoint
 from sdxl_jax.models import clip, from_config, lora, sdxl, unet
-from sdxl_jax.weights import formats, pretrained
+from sdxl_jax.weights import formats, pretrained, read_options
 from sdxl_jax.weights.diffusers import config_json, scheduler_config
 from sdxl_jax.weights.lora import lora_file, merge
 
@@ -18,7 +18,10 @@ Source = str | pathlib.Path
 
 
 def open_source(
-  path: Source, base: Source | None = None, average: str = 'ema'
+  path: Source,
+  base: Source | None = None,
+  average: str = 'ema',
+  options: read_options.ReadOptions = read_options.DEFAULT,
 ) -> pretrained.Model:
   """Opens the weights at a path lazily.
 
@@ -26,17 +29,21 @@ def open_source(
     path: pretrained weights in any format, a workdir or one of its checkpoints.
     base: source of the nets that the path lacks.
     average: which parameters of a workdir, see run_params.restore.
+    options: what the user decided; the prediction is that of the path.
 
   Raises:
     ValueError: if the weights are broken, or do not match the base.
     FileNotFoundError: if the path holds no known format.
   """
-  base = open_source(base) if base else None
+  if base:
+    of_base = dataclasses.replace(options, prediction=None, zero_snr=None)
+    base = open_source(base, options=of_base)
   # A folder of no known format can only be a workdir.
   if pathlib.Path(path).is_dir() and not formats.is_published(path):
+    loading.check_run(path, options)
     model = open_run(path, average)
   else:
-    model = formats.open_model(path, base)
+    model = formats.open_model(path, base, options)
     loading.check_published(path, average)
   return pretrained.join(model, base) if base else model
 

@@ -16,7 +16,12 @@ from ml_collections import config_dict
 from sdxl_jax.checkpoints import orbax_checkpoint, run_params
 from sdxl_jax.distributed import device_mesh, multihost, sharding
 from sdxl_jax.models import autoencoder_gan, from_config, latent_scaling, sdxl
-from sdxl_jax.weights import formats, lpips_weights, pretrained
+from sdxl_jax.weights import (
+  formats,
+  lpips_weights,
+  pretrained,
+  read_options,
+)
 from sdxl_jax.weights.lora import merge
 
 # Fields of a net's config that do not belong to its architecture.
@@ -40,6 +45,16 @@ def check_published(folder: Source, average: str) -> None:
       f'average is {average!r}, but {folder} is not a workdir and has no '
       'averages to choose from: leave it out, or pass a workdir'
     )
+
+
+def check_run(folder: Source, options: read_options.ReadOptions) -> None:
+  """Raises ValueError if a user decides what the config of a run does."""
+  for name in ('prediction', 'zero_snr'):
+    if getattr(options, name) is not None:
+      raise ValueError(
+        f'{name} is {getattr(options, name)!r}, but {folder} is a workdir, '
+        'whose config decides what its UNet predicts: leave it out'
+      )
 
 
 def saved_config(folder: Source) -> config_dict.ConfigDict:

@@ -1,10 +1,9 @@
 """Loads all that sampling needs, from pretrained weights or a run's workdir."""
 
 import dataclasses
-import functools
 import os
 import pathlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -13,7 +12,7 @@ from sdxl_jax.checkpoints import loading
 from sdxl_jax.distributed import sharding
 from sdxl_jax.models import from_config, sdxl, text_encoder
 from sdxl_jax.text import chunking, tokenizer
-from sdxl_jax.weights import formats, pretrained
+from sdxl_jax.weights import formats, pretrained, read_options
 from sdxl_jax.weights.diffusers import scheduler_config
 from sdxl_jax.weights.lora import lora_file
 
@@ -36,6 +35,7 @@ class Pipeline:
   zoom: int = 1  # whole factor by which images are enlarged when written
   # Of each text at least, as in training: config.max_token_length / 75.
   text_chunks: int = 1
+  notes: tuple[str, ...] = ()  # lines for the user on how weights were read
 
   def on_device(self, *names: str) -> dict[str, Any]:
     """Returns the parameters of some nets, and low-rank factors, to run them.
@@ -47,55 +47,116 @@ class Pipeline:
     return sharding.fetch(params)
 
 
+@dataclasses.dataclass(frozen=True)
+class LoadOptions:
+  """How `load` reads weights and holds them.
+
+  The options of `read_options.ReadOptions` concern pretrained weights.
+  """
+
+  # Of computation, one of DTYPES; parameters are held in it too.
+  dtype: str = 'float32'
+  # Which parameters of a workdir: 'ema'; 'none', the last ones; or the width of
+  # an EMA reconstructed from snapshots, such as '0.05'.
+  average: str = 'ema'
+  loras: Sequence[str] = ()  # files to merge, each as 'FILE' or 'FILE:WEIGHT'
+  lora_dir: str | os.PathLike[str] | None = None  # of LoRAs that prompts name
+  vae_dtype: str = 'float32'  # of computation and storage of the autoencoder
+  attention: str = 'auto'  # see models/attention.py; 'auto': the fastest here
+  offload: bool = False  # parameters of idle nets stay in the host's memory
+  vae: str | os.PathLike[str] | None = None  # weights of another autoencoder
+  embeddings: Sequence[str] = ()  # files of textual inversion
+  variant: str | None = None  # see read_options.ReadOptions
+  prediction: str | None = None
+  zero_snr: bool | None = None
+  skip_unsupported: bool = False
+
+  @property
+  def reading(self) -> read_options.ReadOptions:
+    """What concerns the readers of weights."""
+    names = [f.name for f in dataclasses.fields(read_options.ReadOptions)]
+    return read_options.ReadOptions(**{n: getattr(self, n) for n in names})
+
+
 def load(
   folder: str | os.PathLike[str],
   dtype: str = 'float32',
   average: str = 'ema',
   mesh: jax.sharding.Mesh | None = None,
-  *,
-  loras: Sequence[str] = (),
-  vae_dtype: str = 'float32',
-  attention: str = 'auto',
-  offload: bool = False,
+  **options: Any,
 ) -> Pipeline:
   """Loads the Pipeline of pretrained weights or of a run's workdir.
 
   Args:
     folder: diffusers folder, single file or orbax export; workdir, or one of
       its checkpoints.
-    dtype: compute, one of DTYPES; parameters are held in it too.
-    average: which parameters of a workdir: 'ema'; 'none', the last ones; or the
-      width of an EMA reconstructed from snapshots, such as '0.05'.
+    dtype: see LoadOptions.
+    average: see LoadOptions.
     mesh: whose devices share a batch; the default device without it.
-    loras: LoRA files to merge, each as 'FILE' or 'FILE:WEIGHT'.
-    vae_dtype: compute and storage of the autoencoder.
-    attention: of the UNet, see models/attention.py; 'auto': the fastest here.
-    offload: keeps parameters in the host's memory while their net is idle.
+    **options: the other fields of LoadOptions.
 
   Raises:
     FileNotFoundError: where there are no weights.
+    TypeError: for an option that does not exist.
     ValueError: for weights that cannot be read, or do not fit each other.
   """
   folder = pathlib.Path(folder)
-  fields = functools.partial(
-    runtime_fields, dtype=dtype, vae_dtype=vae_dtype, attention=attention
-  )
-  memory = 'pinned_host' if offload else 'device'
+  chosen = parse_options({'dtype': dtype, 'average': average} | options)
   if formats.is_published(folder):
     loading.check_published(folder, average)
-    pipeline = load_pretrained(folder, fields, mesh, memory)
+    pipeline = load_pretrained(folder, chosen, mesh)
   else:
-    config = loading.saved_config(folder)
-    model = from_config.make_model(config)
-    model = model.replace_each({name: fields(name) for name in model.configs})
-    params = loading.load_params(
-      folder, model, model.configs, mesh, average, memory
-    )
-    pipeline = make_pipeline(config, model, params, mesh)
-  if not loras:
+    pipeline = load_run(folder, chosen, mesh)
+  if not chosen.loras:
     return pipeline
-  params = lora_file.add(pipeline.params, loras)
+  params = lora_file.add(pipeline.params, chosen.loras)
   return dataclasses.replace(pipeline, params=params)
+
+
+def parse_options(options: dict[str, Any]) -> LoadOptions:
+  """Makes the LoadOptions of {name: value}.
+
+  Raises:
+    TypeError: for an option that does not exist.
+    ValueError: for a value that is not implemented.
+  """
+  known = [field.name for field in dataclasses.fields(LoadOptions)]
+  for name in options:
+    if name not in known:
+      raise TypeError(f'load has no option {name!r}; there are {known}')
+  chosen = LoadOptions(**options)
+  for name in ('vae', 'embeddings', 'lora_dir'):
+    if getattr(chosen, name):
+      raise ValueError(f'{name} is not implemented yet: leave it out')
+  return chosen
+
+
+def load_run(
+  folder: pathlib.Path, options: LoadOptions, mesh: jax.sharding.Mesh | None
+) -> Pipeline:
+  """Loads the Pipeline of a run's workdir, see `load`."""
+  loading.check_run(folder, options.reading)
+  config = loading.saved_config(folder)
+  model = from_config.make_model(config)
+  model = model.replace_each(
+    {name: runtime_fields_of(name, options) for name in model.configs}
+  )
+  params = loading.load_params(
+    folder, model, model.configs, mesh, options.average, memory_of(options)
+  )
+  return make_pipeline(config, model, params, mesh)
+
+
+def memory_of(options: LoadOptions) -> str:
+  """Returns the kind of memory that parameters are kept in."""
+  return 'pinned_host' if options.offload else 'device'
+
+
+def runtime_fields_of(name: str, options: LoadOptions) -> dict[str, Any]:
+  """Returns `runtime_fields` of a net as the options ask."""
+  return runtime_fields(
+    name, options.dtype, options.vae_dtype, options.attention
+  )
 
 
 def runtime_fields(
@@ -112,25 +173,16 @@ def runtime_fields(
 
 
 def load_pretrained(
-  path: pathlib.Path,
-  fields_of: Callable[[str], dict[str, Any]],
-  mesh: jax.sharding.Mesh | None,
-  memory: str,
+  path: pathlib.Path, options: LoadOptions, mesh: jax.sharding.Mesh | None
 ) -> Pipeline:
-  """Loads the Pipeline of pretrained weights.
-
-  Args:
-    path: of the weights.
-    fields_of: returns the fields to replace in the config of a net, by name.
-    mesh: whose devices share a batch.
-    memory: see loading.make_sharding_fn.
-  """
-  pretrained_model = formats.open_model(path)
+  """Loads the Pipeline of pretrained weights, see `load`."""
+  pretrained_model = formats.open_model(path, options=options.reading)
   pretrained.check_complete(pretrained_model)
   configs, params = {'text_encoder': None}, {}
   for name in pretrained_model.index.components:
     configs[name], params[name] = pretrained_model.net(name).load(
-      loading.make_sharding_fn(mesh, memory), **fields_of(name)
+      loading.make_sharding_fn(mesh, memory_of(options)),
+      **runtime_fields_of(name, options),
     )
   schedule, _ = scheduler_config.read(pretrained_model.scheduler, 'euler')
   model = sdxl.SDXL(
@@ -151,6 +203,7 @@ def load_pretrained(
     force_zeros=pretrained_model.index.force_zeros,
     size=(side, side),
     mesh=mesh,
+    notes=pretrained_model.notes,
   )
 
 

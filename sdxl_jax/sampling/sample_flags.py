@@ -11,16 +11,20 @@ from absl import flags
 from sdxl_jax.sampling import pipelines, sample_request, settings
 from sdxl_jax.sampling.sample_request import Request
 
+DEFINE_BY_KIND = {
+  str: flags.DEFINE_string,
+  bool: flags.DEFINE_bool,
+  list: flags.DEFINE_multi_string,
+}
+
 
 def define() -> None:
   """Defines the flags of the command."""
   for field in sample_request.FIELDS.values():
     define_field(field)
-  for name, (default, about) in sample_request.MODEL_OPTIONS.items():
-    if default == ():
-      flags.DEFINE_multi_string(name, None, about)
-    else:
-      flags.DEFINE_string(name, None, about)
+  for name, option in sample_request.MODEL_OPTIONS.items():
+    # None: a flag that is not passed must not hide the value of a PNG.
+    DEFINE_BY_KIND[option.kind](name, None, option.help)
   flags.DEFINE_enum(
     'preset',
     None,
@@ -131,9 +135,9 @@ def model_options(args: flags.FlagValues) -> dict[str, Any]:
   if args.from_png:
     _, saved = sample_request.from_png_metadata(args.from_png)
   options = {}
-  for name, (default, _) in sample_request.MODEL_OPTIONS.items():
+  for name, option in sample_request.MODEL_OPTIONS.items():
     value = args[name].value
-    options[name] = saved.get(name, default) if value is None else value
+    options[name] = saved.get(name, option.default) if value is None else value
   if not options['weights']:
     raise ValueError('no model to sample from: pass --weights')
   for name in ('dtype', 'vae_dtype'):

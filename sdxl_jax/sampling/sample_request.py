@@ -8,13 +8,14 @@ import dataclasses
 import json
 import os
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 from sdxl_jax.checkpoints import run_params
 from sdxl_jax.data import images
 from sdxl_jax.sampling import init_images, pipelines, settings
 from sdxl_jax.sampling.settings import Pair, SampleSettings, option
 from sdxl_jax.text import tokenizer
+from sdxl_jax.weights.diffusers import scheduler_config
 
 PNG_KEY = 'sdxl_jax'  # of the text chunk that holds a Request
 
@@ -64,19 +65,58 @@ PRESETS = {
   'lcm': {'sampler': 'lcm', 'steps': 4, 'guidance_scale': 1.0},
   'tcd': {'sampler': 'tcd', 'steps': 4, 'guidance_scale': 1.0},
 }
-# {flag: (default, help)} of the models; a PNG holds their values too.
+
+
+class ModelOption(NamedTuple):
+  """A flag of the models that images are sampled from."""
+
+  default: Any
+  help: str
+  kind: type = str  # or bool, or list: a flag that may be repeated
+
+
+# {flag: ModelOption}; a PNG holds their values too.
 MODEL_OPTIONS = {
-  'weights': (None, 'diffusers folder, single file, orbax export or workdir'),
-  'refiner': (None, 'the same for a refiner'),
-  'dtype': (
+  'weights': ModelOption(
+    None, 'diffusers folder, single file, orbax export or workdir'
+  ),
+  'refiner': ModelOption(None, 'the same for a refiner'),
+  'dtype': ModelOption(
     'float32',
     f'compute and storage of UNet and text encoders: '
     f'{", ".join(pipelines.DTYPES)}',
   ),
-  'vae_dtype': ('float32', 'the same for the autoencoder'),
-  'average': ('ema', run_params.HELP),
-  'lora': ((), 'FILE or FILE:WEIGHT, a LoRA for the weights; may be repeated'),
+  'vae_dtype': ModelOption('float32', 'the same for the autoencoder'),
+  'average': ModelOption('ema', run_params.HELP),
+  'variant': ModelOption(
+    None, "mark in the names of a folder's files: fp16, bf16, non_ema"
+  ),
+  'vae': ModelOption(None, 'folder or file of another autoencoder'),
+  'prediction': ModelOption(
+    None,
+    'what the UNet of the weights predicts, where they do not say it: '
+    f'{", ".join(scheduler_config.PREDICTION_TYPES)}',
+  ),
+  'zero_snr': ModelOption(
+    None, 'whether its noise schedule ends in zero SNR', bool
+  ),
+  'lora': ModelOption(
+    (), 'FILE or FILE:WEIGHT, a LoRA for the weights; may be repeated', list
+  ),
+  'lora_dir': ModelOption(None, 'folder of the LoRAs that prompts name'),
+  'embedding': ModelOption(
+    (), 'file of a textual inversion; may be repeated', list
+  ),
+  'skip_unsupported': ModelOption(
+    False,
+    'go on without tensors that would change the image, but cannot be applied',
+    bool,
+  ),
 }
+# Names of options of `pipelines.load` that differ from their flags.
+LOAD_OPTIONS = {'lora': 'loras', 'embedding': 'embeddings'}
+# Those that a refiner is loaded with too.
+REFINER_OPTIONS = ('dtype', 'vae_dtype', 'variant', 'skip_unsupported')
 
 
 def check(fields: Any, location: str) -> dict[str, Any]:

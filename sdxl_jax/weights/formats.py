@@ -1,9 +1,10 @@
 """Detects the format of the weights at a path, and opens them."""
 
+import dataclasses
 import enum
 import pathlib
 
-from sdxl_jax.weights import pretrained
+from sdxl_jax.weights import pretrained, read_options
 from sdxl_jax.weights.diffusers import folder_reader
 from sdxl_jax.weights.single_file import ldm_reader
 
@@ -34,27 +35,40 @@ def is_published(path: str | pathlib.Path) -> bool:
 
 
 def open_model(
-  path: str | pathlib.Path, base: pretrained.Model | None = None
+  path: str | pathlib.Path,
+  base: pretrained.Model | None = None,
+  options: read_options.ReadOptions = read_options.DEFAULT,
 ) -> pretrained.Model:
   """Opens the weights at a path and reads no tensor data.
 
   Args:
     path: folder of a model or of one of its nets, or a file of either.
     base: whose configs are used where the path has none.
+    options: what the user decided.
 
   Raises:
     FileNotFoundError: if the path holds no known format.
     ValueError: if the weights are broken.
   """
   path = pathlib.Path(path)
+  model = open_format(path, base, options)
+  return dataclasses.replace(model, scheduler=options.schedule(model.scheduler))
+
+
+def open_format(
+  path: pathlib.Path,
+  base: pretrained.Model | None,
+  options: read_options.ReadOptions,
+) -> pretrained.Model:
+  """Opens the weights at a path with the reader of their format."""
   # A file may lack configs, which the base completes.
   match detect_format(path):
     case Format.SINGLE_FILE:
-      return ldm_reader.open_model(path, base)
+      return ldm_reader.open_model(path, base, options)
     case Format.DIFFUSERS_FOLDER:
-      return folder_reader.open_model(path)
+      return folder_reader.open_model(path, options)
     case Format.COMPONENT_FOLDER:
-      return folder_reader.open_component(path)
+      return folder_reader.open_component(path, options)
   if not path.exists():
     raise FileNotFoundError(f'{path} does not exist')
   raise FileNotFoundError(

@@ -124,6 +124,7 @@ class Model:
   tokenizers: dict[str, Callable] = dataclasses.field(default_factory=dict)
   metadata: dict[str, str] = dataclasses.field(default_factory=dict)
   unused_tensors: Tensors = dataclasses.field(default_factory=dict)
+  notes: tuple[str, ...] = ()  # lines for the user on how it was read
 
   def net(self, name: str) -> Net:
     """Opens the net of a component.
@@ -193,6 +194,7 @@ def join(parts: Model, base: Model) -> Model:
     tokenizers=base.tokenizers | parts.tokenizers,
     metadata=parts.metadata,
     unused_tensors=parts.unused_tensors,
+    notes=parts.notes + base.notes,
   )
 
 

@@ -15,8 +15,13 @@ import pathlib
 import shutil
 from typing import Any
 
-from sdxl_jax.weights import orbax_params, pretrained, safetensors_file
-from sdxl_jax.weights.diffusers import tensor_names
+from sdxl_jax.weights import (
+  orbax_params,
+  pretrained,
+  read_options,
+  safetensors_file,
+)
+from sdxl_jax.weights.diffusers import tensor_names, weight_files
 
 # The stem of the names of a component's files.
 STEMS = {
@@ -67,18 +72,21 @@ def load_scheduler(folder: str | pathlib.Path) -> dict[str, Any]:
 
 
 def open_model(
-  folder: str | pathlib.Path, variant: str | None = None
+  folder: str | pathlib.Path,
+  options: read_options.ReadOptions = read_options.DEFAULT,
 ) -> pretrained.Model:
   """Opens a folder of a model and reads no tensor data."""
   folder = pathlib.Path(folder)
   index = load_model_index(folder)
+  folders = {name: folder / name for name in index.components}
+  check_variant(folder, folders, options.variant)
   is_orbax = (folder / 'unet' / orbax_params.FOLDER).is_dir()
   return pretrained.Model(
     kind='an orbax export' if is_orbax else 'a folder in the diffusers layout',
     path=folder,
     loaders={
-      name: functools.partial(open_net, folder / name, name, variant)
-      for name in index.components
+      name: functools.partial(open_net, path, name, options.variant)
+      for name, path in folders.items()
     },
     index=index,
     scheduler=load_scheduler(folder),
@@ -87,19 +95,54 @@ def open_model(
       for name in pretrained.TOKENIZERS.values()
       if (folder / name).is_dir()
     },
+    notes=variant_notes(folders, options.variant),
   )
 
 
-def open_component(folder: str | pathlib.Path) -> pretrained.Model:
+def check_variant(
+  folder: pathlib.Path, nets: dict[str, pathlib.Path], variant: str | None
+) -> None:
+  """Raises ValueError where none of the nets of a folder has a variant."""
+  found = {
+    tag
+    for name, path in nets.items()
+    for tag in weight_files.find_variants(path, STEMS[name])
+  }
+  if variant is not None and variant not in found:
+    raise ValueError(
+      f'{folder} has no weights of the variant {variant!r}; it has '
+      f'{", ".join(sorted(filter(None, found))) or "plain ones only"}: choose '
+      'another --variant, or leave it out'
+    )
+
+
+def variant_notes(
+  folders: dict[str, pathlib.Path], variant: str | None
+) -> tuple[str, ...]:
+  """Returns lines on files of another variant than was asked for."""
+  notes = []
+  for name, folder in folders.items():
+    # An error is raised when the net itself is opened.
+    if weight_files.find_variants(folder, STEMS[name]):
+      notes.append(weight_files.choose(folder, STEMS[name], variant).note)
+  return tuple(filter(None, notes))
+
+
+def open_component(
+  folder: str | pathlib.Path,
+  options: read_options.ReadOptions = read_options.DEFAULT,
+) -> pretrained.Model:
   """Opens the folder of a single net, such as a VAE's, as a partial model."""
   folder = pathlib.Path(folder)
   name = component_of(folder)
+  check_variant(folder, {name: folder}, options.variant)
   return pretrained.Model(
     kind=f'a folder of {name}',
     path=folder,
-    loaders={name: functools.partial(open_net, folder, name)},
+    loaders={name: functools.partial(open_net, folder, name, options.variant)},
     index=None,
     scheduler={},
+    notes=variant_notes({name: folder}, options.variant),
   )
 
 
@@ -115,10 +158,7 @@ def component_of(folder: str | pathlib.Path) -> str | None:
 def open_net(
   path: str | pathlib.Path, name: str, variant: str | None = None
 ) -> pretrained.Net:
-  """Opens the folder of a component.
-
-  Without `variant` the plain files are read; if there are none, the fp16 ones.
-  """
+  """Opens the folder of a component; `variant` as in weight_files.choose."""
   path = pathlib.Path(path)
   tree = path / orbax_params.FOLDER
   if tree.is_dir():
@@ -156,7 +196,7 @@ def read_tensors(
 ) -> dict[str, safetensors_file.LazyTensor]:
   """Opens {name: tensor} of all the files of a component."""
   tensors = {}
-  for path in weight_files(folder, stem, variant):
+  for path in files_of(folder, stem, variant):
     if not path.is_file():
       raise FileNotFoundError(f'{path} not found, but its index names it')
     shard = safetensors_file.load(path).tensors
@@ -169,24 +209,12 @@ def read_tensors(
   return tensors
 
 
-def weight_files(
+def files_of(
   folder: pathlib.Path, stem: str, variant: str | None = None
 ) -> list[pathlib.Path]:
   """Finds the files of a component: a single one, or the shards of an index."""
-  tried = []
-  for tag in [f'.{variant}'] if variant else ['', '.fp16']:
-    single = folder / f'{stem}{tag}.safetensors'
-    index = folder / f'{stem}.safetensors.index{tag}.json'
-    if single.is_file():
-      return [single]
-    if index.is_file():
-      return shards_of(index)
-    tried += [single.name, index.name]
-  raise FileNotFoundError(
-    f'{folder} has no weights: none of {", ".join(tried)} was found. Other '
-    'formats (.bin, .ckpt, .msgpack) are not supported: convert them to '
-    'safetensors'
-  )
+  path = weight_files.choose(folder, stem, variant).path
+  return shards_of(path) if path.suffix == '.json' else [path]
 
 
 def shards_of(index: pathlib.Path) -> list[pathlib.Path]:

@@ -15,7 +15,12 @@ import re
 from collections.abc import Collection
 from typing import Any, NamedTuple
 
-from sdxl_jax.weights import infer_config, pretrained, safetensors_file
+from sdxl_jax.weights import (
+  infer_config,
+  pretrained,
+  read_options,
+  safetensors_file,
+)
 from sdxl_jax.weights.diffusers import tensor_names
 from sdxl_jax.weights.single_file import ldm_names
 
@@ -73,18 +78,20 @@ OTHERS = {
 }
 OURS = 'sdxl_jax'  # metadata key of our configs and scheduler, as JSON
 SPEC = 'modelspec.'
-ZERO_SNR = {'rescale_betas_zero_snr': True, 'timestep_spacing': 'trailing'}
 Tensors = dict[str, safetensors_file.LazyTensor]
 
 
 def open_model(
-  path: str | pathlib.Path, base: pretrained.Model | None = None
+  path: str | pathlib.Path,
+  base: pretrained.Model | None = None,
+  options: read_options.ReadOptions = read_options.DEFAULT,
 ) -> pretrained.Model:
   """Opens a file and reads no tensor data.
 
   Args:
     path: of a safetensors file.
     base: whose configs complete what shapes do not determine.
+    options: what the user decided.
 
   Raises:
     ValueError: if the file is broken, or holds another model.
@@ -185,7 +192,7 @@ def read_prediction_type(file: safetensors_file.TensorFile) -> dict[str, Any]:
   spec = file.metadata.get(f'{SPEC}prediction_type')
   if 'v_pred' not in file.tensors and spec not in ('v', 'v_prediction'):
     return {}
-  zero_snr = ZERO_SNR if 'ztsnr' in file.tensors else {}
+  zero_snr = read_options.ZERO_SNR if 'ztsnr' in file.tensors else {}
   return {'prediction_type': 'v_prediction'} | zero_snr
 
 
