@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -42,10 +42,14 @@ class Segment(NamedTuple):
 
 
 class Guidance(NamedTuple):
-  """Scale and rescale of classifier-free guidance, as arrays or floats."""
+  """Scale and rescale of classifier-free guidance, as arrays or floats.
+
+  And the weights, [b, n], of the n prompts that AND combines, if there are any.
+  """
 
   scale: Any
   rescale: Any
+  weights: Any = None
 
 
 # No type check, since a tree of it may hold shapes or shardings.
@@ -64,15 +68,23 @@ class StepInputs:
 
 
 class Expert(NamedTuple):
-  """Base or refiner, with the inputs of its steps."""
+  """Base or refiner, with the inputs of its steps.
+
+  Attributes:
+    pipeline: of the model.
+    inputs: of the first step.
+    stages: the first step of each conditioning, in order from step 0 on.
+  """
 
   pipeline: pipelines.Pipeline
   inputs: StepInputs
+  stages: list[tuple[int, Conditioning]]
 
 
 def make_expert(
   pipeline: pipelines.Pipeline,
-  conditioning: Conditioning,
+  stages: list[tuple[int, Conditioning]],
+  weights: Float[Array, 'b n'] | None,
   schedule: sampling_schedule.SamplingSchedule,
   keys: Key[Array, ' b'],
   initial: initial_latents.InitialLatents,
@@ -84,15 +96,16 @@ def make_expert(
   are concatenated to x; for others the known part is put back at each step.
   """
   is_inpainting = validation.is_inpainting_unet(pipeline.model)
+  scale, rescale = settings.guidance_scale, settings.guidance_rescale
   inputs = StepInputs(
-    conditioning,
+    stages[0][1],
     schedule,
     keys,
-    Guidance(float(settings.guidance_scale), float(settings.guidance_rescale)),
+    Guidance(float(scale), float(rescale), weights),
     known=None if is_inpainting else initial.known,
     concat_channels=initial.concat_channels if is_inpainting else None,
   )
-  return Expert(pipeline, inputs)
+  return Expert(pipeline, inputs, stages)
 
 
 def plan_segments(
@@ -198,17 +211,21 @@ def run_segment(
     report: called as report(steps of the segment done, denoised latents).
     report_every: steps between two calls.
   """
-  pipeline, inputs = expert
+  pipeline, inputs, stages = expert
   params = pipeline.on_device('unet')
-  conditioning = inputs.conditioning
-  # Cross-attention's keys and values are the same at every step.
-  context = precompute_context(pipeline.model, params, conditioning.context)
-  conditioning = conditioning._replace(context=context)
-  inputs = dataclasses.replace(inputs, conditioning=conditioning)
+  # Cross-attention's keys and values are the same at every step of a stage, and
+  # stages may come back.
+  contexts = {}
   state = samplers.init_state(samplers.SAMPLERS[segment.sampler], x)
   stride = report_every if report else max(1, segment.steps)
-  for start in range(segment.start, segment.stop, stride):
-    stop = min(start + stride, segment.stop)
+  for start, stop, conditioning in stretches(segment, stages, stride):
+    key = id(conditioning.context)
+    if key not in contexts:
+      contexts[key] = precompute_context(
+        pipeline.model, params, conditioning.context
+      )
+    conditioning = conditioning._replace(context=contexts[key])
+    inputs = dataclasses.replace(inputs, conditioning=conditioning)
     with device_mesh.use(pipeline.mesh):
       state = take_steps(
         pipeline.model,
@@ -220,11 +237,29 @@ def run_segment(
         sampler=segment.sampler,
         guided=validation.uses_cfg(pipeline.model, inputs.guidance.scale),
       )
-    if report:
+    if report and (stop == segment.stop or not (stop - segment.start) % stride):
       state.x.block_until_ready()  # dispatched steps are not done yet
       report(stop - segment.start, state.denoised)
   # An offloaded UNet's parameters leave the device after this.
   return state.x.block_until_ready()
+
+
+def stretches(
+  segment: Segment, stages: list[tuple[int, Conditioning]], stride: int
+) -> Iterator[tuple[int, int, Conditioning]]:
+  """Yields the steps of a segment as (start, stop, conditioning).
+
+  Args:
+    segment: its steps.
+    stages: the first step of each conditioning.
+    stride: steps between two reports, where a stretch ends too.
+  """
+  begins = {*range(segment.start, segment.stop, stride)}
+  begins |= {b for b, _ in stages if segment.start < b < segment.stop}
+  begins = sorted(begins)
+  for start, stop in zip(begins, [*begins[1:], segment.stop]):
+    *_, conditioning = (c for begin, c in stages if begin <= start)
+    yield start, stop, conditioning
 
 
 @functools.partial(jax.jit, static_argnames='model')

@@ -38,9 +38,7 @@ def combined(prompt: str) -> list[tuple[str, float]]:
   if len(parts) == 1:
     return [(prompt, 1.0)]
   matches = [PART.fullmatch(part) for part in parts]
-  return [
-    (m[1].strip(), 1.0 if m[2] is None else float(m[2])) for m in matches
-  ]
+  return [(m[1].strip(), 1.0 if m[2] is None else float(m[2])) for m in matches]
 
 
 def by_step(prompt: str, steps: int) -> list[tuple[int, str]]:
@@ -99,10 +97,11 @@ def parse_range(
     i = i + 1 if edit is None else symbol.partner + 1
   # Join what is text.
   joined = []
-  for is_text, group in itertools.groupby(
-    items, lambda item: isinstance(item, str)
-  ):
-    joined += [''.join(group)] if is_text else group
+  for item in items:
+    if joined and isinstance(item, str) and isinstance(joined[-1], str):
+      joined[-1] += item
+    else:
+      joined.append(item)
   return tuple(joined)
 
 
@@ -125,9 +124,7 @@ def parse_edit(
   has_number = bool(colons) and WHEN.fullmatch(when) is not None
   at = symbols[begin].at
   if bars and has_number:
-    raise prompt_brackets.error(
-      prompt, at, '[a|b] takes no number of steps'
-    )
+    raise prompt_brackets.error(prompt, at, '[a|b] takes no number of steps')
   if not bars and (not has_number or len(colons) > 2):
     if len(colons) > 1:
       prompt_brackets.warn(

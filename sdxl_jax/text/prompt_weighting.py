@@ -30,7 +30,7 @@ LIKE_A_NUMBER = re.compile(r':\s*((?:[-+.,]*\d|nan|inf)[^:()\[\]]*|)$', re.I)
 # Far above useful weights, and far below those that overflow a context.
 LARGEST = 1000.0
 
-Text = tuple[str, Float[np.ndarray, ' characters']]
+Text = tuple[str, Float[np.ndarray, ' _']]  # with the weight of each character
 
 
 def parse(prompt: str, syntax: str = 'a1111') -> Text:
@@ -68,9 +68,7 @@ def parse(prompt: str, syntax: str = 'a1111') -> Text:
       final[inside] |= syntax == 'comfyui' and symbol.text[0] == ':'
       if (abs(weights[inside]) > LARGEST).any():
         problem = f'the weights of groups within groups exceed {LARGEST:g}'
-        raise prompt_brackets.error(
-          prompt, symbols[symbol.partner].at, problem
-        )
+        raise prompt_brackets.error(prompt, symbols[symbol.partner].at, problem)
     elif symbol.mark:
       begins[i] = len(text)
     else:

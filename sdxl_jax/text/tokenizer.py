@@ -50,6 +50,7 @@ class Tokenizer:
     prompts_2: Sequence[str] | None = None,
     *,
     weighted: bool = False,
+    syntax: str = 'a1111',
     limit: int | None = 1,
   ) -> tuple[chunking.Tokens, chunking.Weights]:
     """Returns token ids, int32, and their weights, float32, in k chunks.
@@ -69,7 +70,9 @@ class Tokenizer:
       TypeError: for a string in place of a list.
       ValueError: for different lengths, or from prompt_weighting.parse.
     """
-    tokens, weights, cut = self.divide(prompts, prompts_2, weighted, limit)
+    tokens, weights, cut = self.divide(
+      prompts, prompts_2, syntax if weighted else None, limit
+    )
     # Both rows may cut the same text: warn once.
     for text in dict.fromkeys(text for row in cut for text in row if text):
       length = limit * chunking.CONTENT + 2
@@ -101,7 +104,7 @@ class Tokenizer:
     self,
     prompts: Sequence[str],
     prompts_2: Sequence[str] | None = None,
-    weighted: bool = False,
+    syntax: str | None = None,
     limit: int | None = 1,
   ) -> tuple[chunking.Tokens, chunking.Weights, list[list[str]]]:
     """Tokenizes like `chunks`, but returns what is cut in place of a warning.
@@ -119,7 +122,7 @@ class Tokenizer:
     # Each row by its own tokenizer.
     divided, cut = [], []
     for row, texts in zip(self.rows, (prompts, prompts_2)):
-      row_chunks, row_cut = chunking.divide(row, texts, weighted, limit)
+      row_chunks, row_cut = chunking.divide(row, texts, syntax, limit)
       divided.append(row_chunks)
       cut.append(row_cut)
     tokens, weights = chunking.stack(divided, self.empty)

@@ -16,6 +16,7 @@ from sdxl_jax.sampling import (
   generation,
   pipelines,
   prompt_encoding,
+  prompt_plan,
   settings,
   vae_batches,
   validation,
@@ -421,10 +422,11 @@ def test_text_that_nothing_reads_is_not_encoded(
     lambda *args: seen.append(args) or encode(*args),
   )
   chosen = settings.SampleSettings(guidance_scale=scale, long_prompts=True)
-  context, vector = prompt_encoding.make_conditioning(
+  texts = prompt_plan.Prompts(['a'], ['fox ' * 76])
+  ((_, (context, vector)),) = prompt_encoding.make_conditioning(
     base,
     batch_padding.Rows(None, 1),
-    prompt_encoding.Prompts(['a'], ['fox ' * 76]),
+    prompt_plan.make_plan(texts, chosen, 1),
     settings.micro_conditions(chosen, (64, 64)),
     chosen,
   )

@@ -1,0 +1,126 @@
+"""Tags in prompts that name files: <lora:name:0.8>, <hypernet:name:1>.
+
+A tag is no text: it is taken out of the prompt whether weights in prompts are
+read or not. Other programs also fill in __wildcards__ and {one|of|these}, which
+are text here.
+"""
+
+import re
+import warnings
+from typing import NamedTuple
+
+from sdxl_jax.text import prompt_brackets
+from sdxl_jax.text.prompt_brackets import PromptSyntaxWarning
+
+TAG = re.compile(r'<\s*(lora|lyco|hypernet)\s*:([^<>]*)>', re.I)
+WILDCARD = re.compile(r'(?<!\w)__[\w./*-]+?__(?!\w)')
+CHOICE = re.compile(r'\{[^{}]*\|[^{}]*\}')
+EMBEDDING = re.compile(r'\bembedding:[\w.-]+')
+# Of a group with a weight; hints at marks that are not read.
+WEIGHT = re.compile(rf'(?<!\\)\([^()]*:\s*{prompt_brackets.NUMBER}\s*\)')
+
+
+class Lora(NamedTuple):
+  """A LoRA that a prompt names."""
+
+  name: str  # of the file, without its folder and, mostly, its suffix
+  weight: float = 1.0
+
+
+def take_loras(prompt: str) -> tuple[str, tuple[Lora, ...]]:
+  """Takes the tags out of a prompt.
+
+  Returns:
+    The text without tags, and the LoRAs that they name, in order. Spaces around
+    a tag that stands between words become one.
+
+  Raises:
+    ValueError: for a tag without a name, or with settings that one number
+      cannot express.
+  """
+  loras = []
+  for kind, content in TAG.findall(prompt):
+    if kind.lower() != 'hypernet':
+      loras.append(parse(prompt, content))
+  return re.sub(rf'\s*{TAG.pattern}', '', prompt, flags=re.I), tuple(loras)
+
+
+def parse(prompt: str, content: str) -> Lora:
+  """Parses 'name', 'name:0.8', 'name:te=0.8:unet=0.8' of a tag.
+
+  Raises:
+    ValueError: see `take_loras`.
+  """
+  name, *settings = (part.strip() for part in content.split(':'))
+  place = f'<lora:{content}> in the prompt {prompt!r}'
+  if not name:
+    raise ValueError(f'{place} has no name: write <lora:NAME:WEIGHT>')
+  weights = set()
+  for i, setting in enumerate(settings):
+    key, _, value = setting.rpartition('=')
+    key = key.strip() or ('te', 'unet')[i] if i < 2 else key.strip()
+    if key not in ('te', 'unet') or not re.fullmatch(
+      prompt_brackets.NUMBER, value.strip()
+    ):
+      raise ValueError(
+        f'{place}: {setting!r} is no weight; write <lora:NAME:WEIGHT> with one '
+        'number'
+      )
+    weights.add(float(value))
+  if len(weights) > 1:
+    raise ValueError(
+      f'{place} has different weights for text encoders and UNet, and a LoRA '
+      'is merged with one: write <lora:NAME:WEIGHT>'
+    )
+  return Lora(name, *weights)
+
+
+def without_tags(prompt: str) -> str:
+  """Returns a prompt without tags, and warns of those that are lost."""
+  text, loras = take_loras(prompt)
+  for lora in loras:
+    warnings.warn(
+      f'<lora:{lora.name}:{lora.weight:g}> is left out of the prompt '
+      f'{prompt!r}: pass the file to `load`, as loras=["FILE:WEIGHT"]',
+      PromptSyntaxWarning,
+      stacklevel=2,
+    )
+  warn_of_lost_tags(prompt)
+  return text
+
+
+def warn_of_lost_tags(prompt: str) -> None:
+  """Warns of hypernetworks, which are not implemented."""
+  for match in TAG.finditer(prompt):
+    if match[1].lower() == 'hypernet':
+      warnings.warn(
+        f'{match[0]} is left out: hypernetworks are not implemented',
+        PromptSyntaxWarning,
+        stacklevel=2,
+      )
+
+
+def warn_of_text(prompt: str, weighted: bool, known: tuple[str, ...]) -> None:
+  """Warns of what is read as words, and means something to other programs.
+
+  Args:
+    prompt: text.
+    weighted: whether marks of weights are read.
+    known: names of the embeddings that are loaded.
+  """
+  found = [
+    (m, 'no file of wildcards is read') for m in WILDCARD.findall(prompt)
+  ]
+  found += [(m, 'no choice is drawn') for m in CHOICE.findall(prompt)]
+  for match in EMBEDDING.findall(prompt):
+    if match.removeprefix('embedding:') not in known:
+      found.append((match, 'pass its file as --embedding'))
+  if not weighted:
+    weights = WEIGHT.findall(prompt)
+    found += [(m, 'pass --weighted_prompts for weights') for m in weights[:1]]
+  for text, remedy in found:
+    warnings.warn(
+      f'{text!r} in the prompt {prompt!r} is read as words: {remedy}',
+      PromptSyntaxWarning,
+      stacklevel=2,
+    )
