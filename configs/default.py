@@ -245,6 +245,7 @@ def text_encoder(**changes):
   encoder.num_attention_heads = 12
   encoder.hidden_act = 'quick_gelu'  # or 'gelu'
   encoder.projection_dim = None  # of pooled text; None: no projection
+  encoder.eos_token_id = 2  # pooled at it; 2: at the largest id of a text
   encoder.dtype = 'bfloat16'
   encoder.param_dtype = 'float32'
   encoder.attention = 'xla'

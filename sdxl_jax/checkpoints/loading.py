@@ -15,7 +15,13 @@ from ml_collections import config_dict
 
 from sdxl_jax.checkpoints import orbax_checkpoint, run_params
 from sdxl_jax.distributed import device_mesh, multihost, sharding
-from sdxl_jax.models import autoencoder_gan, from_config, latent_scaling, sdxl
+from sdxl_jax.models import (
+  autoencoder_gan,
+  clip,
+  from_config,
+  latent_scaling,
+  sdxl,
+)
 from sdxl_jax.weights import (
   formats,
   lpips_weights,
@@ -267,6 +273,12 @@ def check_same(
     location: of the saved net, for the error.
   """
   rows = []
+  # Ids that mean the same place in every text.
+  if isinstance(config, clip.CLIPTextConfig):
+    config, saved = (
+      dataclasses.replace(c, eos_token_id=clip.pooling(c))
+      for c in (config, saved)
+    )
   for field in dataclasses.fields(config):
     here, there = getattr(config, field.name), getattr(saved, field.name)
     if here != there:

@@ -21,6 +21,7 @@ class CLIPTextConfig:
   num_attention_heads: int = 12
   hidden_act: str = 'quick_gelu'  # or 'gelu', exact
   projection_dim: int | None = None  # None: pooled is not projected
+  eos_token_id: int = 2  # where the text is pooled, see `end_of_text`
   dtype: str = 'float32'
   param_dtype: str = 'float32'
   attention: str = 'xla'
@@ -36,7 +37,29 @@ VIT_BIGG = CLIPTextConfig(
   hidden_act='gelu',
   projection_dim=1280,
 )
+LARGEST_ID = 2  # as eos_token_id
 ACTIVATIONS = {'quick_gelu': layers.quick_gelu, 'gelu': layers.gelu}
+
+
+def end_of_text(
+  config: CLIPTextConfig, ids: Int[ArrayLike, 'b n']
+) -> Int[Array, ' b']:
+  """Returns the position at which each text is pooled.
+
+  It is the first one of `eos_token_id`. The id 2 stands for the first one of
+  the largest id: OpenAI's and OpenCLIP's code have it so, and their config.json
+  names 2. Both are the end of the text as long as the vocabulary ends with it;
+  tokens that were added later have larger ids.
+  """
+  if config.eos_token_id == LARGEST_ID:
+    return jnp.argmax(ids, axis=-1)
+  return jnp.argmax(ids == config.eos_token_id, axis=-1)
+
+
+def pooling(config: CLIPTextConfig) -> int:
+  """Returns the same id of configs that pool every text at the same place."""
+  is_last = config.eos_token_id == config.vocab_size - 1
+  return LARGEST_ID if is_last else config.eos_token_id
 
 
 def normal(scale: float) -> nn.initializers.Initializer:
@@ -155,10 +178,8 @@ class TextModel(nn.Module):
     x = Embeddings(self.config, name='embeddings')(ids)
     hidden_states = Encoder(self.config, name='encoder')(x)
     last = layers.layer_norm(self.config, 'final_layer_norm')(hidden_states[-1])
-    # Pooled: the state at the end of text.
-    # EOS has the largest id; the first one ends the prompt.
-    eos = jnp.argmax(ids, axis=-1)
-    return hidden_states, last[jnp.arange(len(ids)), eos]
+    end = end_of_text(self.config, ids)
+    return hidden_states, last[jnp.arange(len(ids)), end]
 
 
 class CLIPText(nn.Module):

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Float, Int
 
-from sdxl_jax.text import prompt_weighting
+from sdxl_jax.text import added_tokens, prompt_weighting
 
 LENGTH = 77
 CONTENT = LENGTH - 2  # without start and end
@@ -39,7 +39,11 @@ def shape(count: int) -> tuple[int, ...]:
 
 
 def divide(
-  row: Any, prompts: Sequence[str], syntax: str | None, limit: int | None
+  row: Any,
+  prompts: Sequence[str],
+  syntax: str | None,
+  limit: int | None,
+  expansions: added_tokens.Expansions,
 ) -> tuple[list[list[Chunk]], list[str]]:
   """Tokenizes prompts by one CLIPTokenizer, and divides them into chunks.
 
@@ -50,6 +54,7 @@ def divide(
     syntax: of prompt weighting, see prompt_weighting.parse; None: all is text.
     limit: chunks at most of a prompt, or of each part that BREAK divides it
       into, see `chunk_ends`.
+    expansions: of tokens that stand for others, see added_tokens.expand.
 
   Returns:
     (chunks, cut): the chunks of each prompt, and the text that is cut from it,
@@ -57,9 +62,11 @@ def divide(
   """
   if syntax is None:
     texts = [(prompt, np.ones(len(prompt))) for prompt in prompts]
-    return divide_texts(row, texts, limit)
+    return divide_texts(row, texts, limit, expansions)
   parts = [prompt_weighting.split_at_breaks(p, syntax) for p in prompts]
-  found, found_cut = divide_texts(row, list(itertools.chain(*parts)), limit)
+  found, found_cut = divide_texts(
+    row, list(itertools.chain(*parts)), limit, expansions
+  )
   # Join the chunks of the parts of each prompt.
   chunks, cut, i = [], [], 0
   for texts in parts:
@@ -74,6 +81,7 @@ def divide_texts(
   row: Any,
   weighted_texts: Sequence[prompt_weighting.Text],
   limit: int | None,
+  expansions: added_tokens.Expansions,
 ) -> tuple[list[list[Chunk]], list[str]]:
   """Divides texts with the weights of their characters, see `divide`."""
   texts, weights = zip(*weighted_texts)
@@ -84,12 +92,19 @@ def divide_texts(
   for i, text in enumerate(texts):
     ids = encoded['input_ids'][i][1:-1]
     begins = [begin for begin, _ in encoded['offset_mapping'][i][1:-1]]
+    words = None
+    if not expansions.keys().isdisjoint(ids):
+      tokens = zip(ids, begins, encoded.word_ids(i)[1:-1])
+      tokens = added_tokens.expand(list(tokens), expansions)
+      ids, begins, words = zip(*tokens) if tokens else ((), (), ())
     ends = [len(ids)]
     if len(ids) > CONTENT:
-      ends = chunk_ends(encoded.word_ids(i)[1:-1], limit)
+      ends = chunk_ends(words or encoded.word_ids(i)[1:-1], limit)
     cut.append(text[begins[ends[-1]] :] if ends[-1] < len(ids) else '')
     spans = [slice(*span) for span in zip([0, *ends], ends)]
-    chunks.append([Chunk(ids[s], weights[i][begins[s]]) for s in spans])
+    chunks.append(
+      [Chunk(list(ids[s]), weights[i][list(begins[s])]) for s in spans]
+    )
   return chunks, cut
 
 

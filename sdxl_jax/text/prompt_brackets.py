@@ -12,7 +12,8 @@ from typing import NamedTuple
 # An escaped character, a weight with the bracket that it ends, or a character.
 NUMBER = r'[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?'
 SYMBOL = re.compile(
-  rf'\\[()\[\]:\\|]|:\s*{NUMBER}\s*\)|.', re.DOTALL | re.ASCII
+  rf'\\[()\[\]:\\|]|\bembedding:[^\W\d][\w.-]*|:\s*{NUMBER}\s*\)|.',
+  re.DOTALL | re.ASCII,
 )
 OPENING = {')': '(', ']': '['}
 
@@ -26,7 +27,7 @@ class Symbol(NamedTuple):
 
   Attributes:
     text: as in the prompt: an escaped character with its backslash, the end of
-      a group with its weight as in ':1.2)', or one character.
+      a group with its weight as in ':1.2)', 'embedding:name', or one character.
     at: index in the prompt.
     mark: '(', ')', '[' or ']' where it opens or closes a group, '' for text.
     partner: index in the list of symbols of the other end of the group.

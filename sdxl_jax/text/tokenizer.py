@@ -6,21 +6,19 @@ special token of the second one, where it never merges with its neighbours.
 """
 
 import dataclasses
-import gzip
 import json
 import os
 import pathlib
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from jaxtyping import Int
 
-from sdxl_jax.text import chunking
+from sdxl_jax.text import added_tokens, chunking, clip_vocabulary
 
 PADS = {'tokenizer': '<|endoftext|>', 'tokenizer_2': '!'}
-VOCABULARY = pathlib.Path(__file__).with_name('vocabulary')
 
 
 class PromptTruncatedWarning(UserWarning):
@@ -32,6 +30,10 @@ class Tokenizer:
   """Tokenizes prompts when called; thread-safe and picklable."""
 
   rows: tuple  # transformers' CLIPTokenizer for CLIP-L, for bigG
+  # Of each row, the tokens that stand for others, see added_tokens.
+  expansions: tuple[added_tokens.Expansions, ...] = ({}, {})
+  # Of each row, the embeddings that its text encoder has, or None.
+  sizes: tuple[int | None, ...] = (None, None)
 
   def __call__(
     self, prompts: Sequence[str], prompts_2: Sequence[str] | None = None
@@ -121,12 +123,52 @@ class Tokenizer:
       raise ValueError(f'{len(prompts)} prompts but {len(prompts_2)} prompts_2')
     # Each row by its own tokenizer.
     divided, cut = [], []
-    for row, texts in zip(self.rows, (prompts, prompts_2)):
-      row_chunks, row_cut = chunking.divide(row, texts, syntax, limit)
+    for row, texts, table in zip(
+      self.rows, (prompts, prompts_2), self.expansions
+    ):
+      row_chunks, row_cut = chunking.divide(row, texts, syntax, limit, table)
       divided.append(row_chunks)
       cut.append(row_cut)
     tokens, weights = chunking.stack(divided, self.empty)
+    self.check_sizes(tokens)
     return tokens, weights, cut
+
+  def check_sizes(self, tokens: Int[np.ndarray, '*b 2 77']) -> None:
+    """Raises ValueError for a token that a text encoder has no embedding of."""
+    for row, (tokenize, size) in enumerate(zip(self.rows, self.sizes)):
+      largest = tokens[..., row, :].max(initial=0)
+      if size is not None and largest >= size:
+        token = tokenize.convert_ids_to_tokens(int(largest))
+        raise ValueError(
+          f'{list(PADS)[row]} has the token {token!r} with the id {largest}, '
+          f'and its text encoder only {size} embeddings: the two are of '
+          'different models, or the tokenizer was changed without the weights'
+        )
+
+  def with_words(
+    self,
+    words: Sequence[Mapping[str, int]],
+    aliases: Sequence[Mapping[str, str | None]],
+  ) -> tuple['Tokenizer', list[list[int]]]:
+    """Returns this tokenizer with learned words, and the ids of their vectors.
+
+    Args:
+      words: of each row, {word: number of its vectors}.
+      aliases: of each row, see added_tokens.add_words.
+
+    Raises:
+      ValueError: for a word that a row has already.
+    """
+    rows, expansions, ids = list(self.rows), list(self.expansions), [[], []]
+    for i, row in enumerate(self.rows):
+      if words[i] or aliases[i]:
+        rows[i], ids[i], expansions[i] = added_tokens.add_words(
+          row, words[i], aliases[i]
+        )
+    tokenize = dataclasses.replace(
+      self, rows=tuple(rows), expansions=tuple(expansions)
+    )
+    return tokenize, ids
 
   @property
   def empty(self) -> chunking.Empty:
@@ -147,36 +189,53 @@ class Tokenizer:
     return [' '.join(filter(None, chunks)) for chunks in texts]
 
 
-def load(folder: str | pathlib.Path | None = None) -> Tokenizer:
+def load(
+  folder: str | pathlib.Path | None = None,
+  added: Mapping[str, Sequence[dict[str, Any]]] | None = None,
+  sizes: tuple[int | None, ...] = (None, None),
+) -> Tokenizer:
   """Loads the Tokenizer of a diffusers folder, or the vendored CLIP vocabulary.
 
   The rows come from the folder's tokenizer/ and tokenizer_2/. If one is absent
   (a refiner has only tokenizer_2/, a workdir and a single file neither), the
   row is the vendored vocabulary, which is the same in every published SDXL.
 
+  Args:
+    folder: in the diffusers layout; or another path, or None.
+    added: {'tokenizer' or 'tokenizer_2': tokens} that the vendored vocabulary
+      gets in addition, see added_tokens.describe.
+    sizes: embeddings of the text encoder of each row; None: not checked.
+
   Raises:
     FileNotFoundError: if the folder, or a file of a tokenizer, is missing.
   """
   if folder is not None and not pathlib.Path(folder).exists():
     raise FileNotFoundError(f'tokenizer folder {folder} not found')
-  return Tokenizer(tuple(load_row(folder, name) for name in PADS))
+  rows = tuple(load_row(folder, name, (added or {}).get(name)) for name in PADS)
+  return Tokenizer(rows, tuple(map(added_tokens.expansions, rows)), sizes)
 
 
-def load_row(folder: str | pathlib.Path | None, name: str) -> Any:
-  """Loads the CLIPTokenizer 'tokenizer' or 'tokenizer_2'."""
+def load_row(
+  folder: str | pathlib.Path | None,
+  name: str,
+  added: Sequence[dict[str, Any]] | None = None,
+) -> Any:
+  """Loads the CLIPTokenizer 'tokenizer' or 'tokenizer_2'; see `load`."""
   # Takes a second to import, so only on first use. The tokenizer does not need
   # PyTorch, and the advice to install it would mislead.
   os.environ.setdefault('TRANSFORMERS_NO_ADVISORY_WARNINGS', '1')
   import transformers
 
   if folder is None or not (pathlib.Path(folder) / name).is_dir():
-    vocabulary, merges = vendored_vocabulary()
-    return transformers.CLIPTokenizer(
+    vocabulary, merges = clip_vocabulary.load()
+    row = transformers.CLIPTokenizer(
       vocab=vocabulary,
       merges=merges,
       pad_token=PADS[name],
       model_max_length=chunking.LENGTH,
     )
+    added_tokens.restore(row, added or ())
+    return row
   path = pathlib.Path(folder) / name
   files = {p.name for p in path.iterdir()}
   missing = {'vocab.json', 'merges.txt'} - files
@@ -188,31 +247,20 @@ def load_row(folder: str | pathlib.Path | None, name: str) -> Any:
   return transformers.CLIPTokenizer.from_pretrained(path, local_files_only=True)
 
 
-def vendored_vocabulary() -> tuple[dict[str, int], list[tuple[str, str]]]:
-  """Returns ({token: id}, merges) of CLIP.
-
-  Tokens are bytes, byte pairs by rank, start and end. The file lists 262,144
-  merges, of which CLIP uses the first 48,894.
-  """
-  text = gzip.open(VOCABULARY / 'bpe_simple_vocab_16e6.txt.gz').read().decode()
-  merges = [tuple(line.split()) for line in text.split('\n')[1:48895]]
-  # Ids: bytes, bytes that end a word, merges, start, end.
-  symbols = byte_symbols()
-  tokens = symbols + [s + '</w>' for s in symbols]
-  tokens += [''.join(merge) for merge in merges]
-  tokens += ['<|startoftext|>', '<|endoftext|>']
-  return {token: i for i, token in enumerate(tokens)}, merges
-
-
-def save(folder: str | pathlib.Path, name: str) -> None:
+def save(
+  folder: str | pathlib.Path,
+  name: str,
+  added: Sequence[dict[str, Any]] = (),
+) -> None:
   """Writes the vendored vocabulary as a tokenizer folder of published SDXL.
 
   Args:
     folder: must not exist.
     name: 'tokenizer' or 'tokenizer_2'.
+    added: further tokens, see added_tokens.describe.
   """
   # The settings of both JSON files.
-  vocabulary, merges = vendored_vocabulary()
+  vocabulary, merges = clip_vocabulary.load()
   start, end = '<|startoftext|>', '<|endoftext|>'
   special = {
     'bos_token': start,
@@ -228,22 +276,23 @@ def save(folder: str | pathlib.Path, name: str) -> None:
     'clean_up_tokenization_spaces': True,
     'tokenizer_class': 'CLIPTokenizer',
   }
+  files = {
+    'vocab.json': vocabulary,
+    'special_tokens_map.json': special,
+    'tokenizer_config.json': config,
+  }
+  if added:
+    ids = {token['content']: token['id'] for token in added}
+    config['added_tokens_decoder'] = {
+      str(token['id']): {n: x for n, x in token.items() if n != 'id'}
+      for token in added
+    }
+    files['added_tokens.json'] = ids
   # Merges by rank, then everything else as JSON.
   folder = pathlib.Path(folder)
   folder.mkdir()
   lines = ['#version: 0.2', *map(' '.join, merges)]
   (folder / 'merges.txt').write_text('\n'.join(lines) + '\n', 'utf-8')
-  for file, content in {
-    'vocab.json': vocabulary,
-    'special_tokens_map.json': special,
-    'tokenizer_config.json': config,
-  }.items():
+  for file, content in files.items():
     text = json.dumps(content, indent=2, ensure_ascii=False) + '\n'
     (folder / file).write_text(text, 'utf-8')
-
-
-def byte_symbols() -> list[str]:
-  """Returns GPT-2's printable character of each byte, printable bytes first."""
-  printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
-  others = range(256, 512 - len(printable))
-  return [chr(code) for code in (*printable, *others)]

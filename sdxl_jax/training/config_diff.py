@@ -45,6 +45,8 @@ ADDED = {
   'data.folder.caption': 'text',
   'data.folder.encoding': '',
   'data.webdataset.encoding': '',
+  'text_encoder.eos_token_id': 2,
+  'text_encoder_2.eos_token_id': 2,
 }
 
 

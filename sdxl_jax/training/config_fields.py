@@ -55,6 +55,7 @@ TEXT_ENCODER = RUNTIME | {
   'num_attention_heads': COUNT,
   'hidden_act': Choice(('quick_gelu', 'gelu')),
   'projection_dim': Optional(COUNT),
+  'eos_token_id': Whole(0),
 }
 
 # {section: {field: kind}}; '' is the config itself.

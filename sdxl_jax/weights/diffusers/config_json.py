@@ -62,6 +62,7 @@ CLIP_FIXED = {
 }
 # Defaults of diffusers, for a missing option, that differ from our fixed value.
 DEFAULTS = {'addition_embed_type': None, 'use_linear_projection': False}
+EOS_TOKEN_ID = 49407  # transformers' default of a text encoder
 # Without effect on the net: a hint for pipelines, and one for float16.
 IGNORED = {'sample_size', 'force_upcast', 'addition_embed_type_num_heads'}
 # Settings of an EMA in training, which diffusers saves with the averaged net.
@@ -219,6 +220,7 @@ def read_clip(published: Json, location: str) -> clip.CLIPTextConfig:
     )
   names = {f.name for f in dataclasses.fields(clip.CLIPTextConfig)}
   fields = {k: v for k, v in published.items() if k in names - {'dtype'}}
+  fields['eos_token_id'] = published.get('eos_token_id', EOS_TOKEN_ID)
   # Every config has a projection_dim; only this class has the projection.
   if published['architectures'] != ['CLIPTextModelWithProjection']:
     fields['projection_dim'] = None
@@ -242,7 +244,7 @@ def write_clip(config: clip.CLIPTextConfig) -> Json:
     'hidden_act': config.hidden_act,
     'projection_dim': config.projection_dim or config.hidden_size,
     'bos_token_id': 0,
-    'eos_token_id': 2,  # then transformers pools at the largest id, as we do
+    'eos_token_id': config.eos_token_id,
     'pad_token_id': 1,
   }
 
