@@ -1,9 +1,12 @@
 """Entry point of all commands: parses flags, and prints errors as one line."""
 
 import logging
+import re
 import signal
 import sys
+import traceback
 from collections.abc import Callable, Sequence
+from typing import NoReturn
 
 import jax
 from absl import app, flags
@@ -11,14 +14,25 @@ from absl import logging as absl_logging
 
 from sdxl_jax.distributed import multihost
 
+# So that flags defined here are listed by --help as those of the command.
+flags.disclaim_key_flags()
 
-def run(main: Callable, *names: str) -> None:
-  """Runs main(flags, *arguments); bad input ends the command with one line.
+# What XLA's errors say where the memory of a device is exhausted.
+OUT_OF_MEMORY = r'RESOURCE_EXHAUSTED|OUT_OF_MEMORY|[Oo]ut of memory'
+LONGEST = 500  # characters of an error of a library
+FAULT = 'this is a fault of the program or of a library'
+
+
+def run(main: Callable, *names: str, memory: str = '') -> None:
+  """Runs main(flags, *arguments); an error ends the command with one line.
 
   Args:
     main: raises ValueError or OSError with a message that names the remedy.
     names: of the positional arguments.
+    memory: what to do where the memory of a device is exhausted.
   """
+  if 'debug' not in flags.FLAGS:
+    flags.DEFINE_bool('debug', False, 'show the traceback of an error')
 
   def run_main(argv):
     # orbax logs verbosely, and its threads and tasks log with a traceback each
@@ -31,22 +45,78 @@ def run(main: Callable, *names: str) -> None:
     try:
       check_arguments(argv[1:], names)
       main(flags.FLAGS, *argv[1:])
-    except (ValueError, OSError) as error:
-      multihost.abort(f'error: {error}')
+      sys.stdout.flush()
     except KeyboardInterrupt as error:
       multihost.interrupt(error)
-    # With several processes, JAX reports a lost peer as a failed step.
-    except jax.errors.JaxRuntimeError as error:
-      if jax.process_count() == 1:
-        raise
-      multihost.abort(
-        'error: a step failed, most likely because another process is gone; '
-        'see its log. What was saved is intact: run the same command again in '
-        f'all processes. JAX reports: {str(error)[:500]}',
-        multihost.EXIT_PEER_LOST,
-      )
+    except Exception as error:
+      end(error, memory)
 
   app.run(run_main, flags_parser=parse_flags)
+
+
+def end(error: Exception, memory: str) -> NoReturn:
+  """Ends this process with one line about an error, and exit code 1.
+
+  Args:
+    error: that ended the command.
+    memory: see `run`.
+  """
+  show_if_debugging(error)
+  # As `head` does, which reads no more than it prints; shells expect this code.
+  if isinstance(error, BrokenPipeError) and output_is_closed():
+    multihost.end(128 + signal.SIGPIPE)
+  # With several processes, JAX reports a lost peer as a failed step.
+  is_of_jax = isinstance(error, jax.errors.JaxRuntimeError)
+  if is_of_jax and jax.process_count() > 1:
+    multihost.abort(
+      'error: a step failed, most likely because another process is gone; '
+      'see its log. What was saved is intact: run the same command again in '
+      f'all processes. JAX reports: {str(error)[:LONGEST]}',
+      multihost.EXIT_PEER_LOST,
+    )
+  multihost.abort(f'error: {describe(error, memory)}')
+
+
+def describe(error: Exception, memory: str) -> str:
+  """Returns the message for an error: what is wrong, and what to do.
+
+  Args:
+    error: of this program, or of a library that it calls.
+    memory: what to do where the memory of a device is exhausted.
+  """
+  if isinstance(error, (ValueError, OSError)):
+    return str(error)
+  text = ' '.join(str(error).split())[:LONGEST]
+  is_of_jax = isinstance(error, jax.errors.JaxRuntimeError)
+  if is_of_jax and re.search(OUT_OF_MEMORY, str(error)):
+    remedy = memory or 'use a device with more memory'
+    return (
+      f'the memory of the device is exhausted: {remedy}. JAX reports: {text}'
+    )
+  if isinstance(error, MemoryError):
+    return (
+      "the host's memory is exhausted: end other programs, or use a machine "
+      f'with more ({text or "Python reports no size"})'
+    )
+  line = f'{type(error).__name__}: {text}' if text else type(error).__name__
+  hint = '' if shows_tracebacks() else '; --debug shows the traceback'
+  return f'{line} ({FAULT}{hint})'
+
+
+def shows_tracebacks() -> bool:
+  """Returns whether --debug was passed, even where other flags are wrong."""
+  values = flags.FLAGS
+  return values.debug if values.is_parsed() else '--debug' in sys.argv
+
+
+def output_is_closed() -> bool:
+  """Returns whether nothing reads what this process prints any more."""
+  for stream in (sys.stdout, sys.stderr):
+    try:
+      stream.flush()
+    except OSError:
+      return True
+  return False
 
 
 def check_arguments(arguments: Sequence[str], names: Sequence[str]) -> None:
@@ -59,13 +129,28 @@ def check_arguments(arguments: Sequence[str], names: Sequence[str]) -> None:
 
 
 def parse_flags(argv: list[str]) -> list[str]:
-  """Parses flags as absl does; an unknown config field is a one-line error."""
+  """Parses flags as absl does; an error of a config is one line."""
   try:
     return app.parse_flags_with_usage(argv)
   except (AttributeError, KeyError, TypeError) as error:
+    show_if_debugging(error)
     while isinstance(error, Exception):  # an error may wrap another
-      error = error.args[0]
+      error = error.args[0] if error.args else type(error).__name__
     sys.exit(
       f'error: {"; ".join(str(error).splitlines())}: the config has no such '
       'field, or it has another type; configs/default.py lists them all'
     )
+  # A config file is a program, which may raise anything.
+  except Exception as error:
+    show_if_debugging(error)
+    text = ' '.join(str(error).split())[:LONGEST]
+    sys.exit(
+      f'error: the config cannot be read: {type(error).__name__}: {text}; '
+      '--debug shows the traceback'
+    )
+
+
+def show_if_debugging(error: Exception) -> None:
+  """Prints the traceback of an error where --debug was passed."""
+  if shows_tracebacks():
+    traceback.print_exception(error)

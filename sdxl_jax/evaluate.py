@@ -42,6 +42,7 @@ from sdxl_jax.data import (
 )
 from sdxl_jax.distributed import sharding
 from sdxl_jax.evaluation import reconstruction
+from sdxl_jax.sampling import finiteness
 from sdxl_jax.training import config_validation, run_setup
 
 IMAGES, COLUMNS = 12, 6  # of the grid; each image takes three columns
@@ -127,6 +128,9 @@ def measure_images(
   Returns:
     {name: [value of each image]}, as reconstruction.measure names them, and
     the cells of a grid of the first images.
+
+  Raises:
+    finiteness.NonFiniteError: for reconstructions with NaN or infinity.
   """
   # One program for all batches; the devices share the rows.
   measure = jax.jit(functools.partial(reconstruction.measure, setup.model))
@@ -140,12 +144,27 @@ def measure_images(
       padding = batch[-1:].repeat(size - len(batch), 0)
       padded = jax.device_put(np.concatenate([batch, padding]), rows)
       measured, reconstructed = measure(params, padded)
+      measured = {n: np.asarray(x)[: len(batch)] for n, x in measured.items()}
+      check_measured(measured)
       for name, value in measured.items():
-        values[name] += list(np.asarray(value)[: len(batch)])
+        values[name] += list(value)
       if len(cells) < 3 * IMAGES:
         cells += reconstruction.comparison(batch, np.asarray(reconstructed))
       bar.update(len(batch))
   return values, cells[: 3 * IMAGES]
+
+
+def check_measured(measured: dict[str, np.ndarray]) -> None:
+  """Raises finiteness.NonFiniteError where no mean of the metrics is right.
+
+  Left out of the means, such images would make them better than they are.
+
+  Args:
+    measured: as reconstruction.measure returns it.
+  """
+  # The PSNR of an image without any error is infinite.
+  psnr = np.nan_to_num(measured['psnr'], nan=np.nan, posinf=0)
+  finiteness.check_reconstructions(*(measured | {'psnr': psnr}).values())
 
 
 def read_crops(
@@ -233,4 +252,4 @@ if __name__ == '__main__':
   flags.DEFINE_integer('batch_size', 8, 'images at once, per device', 1)
   flags.DEFINE_string('average', 'ema', run_params.HELP)
   flags.mark_flags_as_required(['config', 'weights', 'output'])
-  cli.run(main)
+  cli.run(main, memory='pass a smaller --batch_size')

@@ -111,4 +111,4 @@ def define_flags():
 
 if __name__ == '__main__':
   define_flags()
-  cli.run(main)
+  cli.run(main, memory='pass a smaller --batch_size')

@@ -21,15 +21,22 @@ from sdxl_jax.data import figures, images
 from sdxl_jax.distributed import device_mesh
 from sdxl_jax.sampling import (
   generation,
+  init_images,
   pipelines,
   sample_flags,
   sample_request,
+  validation,
   watermark,
 )
 from sdxl_jax.weights import formats
 from sdxl_jax.weights.lora import lora_file
 
 load, generate = pipelines.load, generation.generate
+# What to do where the memory of a device is exhausted.
+MEMORY = (
+  'pass a smaller --batch, --dtype bfloat16, --offload, --tile 256, or a '
+  'smaller --height and --width'
+)
 
 
 def sample(requests, names, models, noise, args):
@@ -48,6 +55,7 @@ def sample(requests, names, models, noise, args):
   base, refiner = load_models(mesh, models, args.offload)
   clock.stop('loading')
   size, for_grid, latents = args.batch or mesh.size, [], []
+  told = set()  # of masks
   for batch in sample_request.batches(requests, size, base.tokenize):
     done = len(latents)
     # Fill the last batch: a program for fewer images would have to be compiled.
@@ -58,6 +66,7 @@ def sample(requests, names, models, noise, args):
     if noise is not None:
       rows = noise[done : done + len(batch)]
       kwargs['init_noise'] = [*rows, *[rows[-1]] * surplus]
+    tell_mask(batch[0], kwargs['mask'], base, told)
     zoom = args.zoom or base.zoom
     if args.watermark:
       h, w = kwargs['size']
@@ -129,6 +138,16 @@ def load_expert(weights, mesh, options):
   return pipeline
 
 
+def tell_mask(request, mask, base, told):
+  """Prints once for each mask what share of the image it repaints."""
+  key = request.mask, request.mask_threshold, request.height, request.width
+  if mask is None or key in told:
+    return
+  told.add(key)
+  cell, threshold = base.model.vae.downscale, request.mask_threshold
+  print(init_images.describe_mask(request.mask, mask, cell, threshold))
+
+
 def make_watch(bar, preview):
   """Makes watch(done, total, preview), which moves a bar and writes a PNG."""
 
@@ -189,6 +208,29 @@ def check_arrays(requests, noise, args):
     )
 
 
+def read_noise(path):
+  """Reads --init_noise, [n, h/8, w/8, 4].
+
+  Raises:
+    ValueError: for a file that is no .npy, or numbers that are not finite.
+    OSError: for a file that cannot be read.
+  """
+  # numpy raises errors of many kinds on files of other formats.
+  try:
+    noise = np.load(path)
+    if not isinstance(noise, np.ndarray) or noise.ndim != 4:
+      raise ValueError('it holds no array of 4 axes')
+  except OSError:
+    raise
+  except Exception as error:
+    raise ValueError(
+      f'--init_noise={path} cannot be read ({error}): write it with '
+      'numpy.save, as [n, h/8, w/8, 4]'
+    ) from error
+  validation.check_numbers(f'--init_noise={path}', noise)
+  return noise
+
+
 def check_writable(path):
   """Raises OSError for a path that could not be written to later."""
   try:
@@ -206,7 +248,8 @@ def main(args):
   outputs = *names, args.grid, args.preview, args.save_latents
   for path in filter(None, outputs):
     check_writable(pathlib.Path(path))
-  noise = None if args.init_noise is None else np.load(args.init_noise)
+  init_images.check(requests)
+  noise = None if args.init_noise is None else read_noise(args.init_noise)
   models = sample_flags.model_options(args)
   sample(requests, names, models, noise, args)
 
@@ -214,4 +257,4 @@ def main(args):
 if __name__ == '__main__':
   sample_flags.define()
   flags.adopt_module_key_flags(sample_flags)  # so that --help lists them
-  cli.run(main)
+  cli.run(main, memory=MEMORY)

@@ -17,6 +17,7 @@ from ml_collections import config_dict, config_flags
 from sdxl_jax import cli
 from sdxl_jax.checkpoints import loading
 from sdxl_jax.data import fingerprint, pipeline
+from sdxl_jax.diffusion import random_keys
 from sdxl_jax.distributed import (
   device_mesh,
   multihost,
@@ -36,6 +37,14 @@ from sdxl_jax.training import (
   sample_grid,
   tasks,
   train_state,
+)
+
+# What to do where the memory of a device is exhausted.
+MEMORY = (
+  'set a smaller config.global_batch_size, a larger config.accumulation_steps, '
+  "remat 'full' of the nets that are trained (config.unet.remat), or "
+  'config.mesh.fsdp over more devices; sdxl_jax.plan computes what a step '
+  'needs. Checkpoints are intact: run the command again to go on'
 )
 
 
@@ -85,9 +94,13 @@ def train(
       with notice.interruptible():
         done = loop.loop(run, state, done, checkpoints, start.writer, notice)
       checkpoints.close()
-    except (ValueError, OSError) as error:
-      with contextlib.suppress(OSError):
-        checkpoints.close()  # finishes what was being saved, which is good
+    except Exception as error:
+      # Finish what is being saved, which is good, unless JAX's error may be of
+      # a process that is gone, for which this one would wait.
+      is_of_jax = isinstance(error, jax.errors.JaxRuntimeError)
+      if not is_of_jax or jax.process_count() == 1:
+        with contextlib.suppress(OSError):
+          checkpoints.close()
       if isinstance(error, OSError):
         raise checkpoints.explain(error) from error
       raise
@@ -150,7 +163,7 @@ def prepare(start: run_start.Start) -> tuple[loop.Run, train_state.State]:
   data = open_data(start, mesh)
 
   # Load weights directly into their shardings; start to compile the programs.
-  key = jax.random.key(config.seed)
+  key = random_keys.make_keys([config.seed])[0]
   pretrained = run_setup.load_weights(config, model, mesh)
   shapes = jax.eval_shape(task.init, key, pretrained)
   shapes = sharding.with_shardings(shapes, mesh)
@@ -238,4 +251,4 @@ def define_flags() -> None:
 
 if __name__ == '__main__':
   define_flags()
-  cli.run(main)
+  cli.run(main, memory=MEMORY)

@@ -108,6 +108,38 @@ def decode(
     raise UnreadableImage(name, error) from error
 
 
+def decode_with_alpha(
+  data: bytes, name: str | os.PathLike
+) -> tuple[Image.Image, np.ndarray | None]:
+  """Decodes the bytes of a file to its colours and its transparency.
+
+  Args:
+    data: the bytes of a file in a format that Pillow reads.
+    name: of the image, for the error.
+
+  Returns:
+    The image in RGB as it is stored, also where it is transparent, with the
+    EXIF orientation applied; and uint8 [h, w], 0 where it is transparent to 255
+    where it is opaque, or None without transparency.
+
+  Raises:
+    UnreadableImage: as `decode` does.
+  """
+  try:
+    image = Image.open(io.BytesIO(data))
+    image_formats.check_mode(image)
+    image = ImageOps.exif_transpose(image)
+    if not image.has_transparency_data or image.mode.startswith('I'):
+      return to_rgb(image), None
+    if image.mode == 'La':  # Pillow converts it to its own kind alone
+      image = image.convert('LA')
+    image = image.convert('RGBA')
+    return image.convert('RGB'), np.asarray(image.getchannel('A'))
+  # Pillow's decoders raise many kinds of error on broken bytes.
+  except Exception as error:
+    raise UnreadableImage(name, error) from error
+
+
 def is_turned(image: Image.Image) -> bool:
   """Checks whether the EXIF orientation swaps height and width."""
   # Not image.getexif(), which decodes a PNG to find EXIF data after its pixels.

@@ -62,8 +62,21 @@ def inpainting_denoiser(denoise: Callable, known: KnownRegion) -> Callable:
 
 
 def to_latent_mask(
-  mask: Num[ArrayLike, 'b height width'], downscale: int
+  mask: Num[ArrayLike, 'b height width'],
+  downscale: int,
+  threshold: float = 0.5,
 ) -> Float[Array, 'b h w 1']:
-  """Returns the mask at the size of the latents: 1 from 0.5 on, 0 below."""
-  picked = mask[:, ::downscale, ::downscale, None]
-  return (jnp.asarray(picked) >= 0.5).astype(jnp.float32)
+  """Returns the mask at the size of the latents: 1 to repaint, 0 to keep.
+
+  A pixel of the latents is repainted if the mask is at or above the threshold
+  in any pixel that it covers, so that thin lines do not fall between points.
+
+  Args:
+    mask: 0 to 1, of the size of the images.
+    downscale: px that a pixel of the latents covers in each direction.
+    threshold: above 0 to 1.
+  """
+  b, height, width = mask.shape
+  cells = b, height // downscale, downscale, width // downscale, downscale
+  largest = jnp.asarray(mask).reshape(cells).max((2, 4))
+  return (largest >= threshold).astype(jnp.float32)[..., None]

@@ -59,7 +59,7 @@ def reconstruct(
   moments = model.encode(params, image)
   mean, _ = latent_scaling.split(moments)
   decoded = model.decode(params, latent_scaling.scale(model.vae, mean))
-  return decoded.clip(-1, 1), moments
+  return latent_scaling.to_pixels(decoded), moments
 
 
 def measure(

@@ -36,6 +36,16 @@ def unscale(
   return z * jnp.array(config.latents_std) + jnp.array(config.latents_mean)
 
 
+def to_pixels(
+  decoded: Float[ArrayLike, '*b H W c'],
+) -> Float[Array, '*b H W c']:
+  """Clips a decoded image to [-1, 1]; infinity becomes NaN, and is not hidden.
+
+  A decoder that overflows would otherwise give black or white.
+  """
+  return jnp.where(jnp.isfinite(decoded), jnp.clip(decoded, -1, 1), jnp.nan)
+
+
 def split(
   moments: Float[ArrayLike, '*b h w c2'],
 ) -> tuple[Float[Array, '*b h w c'], Float[Array, '*b h w c']]:

@@ -25,6 +25,7 @@ from sdxl_jax.sampling.prompt_encoding import Conditioning
 from sdxl_jax.sampling.settings import SampleSettings
 
 Latents = Float[Array, 'b h w c']
+Watch = Callable[[int, int, samplers.SamplerState], None]
 
 
 class Segment(NamedTuple):
@@ -151,7 +152,7 @@ def run(
   experts: list[Expert],
   segments: list[Segment],
   x: Latents,
-  watch: Callable[[int, int, Latents], None] | None = None,
+  watch: Watch | None = None,
   watch_every: int = 1,
 ) -> Latents:
   """Takes all steps of all segments.
@@ -160,7 +161,7 @@ def run(
     experts: base and, if there is one, refiner.
     segments: of `plan_segments`.
     x: initial latents at the noise level of the first segment's start.
-    watch: called as watch(steps done, steps in all, denoised latents).
+    watch: called as watch(steps done, steps in all, state of the sampler).
     watch_every: steps between two calls.
 
   Returns:
@@ -185,21 +186,21 @@ def run(
 
 
 def report_step(
-  watch: Callable[[int, int, Latents], None],
+  watch: Watch,
   done_before: int,
   total: int,
   steps: int,
-  denoised: Latents,
+  state: samplers.SamplerState,
 ) -> None:
   """Calls `watch` after some steps of a segment."""
-  watch(done_before + steps, total, denoised)
+  watch(done_before + steps, total, state)
 
 
 def run_segment(
   expert: Expert,
   segment: Segment,
   x: Latents,
-  report: Callable[[int, Latents], None] | None,
+  report: Callable[[int, samplers.SamplerState], None] | None,
   report_every: int,
 ) -> Latents:
   """Takes the steps of one segment.
@@ -208,7 +209,7 @@ def run_segment(
     expert: the segment's.
     segment: its steps.
     x: latents at the noise level of its start.
-    report: called as report(steps of the segment done, denoised latents).
+    report: called as report(steps of the segment done, state).
     report_every: steps between two calls.
   """
   pipeline, inputs, stages = expert
@@ -239,7 +240,7 @@ def run_segment(
       )
     if report and (stop == segment.stop or not (stop - segment.start) % stride):
       state.x.block_until_ready()  # dispatched steps are not done yet
-      report(stop - segment.start, state.denoised)
+      report(stop - segment.start, state)
   # An offloaded UNet's parameters leave the device after this.
   return state.x.block_until_ready()
 

@@ -4,15 +4,15 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
-from sdxl_jax.diffusion import sampling_schedule
+from sdxl_jax.diffusion import random_keys, sampling_schedule
 from sdxl_jax.distributed import batch_padding
 from sdxl_jax.sampling import (
   denoising_loop,
+  finiteness,
+  image_seeds,
   initial_latents,
   pipelines,
   prompt_encoding,
@@ -35,10 +35,10 @@ class Inputs(NamedTuple):
   negative_prompts: Sequence[str] | None = None  # None: no text at all
   prompts_2: Sequence[str] | None = None  # for OpenCLIP ViT-bigG alone
   negative_prompts_2: Sequence[str] | None = None
-  seeds: Sequence[int] | None = None  # None: 0, 1, ...
+  seeds: Sequence[int] | None = None  # None: 0, 1, ...; -1: drawn
   image: Any = None  # float [h, w, 3] in [-1, 1] to start from
   latents: Any = None  # scaled [h/8, w/8, 4], in place of an image
-  mask: Any = None  # float [h, w], 0 to 1: repaint from 0.5 on
+  mask: Any = None  # float [h, w], 0 to 1: repaint from mask_threshold on
   init_noise: Any = None  # N(0, 1) [h/8, w/8, 4], in place of the seeds' own
 
 
@@ -74,17 +74,19 @@ def generate(
   Raises:
     TypeError: for an option that does not exist.
     ValueError: for values that do not fit, with the limit and what to do.
+    finiteness.NonFiniteError: for latents or images with NaN or infinity, with
+      the step or the net where they began.
   """
   inputs, chosen = parse_options(prompts, options)
   check(pipeline, refiner, inputs, chosen)
+  seeds = image_seeds.choose(inputs.seeds, len(prompts))
   size = choose_size(pipeline, inputs, chosen)
   schedule = make_schedule(pipeline, chosen)
   rows = batch_padding.Rows(pipeline.mesh, len(prompts))
-  seeds = range(len(prompts)) if inputs.seeds is None else inputs.seeds
-  keys = rows.put(jnp.stack([jax.random.key(seed) for seed in seeds]))
+  keys = rows.put(random_keys.make_keys(seeds))
 
   # Encode the init image and the prompts.
-  init, noise = place_arrays(pipeline, rows, inputs, size, chosen.strength)
+  init, noise = place_arrays(pipeline, rows, inputs, size, chosen)
   initial = initial_latents.make_initial_latents(
     pipeline, schedule, keys, size, init, noise
   )
@@ -110,8 +112,13 @@ def generate(
   def decode(latents):
     return vae_batches.decode_all(pipeline, latents, chosen.tile)[: rows.count]
 
-  def watch_latents(done, total, denoised):
-    watch(done, total, lambda: decode(denoised))
+  def watch_latents(done, total, state):
+    def preview():
+      image = decode(state.denoised)
+      finiteness.check_preview(image, state.denoised, done, pipeline.model)
+      return image
+
+    watch(done, total, preview)
 
   segments = denoising_loop.plan_segments(
     schedule, initial.first_step, chosen, has_refiner=refiner is not None
@@ -120,7 +127,9 @@ def generate(
   latents = denoising_loop.run(
     experts, segments, initial.x, watch_steps, watch_every
   )
-  return decode(latents), rows.fetch(latents)
+  samples = decode(latents), rows.fetch(latents)
+  finiteness.check_samples(experts, segments, initial, samples)
+  return samples
 
 
 def place_arrays(
@@ -128,7 +137,7 @@ def place_arrays(
   rows: batch_padding.Rows,
   inputs: Inputs,
   size: tuple[int, int],
-  strength: float | None,
+  chosen: SampleSettings,
 ) -> tuple[initial_latents.InitImage, Any]:
   """Places the arrays of the inputs on the devices that share the batch.
 
@@ -143,7 +152,8 @@ def place_arrays(
     image=rows.put_each('image', inputs.image, (*size, 3)),
     latents=rows.put_each('latents', inputs.latents, latent_shape),
     mask=rows.put_each('mask', inputs.mask, size),
-    strength=strength,
+    strength=chosen.strength,
+    mask_threshold=chosen.mask_threshold,
   )
   return init, rows.put_each('init_noise', inputs.init_noise, latent_shape)
 
@@ -189,6 +199,9 @@ def check(
   validation.check_one_init(inputs.image, inputs.latents)
   validation.check_unet(pipeline.model, inputs.image, inputs.mask)
   validation.check_strength(chosen.strength, init, inputs.mask)
+  for name in ('image', 'latents', 'mask', 'init_noise'):
+    validation.check_numbers(name, getattr(inputs, name))
+  validation.check_mask(inputs.mask, chosen.mask_threshold)
   if refiner:
     validation.check_refiner_matches_base(pipeline.model, refiner.model)
 

@@ -2,12 +2,14 @@
 
 import os
 import pathlib
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
 from sdxl_jax.data import images
+from sdxl_jax.sampling import masks
 
 Path = str | os.PathLike
 MULTIPLE = 8  # px; sides of images are cut to multiples of this
@@ -18,6 +20,7 @@ def load(
   mask_path: Path | None,
   size: tuple[int | None, int | None],
   default_size: tuple[int, int],
+  mask_threshold: float = 0.5,
 ) -> dict[str, Any]:
   """Loads {'size', 'image', 'mask'} as sample.generate takes them.
 
@@ -25,9 +28,11 @@ def load(
     image_path, mask_path: files, or None.
     size: (height, width) to sample in px; None: the image's own side.
     default_size: sides without an image.
+    mask_threshold: from which value of the mask on a pixel is repainted.
 
   Raises:
-    ValueError: for a file that is no image, or a mask that does not fit.
+    ValueError: for a file that is no image, or a mask that does not fit or
+      leaves nothing to repaint.
     OSError: for a file that cannot be read.
   """
   if image_path is None:
@@ -35,14 +40,54 @@ def load(
       raise ValueError(f'mask {mask_path} is given without an image: pass both')
     return {'size': fill_size(size, default_size), 'image': None, 'mask': None}
   image = read(image_path)
-  own_size = tuple(side // MULTIPLE * MULTIPLE for side in image.size[::-1])
-  size = fill_size(size, own_size)
+  size = fill_size(size, own_size(image, size, image_path))
   mask = None
   if mask_path is not None:
-    mask = images.resize(read_mask(mask_path, image, image_path), size)
-    mask = np.asarray(mask, np.float32) / 255
+    mask = masks.resize(masks.read(mask_path, image, image_path), size)
+    check_repaints(mask, mask_path, mask_threshold)
   image = images.to_float(images.resize(image, size))
   return {'size': size, 'image': image, 'mask': mask}
+
+
+def check(requests: Iterable[Any]) -> None:
+  """Reads the images and masks of all requests, before weights are loaded.
+
+  Args:
+    requests: sample_request.Request of each image.
+
+  Raises:
+    ValueError, OSError: as `load` does.
+  """
+  # Each once, in the order of the requests.
+  wanted = dict.fromkeys(
+    (r.image, r.mask, (r.height, r.width), r.mask_threshold) for r in requests
+  )
+  for image, mask, size, threshold in wanted:
+    load(image, mask, size, (MULTIPLE, MULTIPLE), threshold)
+
+
+def own_size(
+  image: Image.Image, size: tuple[int | None, int | None], path: Path
+) -> tuple[int, int]:
+  """Returns (height, width) of an image, cut to multiples of 8.
+
+  Args:
+    image: to start from.
+    size: (height, width) that are set; None: the image's own is needed.
+    path: of the image, for the error.
+
+  Raises:
+    ValueError: for a side that is needed and smaller than 8 px.
+  """
+  width, height = image.size
+  needed = [n for n, s in zip((height, width), size) if s is None]
+  if min(needed, default=MULTIPLE) < MULTIPLE:
+    raise ValueError(
+      f'{path} is {width} x {height} px (width x height), and an image has at '
+      f'least {MULTIPLE} px on each side: pass --height and --width, to which '
+      'it is enlarged, or a larger image'
+    )
+  return height // MULTIPLE * MULTIPLE, width // MULTIPLE * MULTIPLE
 
 
 def fill_size(
@@ -68,17 +113,29 @@ def read(path: Path) -> Image.Image:
   return images.decode(pathlib.Path(path).read_bytes(), path)
 
 
-def read_mask(path: Path, image: Image.Image, image_path: Path) -> Image.Image:
-  """Reads a mask in grey, which must have the size of its image."""
-  mask = read(path).convert('L')
-  if mask.size != image.size:
-    raise ValueError(
-      f'{path} is {mask.size[0]} x {mask.size[1]} px and {image_path} is '
-      f'{image.size[0]} x {image.size[1]} (width x height): a mask must have '
-      'the size of its image'
-    )
-  if np.asarray(mask).max() < 128:
-    raise ValueError(
-      f'{path} is nowhere white, and only white parts are repainted'
-    )
-  return mask
+def check_repaints(mask: np.ndarray, path: Path, threshold: float) -> None:
+  """Raises ValueError for a mask that is nowhere at or above the threshold."""
+  largest = float(mask.max())
+  if largest >= threshold:
+    return
+  raise ValueError(
+    f'{path} is nowhere at or above --mask_threshold={threshold:g}, so nothing '
+    f'would be repainted: its brightest pixel is {255 * largest:.0f} of 255. '
+    'Paint white where the image is to be repainted, or pass a smaller '
+    '--mask_threshold'
+  )
+
+
+def describe_mask(
+  path: Path, mask: np.ndarray, cell: int, threshold: float
+) -> str:
+  """Returns the line that tells how much of an image a mask repaints.
+
+  Args:
+    path: of the mask.
+    mask: [h, w], 0 to 1.
+    cell: side in px of a pixel of the latents, which is repainted as a whole.
+    threshold: see `load`.
+  """
+  share = 100 * masks.cells(mask, cell, threshold).mean()
+  return f'{path} repaints {share:.3g} % of the image'

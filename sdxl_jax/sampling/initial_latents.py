@@ -17,8 +17,9 @@ class InitImage(NamedTuple):
 
   image: Float[Array, 'b H W 3'] | None  # in [-1, 1]
   latents: Float[Array, 'b h w c'] | None  # scaled, in place of an image
-  mask: Float[Array, 'b H W'] | None  # repaint from 0.5 on
+  mask: Float[Array, 'b H W'] | None  # repaint from the threshold on
   strength: float | None  # 0..1, share of the steps to take
+  mask_threshold: float = 0.5
 
 
 class InitialLatents(NamedTuple):
@@ -70,13 +71,15 @@ def make_initial_latents(
   # Inpainting: with strength 1 nothing under the mask is known.
   if strength == 1:
     x = schedule.init_scale * noise
-  mask = img2img.to_latent_mask(init.mask, pipeline.model.vae.downscale)
+  mask = img2img.to_latent_mask(
+    init.mask, pipeline.model.vae.downscale, init.mask_threshold
+  )
   known = img2img.KnownRegion(latents, noise, mask, schedule.sigmas[first])
   if not validation.is_inpainting_unet(pipeline.model):
     return InitialLatents(x, first, known)
   masked_latents = vae_batches.encode_all(
     pipeline,
-    init.image * (init.mask < 0.5)[..., None],
+    init.image * (init.mask < init.mask_threshold)[..., None],
     keys,
     NoiseStream.MASKED_IMAGE_ENCODING,
   )

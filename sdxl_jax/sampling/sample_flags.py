@@ -8,7 +8,12 @@ from typing import Any
 
 from absl import flags
 
-from sdxl_jax.sampling import pipelines, sample_request, settings
+from sdxl_jax.sampling import (
+  image_seeds,
+  pipelines,
+  sample_request,
+  settings,
+)
 from sdxl_jax.sampling.sample_request import Request
 
 DEFINE_BY_KIND = {
@@ -118,10 +123,14 @@ def read(args: flags.FlagValues) -> list[Request]:
     raise ValueError(
       'nothing to sample: pass --prompt, --prompts_file or --from_png'
     )
+  seeds = [image_seeds.repeat(r.seed, args.repeat) for r in requests]
+  drawn = [s[0] for r, s in zip(requests, seeds) if r.seed == image_seeds.DRAWN]
+  if drawn:
+    print(image_seeds.describe_drawn(drawn))
   return [
-    dataclasses.replace(request, seed=request.seed + i)
-    for request in requests
-    for i in range(args.repeat)
+    dataclasses.replace(request, seed=seed)
+    for request, row in zip(requests, seeds)
+    for seed in row
   ]
 
 

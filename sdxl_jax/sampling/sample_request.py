@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from sdxl_jax.checkpoints import run_params
 from sdxl_jax.data import images
-from sdxl_jax.sampling import init_images, pipelines, settings
+from sdxl_jax.sampling import image_seeds, init_images, pipelines, settings
 from sdxl_jax.sampling.settings import Pair, SampleSettings, option
 from sdxl_jax.text import tokenizer
 from sdxl_jax.weights.diffusers import scheduler_config
@@ -32,10 +32,12 @@ class Request(SampleSettings):
   negative_prompt_2: str | None = option(
     None, 'negative prompt of OpenCLIP ViT-bigG; default: negative_prompt'
   )
-  seed: int = option(0, 'of the first image; the next has seed + 1')
+  seed: int = option(
+    0, '0 to 2**64 - 1, of the first image; the next has seed + 1; -1: drawn'
+  )
   image: str | None = option(None, 'image file to start from')
   mask: str | None = option(
-    None, 'image file, white where the image is repainted'
+    None, 'image file, white or painted where the image is repainted'
   )
 
 
@@ -145,6 +147,8 @@ def check(fields: Any, location: str) -> dict[str, Any]:
     is_optional = FIELDS[name].default is None
     if not (is_of_type(value, kind) or (value is None and is_optional)):
       raise ValueError(f'{location}: {name} is {value!r}, which is no {kind}')
+    if name == 'seed':
+      image_seeds.check(value, f'{location}: seed')
     checked[name] = value
   return checked
 
@@ -227,7 +231,9 @@ def to_generate_kwargs(
   first = batch[0]
   kwargs = {name: getattr(first, name) for name in settings.FIELDS}
   size = kwargs.pop('height'), kwargs.pop('width')
-  kwargs |= init_images.load(first.image, first.mask, size, default_size)
+  kwargs |= init_images.load(
+    first.image, first.mask, size, default_size, first.mask_threshold
+  )
   for name in PER_IMAGE_FIELDS:
     values = [getattr(request, name) for request in batch]
     kwargs[plural(name)] = None if values[0] is None else values

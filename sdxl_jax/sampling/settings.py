@@ -5,6 +5,7 @@ prompts, config.samples and the planner take them from here.
 """
 
 import dataclasses
+import math
 import typing
 from typing import Any
 
@@ -96,6 +97,11 @@ class SampleSettings:
     '0..1, share of the steps taken from an image; default: 0.3, or 1.0 with '
     'a mask',
   )
+  mask_threshold: float = option(
+    0.5,
+    'above 0 to 1; 8 x 8 px are repainted if the mask is at or above it in any '
+    'of them',
+  )
   tile: int | None = option(
     None, 'px; decode in tiles: the same image, less memory, more time'
   )
@@ -107,6 +113,18 @@ class SampleSettings:
   refiner_strength: float | None = option(
     None, "0..1, the refiner renoises the base's image instead"
   )
+
+  def __post_init__(self):
+    """Raises ValueError for numbers that no sampler can take."""
+    for field in dataclasses.fields(self):
+      value = getattr(self, field.name)
+      if isinstance(value, float) and not math.isfinite(value):
+        raise ValueError(f'{field.name} is {value}; it must be a finite number')
+    if not 0 < self.mask_threshold <= 1:
+      raise ValueError(
+        f'mask_threshold is {self.mask_threshold}; it must be above 0 and at '
+        'most 1'
+      )
 
 
 FIELDS = {f.name: f for f in dataclasses.fields(SampleSettings)}

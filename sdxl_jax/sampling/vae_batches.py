@@ -5,7 +5,6 @@ from collections.abc import Iterator
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Key
 
@@ -95,4 +94,4 @@ def decode(
     image = model.decode(params, latents)
   else:
     image = tiled_decoding.decode(model.vae, params['vae'], latents, tile)
-  return jnp.clip(image, -1, 1)
+  return latent_scaling.to_pixels(image)

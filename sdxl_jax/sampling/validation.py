@@ -3,9 +3,14 @@
 import warnings
 from typing import Any
 
+import numpy as np
+
 from sdxl_jax.data import buckets
 from sdxl_jax.models import latent_scaling, sdxl
 from sdxl_jax.sampling import pipelines
+
+# Beyond the range of pixels, for images resized by other programs.
+LARGEST_PIXEL = 2.0
 
 
 class UntrainedSizeWarning(UserWarning):
@@ -62,6 +67,47 @@ def check_strength(strength: float | None, init: Any, mask: Any) -> None:
   for name, value in (('strength', strength), ('mask', mask)):
     if value is not None:
       raise ValueError(f'{name} is given without an image: pass one too')
+
+
+def check_numbers(name: str, array: Any) -> None:
+  """Raises ValueError for an array with NaN or infinity, or of no numbers."""
+  if array is None:
+    return
+  try:
+    array = np.asarray(array, np.float32)
+  except (TypeError, ValueError) as error:
+    raise ValueError(f'{name} is no array of numbers: {error}') from None
+  if not np.isfinite(array).all():
+    count = np.count_nonzero(~np.isfinite(array))
+    raise ValueError(
+      f'{name} has {count} values that are not finite (NaN or infinity), of '
+      f'{array.size}: mend what it was made by'
+    )
+  # Pixels of 0 to 255 would give noise.
+  largest = np.abs(array).max(initial=0)
+  if name == 'image' and largest > LARGEST_PIXEL:
+    raise ValueError(
+      f'image has values of up to {largest:g}; pixels are from -1 to 1: '
+      'convert those of 0 to 255 with data.images.to_float'
+    )
+
+
+def check_mask(mask: Any, threshold: float) -> None:
+  """Raises ValueError for a mask that is not of 0 to 1, or repaints nothing."""
+  if mask is None:
+    return
+  mask = np.asarray(mask, np.float32)
+  low, high = mask.min(initial=1), mask.max(initial=0)
+  if low < 0 or high > 1:
+    raise ValueError(
+      f'mask has values from {low:g} to {high:g}; they must be from 0, keep, '
+      'to 1, repaint'
+    )
+  if high < threshold:
+    raise ValueError(
+      f'mask is nowhere at or above mask_threshold, {threshold:g}, so nothing '
+      f'would be repainted: its largest value is {high:g}'
+    )
 
 
 def check_unet(model: sdxl.SDXL, image: Any, mask: Any) -> None:

@@ -14,6 +14,7 @@ from sdxl_jax.checkpoints import orbax_checkpoint
 from sdxl_jax.data import images, pipeline
 from sdxl_jax.distributed import multihost, sharding, stop_notice
 from sdxl_jax.ema import snapshots, transform
+from sdxl_jax.sampling import finiteness
 from sdxl_jax.training import (
   compilation,
   latent_statistics,
@@ -174,8 +175,16 @@ def is_due(done: int, every: int, total: int) -> bool:
 def write_samples(
   run: Run, state: train_state.State, done: int, writer: metrics.Writer
 ) -> None:
-  """Writes the sample grid of the EMA parameters as a PNG, to TensorBoard."""
-  grid = run.sample_grid.render(transform.ema_params(state.opt_state))
+  """Writes the sample grid of the EMA parameters as a PNG, to TensorBoard.
+
+  Samples that are not finite are left out with a line: the run goes on, since
+  its own losses decide whether it diverged.
+  """
+  try:
+    grid = run.sample_grid.render(transform.ema_params(state.opt_state))
+  except finiteness.NonFiniteError as error:
+    writer.say(f'warning: no samples of step {done}: {error}')
+    return
   if multihost.is_primary():
     images.save(run.workdir / 'samples' / f'{done:07d}.png', grid)
     writer.image('samples', grid, done)

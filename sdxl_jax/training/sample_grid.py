@@ -12,7 +12,7 @@ from sdxl_jax.data import figures
 from sdxl_jax.distributed import multihost
 from sdxl_jax.evaluation import reconstruction
 from sdxl_jax.models import autoencoder_gan, sdxl
-from sdxl_jax.sampling import generation, pipelines, settings
+from sdxl_jax.sampling import finiteness, generation, pipelines, settings
 from sdxl_jax.training import run_setup, tasks
 
 Grid = UInt8[np.ndarray, 'h w 3']
@@ -30,7 +30,11 @@ class SampleGrid:
   inputs: Float[np.ndarray, 'b h w c'] | None = None  # [-1, 1], to reconstruct
 
   def render(self, ema_params: dict[str, Any]) -> Grid:
-    """Returns the grid, the same in every process, given {net: parameters}."""
+    """Returns the grid, the same in every process, given {net: parameters}.
+
+    Raises:
+      finiteness.NonFiniteError: for NaN or infinity in its images.
+    """
     if self.config.task == 'diffusion':
       return self.render_samples(self.frozen | ema_params)
     return self.render_reconstructions(ema_params)
@@ -57,9 +61,9 @@ class SampleGrid:
     reconstructed, _ = reconstruction.reconstruct(
       self.model, params, self.inputs
     )
-    cells = reconstruction.comparison(
-      self.inputs, multihost.fetch(reconstructed)
-    )
+    reconstructed = multihost.fetch(reconstructed)
+    finiteness.check_reconstructions(reconstructed)
+    cells = reconstruction.comparison(self.inputs, reconstructed)
     # Image, reconstruction and difference side by side.
     columns = 3 * math.ceil(len(self.inputs) / ROWS)
     return figures.grid(cells, columns, zoom=self.config.samples.zoom)

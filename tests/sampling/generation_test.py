@@ -144,6 +144,15 @@ def test_recorded_run(case, loaded, close, tolerances, monkeypatch):
   check_sampled(sampled, arrays, close, tolerances, name)
 
 
+def sampled_cells(mask):
+  """The mask [b, h, w] as diffusers reads it: the corner of each 8 x 8 px.
+
+  Ours repaints a cell if any of its pixels is to be, so where the recorded
+  masks end within a cell, only this gives the same cells.
+  """
+  return mask[:, ::8, ::8].repeat(8, 1).repeat(8, 2)
+
+
 @cases('img2img_', 'inpaint_')
 def test_recorded_start_from_a_picture(
   case, loaded, refiners, close, tolerances, monkeypatch
@@ -169,7 +178,7 @@ def test_recorded_start_from_a_picture(
     **arguments(call),
     sampler=schedulers.sampler_of(run['scheduler']),
     image=2 * nhwc(arrays['image']) - 1,
-    mask=arrays['mask'][:, 0] if 'mask' in arrays else None,
+    mask=sampled_cells(arrays['mask'][:, 0]) if 'mask' in arrays else None,
     strength=call['kwargs']['strength'],
     init_noise=nhwc(arrays['noise/01']),
   )

@@ -65,7 +65,8 @@ def pictures():
   """(images [2, h, w, 3], masks [2, h, w])."""
   rng = np.random.default_rng(1)
   masks = np.zeros((2, *SIZE), np.float32)
-  masks[0, 10:50, 20:70], masks[1, :, 43:] = 1, 0.75
+  # They begin at corners of 8 x 8 px, which diffusers samples, and end within.
+  masks[0, 8:50, 16:70], masks[1, :, 40:] = 1, 0.75
   return rng.uniform(-1, 1, (2, *SIZE, 3)).astype(np.float32), masks
 
 
