@@ -8,7 +8,9 @@ From Python: sample.generate(sample.load(DIR), ['a fox', 'a pig']).
 
 import os
 import pathlib
+import sys
 import time
+import warnings
 
 import jax
 import numpy as np
@@ -23,11 +25,14 @@ from sdxl_jax.sampling import (
   generation,
   init_images,
   pipelines,
+  prompt_loras,
+  request_checks,
   sample_flags,
   sample_request,
   validation,
   watermark,
 )
+from sdxl_jax.text import prompt_brackets
 from sdxl_jax.weights import formats
 from sdxl_jax.weights.lora import lora_file
 
@@ -39,24 +44,31 @@ MEMORY = (
 )
 
 
-def sample(requests, names, models, noise, args):
+def sample(located, names, models, noise, args):
   """Samples requests in batches; each image is written as soon as it is done.
 
   Args:
-    requests: list of sample_request.Request.
+    located: list of request_checks.Located.
     names: the file of each.
     models: see sample_flags.model_options.
     noise: N(0, 1) of each, [n, h/8, w/8, 4], or None for the seeds' own.
     args: the other flags.
   """
+  requests = [request for _, request in located]
   check_arrays(requests, noise, args)
+  # Weights are merged once, with what the prompts name as well.
+  tags = prompt_loras.common(located, models['lora_dir'])
+  loaded = models | {'lora': (*models['lora'], *tags)}
   mesh = device_mesh.make_mesh(devices=jax.local_devices())
   clock = Clock()
-  base, refiner = load_models(mesh, models, args.offload)
+  base, refiner = load_models(mesh, loaded, args.offload)
+  request_checks.after_loading(located, base, refiner)
   clock.stop('loading')
   size, for_grid, latents = args.batch or mesh.size, [], []
   told = set()  # of masks
-  for batch in sample_request.batches(requests, size, base.tokenize):
+  for batch in sample_request.batches(
+    requests, size, base.tokenize, base.text_chunks
+  ):
     done = len(latents)
     # Fill the last batch: a program for fewer images would have to be compiled.
     surplus = size - len(batch) if done else 0
@@ -109,7 +121,7 @@ def load_models(mesh, models, offload):
   # Find faults in all paths before one of them takes minutes to load.
   for folder in filter(None, (weights, refiner)):
     loading.check_source(folder)
-  for spec in options['lora']:
+  for spec in prompt_loras.resolve(options['lora'], options['lora_dir']):
     lora_file.find(lora_file.parse(spec)[0])
   base = load_expert(weights, mesh, options | {'offload': offload})
   if refiner is None:
@@ -243,15 +255,18 @@ def check_writable(path):
 
 
 def main(args):
-  requests = sample_flags.read(args)
-  names = sample_flags.file_names(args.output, requests)
+  located = sample_flags.read(args)
+  names = sample_flags.file_names(args.output, [r for _, r in located])
   outputs = *names, args.grid, args.preview, args.save_latents
   for path in filter(None, outputs):
     check_writable(pathlib.Path(path))
-  init_images.check(requests)
   noise = None if args.init_noise is None else read_noise(args.init_noise)
   models = sample_flags.model_options(args)
-  sample(requests, names, models, noise, args)
+  for line in request_checks.before_loading(located, models):
+    print(f'warning: {line}', file=sys.stderr)
+  with warnings.catch_warnings():  # which these lines have told
+    warnings.simplefilter('ignore', prompt_brackets.PromptSyntaxWarning)
+    sample(located, names, models, noise, args)
 
 
 if __name__ == '__main__':

@@ -11,6 +11,7 @@ import jax
 from sdxl_jax.checkpoints import loading
 from sdxl_jax.distributed import sharding
 from sdxl_jax.models import from_config, sdxl, text_encoder
+from sdxl_jax.sampling import prompt_loras
 from sdxl_jax.text import chunking, tokenizer
 from sdxl_jax.weights import formats, pretrained, read_options
 from sdxl_jax.weights.diffusers import scheduler_config
@@ -59,8 +60,9 @@ class LoadOptions:
   # Which parameters of a workdir: 'ema'; 'none', the last ones; or the width of
   # an EMA reconstructed from snapshots, such as '0.05'.
   average: str = 'ema'
-  loras: Sequence[str] = ()  # files to merge, each as 'FILE' or 'FILE:WEIGHT'
-  lora_dir: str | os.PathLike[str] | None = None  # of LoRAs that prompts name
+  # Files to merge, each as 'FILE', 'FILE:WEIGHT' or '<lora:NAME:WEIGHT>'.
+  loras: Sequence[str] = ()
+  lora_dir: str | os.PathLike[str] | None = None  # where names are looked up
   vae_dtype: str = 'float32'  # of computation and storage of the autoencoder
   attention: str = 'auto'  # see models/attention.py; 'auto': the fastest here
   offload: bool = False  # parameters of idle nets stay in the host's memory
@@ -109,7 +111,8 @@ def load(
     pipeline = load_run(folder, chosen, mesh)
   if not chosen.loras:
     return pipeline
-  params = lora_file.add(pipeline.params, chosen.loras)
+  loras = prompt_loras.resolve(chosen.loras, chosen.lora_dir)
+  params = lora_file.add(pipeline.params, loras)
   return dataclasses.replace(pipeline, params=params)
 
 
@@ -125,7 +128,7 @@ def parse_options(options: dict[str, Any]) -> LoadOptions:
     if name not in known:
       raise TypeError(f'load has no option {name!r}; there are {known}')
   chosen = LoadOptions(**options)
-  for name in ('vae', 'embeddings', 'lora_dir'):
+  for name in ('vae', 'embeddings'):
     if getattr(chosen, name):
       raise ValueError(f'{name} is not implemented yet: leave it out')
   return chosen

@@ -1,7 +1,6 @@
 """What is encoded of a batch's prompts: the texts of each stretch of steps."""
 
 import itertools
-import warnings
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -9,8 +8,15 @@ import numpy as np
 from jaxtyping import Float32
 
 from sdxl_jax.sampling.settings import SampleSettings
-from sdxl_jax.text import prompt_schedule, prompt_tags
-from sdxl_jax.text.prompt_brackets import PromptSyntaxWarning
+from sdxl_jax.text import prompt_brackets, prompt_schedule, prompt_tags
+
+# Fields of a sample_request.Request, in the order of Prompts.
+REQUEST_FIELDS = (
+  'prompt',
+  'negative_prompt',
+  'prompt_2',
+  'negative_prompt_2',
+)
 
 
 class Prompts(NamedTuple):
@@ -61,6 +67,14 @@ class Plan(NamedTuple):
   has_negative: bool
   weights: Float32[np.ndarray, 'b n'] | None = None
 
+  @property
+  def branches(self) -> list[Branch]:
+    """The branches of all stages, each once."""
+    found = {}
+    for stage in self.stages:
+      found |= dict.fromkeys((*stage.positive, stage.negative))
+    return list(found)
+
 
 def make_plan(prompts: Prompts, settings: SampleSettings, steps: int) -> Plan:
   """Makes the Plan of a batch.
@@ -106,10 +120,8 @@ def warn_of_negative_parts(negative: Branch) -> None:
   """Warns of AND in negative prompts."""
   for text in itertools.chain(*filter(None, negative)):
     if prompt_schedule.AND.search(text):
-      warnings.warn(
-        f'AND in the negative prompt {text!r} is read as a word',
-        PromptSyntaxWarning,
-        stacklevel=2,
+      prompt_brackets.warn_of(
+        f'AND in the negative prompt {text!r} is read as a word'
       )
 
 

@@ -71,13 +71,16 @@ def split(prompt: str, marks: str = '()[]') -> tuple[list[Symbol], list[int]]:
   return symbols, sorted(alone)
 
 
+def warn_of(message: str) -> None:
+  """Warns of what is read otherwise than it may be meant."""
+  warnings.warn(message, PromptSyntaxWarning, stacklevel=3)
+
+
 def warn(prompt: str, at: int, problem: str) -> None:
   """Warns of what is read as text, with its place in the prompt."""
-  warnings.warn(
+  warn_of(
     f'{problem}, at character {at + 1} of the prompt {prompt!r}, before '
-    f'{prompt[at : at + 16]!r}',
-    PromptSyntaxWarning,
-    stacklevel=3,
+    f'{prompt[at : at + 16]!r}'
   )
 
 

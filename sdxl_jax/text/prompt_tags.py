@@ -6,11 +6,10 @@ are text here.
 """
 
 import re
-import warnings
+from collections.abc import Collection
 from typing import NamedTuple
 
 from sdxl_jax.text import prompt_brackets
-from sdxl_jax.text.prompt_brackets import PromptSyntaxWarning
 
 TAG = re.compile(r'<\s*(lora|lyco|hypernet)\s*:([^<>]*)>', re.I)
 WILDCARD = re.compile(r'(?<!\w)__[\w./*-]+?__(?!\w)')
@@ -42,7 +41,12 @@ def take_loras(prompt: str) -> tuple[str, tuple[Lora, ...]]:
   for kind, content in TAG.findall(prompt):
     if kind.lower() != 'hypernet':
       loras.append(parse(prompt, content))
-  return re.sub(rf'\s*{TAG.pattern}', '', prompt, flags=re.I), tuple(loras)
+  return remove(prompt), tuple(loras)
+
+
+def remove(prompt: str) -> str:
+  """Returns a prompt without tags."""
+  return re.sub(rf'\s*{TAG.pattern}', '', prompt, flags=re.I)
 
 
 def parse(prompt: str, content: str) -> Lora:
@@ -79,11 +83,9 @@ def without_tags(prompt: str) -> str:
   """Returns a prompt without tags, and warns of those that are lost."""
   text, loras = take_loras(prompt)
   for lora in loras:
-    warnings.warn(
+    prompt_brackets.warn_of(
       f'<lora:{lora.name}:{lora.weight:g}> is left out of the prompt '
-      f'{prompt!r}: pass the file to `load`, as loras=["FILE:WEIGHT"]',
-      PromptSyntaxWarning,
-      stacklevel=2,
+      f'{prompt!r}: pass it to `load`, as loras=["FILE:WEIGHT"]'
     )
   warn_of_lost_tags(prompt)
   return text
@@ -93,14 +95,12 @@ def warn_of_lost_tags(prompt: str) -> None:
   """Warns of hypernetworks, which are not implemented."""
   for match in TAG.finditer(prompt):
     if match[1].lower() == 'hypernet':
-      warnings.warn(
-        f'{match[0]} is left out: hypernetworks are not implemented',
-        PromptSyntaxWarning,
-        stacklevel=2,
+      prompt_brackets.warn_of(
+        f'{match[0]} is left out: hypernetworks are not implemented'
       )
 
 
-def warn_of_text(prompt: str, weighted: bool, known: tuple[str, ...]) -> None:
+def warn_of_text(prompt: str, weighted: bool, known: Collection[str]) -> None:
   """Warns of what is read as words, and means something to other programs.
 
   Args:
@@ -108,19 +108,15 @@ def warn_of_text(prompt: str, weighted: bool, known: tuple[str, ...]) -> None:
     weighted: whether marks of weights are read.
     known: names of the embeddings that are loaded.
   """
-  found = [
-    (m, 'no file of wildcards is read') for m in WILDCARD.findall(prompt)
-  ]
+  found = [(m, 'no wildcards are read') for m in WILDCARD.findall(prompt)]
   found += [(m, 'no choice is drawn') for m in CHOICE.findall(prompt)]
   for match in EMBEDDING.findall(prompt):
-    if match.removeprefix('embedding:') not in known:
+    if match.removeprefix('embedding:').rstrip('.') not in known:
       found.append((match, 'pass its file as --embedding'))
   if not weighted:
     weights = WEIGHT.findall(prompt)
     found += [(m, 'pass --weighted_prompts for weights') for m in weights[:1]]
   for text, remedy in found:
-    warnings.warn(
-      f'{text!r} in the prompt {prompt!r} is read as words: {remedy}',
-      PromptSyntaxWarning,
-      stacklevel=2,
+    prompt_brackets.warn_of(
+      f'{text!r} in the prompt {prompt!r} is read as words: {remedy}'
     )

@@ -38,12 +38,13 @@ def check(encoding: str, field: str) -> None:
     ) from error
 
 
-def decode(data: bytes, encoding: str = '') -> str:
+def decode(data: bytes, encoding: str = '', setting: str = 'encoding') -> str:
   """Decodes text, without the mark at its start.
 
   Args:
     data: bytes of a file, or of a value.
     encoding: of text without a mark; '': UTF-8.
+    setting: by which the user may name another encoding; '': there is none.
 
   Raises:
     BadEncoding: with line and byte of what is not in the encoding.
@@ -57,14 +58,17 @@ def decode(data: bytes, encoding: str = '') -> str:
     line = data.count(b'\n', 0, error.start) + 1
     raise BadEncoding(
       f'byte {len(mark) + error.start} (0x{data[error.start]:02x}), in line '
-      f'{line}, is not {name}; convert it to UTF-8, or name its encoding in '
-      'the setting `encoding`'
+      f'{line}, is not {name}; convert it to UTF-8'
+      + (
+        f', or name its encoding in the setting `{setting}`' if setting else ''
+      )
     ) from error
   # Every second byte of UTF-16 is often NUL, which UTF-8 allows.
   if '\0' in text:
     line = text.count('\n', 0, text.index('\0')) + 1
     raise BadEncoding(
       f'line {line} has a NUL character, as has UTF-16 without a mark that is '
-      f"read as {name}; convert it to UTF-8, or set `encoding` to 'utf-16-le'"
+      f'read as {name}; convert it to UTF-8'
+      + (f", or set `{setting}` to 'utf-16-le'" if setting else '')
     )
   return text
