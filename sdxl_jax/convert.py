@@ -108,7 +108,8 @@ def convert(
     export.open_source(source.path, source.base, source.average, source.options)
   )
   pretrained.check_complete(model)
-  model = with_loras(model, source.loras)
+  skip_unsupported = source.options.skip_unsupported
+  model = with_loras(model, source.loras, skip_unsupported)
   dtype = target.dtype
   if target.variant:
     dtype = folder_reader.VARIANTS[target.variant]
@@ -170,7 +171,12 @@ def convert_lora(
   """
   output_path.check_replaceable(target.path, False, target.overwrite)
   # Describe the factors.
-  adapter, shapes = export.open_lora(source.path, source.base, source.average)
+  adapter, shapes = export.open_lora(
+    source.path,
+    source.base,
+    source.average,
+    source.options.skip_unsupported,
+  )
   ranks = sorted({len(factors.down) for factors in adapter.factors.values()})
   nets = sorted({net for net, _ in adapter.factors})
   say(
@@ -178,6 +184,8 @@ def convert_lora(
     f'{len(adapter.factors):,} layers of {" and ".join(nets)}, rank '
     f'{" and ".join(map(str, ranks))}'
   )
+  for note in adapter.notes:
+    say(f'note: {note}')
   say(
     f'to {target.path}: in the names of {target.key_format}, '
     f'{target.dtype or "types as they are"}'
@@ -208,21 +216,32 @@ def with_tokenizers(model: pretrained.Model) -> pretrained.Model:
 
 
 def with_loras(
-  model: pretrained.Model, specs: Sequence[str]
+  model: pretrained.Model,
+  specs: Sequence[str],
+  skip_unsupported: bool = False,
 ) -> pretrained.Model:
-  """Merges LoRA files, each as 'FILE' or 'FILE:WEIGHT', into a model."""
+  """Merges LoRA files, each as 'FILE' or 'FILE:WEIGHT', into a model.
+
+  Args:
+    model: to merge them into.
+    specs: of the files.
+    skip_unsupported: whether to leave out tensors that cannot be applied.
+  """
   if not specs:
     return model
   # Files are loaded now; their factors are added as tensors are read.
   nets = {name: model.net(name) for name in model.index.components}
   shapes = {n: net.shapes(net.config()) for n, net in nets.items()}
-  pairs = [lora_file.parse(spec) for spec in specs]
-  loras = [(lora_file.load(file, shapes), weight) for file, weight in pairs]
+  loras = lora_file.load_all(shapes, specs, skip_unsupported)
   loaders = {
     name: functools.partial(merge.merge_published, net, loras)
     for name, net in nets.items()
   }
-  return dataclasses.replace(model, loaders=model.loaders | loaders)
+  return dataclasses.replace(
+    model,
+    loaders=model.loaders | loaders,
+    notes=model.notes + lora_file.notes(specs, loras),
+  )
 
 
 def describe(model: pretrained.Model, dtype: str | None, say: Say) -> int:

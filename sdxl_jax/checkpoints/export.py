@@ -124,7 +124,10 @@ def open_frozen(
 
 
 def open_lora(
-  path: Source, base: Source | None = None, average: str = 'ema'
+  path: Source,
+  base: Source | None = None,
+  average: str = 'ema',
+  skip_unsupported: bool = False,
 ) -> tuple[merge.Lora, dict[str, Any]]:
   """Loads (LoRA, {net: shapes} of its base model) from a path.
 
@@ -132,6 +135,7 @@ def open_lora(
     path: LoRA file or its folder, or a workdir that trained low-rank factors.
     base: source of the model that a file is for; None: SDXL.
     average: which factors of a workdir, see run_params.restore.
+    skip_unsupported: whether to leave out tensors that cannot be applied.
 
   Raises:
     ValueError: if the file is broken or of another base model, or the run
@@ -139,7 +143,7 @@ def open_lora(
   """
   if is_lora(path):
     shapes = base_shapes(base)
-    return lora_file.load(path, shapes), shapes
+    return lora_file.load(path, shapes, skip_unsupported), shapes
   folder = orbax_checkpoint.find(path)
   config = loading.saved_config(folder)
   if 'lora' not in config.trained:

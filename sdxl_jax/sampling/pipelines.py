@@ -15,7 +15,7 @@ from sdxl_jax.sampling import prompt_loras
 from sdxl_jax.text import chunking, tokenizer
 from sdxl_jax.weights import formats, pretrained, read_options
 from sdxl_jax.weights.diffusers import scheduler_config
-from sdxl_jax.weights.lora import lora_file
+from sdxl_jax.weights.lora import lora_file, merge
 
 DTYPES = 'float32', 'bfloat16'
 
@@ -111,9 +111,13 @@ def load(
     pipeline = load_run(folder, chosen, mesh)
   if not chosen.loras:
     return pipeline
-  loras = prompt_loras.resolve(chosen.loras, chosen.lora_dir)
-  params = lora_file.add(pipeline.params, loras)
-  return dataclasses.replace(pipeline, params=params)
+  specs = prompt_loras.resolve(chosen.loras, chosen.lora_dir)
+  loras = lora_file.load_all(pipeline.params, specs, chosen.skip_unsupported)
+  return dataclasses.replace(
+    pipeline,
+    params=merge.merge(pipeline.params, loras),
+    notes=pipeline.notes + lora_file.notes(specs, loras),
+  )
 
 
 def parse_options(options: dict[str, Any]) -> LoadOptions:

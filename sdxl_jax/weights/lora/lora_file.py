@@ -1,212 +1,170 @@
-"""Reads low-rank factors from LoRA files in all key formats of `lora_names`."""
+"""Finds LoRA files and adds them to a base model, in all key formats."""
 
-import collections
-import json
+import difflib
+import math
 import pathlib
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from typing import Any
-
-import numpy as np
 
 from sdxl_jax.weights import safetensors_file
 from sdxl_jax.weights.diffusers import tensor_names
-from sdxl_jax.weights.lora import lora_names, merge
+from sdxl_jax.weights.lora import lora_reader, merge
 
 # The file in a folder that diffusers or PEFT wrote.
 FILES = ('pytorch_lora_weights.safetensors', 'adapter_model.safetensors')
-ADAPTER = 'adapter_config.json'  # of PEFT, in the folder of its file
-# Other methods, by a part of the names of their tensors.
-OTHERS = {
-  'dora_scale': 'DoRA',
-  'lora_magnitude_vector': 'DoRA',
-  'lora_mid': 'LoCon with a core between its factors',
-  'hada_w1_a': 'LoHa',
-  'lokr_w1': 'LoKr',
-  'oft_blocks': 'OFT',
-  'diff': 'a difference of whole weights',
-  'diff_b': 'a difference of whole biases',
-  'lora_B.bias': 'LoRA with biases',
-}
+SUFFIX = '.safetensors'
+Loras = list[tuple[merge.Lora, float]]  # with their weights
 
 
-def load(path: str | pathlib.Path, params: dict[str, Any]) -> merge.Lora:
+def load(
+  path: str | pathlib.Path,
+  params: dict[str, Any],
+  skip_unsupported: bool = False,
+) -> merge.Lora:
   """Loads a LoRA file.
 
   Args:
-    path: of a safetensors file, or of a folder that diffusers or PEFT wrote.
+    path: of a safetensors file, or of a folder that diffusers or PEFT wrote;
+      FILE#NAME chooses one of several adapters of PEFT.
     params: {net: parameters, or their shapes} of the base model it is for.
+    skip_unsupported: whether to leave out tensors that cannot be applied.
+
+  Returns:
+    The changes of the file; its notes are lines for the user.
 
   Raises:
     FileNotFoundError: if there is no such file.
-    ValueError: if the file is of another method or another base model.
+    ValueError: if the file is of another method or another base model, or
+      broken.
   """
-  path = find(path)
+  path, adapter = split_adapter(find(path), path)
   file = safetensors_file.load(path)
-  check_method(path, file.tensors)
-  # Group the tensors by the layer that they belong to.
-  layers = merge.layers_of(params)
-  known = lora_names.key_prefixes(names_by_net(layers))
-  groups, leftover = collections.defaultdict(dict), []
-  for name, tensor in file.tensors.items():
-    prefix, part = lora_names.split(name) or (None, None)
-    if prefix in known:
-      groups[prefix][part] = tensor.read()
-    else:
-      leftover.append(name)
-  if leftover or not file.tensors:
-    base = file.metadata.get('ss_base_model_version')
-    raise ValueError(
-      f'{path}: {len(leftover)} of {len(file.tensors)} tensors belong to no '
-      f'layer of the base model: {tensor_names.format_list(sorted(leftover))}. '
-      f'The file is for another one{f": {base}" if base else ""}'
+  try:
+    return lora_reader.read(
+      file,
+      merge.tensors_of(params),
+      is_adapter_folder=path.name == FILES[1],
+      adapter=adapter,
+      skip_unsupported=skip_unsupported,
     )
-  # Check their shapes, and add an alpha that is not among the tensors.
-  key_format = lora_names.detect_key_format(file.tensors)
-  settings = read_alpha_settings(path, key_format, file.metadata)
-  factors = {}
-  for prefix, parts in groups.items():
-    layer, layer_factors = match_layer(
-      path, prefix, parts, known[prefix], layers
-    )
-    if layer_factors.alpha is None and settings is not None:
-      alpha = alpha_of(settings, layer, len(layer_factors.down))
-      layer_factors = layer_factors._replace(alpha=alpha)
-    if layer in factors:
-      raise ValueError(
-        f'{path} has the layer {".".join(layer)} twice, under two names; one '
-        f'of them is {prefix}: write the file again with the tool it is from'
-      )
-    factors[layer] = layer_factors
-  return merge.Lora(factors, key_format, file.metadata)
+  except ValueError as error:
+    raise ValueError(f'{path}: {error}') from None
+
+
+def load_all(
+  params: dict[str, Any],
+  specs: Sequence[str],
+  skip_unsupported: bool = False,
+) -> Loras:
+  """Loads [(Lora, weight)] of files, each as 'FILE' or 'FILE:WEIGHT'."""
+  pairs = [parse(spec) for spec in specs]
+  return [(load(file, params, skip_unsupported), w) for file, w in pairs]
+
+
+def add(
+  params: dict[str, Any],
+  specs: Sequence[str],
+  skip_unsupported: bool = False,
+) -> dict[str, Any]:
+  """Merges LoRA files, each as 'FILE' or 'FILE:WEIGHT', into parameters."""
+  return merge.merge(params, load_all(params, specs, skip_unsupported))
+
+
+def notes(specs: Sequence[str], loras: Loras) -> tuple[str, ...]:
+  """Returns the lines for the user on files that were loaded by specs."""
+  return tuple(
+    f'{spec}: {note}'
+    for spec, (adapter, _) in zip(specs, loras)
+    for note in adapter.notes
+  )
 
 
 def find(path: str | pathlib.Path) -> pathlib.Path:
-  """Returns the file at a path, which may be its folder."""
-  path = pathlib.Path(path)
-  for file in (path, *(path / name for name in FILES)):
-    if file.is_file():
-      return file
+  """Returns the file at a path, which may be its folder, or FILE#NAME."""
+  text = str(path)
+  for candidate in filter(None, (text, text.rpartition('#')[0])):
+    folder = pathlib.Path(candidate)
+    for file in (folder, *(folder / name for name in FILES)):
+      if file.is_file():
+        return file
   raise FileNotFoundError(
     f'LoRA {path}: no such file, nor a folder with one of {", ".join(FILES)}'
   )
 
 
-def check_method(path: pathlib.Path, names: Collection[str]) -> None:
-  """Raises ValueError for the tensors of another method than LoRA."""
-  for name in names:
-    for suffix, method in OTHERS.items():
-      if f'{name}.'.endswith((f'.{suffix}.', f'.{suffix}.weight.')):
-        raise ValueError(
-          f'{path} is not plain LoRA but {method}: it has {name}. Merge it '
-          'into its base model with the tool it is from, and load the result'
-        )
-
-
-def names_by_net(layers: Collection[tuple[str, str]]) -> dict[str, list[str]]:
-  """Groups (net, layer) by net."""
-  names = collections.defaultdict(list)
-  for net, name in layers:
-    names[net].append(name)
-  return names
-
-
-def match_layer(
-  path: pathlib.Path,
-  prefix: str,
-  parts: dict[str, np.ndarray],
-  candidates: Collection[tuple[str, str]],
-  layers: merge.Layers,
-) -> tuple[tuple[str, str], merge.Factors]:
-  """Returns ((net, layer), Factors) of the tensors with one prefix.
-
-  Raises:
-    ValueError: if a factor is missing, or the shapes match no layer, or layers
-      of two text encoders.
-  """
-  if not {'down', 'up'} <= set(parts):
-    raise ValueError(
-      f'{path}: {prefix} has no {"up" if "down" in parts else "down"}: the '
-      'file is incomplete'
-    )
-  # The two text encoders may share names; shapes decide.
-  factors = merge.Factors(parts['down'], parts['up'], parts.get('alpha'))
-  matching = [c for c in candidates if fits(factors, layers[c].shape)]
-  if len(matching) > 1:
-    nets = ' and '.join(sorted(net for net, _ in matching))
-    raise ValueError(
-      f'{path}: {prefix} may be of {nets}: put one of these before its names, '
-      'as in text_encoder.base_model.model'
-    )
-  if not matching:
-    shapes = ' or '.join(str(layers[c].shape) for c in sorted(candidates))
-    raise ValueError(
-      f'{path}: {prefix} has the factors {factors.down.shape} and '
-      f'{factors.up.shape}, and the layer is {shapes}: it is for another base '
-      'model'
-    )
-  return matching[0], factors
-
-
-def fits(factors: merge.Factors, shape: tuple[int, ...]) -> bool:
-  """Checks factors against the shape of a weight, [out, in (, kh, kw)]."""
-  rank, *inputs = factors.down.shape
-  outputs, *rest = factors.up.shape
-  # A linear layer may be stored as a convolution of size one.
-  plain = [*shape[1:], *[1] * (len(inputs) - len(shape) + 1)]
-  ones = [1] * (len(rest) - 1)
-  return outputs == shape[0] and inputs == plain and rest == [rank, *ones]
-
-
-def read_alpha_settings(
-  path: pathlib.Path, key_format: str, metadata: dict[str, str]
-) -> dict[str, dict[str, Any]] | None:
-  """Reads {net: settings of PEFT}, or None if the file has none.
-
-  PEFT keeps the settings of one net in adapter_config.json; diffusers keeps
-  those of several in the metadata of the file, as {net.name: value}.
-  """
-  config = path.parent / ADAPTER
-  if key_format == 'peft' and config.is_file():
-    settings = json.loads(config.read_text())
-    return collections.defaultdict(lambda: settings)
-  if 'lora_adapter_metadata' not in metadata:
-    return None
-  by_net = collections.defaultdict(dict)
-  for name, value in json.loads(metadata['lora_adapter_metadata']).items():
-    net, _, field = name.partition('.')
-    by_net[net][field] = value
-  return by_net
-
-
-def alpha_of(
-  settings: dict[str, dict[str, Any]], layer: tuple[str, str], rank: int
-) -> np.float32 | None:
-  """Returns the alpha of a (net, layer) by the settings of PEFT."""
-  net, name = layer
-  of_net = settings[net]
-  if 'lora_alpha' not in of_net:
-    return None
-  # The first pattern that ends the layer's name wins, as in PEFT.
-  patterns = of_net.get('alpha_pattern') or {}
-  alpha = next(
-    (v for k, v in patterns.items() if f'.{name}'.endswith(f'.{k}')),
-    of_net['lora_alpha'],
-  )
-  if of_net.get('use_rslora'):  # which divides by the root of the rank
-    alpha = alpha * rank**0.5
-  return np.float32(alpha)
+def split_adapter(
+  file: pathlib.Path, path: str | pathlib.Path
+) -> tuple[pathlib.Path, str | None]:
+  """Returns (file, NAME or None) of a path FILE#NAME whose file was found."""
+  if pathlib.Path(path).exists():
+    return file, None
+  return file, str(path).rpartition('#')[2]
 
 
 def parse(spec: str) -> tuple[str, float]:
-  """Parses 'FILE' or 'FILE:WEIGHT' into (file, weight)."""
-  file, colon, weight = spec.rpartition(':')
+  """Parses 'FILE' or 'FILE:WEIGHT' into (file, weight).
+
+  Raises:
+    ValueError: if the weight is NaN or infinity.
+  """
+  file, colon, text = str(spec).rpartition(':')
   try:
-    return (file, float(weight)) if colon else (spec, 1.0)
+    weight = float(text) if colon and file else None
   except ValueError:
-    return spec, 1.0
+    weight = None
+  if weight is None:
+    return str(spec), 1.0
+  if not math.isfinite(weight):
+    raise ValueError(f'LoRA {spec}: the weight is {text}, not a finite number')
+  return file, weight
 
 
-def add(params: dict[str, Any], specs: Sequence[str]) -> dict[str, Any]:
-  """Merges LoRA files, each as 'FILE' or 'FILE:WEIGHT', into parameters."""
-  pairs = [parse(spec) for spec in specs]
-  return merge.merge(params, [(load(file, params), w) for file, w in pairs])
+def find_by_name(folder: str | pathlib.Path, name: str) -> pathlib.Path:
+  """Finds the LoRA file that <lora:NAME:WEIGHT> in a prompt means.
+
+  Args:
+    folder: with LoRA files, in subfolders too.
+    name: of a file without .safetensors, or of a folder that diffusers or PEFT
+      wrote; with or without the folders above it, in any case.
+
+  Raises:
+    FileNotFoundError: if there is no such folder or file.
+    ValueError: if several files have the name.
+  """
+  folder = pathlib.Path(folder)
+  if not folder.is_dir():
+    raise FileNotFoundError(f'lora_dir {folder}: no such folder')
+  names = names_in(folder)
+  wanted = name.replace('\\', '/').strip('/').removesuffix(SUFFIX)
+  # The exact name comes before others that differ in case.
+  for fold in (str, str.casefold):
+    found = [
+      path
+      for path, known in names.items()
+      if f'/{fold(known)}'.endswith(f'/{fold(wanted)}')
+    ]
+    if len(found) == 1:
+      return found[0]
+    if found:
+      raise ValueError(
+        f'{len(found)} LoRA files in {folder} are named {name!r}: '
+        f'{tensor_names.format_list(sorted(names[p] for p in found))}. Write '
+        'the folder, too, as in <lora:FOLDER/NAME:1>'
+      )
+  stems = {known.rpartition('/')[2]: known for known in names.values()}
+  near = difflib.get_close_matches(wanted, stems, n=3, cutoff=0.4)
+  nearest = f'; the nearest are {", ".join(near)}' if near else ''
+  raise FileNotFoundError(
+    f'no LoRA file {name!r} among {len(names)} in {folder}{nearest}'
+  )
+
+
+def names_in(folder: pathlib.Path) -> dict[pathlib.Path, str]:
+  """Returns {file: its name} of the LoRA files below a folder."""
+  names = {}
+  for path in sorted(folder.rglob('*')):
+    if path.suffix.lower() == SUFFIX and path.is_file():
+      of_folder = path.name in FILES and path.parent != folder
+      named = path.parent if of_folder else path.with_suffix('')
+      names[path] = named.relative_to(folder).as_posix()
+  return names

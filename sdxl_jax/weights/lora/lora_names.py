@@ -9,11 +9,14 @@
 
 kohya has the original (LDM) names of the UNet's layers. All name the layers of
 the text encoders as transformers does, after lora_te1, lora_te2, text_encoder.
+These are written; read are further beginnings (HEADS) before published or
+original names, those of ComfyUI, OMI and LyCORIS among them.
 """
 
 import collections
 import re
 from collections.abc import Collection
+from typing import NamedTuple
 
 from sdxl_jax.weights.single_file import ldm_names
 
@@ -29,10 +32,70 @@ PARTS = {
   'down': ('lora_down', 'lora_A', 'lora.down', 'lora_linear_layer.down'),
   'up': ('lora_up', 'lora_B', 'lora.up', 'lora_linear_layer.up'),
 }
-SUFFIXES = {
-  f'.{end}.weight': part for part, ends in PARTS.items() for end in ends
+# What else a layer may have, by the ends of the names: of LoRA with a core or a
+# magnitude (DoRA), of LoHa, LoKr, OFT, and of whole differences.
+PUBLISHED_PARTS = {end: part for part, ends in PARTS.items() for end in ends}
+PUBLISHED_PARTS |= {
+  'alpha': 'alpha',
+  'lora_alpha': 'alpha',
+  'lora_mid': 'mid',
+  'dora_scale': 'magnitude',
+  'lora_magnitude_vector': 'magnitude_out',
+  'diff': 'diff',
+  'diff_b': 'diff_b',
+  'w_norm': 'diff',
+  'b_norm': 'diff_b',
+  'oft_blocks': 'oft_blocks',
+  'rescale': 'rescale',
 }
-SUFFIXES['.alpha'] = 'alpha'
+HADAMARD = tuple(f'hada_{x}' for x in ('w1_a', 'w1_b', 'w2_a', 'w2_b'))
+KRONECKER = tuple(
+  f'lokr_{x}' for x in ('w1', 'w1_a', 'w1_b', 'w2', 'w2_a', 'w2_b', 't2')
+)
+PUBLISHED_PARTS |= {
+  part: part for part in (*HADAMARD, 'hada_t1', 'hada_t2', *KRONECKER)
+}
+# A name is PREFIX.PART, PREFIX.PART.weight or, of PEFT before it is saved for
+# one adapter alone, PREFIX.PART.ADAPTER.weight.
+NAME = re.compile(
+  r'(?P<prefix>.+?)\.(?P<part>'
+  + '|'.join(map(re.escape, sorted(PUBLISHED_PARTS, key=len, reverse=True)))
+  + r')(?:\.(?P<adapter>(?!weight$|bias$)[^.]+))?(?:\.(?P<leaf>weight|bias))?'
+)
+# Parts whose names may have an adapter, those that PEFT writes.
+PEFT_PARTS = re.compile('lora_[AB]$|lora_magnitude_vector$|hada_|lokr_')
+PEFT = 'base_model.model.'
+# The beginnings of the names of each net: of kohya and LyCORIS, of diffusers,
+# ComfyUI, OMI, and of single files.
+HEADS = {
+  'unet': (
+    'lora_unet_',
+    'lycoris_unet_',
+    'unet.',
+    'diffusion_model.',
+    'model.diffusion_model.',
+  ),
+  'text_encoder': (
+    'lora_te1_',
+    'text_encoder.',
+    'text_encoder_1.',
+    'clip_l.',
+    'clip_l.transformer.',
+    'text_encoders.clip_l.',
+    'text_encoders.clip_l.transformer.',
+    'conditioner.embedders.0.transformer.',
+  ),
+  'text_encoder_2': (
+    'lora_te2_',
+    'text_encoder_2.',
+    'clip_g.',
+    'clip_g.transformer.',
+    'text_encoders.clip_g.',
+    'text_encoders.clip_g.transformer.',
+  ),
+}
+ANY_NET = ('', 'lycoris_')  # of names that do not have their net
+ONE_TEXT_ENCODER = 'lora_te_'  # of kohya, for models that have one
 
 
 def unet_block_layout(layers: Collection[str]) -> ldm_names.BlockLayout:
@@ -76,38 +139,82 @@ def key_suffix(key_format: str, net: str, part: str) -> str:
   return f'.{today}.weight'
 
 
+class Name(NamedTuple):
+  """The name of a tensor in a LoRA file, taken apart."""
+
+  prefix: str  # of all tensors of its layer
+  part: str  # one of the values of PUBLISHED_PARTS, or 'up_bias'
+  adapter: str | None = None  # of PEFT
+
+
+def parse(name: str) -> Name | None:
+  """Takes a name apart; None: it is not of a part that is read."""
+  # The oldest spellings: attn1.processor.to_q_lora.down.weight, and in text
+  # encoders self_attn.to_q_lora.down.weight.
+  today = re.sub(r'(self_attn)\.to_([qkv])_lora\.', r'\1.\2_proj.lora.', name)
+  today = today.replace('self_attn.to_out_lora.', 'self_attn.out_proj.lora.')
+  today = re.sub(r'(\.processor)?\.(to_[qkv])_lora\.', r'.\2.lora.', today)
+  today = re.sub(r'(\.processor)?\.to_out_lora\.', '.to_out.0.lora.', today)
+  match = NAME.fullmatch(today)
+  if not match:
+    return None
+  published, adapter = match['part'], match['adapter']
+  if adapter and not PEFT_PARTS.match(published):
+    return None
+  part = PUBLISHED_PARTS[published]
+  if match['leaf'] == 'bias':
+    part = 'up_bias' if part == 'up' else None
+  return Name(match['prefix'], part, adapter) if part else None
+
+
 def split(name: str) -> tuple[str, str] | None:
-  """Splits a name into (prefix, 'down', 'up' or 'alpha'), or returns None."""
-  # The oldest spelling: attn1.processor.to_q_lora.down.weight.
-  name = re.sub(r'\.processor\.(to_\w)_lora\.', r'.\1.lora.', name)
-  name = name.replace('.processor.to_out_lora.', '.to_out.0.lora.')
-  for end, part in SUFFIXES.items():
-    if name.endswith(end):
-      return name.removesuffix(end), part
-  return None
+  """Splits a name into (prefix, part), or returns None."""
+  parsed = parse(name)
+  return parsed and parsed[:2]
 
 
 def key_prefixes(
   layers: dict[str, Collection[str]],
 ) -> dict[str, set[tuple[str, str]]]:
-  """Returns {prefix: {(net, layer)}} in all key formats.
+  """Returns {prefix: {(net, layer)}} in all spellings.
 
-  The two text encoders share prefixes in 'peft'.
+  Nets share prefixes where the names do not have their net.
 
   Args:
     layers: {net: published names of its layers}.
   """
   by_prefix = collections.defaultdict(set)
   for net, names in layers.items():
+    heads = all_heads(net, layers)
     layout = unet_block_layout(names)
     for layer in names:
-      prefixes = {key_prefix(k, net, layer, layout) for k in KEY_FORMATS}
-      prefixes.add(f'{net}.base_model.model.{layer}')
-      for prefix in prefixes:
-        by_prefix[prefix].add((net, layer))
-        # transformers 5 drops this part of a name.
-        by_prefix[prefix.replace('.text_model.', '.')].add((net, layer))
+      for spelling in spellings(net, layer, layout):
+        for head in heads:
+          by_prefix[head + spelling].add((net, layer))
   return by_prefix
+
+
+def all_heads(net: str, nets: Collection[str]) -> list[str]:
+  """Returns all beginnings of names of a net, among the nets of a model."""
+  heads = [*HEADS[net], *ANY_NET]
+  first = 'text_encoder' if 'text_encoder' in nets else 'text_encoder_2'
+  if net == first:
+    heads.append(ONE_TEXT_ENCODER)
+  dotted = [head for head in heads if not head.endswith('_')]
+  wrapped = [f'{PEFT}{head}' for head in dotted]
+  return heads + wrapped + [f'{head}{PEFT}' for head in dotted if head]
+
+
+def spellings(
+  net: str, layer: str, layout: ldm_names.BlockLayout
+) -> Collection[str]:
+  """Returns a layer's names: published or original, with dots or without."""
+  names = {layer}
+  if net == 'unet':
+    names.add(original_layer(layer, layout))
+  else:  # transformers 5 drops this part of a name
+    names.add(layer.removeprefix('text_model.'))
+  return names | {name.replace('.', '_') for name in names}
 
 
 def detect_key_format(names: Collection[str]) -> str:
@@ -122,5 +229,7 @@ def detect_key_format(names: Collection[str]) -> str:
     return 'kohya_diffusers' if any_matches(diffusers_layer) else 'kohya'
   if any_matches(r'(\w+\.)?base_model\.'):
     return 'peft'
+  if any_matches(r'lycoris_|.*\.lora_down\.'):
+    return 'kohya'
   is_old = any_matches(r'.*\.(lora|lora_linear_layer|to_\w+_lora)\.down')
   return 'diffusers_old' if is_old else 'diffusers'

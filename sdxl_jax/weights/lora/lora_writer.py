@@ -10,7 +10,7 @@ import numpy as np
 
 from sdxl_jax import atomic_write
 from sdxl_jax.weights import safetensors_file
-from sdxl_jax.weights.lora import lora_file, lora_names, merge
+from sdxl_jax.weights.lora import alphas, deltas, lora_names, lora_reader, merge
 
 
 def save(
@@ -36,7 +36,7 @@ def save(
   """
   path, key_format = pathlib.Path(path), key_format or lora.key_format
   check_key_format(key_format, lora)
-  names = lora_file.names_by_net(merge.layers_of(params))
+  names = lora_reader.names_by_net(merge.layers_of(params))
   layout = lora_names.unet_block_layout(names['unet'])
   # Name the tensors.
   arrays = {}
@@ -58,7 +58,7 @@ def save(
     safetensors_file.write(partial, tensors, metadata=metadata)
   if key_format == 'peft':
     config = json.dumps(adapter_config(lora), indent=2)
-    atomic_write.write_text(path.parent / lora_file.ADAPTER, config + '\n')
+    atomic_write.write_text(path.parent / alphas.CONFIG, config + '\n')
 
 
 def check_key_format(key_format: str, lora: merge.Lora) -> None:
@@ -66,6 +66,13 @@ def check_key_format(key_format: str, lora: merge.Lora) -> None:
   if key_format not in lora_names.KEY_FORMATS:
     raise ValueError(
       f'dialect is {key_format!r}; choose one of {lora_names.KEY_FORMATS}'
+    )
+  if lora.others:
+    net, name = next(iter(lora.others))
+    raise ValueError(
+      f'{len(lora.others)} tensors are changed in other ways than by low-rank '
+      f'factors of a weight, the first is {net}.{name}, and a LoRA file is '
+      'written of such factors alone: merge the file into a model with --lora'
     )
   nets = sorted({net for net, _ in lora.factors})
   if key_format == 'peft' and len(nets) > 1:
@@ -81,12 +88,12 @@ def cast(array: np.ndarray, dtype: str | None) -> np.ndarray:
   return array if dtype is None else array.astype(jnp.dtype(dtype))
 
 
-def fold_scale(factors: merge.Factors) -> merge.Factors:
+def fold_scale(factors: deltas.Factors) -> deltas.Factors:
   """Multiplies the scale into `up`, which makes alpha = r."""
   if factors.scale == 1:
     return factors._replace(alpha=None)
   up = (np.float32(factors.up) * factors.scale).astype(factors.up.dtype)
-  return merge.Factors(factors.down, up)
+  return deltas.Factors(factors.down, up)
 
 
 def describe(key_format: str, lora: merge.Lora) -> dict[str, str]:

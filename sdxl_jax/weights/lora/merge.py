@@ -1,13 +1,14 @@
-"""Low-rank factors as published, and their merge into a base model.
+"""The contents of LoRA files, and their merge into a base model.
 
-W becomes W + weight * alpha / r * up @ down, with up [out, r] and down [r, in].
+W becomes W + weight * alpha / r * up @ down, with up [out, r] and down [r, in];
+for other changes of a weight see `deltas`.
 """
 
 import collections
 import dataclasses
 import functools
 from collections.abc import Collection, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -17,47 +18,60 @@ from flax import traverse_util
 from sdxl_jax.models import lora
 from sdxl_jax.weights import pretrained, safetensors_file
 from sdxl_jax.weights.diffusers import tensor_names
-
-
-class Factors(NamedTuple):
-  """The published factors of one layer, of any floating-point dtype."""
-
-  down: np.ndarray  # [r, in] or [r, in, kh, kw]
-  up: np.ndarray  # [out, r] or [out, r, 1, 1]
-  alpha: np.ndarray | None = None  # []; None: the rank
-
-  @property
-  def scale(self) -> float:
-    """alpha / r, by which the product is scaled."""
-    return 1.0 if self.alpha is None else float(self.alpha) / len(self.down)
+from sdxl_jax.weights.lora import deltas
 
 
 @dataclasses.dataclass(frozen=True)
 class Lora:
-  """The factors of a file, and its metadata."""
+  """The factors of a file, its other changes, and its metadata."""
 
-  factors: dict[tuple[str, str], Factors]  # {(net, published layer): Factors}
+  # {(net, published layer): factors}
+  factors: dict[tuple[str, str], deltas.Factors]
   key_format: str = 'kohya'  # one of lora_names.KEY_FORMATS
   metadata: dict[str, str] = dataclasses.field(default_factory=dict)
+  # {(net, published name of a tensor): change} by other methods than plain
+  # LoRA, and of biases and norms.
+  others: dict[tuple[str, str], deltas.Delta] = dataclasses.field(
+    default_factory=dict
+  )
+  notes: tuple[str, ...] = ()  # what was passed over, for the user
 
   def of(self, nets: Collection[str]) -> 'Lora':
-    """Returns the factors that belong to some nets."""
+    """Returns the changes that belong to some nets."""
     factors = {key: f for key, f in self.factors.items() if key[0] in nets}
-    return dataclasses.replace(self, factors=factors)
+    others = {key: d for key, d in self.others.items() if key[0] in nets}
+    return dataclasses.replace(self, factors=factors, others=others)
+
+  def changes(self) -> dict[tuple[str, str], deltas.Delta]:
+    """Returns {(net, published name of a tensor): change} of all tensors."""
+    changes = {
+      (net, f'{layer}.weight'): factors
+      for (net, layer), factors in self.factors.items()
+    }
+    return changes | self.others
 
 
-Layers = dict[tuple[str, str], tensor_names.TensorLocation]
+Locations = dict[tuple[str, str], tensor_names.TensorLocation]
+Terms = list[tuple[deltas.Delta, float]]  # changes of a tensor, with strengths
 
 
-def layers_of(params: dict[str, Any]) -> Layers:
-  """Returns {(net, published name): location} of all layers with a kernel."""
-  layers = {}
+def tensors_of(params: dict[str, Any]) -> Locations:
+  """Returns {(net, published name): location} of all tensors of NETS."""
+  tensors = {}
   for net in lora.NETS:
     flat = traverse_util.flatten_dict(params.get(net, {}))
     for name, location in tensor_names.locations(flat).items():
-      if location.path[-1] == 'kernel':
-        layers[net, name.removesuffix('.weight')] = location
-  return layers
+      tensors[net, name] = location
+  return tensors
+
+
+def layers_of(params: dict[str, Any]) -> Locations:
+  """Returns {(net, published name): location} of all layers with a kernel."""
+  return {
+    (net, name.removesuffix('.weight')): location
+    for (net, name), location in tensors_of(params).items()
+    if location.path[-1] == 'kernel'
+  }
 
 
 def from_training(tree: dict[str, Any], targets: Sequence[lora.Target]) -> Lora:
@@ -81,64 +95,105 @@ def from_training(tree: dict[str, Any], targets: Sequence[lora.Target]) -> Lora:
       up = (up if location.index is None else up[location.index]).T
       up = up.reshape(*up.shape, *[1] * (down.ndim - 2))
       key = net, name.removesuffix('.weight')
-      factors[key] = Factors(down, up, np.float32(target.alpha))
+      factors[key] = deltas.Factors(down, up, np.float32(target.alpha))
   return Lora(factors)
 
 
 def merge(
   params: dict[str, Any], loras: Sequence[tuple[Lora, float]]
 ) -> dict[str, Any]:
-  """Adds weight * alpha / r * up @ down to every layer that has factors.
+  """Adds the changes of LoRA files to parameters.
 
-  The sum is taken in float32 and rounded once to the dtype of W. One layer is
-  merged at a time, on its own device; the arrays of `params` are donated.
+  Sums are taken in float32 and rounded once to the dtype of W. One tensor is
+  changed at a time, on its own device; the arrays of `params` are donated.
 
   Args:
     params: {net: parameters}, stacked or not.
-    loras: [(Lora, weight)].
+    loras: [(Lora, weight)]; where a change depends on W, as of DoRA, W has the
+      changes of the files before.
 
   Returns:
     {net: parameters}.
   """
-  # A layer may have factors of several files.
-  layers = layers_of(params)
-  flat = {n: traverse_util.flatten_dict(params[n]) for n, _ in layers}
-  terms = collections.defaultdict(list)
-  for adapter, weight in loras:
-    for key, factors in adapter.factors.items():
-      terms[key].append((factors, weight * factors.scale))
-  for (net, name), summands in terms.items():
-    location = layers[net, name]
-    a, b = join_factors(summands, location.shape)
-    kernel = jnp.asarray(flat[net][location.path])
-    # An offloaded kernel visits the device for the sum.
-    home = kernel.sharding
+  locations = tensors_of(params)
+  flat = {n: traverse_util.flatten_dict(params[n]) for n, _ in locations}
+  for (net, name), terms in terms_by_tensor(loras).items():
+    location = locations[net, name]
+    whole = jnp.asarray(flat[net][location.path])
+    # An offloaded array visits the device for the sum.
+    home = whole.sharding
     on_device = home.with_memory_kind('device')
-    kernel = jax.device_put(kernel, on_device)
-    kernel = make_adder(on_device)(kernel, location.index, a, b)
-    flat[net][location.path] = jax.device_put(kernel, home)
+    whole = jax.device_put(whole, on_device)
+    if all(isinstance(delta, deltas.Factors) for delta, _ in terms):
+      a, b = join_factors(terms, location.shape)
+      whole = make_adder(on_device)(whole, location.index, a, b)
+    else:
+      new = change(whole, location, terms)
+      whole = make_setter(on_device)(whole, location.index, new)
+    flat[net][location.path] = jax.device_put(whole, home)
   merged = {n: traverse_util.unflatten_dict(tree) for n, tree in flat.items()}
   return params | merged
 
 
+def terms_by_tensor(
+  loras: Sequence[tuple[Lora, float]],
+) -> dict[tuple[str, str], Terms]:
+  """Returns {(net, published name): changes in the order of the files}."""
+  terms = collections.defaultdict(list)
+  for adapter, weight in loras:
+    for key, delta in adapter.changes().items():
+      terms[key].append((delta, weight))
+  return terms
+
+
+def change(
+  whole: jax.Array, location: tensor_names.TensorLocation, terms: Terms
+) -> np.ndarray:
+  """Applies changes to a tensor of ours, on the host.
+
+  Args:
+    whole: the array with the tensor.
+    location: of the tensor.
+    terms: changes, with their strengths.
+
+  Returns:
+    The tensor in our layout, float32.
+  """
+  one = whole
+  if location.index is not None:
+    one = jax.lax.dynamic_index_in_dim(whole, location.index, keepdims=False)
+  # In the published layout, and back.
+  axes = tensor_names.axes(location.path, one.ndim)
+  weight = apply(np.float32(np.asarray(one)).transpose(axes), terms)
+  return np.ascontiguousarray(weight.transpose(np.argsort(axes)))
+
+
+def apply(weight: np.ndarray, terms: Terms) -> np.ndarray:
+  """Applies changes to a published tensor; returns float32."""
+  total = np.float32(weight)
+  for delta, strength in terms:
+    total = delta.merged(total, strength)
+  return total
+
+
 def join_factors(
-  summands: Sequence[tuple[Factors, float]], shape: tuple[int, ...]
+  terms: Sequence[tuple[deltas.Factors, float]], shape: tuple[int, ...]
 ) -> tuple[np.ndarray, np.ndarray]:
   """Joins the factors of a layer: a sum of products is one of all ranks.
 
   Args:
-    summands: [(Factors, scale)].
+    terms: [(factors, strength)].
     shape: of the published weight, [out, in] or [out, in, kh, kw].
 
   Returns:
     a [in, r] or [kh, kw, in, r], and b [r, out], scaled.
   """
-  downs = [np.float32(f.down.reshape(-1, *shape[1:])) for f, _ in summands]
+  downs = [np.float32(f.down.reshape(-1, *shape[1:])) for f, _ in terms]
   a = np.concatenate(downs).T
   a = a.swapaxes(0, 1) if a.ndim == 4 else a  # WHIR to HWIR
   ups = [
-    scale * np.float32(factors.up).reshape(shape[0], -1)
-    for factors, scale in summands
+    strength * factors.scale * np.float32(factors.up).reshape(shape[0], -1)
+    for factors, strength in terms
   ]
   return a, np.concatenate(ups, axis=1).T
 
@@ -146,37 +201,31 @@ def join_factors(
 def merge_published(
   net: pretrained.Net, loras: Sequence[tuple[Lora, float]]
 ) -> pretrained.Net:
-  """Returns a net to whose tensors factors are added when they are read."""
-  terms = collections.defaultdict(list)
-  for adapter, weight in loras:
-    for (name, layer), factors in adapter.factors.items():
-      if name == net.name:
-        scaled = weight * factors.scale, factors
-        terms[f'{layer}.weight'].append(scaled)
+  """Returns a net whose tensors have the changes of LoRA files when read."""
+  terms_of_net = {
+    name: terms
+    for (component, name), terms in terms_by_tensor(loras).items()
+    if component == net.name
+  }
 
   def read():
     tensors = net.tensors()
-    for name, summands in terms.items():
+    for name, terms in terms_of_net.items():
       tensor = tensors[name]
-      merged = functools.partial(read_merged, tensor, summands)
-      tensors[name] = dataclasses.replace(tensor, read=merged)
+      changed = functools.partial(read_changed, tensor, terms)
+      tensors[name] = dataclasses.replace(tensor, read=changed)
     return tensors
 
-  return dataclasses.replace(net, read=read, restore=None) if terms else net
+  if not terms_of_net:
+    return net
+  return dataclasses.replace(net, read=read, restore=None)
 
 
-def read_merged(
-  tensor: safetensors_file.LazyTensor,
-  summands: Sequence[tuple[float, Factors]],
+def read_changed(
+  tensor: safetensors_file.LazyTensor, terms: Terms
 ) -> np.ndarray:
-  """Reads a published weight and adds products of factors in float32."""
-  total = np.float32(tensor.read())
-  for scale, factors in summands:
-    up = np.float32(factors.up).reshape(len(factors.up), -1)
-    down = np.float32(factors.down)
-    product = up @ down.reshape(len(down), -1)
-    total = total + np.float32(scale) * product.reshape(total.shape)
-  return total.astype(tensor.dtype)
+  """Reads a published tensor and changes it in float32."""
+  return apply(tensor.read(), terms).astype(tensor.dtype)
 
 
 @functools.cache
@@ -193,3 +242,17 @@ def add_product(
   product = jnp.tensordot(a, b, 1, precision=jax.lax.Precision.HIGHEST)
   one = (one.astype(jnp.float32) + product).astype(kernel.dtype)
   return one if index is None else kernel.at[index].set(one)
+
+
+@functools.cache
+def make_setter(sharding: jax.sharding.Sharding) -> jax.stages.Wrapped:
+  """Compiles `set_one`, whose result has a sharding."""
+  return jax.jit(set_one, donate_argnums=0, out_shardings=sharding)
+
+
+def set_one(
+  whole: jax.Array, index: jax.Array | None, one: jax.Array
+) -> jax.Array:
+  """Replaces an array, or array `index` of a stack."""
+  one = one.astype(whole.dtype)
+  return one if index is None else whole.at[index].set(one)
