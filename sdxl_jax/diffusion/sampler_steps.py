@@ -1,8 +1,8 @@
-"""The steps of all samplers, from one sigma down to the next.
+"""The steps of single-step samplers, from one sigma down to the next.
 
-Each calls the net only as denoise(x, sigma) -> denoised, where
-x = x0 + sigma * eps, and returns x at step.sigma_down together with the history
-that later steps need.
+Each step, those of `multistep` too, calls the net only as
+denoise(x, sigma) -> denoised, where x = x0 + sigma * eps, and returns x at
+step.sigma_down together with the history that later steps need.
 """
 
 from collections.abc import Callable
@@ -25,6 +25,8 @@ class Step(NamedTuple):
   sigma: jax.Array
   sigma_next: jax.Array
   sigma_down: jax.Array
+  order: jax.Array  # int32, the highest that the step may have
+  middle_noise: jax.Array | None = None  # [b, h, w, c], see dpmpp_sde_step
 
 
 def init_none(x: Latents) -> tuple:
@@ -58,7 +60,7 @@ def heun_step(
   x: Latents, denoised: Latents, step: Step, history: tuple, denoise: Callable
 ) -> tuple[Float[Array, 'b h w c'], tuple]:
   """Second order: averages the slopes at both ends, so two calls of the net."""
-  sigma, sigma_next, _ = step
+  sigma, sigma_next = step.sigma, step.sigma_next
   euler = ddim_update(x, denoised, sigma, sigma_next)
 
   def correct():
@@ -66,11 +68,34 @@ def heun_step(
     slope_next = (euler - denoise(euler, sigma_next)) / sigma_next
     return euler + (sigma_next - sigma) * (slope_next - slope) / 2
 
-  return jax.lax.cond(sigma_next > 0, correct, lambda: euler), history
+  second_order = (sigma_next > 0) & (step.order > 1)
+  return jax.lax.cond(second_order, correct, lambda: euler), history
+
+
+# Lu et al. 2022, DPM-Solver, algorithm 1, applied to the ODE of Karras et al.
+def midpoint_step(
+  x: Latents, denoised: Latents, step: Step, history: tuple, denoise: Callable
+) -> tuple[Float[Array, 'b h w c'], tuple]:
+  """Second order: takes the slope half way down in log(sigma)."""
+  sigma, sigma_down = step.sigma, step.sigma_down
+
+  def correct():
+    # With the noise of eta 1 the middle is the next sigma. A hair above it the
+    # net gets its interpolated timestep, as in the references, not the run's.
+    middle = jnp.sqrt(sigma * sigma_down) * (1 + 1e-6)
+    halfway = ddim_update(x, denoised, sigma, middle)
+    slope = (halfway - denoise(halfway, middle)) / middle
+    return x + (sigma_down - sigma) * slope
+
+  def euler():
+    return ddim_update(x, denoised, sigma, sigma_down)
+
+  second_order = (sigma_down > 0) & (step.order > 1)
+  return jax.lax.cond(second_order, correct, euler), history
 
 
 # Lu et al. 2022, DPM-Solver++, algorithm 1, as sgm's ancestral sampler uses it.
-def dpmpp_2s_step(
+def dpmpp_2s_ancestral_step(
   x: Latents, denoised: Latents, step: Step, history: tuple, denoise: Callable
 ) -> tuple[Float[Array, 'b h w c'], tuple]:
   """Second order: calls the net once more, half way down in log(sigma)."""
@@ -83,150 +108,29 @@ def dpmpp_2s_step(
   return jax.lax.cond(step.sigma_down > 0, correct, lambda: denoised), history
 
 
-History2M = tuple[Latents, Scalar]  # the last denoised, the last step's h
+# Lu et al. 2022, DPM-Solver++, algorithm 1 for the reverse SDE, as k-diffusion
+# has it: r = 1/2, so that the first call serves the way to the middle alone.
+def dpmpp_sde_step(
+  x: Latents, denoised: Latents, step: Step, history: tuple, denoise: Callable
+) -> tuple[Float[Array, 'b h w c'], tuple]:
+  """Second order: dpmpp_2s_ancestral_step with noise half way down too."""
+
+  def correct():
+    middle = jnp.sqrt(step.sigma * step.sigma_next)
+    down, up = split_noise(step, middle)
+    halfway = ddim_update(x, denoised, step.sigma, down)
+    denoised_2 = denoise(halfway + up * step.middle_noise, middle)
+    return ddim_update(x, denoised_2, step.sigma, step.sigma_down)
+
+  return jax.lax.cond(step.sigma_next > 0, correct, lambda: denoised), history
 
 
-def init_2m(x: Latents) -> History2M:
-  """Returns the history before the first step of DPM-Solver++(2M)."""
-  # An infinitely long step has no weight, so the first step is first order.
-  return jnp.zeros_like(x), jnp.float32(jnp.inf)
+def split_noise(step: Step, middle: Scalar) -> tuple[Scalar, Scalar]:
+  """Returns (sigma_down, sigma_up) of the way to the middle of a step.
 
-
-# Lu et al. 2022, DPM-Solver++, algorithm 2, with lambda = -log(sigma).
-def dpmpp_2m_step(
-  x: Latents,
-  denoised: Latents,
-  step: Step,
-  history: History2M,
-  denoise: Callable,
-) -> tuple[Float[Array, 'b h w c'], History2M]:
-  """Second order from one call of the net and the result of the last step.
-
-  With fresh noise it is SDE-DPM-Solver++(2M).
+  It replaces the same share eta^2 of the noise as the whole step does.
   """
-  del denoise
-  denoised_last, h_last = history
-  # Extrapolate denoised by the last slope in lambda.
-  h = jnp.log(step.sigma / step.sigma_next)
-  # The step to 0 is infinitely long and takes no slope, so first order too.
-  weight = jnp.where(step.sigma_next > 0, h / (2 * h_last), 0)
-  extrapolated = denoised + weight * (denoised - denoised_last)
-  x = ddim_update(x, extrapolated, step.sigma, step.sigma_down)
-  return x, (denoised, h)
-
-
-LMS_ORDER = 4
-# The two points and equal weights that integrate cubics over [-1, 1] exactly.
-GAUSS = 0.5773502691896258
-
-# The last three slopes and their sigmas.
-HistoryLMS = tuple[Float[Array, '3 b h w c'], Float[Array, '3']]
-
-
-def init_lms(x: Latents) -> HistoryLMS:
-  """Returns the history before the first step of LMS."""
-  # Zero slopes, ever farther away, so the first steps are of lower order.
-  far = jnp.array([1e8, 1e16, 1e24], jnp.float32)
-  return jnp.zeros((LMS_ORDER - 1, *x.shape)), far
-
-
-# Linear multistep (Adams-Bashforth) on the ODE of Karras et al. 2022.
-def lms_step(
-  x: Latents,
-  denoised: Latents,
-  step: Step,
-  history: HistoryLMS,
-  denoise: Callable,
-) -> tuple[Float[Array, 'b h w c'], HistoryLMS]:
-  """Fourth order: integrates the polynomial through four slopes over sigma."""
-  del denoise
-  sigma, sigma_next, _ = step
-  # The newest slope comes first.
-  slopes, sigmas = history
-  slope = (x - denoised) / sigma
-  slopes = jnp.concatenate([slope[None], slopes])
-  sigmas = jnp.concatenate([sigma[None], sigmas])
-  # Two Gauss points integrate each Lagrange polynomial, a cubic.
-  middle, half = (sigma_next + sigma) / 2, (sigma_next - sigma) / 2
-  weights = half * (
-    lagrange(sigmas, middle - GAUSS * half)
-    + lagrange(sigmas, middle + GAUSS * half)
-  )
-  x = x + jnp.tensordot(weights, slopes, 1)
-  return x, (slopes[:-1], sigmas[:-1])
-
-
-def lagrange(nodes: Float[Array, ' n'], at: Scalar) -> Float[Array, ' n']:
-  """Returns the values of the nodes' Lagrange polynomials at a point."""
-  # prod_(j != i) (at - x_j) / (x_i - x_j).
-  others = ~jnp.eye(len(nodes), dtype=bool)
-  differences = jnp.where(others, nodes[:, None] - nodes, 1)
-  return jnp.where(others, (at - nodes) / differences, 1).prod(axis=1)
-
-
-class HistoryUniPC(NamedTuple):
-  """What UniPC keeps of the last step and of the step before it."""
-
-  x: jax.Array  # [b, h, w, c], of the last step
-  denoised: jax.Array  # [2, b, h, w, c], last first
-  sigmas: jax.Array  # [2], last first
-  count: jax.Array  # int32 [], steps done
-
-
-def init_unipc(x: Latents) -> HistoryUniPC:
-  """Returns the history before the first step of UniPC."""
-  far = jnp.float32(jnp.inf)
-  return HistoryUniPC(
-    x=x,
-    denoised=jnp.zeros((2, *x.shape)),
-    sigmas=jnp.stack([far, far]),
-    count=jnp.int32(0),
-  )
-
-
-# Zhao et al. 2023, UniPC, algorithms 1 and 2: order 2, B(h) = e^h - 1 ("bh2"),
-# on denoised, with lambda = -log(sigma).
-def unipc_step(
-  x: Latents,
-  denoised: Latents,
-  step: Step,
-  history: HistoryUniPC,
-  denoise: Callable,
-) -> tuple[Float[Array, 'b h w c'], HistoryUniPC]:
-  """Second order: corrects the last step by this call, then goes on."""
-  del denoise
-  sigma, sigma_next, _ = step
-  sigma_last, denoised_last = history.sigmas[0], history.denoised[0]
-  x = jnp.where(history.count > 0, unipc_correct(denoised, sigma, history), x)
-  # Predict x at sigma_next by a denoised half a step ahead.
-  h = jnp.log(sigma / sigma_next)
-  # First order where there is no step before, and on the step to 0.
-  second_order = (history.count > 0) & (sigma_next > 0)
-  slope = (denoised - denoised_last) / jnp.log(sigma_last / sigma)
-  extrapolated = denoised + jnp.where(second_order, h / 2, 0) * slope
-  history = HistoryUniPC(
-    x=x,
-    denoised=jnp.stack([denoised, denoised_last]),
-    sigmas=jnp.stack([sigma, sigma_last]),
-    count=history.count + 1,
-  )
-  return ddim_update(x, extrapolated, sigma, sigma_next), history
-
-
-def unipc_correct(
-  denoised: Latents, sigma: Scalar, history: HistoryUniPC
-) -> Float[Array, 'b h w c']:
-  """Returns x at sigma once more, from the net's result at that sigma."""
-  first, second = history.denoised
-  sigmas, count = history.sigmas, history.count
-  h = jnp.log(sigmas[0] / sigma)
-  b = jnp.expm1(-h)
-  # The conditions of order: rho_1 + rho_2 = c_1, r rho_1 + rho_2 = c_2.
-  phi = -b / h - 1
-  c_1, c_2 = phi / b, 2 * (-phi / h - 0.5) / b
-  r = jnp.log(sigmas[0] / sigmas[1]) / h
-  rho_1 = jnp.where(count > 1, (c_1 - c_2) / (1 - r), 0)
-  rho_2 = jnp.where(count > 1, c_1 - rho_1, 0.5)
-  slope = jnp.where(count > 1, (second - first) / r, 0)
-  change = rho_1 * slope + rho_2 * (denoised - first)
-  return ddim_update(history.x, first, sigmas[0], sigma) - b * change
+  whole = 1 - (step.sigma_next / step.sigma) ** 2
+  share = (1 - (step.sigma_down / step.sigma_next) ** 2) / whole
+  up = middle * jnp.sqrt(share * (1 - (middle / step.sigma) ** 2))
+  return jnp.sqrt(middle**2 - up**2), up

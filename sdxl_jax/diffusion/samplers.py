@@ -1,5 +1,6 @@
 """Samplers: the table of their steps, and the loop over descending sigmas."""
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -7,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float, Int, Key
 
-from sdxl_jax.diffusion import sampler_steps, sampling_schedule
+from sdxl_jax.diffusion import multistep, sampler_steps, sampling_schedule
 
 Latents = Float[ArrayLike, 'b h w c']
 
@@ -23,6 +24,7 @@ class Sampler(NamedTuple):
   init: Callable[..., Any]
   step: Callable[..., Any]
   stochastic: bool = False  # whether it may add fresh noise
+  middle_noise: bool = False  # in the middle of a step too
 
 
 class SamplerState(NamedTuple):
@@ -34,26 +36,43 @@ class SamplerState(NamedTuple):
 
 
 EULER = Sampler(sampler_steps.init_none, sampler_steps.first_order_step)
-ANCESTRAL = Sampler(
-  sampler_steps.init_none, sampler_steps.first_order_step, stochastic=True
-)
+ANCESTRAL = EULER._replace(stochastic=True)
+HEUN = EULER._replace(step=sampler_steps.heun_step)
+MIDPOINT = EULER._replace(step=sampler_steps.midpoint_step)
+DPMPP_2M = Sampler(multistep.init_2m, multistep.dpmpp_2m_step)
+DPMPP_3M = Sampler(multistep.init_3m, multistep.dpmpp_3m_step)
 SAMPLERS = {
   'euler': EULER,
   'euler_ancestral': ANCESTRAL,
-  'heun': Sampler(sampler_steps.init_none, sampler_steps.heun_step),
-  'lms': Sampler(sampler_steps.init_lms, sampler_steps.lms_step),
+  'heun': HEUN,
+  'dpm_2': MIDPOINT,
+  'dpm_2_ancestral': MIDPOINT._replace(stochastic=True),
+  'lms': Sampler(multistep.init_lms, multistep.lms_step),
   'ddim': ANCESTRAL,
-  'dpmpp_2m': Sampler(sampler_steps.init_2m, sampler_steps.dpmpp_2m_step),
-  'dpmpp_2m_sde': Sampler(
-    sampler_steps.init_2m, sampler_steps.dpmpp_2m_step, stochastic=True
+  'ddpm': ANCESTRAL,
+  'dpmpp_2m': DPMPP_2M,
+  'dpmpp_2m_sde': DPMPP_2M._replace(stochastic=True),
+  # Of second order by their traits.
+  'dpmpp_2m_heun': DPMPP_3M,
+  'dpmpp_2m_sde_heun': DPMPP_3M._replace(stochastic=True),
+  'dpmpp_3m': DPMPP_3M._replace(
+    step=functools.partial(multistep.dpmpp_3m_step, midpoint=True)
   ),
-  'dpmpp_2s_ancestral': Sampler(
-    sampler_steps.init_none, sampler_steps.dpmpp_2s_step, stochastic=True
+  'dpmpp_3m_sde': DPMPP_3M._replace(stochastic=True),
+  'dpmpp_2s': Sampler(multistep.init_pair, multistep.dpmpp_2s_step),
+  'dpmpp_2s_ancestral': ANCESTRAL._replace(
+    step=sampler_steps.dpmpp_2s_ancestral_step
   ),
-  'unipc': Sampler(sampler_steps.init_unipc, sampler_steps.unipc_step),
+  'dpmpp_sde': ANCESTRAL._replace(
+    step=sampler_steps.dpmpp_sde_step, middle_noise=True
+  ),
+  'deis': Sampler(multistep.init_deis, multistep.deis_step),
+  'unipc': Sampler(multistep.init_unipc, multistep.unipc_step),
   'lcm': ANCESTRAL,
   'tcd': ANCESTRAL,
 }
+# draw_noise's step for the middle of step i of a run is this plus i.
+MIDDLE_NOISE = 2**29
 
 
 def draw_noise(
@@ -84,7 +103,7 @@ def run_steps(
   stop: Int[ArrayLike, ''],
   *,
   keys: Key[Array, ' b'] | None = None,
-  noise: Float[ArrayLike, 'n b h w c'] | None = None,
+  noise: Float[ArrayLike, 'n *noises b h w c'] | None = None,
 ) -> SamplerState:
   """Runs some of a run's n steps.
 
@@ -96,7 +115,8 @@ def run_steps(
     sampler: one of SAMPLERS, for which the schedule was made.
     start, stop: steps to run, 0 <= start <= stop <= n; may be traced.
     keys: one per image, for samplers that add noise.
-    noise: the noise itself, in place of keys.
+    noise: the noise itself, in place of keys; for a sampler with middle_noise
+      two of each step, of its halves.
 
   Returns:
     The state with x at schedule.sigmas[stop].
@@ -107,14 +127,55 @@ def run_steps(
 
   def run_step(i, state):
     step = sampler_steps.Step(
-      schedule.sigmas[i], schedule.sigmas[i + 1], schedule.sigmas_down[i]
+      schedule.sigmas[i],
+      schedule.sigmas[i + 1],
+      schedule.sigmas_down[i],
+      schedule.orders[i],
     )
+    fresh = None
+    if sampler.stochastic:
+      drawn = None if noise is None else noise[i]
+      step, fresh = draw_step_noise(
+        sampler, step, i, state.x.shape, keys, drawn
+      )
     denoised = denoise(state.x, step.sigma)
     x, history = sampler.step(state.x, denoised, step, state.history, denoise)
     # Noise takes x from sigma_down up to sigma_next.
     if sampler.stochastic:
-      fresh = draw_noise(keys, i + 1, x.shape) if noise is None else noise[i]
       x = x + schedule.sigmas_up[i] * fresh
     return SamplerState(x, denoised, history)
 
   return jax.lax.fori_loop(start, stop, run_step, state)
+
+
+def draw_step_noise(
+  sampler: Sampler,
+  step: sampler_steps.Step,
+  i: Int[ArrayLike, ''],
+  shape: tuple[int, ...],
+  keys: Key[Array, ' b'] | None,
+  drawn: Float[Array, '*noises b h w c'] | None,
+) -> tuple[sampler_steps.Step, Float[Array, 'b h w c']]:
+  """Returns the step with the noise of its middle, and that of its end.
+
+  Args:
+    sampler: a stochastic one.
+    step: without noise.
+    i: number of the step.
+    shape: of x.
+    keys: one per image, where nothing is drawn yet.
+    drawn: the noise of the step or, with middle_noise, [2, ...] of its halves.
+  """
+  if not sampler.middle_noise:
+    return step, draw_noise(keys, i + 1, shape) if drawn is None else drawn
+  if drawn is None:
+    first = draw_noise(keys, MIDDLE_NOISE + i, shape)
+    second = draw_noise(keys, i + 1, shape)
+  else:
+    first, second = drawn
+  # Both are of one Brownian motion over sigma, as in k-diffusion: the noise of
+  # the whole step contains that of its first half.
+  middle = jnp.sqrt(step.sigma * step.sigma_next)
+  share = (step.sigma - middle) / (step.sigma - step.sigma_next)
+  whole = jnp.sqrt(share) * first + jnp.sqrt(1 - share) * second
+  return step._replace(middle_noise=first), whole

@@ -2,20 +2,28 @@
 
 import dataclasses
 import typing
-from collections.abc import Callable
 
 import jax
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Int
 
 from sdxl_jax.diffusion import noise_schedule, sigma_spacing
+from sdxl_jax.diffusion.sampler_traits import (
+  NO_LIMIT,
+  SAMPLER_TRAITS,
+  Levels,
+  SamplerTraits,
+  Timesteps,
+  TrainedSigmas,
+  consistency_sigma_down,
+  no_churn,
+)
 
-SPACINGS = ('leading', 'trailing', 'linspace')
-SIGMAS = ('trained', 'karras', 'exponential', 'edm')
-
-Levels = Float[np.ndarray, ' levels']  # of n steps: n + 1
-Timesteps = Float[np.ndarray, ' n']
-TrainedSigmas = Float[np.ndarray, ' timesteps']  # ascending
+SPACINGS = ('leading', 'trailing', 'linspace', 'sgm_uniform')
+SIGMAS = ('trained', *sigma_spacing.RESPACINGS)
+# Spacings whose runs start at variance 1 + sigma^2, that of a noised image.
+FULL_VARIANCE = ('leading', 'sgm_uniform')
+SHORT_RUN = 15  # steps from which on no step needs a lower order
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,6 +34,10 @@ class Spacing:
   steps_offset: int = 1  # added to the timesteps of 'leading'
   sigmas: str = 'trained'  # of these timesteps; or one of SIGMAS re-spaces them
   final_sigma: str = 'zero'  # or 'smallest', that of timestep 0
+  # Options of diffusers' multistep solvers.
+  solver_order: int = NO_LIMIT  # of a step, at most
+  lower_order_final: bool = True  # in the last steps of runs below 15
+  euler_at_final: bool = False  # in the last step
 
   def __post_init__(self):
     noise_schedule.check_choice('spacing', self.kind, SPACINGS)
@@ -50,106 +62,12 @@ class SamplingSchedule:
   sigmas: jax.Array  # [n + 1], descending
   sigmas_down: jax.Array  # [n]
   sigmas_up: jax.Array  # [n], zero without fresh noise
+  orders: jax.Array  # int32 [n], the highest order that a step may have
   timesteps: jax.Array  # [n], the net's input at sigmas[:-1]
   trained_sigmas: jax.Array  # [num_train_timesteps], ascending
   init_scale: jax.Array  # []
   final_scale: jax.Array  # []
   prediction: str = dataclasses.field(metadata={'static': True})
-
-
-def no_churn(
-  sigmas: Levels, timesteps: Timesteps, trained: TrainedSigmas, eta: float
-) -> Timesteps:
-  """Deterministic: sigma_down is the next sigma, whatever eta."""
-  del timesteps, trained, eta
-  return sigmas[1:]
-
-
-# Song et al. 2020, Denoising Diffusion Implicit Models, equation 16, in terms
-# of sigma; the ancestral step of k-diffusion is the same.
-def ancestral_sigma_down(
-  sigmas: Levels, timesteps: Timesteps, trained: TrainedSigmas, eta: float
-) -> Timesteps:
-  """Replaces a share eta of the noise that ancestral sampling replaces."""
-  del timesteps, trained
-  r = sigmas[1:] / sigmas[:-1]
-  return sigmas[1:] * np.sqrt(1 - eta**2 + (eta * r) ** 2)
-
-
-# Lu et al. 2022, DPM-Solver++, SDE-DPM-Solver++(2M), which has eta 1.
-def sde_sigma_down(
-  sigmas: Levels, timesteps: Timesteps, trained: TrainedSigmas, eta: float
-) -> Timesteps:
-  """Follows the reverse SDE without its noise; eta as in k-diffusion."""
-  del timesteps, trained
-  return sigmas[1:] * (sigmas[1:] / sigmas[:-1]) ** eta
-
-
-# Luo et al. 2023, Latent Consistency Models, algorithm 3. The reference keeps a
-# share of x, which is below 1e-5, for the net's boundary condition.
-def consistency_sigma_down(
-  sigmas: Levels, timesteps: Timesteps, trained: TrainedSigmas, eta: float
-) -> Timesteps:
-  """Goes all the way to the image, then noises it again."""
-  del timesteps, trained, eta
-  return np.zeros(len(sigmas) - 1)
-
-
-# Zheng et al. 2024, Trajectory Consistency Distillation, algorithm 4.
-def trajectory_sigma_down(
-  sigmas: Levels, timesteps: Timesteps, trained: TrainedSigmas, eta: float
-) -> Timesteps:
-  """Goes to a share 1 - eta of the next timestep; eta is the paper's gamma."""
-  target = np.floor((1 - eta) * timesteps[1:]).astype(int)
-  return np.append(trained[target], sigmas[-1])
-
-
-@dataclasses.dataclass(frozen=True)
-class SamplerTraits:
-  """Describes the conventions of a sampler's diffusers scheduler."""
-
-  integer_timesteps: bool = False  # fractional timesteps are rounded
-  timestep_for_end: bool = False  # the end of the run uses up a timestep
-  respace_all_trained: bool = False  # between all trained sigmas, not the run's
-  variance_preserving: bool = False  # x has variance 1 at the start and the end
-  terminal_sigma: float = 4096.0  # in place of the infinite sigma of zero SNR
-  distilled_timesteps: int = 0  # number the net was distilled on; 0: all
-  sigma_down: Callable = no_churn  # where each step ends before fresh noise
-  eta: float = 0.0  # the default; `sigma_down` defines its meaning
-
-
-ANCESTRAL = SamplerTraits(sigma_down=ancestral_sigma_down, eta=1.0)
-MULTISTEP = SamplerTraits(
-  integer_timesteps=True,
-  timestep_for_end=True,
-  respace_all_trained=True,
-  variance_preserving=True,
-)
-DDIM = SamplerTraits(
-  integer_timesteps=True,
-  variance_preserving=True,
-  terminal_sigma=1e6,  # as good as infinite; its square still is a float32
-  sigma_down=ancestral_sigma_down,
-)
-SAMPLER_TRAITS = {
-  'euler': SamplerTraits(),
-  'euler_ancestral': ANCESTRAL,
-  'heun': SamplerTraits(),
-  'lms': SamplerTraits(),
-  'ddim': DDIM,
-  'dpmpp_2m': MULTISTEP,
-  'dpmpp_2m_sde': dataclasses.replace(
-    MULTISTEP, sigma_down=sde_sigma_down, eta=1.0
-  ),
-  'dpmpp_2s_ancestral': ANCESTRAL,
-  'unipc': MULTISTEP,
-  'lcm': dataclasses.replace(
-    DDIM, distilled_timesteps=50, sigma_down=consistency_sigma_down
-  ),
-  'tcd': dataclasses.replace(
-    DDIM, distilled_timesteps=50, sigma_down=trajectory_sigma_down, eta=0.3
-  ),
-}
 
 
 def make_sampling_schedule(
@@ -200,12 +118,14 @@ def make_sampling_schedule(
 
   # Fresh noise, and the scale of x at both ends.
   sigmas_down = _sigmas_down(sampler, sigmas, timesteps, trained, eta)
+  from_infinity = schedule.zero_terminal_snr and sigmas[0] == trained[-1]
   preserving = traits.variance_preserving
-  unit = preserving or spacing.kind == 'leading'
+  unit = preserving or spacing.kind in FULL_VARIANCE
   return SamplingSchedule(
     sigmas=sigmas.astype(np.float32),
     sigmas_down=sigmas_down.astype(np.float32),
     sigmas_up=np.sqrt(sigmas[1:] ** 2 - sigmas_down**2).astype(np.float32),
+    orders=_orders(spacing, traits, steps, bool(from_infinity)),
     timesteps=timesteps.astype(np.float32),
     trained_sigmas=trained.astype(np.float32),
     init_scale=np.float32(np.sqrt(unit + sigmas[0] ** 2)),
@@ -230,7 +150,13 @@ def steps_until(schedule: SamplingSchedule, share: float) -> int:
   return int((schedule.timesteps >= round(count - share * count)).sum())
 
 
-def _sigmas_down(sampler, sigmas, timesteps, trained, eta):
+def _sigmas_down(
+  sampler: str,
+  sigmas: Levels,
+  timesteps: Timesteps,
+  trained: TrainedSigmas,
+  eta: float | None,
+) -> Timesteps:
   """Returns where each step ends before fresh noise.
 
   Raises a ValueError for an eta that the sampler does not take.
@@ -247,37 +173,77 @@ def _sigmas_down(sampler, sigmas, timesteps, trained, eta):
   return np.minimum(sigmas_down, sigmas[1:])  # rounding may exceed it
 
 
-def _call_levels(spacing, traits, trained, steps):
+def _orders(
+  spacing: Spacing,
+  traits: SamplerTraits,
+  steps: int,
+  from_infinity: bool,
+) -> Int[np.ndarray, ' n']:
+  """Returns the highest order that each step may have."""
+  orders = np.full(steps, min(traits.order, spacing.solver_order), np.int32)
+  if traits.in_pairs:
+    orders[::2] = 1
+    # The last step of a run to 0 is of first order, and with an even number of
+    # steps the one before has no other to go on from.
+    if spacing.lower_order_final or spacing.final_sigma == 'zero':
+      orders[-1] = 1
+  elif traits.lower_order_final:
+    if spacing.lower_order_final and steps < SHORT_RUN:
+      orders[-2:] = np.minimum(orders[-2:], [2, 1][-steps:])
+    if spacing.euler_at_final:
+      orders[-1] = 1
+  if traits.euler_from_infinity and from_infinity:
+    orders[0] = 1
+  return orders
+
+
+def _call_levels(
+  spacing: Spacing,
+  traits: SamplerTraits,
+  trained: TrainedSigmas,
+  steps: int,
+) -> tuple[Timesteps, Timesteps]:
   """Returns the sigmas and timesteps of a run without the final sigma."""
   if traits.distilled_timesteps:
     timesteps = sigma_spacing.distilled_timesteps(
       traits.distilled_timesteps, len(trained), steps
     )
     return trained[timesteps], timesteps.astype(np.float64)
+  sigmas, timesteps = _trained_levels(spacing, traits, trained, steps)
+  if spacing.sigmas == 'trained':
+    return sigmas, timesteps
 
-  # Timesteps at the sigmas of training.
+  # Sigmas spaced again, at interpolated timesteps.
+  all_trained = traits.respace_all_trained or spacing.sigmas == 'edm'
+  limits = trained[::-1] if all_trained else sigmas
+  respace = sigma_spacing.RESPACINGS[spacing.sigmas]
+  sigmas = respace(limits[0], limits[-1], steps)
+  timesteps = sigma_spacing.sigmas_to_timesteps(sigmas, trained)
+  if traits.integer_timesteps:
+    # The reference rounds down some of them.
+    down = spacing.sigmas in ('exponential', 'beta')
+    return sigmas, np.floor(timesteps) if down else np.round(timesteps)
+  if traits.integer_if_karras and spacing.sigmas == 'karras':
+    return sigmas, np.round(timesteps)
+  return sigmas, timesteps
+
+
+def _trained_levels(
+  spacing: Spacing,
+  traits: SamplerTraits,
+  trained: TrainedSigmas,
+  steps: int,
+) -> tuple[Timesteps, Timesteps]:
+  """Returns the sigmas of training at evenly spaced timesteps, and these."""
   snap = np.round if traits.integer_timesteps else np.asarray
+  if spacing.kind == 'sgm_uniform':
+    timesteps = np.linspace(len(trained) - 1, 0, steps + 1)[:-1]
+    sigmas = sigma_spacing.timesteps_to_sigmas_in_log(timesteps, trained)
+    return sigmas, snap(timesteps)
   end = traits.timestep_for_end and spacing.kind != 'trailing'
   timesteps = sigma_spacing.space_timesteps(
     spacing.kind, steps + end, len(trained), spacing.steps_offset
   )
   # Floating point gives 'trailing' a surplus timestep for some counts.
   timesteps = snap(timesteps[:steps])
-  sigmas = sigma_spacing.timesteps_to_sigmas(timesteps, trained)
-  if spacing.sigmas == 'trained':
-    return sigmas, timesteps
-
-  # Sigmas spaced again, at interpolated timesteps.
-  limits = trained[::-1] if traits.respace_all_trained else sigmas
-  if spacing.sigmas == 'karras':
-    sigmas = sigma_spacing.karras_sigmas(limits[0], limits[-1], steps)
-  elif spacing.sigmas == 'exponential':
-    sigmas = sigma_spacing.exponential_sigmas(limits[0], limits[-1], steps)
-    # The reference rounds down here.
-    snap = np.floor if traits.integer_timesteps else snap
-  else:
-    # As the reference sets EDMDiscretization (sgm, inference/api.py).
-    sigmas = sigma_spacing.karras_sigmas(
-      trained[-1], trained[0], steps, rho=3.0
-    )
-  return sigmas, snap(sigma_spacing.sigmas_to_timesteps(sigmas, trained))
+  return sigma_spacing.timesteps_to_sigmas(timesteps, trained), timesteps

@@ -1,6 +1,9 @@
 """Spacings of timesteps and of sigmas over a run of sampling."""
 
+import functools
+
 import numpy as np
+import scipy.special
 from jaxtyping import Float, Int
 
 Timesteps = Float[np.ndarray, ' n']
@@ -12,6 +15,13 @@ def timesteps_to_sigmas(
 ) -> Timesteps:
   """Interpolates sigmas between the trained timesteps."""
   return np.interp(timesteps, np.arange(len(trained)), trained)
+
+
+def timesteps_to_sigmas_in_log(
+  timesteps: Timesteps, trained: TrainedSigmas
+) -> Timesteps:
+  """Interpolates log(sigma) between the trained timesteps, as k-diffusion."""
+  return np.exp(timesteps_to_sigmas(timesteps, np.log(trained)))
 
 
 def sigmas_to_timesteps(sigmas: Timesteps, trained: TrainedSigmas) -> Timesteps:
@@ -49,6 +59,53 @@ def exponential_sigmas(
 ) -> Timesteps:
   """Returns sigmas that are evenly spaced in log(sigma), descending."""
   return np.exp(np.linspace(np.log(sigma_max), np.log(sigma_min), count))
+
+
+# Lee et al. 2024, Beta Sampling is All You Need, with alpha = beta = 0.6.
+def beta_sigmas(sigma_max: float, sigma_min: float, count: int) -> Timesteps:
+  """Returns sigmas that lie closer at both ends, descending."""
+  shares = scipy.special.betaincinv(0.6, 0.6, 1 - np.linspace(0, 1, count))
+  return sigma_min + shares * (sigma_max - sigma_min)
+
+
+# Sabour et al. 2024, Align Your Steps: the levels optimised for ten steps of
+# SDXL, with the digits that ComfyUI has; the last of them becomes 0.
+ALIGN_YOUR_STEPS = np.array(
+  [
+    14.6146412293,
+    6.3184485287,
+    3.7681790315,
+    2.1811480769,
+    1.3405244945,
+    0.8620721141,
+    0.5550693289,
+    0.3798540708,
+    0.2332364134,
+    0.1114188177,
+    0.0291671582,
+  ]
+)
+
+
+def align_your_steps_sigmas(
+  sigma_max: float, sigma_min: float, count: int
+) -> Timesteps:
+  """Returns SDXL's optimised sigmas, interpolated in log(sigma)."""
+  del sigma_max, sigma_min
+  levels = np.log(ALIGN_YOUR_STEPS)
+  at = np.linspace(0, len(levels) - 1, count + 1)[:-1]
+  return np.exp(np.interp(at, np.arange(len(levels)), levels))
+
+
+# By name: (sigma_max, sigma_min, count) -> descending sigmas. 'edm' has the rho
+# that the reference sets for EDMDiscretization (sgm, inference/api.py).
+RESPACINGS = {
+  'karras': karras_sigmas,
+  'exponential': exponential_sigmas,
+  'edm': functools.partial(karras_sigmas, rho=3.0),
+  'beta': beta_sigmas,
+  'align_your_steps': align_your_steps_sigmas,
+}
 
 
 def distilled_timesteps(

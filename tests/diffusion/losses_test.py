@@ -8,7 +8,7 @@ import pytest
 from sdxl_jax.diffusion import (
   losses,
   noise_schedule,
-  sampling_schedule,
+  sampler_traits,
   sigma_spacing,
 )
 from tests.support import schedulers
@@ -64,7 +64,7 @@ def test_recorded_noising_for_samplers(recorded, close, sampler):
   sigmas = sigmas[:, None, None, None]
   x0, eps = (recorded[array][: len(sigmas)] for array in ('x0', 'noise'))
   x, c_in = x0 + sigmas * eps, 1 / np.sqrt(1 + sigmas**2)
-  if sampling_schedule.SAMPLER_TRAITS[sampler].variance_preserving:
+  if sampler_traits.SAMPLER_TRAITS[sampler].variance_preserving:
     close(x * c_in, recorded[f'{name}/add_noise'], 1e-5)
   else:
     close(x, recorded[f'{name}/add_noise'], 1e-5)

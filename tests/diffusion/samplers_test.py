@@ -15,6 +15,7 @@ from sdxl_jax.diffusion import (
   denoiser,
   guidance,
   noise_schedule,
+  sampler_traits,
   samplers,
   sampling_schedule,
 )
@@ -47,18 +48,21 @@ def levels_at(sigmas):
   )
 
 
-RECORDED = set(samplers.SAMPLERS) - {
-  'dpmpp_2m_sde',
-  'dpmpp_2s_ancestral',
-  'lcm',
-  'tcd',
+RECORDED = {
+  'euler',
+  'euler_ancestral',
+  'heun',
+  'lms',
+  'ddim',
+  'dpmpp_2m',
+  'unipc',
 }
 
 
 def levels_of_sampler(name, sigmas):
   """Levels with the fresh noise of a sampler at any sigmas."""
   levels = levels_at(sigmas)
-  traits = sampling_schedule.SAMPLER_TRAITS[name]
+  traits = sampler_traits.SAMPLER_TRAITS[name]
   timesteps = np.zeros(len(sigmas) - 1)
   down = traits.sigma_down(levels.sigmas, timesteps, timesteps, traits.eta)
   up = np.sqrt(levels.sigmas[1:] ** 2 - down**2)
@@ -120,7 +124,7 @@ def replay(x, levels, name, outputs, timesteps, noise=None):
 
 def as_recorded(path, levels, name):
   """Our x in the coordinates of the reference."""
-  if not sampling_schedule.SAMPLER_TRAITS[name].variance_preserving:
+  if not sampler_traits.SAMPLER_TRAITS[name].variance_preserving:
     return path
   return path / np.sqrt(1 + levels.sigmas[1:, None, None, None, None] ** 2)
 
@@ -152,7 +156,7 @@ def test_recorded_trajectories(golden, close, tolerances):
       return arrays.get(f'{key}/{array}')  # noqa: B023
 
     x = run('sample0')
-    if sampling_schedule.SAMPLER_TRAITS[name].variance_preserving:
+    if sampler_traits.SAMPLER_TRAITS[name].variance_preserving:
       x = x * np.sqrt(1 + levels.sigmas[0] ** 2)
     replayed, inputs = replay(
       x,

@@ -1,54 +1,198 @@
 """Translates diffusers' scheduler_config.json to our schedule and spacing."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from sdxl_jax.diffusion import noise_schedule, sampling_schedule
+from sdxl_jax.diffusion import (
+  noise_schedule,
+  sampler_traits,
+  sampling_schedule,
+)
 
 # Our names of the predictions of a net, and those of diffusers.
 PREDICTION_TYPES = {'eps': 'epsilon', 'v': 'v_prediction', 'x0': 'sample'}
 OUR_PREDICTIONS = {name: ours for ours, name in PREDICTION_TYPES.items()}
+# Our samplers by the classes of diffusers; see also SOLVER_VARIANTS.
+SAMPLER_CLASSES = {
+  'EulerDiscreteScheduler': 'euler',
+  'EulerAncestralDiscreteScheduler': 'euler_ancestral',
+  'HeunDiscreteScheduler': 'heun',
+  'KDPM2DiscreteScheduler': 'dpm_2',
+  'KDPM2AncestralDiscreteScheduler': 'dpm_2_ancestral',
+  'LMSDiscreteScheduler': 'lms',
+  'DDIMScheduler': 'ddim',
+  'DDIMParallelScheduler': 'ddim',
+  'DDPMScheduler': 'ddpm',
+  'DDPMParallelScheduler': 'ddpm',
+  'DPMSolverMultistepScheduler': 'dpmpp_2m',
+  'DPMSolverSinglestepScheduler': 'dpmpp_2s',
+  'DPMSolverSDEScheduler': 'dpmpp_sde',
+  'DEISMultistepScheduler': 'deis',
+  'UniPCMultistepScheduler': 'unipc',
+  'LCMScheduler': 'lcm',
+  'TCDScheduler': 'tcd',
+}
+# Spacing where a config of a class has none; 'linspace' of the others.
+DEFAULT_SPACINGS = {
+  'DDIMScheduler': 'leading',
+  'DDIMParallelScheduler': 'leading',
+  'DDPMScheduler': 'leading',
+  'DDPMParallelScheduler': 'leading',
+  'LCMScheduler': 'leading',
+  'TCDScheduler': 'leading',
+}
 # The implemented values of options, where a config has them.
 SUPPORTED = {
   'trained_betas': (None,),
   'prediction_type': tuple(PREDICTION_TYPES.values()),
-  'interpolation_type': ('linear',),
   'timestep_type': ('discrete',),
-  'clip_sample': (False,),
-  'thresholding': (False,),
-  'use_beta_sigmas': (False,),
   'sigma_min': (None,),
   'sigma_max': (None,),
-}
-SUPPORTED_MULTISTEP = SUPPORTED | {
-  'solver_order': (2,),
   'use_flow_sigmas': (False,),
-  'final_sigmas_type': ('zero',),
 }
+SUPPORTED_EULER = SUPPORTED | {'interpolation_type': ('linear',)}
+SUPPORTED_CLIPPING = SUPPORTED | {'clip_sample': (False,)}
+SUPPORTED_DDIM = SUPPORTED_CLIPPING | {'thresholding': (False,)}
+SUPPORTED_DDPM = SUPPORTED_DDIM | {
+  'variance_type': (None, 'fixed_small', 'fixed_small_log')
+}
+SUPPORTED_MULTISTEP = SUPPORTED | {'thresholding': (False,)}
 SUPPORTED_DPMPP = SUPPORTED_MULTISTEP | {
-  'algorithm_type': ('dpmsolver++', 'sde-dpmsolver++'),
-  'solver_type': ('midpoint', 'bh1', 'bh2', 'logrho'),  # all mean midpoint
+  'algorithm_type': ('dpmsolver++', 'sde-dpmsolver++', 'deis'),
   'use_lu_lambdas': (False,),
   'lambda_min_clipped': ('-inf', -np.inf),
+  'variance_type': (None,),
 }
+SUPPORTED_DPMPP_2M = SUPPORTED_DPMPP | {
+  'solver_order': (1, 2),
+  'solver_type': ('midpoint', 'bh1', 'bh2', 'logrho'),  # all mean midpoint
+}
+SUPPORTED_DEIS = SUPPORTED_MULTISTEP | {'solver_order': (1, 2, 3)}
 SUPPORTED_UNIPC = SUPPORTED_MULTISTEP | {
+  'solver_order': (2,),
   'solver_type': ('bh2', 'midpoint', 'heun', 'logrho'),  # all mean bh2
   'predict_x0': (True,),
   'disable_corrector': ([],),
   'solver_p': (None,),
 }
-SUPPORTED_DISTILLED = SUPPORTED | {'original_inference_steps': (50,)}
+SUPPORTED_DISTILLED = SUPPORTED_DDIM | {'original_inference_steps': (50,)}
+DPMPP_SAMPLERS = (
+  'dpmpp_2m_heun',
+  'dpmpp_2m_sde_heun',
+  'dpmpp_3m',
+  'dpmpp_3m_sde',
+  'dpmpp_2s',
+)
 # By sampler, where the reference has more options.
-SUPPORTED_BY = {
-  'dpmpp_2m': SUPPORTED_DPMPP,
-  'dpmpp_2m_sde': SUPPORTED_DPMPP,
+SUPPORTED_BY = dict.fromkeys(DPMPP_SAMPLERS, SUPPORTED_DPMPP) | {
+  'euler': SUPPORTED_EULER,
+  'heun': SUPPORTED_CLIPPING,
+  'ddim': SUPPORTED_DDIM,
+  'ddpm': SUPPORTED_DDPM,
+  'dpmpp_2m': SUPPORTED_DPMPP_2M,
+  'dpmpp_2m_sde': SUPPORTED_DPMPP_2M,
+  'deis': SUPPORTED_DEIS,
   'unipc': SUPPORTED_UNIPC,
   'lcm': SUPPORTED_DISTILLED,
   'tcd': SUPPORTED_DISTILLED,
 }
 # Samplers whose reference schedulers cannot re-space their sigmas.
-TRAINED_ONLY = ('ddim', 'euler_ancestral', 'lcm', 'tcd')
+TRAINED_ONLY = ('ddim', 'ddpm', 'euler_ancestral', 'lcm', 'tcd')
+# Samplers whose order a config may set.
+ORDER_BY_CONFIG = ('dpmpp_2m', 'dpmpp_2m_sde', 'deis')
+# Samplers whose reference schedulers choose the final sigma.
+FINAL_SIGMA_BY_CONFIG = (
+  'euler',
+  'dpmpp_2m',
+  'dpmpp_2m_sde',
+  'unipc',
+  *DPMPP_SAMPLERS,
+)
+
+
+def sampler_of(config: dict[str, Any]) -> tuple[str, str | None]:
+  """Returns the sampler that a scheduler_config.json names, and a note.
+
+  Args:
+    config: the parsed JSON; without a class it is Euler's.
+
+  Returns:
+    (name, None), or where the class or one of its options is not implemented:
+    (the sampler to take instead, a line that says so).
+  """
+  named = config.get('_class_name', 'EulerDiscreteScheduler')
+  sampler = SAMPLER_CLASSES.get(named)
+  reason = f'names {named}, which is not implemented'
+  if sampler in ('dpmpp_2m', 'dpmpp_2s'):
+    variant = _solver_variant(config)
+    sampler = SOLVER_VARIANTS[sampler].get(variant)
+    reason = f'names {named} with {variant}, which is not implemented'
+  if sampler == 'dpmpp_3m_sde':
+    return sampler, (
+      "scheduler_config.json names an SDE of order 3: k-diffusion's step is "
+      "taken, since diffusers' has the wrong sign in its last term"
+    )
+  if sampler is not None:
+    try:
+      check_supported(config, sampler)
+      return sampler, None
+    except ValueError as error:
+      reason = f'names {named}, and {error}'
+  if sampler == 'euler':
+    return sampler, None  # `read` raises the error
+  return 'euler', (
+    f'scheduler_config.json {reason}: euler is taken; --sampler chooses another'
+  )
+
+
+class SolverVariant(NamedTuple):
+  """The options of diffusers' DPM-Solvers that make them another sampler."""
+
+  algorithm_type: str
+  solver_order: int
+  solver_type: str = 'midpoint'
+
+  def __str__(self):
+    return ', '.join(f'{k} {v}' for k, v in self._asdict().items())
+
+
+def _solver_variant(config: dict[str, Any]) -> SolverVariant:
+  """Reads the options with the defaults and aliases of diffusers."""
+  algorithm = config.get('algorithm_type', 'dpmsolver++')
+  order = config.get('solver_order', 2)
+  # Steps of first order have no type, and the names of others mean midpoint.
+  is_heun = config.get('solver_type') == 'heun' and order > 1
+  return SolverVariant(
+    'dpmsolver++' if algorithm == 'deis' else algorithm,
+    order,
+    'heun' if is_heun else 'midpoint',
+  )
+
+
+# Our samplers by the variants of a multistep and of a single-step solver.
+SOLVER_VARIANTS = {
+  'dpmpp_2m': {
+    SolverVariant('dpmsolver++', 1): 'dpmpp_2m',
+    SolverVariant('dpmsolver++', 2): 'dpmpp_2m',
+    SolverVariant('dpmsolver++', 2, 'heun'): 'dpmpp_2m_heun',
+    SolverVariant('dpmsolver++', 3): 'dpmpp_3m',
+    SolverVariant('sde-dpmsolver++', 1): 'dpmpp_2m_sde',
+    SolverVariant('sde-dpmsolver++', 2): 'dpmpp_2m_sde',
+    SolverVariant('sde-dpmsolver++', 2, 'heun'): 'dpmpp_2m_sde_heun',
+    SolverVariant('sde-dpmsolver++', 3): 'dpmpp_3m_sde',
+  },
+  'dpmpp_2s': {SolverVariant('dpmsolver++', 2): 'dpmpp_2s'},
+}
+
+
+def check_supported(config: dict[str, Any], sampler: str) -> None:
+  """Raises ValueError for an option that would change a sampler's result."""
+  for name, allowed in SUPPORTED_BY.get(sampler, SUPPORTED).items():
+    if name in config:
+      noise_schedule.check_choice(
+        f'{name} of the scheduler config', config[name], allowed
+      )
 
 
 def read(
@@ -64,44 +208,56 @@ def read(
   Raises:
     ValueError: if an entry is missing, or the sampler does not support it.
   """
-  # Refuse options that would change the result of the reference.
-  noise_schedule.check_choice(
-    'sampler', sampler, sampling_schedule.SAMPLER_TRAITS
-  )
-  for name, allowed in SUPPORTED_BY.get(sampler, SUPPORTED).items():
-    if name in config:
-      noise_schedule.check_choice(
-        f'{name} of the scheduler config', config[name], allowed
-      )
+  noise_schedule.check_choice('sampler', sampler, sampler_traits.SAMPLER_TRAITS)
+  check_supported(config, sampler)
   try:
     trained = noise_schedule.Schedule(
       num_train_timesteps=config['num_train_timesteps'],
       beta_start=config['beta_start'],
       beta_end=config['beta_end'],
       beta_schedule=config['beta_schedule'],
-      prediction=OUR_PREDICTIONS[config['prediction_type']],
+      prediction=OUR_PREDICTIONS[config.get('prediction_type', 'epsilon')],
       zero_terminal_snr=config.get('rescale_betas_zero_snr', False),
     )
-    kind = config['timestep_spacing']
   except KeyError as e:
     raise ValueError(f'the scheduler config lacks {e}; add it') from e
-  # The last sigma is 0 or the smallest trained one, by the class of diffusers.
+  return trained, _spacing(config, sampler)
+
+
+def _spacing(config: dict[str, Any], sampler: str) -> sampling_schedule.Spacing:
+  """Reads the spacing of a sampler, as its class of diffusers does."""
+  named = config.get('_class_name')
+  kind = config.get('timestep_spacing', DEFAULT_SPACINGS.get(named, 'linspace'))
+  # The last sigma is 0 or the smallest trained one, by the class.
+  to_zero = config.get('final_sigmas_type', 'zero') == 'zero'
   to_zero = {
-    'euler': config.get('final_sigmas_type', 'zero') == 'zero',
     'ddim': config.get('set_alpha_to_one', True),
     'tcd': False,
-  }
-  return trained, sampling_schedule.Spacing(
-    kind=kind,
+    'deis': False,
+  }.get(sampler, to_zero if sampler in FINAL_SIGMA_BY_CONFIG else True)
+  # UniPC's last step is always of first order, others' in short runs.
+  lower_order_final = config.get('lower_order_final', sampler != 'dpmpp_2s')
+  at_final = 'lower_order_final' if sampler == 'unipc' else 'euler_at_final'
+  order = sampler_traits.NO_LIMIT
+  if sampler in ORDER_BY_CONFIG:
+    order = config.get('solver_order', 2)
+  return sampling_schedule.Spacing(
+    # Its class has no other.
+    kind='linspace' if sampler == 'dpmpp_2s' else kind,
     steps_offset=config.get('steps_offset', 0),
     sigmas='trained' if sampler in TRAINED_ONLY else sigmas_of(config),
-    final_sigma='zero' if to_zero.get(sampler, True) else 'smallest',
+    final_sigma='zero' if to_zero else 'smallest',
+    solver_order=order
+    if sampler in ORDER_BY_CONFIG
+    else sampler_traits.NO_LIMIT,
+    lower_order_final=lower_order_final,
+    euler_at_final=config.get(at_final, sampler == 'unipc'),
   )
 
 
 def sigmas_of(config: dict[str, Any]) -> str:
   """Returns how a config re-spaces its sigmas."""
-  for name in ('karras', 'exponential'):
+  for name in ('karras', 'exponential', 'beta'):
     if config.get(f'use_{name}_sigmas', False):
       return name
   return 'trained'
