@@ -132,6 +132,95 @@ def test_bad_flags(tmp_path, args, message, flags, monkeypatch):
     sample.main(flags)
 
 
+@pytest.mark.parametrize(
+  'lines, message',
+  [
+    (['{"prompt": "b", "sampler": "PLMS"}'], "line 2: sampler is 'PLMS'"),
+    (['{"prompt": "b", "image": "none.png"}'], 'line 2: .*none.png'),
+    (['{"prompt": "b", "image": "file"}'], 'line 2: file: not a readable'),
+    (['{"prompt": "b", "steps": 0}'], 'line 2: steps is 0'),
+    (['{"prompt": "b", "strength": 0.5}'], 'line 2: strength is given without'),
+    (['{"prompt": "b", "eta": 2}'], 'line 2: eta is 2'),
+    (['{"prompt": "b", "mask_threshold": 0}'], 'line 2: mask_threshold is 0'),
+    (['{"prompt": "<lora:none:1>"}'], "line 2: no LoRA file 'none'"),
+    (['{"prompt": "<lora:a:1>"}'], 'line 2 names the LoRAs .* and .*line 1 '),
+    (['{"prompt": "(a:2000)"}'], 'line 2: 2000 is not a weight'),
+    (['{"prompt": "[a|b:3]"}'], 'line 2: .a.b. takes no number'),
+    (['', '{"prompt": "b", "seed": -2}'], 'line 3: seed is -2'),
+  ],
+)
+def test_all_lines_are_checked_before_weights_are_loaded(
+  tmp_path, lines, message, flags, monkeypatch
+):
+  monkeypatch.chdir(tmp_path)
+  monkeypatch.setattr(pipelines, 'load', None)
+  (tmp_path / 'file').write_text('')
+  (tmp_path / 'loras').mkdir()
+  (tmp_path / 'loras' / 'a.safetensors').write_text('')
+  (tmp_path / 'p.jsonl').write_text('\n'.join(['{"prompt": "a"}', *lines]))
+  command = ['sample', '--weights', str(TINY / 'base')]
+  command += ['--prompts_file=p.jsonl', '--lora_dir=loras']
+  flags([*command, '--weighted_prompts', '--output=out/{i}.png'])
+  with pytest.raises((ValueError, OSError), match=message):
+    sample.main(flags)
+  assert not list(tmp_path.glob('out/*'))
+
+
+@pytest.mark.parametrize(
+  'line, message',
+  [
+    ({'height': 65}, 'size 65 x 64'),
+    ({'steps': 2000}, 'line 2: .*steps'),
+    ({'clip_skip': 99}, 'line 2: clip_skip 99 is not in'),
+    ({'prompt': 'a AND b', 'guidance_scale': 1}, 'AND combines prompts by'),
+  ],
+)
+def test_all_lines_are_checked_before_the_first_image(
+  tmp_path, line, message, flags, monkeypatch
+):
+  monkeypatch.chdir(tmp_path)
+  monkeypatch.setattr(sample, 'generate', None)
+  lines = [{'prompt': 'a'}, {'prompt': 'b'} | line]
+  (tmp_path / 'p.jsonl').write_text('\n'.join(map(json.dumps, lines)))
+  command = ['sample', '--weights', str(TINY / 'base'), '--weighted_prompts']
+  command += ['--prompts_file=p.jsonl', '--height=64', '--width=64']
+  flags([*command, '--output=out/{i}.png'])
+  with pytest.raises(ValueError, match=message):
+    sample.main(flags)
+  assert not list(tmp_path.glob('out/*'))
+
+
+@pytest.mark.slow
+def test_loras_of_prompts(tmp_path, flags, capsys, monkeypatch):
+  """Merged from --lora_dir, or named where there is none; kept in the PNG."""
+  (file,) = sorted((TINY / 'lora').rglob('*unet*.safetensors'))[:1]
+  monkeypatch.chdir(tmp_path)
+  (tmp_path / 'loras').mkdir()
+  (tmp_path / 'loras' / 'my style.safetensors').symlink_to(file)
+
+  def latents(*args):
+    flags.unparse_flags()
+    base = ['sample', '--weights', str(TINY / 'base'), *SMALL]
+    flags([*base, *args, '--save_latents=a.npy', '--output=a.png'])
+    sample.main(flags)
+    flags['lora'].value = flags['lora_dir'].value = None
+    return np.load('a.npy')
+
+  tagged = '--prompt=a fox <lora:my style:0.8>'
+  plain = latents(tagged)
+  assert '<lora:my style:0.8> is left out: pass the folder' in (
+    capsys.readouterr().err
+  )
+  merged = latents(tagged, '--lora_dir=loras')
+  told, models = sample_request.from_png_metadata('a.png')
+  assert told['prompt'] == 'a fox <lora:my style:0.8>'
+  assert models['lora_dir'] == 'loras' and models['lora'] == []
+  by_flag = latents('--prompt=a fox', f'--lora={file}:0.8')
+  np.testing.assert_array_equal(merged, by_flag)
+  np.testing.assert_array_equal(plain, latents('--prompt=a fox'))
+  assert np.abs(merged - plain).max() > 1e-3
+
+
 @pytest.fixture
 def flags():
   """The command's flags, not shared with other tests."""
@@ -201,30 +290,6 @@ def test_the_clock_tells_compiling_apart(monkeypatch):
   assert 'compiling 6.0 s, sampling 2.0 s: 0.50 s per image' in clock.summary(4)
 
 
-def test_prompts_files(tmp_path):
-  read = sample_flags.read_prompts
-  plain = tmp_path / 'a.txt'
-  plain.write_text('\ufeff a fox \n\n  \na pig', encoding='utf-8')
-  assert read(plain) == [{'prompt': 'a fox'}, {'prompt': 'a pig'}]
-  lines = tmp_path / 'a.jsonl'
-  for text, message in (
-    ('{"prompt": "a"}\n{"prompt"', 'line 2 is not JSON'),
-    ('["a"]', 'line 1 is not an object'),
-    ('{"seed": 1}', 'line 1 has no "prompt"'),
-    ('{"prompt": 3}', 'prompt is 3, which is no'),
-    ('{"prompt": "a", "seed": 1.5}', 'seed is 1.5'),
-    ('{"prompt": "a", "seed": null}', 'seed is None'),
-    ('{"prompt": "a", "weighted_prompts": 1}', 'weighted_prompts is 1'),
-    ('{"prompt": "a", "target_size": [1]}', 'target_size is'),
-    ('{"prompt": "a", "cfg": 1}', "no setting 'cfg'; there are"),
-  ):
-    lines.write_text(text)
-    with pytest.raises(ValueError, match=message):
-      read(lines)
-  lines.write_text('{"prompt": "a", "target_size": [8, 9], "eta": 1}')
-  assert read(lines) == [{'prompt': 'a', 'target_size': (8, 9), 'eta': 1}]
-
-
 def test_batches_share_their_settings():
 
   def ask(seed, **options):
@@ -259,6 +324,17 @@ def test_batches_have_one_number_of_chunks():
   asked = [dataclasses.replace(r, long_prompts=False) for r in asked[:5]]
   found = [len(batch) for batch in sample_request.batches(asked, 9, tokenize)]
   assert found == [5]
+
+
+def test_batches_combine_one_number_of_prompts():
+  tokenize = tokenizer.load()
+  prompts = 'a', 'b AND c', 'c :2 AND d', 'a BREAK b', '[a:b BREAK c:1]', 'b'
+  asked = [
+    sample_request.Request(prompt=prompt, weighted_prompts=True)
+    for prompt in prompts
+  ]
+  found = [len(batch) for batch in sample_request.batches(asked, 9, tokenize)]
+  assert found == [1, 2, 2, 1]
 
 
 def test_what_a_picture_tells_is_what_was_asked(tmp_path):

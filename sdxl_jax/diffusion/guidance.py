@@ -59,13 +59,6 @@ def combine_rows(
   )
 
 
-def interleave_pairs(
-  uncond: Shaped[ArrayLike, ' b *dims'], cond: Shaped[ArrayLike, ' b *dims']
-) -> Shaped[Array, ' b2 *dims']:
-  """Interleaves two batches, see `interleave_rows`."""
-  return interleave_rows([uncond, cond])
-
-
 def interleave_rows(
   batches: Sequence[Shaped[ArrayLike, ' b *dims']],
 ) -> Shaped[Array, ' kb *dims']:

@@ -53,7 +53,7 @@ def read(path: str | os.PathLike[str]) -> list[Line]:
     if not is_json:
       check_plain(text, location)
     lines.append(Line(location, sample_request.check(fields, location)))
-    if 'prompt' not in fields:
+    if fields.get('prompt') is None:
       raise ValueError(f'{location} has no "prompt"')
   if not lines:
     raise ValueError(f'{path} has no prompts: write one on each line')
