@@ -1,12 +1,13 @@
 """Entry point of all commands: parses flags, and prints errors as one line."""
 
 import logging
+import pathlib
 import re
 import signal
 import sys
 import traceback
 from collections.abc import Callable, Sequence
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import jax
 from absl import app, flags
@@ -85,7 +86,7 @@ def describe(error: Exception, memory: str) -> str:
     memory: what to do where the memory of a device is exhausted.
   """
   if isinstance(error, (ValueError, OSError)):
-    return str(error)
+    return str(error) if is_ours(error) else in_one_line(error)
   text = ' '.join(str(error).split())[:LONGEST]
   is_of_jax = isinstance(error, jax.errors.JaxRuntimeError)
   if is_of_jax and re.search(OUT_OF_MEMORY, str(error)):
@@ -101,6 +102,19 @@ def describe(error: Exception, memory: str) -> str:
   line = f'{type(error).__name__}: {text}' if text else type(error).__name__
   hint = '' if shows_tracebacks() else '; --debug shows the traceback'
   return f'{line} ({FAULT}{hint})'
+
+
+def is_ours(error: Exception) -> bool:
+  """Returns whether this program raised an error, which may list things."""
+  frames = traceback.extract_tb(error.__traceback__)
+  package = pathlib.Path(__file__).parent
+  return bool(frames) and package in pathlib.Path(frames[-1].filename).parents
+
+
+def in_one_line(error: Any) -> str:
+  """Joins the lines of an error's message."""
+  lines = (line.strip() for line in str(error).splitlines())
+  return '; '.join(filter(None, lines))
 
 
 def shows_tracebacks() -> bool:
@@ -137,7 +151,7 @@ def parse_flags(argv: list[str]) -> list[str]:
     while isinstance(error, Exception):  # an error may wrap another
       error = error.args[0] if error.args else type(error).__name__
     sys.exit(
-      f'error: {"; ".join(str(error).splitlines())}: the config has no such '
+      f'error: {in_one_line(error)}: the config has no such '
       'field, or it has another type; configs/default.py lists them all'
     )
   # A config file is a program, which may raise anything.

@@ -163,7 +163,7 @@ def check_measured(measured: dict[str, np.ndarray]) -> None:
     measured: as reconstruction.measure returns it.
   """
   # The PSNR of an image without any error is infinite.
-  psnr = np.nan_to_num(measured['psnr'], nan=np.nan, posinf=0)
+  psnr = np.where(np.isposinf(measured['psnr']), 0, measured['psnr'])
   finiteness.check_reconstructions(*(measured | {'psnr': psnr}).values())
 
 

@@ -1,11 +1,17 @@
 """Bad flags end a command with a line that says what to do."""
 
 import functools
+import os
 import signal
 import subprocess
 import sys
+import types
 
+import jax
 import pytest
+from absl import flags
+
+from sdxl_jax import cli
 
 
 @pytest.mark.parametrize(
@@ -40,3 +46,153 @@ def test_ctrl_c_while_libraries_are_imported():
     run.send_signal(signal.SIGINT)
     output = run.communicate()[1]
   assert run.returncode == -signal.SIGINT and 'Traceback' not in output
+
+
+class Ended(Exception):
+  """What ended a command: its exit code, or the message."""
+
+
+@pytest.fixture
+def end(monkeypatch):
+  """Runs a main that raises an error; returns the exit and its line."""
+
+  def run(error, debug=False, memory='', processes=1):
+    def main(args):
+      del args
+      raise error
+
+    def abort(message, code=1):
+      raise Ended(message, code)
+
+    values = flags.FlagValues()
+    flags.DEFINE_bool('debug', debug, '', flag_values=values)
+    values.mark_as_parsed()
+    monkeypatch.setattr(cli.flags, 'FLAGS', values)
+    monkeypatch.setattr(cli.multihost, 'abort', abort)
+    monkeypatch.setattr(cli.multihost, 'end', lambda code: abort('', code))
+    monkeypatch.setattr(cli.jax, 'process_count', lambda: processes)
+    monkeypatch.setattr(cli.signal, 'signal', lambda *args: None)
+    monkeypatch.setattr(cli.absl_logging, 'set_verbosity', lambda level: None)
+    # absl's run, which parses flags and exits, around the inner function.
+    monkeypatch.setattr(
+      cli.app, 'run', lambda inner, flags_parser: inner(['command'])
+    )
+    with pytest.raises(Ended) as ended:
+      cli.run(main, memory=memory)
+    return ended.value.args
+
+  return run
+
+
+def test_a_fault_of_the_program_is_one_line(end, capsys):
+  line, code = end(TypeError('no\nsuch  argument'))
+  assert code == 1 and capsys.readouterr().err == ''
+  assert line == (
+    'error: TypeError: no such argument (this is a fault of the program or of '
+    'a library; --debug shows the traceback)'
+  )
+  assert end(AssertionError())[0].startswith('error: AssertionError (this is')
+  assert len(end(KeyError('x' * 9999))[0]) < 700
+
+
+@pytest.mark.parametrize('error', [TypeError('a'), ValueError('b: pass c')])
+def test_debug_shows_tracebacks_of_all_errors(end, capsys, error):
+  line, code = end(error, debug=True)
+  shown = capsys.readouterr().err
+  assert code == 1 and '--debug' not in line and str(error) in line
+  assert shown.startswith('Traceback') and 'in main' in shown
+
+
+@pytest.mark.parametrize('error', [ValueError('a: pass b'), OSError('a: mend')])
+def test_errors_of_input_are_their_message(end, error):
+  assert end(error) == (f'error: {error}', 1)
+
+
+def test_lists_of_this_program_stay_lists(end, monkeypatch):
+  error = ValueError('fields differ:\n  a: 1\n  b: 2')
+  assert end(error)[0] == 'error: fields differ:; a: 1; b: 2'
+  monkeypatch.setattr(cli, '__file__', __file__.replace('cli_test', 'cli'))
+  assert end(error)[0] == f'error: {error}'
+
+
+@pytest.mark.parametrize(
+  'text',
+  [
+    'RESOURCE_EXHAUSTED: Out of memory allocating 34359738368 bytes.\nstack',
+    'INTERNAL: CUDA_ERROR_OUT_OF_MEMORY: out of memory',
+  ],
+)
+def test_devices_without_memory(end, text):
+  error = jax.errors.JaxRuntimeError(text)
+  line, code = end(error, memory='pass a smaller --batch')
+  assert code == 1 and '\n' not in line and 'fault' not in line
+  assert 'device is exhausted: pass a smaller --batch. JAX reports: ' in line
+  # Another error of JAX is not taken for it.
+  line, _ = end(jax.errors.JaxRuntimeError('INTERNAL: x'), memory='pass')
+  assert 'JaxRuntimeError: INTERNAL: x (this is a fault' in line
+
+
+def test_a_host_without_memory(end):
+  assert "host's memory is exhausted" in end(MemoryError('9 GiB'))[0]
+
+
+def test_several_processes_report_a_lost_one(end):
+  error = jax.errors.JaxRuntimeError('UNAVAILABLE: closed')
+  line, code = end(error, processes=2)
+  assert 'because another process is gone' in line and code == 134
+
+
+def test_nobody_reads_the_output(end, monkeypatch):
+  """As with `| head`: no message. But another pipe may be broken too."""
+  broken = BrokenPipeError('broken pipe')
+  assert end(broken) == ('error: broken pipe', 1)
+
+  def flush():
+    raise BrokenPipeError
+
+  monkeypatch.setattr(cli.sys, 'stdout', types.SimpleNamespace(flush=flush))
+  assert end(broken) == ('', 128 + signal.SIGPIPE)
+
+
+def run_code(body, *args, **settings):
+  """Runs a main in another process."""
+  code = 'import sys\nfrom sdxl_jax import cli\ndef main(flags):\n  '
+  code += f'{body}\ncli.run(main)\n'
+  return subprocess.run(
+    [sys.executable, '-c', code, *args],
+    capture_output=True,
+    text=True,
+    env=os.environ | {'JAX_PLATFORMS': 'cpu'},
+    **settings,
+  )
+
+
+def test_debug_is_a_flag_of_every_command():
+  plain = run_code('raise RuntimeError("why")')
+  shown = run_code('raise RuntimeError("why")', '--debug')
+  assert plain.returncode == shown.returncode == 1
+  assert plain.stderr.count('\n') == 1 and 'RuntimeError: why' in plain.stderr
+  assert 'Traceback' in shown.stderr
+  assert '--[no]debug: show the traceback' in run_code('0', '--help').stdout
+
+
+def test_a_config_that_cannot_be_read(tmp_path, monkeypatch, capsys):
+  command = [sys.executable, '-m', 'sdxl_jax.plan', '--topology=here']
+  command.append(f'--config={tmp_path / "none.py"}')
+  run = subprocess.run(command, capture_output=True, text=True)
+  assert run.returncode == 1 and run.stderr.count('\n') == 1
+  assert run.stderr.startswith('error: ') and 'none.py' in run.stderr
+
+  # A config file is a program.
+  def parse(argv):
+    raise ModuleNotFoundError("No module named 'x'\n")
+
+  monkeypatch.setattr(cli.app, 'parse_flags_with_usage', parse)
+  for argv, traceback in ((['a'], ''), (['a', '--debug'], 'Traceback')):
+    monkeypatch.setattr(sys, 'argv', argv)
+    monkeypatch.setattr(cli.flags, 'FLAGS', flags.FlagValues())
+    with pytest.raises(
+      SystemExit, match='ModuleNotFoundError: No module named'
+    ):
+      cli.parse_flags(argv)
+    assert capsys.readouterr().err.startswith(traceback)

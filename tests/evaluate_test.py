@@ -9,7 +9,7 @@ import pytest
 from sdxl_jax import evaluate, train
 from sdxl_jax.checkpoints import loading
 from sdxl_jax.models import from_config
-from sdxl_jax.sampling import pipelines
+from sdxl_jax.sampling import finiteness, pipelines
 from tests.support import (
   autoencoder_config,
   datasets,
@@ -173,3 +173,18 @@ def test_a_patch_has_nothing_to_learn():
   config.task = 'autoencoder'
   with pytest.raises(ValueError, match="config.vae.kind is 'patch'"):
     train.train(config, 'never')
+
+
+def test_metrics_without_a_mean_end_an_evaluation():
+  """But a perfect reconstruction has an infinite PSNR."""
+  measured = {
+    'psnr': np.array([20, np.inf], np.float32),
+    'ssim': np.ones(2, np.float32),
+    'mean': np.zeros((2, 4), np.float32),
+  }
+  evaluate.check_measured(measured)
+  for name, value in (('psnr', np.nan), ('psnr', -np.inf), ('mean', np.inf)):
+    array = measured[name].copy()
+    array.flat[0] = value
+    with pytest.raises(finiteness.NonFiniteError, match='1 of 2 reconstruct'):
+      evaluate.check_measured(measured | {name: array})

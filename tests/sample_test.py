@@ -113,6 +113,21 @@ def test_watermark(tmp_path):
     (['--dtype=int8'], '--dtype=int8 is not float32 or bfloat16'),
     (['--from_png', 'plain.png'], "no text under ['sdxl_jax']"),
     (['--init_noise=two.npy'], 'noise for 2 images, and 1 are to be sampled'),
+    (
+      ['--init_noise=nan.npy'],
+      '--init_noise=nan.npy has 1 values that are not',
+    ),
+    (['--init_noise=empty.txt'], '--init_noise=empty.txt cannot be read'),
+    (['--init_noise=flat.npy'], 'holds no array of 4 axes'),
+    (['--seed=-2'], '--seed is -2; it must be a whole number from 0 to'),
+    (['--seed', 2**64], '--seed is 18446744073709551616; it must be a whole'),
+    (['--seed', 2**64 - 1, '--repeat=2'], 'seed 18446744073709551616, and the'),
+    (['--prompt=', '--prompts_file=seed.jsonl'], 'line 2: seed is -7; it must'),
+    (['--guidance_scale=nan'], 'guidance_scale is nan; it must be a finite'),
+    (['--mask_threshold=0'], 'mask_threshold is 0.0; it must be above 0'),
+    (['--image=small.png'], 'small.png is 8 x 7 px (width x height), and an'),
+    (['--image=plain.png', '--mask=black.png'], 'black.png is nowhere white'),
+    (['--image=plain.png', '--mask=small.png'], 'so scale it to 8 x 8 px'),
     (['--weights='], 'no model to sample from: pass --weights'),
     ([], 'x is no diffusers folder'),
     (['--weights', TINY / 'base', '--refiner=x'], 'x is no diffusers folder'),
@@ -123,8 +138,16 @@ def test_bad_flags(tmp_path, args, message, flags, monkeypatch):
   (tmp_path / 'empty.txt').write_text('\n \n')
   (tmp_path / 'prompts.txt').write_text('a fox\n')
   (tmp_path / 'file').write_text('')
+  lines = '{"prompt": "a", "seed": -1}\n{"prompt": "a", "seed": -7}'
+  (tmp_path / 'seed.jsonl').write_text(lines)
   images.save(tmp_path / 'plain.png', np.zeros((8, 8, 3)))
+  images.save(tmp_path / 'black.png', -np.ones((8, 8, 3)))
+  images.save(tmp_path / 'small.png', np.zeros((7, 8, 3)))
   np.save(tmp_path / 'two.npy', np.zeros((2, 8, 8, 4)))
+  np.save(tmp_path / 'flat.npy', np.zeros((8, 8)))
+  noise = np.zeros((1, 8, 8, 4))
+  noise[0, 0, 0, 0] = np.nan
+  np.save(tmp_path / 'nan.npy', noise)
   monkeypatch.chdir(tmp_path)
   monkeypatch.setattr(pipelines, 'load', None)
   with pytest.raises((ValueError, OSError), match=re.escape(message)):
@@ -237,6 +260,37 @@ def flags():
       )
     sample_flags.define()
   return values
+
+
+def test_a_drawn_seed_is_printed_named_and_kept(flags, capsys):
+  """The second image has the next one, and both can be sampled again."""
+  flags(['sample', '--prompt=a', '--seed=-1', '--repeat=2'])
+  first, second = sample_flags.read(flags)
+  assert capsys.readouterr().out == f'seed -1: drew {first.seed}\n'
+  assert 0 <= first.seed == second.seed - 1
+  names = sample_flags.file_names('{seed}.png', [first, second])
+  assert names == [f'{first.seed}.png', f'{first.seed + 1}.png']
+  text = sample_request.to_png_metadata(second, {}, (64, 64, 3))
+  assert json.loads(text['sdxl_jax'])['seed'] == second.seed
+
+
+def test_seeds_that_are_given_are_not_drawn(flags, capsys):
+  flags(['sample', '--prompt=a', f'--seed={2**64 - 2}', '--repeat=2'])
+  seeds = [request.seed for request in sample_flags.read(flags)]
+  assert seeds == [2**64 - 2, 2**64 - 1] and not capsys.readouterr().out
+
+
+def test_each_mask_is_described_once(capsys):
+  told, base = set(), pipelines.load(TINY / 'base')
+  mask = np.zeros((64, 64), np.float32)
+  mask[40, 8:] = 1
+  for threshold in (0.5, 0.5, 0.25):
+    request = sample_request.Request(
+      image='a.png', mask='m.png', mask_threshold=threshold
+    )
+    sample.tell_mask(request, mask, base, told)
+  line = 'm.png repaints 10.9 % of the image\n'  # 7 of 64 cells
+  assert capsys.readouterr().out == 2 * line
 
 
 def test_given_noise(tmp_path, flags, monkeypatch):

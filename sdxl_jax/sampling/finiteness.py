@@ -63,7 +63,7 @@ def check_samples(
 
 
 def check_preview(
-  image: np.ndarray, denoised: np.ndarray, done: int, model: sdxl.SDXL
+  image: np.ndarray, denoised: Any, done: int, model: sdxl.SDXL
 ) -> None:
   """Raises NonFiniteError for a preview after `done` steps that is not finite.
 

@@ -119,10 +119,10 @@ def check_repaints(mask: np.ndarray, path: Path, threshold: float) -> None:
   if largest >= threshold:
     return
   raise ValueError(
-    f'{path} is nowhere at or above --mask_threshold={threshold:g}, so nothing '
-    f'would be repainted: its brightest pixel is {255 * largest:.0f} of 255. '
-    'Paint white where the image is to be repainted, or pass a smaller '
-    '--mask_threshold'
+    f'{path} is nowhere white, so nothing would be repainted: its strongest '
+    f'pixel is {255 * largest:.0f} of 255, and --mask_threshold={threshold:g} '
+    f'takes {255 * threshold:.0f} and more. Paint white where the image is to '
+    'be repainted, or pass a smaller threshold'
   )
 
 

@@ -18,20 +18,19 @@ from sdxl_jax.sampling import (
 from sdxl_jax.sampling.request_checks import Located
 from sdxl_jax.sampling.sample_request import Request
 
-DEFINE_BY_KIND = {
-  str: flags.DEFINE_string,
-  bool: flags.DEFINE_bool,
-  list: flags.DEFINE_multi_string,
-}
-
 
 def define() -> None:
   """Defines the flags of the command."""
   for field in sample_request.FIELDS.values():
     define_field(field)
+  define_by_kind = {
+    str: flags.DEFINE_string,
+    bool: flags.DEFINE_bool,
+    list: flags.DEFINE_multi_string,
+  }
   for name, option in sample_request.MODEL_OPTIONS.items():
     # None: a flag that is not passed must not hide the value of a PNG.
-    DEFINE_BY_KIND[option.kind](name, None, option.help)
+    define_by_kind[option.kind](name, None, option.help)
   flags.DEFINE_enum(
     'preset',
     None,

@@ -97,7 +97,8 @@ def check_mask(mask: Any, threshold: float) -> None:
   if mask is None:
     return
   mask = np.asarray(mask, np.float32)
-  low, high = mask.min(initial=1), mask.max(initial=0)
+  high = mask.max(initial=0)
+  low = mask.min(initial=high)
   if low < 0 or high > 1:
     raise ValueError(
       f'mask has values from {low:g} to {high:g}; they must be from 0, keep, '

@@ -86,3 +86,9 @@ def test_images_are_those_of_diffusers(golden, tmp_path):
     width=size,
   ).images
   assert np.abs((ours + 1) / 2 - image).max() < 1 / 255
+
+
+def test_pixels_beyond_the_range_are_clipped_but_infinity_shows():
+  decoded = np.array([-3, -0.5, 2, np.inf, -np.inf, np.nan], np.float32)
+  found = np.ravel(latent_scaling.to_pixels(decoded.reshape(1, 1, 2, 3)))
+  assert found[:3].tolist() == [-1, -0.5, 1] and np.isnan(found[3:]).all()

@@ -146,13 +146,20 @@ def pack(fields: Sequence[Field], values: dict[str, np.ndarray]) -> bytes:
   """Converts arrays by name to the bytes of a row.
 
   Raises:
-    ValueError: for an array of another shape than its field.
+    ValueError: for an array of another shape than its field, or one that is not
+      finite in its dtype.
   """
   parts = []
   for name, dtype, shape in fields:
     array = np.asarray(values[name]).astype(np.dtype(dtype))
     if array.shape != shape:
       raise ValueError(f'{name} has shape {array.shape}, not {shape}')
+    if not np.isfinite(array).all():
+      raise ValueError(
+        f'{name} has values that are not finite (NaN or infinity) in {dtype}: '
+        'check the weights, and where it is float16, write bfloat16, which '
+        'has a larger range'
+      )
     parts.append(array.tobytes())
   return b''.join(parts)
 
