@@ -6,6 +6,7 @@ import re
 import signal
 import sys
 import traceback
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
@@ -40,6 +41,7 @@ def run(main: Callable, *names: str, memory: str = '') -> None:
     # what it raises as well.
     absl_logging.set_verbosity(absl_logging.FATAL)
     logging.getLogger('asyncio').setLevel(logging.CRITICAL)
+    warnings.formatwarning = format_warning
     # Ctrl-C ended the process while it imported, see sdxl_jax/__init__.py.
     if signal.getsignal(signal.SIGINT) == signal.SIG_DFL:
       signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -131,6 +133,22 @@ def output_is_closed() -> bool:
     except OSError:
       return True
   return False
+
+
+_format_of_python = warnings.formatwarning
+
+
+def format_warning(
+  message: Warning | str,
+  category: type[Warning],
+  filename: str,
+  lineno: int,
+  line: str | None = None,
+) -> str:
+  """Formats what is for the user as one line, without its place in the code."""
+  if issubclass(category, UserWarning):
+    return f'warning: {message}\n'
+  return _format_of_python(message, category, filename, lineno, line)
 
 
 def check_arguments(arguments: Sequence[str], names: Sequence[str]) -> None:

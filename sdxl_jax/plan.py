@@ -241,10 +241,10 @@ def define_sampling() -> None:
   flags.DEFINE_bool('sample', False, 'plan sampling instead of training')
   flags.DEFINE_integer('batch', 1, 'images per device', 1)
   flags.DEFINE_list('size', None, 'H,W in px; default: config.samples.size')
+  defaults = {'steps': 20, 'sampler': 'euler'}
   for name in ('steps', 'sampler', 'guidance_scale', 'tile'):
     field = settings.FIELDS[name]
-    default = 20 if name == 'steps' else field.default
-    sample_flags.define_field(field, default)
+    sample_flags.define_field(field, defaults.get(name, field.default))
   dtypes = list(pipelines.DTYPES)
   flags.DEFINE_enum('dtype', 'float32', dtypes, 'of UNet and text encoders')
   flags.DEFINE_enum('vae_dtype', 'float32', dtypes, 'of the autoencoder')

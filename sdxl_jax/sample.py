@@ -29,6 +29,7 @@ from sdxl_jax.sampling import (
   request_checks,
   sample_flags,
   sample_request,
+  sampler_choice,
   validation,
   watermark,
 )
@@ -64,6 +65,8 @@ def sample(located, names, models, noise, args):
   base, refiner = load_models(mesh, loaded, args.offload)
   request_checks.after_loading(located, base, refiner)
   clock.stop('loading')
+  # So that a PNG names the sampler it was made with.
+  requests = [sampler_choice.resolve(base, request) for request in requests]
   size, for_grid, latents = args.batch or mesh.size, [], []
   told = set()  # of masks
   for batch in sample_request.batches(

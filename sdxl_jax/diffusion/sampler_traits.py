@@ -77,7 +77,7 @@ class SamplerTraits:
   order: int = NO_LIMIT  # of a step, at most
   in_pairs: bool = False  # each second step goes on from two steps before
   lower_order_final: bool = False  # in the last steps of runs below 15
-  euler_from_infinity: bool = False  # in the first step, at zero SNR
+  order_of_long_steps: int = NO_LIMIT  # of those at zero SNR, at most
 
 
 ANCESTRAL = SamplerTraits(sigma_down=ancestral_sigma_down, eta=1.0)
@@ -85,7 +85,7 @@ ANCESTRAL = SamplerTraits(sigma_down=ancestral_sigma_down, eta=1.0)
 # of the whole step. From zero SNR's stand-in for infinity that is hundreds
 # times the error of a net's result, and depends on the stand-in, while Euler's
 # step has a limit: denoised + sigma_next * noise.
-SECOND_ORDER_IN_SIGMA = SamplerTraits(euler_from_infinity=True)
+SECOND_ORDER_IN_SIGMA = SamplerTraits(order_of_long_steps=1)
 MULTISTEP = SamplerTraits(
   integer_timesteps=True,
   timestep_for_end=True,
@@ -106,7 +106,7 @@ SAMPLER_TRAITS = {
   'heun': SECOND_ORDER_IN_SIGMA,
   'dpm_2': dataclasses.replace(SECOND_ORDER_IN_SIGMA, integer_if_karras=True),
   'dpm_2_ancestral': dataclasses.replace(
-    ANCESTRAL, integer_if_karras=True, euler_from_infinity=True
+    ANCESTRAL, integer_if_karras=True, order_of_long_steps=1
   ),
   'lms': SamplerTraits(),
   'ddim': DDIM,
@@ -117,7 +117,9 @@ SAMPLER_TRAITS = {
   'dpmpp_2m_sde_heun': dataclasses.replace(SDE, order=2),
   'dpmpp_3m': MULTISTEP,
   # As in k-diffusion.
-  'dpmpp_3m_sde': dataclasses.replace(SDE, lower_order_final=False),
+  'dpmpp_3m_sde': dataclasses.replace(
+    SDE, lower_order_final=False, order_of_long_steps=2
+  ),
   'dpmpp_2s': dataclasses.replace(MULTISTEP, in_pairs=True),
   'dpmpp_2s_ancestral': ANCESTRAL,
   'dpmpp_sde': ANCESTRAL,

@@ -24,6 +24,7 @@ SIGMAS = ('trained', *sigma_spacing.RESPACINGS)
 # Spacings whose runs start at variance 1 + sigma^2, that of a noised image.
 FULL_VARIANCE = ('leading', 'sgm_uniform')
 SHORT_RUN = 15  # steps from which on no step needs a lower order
+LONG_STEP = 10  # times by which sigma falls
 
 
 @dataclasses.dataclass(frozen=True)
@@ -118,14 +119,13 @@ def make_sampling_schedule(
 
   # Fresh noise, and the scale of x at both ends.
   sigmas_down = _sigmas_down(sampler, sigmas, timesteps, trained, eta)
-  from_infinity = schedule.zero_terminal_snr and sigmas[0] == trained[-1]
   preserving = traits.variance_preserving
   unit = preserving or spacing.kind in FULL_VARIANCE
   return SamplingSchedule(
     sigmas=sigmas.astype(np.float32),
     sigmas_down=sigmas_down.astype(np.float32),
     sigmas_up=np.sqrt(sigmas[1:] ** 2 - sigmas_down**2).astype(np.float32),
-    orders=_orders(spacing, traits, steps, bool(from_infinity)),
+    orders=_orders(spacing, traits, schedule, sigmas, sigmas_down),
     timesteps=timesteps.astype(np.float32),
     trained_sigmas=trained.astype(np.float32),
     init_scale=np.float32(np.sqrt(unit + sigmas[0] ** 2)),
@@ -176,10 +176,12 @@ def _sigmas_down(
 def _orders(
   spacing: Spacing,
   traits: SamplerTraits,
-  steps: int,
-  from_infinity: bool,
+  schedule: noise_schedule.Schedule,
+  sigmas: Levels,
+  sigmas_down: Timesteps,
 ) -> Int[np.ndarray, ' n']:
   """Returns the highest order that each step may have."""
+  steps = len(sigmas_down)
   orders = np.full(steps, min(traits.order, spacing.solver_order), np.int32)
   if traits.in_pairs:
     orders[::2] = 1
@@ -192,8 +194,10 @@ def _orders(
       orders[-2:] = np.minimum(orders[-2:], [2, 1][-steps:])
     if spacing.euler_at_final:
       orders[-1] = 1
-  if traits.euler_from_infinity and from_infinity:
-    orders[0] = 1
+  # At zero SNR steps may multiply a net's error, see sampler_traits.
+  if schedule.zero_terminal_snr:
+    long = sigmas[:-1] > LONG_STEP * sigmas_down
+    orders[long] = np.minimum(orders[long], traits.order_of_long_steps)
   return orders
 
 

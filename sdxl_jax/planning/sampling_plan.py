@@ -49,6 +49,11 @@ class SampleWorkload:
   offload: bool = False
 
   @property
+  def sampler(self) -> str:
+    """The name of the sampler; a run's own is Euler's method."""
+    return self.settings.sampler or 'euler'
+
+  @property
   def size(self) -> tuple[int, int]:
     """(height, width) in px."""
     return self.settings.height, self.settings.width
@@ -225,7 +230,7 @@ def trace_steps(
   schedule = sampling_schedule.make_sampling_schedule(
     model.schedule,
     sampling_schedule.Spacing(),
-    settings.sampler,
+    workload.sampler,
     settings.steps,
   )
 
@@ -243,11 +248,11 @@ def trace_steps(
     return denoising_loop.denoise_steps(
       model,
       params,
-      samplers.init_state(samplers.SAMPLERS[settings.sampler], x),
+      samplers.init_state(samplers.SAMPLERS[workload.sampler], x),
       inputs,
       start=0,
       stop=settings.steps,
-      sampler=settings.sampler,
+      sampler=workload.sampler,
       guided=validation.uses_cfg(model, settings.guidance_scale),
     )
 

@@ -27,7 +27,7 @@ def to_text(plan: sampling_plan.SamplingPlan) -> str:
     [
       f'{report.describe_machine(plan.machine)}; {workload.batch} x '
       f'{settings.height} x {settings.width} px on each, {settings.steps} '
-      f'steps of {settings.sampler}{guidance}, {workload.dtype}, autoencoder '
+      f'steps of {workload.sampler}{guidance}, {workload.dtype}, autoencoder '
       f'{workload.vae_dtype}{offloaded}',
       report.table(COLUMNS, plan.phases),
       machines.ESTIMATE_METHOD[plan.machine.platform],
@@ -42,8 +42,9 @@ def to_json(plan: sampling_plan.SamplingPlan) -> dict[str, Any]:
   workload = dataclasses.asdict(plan.workload)
   settings = workload.pop('settings')
   # Of the settings, those that decide the cost.
-  workload |= {name: settings[name] for name in ('steps', 'sampler', 'tile')}
+  workload |= {name: settings[name] for name in ('steps', 'tile')}
   workload |= {
+    'sampler': plan.workload.sampler,
     'size': plan.workload.size,
     'guided': settings['guidance_scale'] > 1,
   }

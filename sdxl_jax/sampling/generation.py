@@ -17,6 +17,7 @@ from sdxl_jax.sampling import (
   pipelines,
   prompt_encoding,
   prompt_plan,
+  sampler_choice,
   settings,
   vae_batches,
   validation,
@@ -78,6 +79,8 @@ def generate(
       the step or the net where they began.
   """
   inputs, chosen = parse_options(prompts, options)
+  chosen = sampler_choice.resolve(pipeline, chosen)
+  sampler_choice.advise(pipeline, chosen)
   check(pipeline, refiner, inputs, chosen)
   seeds = image_seeds.choose(inputs.seeds, len(prompts))
   size = choose_size(pipeline, inputs, chosen)

@@ -15,6 +15,7 @@ from sdxl_jax.sampling import (
   prompt_encoding,
   prompt_plan,
   sample_request,
+  sampler_choice,
   validation,
 )
 from sdxl_jax.text import prompt_brackets, prompt_tags, prompt_weighting
@@ -185,6 +186,7 @@ def check_with(
   """Raises ValueError for a request that `generate` would refuse."""
   kwargs = sample_request.to_generate_kwargs([request], pipeline.size)
   inputs, chosen = generation.parse_options(kwargs.pop('prompts'), kwargs)
+  chosen = sampler_choice.resolve(pipeline, chosen)
   generation.check(pipeline, refiner, inputs, chosen)
   generation.choose_size(pipeline, inputs, chosen)
   schedule = generation.make_schedule(pipeline, chosen)

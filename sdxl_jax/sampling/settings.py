@@ -32,7 +32,11 @@ class SampleSettings:
 
   # The sampler and its noise levels.
   steps: int = option(50, 'sampler steps')
-  sampler: str = option('euler', 'sampler', samplers.SAMPLERS)
+  sampler: str | None = option(
+    None,
+    "sampler; default: that of the model's scheduler_config.json",
+    samplers.SAMPLERS,
+  )
   spacing: str | None = option(
     None,
     "spacing of timesteps; default: that of the model's scheduler_config.json",
