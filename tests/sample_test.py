@@ -265,7 +265,7 @@ def flags():
 def test_a_drawn_seed_is_printed_named_and_kept(flags, capsys):
   """The second image has the next one, and both can be sampled again."""
   flags(['sample', '--prompt=a', '--seed=-1', '--repeat=2'])
-  first, second = sample_flags.read(flags)
+  (_, first), (_, second) = sample_flags.read(flags)
   assert capsys.readouterr().out == f'seed -1: drew {first.seed}\n'
   assert 0 <= first.seed == second.seed - 1
   names = sample_flags.file_names('{seed}.png', [first, second])
@@ -276,7 +276,7 @@ def test_a_drawn_seed_is_printed_named_and_kept(flags, capsys):
 
 def test_seeds_that_are_given_are_not_drawn(flags, capsys):
   flags(['sample', '--prompt=a', f'--seed={2**64 - 2}', '--repeat=2'])
-  seeds = [request.seed for request in sample_flags.read(flags)]
+  seeds = [request.seed for _, request in sample_flags.read(flags)]
   assert seeds == [2**64 - 2, 2**64 - 1] and not capsys.readouterr().out
 
 

@@ -107,7 +107,9 @@ def check_prompts(
     # What the tags of files mean for it.
     texts = {}
     for name in sample_request.TEXTS:
-      text = getattr(request, name) or ''
+      text = getattr(request, name)
+      if text is None:
+        continue
       texts[name], loras = prompt_tags.take_loras(text)
       prompt_tags.warn_of_lost_tags(text)
       negative = name.startswith('negative')
