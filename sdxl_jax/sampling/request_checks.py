@@ -123,7 +123,8 @@ def check_prompts(
           f'<lora:{lora.name}:{lora.weight:g}> is left out: {remedy}'
         )
       known = embedding_names(models.get('embedding') or ())
-      prompt_tags.warn_of_text(texts[name], request.weighted_prompts, known)
+      syntax = request.prompt_syntax if request.weighted_prompts else None
+      prompt_tags.warn_of_text(texts[name], syntax, known)
     # All texts that are encoded.
     request = dataclasses.replace(request, **texts)
     plan = make_plan(request, request.steps)

@@ -42,7 +42,7 @@ def define() -> None:
     'prompts_file', None, 'one prompt a line, or .jsonl with settings'
   )
   flags.DEFINE_string(
-    'from_png', None, 'PNG whose settings and models are used again'
+    'from_png', None, 'image whose settings and models are used again'
   )
   flags.DEFINE_integer('repeat', 1, 'images of each prompt', 1)
   flags.DEFINE_integer(

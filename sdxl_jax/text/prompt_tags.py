@@ -15,8 +15,12 @@ TAG = re.compile(r'<\s*(lora|lyco|hypernet)\s*:([^<>]*)>', re.I)
 WILDCARD = re.compile(r'(?<!\w)__[\w./*-]+?__(?!\w)')
 CHOICE = re.compile(r'\{[^{}]*\|[^{}]*\}')
 EMBEDDING = re.compile(r'\bembedding:[\w.-]+')
-# Of a group with a weight; hints at marks that are not read.
+# Marks of weights where they are not read: a group with a weight,
+# and those that ComfyUI's has not.
 WEIGHT = re.compile(rf'(?<!\\)\([^()]*:\s*{prompt_brackets.NUMBER}\s*\)')
+A1111 = re.compile(
+  rf'\bBREAK\b|\bAND\b|(?<!\\)\[[^\[\]]*(?:\|[^\[\]]*|:\s*{prompt_brackets.NUMBER}\s*)\]'
+)
 
 
 class Lora(NamedTuple):
@@ -100,12 +104,14 @@ def warn_of_lost_tags(prompt: str) -> None:
       )
 
 
-def warn_of_text(prompt: str, weighted: bool, known: Collection[str]) -> None:
+def warn_of_text(
+  prompt: str, syntax: str | None, known: Collection[str]
+) -> None:
   """Warns of what is read as words, and means something to other programs.
 
   Args:
     prompt: text.
-    weighted: whether marks of weights are read.
+    syntax: of prompt weighting, 'a1111' or 'comfyui'; None: weights are text.
     known: names of the embeddings that are loaded.
   """
   found = [(m, 'no wildcards are read') for m in WILDCARD.findall(prompt)]
@@ -113,9 +119,13 @@ def warn_of_text(prompt: str, weighted: bool, known: Collection[str]) -> None:
   for match in EMBEDDING.findall(prompt):
     if match.removeprefix('embedding:').rstrip('.') not in known:
       found.append((match, 'pass its file as --embedding'))
-  if not weighted:
-    weights = WEIGHT.findall(prompt)
-    found += [(m, 'pass --weighted_prompts for weights') for m in weights[:1]]
+  # In a prompt of capitals, AND is a word.
+  marks = [] if prompt.isupper() else A1111.findall(prompt)
+  if syntax is None:
+    marks = WEIGHT.findall(prompt) + marks
+    found += [(m, 'pass --weighted_prompts for its syntax') for m in marks[:1]]
+  elif syntax == 'comfyui':
+    found += [(m, 'it is --prompt_syntax=a1111') for m in marks[:1]]
   for text, remedy in found:
     prompt_brackets.warn_of(
       f'{text!r} in the prompt {prompt!r} is read as words: {remedy}'

@@ -51,20 +51,25 @@ def test_what_is_lost_is_named():
 
 
 @pytest.mark.parametrize(
-  'prompt, weighted, messages',
+  'prompt, syntax, messages',
   [
-    ('a __colour__ fox', False, ["'__colour__'"]),
-    ('a {red|blue} fox', True, ["'{red|blue}'"]),
-    ('embedding:neg, embedding:known', True, ["'embedding:neg'"]),
-    ('a (red:1.2) fox', False, ['pass --weighted_prompts']),
-    ('a (red:1.2) fox', True, []),
-    (r'a \(red:1.2\) (fox) at 12:30 my__name', False, []),
+    ('a __colour__ fox', None, ["'__colour__'"]),
+    ('a {red|blue} fox', 'a1111', ["'{red|blue}'"]),
+    ('embedding:neg, embedding:known', 'a1111', ["'embedding:neg'"]),
+    ('a (red:1.2) fox', None, ['pass --weighted_prompts']),
+    ('a BREAK b', None, ["'BREAK' in"]),
+    ('a [b:c:3]', None, ["'[b:c:3]' in"]),
+    ('a [b|c] BREAK d', 'comfyui', ['--prompt_syntax=a1111']),
+    ('CATS AND DOGS', None, []),
+    ('a [b] (c:1) d: [e]', 'comfyui', []),
+    ('a (red:1.2) BREAK [b|c]', 'a1111', []),
+    (r'a \(red:1.2\) (fox) at 12:30 my__name', None, []),
   ],
 )
-def test_what_is_read_as_words_is_named(prompt, weighted, messages):
+def test_what_is_read_as_words_is_named(prompt, syntax, messages):
   with warnings.catch_warnings(record=True) as caught:
     warnings.simplefilter('always')
-    prompt_tags.warn_of_text(prompt, weighted, ('known',))
+    prompt_tags.warn_of_text(prompt, syntax, ('known',))
   assert len(caught) == len(messages)
   for warning, message in zip(caught, messages):
     assert message in str(warning.message)
