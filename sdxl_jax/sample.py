@@ -63,7 +63,7 @@ def sample(located, names, models, noise, args):
   mesh = device_mesh.make_mesh(devices=jax.local_devices())
   clock = Clock()
   base, refiner = load_models(mesh, loaded, args.offload)
-  request_checks.after_loading(located, base, refiner)
+  warn(request_checks.after_loading(located, base, refiner))
   clock.stop('loading')
   # So that a PNG names the sampler it was made with.
   requests = [sampler_choice.resolve(base, request) for request in requests]
@@ -246,6 +246,12 @@ def read_noise(path):
   return noise
 
 
+def warn(lines):
+  """Prints what is read otherwise than it may be meant."""
+  for line in lines:
+    print(f'warning: {line}', file=sys.stderr)
+
+
 def check_writable(path):
   """Raises OSError for a path that could not be written to later."""
   try:
@@ -265,8 +271,7 @@ def main(args):
     check_writable(pathlib.Path(path))
   noise = None if args.init_noise is None else read_noise(args.init_noise)
   models = sample_flags.model_options(args)
-  for line in request_checks.before_loading(located, models):
-    print(f'warning: {line}', file=sys.stderr)
+  warn(request_checks.before_loading(located, models))
   with warnings.catch_warnings():  # which these lines have told
     warnings.simplefilter('ignore', prompt_brackets.PromptSyntaxWarning)
     sample(located, names, models, noise, args)

@@ -129,6 +129,11 @@ def test_watermark(tmp_path):
     (['--image=plain.png', '--mask=black.png'], 'black.png is nowhere white'),
     (['--image=plain.png', '--mask=small.png'], 'so scale it to 8 x 8 px'),
     (['--weights='], 'no model to sample from: pass --weights'),
+    (
+      ['--from_png', 'a1111.png', '--weights='],
+      'pass --weights; a1111.png was made with sdxl-base',
+    ),
+    (['--prompt', '\udc80'], "prompt has half a character, '\\udc80'"),
     ([], 'x is no diffusers folder'),
     (['--weights', TINY / 'base', '--refiner=x'], 'x is no diffusers folder'),
   ],
@@ -141,6 +146,9 @@ def test_bad_flags(tmp_path, args, message, flags, monkeypatch):
   lines = '{"prompt": "a", "seed": -1}\n{"prompt": "a", "seed": -7}'
   (tmp_path / 'seed.jsonl').write_text(lines)
   images.save(tmp_path / 'plain.png', np.zeros((8, 8, 3)))
+  text = 'a\nSteps: 1, Seed: 1, Sampler: Euler, Model: sdxl-base'
+  image = np.zeros((8, 8, 3))
+  images.save(tmp_path / 'a1111.png', image, {'parameters': text})
   images.save(tmp_path / 'black.png', -np.ones((8, 8, 3)))
   images.save(tmp_path / 'small.png', np.zeros((7, 8, 3)))
   np.save(tmp_path / 'two.npy', np.zeros((2, 8, 8, 4)))

@@ -25,6 +25,9 @@ LEAST = {'steps': 1, 'height': 1, 'width': 1, 'clip_skip': 0, 'tile': 2}
 SHARES = ('eta', 'strength', 'refiner_start', 'refiner_strength')
 
 
+TEXTS = sample_request.TEXTS
+
+
 class Located(NamedTuple):
   """A request, and where it stands: file and line, '' for flags."""
 
@@ -106,7 +109,7 @@ def check_prompts(
     warnings.simplefilter('always')
     # What the tags of files mean for it.
     texts = {}
-    for name in sample_request.TEXTS:
+    for name in TEXTS:
       text = getattr(request, name)
       if text is None:
         continue
@@ -122,9 +125,8 @@ def check_prompts(
         prompt_brackets.warn_of(
           f'<lora:{lora.name}:{lora.weight:g}> is left out: {remedy}'
         )
-      known = embedding_names(models.get('embedding') or ())
       syntax = request.prompt_syntax if request.weighted_prompts else None
-      prompt_tags.warn_of_text(texts[name], syntax, known)
+      prompt_tags.warn_of_text(texts[name], syntax)
     # All texts that are encoded.
     request = dataclasses.replace(request, **texts)
     plan = make_plan(request, request.steps)
@@ -140,16 +142,6 @@ def check_prompts(
   return list(dict.fromkeys(messages))
 
 
-def embedding_names(specs: Sequence[str]) -> tuple[str, ...]:
-  """Returns the words of embeddings, each 'FILE' or 'NAME=FILE'."""
-  names = []
-  for spec in specs:
-    name, equals, file = spec.partition('=')
-    stem = (file if equals else spec).replace('\\', '/').rpartition('/')[2]
-    names += [name, stem, stem.rpartition('.')[0]]
-  return tuple(names)
-
-
 def make_plan(request: sample_request.Request, steps: int) -> prompt_plan.Plan:
   """Makes the Plan of one image."""
   texts = (getattr(request, name) for name in prompt_plan.REQUEST_FIELDS)
@@ -163,13 +155,16 @@ def after_loading(
   located: Sequence[Located],
   pipeline: pipelines.Pipeline,
   refiner: pipelines.Pipeline | None,
-) -> None:
+) -> list[str]:
   """Checks requests against the models, before the first image is sampled.
+
+  Returns:
+    Lines for the user on embeddings that prompts name, and that are not loaded.
 
   Raises:
     ValueError: with the location of a value that does not fit.
   """
-  checked = set()
+  checked, lines = set(), {}
   for location, request in located:
     key = dataclasses.replace(request, seed=0)
     if key in checked:
@@ -179,6 +174,15 @@ def after_loading(
     with naming(location), warnings.catch_warnings():
       warnings.simplefilter('ignore')
       check_with(request, pipeline, refiner)
+    for text in filter(None, (getattr(request, n) for n in TEXTS)):
+      known = pipeline.tokenize.embeddings
+      for name in prompt_tags.unknown_embeddings(text, known):
+        message = (
+          f'{name!r} in the prompt {text!r} is read as words: pass its file as '
+          '--embedding'
+        )
+        lines[f'{location}: {message}' if location else message] = None
+  return list(lines)
 
 
 def check_with(

@@ -12,6 +12,7 @@ import copy
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
+MARK = 'embedding:'  # before a learned word, in ComfyUI's syntax
 # Of an AddedToken of transformers.
 SETTINGS = ('single_word', 'lstrip', 'rstrip', 'normalized', 'special')
 # Id, first character and word of a token in its text.
@@ -84,7 +85,7 @@ def add_words(
     )
     if len(table.get(ids[word], of_word[word])) > count:
       raise ValueError(
-        f'its word {word!r} has {count} vectors, and {word}_{count} is another '
+        f'the word {word!r} has {count} vectors, and {word}_{count} is another '
         'word: pass NAME=FILE with another name'
       )
   # An alias is a token too, whose id no text encoder gets.
@@ -101,21 +102,21 @@ def add_words(
 
 
 def is_known(name: str, known: Collection[str]) -> bool:
-  """Whether a name is among lowercase tokens, as a piece or a whole word."""
+  """Whether a name is among lowercase tokens, also as a whole word."""
   return not {name.lower(), f'{name.lower()}</w>'}.isdisjoint(known)
 
 
 def check_new(word: str, known: Collection[str]) -> None:
-  """Raises ValueError for a word that cannot be added.
+  """Raises ValueError for a word that is a token, or a piece of words.
 
   diffusers refuses these too, but for a word that differs by letter case, which
   would replace the other one in every prompt.
   """
   if not word.strip():
     raise ValueError('its name is empty: pass NAME=FILE')
-  if is_known(word, known):
+  if word.lower() in known:
     raise ValueError(
-      f'its word {word!r} is in the vocabulary of the tokenizer already: pass '
+      f'the word {word!r} is in the vocabulary of the tokenizer already: pass '
       'NAME=FILE with another name, such as <my-style>=FILE'
     )
 
@@ -129,7 +130,7 @@ def describe(row: Any, vocabulary: Collection[str]) -> list[dict[str, Any]]:
     {'id': i, 'content': token.content}
     | {name: getattr(token, name) for name in SETTINGS}
     for i, token in sorted(row.added_tokens_decoder.items())
-    if token.content not in vocabulary
+    if not token.special or token.content not in vocabulary
   ]
 
 
@@ -142,10 +143,12 @@ def restore(row: Any, described: Sequence[dict[str, Any]]) -> None:
   import tokenizers
 
   for token in described:
-    if token['id'] != len(row):
+    # A piece of words that is a token of its own too keeps its id.
+    expected = row.get_vocab().get(token['content'], len(row))
+    if token['id'] != expected:
       raise ValueError(
         f'the added token {token["content"]!r} has the id {token["id"]}, and '
-        f'the next one is {len(row)}: the file was changed, convert it again'
+        f'the next one is {expected}: the file was changed, convert it again'
       )
     settings = {name: token[name] for name in SETTINGS}
     row.add_tokens([tokenizers.AddedToken(token['content'], **settings)])

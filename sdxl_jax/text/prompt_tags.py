@@ -104,21 +104,30 @@ def warn_of_lost_tags(prompt: str) -> None:
       )
 
 
-def warn_of_text(
-  prompt: str, syntax: str | None, known: Collection[str]
-) -> None:
+def unknown_embeddings(prompt: str, known: Collection[str]) -> list[str]:
+  """Returns what names an embedding in a prompt that is none.
+
+  Args:
+    prompt: text.
+    known: lowercase names of the embeddings that are loaded.
+  """
+  found = []
+  for match in EMBEDDING.findall(prompt):
+    name = match.removeprefix('embedding:').lower()
+    if not {name, name.rstrip('.-')} & set(known):
+      found.append(match)
+  return found
+
+
+def warn_of_text(prompt: str, syntax: str | None) -> None:
   """Warns of what is read as words, and means something to other programs.
 
   Args:
     prompt: text.
     syntax: of prompt weighting, 'a1111' or 'comfyui'; None: weights are text.
-    known: names of the embeddings that are loaded.
   """
   found = [(m, 'no wildcards are read') for m in WILDCARD.findall(prompt)]
   found += [(m, 'no choice is drawn') for m in CHOICE.findall(prompt)]
-  for match in EMBEDDING.findall(prompt):
-    if match.removeprefix('embedding:').rstrip('.') not in known:
-      found.append((match, 'pass its file as --embedding'))
   # In a prompt of capitals, AND is a word.
   marks = [] if prompt.isupper() else A1111.findall(prompt)
   if syntax is None:

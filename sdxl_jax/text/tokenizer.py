@@ -6,7 +6,6 @@ special token of the second one, where it never merges with its neighbours.
 """
 
 import dataclasses
-import json
 import os
 import pathlib
 import warnings
@@ -18,7 +17,7 @@ from jaxtyping import Int
 
 from sdxl_jax.text import added_tokens, chunking, clip_vocabulary
 
-PADS = {'tokenizer': '<|endoftext|>', 'tokenizer_2': '!'}
+PADS = clip_vocabulary.PADS
 
 
 class PromptTruncatedWarning(UserWarning):
@@ -159,16 +158,29 @@ class Tokenizer:
     Raises:
       ValueError: for a word that a row has already.
     """
-    rows, expansions, ids = list(self.rows), list(self.expansions), [[], []]
+    rows, expansions, sizes = map(
+      list, (self.rows, self.expansions, self.sizes)
+    )
+    ids = [[] for _ in rows]
     for i, row in enumerate(self.rows):
       if words[i] or aliases[i]:
         rows[i], ids[i], expansions[i] = added_tokens.add_words(
           row, words[i], aliases[i]
         )
-    tokenize = dataclasses.replace(
-      self, rows=tuple(rows), expansions=tuple(expansions)
+      sizes[i] = ids[i][-1] + 1 if ids[i] else sizes[i]
+    fields = map(tuple, (rows, expansions, sizes))
+    return Tokenizer(*fields), ids
+
+  @property
+  def embeddings(self) -> frozenset[str]:
+    """Lowercase names that may follow 'embedding:' in a prompt."""
+    mark = added_tokens.MARK
+    return frozenset(
+      token.removeprefix(mark).lower()
+      for row in self.rows
+      for token in row.added_tokens_encoder
+      if token.startswith(mark)
     )
-    return tokenize, ids
 
   @property
   def empty(self) -> chunking.Empty:
@@ -245,54 +257,3 @@ def load_row(
       f'{path} to use the vocabulary that comes with sdxl_jax'
     )
   return transformers.CLIPTokenizer.from_pretrained(path, local_files_only=True)
-
-
-def save(
-  folder: str | pathlib.Path,
-  name: str,
-  added: Sequence[dict[str, Any]] = (),
-) -> None:
-  """Writes the vendored vocabulary as a tokenizer folder of published SDXL.
-
-  Args:
-    folder: must not exist.
-    name: 'tokenizer' or 'tokenizer_2'.
-    added: further tokens, see added_tokens.describe.
-  """
-  # The settings of both JSON files.
-  vocabulary, merges = clip_vocabulary.load()
-  start, end = '<|startoftext|>', '<|endoftext|>'
-  special = {
-    'bos_token': start,
-    'eos_token': end,
-    'pad_token': PADS[name],
-    'unk_token': end,
-  }
-  config = special | {
-    'add_prefix_space': False,
-    'model_max_length': chunking.LENGTH,
-    'do_lower_case': True,
-    'errors': 'replace',
-    'clean_up_tokenization_spaces': True,
-    'tokenizer_class': 'CLIPTokenizer',
-  }
-  files = {
-    'vocab.json': vocabulary,
-    'special_tokens_map.json': special,
-    'tokenizer_config.json': config,
-  }
-  if added:
-    ids = {token['content']: token['id'] for token in added}
-    config['added_tokens_decoder'] = {
-      str(token['id']): {n: x for n, x in token.items() if n != 'id'}
-      for token in added
-    }
-    files['added_tokens.json'] = ids
-  # Merges by rank, then everything else as JSON.
-  folder = pathlib.Path(folder)
-  folder.mkdir()
-  lines = ['#version: 0.2', *map(' '.join, merges)]
-  (folder / 'merges.txt').write_text('\n'.join(lines) + '\n', 'utf-8')
-  for file, content in files.items():
-    text = json.dumps(content, indent=2, ensure_ascii=False) + '\n'
-    (folder / file).write_text(text, 'utf-8')

@@ -2,7 +2,13 @@
 
 import pytest
 
-from sdxl_jax.sampling import prompt_loras, request_checks, sample_request
+from sdxl_jax.sampling import (
+  pipelines,
+  prompt_loras,
+  request_checks,
+  sample_request,
+)
+from tests.support import golden_sets
 
 
 def located(*prompts, **options):
@@ -23,8 +29,6 @@ def located(*prompts, **options):
     ('[a:(b:1,2):3]', {'weighted_prompts': True}, ["'1,2' is no weight"]),
     ('a AND b :)', {'weighted_prompts': True}, ["')' has no partner"]),
     ('a <lora:b:0.5>', {}, ['<lora:b:0.5> is left out: pass the folder']),
-    ('embedding:b', {}, ["'embedding:b' in the prompt", '--embedding']),
-    ('embedding:c, embedding:d, embedding:e', {}, []),
     ('<hypernet:b:1>', {}, ['hypernetworks are not implemented']),
     (
       'a',
@@ -34,11 +38,17 @@ def located(*prompts, **options):
   ],
 )
 def test_what_is_told(prompt, options, messages):
-  models = {'embedding': ['x/c.pt', 'd=y.safetensors', 'e.safetensors']}
-  lines = request_checks.before_loading(located(prompt, **options), models)
+  lines = request_checks.before_loading(located(prompt, **options), {})
   assert len(lines) == bool(messages)
   for message in messages:
     assert lines[0].startswith('p.txt, line 1: ') and message in lines[0]
+
+
+def test_embeddings_that_are_not_loaded_are_told():
+  base = pipelines.load(golden_sets.SETS[0] / 'tiny' / 'base')
+  asked = located('a fox', 'embedding:neg', height=64, width=64)
+  (line,) = request_checks.after_loading(asked, base, None)
+  assert line.startswith("p.txt, line 2: 'embedding:neg' in the prompt")
 
 
 def test_loras_are_the_same_in_all_requests(tmp_path):

@@ -55,7 +55,6 @@ def test_what_is_lost_is_named():
   [
     ('a __colour__ fox', None, ["'__colour__'"]),
     ('a {red|blue} fox', 'a1111', ["'{red|blue}'"]),
-    ('embedding:neg, embedding:known', 'a1111', ["'embedding:neg'"]),
     ('a (red:1.2) fox', None, ['pass --weighted_prompts']),
     ('a BREAK b', None, ["'BREAK' in"]),
     ('a [b:c:3]', None, ["'[b:c:3]' in"]),
@@ -69,7 +68,13 @@ def test_what_is_lost_is_named():
 def test_what_is_read_as_words_is_named(prompt, syntax, messages):
   with warnings.catch_warnings(record=True) as caught:
     warnings.simplefilter('always')
-    prompt_tags.warn_of_text(prompt, syntax, ('known',))
+    prompt_tags.warn_of_text(prompt, syntax)
   assert len(caught) == len(messages)
   for warning, message in zip(caught, messages):
     assert message in str(warning.message)
+
+
+def test_unknown_embeddings():
+  prompt = 'embedding:neg, (Embedding:x) (embedding:Known:1.2) embedding:a.b.'
+  found = prompt_tags.unknown_embeddings(prompt, {'known', 'a.b'})
+  assert found == ['embedding:neg']
