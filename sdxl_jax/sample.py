@@ -26,6 +26,7 @@ from sdxl_jax.sampling import (
   init_images,
   pipelines,
   prompt_loras,
+  request_batches,
   request_checks,
   sample_flags,
   sample_request,
@@ -55,21 +56,14 @@ def sample(located, names, models, noise, args):
     noise: N(0, 1) of each, [n, h/8, w/8, 4], or None for the seeds' own.
     args: the other flags.
   """
-  requests = [request for _, request in located]
-  check_arrays(requests, noise, args)
-  # Weights are merged once, with what the prompts name as well.
-  tags = prompt_loras.common(located, models['lora_dir'])
-  loaded = models | {'lora': (*models['lora'], *tags)}
+  check_arrays([request for _, request in located], noise, args)
   mesh = device_mesh.make_mesh(devices=jax.local_devices())
   clock = Clock()
-  base, refiner = load_models(mesh, loaded, args.offload)
-  warn(request_checks.after_loading(located, base, refiner))
+  requests, base, refiner = load_for(located, models, mesh, args.offload)
   clock.stop('loading')
-  # So that a PNG names the sampler it was made with.
-  requests = [sampler_choice.resolve(base, request) for request in requests]
   size, for_grid, latents = args.batch or mesh.size, [], []
   told = set()  # of masks
-  for batch in sample_request.batches(
+  for batch in request_batches.batches(
     requests, size, base.tokenize, base.text_chunks
   ):
     done = len(latents)
@@ -114,6 +108,28 @@ def sample(located, names, models, noise, args):
   last = f' ... {names[-1]}' if len(names) > 1 else ''
   print(f'wrote {names[0]}{last}')
   print(clock.summary(len(requests)))
+
+
+def load_for(located, models, mesh, offload):
+  """Loads the models for some requests, and checks these by them.
+
+  Args:
+    located: list of request_checks.Located.
+    models: see sample_flags.model_options.
+    mesh: of the devices.
+    offload: whether idle nets wait in the host's memory.
+
+  Returns:
+    (requests, base, refiner or None).
+  """
+  # Weights are merged once, with what the prompts name as well.
+  tags = prompt_loras.common(located, models['lora_dir'])
+  loaded = models | {'lora': (*models['lora'], *tags)}
+  base, refiner = load_models(mesh, loaded, offload)
+  warn(request_checks.after_loading(located, base, refiner))
+  # So that a PNG names the sampler it was made with.
+  requests = [sampler_choice.resolve(base, request) for _, request in located]
+  return requests, base, refiner
 
 
 def load_models(mesh, models, offload):

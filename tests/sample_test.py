@@ -17,6 +17,7 @@ from sdxl_jax.data import images
 from sdxl_jax.sampling import (
   init_images,
   pipelines,
+  request_batches,
   sample_flags,
   sample_request,
 )
@@ -361,7 +362,7 @@ def test_batches_share_their_settings():
     *(ask(0), ask(1), ask(2), ask(3, steps=4), ask(4, steps=4)),
     ask(5, steps=4, negative_prompt=''),
   ]
-  found = [[r.seed for r in b] for b in sample_request.batches(asked, 2, None)]
+  found = [[r.seed for r in b] for b in request_batches.batches(asked, 2, None)]
   assert found == [[0, 1], [2], [3, 4], [5]]
 
 
@@ -381,10 +382,10 @@ def test_batches_have_one_number_of_chunks():
     *(ask(3, 76), ask(75, 100), ask(76, 3), ask(3, prompt_2='fox ' * 76)),
     *(sample_request.Request(prompt=p, **both) for p in marks),
   ]
-  found = [len(batch) for batch in sample_request.batches(asked, 9, tokenize)]
+  found = [len(batch) for batch in request_batches.batches(asked, 9, tokenize)]
   assert found == [2, 2, 1, 2, 1, 1, 2]
   asked = [dataclasses.replace(r, long_prompts=False) for r in asked[:5]]
-  found = [len(batch) for batch in sample_request.batches(asked, 9, tokenize)]
+  found = [len(batch) for batch in request_batches.batches(asked, 9, tokenize)]
   assert found == [5]
 
 
@@ -395,7 +396,7 @@ def test_batches_combine_one_number_of_prompts():
     sample_request.Request(prompt=prompt, weighted_prompts=True)
     for prompt in prompts
   ]
-  found = [len(batch) for batch in sample_request.batches(asked, 9, tokenize)]
+  found = [len(batch) for batch in request_batches.batches(asked, 9, tokenize)]
   assert found == [1, 2, 2, 1]
 
 

@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import typing
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -19,7 +19,12 @@ from sdxl_jax.diffusion import (
 )
 from sdxl_jax.distributed import device_mesh
 from sdxl_jax.models import sdxl
-from sdxl_jax.sampling import initial_latents, pipelines, validation
+from sdxl_jax.sampling import (
+  initial_latents,
+  pipelines,
+  prompt_encoding,
+  validation,
+)
 from sdxl_jax.sampling.noise_streams import NoiseStream
 from sdxl_jax.sampling.prompt_encoding import Conditioning
 from sdxl_jax.sampling.settings import SampleSettings
@@ -219,7 +224,9 @@ def run_segment(
   contexts = {}
   state = samplers.init_state(samplers.SAMPLERS[segment.sampler], x)
   stride = report_every if report else max(1, segment.steps)
-  for start, stop, conditioning in stretches(segment, stages, stride):
+  for start, stop, conditioning in prompt_encoding.stretches(
+    stages, segment.start, segment.stop, stride
+  ):
     key = id(conditioning.context)
     if key not in contexts:
       contexts[key] = precompute_context(
@@ -243,24 +250,6 @@ def run_segment(
       report(stop - segment.start, state)
   # An offloaded UNet's parameters leave the device after this.
   return state.x.block_until_ready()
-
-
-def stretches(
-  segment: Segment, stages: list[tuple[int, Conditioning]], stride: int
-) -> Iterator[tuple[int, int, Conditioning]]:
-  """Yields the steps of a segment as (start, stop, conditioning).
-
-  Args:
-    segment: its steps.
-    stages: the first step of each conditioning.
-    stride: steps between two reports, where a stretch ends too.
-  """
-  begins = {*range(segment.start, segment.stop, stride)}
-  begins |= {b for b, _ in stages if segment.start < b < segment.stop}
-  begins = sorted(begins)
-  for start, stop in zip(begins, [*begins[1:], segment.stop]):
-    *_, conditioning = (c for begin, c in stages if begin <= start)
-    yield start, stop, conditioning
 
 
 @functools.partial(jax.jit, static_argnames='model')

@@ -1,7 +1,7 @@
 """Encodes prompts into the conditioning of the denoising loop."""
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -99,6 +99,23 @@ def join_branches(
   if len(joined) == 1:
     return joined[0]
   return jax.tree.map(lambda *rows: guidance.interleave_rows(rows), *joined)
+
+
+def stretches(
+  stages: Sequence[tuple[int, Conditioning]], start: int, stop: int, stride: int
+) -> Iterator[tuple[int, int, Conditioning]]:
+  """Yields consecutive steps with one conditioning, as (start, stop, it).
+
+  Args:
+    stages: of `make_conditioning`.
+    start, stop: of all steps.
+    stride: steps between two reports, where a stretch ends too.
+  """
+  begins = {*range(start, stop, stride)}
+  begins = sorted(begins | {b for b, _ in stages if start < b < stop})
+  for begin, end in zip(begins, [*begins[1:], stop]):
+    *_, conditioning = (c for first, c in stages if first <= begin)
+    yield begin, end, conditioning
 
 
 def encode_branches(

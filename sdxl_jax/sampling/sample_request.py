@@ -7,8 +7,6 @@ prompts file, and the text of a PNG.
 import dataclasses
 import json
 import os
-import warnings
-from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from sdxl_jax.checkpoints import run_params
@@ -17,13 +15,12 @@ from sdxl_jax.sampling import (
   image_seeds,
   init_images,
   pipelines,
-  prompt_encoding,
   prompt_plan,
   sampler_aliases,
   settings,
 )
 from sdxl_jax.sampling.settings import Pair, SampleSettings, option
-from sdxl_jax.text import prompt_tags, tokenizer
+from sdxl_jax.text import prompt_tags
 from sdxl_jax.weights.diffusers import scheduler_config
 
 PNG_KEY = 'sdxl_jax'  # of the text chunk that holds a Request
@@ -212,79 +209,13 @@ def is_of_type(value: Any, kind: Any) -> bool:
   return isinstance(value, kind)
 
 
-def batches(
-  requests: list[Request],
-  size: int,
-  tokenize: tokenizer.Tokenizer | None,
-  least: int = 1,
-) -> Iterator[list[Request]]:
-  """Yields consecutive requests that can be sampled together.
-
-  Args:
-    requests: in the order of the images.
-    size: of a batch, at most.
-    tokenize: needed where requests have long or weighted prompts.
-    least: chunks that every text has at least.
-  """
-  batch, key = [], None
-  for request in requests:
-    next_key = batch_key(request, tokenize, least)
-    if batch and (len(batch) == size or key != next_key):
-      yield batch
-      batch = []
-    batch, key = [*batch, request], next_key
-  if batch:
-    yield batch
-
-
-def batch_key(
-  request: Request, tokenize: tokenizer.Tokenizer | None, least: int
-) -> tuple[Any, ...]:
-  """Returns what the requests of one batch must have in common."""
-  absent = [n for n in PER_IMAGE_FIELDS if getattr(request, n) is None]
-  defaults = {n: FIELDS[n].default for n in PER_IMAGE_FIELDS}
-  common = dataclasses.replace(request, **defaults)
-  shape = text_shape(request, tokenize, least)
-  return common, absent, shape
-
-
-def text_shape(
-  request: Request, tokenize: tokenizer.Tokenizer | None, least: int
-) -> list[int]:
-  """Returns how many chunks prompt and negative prompt take.
-
-  And how many prompts AND combines.
-  """
-  if not (request.long_prompts or request.weighted_prompts):
-    return []
-  texts = (getattr(request, name) for name in TEXTS)
-  prompts = prompt_plan.Prompts(
-    *(None if text is None else [text] for text in texts)
-  )
-
-  def most(branches):
-    divided = prompt_encoding.tokenize_branches(
-      tokenize, list(branches), request, least
-    )
-    return divided[0][0].shape[1]
-
-  # Neither tags, which the command has named, nor cut text is told again.
-  with warnings.catch_warnings():
-    warnings.simplefilter('ignore')
-    plan = prompt_plan.make_plan(prompts, request, request.steps)
-    positive = {branch for stage in plan.stages for branch in stage.positive}
-    negative = {stage.negative for stage in plan.stages}
-    counts = [most(positive), most(negative)]
-  return [*counts, len(plan.stages[0].positive)]
-
-
 def to_generate_kwargs(
   batch: list[Request], default_size: Pair
 ) -> dict[str, Any]:
   """Returns the arguments of sample.generate for one batch, its files read.
 
   Args:
-    batch: of `batches`.
+    batch: of request_batches.batches.
     default_size: (height, width) in px without an image.
 
   Raises:

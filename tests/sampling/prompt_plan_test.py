@@ -5,7 +5,7 @@ import warnings
 import numpy as np
 import pytest
 
-from sdxl_jax.sampling import denoising_loop, prompt_plan
+from sdxl_jax.sampling import prompt_encoding, prompt_plan
 from sdxl_jax.sampling.prompt_encoding import Conditioning
 from sdxl_jax.sampling.settings import SampleSettings
 
@@ -86,8 +86,7 @@ def test_stretches():
   a, b, c = (Conditioning(name, np.zeros((1, 1), np.float32)) for name in 'abc')
 
   def stretches(stages, stride):
-    segment = denoising_loop.Segment(0, 'euler', 2, 10)
-    found = denoising_loop.stretches(segment, stages, stride)
+    found = prompt_encoding.stretches(stages, 2, 10, stride)
     return [(start, stop, used.context) for start, stop, used in found]
 
   found = stretches([(0, a), (3, b), (6, c)], 4)
