@@ -169,10 +169,11 @@ def lms_step(
   slopes = jnp.concatenate([slope[None], slopes])
   sigmas = jnp.concatenate([sigma[None], sigmas])
   # Two Gauss points integrate each Lagrange polynomial, a cubic.
-  middle, half = (sigma_next + sigma) / 2, (sigma_next - sigma) / 2
+  # From sigma on: the difference of two near sigmas is exact, and a point
+  # between them is not.
+  nodes, half = sigmas - sigma, (sigma_next - sigma) / 2
   weights = half * (
-    lagrange(sigmas, middle - GAUSS * half)
-    + lagrange(sigmas, middle + GAUSS * half)
+    lagrange(nodes, half - GAUSS * half) + lagrange(nodes, half + GAUSS * half)
   )
   x = x + jnp.tensordot(weights, slopes, 1)
   return x, (slopes[:-1], sigmas[:-1])

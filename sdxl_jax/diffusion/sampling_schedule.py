@@ -24,6 +24,8 @@ SIGMAS = ('trained', *sigma_spacing.RESPACINGS)
 # Spacings whose runs start at variance 1 + sigma^2, that of a noised image.
 FULL_VARIANCE = ('leading', 'sgm_uniform')
 SHORT_RUN = 15  # steps from which on no step needs a lower order
+# Spacings of sigmas whose timesteps the reference rounds down.
+ROUNDED_DOWN = ('exponential', 'beta')
 LONG_STEP = 10  # times by which sigma falls
 
 
@@ -223,10 +225,14 @@ def _call_levels(
   respace = sigma_spacing.RESPACINGS[spacing.sigmas]
   sigmas = respace(limits[0], limits[-1], steps)
   timesteps = sigma_spacing.sigmas_to_timesteps(sigmas, trained)
+  if traits.integer_timesteps and spacing.sigmas in ROUNDED_DOWN:
+    # In float32 as the reference, where the last timestep may become 998.99.
+    trained, limits = np.float32(trained), np.float32(limits)
+    rough = respace(limits[0].item(), limits[-1].item(), steps)
+    timesteps = sigma_spacing.sigmas_to_timesteps(rough, trained)
+    return sigmas, np.floor(timesteps)
   if traits.integer_timesteps:
-    # The reference rounds down some of them.
-    down = spacing.sigmas in ('exponential', 'beta')
-    return sigmas, np.floor(timesteps) if down else np.round(timesteps)
+    return sigmas, np.round(timesteps)
   if traits.integer_if_karras and spacing.sigmas == 'karras':
     return sigmas, np.round(timesteps)
   return sigmas, timesteps

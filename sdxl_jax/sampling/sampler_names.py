@@ -66,6 +66,7 @@ COMFYUI_SAMPLERS = {
   'dpmpp_2s_ancestral': 'dpmpp_2s_ancestral',
   'dpmpp_sde': 'dpmpp_sde',
   'dpmpp_sde_gpu': 'dpmpp_sde',
+  # Of third order there.
   'deis': 'deis',
   'uni_pc': 'unipc',
   'uni_pc_bh2': 'unipc',

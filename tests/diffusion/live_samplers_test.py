@@ -119,6 +119,9 @@ def theirs(config, steps, noise, schedule, monkeypatch):
     raising=False,
   )
   scheduler.noise_sampler = brownian(draws)
+  if config['_class_name'] == 'DEISMultistepScheduler':
+    # Its coefficients are small differences of large float32 numbers.
+    scheduler.sigmas = scheduler.sigmas.double()
   trained = smooth_net.trained_sigmas(noise_schedule.Schedule())
   x = torch.from_numpy(noise[0]) * scheduler.init_noise_sigma
   for t in scheduler.timesteps:
@@ -127,7 +130,7 @@ def theirs(config, steps, noise, schedule, monkeypatch):
       scaled.astype(float), float(t), trained, schedule.prediction
     )
     output = torch.from_numpy(output.astype(np.float32))
-    x = scheduler.step(output, t, x).prev_sample
+    x = scheduler.step(output, t, x).prev_sample.float()
   return x.numpy()
 
 
@@ -155,21 +158,20 @@ def brownian(draws):
 def is_comparable(config, steps):
   """Whether the reference computes such a run, and correctly."""
   named, spacing = config['_class_name'], config['timestep_spacing']
+  respaced = any(config.get(f'use_{sigmas}_sigmas') for sigmas in RESPACED)
   if named in ('LCMScheduler', 'TCDScheduler'):
     return steps <= 50
   if named == 'DDIMScheduler':  # goes to t - 1000 // steps
     return spacing == 'leading' or (spacing == 'trailing' and 1000 % steps == 0)
-  # Re-spaced sigmas end with the smallest twice: it divides by that step's
-  # length, or subtracts almost equal numbers.
-  respaced = any(config.get(f'use_{sigmas}_sigmas') for sigmas in RESPACED)
-  return not (
-    respaced
-    and config.get('solver_order', 2) == 3
-    and (
-      named == 'DEISMultistepScheduler'
-      or config.get('final_sigmas_type') == 'sigma_min'
-    )
-  )
+  if named == 'LMSDiscreteScheduler':
+    # The last step, to 0, is hundreds of times as long as those before it, and
+    # the cubic through their slopes makes 1e-2 of a rounding error.
+    return steps <= 50 or not respaced
+  if named == 'DEISMultistepScheduler' or 'final_sigmas_type' in config:
+    # The last step may have no length, by which the third order divides.
+    no_length = respaced or steps == 999
+    return config.get('solver_order', 2) < 3 or not no_length
+  return True
 
 
 def check(config, counts, monkeypatch, close):

@@ -118,13 +118,14 @@ def test_where_the_refiner_takes_over(golden, base_config):
 @pytest.mark.torch
 @pytest.mark.filterwarnings('ignore:__array__ implementation')
 @pytest.mark.parametrize('name', schedulers.SAMPLERS)
-@pytest.mark.parametrize('sigmas', ['trained', 'karras', 'exponential'])
+@pytest.mark.parametrize('sigmas', ['trained', 'karras', 'exponential', 'beta'])
 @pytest.mark.parametrize('kind', ['leading', 'trailing', 'linspace'])
 def test_live_levels(name, sigmas, kind, base_config):
   scheduler = getattr(pytest.importorskip('diffusers'), name)
   sampler = schedulers.SAMPLERS[name]
   config = base_config | {'timestep_spacing': kind}
-  config |= {f'use_{s}_sigmas': s == sigmas for s in ('karras', 'exponential')}
+  respaced = 'karras', 'exponential', 'beta'
+  config |= {f'use_{s}_sigmas': s == sigmas for s in respaced}
   reference = scheduler.from_config(config)
   settings = scheduler_config.read(config, sampler)
   for steps in (1, 2, 7, 16, 48, 333):
@@ -133,9 +134,7 @@ def test_live_levels(name, sigmas, kind, base_config):
     reference.set_timesteps(steps)
     levels = sampling_schedule.make_sampling_schedule(*settings, sampler, steps)
     timesteps = once(reference.timesteps.numpy(), sampler)
-    # It cuts 998.9999 of its exponential multistep timesteps to 998.
-    limit = 1 if sigmas == 'exponential' else 2e-3
-    assert np.abs(levels.timesteps - timesteps).max() <= limit, steps
+    assert np.abs(levels.timesteps - timesteps).max() <= 2e-3, steps
     if hasattr(reference, 'sigmas'):
       expected = once(reference.sigmas.numpy(), sampler)
       assert np.allclose(levels.sigmas, expected, rtol=1e-5, atol=0), steps

@@ -1,20 +1,26 @@
 """The sampler of ours that a recorded scheduler_config.json names."""
 
+from sdxl_jax.weights.diffusers import scheduler_config
+
+# Of all that were recorded.
 SAMPLERS = {
-  'EulerDiscreteScheduler': 'euler',
-  'EulerAncestralDiscreteScheduler': 'euler_ancestral',
-  'HeunDiscreteScheduler': 'heun',
-  'LMSDiscreteScheduler': 'lms',
-  'DDIMScheduler': 'ddim',
-  'DPMSolverMultistepScheduler': 'dpmpp_2m',
-  'UniPCMultistepScheduler': 'unipc',
-  'LCMScheduler': 'lcm',
-  'TCDScheduler': 'tcd',
+  named: scheduler_config.SAMPLER_CLASSES[named]
+  for named in (
+    'EulerDiscreteScheduler',
+    'EulerAncestralDiscreteScheduler',
+    'HeunDiscreteScheduler',
+    'LMSDiscreteScheduler',
+    'DDIMScheduler',
+    'DPMSolverMultistepScheduler',
+    'UniPCMultistepScheduler',
+    'LCMScheduler',
+    'TCDScheduler',
+  )
 }
 
 
 def sampler_of(config):
-  """Returns the name of the sampler of a scheduler_config.json, or None."""
-  name = SAMPLERS.get(config.get('_class_name'))
-  sde = config.get('algorithm_type') == 'sde-dpmsolver++'
-  return 'dpmpp_2m_sde' if name == 'dpmpp_2m' and sde else name
+  """Returns the name of the sampler of a scheduler_config.json."""
+  sampler, note = scheduler_config.sampler_of(config)
+  assert note is None, note
+  return sampler
