@@ -244,7 +244,7 @@ def test_the_front_page_is_short():
 @pytest.fixture(scope='module')
 def known_flags():
   """The names of all flags: of commands, and of the launch scripts."""
-  names = {'help'}
+  names = {'help', 'debug'}
   for verb in VERBS:
     names |= commands.flag_names(f'sdxl_jax.{verb}')
   for script in (ROOT / 'launch').glob('*.sh'):
