@@ -43,7 +43,7 @@ class Misfit(NamedTuple):
 
   part: str
   needed: str
-  is_rank: bool = False  # whether only the ranks of two parts differ
+  is_broken: bool = False  # whether it fits no layer, or no other part
 
 
 def method_of(parts: dict[str, Shape]) -> str | None:
@@ -94,7 +94,7 @@ def check_shapes(parts: dict[str, Shape], layer: Layer) -> Misfit | None:
   for part, shape in parts.items():
     axes = AXES.get(part, (1, 2, 3, 4))
     if part != 'alpha' and len(shape) not in axes:
-      return Misfit(part, f'of {" or ".join(map(str, axes))} axes')
+      return Misfit(part, f'of {" or ".join(map(str, axes))} axes', True)
   if method and method != 'a whole difference' and len(layer.weight) < 2:
     part = next(p for p in parts if p != 'alpha')
     return Misfit(part, f'that of a norm, which has no {method}')
