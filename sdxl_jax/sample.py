@@ -8,7 +8,9 @@ From Python: sample.generate(sample.load(DIR), ['a fox', 'a pig']).
 
 import os
 import pathlib
+import sys
 import time
+import warnings
 
 import jax
 import numpy as np
@@ -23,12 +25,16 @@ from sdxl_jax.sampling import (
   generation,
   init_images,
   pipelines,
+  prompt_loras,
+  request_batches,
+  request_checks,
   sample_flags,
   sample_request,
   sampler_choice,
   validation,
   watermark,
 )
+from sdxl_jax.text import prompt_brackets
 from sdxl_jax.weights import formats, textual_inversion
 from sdxl_jax.weights.lora import lora_file
 
@@ -40,26 +46,26 @@ MEMORY = (
 )
 
 
-def sample(requests, names, models, noise, args):
+def sample(located, names, models, noise, args):
   """Samples requests in batches; each image is written as soon as it is done.
 
   Args:
-    requests: list of sample_request.Request.
+    located: list of request_checks.Located.
     names: the file of each.
     models: see sample_flags.model_options.
     noise: N(0, 1) of each, [n, h/8, w/8, 4], or None for the seeds' own.
     args: the other flags.
   """
-  check_arrays(requests, noise, args)
+  check_arrays([request for _, request in located], noise, args)
   mesh = device_mesh.make_mesh(devices=jax.local_devices())
   clock = Clock()
-  base, refiner = load_models(mesh, models, args.offload)
+  requests, base, refiner = load_for(located, models, mesh, args.offload)
   clock.stop('loading')
-  # So that a PNG names the sampler it was made with.
-  requests = [sampler_choice.resolve(base, request) for request in requests]
   size, for_grid, latents = args.batch or mesh.size, [], []
   told = set()  # of masks
-  for batch in sample_request.batches(requests, size, base.tokenize):
+  for batch in request_batches.batches(
+    requests, size, base.tokenize, base.text_chunks
+  ):
     done = len(latents)
     # Fill the last batch: a program for fewer images would have to be compiled.
     surplus = size - len(batch) if done else 0
@@ -104,6 +110,28 @@ def sample(requests, names, models, noise, args):
   print(clock.summary(len(requests)))
 
 
+def load_for(located, models, mesh, offload):
+  """Loads the models for some requests, and checks these by them.
+
+  Args:
+    located: list of request_checks.Located.
+    models: see sample_flags.model_options.
+    mesh: of the devices.
+    offload: whether idle nets wait in the host's memory.
+
+  Returns:
+    (requests, base, refiner or None).
+  """
+  # Weights are merged once, with what the prompts name as well.
+  tags = prompt_loras.common(located, models['lora_dir'])
+  loaded = models | {'lora': (*models['lora'], *tags)}
+  base, refiner = load_models(mesh, loaded, offload)
+  warn(request_checks.after_loading(located, base, refiner))
+  # So that a PNG names the sampler it was made with.
+  requests = [sampler_choice.resolve(base, request) for _, request in located]
+  return requests, base, refiner
+
+
 def load_models(mesh, models, offload):
   """Loads (base, refiner or None); a mesh of one device is left out."""
   mesh = mesh if mesh.size > 1 else None
@@ -112,7 +140,7 @@ def load_models(mesh, models, offload):
   # Find faults in all paths before one of them takes minutes to load.
   for folder in filter(None, (weights, refiner)):
     loading.check_source(folder)
-  for spec in options['lora']:
+  for spec in prompt_loras.resolve(options['lora'], options['lora_dir']):
     lora_file.find(lora_file.parse(spec)[0])
   for spec in options['embedding']:
     textual_inversion.find(textual_inversion.parse(spec)[1])
@@ -239,6 +267,12 @@ def read_noise(path):
   return noise
 
 
+def warn(lines):
+  """Prints what is read otherwise than it may be meant."""
+  for line in lines:
+    print(f'warning: {line}', file=sys.stderr)
+
+
 def check_writable(path):
   """Raises OSError for a path that could not be written to later."""
   try:
@@ -251,15 +285,17 @@ def check_writable(path):
 
 
 def main(args):
-  requests = sample_flags.read(args)
-  names = sample_flags.file_names(args.output, requests)
+  located = sample_flags.read(args)
+  names = sample_flags.file_names(args.output, [r for _, r in located])
   outputs = *names, args.grid, args.preview, args.save_latents
   for path in filter(None, outputs):
     check_writable(pathlib.Path(path))
-  init_images.check(requests)
   noise = None if args.init_noise is None else read_noise(args.init_noise)
   models = sample_flags.model_options(args)
-  sample(requests, names, models, noise, args)
+  warn(request_checks.before_loading(located, models))
+  with warnings.catch_warnings():  # which these lines have told
+    warnings.simplefilter('ignore', prompt_brackets.PromptSyntaxWarning)
+    sample(located, names, models, noise, args)
 
 
 if __name__ == '__main__':

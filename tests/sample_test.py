@@ -17,6 +17,7 @@ from sdxl_jax.data import images
 from sdxl_jax.sampling import (
   init_images,
   pipelines,
+  request_batches,
   sample_flags,
   sample_request,
 )
@@ -130,6 +131,11 @@ def test_watermark(tmp_path):
     (['--image=plain.png', '--mask=black.png'], 'black.png is nowhere white'),
     (['--image=plain.png', '--mask=small.png'], 'so scale it to 8 x 8 px'),
     (['--weights='], 'no model to sample from: pass --weights'),
+    (
+      ['--from_png', 'a1111.png', '--weights='],
+      'pass --weights; a1111.png was made with sdxl-base',
+    ),
+    (['--prompt', '\udc80'], "prompt has half a character, '\\udc80'"),
     ([], 'x does not exist'),
     (['--weights', TINY / 'base', '--refiner=x'], 'x does not exist'),
   ],
@@ -142,6 +148,9 @@ def test_bad_flags(tmp_path, args, message, flags, monkeypatch):
   lines = '{"prompt": "a", "seed": -1}\n{"prompt": "a", "seed": -7}'
   (tmp_path / 'seed.jsonl').write_text(lines)
   images.save(tmp_path / 'plain.png', np.zeros((8, 8, 3)))
+  text = 'a\nSteps: 1, Seed: 1, Sampler: Euler, Model: sdxl-base'
+  image = np.zeros((8, 8, 3))
+  images.save(tmp_path / 'a1111.png', image, {'parameters': text})
   images.save(tmp_path / 'black.png', -np.ones((8, 8, 3)))
   images.save(tmp_path / 'small.png', np.zeros((7, 8, 3)))
   np.save(tmp_path / 'two.npy', np.zeros((2, 8, 8, 4)))
@@ -154,6 +163,95 @@ def test_bad_flags(tmp_path, args, message, flags, monkeypatch):
   with pytest.raises((ValueError, OSError), match=re.escape(message)):
     flags(['sample', '--weights=x', '--prompt=a', *map(str, args)])
     sample.main(flags)
+
+
+@pytest.mark.parametrize(
+  'lines, message',
+  [
+    (['{"prompt": "b", "sampler": "PLMS"}'], "line 2: sampler is 'PLMS'"),
+    (['{"prompt": "b", "image": "none.png"}'], 'line 2: .*none.png'),
+    (['{"prompt": "b", "image": "file"}'], 'line 2: file: not a readable'),
+    (['{"prompt": "b", "steps": 0}'], 'line 2: steps is 0'),
+    (['{"prompt": "b", "strength": 0.5}'], 'line 2: strength is given without'),
+    (['{"prompt": "b", "eta": 2}'], 'line 2: eta is 2'),
+    (['{"prompt": "b", "mask_threshold": 0}'], 'line 2: mask_threshold is 0'),
+    (['{"prompt": "<lora:none:1>"}'], "line 2: no LoRA file 'none'"),
+    (['{"prompt": "<lora:a:1>"}'], 'line 2 names the LoRAs .* and .*line 1 '),
+    (['{"prompt": "(a:2000)"}'], 'line 2: 2000 is not a weight'),
+    (['{"prompt": "[a|b:3]"}'], 'line 2: .a.b. takes no number'),
+    (['', '{"prompt": "b", "seed": -2}'], 'line 3: seed is -2'),
+  ],
+)
+def test_all_lines_are_checked_before_weights_are_loaded(
+  tmp_path, lines, message, flags, monkeypatch
+):
+  monkeypatch.chdir(tmp_path)
+  monkeypatch.setattr(pipelines, 'load', None)
+  (tmp_path / 'file').write_text('')
+  (tmp_path / 'loras').mkdir()
+  (tmp_path / 'loras' / 'a.safetensors').write_text('')
+  (tmp_path / 'p.jsonl').write_text('\n'.join(['{"prompt": "a"}', *lines]))
+  command = ['sample', '--weights', str(TINY / 'base')]
+  command += ['--prompts_file=p.jsonl', '--lora_dir=loras']
+  flags([*command, '--weighted_prompts', '--output=out/{i}.png'])
+  with pytest.raises((ValueError, OSError), match=message):
+    sample.main(flags)
+  assert not list(tmp_path.glob('out/*'))
+
+
+@pytest.mark.parametrize(
+  'line, message',
+  [
+    ({'height': 65}, 'size 65 x 64'),
+    ({'steps': 2000}, 'line 2: .*steps'),
+    ({'clip_skip': 99}, 'line 2: clip_skip 99 is not in'),
+    ({'prompt': 'a AND b', 'guidance_scale': 1}, 'AND combines prompts by'),
+  ],
+)
+def test_all_lines_are_checked_before_the_first_image(
+  tmp_path, line, message, flags, monkeypatch
+):
+  monkeypatch.chdir(tmp_path)
+  monkeypatch.setattr(sample, 'generate', None)
+  lines = [{'prompt': 'a'}, {'prompt': 'b'} | line]
+  (tmp_path / 'p.jsonl').write_text('\n'.join(map(json.dumps, lines)))
+  command = ['sample', '--weights', str(TINY / 'base'), '--weighted_prompts']
+  command += ['--prompts_file=p.jsonl', '--height=64', '--width=64']
+  flags([*command, '--output=out/{i}.png'])
+  with pytest.raises(ValueError, match=message):
+    sample.main(flags)
+  assert not list(tmp_path.glob('out/*'))
+
+
+@pytest.mark.slow
+def test_loras_of_prompts(tmp_path, flags, capsys, monkeypatch):
+  """Merged from --lora_dir, or named where there is none; kept in the PNG."""
+  file = TINY / 'lora' / 'kohya.safetensors'
+  monkeypatch.chdir(tmp_path)
+  (tmp_path / 'loras').mkdir()
+  (tmp_path / 'loras' / 'my style.safetensors').symlink_to(file)
+
+  def latents(*args):
+    flags.unparse_flags()
+    base = ['sample', '--weights', str(TINY / 'base'), *SMALL]
+    flags([*base, *args, '--save_latents=a.npy', '--output=a.png'])
+    sample.main(flags)
+    flags['lora'].value = flags['lora_dir'].value = None
+    return np.load('a.npy')
+
+  tagged = '--prompt=a fox <lora:my style:0.8>'
+  plain = latents(tagged)
+  assert '<lora:my style:0.8> is left out: pass the folder' in (
+    capsys.readouterr().err
+  )
+  merged = latents(tagged, '--lora_dir=loras')
+  told, models = sample_request.from_png_metadata('a.png')
+  assert told['prompt'] == 'a fox <lora:my style:0.8>'
+  assert models['lora_dir'] == 'loras' and models['lora'] == []
+  by_flag = latents('--prompt=a fox', f'--lora={file}:0.8')
+  np.testing.assert_array_equal(merged, by_flag)
+  np.testing.assert_array_equal(plain, latents('--prompt=a fox'))
+  assert np.abs(merged - plain).max() > 1e-3
 
 
 @pytest.fixture
@@ -225,7 +323,7 @@ def test_flags_of_the_models(tmp_path, flags):
 def test_a_drawn_seed_is_printed_named_and_kept(flags, capsys):
   """The second image has the next one, and both can be sampled again."""
   flags(['sample', '--prompt=a', '--seed=-1', '--repeat=2'])
-  first, second = sample_flags.read(flags)
+  (_, first), (_, second) = sample_flags.read(flags)
   assert capsys.readouterr().out == f'seed -1: drew {first.seed}\n'
   assert 0 <= first.seed == second.seed - 1
   names = sample_flags.file_names('{seed}.png', [first, second])
@@ -236,7 +334,7 @@ def test_a_drawn_seed_is_printed_named_and_kept(flags, capsys):
 
 def test_seeds_that_are_given_are_not_drawn(flags, capsys):
   flags(['sample', '--prompt=a', f'--seed={2**64 - 2}', '--repeat=2'])
-  seeds = [request.seed for request in sample_flags.read(flags)]
+  seeds = [request.seed for _, request in sample_flags.read(flags)]
   assert seeds == [2**64 - 2, 2**64 - 1] and not capsys.readouterr().out
 
 
@@ -304,30 +402,6 @@ def test_the_clock_tells_compiling_apart(monkeypatch):
   assert 'compiling 6.0 s, sampling 2.0 s: 0.50 s per image' in clock.summary(4)
 
 
-def test_prompts_files(tmp_path):
-  read = sample_flags.read_prompts
-  plain = tmp_path / 'a.txt'
-  plain.write_text('\ufeff a fox \n\n  \na pig', encoding='utf-8')
-  assert read(plain) == [{'prompt': 'a fox'}, {'prompt': 'a pig'}]
-  lines = tmp_path / 'a.jsonl'
-  for text, message in (
-    ('{"prompt": "a"}\n{"prompt"', 'line 2 is not JSON'),
-    ('["a"]', 'line 1 is not an object'),
-    ('{"seed": 1}', 'line 1 has no "prompt"'),
-    ('{"prompt": 3}', 'prompt is 3, which is no'),
-    ('{"prompt": "a", "seed": 1.5}', 'seed is 1.5'),
-    ('{"prompt": "a", "seed": null}', 'seed is None'),
-    ('{"prompt": "a", "weighted_prompts": 1}', 'weighted_prompts is 1'),
-    ('{"prompt": "a", "target_size": [1]}', 'target_size is'),
-    ('{"prompt": "a", "cfg": 1}', "no setting 'cfg'; there are"),
-  ):
-    lines.write_text(text)
-    with pytest.raises(ValueError, match=message):
-      read(lines)
-  lines.write_text('{"prompt": "a", "target_size": [8, 9], "eta": 1}')
-  assert read(lines) == [{'prompt': 'a', 'target_size': (8, 9), 'eta': 1}]
-
-
 def test_batches_share_their_settings():
 
   def ask(seed, **options):
@@ -337,7 +411,7 @@ def test_batches_share_their_settings():
     *(ask(0), ask(1), ask(2), ask(3, steps=4), ask(4, steps=4)),
     ask(5, steps=4, negative_prompt=''),
   ]
-  found = [[r.seed for r in b] for b in sample_request.batches(asked, 2, None)]
+  found = [[r.seed for r in b] for b in request_batches.batches(asked, 2, None)]
   assert found == [[0, 1], [2], [3, 4], [5]]
 
 
@@ -357,11 +431,22 @@ def test_batches_have_one_number_of_chunks():
     *(ask(3, 76), ask(75, 100), ask(76, 3), ask(3, prompt_2='fox ' * 76)),
     *(sample_request.Request(prompt=p, **both) for p in marks),
   ]
-  found = [len(batch) for batch in sample_request.batches(asked, 9, tokenize)]
+  found = [len(batch) for batch in request_batches.batches(asked, 9, tokenize)]
   assert found == [2, 2, 1, 2, 1, 1, 2]
   asked = [dataclasses.replace(r, long_prompts=False) for r in asked[:5]]
-  found = [len(batch) for batch in sample_request.batches(asked, 9, tokenize)]
+  found = [len(batch) for batch in request_batches.batches(asked, 9, tokenize)]
   assert found == [5]
+
+
+def test_batches_combine_one_number_of_prompts():
+  tokenize = tokenizer.load()
+  prompts = 'a', 'b AND c', 'c :2 AND d', 'a BREAK b', '[a:b BREAK c:1]', 'b'
+  asked = [
+    sample_request.Request(prompt=prompt, weighted_prompts=True)
+    for prompt in prompts
+  ]
+  found = [len(batch) for batch in request_batches.batches(asked, 9, tokenize)]
+  assert found == [1, 2, 2, 1]
 
 
 def test_what_a_picture_tells_is_what_was_asked(tmp_path):

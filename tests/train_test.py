@@ -21,6 +21,7 @@ from sdxl_jax.sampling import (
   generation,
   pipelines,
   prompt_encoding,
+  prompt_plan,
   settings,
 )
 from sdxl_jax.training import loop, metrics, run_setup, sample_grid, tasks
@@ -402,10 +403,10 @@ def test_captions_of_150_tokens(tmp_path):
   prompts = [words + end for end in ('', 'pig', 'snow ' * 60, 'snow ' * 99)]
   chosen = settings.SampleSettings(guidance_scale=1.0)
   with pytest.warns(match='longer than 152 tokens'):
-    context, _ = prompt_encoding.make_conditioning(
+    ((_, (context, _)),) = prompt_encoding.make_conditioning(
       pipeline,
       batch_padding.Rows(None, 4),
-      prompt_encoding.Prompts(prompts),
+      prompt_plan.make_plan(prompt_plan.Prompts(prompts), chosen, 1),
       settings.micro_conditions(chosen, (16, 16)),
       chosen,
     )

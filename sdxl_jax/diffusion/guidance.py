@@ -1,6 +1,6 @@
-"""Classifier-free guidance: two predictions, with and without the prompt."""
+"""Classifier-free guidance: predictions with and without the prompt."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float, Shaped
@@ -10,6 +10,7 @@ def classifier_free_guidance(
   net: Callable,
   guidance_scale: Float[ArrayLike, ''],
   guidance_rescale: Float[ArrayLike, ''] = 0.0,
+  weights: Float[ArrayLike, 'b n'] | None = None,
 ) -> Callable:
   """Makes one guided net from a net over unconditional and conditional rows.
 
@@ -19,9 +20,11 @@ def classifier_free_guidance(
 
   Args:
     net: (x, timestep) -> prediction over 2 b rows: for each image the
-      unconditional row, then the conditional one, see `interleave_pairs`.
+      unconditional row, then the conditional one, see `interleave_rows`; over
+      (1 + n) b rows with `weights`.
     guidance_scale: how far to go from uncond towards cond; may be traced.
     guidance_rescale: see `rescale_guidance`; 0 for none; may be traced.
+    weights: of each image's n conditional rows, see `combine_rows`.
 
   Returns:
     net: (x, timestep) -> prediction over b rows, float32.
@@ -30,31 +33,48 @@ def classifier_free_guidance(
   def guided_net(
     x: Float[ArrayLike, 'b h w c'], timestep: Float[ArrayLike, ' b']
   ) -> Float[Array, 'b h w k']:
-    # One call of the net for both predictions.
-    both = net(interleave_pairs(x, x), interleave_pairs(timestep, timestep))
-    uncond, cond = split_pairs(both.astype(jnp.float32))
+    # One call of the net for all predictions.
+    count = 2 if weights is None else 1 + weights.shape[1]
+    rows = net(
+      interleave_rows([x] * count), interleave_rows([timestep] * count)
+    )
+    uncond, *conds = split_rows(rows.astype(jnp.float32), count)
+    cond = conds[0] if weights is None else combine_rows(uncond, conds, weights)
     prediction = uncond + guidance_scale * (cond - uncond)
     return rescale_guidance(prediction, cond, guidance_rescale)
 
   return guided_net
 
 
-def interleave_pairs(
-  uncond: Shaped[ArrayLike, ' b *dims'], cond: Shaped[ArrayLike, ' b *dims']
-) -> Shaped[Array, ' b2 *dims']:
-  """Stacks two batches to one of b2 = 2 b, with an image's rows side by side.
+# Liu et al. 2022, Compositional Visual Generation, equation 11.
+def combine_rows(
+  uncond: Float[ArrayLike, 'b h w c'],
+  conds: Sequence[Float[ArrayLike, 'b h w c']],
+  weights: Float[ArrayLike, 'b n'],
+) -> Float[Array, 'b h w c']:
+  """Returns uncond + sum_i weights_i (cond_i - uncond)."""
+  weights = jnp.asarray(weights)[..., None, None, None]
+  return uncond + sum(
+    weights[:, i] * (cond - uncond) for i, cond in enumerate(conds)
+  )
 
-  Both rows of an image then lie on one device where a batch is sharded.
+
+def interleave_rows(
+  batches: Sequence[Shaped[ArrayLike, ' b *dims']],
+) -> Shaped[Array, ' kb *dims']:
+  """Stacks k batches to one of k b rows, with an image's rows side by side.
+
+  All rows of an image then lie on one device where a batch is sharded.
   """
-  return jnp.stack([uncond, cond], 1).reshape(-1, *uncond.shape[1:])
+  return jnp.stack(batches, 1).reshape(-1, *batches[0].shape[1:])
 
 
-def split_pairs(
-  both: Shaped[ArrayLike, ' b2 *dims'],
-) -> tuple[Shaped[ArrayLike, ' b *dims'], Shaped[ArrayLike, ' b *dims']]:
-  """Returns (uncond, cond); inverts `interleave_pairs`."""
-  both = both.reshape(-1, 2, *both.shape[1:])
-  return both[:, 0], both[:, 1]
+def split_rows(
+  rows: Shaped[ArrayLike, ' kb *dims'], count: int
+) -> tuple[Shaped[ArrayLike, ' b *dims'], ...]:
+  """Returns the batches; inverts `interleave_rows` of `count` of them."""
+  rows = rows.reshape(-1, count, *rows.shape[1:])
+  return tuple(rows[:, i] for i in range(count))
 
 
 # Lin et al. 2023, Common Diffusion Noise Schedules, equations 15 and 16.

@@ -19,6 +19,13 @@ class KnownRegion(NamedTuple):
   start: jax.Array  # [], sigma of the first step, at which x stays as it is
 
 
+def strength_of(strength: float | None, mask: object) -> float:
+  """Returns the strength as set, or 0.3, or 1.0 with a mask."""
+  if strength is not None:
+    return strength
+  return 0.3 if mask is None else 1.0
+
+
 def first_step(steps: int, strength: float) -> int:
   """Returns the number of steps to skip for a strength of 0..1.
 

@@ -62,14 +62,10 @@ class TextEncoder:
     if tokens.ndim == 4:
       flat = tokens.reshape(-1, *tokens.shape[2:])
       return join_chunks(*self.encode(params, flat, clip_skip), len(tokens))
+    self.check_clip_skip(clip_skip)
     contexts = []
     for row, (name, net) in self.text_encoders.items():
       hidden_states, pooled = lora.apply(net, name, params, tokens[:, row])
-      if not 0 <= clip_skip <= len(hidden_states) - 2:
-        raise ValueError(
-          f'clip_skip {clip_skip} is not in 0..{len(hidden_states) - 2}, the '
-          f'blocks of {name} that can be skipped'
-        )
       # -1 is the output of the last block, -2 the penultimate state.
       contexts.append(hidden_states[-2 - clip_skip])
     return jnp.concatenate(contexts, axis=-1), pooled
@@ -107,6 +103,16 @@ class TextEncoder:
         context, empty_context, self.channel_weights(weights)
       )
     return join_chunks(context, pooled, b)
+
+  def check_clip_skip(self, clip_skip: int) -> None:
+    """Raises ValueError for more blocks than a text encoder can skip."""
+    for name, net in self.text_encoders.values():
+      most = net.config.num_hidden_layers - 1
+      if not 0 <= clip_skip <= most:
+        raise ValueError(
+          f'clip_skip {clip_skip} is not in 0..{most}, the blocks of {name} '
+          'that can be skipped'
+        )
 
   def channel_weights(
     self, weights: Float[np.ndarray, 'b 2 n']

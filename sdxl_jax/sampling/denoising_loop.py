@@ -19,7 +19,12 @@ from sdxl_jax.diffusion import (
 )
 from sdxl_jax.distributed import device_mesh
 from sdxl_jax.models import sdxl
-from sdxl_jax.sampling import initial_latents, pipelines, validation
+from sdxl_jax.sampling import (
+  initial_latents,
+  pipelines,
+  prompt_encoding,
+  validation,
+)
 from sdxl_jax.sampling.noise_streams import NoiseStream
 from sdxl_jax.sampling.prompt_encoding import Conditioning
 from sdxl_jax.sampling.settings import SampleSettings
@@ -43,10 +48,14 @@ class Segment(NamedTuple):
 
 
 class Guidance(NamedTuple):
-  """Scale and rescale of classifier-free guidance, as arrays or floats."""
+  """Scale and rescale of classifier-free guidance, as arrays or floats.
+
+  And the weights, [b, n], of the n prompts that AND combines, if there are any.
+  """
 
   scale: Any
   rescale: Any
+  weights: Any = None
 
 
 # No type check, since a tree of it may hold shapes or shardings.
@@ -65,15 +74,23 @@ class StepInputs:
 
 
 class Expert(NamedTuple):
-  """Base or refiner, with the inputs of its steps."""
+  """Base or refiner, with the inputs of its steps.
+
+  Attributes:
+    pipeline: of the model.
+    inputs: of the first step.
+    stages: the first step of each conditioning, in order from step 0 on.
+  """
 
   pipeline: pipelines.Pipeline
   inputs: StepInputs
+  stages: list[tuple[int, Conditioning]]
 
 
 def make_expert(
   pipeline: pipelines.Pipeline,
-  conditioning: Conditioning,
+  stages: list[tuple[int, Conditioning]],
+  weights: Float[Array, 'b n'] | None,
   schedule: sampling_schedule.SamplingSchedule,
   keys: Key[Array, ' b'],
   initial: initial_latents.InitialLatents,
@@ -85,15 +102,16 @@ def make_expert(
   are concatenated to x; for others the known part is put back at each step.
   """
   is_inpainting = validation.is_inpainting_unet(pipeline.model)
+  scale, rescale = settings.guidance_scale, settings.guidance_rescale
   inputs = StepInputs(
-    conditioning,
+    stages[0][1],
     schedule,
     keys,
-    Guidance(float(settings.guidance_scale), float(settings.guidance_rescale)),
+    Guidance(float(scale), float(rescale), weights),
     known=None if is_inpainting else initial.known,
     concat_channels=initial.concat_channels if is_inpainting else None,
   )
-  return Expert(pipeline, inputs)
+  return Expert(pipeline, inputs, stages)
 
 
 def plan_segments(
@@ -199,17 +217,23 @@ def run_segment(
     report: called as report(steps of the segment done, state).
     report_every: steps between two calls.
   """
-  pipeline, inputs = expert
+  pipeline, inputs, stages = expert
   params = pipeline.on_device('unet')
-  conditioning = inputs.conditioning
-  # Cross-attention's keys and values are the same at every step.
-  context = precompute_context(pipeline.model, params, conditioning.context)
-  conditioning = conditioning._replace(context=context)
-  inputs = dataclasses.replace(inputs, conditioning=conditioning)
+  # Cross-attention's keys and values are the same at every step of a stage, and
+  # stages may come back.
+  contexts = {}
   state = samplers.init_state(samplers.SAMPLERS[segment.sampler], x)
   stride = report_every if report else max(1, segment.steps)
-  for start in range(segment.start, segment.stop, stride):
-    stop = min(start + stride, segment.stop)
+  for start, stop, conditioning in prompt_encoding.stretches(
+    stages, segment.start, segment.stop, stride
+  ):
+    key = id(conditioning.context)
+    if key not in contexts:
+      contexts[key] = precompute_context(
+        pipeline.model, params, conditioning.context
+      )
+    conditioning = conditioning._replace(context=contexts[key])
+    inputs = dataclasses.replace(inputs, conditioning=conditioning)
     with device_mesh.use(pipeline.mesh):
       state = take_steps(
         pipeline.model,
@@ -221,7 +245,7 @@ def run_segment(
         sampler=segment.sampler,
         guided=validation.uses_cfg(pipeline.model, inputs.guidance.scale),
       )
-    if report:
+    if report and (stop == segment.stop or not (stop - segment.start) % stride):
       state.x.block_until_ready()  # dispatched steps are not done yet
       report(stop - segment.start, state)
   # An offloaded UNet's parameters leave the device after this.

@@ -16,6 +16,7 @@ from sdxl_jax.sampling import (
   initial_latents,
   pipelines,
   prompt_encoding,
+  prompt_plan,
   sampler_choice,
   settings,
   vae_batches,
@@ -92,16 +93,21 @@ def generate(
   initial = initial_latents.make_initial_latents(
     pipeline, schedule, keys, size, init, noise
   )
-  texts = prompt_encoding.Prompts(*map(rows.fill, inputs[:4]))
+  plan = prompt_plan.make_plan(
+    prompt_plan.Prompts(*map(rows.fill, inputs[:4])),
+    chosen,
+    len(schedule.timesteps),
+  )
   conditions = settings.micro_conditions(chosen, size)
   experts = []
   for expert in filter(None, (pipeline, refiner)):
     conditioning = prompt_encoding.make_conditioning(
-      expert, rows, texts, conditions, chosen
+      expert, rows, plan, conditions, chosen
     )
+    weights = None if plan.weights is None else rows.place(plan.weights)
     experts.append(
       denoising_loop.make_expert(
-        expert, conditioning, schedule, keys, initial, chosen
+        expert, conditioning, weights, schedule, keys, initial, chosen
       )
     )
 

@@ -60,9 +60,7 @@ def make_initial_latents(
     noise = samplers.draw_noise(keys, NoiseStream.IMAGE_NOISE, shape)
   if latents is None:
     latents = vae_batches.encode_all(pipeline, init.image, keys)
-  strength = init.strength
-  if strength is None:
-    strength = 0.3 if init.mask is None else 1.0
+  strength = img2img.strength_of(init.strength, init.mask)
   first = img2img.first_step(len(schedule.timesteps), strength)
   x = img2img.from_latents(latents, noise, schedule, first)
   if init.mask is None:

@@ -1,7 +1,7 @@
 """Encodes prompts into the conditioning of the denoising loop."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -12,7 +12,8 @@ from jaxtyping import Array, Float, Float32, Int32
 from sdxl_jax.diffusion import guidance
 from sdxl_jax.distributed import batch_padding
 from sdxl_jax.models import sdxl, text_encoder
-from sdxl_jax.sampling import pipelines, validation
+from sdxl_jax.sampling import pipelines, prompt_plan, validation
+from sdxl_jax.sampling.prompt_plan import Prompts
 from sdxl_jax.sampling.settings import SampleSettings
 from sdxl_jax.text import chunking, tokenizer
 
@@ -23,19 +24,11 @@ Chunks = tuple[Tokens, Weights]
 Encoded = tuple[Float[Array, 'b n d'], Float[Array, 'b p']]
 
 
-class Prompts(NamedTuple):
-  """The texts of a batch: lists of strings, one per image, or None."""
-
-  prompts: list[str]
-  negative_prompts: list[str] | None = None  # None: no text at all
-  prompts_2: list[str] | None = None  # for OpenCLIP ViT-bigG, where they differ
-  negative_prompts_2: list[str] | None = None
-
-
 class Conditioning(NamedTuple):
   """The inputs of the UNet that stay the same at every step.
 
-  With guidance there are two rows per image, see guidance.interleave_pairs.
+  With guidance there are two rows per image, or one more than AND combines, see
+  guidance.interleave_rows.
   """
 
   # [b, 77 k, 2048], or the keys and values that cross-attention makes of it.
@@ -46,49 +39,83 @@ class Conditioning(NamedTuple):
 def make_conditioning(
   pipeline: pipelines.Pipeline,
   rows: batch_padding.Rows,
-  prompts: Prompts,
+  plan: prompt_plan.Plan,
   conditions: tuple[dict[str, Any], dict[str, Any]],
   settings: SampleSettings,
-) -> Conditioning:
+) -> list[tuple[int, Conditioning]]:
   """Encodes prompts and micro-conditioning of a batch.
 
   Args:
     pipeline: base or refiner.
     rows: the batch on its devices.
-    prompts: of all rows.
+    plan: of the prompts of all rows.
     conditions: micro-conditioning of both branches, see
       settings.micro_conditions.
     settings: of the batch.
 
+  Returns:
+    Of each stage its first step and its Conditioning.
+
   Raises:
-    ValueError: for lists of different lengths, images whose prompts take
-      different numbers of chunks, or a clip_skip without such a block.
+    ValueError: for images whose prompts take different numbers of chunks, a
+      clip_skip without such a block, or AND without guidance.
   """
   model = pipeline.model
   guided = validation.uses_cfg(model, settings.guidance_scale)
-  encoded = encode_branches(
+  validation.check_combined(plan.weights, guided)
+  encoded = encode_stages(
     model.text,
     pipeline.on_device('text_encoder', 'text_encoder_2'),
     pipeline.tokenize,
-    prompts,
+    plan,
     settings,
     force_zeros=pipeline.force_zeros,
     guided=guided,
     least=pipeline.text_chunks,
     place=rows.place,
   )
-  branches = [
+  made = {}
+  for stage, (*positive, uncond) in zip(plan.stages, encoded):
+    branches = [(encoding, conditions[0]) for encoding in positive]
+    if guided:
+      branches.insert(0, (uncond, conditions[1]))
+    if stage.texts not in made:  # stages may come back
+      made[stage.texts] = join_branches(model, branches)
+  # Parameters of an offloaded text encoder leave the device after this.
+  jax.block_until_ready(list(made.values()))
+  return [(stage.begin, made[stage.texts]) for stage in plan.stages]
+
+
+def join_branches(
+  model: sdxl.SDXL, branches: Sequence[tuple[Encoded, dict[str, Any]]]
+) -> Conditioning:
+  """Joins the encoded branches of a stage and their micro-conditioning."""
+  joined = [
     Conditioning(
       context, vector(model, pooled, repeat_rows(sizes, len(pooled)))
     )
-    for (context, pooled), sizes in zip(encoded, conditions)
+    for (context, pooled), sizes in branches
   ]
-  conditioning = branches[0]
-  if guided:
-    cond, uncond = branches
-    conditioning = jax.tree.map(guidance.interleave_pairs, uncond, cond)
-  # Parameters of an offloaded text encoder leave the device after this.
-  return jax.block_until_ready(conditioning)
+  if len(joined) == 1:
+    return joined[0]
+  return jax.tree.map(lambda *rows: guidance.interleave_rows(rows), *joined)
+
+
+def stretches(
+  stages: Sequence[tuple[int, Conditioning]], start: int, stop: int, stride: int
+) -> Iterator[tuple[int, int, Conditioning]]:
+  """Yields consecutive steps with one conditioning, as (start, stop, it).
+
+  Args:
+    stages: of `make_conditioning`.
+    start, stop: of all steps.
+    stride: steps between two reports, where a stretch ends too.
+  """
+  begins = {*range(start, stop, stride)}
+  begins = sorted(begins | {b for b, _ in stages if start < b < stop})
+  for begin, end in zip(begins, [*begins[1:], stop]):
+    *_, conditioning = (c for first, c in stages if first <= begin)
+    yield begin, end, conditioning
 
 
 def encode_branches(
@@ -98,94 +125,113 @@ def encode_branches(
   prompts: Prompts,
   settings: SampleSettings,
   *,
+  guided: bool,
+  **options: Any,
+) -> list[Encoded]:
+  """Encodes prompts that do not change, see `encode_stages`.
+
+  Returns:
+    One entry for the prompts, or for each part that AND combines, and, if
+    guided, one for the unconditional branch.
+  """
+  plan = prompt_plan.make_plan(prompts, settings, settings.steps)
+  if len(plan.stages) > 1:
+    raise ValueError('the prompts change during sampling')
+  ((*positive, uncond),) = encode_stages(
+    encoder, params, tokenize, plan, settings, guided=guided, **options
+  )
+  return [*positive, uncond] if guided else positive
+
+
+def encode_stages(
+  encoder: text_encoder.TextEncoder,
+  params: dict[str, Any],
+  tokenize: tokenizer.Tokenizer,
+  plan: prompt_plan.Plan,
+  settings: SampleSettings,
+  *,
   force_zeros: bool,
   guided: bool,
   least: int = 1,
   place: Callable[..., Array] = jnp.asarray,
-) -> list[Encoded]:
+) -> list[list[Encoded | None]]:
   """Encodes prompts and, where guidance needs it, the unconditional branch.
 
   Args:
     encoder: the model's text encoders.
     params: their parameters by name.
     tokenize: of the model.
-    prompts: of the batch.
-    settings: clip_skip, weighted_prompts and long_prompts.
+    plan: of the batch.
+    settings: clip_skip, weighted_prompts, prompt_syntax and long_prompts.
     force_zeros: without negative prompts the unconditional branch is zeros, as
       the base's model_index.json asks, and not an encoded ''. An explicit '' is
       always encoded.
     guided: whether there is an unconditional branch.
-    least: chunks of every text, see `tokenize_prompts`.
+    least: chunks of every text, see `tokenize_branches`.
     place: puts tokens, int32 [n, 2, 77], on the devices that share them.
 
   Returns:
-    One entry for the prompts and, if guided, one for the unconditional branch.
+    Of each stage its positive branches and the unconditional one, None unless
+    guided. A branch of several stages is encoded once.
 
   Raises:
-    ValueError: for lists of different lengths, or images whose prompts take
-      different numbers of chunks.
+    ValueError: for images whose prompts take different numbers of chunks.
   """
-  zeros = guided and force_zeros and prompts.negative_prompts is None
-  divided = tokenize_prompts(
-    tokenize,
-    prompts,
-    weighted=settings.weighted_prompts,
-    long=settings.long_prompts,
-    negative=guided and not zeros,
-    least=least,
+  zeros = guided and force_zeros and not plan.has_negative
+  # clip_skip does not apply to negative prompts, as in diffusers.
+  positive = {b: settings.clip_skip for s in plan.stages for b in s.positive}
+  negative = {} if zeros or not guided else {s.negative: 0 for s in plan.stages}
+  branches = [*positive.items(), *negative.items()]
+  divided = tokenize_branches(
+    tokenize, [branch for branch, _ in branches], settings, least
   )
-  encoded = [
-    encoder.encode_chunks(params, tokens, weights, tokenize.empty, skip, place)
-    # clip_skip does not apply to negative prompts, as in diffusers.
-    for (tokens, weights), skip in zip(divided, (settings.clip_skip, 0))
-  ]
-  if zeros:
-    encoded.append(jax.tree.map(jnp.zeros_like, encoded[0]))
-  return encoded
+  encoded = {}
+  for branch, (tokens, weights) in zip(branches, divided):
+    encoded[branch] = encoder.encode_chunks(
+      params, tokens, weights, tokenize.empty, branch[1], place
+    )
+  stages = []
+  for stage in plan.stages:
+    found = [encoded[branch, settings.clip_skip] for branch in stage.positive]
+    uncond = encoded.get((stage.negative, 0)) if guided else None
+    if zeros:
+      uncond = jax.tree.map(jnp.zeros_like, found[0])
+    stages.append([*found, uncond])
+  return stages
 
 
-def tokenize_prompts(
+def tokenize_branches(
   tokenize: tokenizer.Tokenizer,
-  prompts: Prompts,
-  *,
-  weighted: bool,
-  long: bool,
-  negative: bool,
+  branches: Sequence[prompt_plan.Branch],
+  settings: SampleSettings,
   least: int = 1,
 ) -> list[Chunks]:
-  """Tokenizes prompts and, if wanted, negative prompts into equal chunks.
+  """Tokenizes the texts of all branches and stages into equal chunks.
 
   Args:
     tokenize: of the model.
-    prompts: of the batch.
-    weighted: parses (words:1.3) as a weight, see prompt_weighting.parse.
-    long: splits prompts into k chunks instead of truncating, see
-      chunking.divide. The shorter of a prompt and its negative prompt is
-      padded with chunks of ''; k must be the same for all images, which would
-      otherwise depend on each other.
-    negative: whether to tokenize negative prompts; where None, they are ''.
+    branches: of the batch.
+    settings: weighted_prompts and prompt_syntax, see prompt_weighting.parse;
+      long_prompts splits prompts into k chunks instead of truncating, see
+      chunking.divide. The texts of an image that take fewer are padded with
+      chunks of ''; k must be the same for all images, which would otherwise
+      depend on each other.
     least: chunks that every text has at least, those of the captions that the
-      model was trained on; prompts that are not `long` are cut behind them.
+      model was trained on; prompts that are not long are cut behind them.
 
   Raises:
-    ValueError: for lists of different lengths, or images of different k.
+    ValueError: for images of different k.
   """
-  count = len(prompts.prompts)
-  negatives = prompts.negative_prompts
-  if negatives is None:
-    negatives = [''] * count
-  if len(negatives) != count:
-    raise ValueError(
-      f'{len(negatives)} negative prompts for {count} prompts: pass one for '
-      'each'
-    )
-  texts = [(prompts.prompts, prompts.prompts_2)]
-  if negative:
-    texts.append((negatives, prompts.negative_prompts_2))
-  limit = None if long else least
+  limit = None if settings.long_prompts else least
   divided = [
-    tokenize.chunks(text, text_2, weighted=weighted, limit=limit)
-    for text, text_2 in texts
+    tokenize.chunks(
+      branch.texts,
+      branch.texts_2,
+      weighted=settings.weighted_prompts,
+      syntax=settings.prompt_syntax,
+      limit=limit,
+    )
+    for branch in branches
   ]
   taken = [chunking.count(tokens, tokenize.empty) for tokens, _ in divided]
   counts = sorted(set(np.max(taken, axis=0).clip(least).tolist()))
@@ -196,7 +242,9 @@ def tokenize_prompts(
       'sample those of each number by themselves'
     )
   return [
-    chunking.lengthen(tokens, weights, tokenize.empty, counts[0])
+    chunking.lengthen(
+      tokens[:, : counts[0]], weights[:, : counts[0]], tokenize.empty, counts[0]
+    )
     for tokens, weights in divided
   ]
 

@@ -1,8 +1,6 @@
 """Flags of `sample`: read from the command line, a prompts file or a PNG."""
 
 import dataclasses
-import json
-import os
 import pathlib
 from typing import Any
 
@@ -11,9 +9,13 @@ from absl import flags
 from sdxl_jax.sampling import (
   image_seeds,
   pipelines,
+  png_settings,
+  prompts_file,
+  request_checks,
   sample_request,
   settings,
 )
+from sdxl_jax.sampling.request_checks import Located
 from sdxl_jax.sampling.sample_request import Request
 
 
@@ -40,7 +42,7 @@ def define() -> None:
     'prompts_file', None, 'one prompt a line, or .jsonl with settings'
   )
   flags.DEFINE_string(
-    'from_png', None, 'PNG whose settings and models are used again'
+    'from_png', None, 'image whose settings and models are used again'
   )
   flags.DEFINE_integer('repeat', 1, 'images of each prompt', 1)
   flags.DEFINE_integer(
@@ -94,7 +96,7 @@ def define_field(field: dataclasses.Field, default: Any = None) -> None:
     flags.DEFINE_list(name, default, about)
 
 
-def read(args: flags.FlagValues) -> list[Request]:
+def read(args: flags.FlagValues) -> list[Located]:
   """Returns the requests of the command's flags, in order.
 
   Lines of the prompts file take precedence over flags, flags over the preset,
@@ -110,27 +112,35 @@ def read(args: flags.FlagValues) -> list[Request]:
       passed[name] = parse_pair(name, passed[name])
   saved = {}
   if args.from_png:
-    saved, _ = sample_request.from_png_metadata(args.from_png)
+    png = png_settings.load(args.from_png)
+    saved = png.fields
+    if png.note:
+      print(png.note)
   common = saved | sample_request.PRESETS.get(args.preset, {}) | passed
-  lines = read_prompts(args.prompts_file) if args.prompts_file else [{}]
+  lines = [prompts_file.Line('', {})]
+  if args.prompts_file:
+    lines = prompts_file.read(args.prompts_file)
   if args.prompts_file and 'prompt' in passed:
     raise ValueError(
       '--prompt and --prompts_file are both given: leave one out'
     )
-  requests = [Request(**(common | line)) for line in lines]
-  if any(request.prompt is None for request in requests):
-    raise ValueError(
-      'nothing to sample: pass --prompt, --prompts_file or --from_png'
-    )
-  seeds = [image_seeds.repeat(r.seed, args.repeat) for r in requests]
-  drawn = [s[0] for r, s in zip(requests, seeds) if r.seed == image_seeds.DRAWN]
+  located, drawn = [], []
+  for location, fields in lines:
+    with request_checks.naming(location):
+      request = Request(**(common | fields))
+      if request.prompt is None:
+        raise ValueError(
+          'nothing to sample: pass --prompt, --prompts_file or --from_png'
+        )
+      seeds = image_seeds.repeat(request.seed, args.repeat)
+    drawn += seeds[:1] if request.seed == image_seeds.DRAWN else []
+    located += [
+      Located(location, dataclasses.replace(request, seed=seed))
+      for seed in seeds
+    ]
   if drawn:
     print(image_seeds.describe_drawn(drawn))
-  return [
-    dataclasses.replace(request, seed=seed)
-    for request, row in zip(requests, seeds)
-    for seed in row
-  ]
+  return located
 
 
 def model_options(args: flags.FlagValues) -> dict[str, Any]:
@@ -139,15 +149,17 @@ def model_options(args: flags.FlagValues) -> dict[str, Any]:
   Raises:
     ValueError: where no weights are given, or for an unknown dtype.
   """
-  saved = {}
+  saved, made_with = {}, ''
   if args.from_png:
-    _, saved = sample_request.from_png_metadata(args.from_png)
+    png = png_settings.load(args.from_png)
+    saved, made_with = png.models, png.made_with
   options = {}
   for name, option in sample_request.MODEL_OPTIONS.items():
     value = args[name].value
     options[name] = saved.get(name, option.default) if value is None else value
   if not options['weights']:
-    raise ValueError('no model to sample from: pass --weights')
+    source = f'; {args.from_png} was made with {made_with}' if made_with else ''
+    raise ValueError(f'no model to sample from: pass --weights{source}')
   for name in ('dtype', 'vae_dtype'):
     if options[name] not in pipelines.DTYPES:
       known = ' or '.join(pipelines.DTYPES)
@@ -165,36 +177,6 @@ def parse_pair(name: str, value: list[str]) -> settings.Pair:
       '1024,1024'
     ) from None
   return first, second
-
-
-def read_prompts(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
-  """Reads {field: value} from the lines of a prompts file.
-
-  Each line is a prompt, or in .jsonl an object; empty lines are skipped.
-
-  Raises:
-    ValueError: for a line that is no such object, with its number.
-    OSError: where the file cannot be read.
-  """
-  path = pathlib.Path(path)
-  requests = []
-  for number, line in enumerate(path.read_text('utf-8-sig').splitlines(), 1):
-    if not line.strip():
-      continue
-    if path.suffix != '.jsonl':
-      requests.append({'prompt': line.strip()})
-      continue
-    location = f'{path}, line {number}'
-    try:
-      fields = json.loads(line)
-    except json.JSONDecodeError as error:
-      raise ValueError(f'{location} is not JSON: {error}') from None
-    requests.append(sample_request.check(fields, location))
-    if 'prompt' not in fields:
-      raise ValueError(f'{location} has no "prompt"')
-  if not requests:
-    raise ValueError(f'{path} has no prompts: write one on each line')
-  return requests
 
 
 def file_names(pattern: str, requests: list[Request]) -> list[str]:

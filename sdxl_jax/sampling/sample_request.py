@@ -7,17 +7,24 @@ prompts file, and the text of a PNG.
 import dataclasses
 import json
 import os
-from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from sdxl_jax.checkpoints import run_params
 from sdxl_jax.data import images
-from sdxl_jax.sampling import image_seeds, init_images, pipelines, settings
+from sdxl_jax.sampling import (
+  image_seeds,
+  init_images,
+  pipelines,
+  prompt_plan,
+  sampler_aliases,
+  settings,
+)
 from sdxl_jax.sampling.settings import Pair, SampleSettings, option
-from sdxl_jax.text import tokenizer
+from sdxl_jax.text import prompt_tags
 from sdxl_jax.weights import read_options
 
 PNG_KEY = 'sdxl_jax'  # of the text chunk that holds a Request
+LARGEST_NUMBER = 1e30  # which float32 holds
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -43,13 +50,8 @@ class Request(SampleSettings):
 
 FIELDS = {f.name: f for f in dataclasses.fields(Request)}
 # These may differ between the images of a batch.
-PER_IMAGE_FIELDS = (
-  'prompt',
-  'negative_prompt',
-  'prompt_2',
-  'negative_prompt_2',
-  'seed',
-)
+TEXTS = prompt_plan.REQUEST_FIELDS
+PER_IMAGE_FIELDS = (*TEXTS, 'seed')
 # Settings that models distilled to few steps need.
 PRESETS = {
   'turbo': {
@@ -143,13 +145,14 @@ def check(fields: Any, location: str) -> dict[str, Any]:
     raise ValueError(
       f'{location} is not an object such as {{"prompt": "a fox"}}'
     )
+  fields = from_other_names(fields)
   checked = {}
   for name, value in fields.items():
     if name not in FIELDS:
       raise ValueError(
         f'{location}: no setting {name!r}; there are {list(FIELDS)}'
       )
-    kind = settings.value_type(FIELDS[name])
+    kind, choices = settings.value_type(FIELDS[name]), choices_of(name)
     if kind == Pair and isinstance(value, list):
       value = tuple(value)
     is_optional = FIELDS[name].default is None
@@ -157,8 +160,47 @@ def check(fields: Any, location: str) -> dict[str, Any]:
       raise ValueError(f'{location}: {name} is {value!r}, which is no {kind}')
     if name == 'seed':
       image_seeds.check(value, f'{location}: seed')
+    if isinstance(value, str):
+      check_text(f'{location}: {name}', value)
+    if choices and value is not None and value not in choices:
+      raise ValueError(
+        f'{location}: {name} is {value!r}; choose one of {choices}'
+      )
     checked[name] = value
   return checked
+
+
+def choices_of(name: str) -> list[str] | None:
+  """Returns the values that a field may have; None: it is not limited."""
+  return FIELDS[name].metadata['choices']
+
+
+def from_other_names(fields: dict[str, Any]) -> dict[str, Any]:
+  """Replaces another program's name of a sampler by our settings.
+
+  'DPM++ 2M Karras' becomes a sampler and its sigmas, unless these are set.
+  """
+  name = fields.get('sampler')
+  if not isinstance(name, str) or name in choices_of('sampler'):
+    return fields
+  found = sampler_aliases.sampler(name)
+  if found is None:
+    return fields
+  return found | fields | {'sampler': found['sampler']}
+
+
+def check_text(name: str, text: str) -> None:
+  """Raises ValueError for text with halves of characters.
+
+  Python writes bytes of a command line that are no text so, and JSON may have
+  one as an escape.
+  """
+  for i, character in enumerate(text):
+    if '\ud800' <= character <= '\udfff':
+      raise ValueError(
+        f'{name} has half a character, {character!a}, as character {i + 1}: '
+        'write it in UTF-8, or in JSON both halves of the pair'
+      )
 
 
 def is_of_type(value: Any, kind: Any) -> bool:
@@ -167,60 +209,12 @@ def is_of_type(value: Any, kind: Any) -> bool:
   if kind is int:
     return is_integer
   if kind is float:
-    return is_integer or isinstance(value, float)
+    is_number = is_integer or isinstance(value, float)
+    return is_number and abs(value) < LARGEST_NUMBER  # nor NaN
   if kind == Pair:
     is_pair = isinstance(value, tuple) and len(value) == 2
     return is_pair and all(is_of_type(x, int) for x in value)
   return isinstance(value, kind)
-
-
-def batches(
-  requests: list[Request], size: int, tokenize: tokenizer.Tokenizer | None
-) -> Iterator[list[Request]]:
-  """Yields consecutive requests that can be sampled together.
-
-  Args:
-    requests: in the order of the images.
-    size: of a batch, at most.
-    tokenize: needed where requests have long prompts.
-  """
-  batch, key = [], None
-  for request in requests:
-    next_key = batch_key(request, tokenize)
-    if batch and (len(batch) == size or key != next_key):
-      yield batch
-      batch = []
-    batch, key = [*batch, request], next_key
-  if batch:
-    yield batch
-
-
-def batch_key(
-  request: Request, tokenize: tokenizer.Tokenizer | None
-) -> tuple[Any, ...]:
-  """Returns what the requests of one batch must have in common."""
-  absent = [n for n in PER_IMAGE_FIELDS if getattr(request, n) is None]
-  defaults = {n: FIELDS[n].default for n in PER_IMAGE_FIELDS}
-  common = dataclasses.replace(request, **defaults)
-  counts = count_chunks(request, tokenize) if request.long_prompts else []
-  return common, absent, counts
-
-
-def count_chunks(request: Request, tokenize: tokenizer.Tokenizer) -> list[int]:
-  """Returns how many chunks prompt and negative prompt take."""
-  counts = []
-  for text, text_2 in (
-    (request.prompt, request.prompt_2),
-    (request.negative_prompt, request.negative_prompt_2),
-  ):
-    tokens, _ = tokenize.chunks(
-      [text or ''],
-      None if text_2 is None else [text_2],
-      weighted=request.weighted_prompts,
-      limit=None,
-    )
-    counts.append(tokens.shape[1])
-  return counts
 
 
 def to_generate_kwargs(
@@ -229,7 +223,7 @@ def to_generate_kwargs(
   """Returns the arguments of sample.generate for one batch, its files read.
 
   Args:
-    batch: of `batches`.
+    batch: of request_batches.batches.
     default_size: (height, width) in px without an image.
 
   Raises:
@@ -244,6 +238,9 @@ def to_generate_kwargs(
   )
   for name in PER_IMAGE_FIELDS:
     values = [getattr(request, name) for request in batch]
+    if name in TEXTS and values[0] is not None:
+      # The command has named the tags already.
+      values = [prompt_tags.remove(value) for value in values]
     kwargs[plural(name)] = None if values[0] is None else values
   return kwargs
 
@@ -279,6 +276,13 @@ def from_png_metadata(
   Raises:
     ValueError: for a PNG without this text, or with unknown settings.
   """
-  saved = json.loads(images.load_text(path, PNG_KEY)[PNG_KEY])
-  models = saved.pop('models', {})
+  text = images.load_text(path, PNG_KEY)[PNG_KEY]
+  try:
+    saved = json.loads(text)
+  except (ValueError, RecursionError) as error:
+    raise ValueError(
+      f'{path}: the text under {PNG_KEY!r} is cut off or was changed '
+      f'({error}): pass the file as it was written'
+    ) from None
+  models = saved.pop('models', {}) if isinstance(saved, dict) else {}
   return check(saved, str(path)), models

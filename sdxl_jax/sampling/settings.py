@@ -10,6 +10,7 @@ import typing
 from typing import Any
 
 from sdxl_jax.diffusion import samplers, sampling_schedule
+from sdxl_jax.text import prompt_weighting
 
 Pair = tuple[int, int]
 
@@ -84,6 +85,12 @@ class SampleSettings:
   # Text.
   clip_skip: int = option(0, 'last text encoder blocks to skip')
   weighted_prompts: bool = option(False, 'parse (words:1.3) as a weight')
+  prompt_syntax: str = option(
+    'a1111',
+    'of weighted prompts; comfyui: inner weights replace outer ones, and '
+    'square brackets, BREAK and AND are text',
+    prompt_weighting.SYNTAXES,
+  )
   long_prompts: bool = option(
     False, 'encode prompts beyond 77 tokens in chunks instead of truncating'
   )

@@ -44,6 +44,16 @@ def check_count(name: str, values: Any, count: int) -> None:
     raise ValueError(f'{len(values)} {name} for {count} prompts: pass one each')
 
 
+def check_combined(weights: Any, guided: bool) -> None:
+  """Raises ValueError where AND combines prompts that no guidance adds up."""
+  if weights is not None and not guided:
+    raise ValueError(
+      'AND combines prompts by classifier-free guidance, which is off: pass a '
+      'guidance_scale above 1 and a model that is not distilled with guidance, '
+      'or leave AND out'
+    )
+
+
 def check_one_init(image: Any, latents: Any) -> None:
   """Raises ValueError where an image and latents are both to start from."""
   if image is not None and latents is not None:

@@ -1,9 +1,10 @@
 """Prompts in chunks: up to 75 tokens, each with start, end and padding.
 
-A prompt, or a caption, that is too long for one chunk goes on in the next. Both
-sampling and training divide it here.
+A prompt, or a caption, that is too long for one chunk goes on in the next; in a
+prompt, BREAK begins the next one too. Both sampling and training divide here.
 """
 
+import itertools
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -40,7 +41,7 @@ def shape(count: int) -> tuple[int, ...]:
 def divide(
   row: Any,
   prompts: Sequence[str],
-  weighted: bool,
+  syntax: str | None,
   limit: int | None,
   expansions: added_tokens.Expansions,
 ) -> tuple[list[list[Chunk]], list[str]]:
@@ -50,19 +51,40 @@ def divide(
     row: the tokenizer. Each row is divided alone, since bigG may have more
       tokens than CLIP-L, see tokenizer.
     prompts: texts.
-    weighted: parses prompt weighting, see prompt_weighting.parse.
-    limit: chunks of a prompt at most, see `chunk_ends`.
+    syntax: of prompt weighting, see prompt_weighting.parse; None: all is text.
+    limit: chunks at most of a prompt, or of each part that BREAK divides it
+      into, see `chunk_ends`.
     expansions: of tokens that stand for others, see added_tokens.expand.
 
   Returns:
     (chunks, cut): the chunks of each prompt, and the text that is cut from it,
     '' if nothing is.
   """
-  # Characters and their weights.
-  if weighted:
-    texts, weights = zip(*map(prompt_weighting.parse, prompts))
-  else:
-    texts, weights = prompts, [np.ones(len(prompt)) for prompt in prompts]
+  if syntax is None:
+    texts = [(prompt, np.ones(len(prompt))) for prompt in prompts]
+    return divide_texts(row, texts, limit, expansions)
+  parts = [prompt_weighting.split_at_breaks(p, syntax) for p in prompts]
+  found, found_cut = divide_texts(
+    row, list(itertools.chain(*parts)), limit, expansions
+  )
+  # Join the chunks of the parts of each prompt.
+  chunks, cut, i = [], [], 0
+  for texts in parts:
+    span = slice(i, i + len(texts))
+    chunks.append(list(itertools.chain(*found[span])))
+    cut.append(' '.join(filter(None, found_cut[span])))
+    i = span.stop
+  return chunks, cut
+
+
+def divide_texts(
+  row: Any,
+  weighted_texts: Sequence[prompt_weighting.Text],
+  limit: int | None,
+  expansions: added_tokens.Expansions,
+) -> tuple[list[list[Chunk]], list[str]]:
+  """Divides texts with the weights of their characters, see `divide`."""
+  texts, weights = zip(*weighted_texts)
   # Padding and cutting are done here, because the tokenizer would set fields of
   # its own for them, which is not thread-safe.
   encoded = row(list(texts), return_offsets_mapping=True, verbose=False)
@@ -129,8 +151,10 @@ def stack(
 
 
 def count(tokens: Tokens, empty: Empty) -> Int[np.ndarray, ' b']:
-  """Counts the chunks of each prompt; '' has one."""
-  return np.maximum((tokens != empty).any((2, 3)).sum(1), 1)
+  """Counts the chunks of each prompt up to its last text; '' has one."""
+  is_text = (tokens != empty).any((2, 3))
+  numbers = np.arange(1, 1 + is_text.shape[1])
+  return np.maximum((is_text * numbers).max(1), 1)
 
 
 def lengthen(

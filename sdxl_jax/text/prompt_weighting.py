@@ -4,117 +4,109 @@ r"""Prompt weighting: (red:1.3) fox on ((snow)), [blurred].
   (words)       weight 1.1
   [words]       weight 1 / 1.1
   \( \) \[ \] \: \\   the character itself; any other backslash is text
+  BREAK         the next chunk of 77 tokens begins, see chunking
 
-This is the syntax of AUTOMATIC1111's web UI and ComfyUI. Nested groups
-multiply, and a word ends where the weight changes. AUTOMATIC1111's other syntax
-is not supported: BREAK, AND and a|b are text, and [cat:dog:0.5] and [cat:0.5]
-raise an error.
+This is the syntax of AUTOMATIC1111's web UI, 'a1111'. Nested groups multiply,
+and a word ends where the weight changes. ComfyUI's, 'comfyui', differs: an
+inner (words:1.3) has its weight whatever is around it, and square brackets and
+BREAK are text. A bracket without a partner is text in both, with a warning.
+Prompts that change during sampling are resolved before, see prompt_schedule.
 """
 
-import dataclasses
-import math
 import re
 
 import numpy as np
 from jaxtyping import Float
 
-# A character, or an escaped one.
-SYMBOL = re.compile(r'\\[()\[\]:\\]|.', re.DOTALL)
-OPENING = {')': '(', ']': '['}
-DEFAULT_WEIGHTS = {'(': 1.1, '[': 1 / 1.1}
+from sdxl_jax.text import prompt_brackets, prompt_schedule
+
+SYNTAXES = 'a1111', 'comfyui'
+MARKS = {'a1111': '()[]', 'comfyui': '()'}
+DEFAULT_WEIGHTS = {')': 1.1, ']': 1 / 1.1}
+ESCAPED = {'a1111': '()[]:|\\', 'comfyui': '()'}
+BREAK = re.compile(r'\s*\bBREAK\b\s*')
+# What may be meant as a weight behind a group's last colon.
+LIKE_A_NUMBER = re.compile(r':\s*((?:[-+.,]*\d|nan|inf)[^:()\[\]]*|)$', re.I)
 # Far above useful weights, and far below those that overflow a context.
 LARGEST = 1000.0
 
-
-@dataclasses.dataclass
-class Group:
-  """An open parenthesis or bracket while the prompt is parsed.
-
-  Attributes:
-    mark: '(' or '['.
-    at: index of the mark in the prompt.
-    begin: index of the group's first character in the text.
-    colon: indices of the group's last colon in the prompt and in the text.
-  """
-
-  mark: str
-  at: int
-  begin: int
-  colon: tuple[int, int] | None = None
+Text = tuple[str, Float[np.ndarray, ' _']]  # with the weight of each character
 
 
-def parse(prompt: str) -> tuple[str, Float[np.ndarray, ' characters']]:
+def parse(prompt: str, syntax: str = 'a1111') -> Text:
   """Returns a prompt's text without marks, and the weight of each character.
 
   The weights are float32, and 1 outside of groups. A space separates different
-  weights: (sun:1.2)(flower:2) becomes 'sun flower'.
+  weights: (sun:1.2)(flower:2) becomes 'sun flower'. BREAK stays in the text,
+  see `split_at_breaks`. What is read otherwise than it may be meant is named in
+  a prompt_brackets.PromptSyntaxWarning.
+
+  Args:
+    prompt: text with marks.
+    syntax: one of SYNTAXES.
 
   Raises:
-    ValueError: on a group that is not opened or not closed, and on a weight
-      that is no number or too large; the error names the position.
+    ValueError: on a weight that is too large, with its position, and on what
+      changes during sampling.
   """
-  text, weights, groups = [], np.ones(len(prompt)), []
-  # Marks open and close groups; all else is text.
-  for symbol in SYMBOL.finditer(prompt):
-    mark, at = symbol[0], symbol.start()
-    if mark in DEFAULT_WEIGHTS:
-      groups.append(Group(mark, at, len(text)))
-    elif mark in OPENING:
-      if not groups or groups[-1].mark != OPENING[mark]:
-        raise error(prompt, at, f'{mark!r} has no {OPENING[mark]!r} to close')
-      close(prompt, at, groups.pop(), text, weights)
+  if syntax == 'a1111':
+    prompt_schedule.check_constant(prompt)
+  symbols, alone = prompt_brackets.split(prompt, MARKS[syntax])
+  for at in alone:
+    prompt_brackets.warn(
+      prompt, at, f'{prompt[at]!r} has no partner and is read as text'
+    )
+  # Of each character its weight, and whether no outer group changes it.
+  text, weights = [], np.ones(len(prompt))
+  final, begins = np.zeros(len(prompt), bool), {}
+  for i, symbol in enumerate(symbols):
+    if symbol.mark in DEFAULT_WEIGHTS:
+      inside = slice(begins[symbol.partner], len(text))
+      weight = weight_of(prompt, symbol)
+      outer = ~final[inside]
+      weights[inside][outer] *= weight
+      final[inside] |= syntax == 'comfyui' and symbol.text[0] == ':'
+      if (abs(weights[inside]) > LARGEST).any():
+        problem = f'the weights of groups within groups exceed {LARGEST:g}'
+        raise prompt_brackets.error(prompt, symbols[symbol.partner].at, problem)
+    elif symbol.mark:
+      begins[i] = len(text)
     else:
-      if mark == ':' and groups:
-        groups[-1].colon = (at, len(text))
-      text.append(mark[-1])
-  if groups:
-    raise error(prompt, groups[-1].at, f'{groups[-1].mark!r} is not closed')
+      is_escaped = symbol.text[0] == '\\' and symbol.text[-1] in ESCAPED[syntax]
+      text += symbol.text[1:] if is_escaped and symbol.text[1:] else symbol.text
   # Rounding to float32 makes 1.1 / 1.1 equal 1.
   return separate(''.join(text), np.float32(weights[: len(text)]))
 
 
-def close(
-  prompt: str,
-  at: int,
-  group: Group,
-  text: list[str],
-  weights: Float[np.ndarray, ' _'],
-) -> None:
-  """Applies the weight of the group that ends at `at`, in place.
+def weight_of(prompt: str, end: prompt_brackets.Symbol) -> float:
+  """Returns the weight of the group that a symbol closes.
 
-  Removes the weight's number from the end of `text`.
+  Raises:
+    ValueError: for one that is too large.
   """
-  weight = explicit_weight(prompt, at, group)
-  if weight is None:
-    weight = DEFAULT_WEIGHTS[group.mark]
-  else:
-    del text[group.colon[1] :]
-  inside = weights[group.begin : len(text)]
-  inside *= weight
-  if (abs(inside) > LARGEST).any():
-    problem = f'the weights of groups within groups exceed {LARGEST:g}'
-    raise error(prompt, group.at, problem)
+  if end.text[0] != ':':
+    before = LIKE_A_NUMBER.search(prompt[: end.at])
+    if end.mark == ')' and before:
+      prompt_brackets.warn(
+        prompt,
+        before.start(),
+        f'{before[1]!r} is no weight and is read as text of weight 1.1',
+      )
+    return DEFAULT_WEIGHTS[end.mark]
+  number = float(end.text[1:-1])
+  if abs(number) > LARGEST:
+    problem = f'{number:g} is not a weight from {-LARGEST:g} to {LARGEST:g}'
+    raise prompt_brackets.error(prompt, end.at + 1, problem)
+  return number
 
 
-def explicit_weight(prompt: str, at: int, group: Group) -> float | None:
-  """Returns the number after a group's last colon, or None without one."""
-  if group.colon is None:
-    return None
-  # The text between the colon and the closing mark.
-  begin = group.colon[0] + 1
-  digits = prompt[begin:at]
-  try:
-    number = float(digits)
-  except ValueError:
-    number = math.nan
-  if group.mark == '(':
-    if abs(number) <= LARGEST:
-      return number
-    limits = f'from {-LARGEST:g} to {LARGEST:g}'
-    raise error(prompt, begin, f'{digits!r} is not a weight {limits}')
-  if math.isnan(number):
-    return None
-  raise error(prompt, group.at, 'a number in brackets has no meaning here')
+def split_at_breaks(prompt: str, syntax: str = 'a1111') -> list[Text]:
+  """Parses a prompt into the parts that BREAK divides it into."""
+  text, weights = parse(prompt, syntax)
+  marks = list(BREAK.finditer(text)) if syntax == 'a1111' else []
+  begins = [0, *(mark.end() for mark in marks)]
+  ends = [*(mark.start() for mark in marks), len(text)]
+  return [(text[i:j], weights[i:j]) for i, j in zip(begins, ends)]
 
 
 def separate(
@@ -126,12 +118,3 @@ def separate(
   edges = [i for i in edges if ' ' not in text[i - 1 : i + 1]]
   pieces = [text[i:j] for i, j in zip([0, *edges], [*edges, None])]
   return ' '.join(pieces), np.insert(weights, edges, weights[edges])
-
-
-def error(prompt: str, at: int, problem: str) -> ValueError:
-  """Makes an error that names the position in the prompt and the remedy."""
-  return ValueError(
-    f'{problem}, at character {at + 1} of the prompt {prompt!r}, before '
-    f'{prompt[at : at + 16]!r}: escape each parenthesis, bracket or colon that '
-    'is text by a backslash, or correct the weight'
-  )

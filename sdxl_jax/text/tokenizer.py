@@ -51,6 +51,7 @@ class Tokenizer:
     prompts_2: Sequence[str] | None = None,
     *,
     weighted: bool = False,
+    syntax: str = 'a1111',
     limit: int | None = 1,
   ) -> tuple[chunking.Tokens, chunking.Weights]:
     """Returns token ids, int32, and their weights, float32, in k chunks.
@@ -70,7 +71,9 @@ class Tokenizer:
       TypeError: for a string in place of a list.
       ValueError: for different lengths, or from prompt_weighting.parse.
     """
-    tokens, weights, cut = self.divide(prompts, prompts_2, weighted, limit)
+    tokens, weights, cut = self.divide(
+      prompts, prompts_2, syntax if weighted else None, limit
+    )
     # Both rows may cut the same text: warn once.
     for text in dict.fromkeys(text for row in cut for text in row if text):
       length = limit * chunking.CONTENT + 2
@@ -102,7 +105,7 @@ class Tokenizer:
     self,
     prompts: Sequence[str],
     prompts_2: Sequence[str] | None = None,
-    weighted: bool = False,
+    syntax: str | None = None,
     limit: int | None = 1,
   ) -> tuple[chunking.Tokens, chunking.Weights, list[list[str]]]:
     """Tokenizes like `chunks`, but returns what is cut in place of a warning.
@@ -122,7 +125,7 @@ class Tokenizer:
     for row, texts, table in zip(
       self.rows, (prompts, prompts_2), self.expansions
     ):
-      row_chunks, row_cut = chunking.divide(row, texts, weighted, limit, table)
+      row_chunks, row_cut = chunking.divide(row, texts, syntax, limit, table)
       divided.append(row_chunks)
       cut.append(row_cut)
     tokens, weights = chunking.stack(divided, self.empty)

@@ -121,12 +121,29 @@ def test_guidance():
     assert x.shape == (4, 3, 3, 1)
     assert (timestep == jnp.array([7, 7, 8, 8])).all()
     assert (x[::2] == x[1::2]).all()
-    return guidance.interleave_pairs(uncond, cond)
+    return guidance.interleave_rows([uncond, cond])
 
   x, timestep = jnp.zeros((2, 3, 3, 1)), jnp.array([7.0, 8.0])
   assert (guidance.classifier_free_guidance(net, 5.0)(x, timestep) == 6).all()
   assert (guidance.classifier_free_guidance(net, 1.0)(x, timestep) == 2).all()
   assert (guidance.classifier_free_guidance(net, 0.0)(x, timestep) == 1).all()
+
+
+def test_guidance_towards_several_prompts():
+  shape, rng = (2, 3, 3, 1), np.random.default_rng(0)
+  uncond, one, two = rng.normal(size=(3, *shape)).astype(np.float32)
+  weights = np.float32([[1.2, -0.5], [1.0, 0.0]])
+
+  def net(x, timestep):
+    assert x.shape == (6, 3, 3, 1) and timestep.tolist() == [7] * 3 + [8] * 3
+    return guidance.interleave_rows([uncond, one, two])
+
+  guided = guidance.classifier_free_guidance(net, 5.0, 0.0, weights)
+  found = guided(jnp.zeros(shape), jnp.array([7.0, 8.0]))
+  w = weights[:, :, None, None, None]
+  expected = uncond + 5 * (w[:, 0] * (one - uncond) + w[:, 1] * (two - uncond))
+  np.testing.assert_allclose(found, expected, atol=1e-5)
+  np.testing.assert_allclose(found[1], (5 * one - 4 * uncond)[1], atol=1e-5)
 
 
 def test_rescale_restores_the_spread_of_each_image():
@@ -153,7 +170,7 @@ def test_recorded_guidance(golden, close):
     call, run = index[path.stem]['call'], np.load(path)
     if call['gs'] <= 1 or 'unet0/out' not in run:
       continue
-    recorded = guidance.interleave_pairs(*np.split(run['unet0/out'], 2))
+    recorded = guidance.interleave_rows(np.split(run['unet0/out'], 2))
 
     def net(x, timestep):
       return recorded  # noqa: B023

@@ -16,6 +16,7 @@ from sdxl_jax.sampling import (
   generation,
   pipelines,
   prompt_encoding,
+  prompt_plan,
   settings,
   vae_batches,
   validation,
@@ -430,10 +431,11 @@ def test_text_that_nothing_reads_is_not_encoded(
     lambda *args: seen.append(args) or encode(*args),
   )
   chosen = settings.SampleSettings(guidance_scale=scale, long_prompts=True)
-  context, vector = prompt_encoding.make_conditioning(
+  texts = prompt_plan.Prompts(['a'], ['fox ' * 76])
+  ((_, (context, vector)),) = prompt_encoding.make_conditioning(
     base,
     batch_padding.Rows(None, 1),
-    prompt_encoding.Prompts(['a'], ['fox ' * 76]),
+    prompt_plan.make_plan(texts, chosen, 1),
     settings.micro_conditions(chosen, (64, 64)),
     chosen,
   )
@@ -507,3 +509,52 @@ def test_sizes_that_a_run_was_not_trained_on(base):
       validation.UntrainedSizeWarning, match=f'the nearest .* {near}'
     ):
       validation.check_size(size, ours)
+
+
+@pytest.mark.slow
+def test_prompts_that_change_reach_the_net(base):
+  def sample(*prompts, **options):
+    options = SMALL | {'weighted_prompts': True, 'seeds': [0]} | options
+    return generation.generate(base, prompts, **options)[1]
+
+  plain, other = sample('a fox'), sample('a blue pig')
+  close_to = dict(rtol=0, atol=1e-5 * np.abs(plain).max())
+  # A switch behind the last step, or before the first one, is none.
+  np.testing.assert_array_equal(sample('[a fox:a blue pig:99]'), plain)
+  np.testing.assert_array_equal(sample('a [fox:blue pig:0]'), other)
+  edited = sample('a [fox:blue pig:0.5]')
+  assert np.abs(edited - plain).max() > 1e-3
+  assert np.abs(edited - other).max() > 1e-3
+  # The second half by hand: euler's steps keep no history.
+  steps, states = SMALL['steps'], []
+  take_steps = denoising_loop.take_steps
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(
+      denoising_loop,
+      'take_steps',
+      lambda model, params, state, inputs, start, stop, **options: (
+        states.append((int(start), int(stop), inputs))
+        or take_steps(model, params, state, inputs, start, stop, **options)
+      ),
+    )
+    sample('a fox'), sample('a blue pig'), sample('a [fox:blue pig:0.5]')
+  (_, _, fox), (_, _, pig), (_, half, first), (begin, end, second) = states
+  assert (half, begin, end) == (steps // 2, steps // 2, steps)
+  for found, expected in ((first, fox), (second, pig)):
+    jax.tree.map(
+      np.testing.assert_array_equal,
+      found.conditioning.context,
+      expected.conditioning.context,
+    )
+  # Guidance towards one prompt by parts.
+  halves = sample('a fox :0.5 AND a fox :0.5')
+  np.testing.assert_allclose(halves, plain, **close_to)
+  alone = sample('a fox AND a blue pig :0')
+  np.testing.assert_allclose(alone, plain, **close_to)
+  both = sample('a fox AND a blue pig')
+  assert np.abs(both - plain).max() > 1e-3
+  # No image depends on another one of its batch.
+  together = sample('a fox AND x :0', '[a|b] AND c', seeds=[0, 1])
+  np.testing.assert_allclose(together[:1], plain, **close_to)
+  with pytest.raises(ValueError, match='AND combines prompts by'):
+    sample('a AND b', guidance_scale=1.0)

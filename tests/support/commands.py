@@ -22,7 +22,9 @@ def defined(module):
   """
   known, mains = set(flags.FLAGS), []
   with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(cli, 'run', lambda main, *names: mains.append((main, names)))
+    patch.setattr(
+      cli, 'run', lambda main, *names, memory='': mains.append((main, names))
+    )
     patch.setattr(app, 'run', lambda main: mains.append((main, None)))
     patch.setattr(sys, 'argv', [module])
     try:

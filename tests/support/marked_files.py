@@ -3,20 +3,15 @@
 from tests.support.file_kinds import ALL, UNET, base, entry, kind
 
 SPEC = 'modelspec.prediction_type'
-V = {'prediction_type': 'v_prediction'}
-ZERO_SNR = V | {
+ZERO_SNR = {
+  'prediction_type': 'v_prediction',
   'rescale_betas_zero_snr': True,
   'timestep_spacing': 'trailing',
 }
-LEADING = {'timestep_spacing': 'leading'}
 
 for word, scheduler in (
-  ('v', V | LEADING),
-  ('V-Prediction', V | LEADING),
-  ('velocity', V | LEADING),
   ('v-zsnr', ZERO_SNR),
-  ('EPSILON', {'prediction_type': 'epsilon'} | LEADING),
-  ('x0', {'prediction_type': 'sample'} | LEADING),
+  ('X0', {'prediction_type': 'sample', 'timestep_spacing': 'leading'}),
 ):
   kind(
     f'modelspec says {word}',
@@ -29,13 +24,6 @@ kind(
   'modelspec says something else',
   metadata={SPEC: 'rectified_flow'},
   error="is 'rectified_flow', which is no known prediction.*--prediction",
-)(base)
-kind(
-  'settings of kohya',
-  ALL,
-  passed_over=2,
-  metadata={'ss_v_parameterization': 'True', 'ss_zero_terminal_snr': 'True'},
-  scheduler=ZERO_SNR,
 )(base)
 
 

@@ -153,8 +153,10 @@ def test_marks_are_text_unless_asked_for():
   assert content(tokens[0, 0, 0])[0] == sum(
     words_of(tokenize, 0, 'a ( red : 1 . 3 ) fox'.split()), []
   )
-  with pytest.raises(ValueError, match="the prompt 'a .red'"):
-    tokenize.chunks(['a fox'], ['a (red'], weighted=True)
+  with pytest.warns(match="the prompt 'a .red'"):
+    tokens, weights = tokenize.chunks(['a fox'], ['a (red'], weighted=True)
+  assert (weights == 1).all()
+  assert content(tokens[0, 0, 1])[0] == words_of(tokenize, 1, ['a (red'])[0]
 
 
 @pytest.mark.parametrize(

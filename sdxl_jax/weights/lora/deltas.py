@@ -154,7 +154,7 @@ class Kronecker(Additive):
   def product(self, shape: tuple[int, ...]) -> np.ndarray:
     """Returns scale * kron(first, second)."""
     first, second = self.first.value(), self.second.value()
-    rows, columns = first.shape
+    rows, columns = first.reshape(len(first), -1).shape
     second = second.reshape(len(second), shape[1] // columns, *shape[2:])
     first = first.reshape(rows, columns, *[1] * (len(shape) - 2))
     return np.float32(self.scale) * np.kron(first, second).reshape(shape)

@@ -24,6 +24,11 @@ PAIRS = {
   'lokr_w1': ('lokr_w1_a', 'lokr_w1_b'),
   'lokr_w2': ('lokr_w2_a', 'lokr_w2_b'),
 }
+# The numbers of axes of parts whose axes are counted.
+CORES = ('mid', 'hada_t1', 'hada_t2', 'lokr_t2')
+AXES = {part: (4,) for part in CORES} | {'oft_blocks': (3, 4)}
+AXES |= {part: (2, 4) for part in ('lokr_w2', 'lokr_w2_b')}
+AXES |= {f'lokr_{part}': (2,) for part in ('w1', 'w1_a', 'w1_b', 'w2_a')}
 
 
 class Layer(NamedTuple):
@@ -38,7 +43,7 @@ class Misfit(NamedTuple):
 
   part: str
   needed: str
-  is_rank: bool = False  # whether only the ranks of two parts differ
+  is_broken: bool = False  # whether it fits no layer, or no other part
 
 
 def method_of(parts: dict[str, Shape]) -> str | None:
@@ -86,6 +91,10 @@ def check_shapes(parts: dict[str, Shape], layer: Layer) -> Misfit | None:
       size one, and the other way round.
   """
   method = method_of(parts)
+  for part, shape in parts.items():
+    axes = AXES.get(part, (1, 2, 3, 4))
+    if part != 'alpha' and len(shape) not in axes:
+      return Misfit(part, f'of {" or ".join(map(str, axes))} axes', True)
   if method and method != 'a whole difference' and len(layer.weight) < 2:
     part = next(p for p in parts if p != 'alpha')
     return Misfit(part, f'that of a norm, which has no {method}')
@@ -156,12 +165,18 @@ def needed_shapes(
   if pad(parts.get('magnitude_out', ()), 2)[:1] == (1,):
     needed['magnitude_out'] = (1, outputs)
   if 'oft_blocks' in parts:
-    size = parts['oft_blocks'][-1] or 1
-    stages = parts['oft_blocks'][:-3]
-    needed['oft_blocks'] = (*stages, outputs // size, size, size)
-    if outputs % size:
-      needed['oft_blocks'] = ('blocks', 'of', outputs, 'outputs')
+    needed['oft_blocks'] = blocks_shape(parts['oft_blocks'], outputs)
   return {part: needed[part] for part in parts if part in needed}
+
+
+def blocks_shape(found: Shape, outputs: int) -> tuple[int | str, ...]:
+  """Returns the shape that blocks of OFT or BOFT need, as they have it."""
+  *stages, _, size, _ = found
+  # The last stage of a butterfly pairs outputs that are farthest apart.
+  group = 2 ** (stages[0] - 1) * size if stages and stages[0] else size
+  if not group or outputs % group or (stages and size % 2):
+    return ('blocks', 'of', outputs, 'outputs')
+  return (*stages, outputs // size, size, size)
 
 
 def check_kronecker(parts: dict[str, Shape], weight: Shape) -> Misfit | None:
@@ -171,12 +186,12 @@ def check_kronecker(parts: dict[str, Shape], weight: Shape) -> Misfit | None:
     if whole in parts:
       rows, *columns = parts[whole]
     elif whole == 'lokr_w2' and 'lokr_t2' in parts:
-      (rank, rows), (other, *columns) = pad(parts[a], 2), pad(parts[b], 2)
+      (rank, rows), (other, *columns) = parts[a], parts[b]
       columns = [*columns, *parts['lokr_t2'][2:]]
       if (rank, other) != parts['lokr_t2'][:2]:
         return Misfit('lokr_t2', f'({rank}, {other}, ...)', True)
     else:
-      (rows, rank), (other, *columns) = pad(parts[a], 2), parts[b]
+      (rows, rank), (other, *columns) = parts[a], parts[b]
       if rank != other:
         return Misfit(b, f'({rank}, ...)', True)
     sizes.append((rows, math.prod(columns)))
@@ -190,7 +205,7 @@ def check_kronecker(parts: dict[str, Shape], weight: Shape) -> Misfit | None:
 def rank_of(parts: dict[str, Shape]) -> int | None:
   """Returns the rank by which alpha is divided; None: all is stored whole."""
   for part in ('down', 'hada_w1_b', 'lokr_w2_b', 'lokr_w1_b'):
-    if part in parts:
+    if parts.get(part):
       return parts[part][0]
   return None
 
@@ -203,12 +218,7 @@ def is_scaled(parts: Collection[str]) -> bool:
 
 
 def scale_of(parts: dict[str, np.ndarray], rank: int | None) -> float:
-  """Returns alpha / rank; 1 without alpha, or where all is stored whole.
-
-  Args:
-    parts: {part: tensor} of a layer.
-    rank: of its factors, or None.
-  """
+  """Returns alpha / rank; 1 without alpha, or where all is stored whole."""
   if 'alpha' not in parts or rank is None:
     return 1.0
   return float(parts['alpha']) / rank
@@ -228,8 +238,7 @@ def make_deltas(
   Returns:
     {'weight' or 'bias': change}.
   """
-  changes = {}
-  method = method_of({part: x.shape for part, x in parts.items()})
+  changes, method = {}, method_of({p: x.shape for p, x in parts.items()})
   if method == 'OFT':
     # alpha is what its norm is kept to, per output.
     alpha = parts.get('alpha')

@@ -177,7 +177,7 @@ def explain_misfit(
     f'{ends[part]} {shapes[part]}' for part in sort_parts(names)
   )
   reason = 'it is for another base model'
-  if misfit.is_rank:
+  if misfit.is_broken:
     reason = 'write the file again with the tool it is from'
   found = shapes[misfit.part]
   if key[1].endswith(('attn2.to_k', 'attn2.to_v')) and misfit.part == 'down':

@@ -302,7 +302,7 @@ def write(path, tensors, metadata=None):
     ({'.dora_scale': (1,)}, r'dora_scale would have to be \(1, \d+\)'),
     (
       {'.lora_mid.weight': (1,)},
-      'lora_mid.weight would .* of the same rank',
+      'lora_mid.weight would have to be of 4 axes',
     ),
     ({'.hada_w1_a': (1,)}, 'proj_in has parts of two methods, LoRA and LoHa'),
     ({'.lokr_w1': (1,)}, 'LoKr'),

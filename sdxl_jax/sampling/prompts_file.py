@@ -1,0 +1,110 @@
+"""Reads files of prompts: one on each line, or JSON lines with settings."""
+
+import json
+import os
+import pathlib
+import re
+from typing import Any, NamedTuple, NoReturn
+
+from sdxl_jax.data.sources import text_decoding
+from sdxl_jax.sampling import sample_request
+
+JSON_LINES = ('.jsonl', '.ndjson')
+# Other characters that str.splitlines splits at may be in a prompt.
+LINE_END = re.compile(r'\r\n|\n|\r')
+
+
+class Line(NamedTuple):
+  """The settings of a line.
+
+  Attributes:
+    location: file and number of the line, for errors.
+    fields: {name: value} of a Request.
+  """
+
+  location: str
+  fields: dict[str, Any]
+
+
+def read(path: str | os.PathLike[str]) -> list[Line]:
+  """Reads the lines of a prompts file.
+
+  The text is UTF-8, or begins with the mark of another encoding of Unicode.
+  Each line is a prompt, or in .jsonl an object; empty lines are skipped.
+
+  Raises:
+    ValueError: for text in another encoding, and for a line that is no such
+      object, with its number.
+    OSError: where the file cannot be read.
+  """
+  path = pathlib.Path(path)
+  is_json = path.suffix.lower() in JSON_LINES
+  if path.suffix.lower() == '.json':
+    raise ValueError(
+      f'{path}: prompts are read from .txt, a prompt on each line, or .jsonl, '
+      'an object on each line: write it as one of these'
+    )
+  lines = []
+  for number, text in enumerate(LINE_END.split(decode(path)), 1):
+    if not text.strip():
+      continue
+    location = f'{path}, line {number}'
+    fields = parse(text, location) if is_json else {'prompt': text.strip()}
+    if not is_json:
+      check_plain(text, location)
+    lines.append(Line(location, sample_request.check(fields, location)))
+    if fields.get('prompt') is None:
+      raise ValueError(f'{location} has no "prompt"')
+  if not lines:
+    raise ValueError(f'{path} has no prompts: write one on each line')
+  return lines
+
+
+def decode(path: pathlib.Path) -> str:
+  """Decodes a file.
+
+  Raises:
+    ValueError: with the line that is in another encoding.
+  """
+  try:
+    return text_decoding.decode(path.read_bytes(), setting='')
+  except text_decoding.BadEncoding as error:
+    raise ValueError(f'{path}: {error}') from error
+
+
+def check_plain(text: str, location: str) -> None:
+  """Raises ValueError for a line of JSON in a file of plain prompts."""
+  try:
+    value = json.loads(text)
+  except (ValueError, RecursionError):
+    return
+  if isinstance(value, dict):
+    raise ValueError(
+      f'{location} is a JSON object, which is read as such in .jsonl alone: '
+      'rename the file'
+    )
+
+
+def parse(text: str, location: str) -> Any:
+  """Parses a line of JSON.
+
+  Raises:
+    ValueError: for what is no JSON, a name given twice, NaN or infinity.
+  """
+
+  def refuse(constant: str) -> NoReturn:
+    raise ValueError(f'{constant} is no number of JSON')
+
+  def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    names = [name for name, _ in pairs]
+    twice = [name for name in names if names.count(name) > 1]
+    if twice:
+      raise ValueError(f'{twice[0]!r} is given twice')
+    return dict(pairs)
+
+  try:
+    return json.loads(text, parse_constant=refuse, object_pairs_hook=unique)
+  except RecursionError:
+    raise ValueError(f'{location} is JSON nested too deep') from None
+  except ValueError as error:
+    raise ValueError(f'{location} is not JSON: {error}') from None

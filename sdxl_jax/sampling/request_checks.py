@@ -1,0 +1,214 @@
+"""Checks all requests of a command before the first image is sampled."""
+
+import contextlib
+import dataclasses
+import warnings
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+from sdxl_jax.diffusion import img2img
+from sdxl_jax.sampling import (
+  denoising_loop,
+  generation,
+  init_images,
+  pipelines,
+  prompt_encoding,
+  prompt_plan,
+  sample_request,
+  sampler_choice,
+  validation,
+)
+from sdxl_jax.text import prompt_brackets, prompt_tags, prompt_weighting
+
+# The least value of whole numbers, and settings from 0 to 1.
+LEAST = {'steps': 1, 'height': 1, 'width': 1, 'clip_skip': 0, 'tile': 2}
+SHARES = ('eta', 'strength', 'refiner_start', 'refiner_strength')
+
+
+TEXTS = sample_request.TEXTS
+
+
+class Located(NamedTuple):
+  """A request, and where it stands: file and line, '' for flags."""
+
+  location: str
+  request: sample_request.Request
+
+
+@contextlib.contextmanager
+def naming(location: str) -> Iterator[None]:
+  """Puts a location before errors of the body."""
+  try:
+    yield
+  except (ValueError, OSError) as error:
+    if not location:
+      raise
+    for kind in (FileNotFoundError, OSError, ValueError):
+      if isinstance(error, kind):
+        raise kind(f'{location}: {error}') from error
+
+
+def before_loading(
+  located: Sequence[Located], models: dict[str, Any]
+) -> list[str]:
+  """Checks requests as far as it goes without a model.
+
+  Args:
+    located: the requests.
+    models: {flag: value} of the models.
+
+  Returns:
+    Lines for the user on what of the prompts is read otherwise than it may be
+    meant, or left out.
+
+  Raises:
+    ValueError, OSError: with the location of a value that does not fit.
+  """
+  lines, read = {}, set()
+  for location, request in located:
+    with naming(location):
+      check_values(request)
+      # Each image and mask is read once.
+      files = request.image, request.mask, request.height, request.width
+      if (*files, request.mask_threshold) not in read:
+        read.add((*files, request.mask_threshold))
+        init_images.check([request])
+      for message in check_prompts(request, models):
+        lines[f'{location}: {message}' if location else message] = None
+  return list(lines)
+
+
+def check_values(request: sample_request.Request) -> None:
+  """Raises ValueError for a value that no model can take."""
+  for name, least in LEAST.items():
+    value = getattr(request, name)
+    if value is not None and value < least:
+      raise ValueError(f'{name} is {value}; it must be at least {least}')
+  for name in SHARES:
+    value = getattr(request, name)
+    if value is not None and not 0 <= value <= 1:
+      raise ValueError(f'{name} is {value}; it must be from 0 to 1')
+  for name, field in sample_request.FIELDS.items():
+    value, choices = getattr(request, name), field.metadata['choices']
+    if isinstance(value, str):
+      sample_request.check_text(name, value)
+    if choices and value is not None and value not in choices:
+      raise ValueError(f'{name} is {value!r}; choose one of {choices}')
+  validation.check_strength(request.strength, request.image, request.mask)
+
+
+def check_prompts(
+  request: sample_request.Request, models: dict[str, Any]
+) -> list[str]:
+  """Returns messages on the prompts of a request.
+
+  Raises:
+    ValueError: for prompts that cannot be read.
+  """
+  with warnings.catch_warnings(record=True) as caught:
+    warnings.simplefilter('always')
+    # What the tags of files mean for it.
+    texts = {}
+    for name in TEXTS:
+      text = getattr(request, name)
+      if text is None:
+        continue
+      texts[name], loras = prompt_tags.take_loras(text)
+      prompt_tags.warn_of_lost_tags(text)
+      negative = name.startswith('negative')
+      for lora in loras if negative or not models.get('lora_dir') else ():
+        remedy = (
+          'it belongs into the prompt'
+          if negative
+          else 'pass the folder of its file as --lora_dir'
+        )
+        prompt_brackets.warn_of(
+          f'<lora:{lora.name}:{lora.weight:g}> is left out: {remedy}'
+        )
+      syntax = request.prompt_syntax if request.weighted_prompts else None
+      prompt_tags.warn_of_text(texts[name], syntax)
+    # All texts that are encoded.
+    request = dataclasses.replace(request, **texts)
+    plan = make_plan(request, request.steps)
+    if request.weighted_prompts:
+      for branch in plan.branches:
+        for text in (*branch.texts, *(branch.texts_2 or ())):
+          prompt_weighting.split_at_breaks(text, request.prompt_syntax)
+  messages = [
+    str(warning.message)
+    for warning in caught
+    if issubclass(warning.category, prompt_brackets.PromptSyntaxWarning)
+  ]
+  return list(dict.fromkeys(messages))
+
+
+def make_plan(request: sample_request.Request, steps: int) -> prompt_plan.Plan:
+  """Makes the Plan of one image."""
+  texts = (getattr(request, name) for name in prompt_plan.REQUEST_FIELDS)
+  prompts = prompt_plan.Prompts(
+    *(None if text is None else [text] for text in texts)
+  )
+  return prompt_plan.make_plan(prompts, request, steps)
+
+
+def after_loading(
+  located: Sequence[Located],
+  pipeline: pipelines.Pipeline,
+  refiner: pipelines.Pipeline | None,
+) -> list[str]:
+  """Checks requests against the models, before the first image is sampled.
+
+  Returns:
+    Lines for the user on embeddings that prompts name, and that are not loaded.
+
+  Raises:
+    ValueError: with the location of a value that does not fit.
+  """
+  checked, lines = set(), {}
+  for location, request in located:
+    key = dataclasses.replace(request, seed=0)
+    if key in checked:
+      continue
+    checked.add(key)
+    # `generate` warns later.
+    with naming(location), warnings.catch_warnings():
+      warnings.simplefilter('ignore')
+      check_with(request, pipeline, refiner)
+    for text in filter(None, (getattr(request, n) for n in TEXTS)):
+      known = pipeline.tokenize.embeddings
+      for name in prompt_tags.unknown_embeddings(text, known):
+        message = (
+          f'{name!r} in the prompt {text!r} is read as words: pass its file as '
+          '--embedding'
+        )
+        lines[f'{location}: {message}' if location else message] = None
+  return list(lines)
+
+
+def check_with(
+  request: sample_request.Request,
+  pipeline: pipelines.Pipeline,
+  refiner: pipelines.Pipeline | None,
+) -> None:
+  """Raises ValueError for a request that `generate` would refuse."""
+  kwargs = sample_request.to_generate_kwargs([request], pipeline.size)
+  inputs, chosen = generation.parse_options(kwargs.pop('prompts'), kwargs)
+  chosen = sampler_choice.resolve(pipeline, chosen)
+  generation.check(pipeline, refiner, inputs, chosen)
+  generation.choose_size(pipeline, inputs, chosen)
+  schedule = generation.make_schedule(pipeline, chosen)
+  steps, first = len(schedule.timesteps), 0
+  if inputs.image is not None:
+    strength = img2img.strength_of(chosen.strength, inputs.mask)
+    first = img2img.first_step(steps, strength)
+  denoising_loop.plan_segments(
+    schedule, first, chosen, has_refiner=refiner is not None
+  )
+  plan = make_plan(request, steps)
+  for expert in filter(None, (pipeline, refiner)):
+    guided = validation.uses_cfg(expert.model, chosen.guidance_scale)
+    validation.check_combined(plan.weights, guided)
+    expert.model.text.check_clip_skip(chosen.clip_skip)
+    prompt_encoding.tokenize_branches(
+      expert.tokenize, plan.branches, chosen, expert.text_chunks
+    )

@@ -1,0 +1,103 @@
+"""Names that other programs give to samplers and to spacings of noise levels.
+
+AUTOMATIC1111's web UI, Forge and SD.Next name a sampler, and in the same name
+or beside it a schedule type; ComfyUI has a sampler_name and a scheduler.
+"""
+
+from collections.abc import Collection
+from typing import Any
+
+from sdxl_jax.diffusion import samplers, sampling_schedule
+
+# By lowercase names; those of ComfyUI that are ours too are not listed.
+SAMPLERS = {
+  'euler': 'euler',
+  'euler a': 'euler_ancestral',
+  'euler ancestral': 'euler_ancestral',
+  'heun': 'heun',
+  'lms': 'lms',
+  'dpm2': 'dpm_2',
+  'dpm2 a': 'dpm_2_ancestral',
+  'dpm++ 2m': 'dpmpp_2m',
+  'dpm++ 2m sde': 'dpmpp_2m_sde',
+  'dpm++ 2m sde heun': 'dpmpp_2m_sde_heun',
+  'dpm++ 2s a': 'dpmpp_2s_ancestral',
+  'dpm++ sde': 'dpmpp_sde',
+  'dpm++ 3m sde': 'dpmpp_3m_sde',
+  'ddim': 'ddim',
+  'ddpm': 'ddpm',
+  'deis': 'deis',
+  'unipc': 'unipc',
+  'uni_pc': 'unipc',
+  'lcm': 'lcm',
+  'tcd': 'tcd',
+  'dpmpp_2m_sde_gpu': 'dpmpp_2m_sde',
+  'dpmpp_3m_sde_gpu': 'dpmpp_3m_sde',
+  'dpmpp_sde_gpu': 'dpmpp_sde',
+}
+# The settings of each schedule type or scheduler.
+SCHEDULES = {
+  'uniform': {'spacing': 'linspace', 'sigmas': 'trained'},
+  'normal': {'spacing': 'linspace', 'sigmas': 'trained'},
+  'simple': {'spacing': 'trailing', 'sigmas': 'trained'},
+  'ddim': {'spacing': 'leading', 'sigmas': 'trained'},
+  'ddim_uniform': {'spacing': 'leading', 'sigmas': 'trained'},
+  'sgm uniform': {'spacing': 'sgm_uniform', 'sigmas': 'trained'},
+  'sgm_uniform': {'spacing': 'sgm_uniform', 'sigmas': 'trained'},
+  'karras': {'sigmas': 'karras'},
+  'exponential': {'sigmas': 'exponential'},
+  'beta': {'sigmas': 'beta'},
+  'align your steps': {'sigmas': 'align_your_steps'},
+}
+# What A1111 takes for the schedule type 'Automatic'.
+AUTOMATIC = {
+  'dpm2': 'karras',
+  'dpm2 a': 'karras',
+  'dpm++ 2m': 'karras',
+  'dpm++ 2s a': 'karras',
+  'dpm++ sde': 'karras',
+  'dpm++ 2m sde': 'exponential',
+  'dpm++ 2m sde heun': 'exponential',
+  'dpm++ 3m sde': 'exponential',
+}
+
+
+def sampler(name: str) -> dict[str, Any] | None:
+  """Returns the settings of a sampler's name; None if it is unknown.
+
+  'DPM++ 2M Karras' gives {'sampler': 'dpmpp_2m', 'sigmas': 'karras'}.
+  """
+  words = ' '.join(name.lower().split())
+  for suffix in ('', 'karras', 'exponential'):
+    if not words.endswith(suffix):
+      continue
+    short = words.removesuffix(suffix).strip()
+    found = SAMPLERS.get(short, short)
+    chosen = {'sampler': found} | SCHEDULES.get(suffix, {})
+    if found in samplers.SAMPLERS and is_known(chosen):
+      return chosen
+  return None
+
+
+def schedule(name: str, sampler_name: str = '') -> dict[str, Any] | None:
+  """Returns the settings of a schedule type or scheduler; None if unknown.
+
+  Args:
+    name: such as 'Karras', 'sgm_uniform' or 'Automatic'.
+    sampler_name: of the sampler, by which A1111 chooses where it is automatic.
+  """
+  name = ' '.join(name.lower().split())
+  if name == 'automatic':
+    name = AUTOMATIC.get(' '.join(sampler_name.lower().split()), 'uniform')
+  chosen = SCHEDULES.get(name)
+  return chosen if chosen and is_known(chosen) else None
+
+
+def is_known(chosen: dict[str, str]) -> bool:
+  """Returns whether spacing and sigmas are among ours."""
+  known: dict[str, Collection[str]] = {
+    'spacing': sampling_schedule.SPACINGS,
+    'sigmas': sampling_schedule.SIGMAS,
+    'sampler': samplers.SAMPLERS,
+  }
+  return all(value in known[name] for name, value in chosen.items())

@@ -1,0 +1,75 @@
+"""What is told of prompts and their LoRAs, before weights are read."""
+
+import pytest
+
+from sdxl_jax.sampling import (
+  pipelines,
+  prompt_loras,
+  request_checks,
+  sample_request,
+)
+from tests.support import golden_sets
+
+
+def located(*prompts, **options):
+  return [
+    request_checks.Located(
+      f'p.txt, line {i}', sample_request.Request(prompt=prompt, **options)
+    )
+    for i, prompt in enumerate(prompts, 1)
+  ]
+
+
+@pytest.mark.parametrize(
+  'prompt, options, messages',
+  [
+    ('a fox', {}, []),
+    ('a (fox:1.2)', {}, ["'(fox:1.2)' in the prompt", '--weighted_prompts']),
+    ('a (fox:1.2) :)', {'weighted_prompts': True}, ["')' has no partner"]),
+    ('[a:(b:1,2):3]', {'weighted_prompts': True}, ["'1,2' is no weight"]),
+    ('a AND b :)', {'weighted_prompts': True}, ["')' has no partner"]),
+    ('a <lora:b:0.5>', {}, ['<lora:b:0.5> is left out: pass the folder']),
+    ('<hypernet:b:1>', {}, ['hypernetworks are not implemented']),
+    (
+      'a',
+      {'negative_prompt': '<lora:b:1>'},
+      ['<lora:b:1> is left out: it belongs into the prompt'],
+    ),
+  ],
+)
+def test_what_is_told(prompt, options, messages):
+  lines = request_checks.before_loading(located(prompt, **options), {})
+  assert len(lines) == bool(messages)
+  for message in messages:
+    assert lines[0].startswith('p.txt, line 1: ') and message in lines[0]
+
+
+def test_embeddings_that_are_not_loaded_are_told():
+  base = pipelines.load(golden_sets.SETS[0] / 'tiny' / 'base')
+  asked = located('a fox', 'embedding:neg', height=64, width=64)
+  (line,) = request_checks.after_loading(asked, base, None)
+  assert line.startswith("p.txt, line 2: 'embedding:neg' in the prompt")
+
+
+def test_loras_are_the_same_in_all_requests(tmp_path):
+  for name in 'ab':
+    (tmp_path / f'{name}.safetensors').write_text('')
+  both = '<lora:a:0.5> x <lora:b>', '<lora:b:1.0> y <lora:a:.5>'
+  tags = prompt_loras.common(located(*both), tmp_path)
+  assert prompt_loras.resolve(['c.safetensors:2', *tags], tmp_path) == [
+    'c.safetensors:2',
+    f'{tmp_path / "a.safetensors"}:0.5',
+    f'{tmp_path / "b.safetensors"}:1.0',
+  ]
+  assert prompt_loras.common(located(*both), None) == ()
+  twice = located('<lora:a> <lora:a>', prompt_2='<lora:a> <lora:b>')
+  tags = prompt_loras.common(twice, tmp_path)
+  assert tags == ('<lora:a:1.0>', '<lora:a:1.0>', '<lora:b:1.0>')
+  for prompts, message in (
+    (['<lora:a>', 'x'], r'line 2 names the LoRAs \[\] and p.txt, line 1 '),
+    (['<lora:a>', '<lora:c>'], "line 2: no LoRA file 'c'"),
+  ):
+    with pytest.raises((ValueError, OSError), match=message):
+      prompt_loras.common(located(*prompts), tmp_path)
+  with pytest.raises(ValueError, match='pass lora_dir, or FILE'):
+    prompt_loras.resolve(['<lora:a:1>'], None)
