@@ -112,9 +112,7 @@ def convert(
   skip_unsupported = source.options.skip_unsupported
   model = completion.with_loras(model, source.loras, skip_unsupported)
   if target.to == 'single_file':
-    model = dataclasses.replace(
-      model, added_tokens=completion.added_to_tokenizers(model)
-    )
+    model = completion.with_added_tokens(model)
   dtype = target.dtype
   if target.variant:
     dtype = folder_reader.VARIANTS[target.variant]
