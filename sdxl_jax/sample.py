@@ -50,6 +50,8 @@ def sample(requests, names, models, noise, args):
   clock.stop('loading')
   # So that a PNG names the sampler it was made with.
   requests = [sampler_choice.resolve(base, request) for request in requests]
+  for request in requests:
+    sampler_choice.advise(base, request)
   size, for_grid, latents = args.batch or mesh.size, [], []
   for batch in sample_request.batches(requests, size, base.tokenize):
     done = len(latents)
