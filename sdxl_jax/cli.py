@@ -40,6 +40,7 @@ def run(main: Callable, *names: str, memory: str = '') -> None:
   def run_main(argv):
     silence_orbax()
     warnings.formatwarning = format_warning
+    warnings.simplefilter('once', UserWarning)  # wherever it is raised
     # Ctrl-C ended the process while it imported, see sdxl_jax/__init__.py.
     if signal.getsignal(signal.SIGINT) == signal.SIG_DFL:
       signal.signal(signal.SIGINT, signal.default_int_handler)

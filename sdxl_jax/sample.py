@@ -129,6 +129,8 @@ def load_for(located, models, mesh, offload):
   warn(request_checks.after_loading(located, base, refiner))
   # So that a PNG names the sampler it was made with.
   requests = [sampler_choice.resolve(base, request) for _, request in located]
+  for request in requests:
+    sampler_choice.advise(base, request)
   return requests, base, refiner
 
 
