@@ -1,11 +1,13 @@
 """Entry point of all commands: parses flags, and prints errors as one line."""
 
 import logging
+import os
 import pathlib
 import re
 import select
 import signal
 import sys
+import threading
 import traceback
 import warnings
 from collections.abc import Callable, Sequence
@@ -39,6 +41,7 @@ def run(main: Callable, *names: str, memory: str = '') -> None:
 
   def run_main(argv):
     silence_orbax()
+    handle_lost_errors()
     warnings.formatwarning = format_warning
     warnings.simplefilter('once', UserWarning)  # wherever it is raised
     # Ctrl-C ended the process while it imported, see sdxl_jax/__init__.py.
@@ -63,15 +66,24 @@ def silence_orbax() -> None:
   logging.getLogger('asyncio').setLevel(logging.CRITICAL)
   # After one failed write, the others end in a loop that is closed already.
   warnings.filterwarnings('ignore', r'coroutine .* was never awaited')
+
+
+def handle_lost_errors() -> None:
+  """Decides on errors that callbacks raise, which Python would only print."""
   print_error = sys.unraisablehook
 
-  def print_unless_late(unraisable):
-    error = unraisable.exc_value
-    late = isinstance(error, RuntimeError) and 'loop is closed' in str(error)
-    if not late:
-      print_error(unraisable)
+  def handle(lost):
+    error = lost.exc_value
+    # One of JAX swallowed Ctrl-C: interrupt once more, outside of it.
+    if isinstance(error, KeyboardInterrupt):
+      again = threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGINT))
+      again.daemon = True
+      again.start()
+    # Of a write of orbax, after another one failed.
+    elif 'Event loop is closed' not in str(error):
+      print_error(lost)
 
-  sys.unraisablehook = print_unless_late
+  sys.unraisablehook = handle
 
 
 def end(error: Exception, memory: str) -> NoReturn:

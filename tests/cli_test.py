@@ -50,7 +50,8 @@ def test_ctrl_c_while_libraries_are_imported():
 def test_errors_after_a_failed_write_are_silent():
   # What orbax's other writes raise in a loop that is closed; and another error.
   code = (
-    'from sdxl_jax import cli; cli.silence_orbax()\n'
+    'from sdxl_jax import cli\n'
+    'cli.silence_orbax(); cli.handle_lost_errors()\n'
     'class Late:\n'
     '  def __init__(self, words): self.words = words\n'
     '  def __del__(self): raise RuntimeError(self.words)\n'
@@ -63,6 +64,18 @@ def test_errors_after_a_failed_write_are_silent():
   )
   assert 'something else' in done.stderr
   assert 'closed' not in done.stderr and 'awaited' not in done.stderr
+
+
+def test_an_interrupt_that_a_callback_swallowed():
+  """Python drops what a callback raises, and would go on."""
+  run = run_code(
+    'import signal, time\n'
+    '  class Swallow:\n'
+    '    def __del__(self): raise KeyboardInterrupt\n'
+    '  Swallow(); time.sleep(20)'
+  )
+  assert run.returncode == 130 and 'Traceback' not in run.stderr
+  assert 'stopped by Ctrl-C' in run.stderr
 
 
 class Ended(Exception):
@@ -90,8 +103,11 @@ def end(monkeypatch):
     monkeypatch.setattr(cli.jax, 'process_count', lambda: processes)
     monkeypatch.setattr(cli.signal, 'signal', lambda *args: None)
     monkeypatch.setattr(cli.absl_logging, 'set_verbosity', lambda level: None)
-    before = cli.warnings.formatwarning
-    monkeypatch.setattr(cli.warnings, 'formatwarning', before)
+    for owner, name in (
+      (cli.warnings, 'formatwarning'),
+      (sys, 'unraisablehook'),
+    ):
+      monkeypatch.setattr(owner, name, getattr(owner, name))
     # absl's run, which parses flags and exits, around the inner function.
     monkeypatch.setattr(
       cli.app, 'run', lambda inner, flags_parser: inner(['command'])
