@@ -9,7 +9,6 @@ From Python: sample.generate(sample.load(DIR), ['a fox', 'a pig']).
 import os
 import pathlib
 import sys
-import time
 import warnings
 
 import jax
@@ -24,6 +23,7 @@ from sdxl_jax.distributed import device_mesh
 from sdxl_jax.sampling import (
   generation,
   init_images,
+  phase_clock,
   pipelines,
   prompt_loras,
   request_batches,
@@ -58,7 +58,7 @@ def sample(located, names, models, noise, args):
   """
   check_arrays([request for _, request in located], noise, args)
   mesh = device_mesh.make_mesh(devices=jax.local_devices())
-  clock = Clock()
+  clock = phase_clock.PhaseClock()
   requests, base, refiner = load_for(located, models, mesh, args.offload)
   clock.stop('loading')
   size, for_grid, latents = args.batch or mesh.size, [], []
@@ -198,37 +198,6 @@ def make_watch(bar, preview):
       images.save(preview, figures.grid(previews, columns))
 
   return watch
-
-
-class Clock:
-  """Measures seconds by phase, without those that programs are compiled in."""
-
-  def __init__(self):
-    self.spent, self.compiling = {}, 0.0
-    self.last = self.now()
-    jax.monitoring.register_event_duration_secs_listener(self.listen)
-
-  def listen(self, event, seconds, **details):
-    del details
-    if event.endswith('backend_compile_duration'):
-      self.compiling += seconds
-
-  def now(self):
-    """Returns a time in seconds at which compilation stands still."""
-    return time.monotonic() - self.compiling
-
-  def stop(self, phase):
-    """Adds the seconds since the last stop to a phase."""
-    now = self.now()
-    self.spent[phase] = self.spent.get(phase, 0.0) + now - self.last
-    self.last = now
-
-  def summary(self, count):
-    sampling = self.spent['sampling']
-    return (
-      f'loading {self.spent["loading"]:.1f} s, compiling {self.compiling:.1f} '
-      f's, sampling {sampling:.1f} s: {sampling / count:.2f} s per image'
-    )
 
 
 def check_arrays(requests, noise, args):

@@ -16,6 +16,7 @@ from sdxl_jax import sample
 from sdxl_jax.data import images
 from sdxl_jax.sampling import (
   init_images,
+  phase_clock,
   pipelines,
   request_batches,
   sample_flags,
@@ -391,8 +392,8 @@ def test_latents_of_several_sizes_are_no_array(flags):
 
 def test_the_clock_tells_compiling_apart(monkeypatch):
   now = iter([0.0, 3.0, 10.0])
-  monkeypatch.setattr(sample.time, 'monotonic', lambda: next(now))
-  clock = sample.Clock()
+  monkeypatch.setattr(phase_clock.time, 'monotonic', lambda: next(now))
+  clock = phase_clock.PhaseClock()
   clock.listen('/jax/core/compile/backend_compile_duration', 1.0)
   clock.stop('loading')
   clock.listen('/jax/core/compile/backend_compile_duration', 5.0)

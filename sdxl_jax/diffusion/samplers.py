@@ -8,7 +8,12 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float, Int, Key
 
-from sdxl_jax.diffusion import multistep, sampler_steps, sampling_schedule
+from sdxl_jax.diffusion import (
+  multistep,
+  sampler_steps,
+  sampling_schedule,
+  unipc,
+)
 
 Latents = Float[ArrayLike, 'b h w c']
 
@@ -67,7 +72,7 @@ SAMPLERS = {
     step=sampler_steps.dpmpp_sde_step, middle_noise=True
   ),
   'deis': Sampler(multistep.init_deis, multistep.deis_step),
-  'unipc': Sampler(multistep.init_unipc, multistep.unipc_step),
+  'unipc': Sampler(unipc.init_unipc, unipc.unipc_step),
   'lcm': ANCESTRAL,
   'tcd': ANCESTRAL,
 }

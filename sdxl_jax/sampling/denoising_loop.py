@@ -23,6 +23,7 @@ from sdxl_jax.sampling import (
   initial_latents,
   pipelines,
   prompt_encoding,
+  step_segments,
   validation,
 )
 from sdxl_jax.sampling.noise_streams import NoiseStream
@@ -31,20 +32,6 @@ from sdxl_jax.sampling.settings import SampleSettings
 
 Latents = Float[Array, 'b h w c']
 Watch = Callable[[int, int, samplers.SamplerState], None]
-
-
-class Segment(NamedTuple):
-  """Consecutive steps that one model takes with one sampler."""
-
-  model_index: int  # 0: base, 1: refiner
-  sampler: str
-  start: int
-  stop: int
-  renoise: bool = False  # from the denoised latents of the segment before
-
-  @property
-  def steps(self) -> int:
-    return self.stop - self.start
 
 
 class Guidance(NamedTuple):
@@ -114,48 +101,9 @@ def make_expert(
   return Expert(pipeline, inputs, stages)
 
 
-def plan_segments(
-  schedule: sampling_schedule.SamplingSchedule,
-  first_step: int,
-  settings: SampleSettings,
-  has_refiner: bool,
-) -> list[Segment]:
-  """Divides the steps from the first one on between base and refiner.
-
-  Args:
-    schedule: noise levels of the loop.
-    first_step: of the schedule; later than 0 with an init image.
-    settings: the sampler, and where or how strongly the refiner starts.
-    has_refiner: without one all steps are the base's.
-  """
-  sampler, steps = settings.sampler, len(schedule.timesteps)
-  if not has_refiner:
-    return [Segment(0, sampler, first_step, steps)]
-  if settings.refiner_strength is not None:
-    start = img2img.first_step(steps, settings.refiner_strength)
-    return [
-      Segment(0, sampler, first_step, steps),
-      Segment(1, sampler, start, steps, renoise=True),
-    ]
-  cut = sampling_schedule.steps_until(schedule, settings.refiner_start)
-  cut = max(first_step, cut)
-  if sampler != 'heun' or cut == first_step:
-    return [
-      Segment(0, sampler, first_step, cut),
-      Segment(1, sampler, cut, steps),
-    ]
-  # diffusers stops between Heun's two calls, after Euler's step, and its
-  # refiner takes that step once more.
-  return [
-    Segment(0, 'heun', first_step, cut - 1),
-    Segment(0, 'euler', cut - 1, cut),
-    Segment(1, 'heun', cut - 1, steps),
-  ]
-
-
 def run(
   experts: list[Expert],
-  segments: list[Segment],
+  segments: list[step_segments.Segment],
   x: Latents,
   watch: Watch | None = None,
   watch_every: int = 1,
@@ -203,7 +151,7 @@ def report_step(
 
 def run_segment(
   expert: Expert,
-  segment: Segment,
+  segment: step_segments.Segment,
   x: Latents,
   report: Callable[[int, samplers.SamplerState], None] | None,
   report_every: int,

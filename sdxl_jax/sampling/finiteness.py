@@ -11,7 +11,7 @@ import numpy as np
 from sdxl_jax.diffusion import samplers
 from sdxl_jax.distributed import multihost
 from sdxl_jax.models import sdxl
-from sdxl_jax.sampling import denoising_loop, initial_latents
+from sdxl_jax.sampling import denoising_loop, initial_latents, step_segments
 
 WHAT = 'values that are not finite (NaN or infinity)'
 NETS = 'UNet', 'UNet of the refiner'  # by Segment.model_index
@@ -33,7 +33,7 @@ def is_finite(array: Any) -> bool:
 
 def check_samples(
   experts: list[denoising_loop.Expert],
-  segments: list[denoising_loop.Segment],
+  segments: list[step_segments.Segment],
   initial: initial_latents.InitialLatents,
   samples: tuple[np.ndarray, np.ndarray],
 ) -> None:
@@ -105,7 +105,7 @@ def check_reconstructions(*arrays: Any) -> None:
 
 def find_begin(
   experts: list[denoising_loop.Expert],
-  segments: list[denoising_loop.Segment],
+  segments: list[step_segments.Segment],
   initial: initial_latents.InitialLatents,
 ) -> str | None:
   """Describes where it began, before the decoder; None: it did not."""
@@ -126,7 +126,7 @@ def find_begin(
 
 def find_step(
   experts: list[denoising_loop.Expert],
-  segments: list[denoising_loop.Segment],
+  segments: list[step_segments.Segment],
   initial: initial_latents.InitialLatents,
 ) -> str | None:
   """Takes the steps again and describes the first that is not finite."""

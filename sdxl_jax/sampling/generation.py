@@ -19,6 +19,7 @@ from sdxl_jax.sampling import (
   prompt_plan,
   sampler_choice,
   settings,
+  step_segments,
   vae_batches,
   validation,
 )
@@ -123,7 +124,7 @@ def generate(
 
     watch(done, total, preview)
 
-  segments = denoising_loop.plan_segments(
+  segments = step_segments.plan_segments(
     schedule, initial.first_step, chosen, has_refiner=refiner is not None
   )
   watch_steps = watch_latents if watch else None

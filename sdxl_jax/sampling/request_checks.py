@@ -8,7 +8,6 @@ from typing import Any, NamedTuple
 
 from sdxl_jax.diffusion import img2img
 from sdxl_jax.sampling import (
-  denoising_loop,
   generation,
   init_images,
   pipelines,
@@ -16,6 +15,7 @@ from sdxl_jax.sampling import (
   prompt_plan,
   sample_request,
   sampler_choice,
+  step_segments,
   validation,
 )
 from sdxl_jax.text import prompt_brackets, prompt_tags, prompt_weighting
@@ -201,7 +201,7 @@ def check_with(
   if inputs.image is not None:
     strength = img2img.strength_of(chosen.strength, inputs.mask)
     first = img2img.first_step(steps, strength)
-  denoising_loop.plan_segments(
+  step_segments.plan_segments(
     schedule, first, chosen, has_refiner=refiner is not None
   )
   plan = make_plan(request, steps)
