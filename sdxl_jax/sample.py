@@ -23,6 +23,7 @@ from sdxl_jax.distributed import device_mesh
 from sdxl_jax.sampling import (
   generation,
   init_images,
+  model_flags,
   phase_clock,
   pipelines,
   prompt_loras,
@@ -149,7 +150,7 @@ def load_models(mesh, models, offload):
   base = load_expert(weights, mesh, options | {'offload': offload})
   if refiner is None:
     return base, None
-  shared = {name: options[name] for name in sample_request.REFINER_OPTIONS}
+  shared = {name: options[name] for name in model_flags.REFINER_OPTIONS}
   variant = shared['variant']
   if variant and not formats.has_variant(refiner, variant):
     shared['variant'] = None
@@ -165,10 +166,10 @@ def load_expert(weights, mesh, options):
   Args:
     weights: path of it.
     mesh: whose devices share a batch, or None.
-    options: {flag: value} of sample_request.MODEL_OPTIONS, and offload.
+    options: {flag: value} of model_flags.MODEL_OPTIONS, and offload.
   """
   print(f'loading {weights}', flush=True)
-  names = sample_request.LOAD_OPTIONS
+  names = model_flags.LOAD_OPTIONS
   settings = {names.get(name, name): x for name, x in options.items()}
   pipeline = pipelines.load(weights, mesh=mesh, **settings)
   for note in pipeline.notes:
