@@ -44,6 +44,9 @@ class Inputs(NamedTuple):
   init_noise: Any = None  # N(0, 1) [h/8, w/8, 4], in place of the seeds' own
 
 
+TEXTS = Inputs._fields[: len(prompt_plan.REQUEST_FIELDS)]
+
+
 def generate(
   pipeline: pipelines.Pipeline,
   prompts: Sequence[str],
@@ -199,6 +202,8 @@ def check(
   """Raises ValueError for inputs that do not fit the models or each other."""
   init = inputs.latents if inputs.image is None else inputs.image
   validation.check_prompts(inputs.prompts)
+  for name in TEXTS:
+    validation.check_texts(name, getattr(inputs, name))
   validation.check_count('seeds', inputs.seeds, len(inputs.prompts))
   validation.check_one_init(inputs.image, inputs.latents)
   validation.check_unet(pipeline.model, inputs.image, inputs.mask)

@@ -476,6 +476,20 @@ def test_prompts_are_a_list(base, prompts):
     generation.generate(base, prompts)
 
 
+@pytest.mark.parametrize(
+  'texts, message',
+  [
+    ({'negative_prompts': 'bad'}, "is 'bad'; pass a list with one string"),
+    ({'negative_prompts': [None]}, r'negative_prompts\[0\] is None; pass'),
+    ({'prompts_2': [3]}, r'prompts_2\[0\] is 3; pass a string'),
+    ({'prompts_2': ['a \ud83d']}, r'half a character, .* as character 3'),
+  ],
+)
+def test_texts_are_strings(base, texts, message):
+  with pytest.raises(ValueError, match=message):
+    generation.generate(base, ['a'], **texts)
+
+
 def test_one_step(base):
   images, _ = generation.generate(base, ['a'], size=(64, 64), steps=1)
   assert np.isfinite(images).all()

@@ -253,6 +253,13 @@ def test_files_without_text(tmp_path):
   Image.new('RGB', (8, 8)).save(tmp_path / 'a.jpg')
   with pytest.raises(ValueError, match='a JPEG file; only PNG files hold'):
     png_settings.load(tmp_path / 'a.jpg')
+  for text, message in (
+    ('version https://git-lfs.github.com/spec/v1', 'a git-lfs pointer'),
+    ('', 'the file is empty'),
+  ):
+    (tmp_path / 'b.png').write_text(text)
+    with pytest.raises(ValueError, match=f'b.png: not a read.*{message}'):
+      png_settings.load(tmp_path / 'b.png')
   (tmp_path / 'b.png').write_text('no image')
   with pytest.raises(ValueError, match='not a readable image'):
     png_settings.load(tmp_path / 'b.png')
