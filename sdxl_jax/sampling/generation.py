@@ -176,7 +176,12 @@ def parse_options(
   options = dict(options)
   size = options.pop('size', None)
   if size is not None:
-    options['height'], options['width'] = size
+    try:
+      options['height'], options['width'] = size
+    except (TypeError, ValueError):
+      raise ValueError(
+        f'size is {size!r}; pass (height, width) in px'
+      ) from None
   for name, value in (options.pop('negative_sizes', None) or {}).items():
     options[f'negative_{name}'] = value
   known = {*Inputs._fields[1:], *settings.FIELDS}

@@ -116,10 +116,13 @@ def check_values(request: sample_request.Request) -> None:
     value = getattr(request, name)
     if value is not None and not 0 <= value <= 1:
       raise ValueError(f'{name} is {value}; it must be from 0 to 1')
+  largest = sample_request.LARGEST_NUMBER
   for name, field in sample_request.FIELDS.items():
     value, choices = getattr(request, name), field.metadata['choices']
     if isinstance(value, str):
       sample_request.check_text(name, value)
+    if isinstance(value, float) and abs(value) >= largest:
+      raise ValueError(f'{name} is {value}; it must be less than {largest:g}')
     if value == '' and name in ('image', 'mask'):
       raise ValueError(f'{name} is empty: name a file, or leave it out')
     if choices and value is not None and value not in choices:

@@ -460,6 +460,8 @@ def test_text_that_nothing_reads_is_not_encoded(
     (dict(seeds=[1, 2]), '2 seeds for 1 prompts'),
     (dict(sampler='plms'), "sampler is 'plms'; choose one of"),
     (dict(eta=0.5), 'eta is 0.5, but euler has none'),
+    (dict(seeds=5), 'seeds is 5; pass a list'),
+    (dict(size=(64,)), r'size is \(64,\); pass \(height, width\)'),
     (dict(steps=0), 'steps is 0; the limit of euler is 1 to 1000'),
     (dict(spacing='even'), "spacing is 'even'; choose one of"),
   ],
