@@ -245,23 +245,47 @@ def warn(lines):
     print(f'warning: {line}', file=sys.stderr)
 
 
-def check_writable(path):
-  """Raises OSError for a path that could not be written to later."""
+def check_outputs(names, args):
+  """Checks all files that will be written.
+
+  Args:
+    names: of the images.
+    args: the flags.
+
+  Raises:
+    OSError: for one that could not be written.
+    ValueError: for one that would be written twice.
+  """
+  flag_of = dict.fromkeys(map(os.path.abspath, names), 'output')
+  for path in names:
+    check_writable(pathlib.Path(path), 'output')
+  for flag in ('grid', 'preview', 'save_latents'):
+    path = args[flag].value
+    if not path:
+      continue
+    check_writable(pathlib.Path(path), flag)
+    first = flag_of.setdefault(os.path.abspath(path), flag)
+    if first != flag:
+      raise ValueError(
+        f'--{flag}={path} is a file of --{first} as well: choose another'
+      )
+
+
+def check_writable(path, flag):
+  """Raises OSError for the path of a flag that could not be written later."""
   try:
     path.parent.mkdir(parents=True, exist_ok=True)
     writable = os.access(path.parent, os.W_OK) and not path.is_dir()
   except OSError:
     writable = False
   if not writable:
-    raise OSError(f'{path} cannot be written: choose another --output')
+    raise OSError(f'{path} cannot be written: choose another --{flag}')
 
 
 def main(args):
   located = sample_flags.read(args)
   names = sample_flags.file_names(args.output, [r for _, r in located])
-  outputs = *names, args.grid, args.preview, args.save_latents
-  for path in filter(None, outputs):
-    check_writable(pathlib.Path(path))
+  check_outputs(names, args)
   noise = None if args.init_noise is None else read_noise(args.init_noise)
   models = sample_flags.model_options(args)
   warn(request_checks.before_loading(located, models))
