@@ -23,6 +23,7 @@ from sdxl_jax.distributed import device_mesh
 from sdxl_jax.sampling import (
   generation,
   init_images,
+  model_flags,
   phase_clock,
   pipelines,
   prompt_loras,
@@ -149,7 +150,7 @@ def load_models(mesh, models, offload):
   base = load_expert(weights, mesh, options | {'offload': offload})
   if refiner is None:
     return base, None
-  shared = {name: options[name] for name in sample_request.REFINER_OPTIONS}
+  shared = {name: options[name] for name in model_flags.REFINER_OPTIONS}
   variant = shared['variant']
   if variant and not formats.has_variant(refiner, variant):
     shared['variant'] = None
@@ -165,10 +166,10 @@ def load_expert(weights, mesh, options):
   Args:
     weights: path of it.
     mesh: whose devices share a batch, or None.
-    options: {flag: value} of sample_request.MODEL_OPTIONS, and offload.
+    options: {flag: value} of model_flags.MODEL_OPTIONS, and offload.
   """
   print(f'loading {weights}', flush=True)
-  names = sample_request.LOAD_OPTIONS
+  names = model_flags.LOAD_OPTIONS
   settings = {names.get(name, name): x for name, x in options.items()}
   pipeline = pipelines.load(weights, mesh=mesh, **settings)
   for note in pipeline.notes:
@@ -244,23 +245,47 @@ def warn(lines):
     print(f'warning: {line}', file=sys.stderr)
 
 
-def check_writable(path):
-  """Raises OSError for a path that could not be written to later."""
+def check_outputs(names, args):
+  """Checks all files that will be written.
+
+  Args:
+    names: of the images.
+    args: the flags.
+
+  Raises:
+    OSError: for one that could not be written.
+    ValueError: for one that would be written twice.
+  """
+  flag_of = dict.fromkeys(map(os.path.abspath, names), 'output')
+  for path in names:
+    check_writable(pathlib.Path(path), 'output')
+  for flag in ('grid', 'preview', 'save_latents'):
+    path = args[flag].value
+    if not path:
+      continue
+    check_writable(pathlib.Path(path), flag)
+    first = flag_of.setdefault(os.path.abspath(path), flag)
+    if first != flag:
+      raise ValueError(
+        f'--{flag}={path} is a file of --{first} as well: choose another'
+      )
+
+
+def check_writable(path, flag):
+  """Raises OSError for the path of a flag that could not be written later."""
   try:
     path.parent.mkdir(parents=True, exist_ok=True)
     writable = os.access(path.parent, os.W_OK) and not path.is_dir()
   except OSError:
     writable = False
   if not writable:
-    raise OSError(f'{path} cannot be written: choose another --output')
+    raise OSError(f'{path} cannot be written: choose another --{flag}')
 
 
 def main(args):
   located = sample_flags.read(args)
   names = sample_flags.file_names(args.output, [r for _, r in located])
-  outputs = *names, args.grid, args.preview, args.save_latents
-  for path in filter(None, outputs):
-    check_writable(pathlib.Path(path))
+  check_outputs(names, args)
   noise = None if args.init_noise is None else read_noise(args.init_noise)
   models = sample_flags.model_options(args)
   warn(request_checks.before_loading(located, models))

@@ -110,7 +110,15 @@ def test_watermark(tmp_path):
     (['--prompts_file', 'empty.txt'], 'empty.txt has no prompts'),
     (['--prompts_file', 'prompts.txt'], 'both given: leave one out'),
     (['--output', 'a.jpg'], '--output=a.jpg: images are written as .png'),
-    (['--output', 'file/a.png'], 'file/a.png cannot be written'),
+    (
+      ['--output', 'file/a.png'],
+      'file/a.png cannot be written: choose another --output',
+    ),
+    (
+      ['--grid', 'file/a.png'],
+      'file/a.png cannot be written: choose another --grid',
+    ),
+    (['--grid', './out.png'], 'out.png is a file of --output as well'),
     (['--output', '{k}.png'], "'k'; braces may hold i and seed"),
     (['--repeat=2', '--output', 'a{seed:.1}.png'], 'Precision not allowed'),
     (['--dtype=int8'], '--dtype=int8 is not float32 or bfloat16'),

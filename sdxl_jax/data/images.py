@@ -93,7 +93,7 @@ def decode(
       is larger than Pillow's limit against decompression bombs.
   """
   try:
-    image = Image.open(io.BytesIO(data))
+    image = image_formats.open_bytes(data)
     image_formats.check_mode(image)
     # An index older than the file would give wrong micro-conditioning.
     if size is not None and size_of(image) != tuple(size):
@@ -126,7 +126,7 @@ def decode_with_alpha(
     UnreadableImage: as `decode` does.
   """
   try:
-    image = Image.open(io.BytesIO(data))
+    image = image_formats.open_bytes(data)
     image_formats.check_mode(image)
     image = ImageOps.exif_transpose(image)
     if not image.has_transparency_data or image.mode.startswith('I'):
@@ -265,7 +265,7 @@ def load_text(path: str | os.PathLike, *keys: str) -> dict[str, str]:
   """
   data = pathlib.Path(path).read_bytes()
   try:
-    with Image.open(io.BytesIO(data)) as image:
+    with image_formats.open_bytes(data) as image:
       file_format, text = image.format, getattr(image, 'text', {})
   # Pillow's decoders raise many kinds of error on broken bytes.
   except Exception as error:

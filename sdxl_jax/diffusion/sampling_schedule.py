@@ -172,6 +172,22 @@ def steps_until(schedule: SamplingSchedule, share: float) -> int:
   return int((schedule.timesteps >= round(count - share * count)).sum())
 
 
+def check_eta(sampler: str, eta: float | None) -> None:
+  """Raises ValueError for an eta that a sampler does not take.
+
+  Args:
+    sampler: its name.
+    eta: None: the sampler's default.
+  """
+  if eta is None:
+    return
+  # Only some samplers take an eta.
+  if SAMPLER_TRAITS[sampler].sigma_down in (no_churn, consistency_sigma_down):
+    raise ValueError(f'eta is {eta}, but {sampler} has none: leave it out')
+  if not 0 <= eta <= 1:
+    raise ValueError(f'eta is {eta}; it must be from 0 to 1')
+
+
 def _sigmas_down(
   sampler: str,
   sigmas: Levels,
@@ -179,18 +195,10 @@ def _sigmas_down(
   trained: TrainedSigmas,
   eta: float | None,
 ) -> Timesteps:
-  """Returns where each step ends before fresh noise.
-
-  Raises a ValueError for an eta that the sampler does not take.
-  """
+  """Returns where each step ends before fresh noise, see `check_eta`."""
   traits = SAMPLER_TRAITS[sampler]
-  # Only some samplers take an eta.
-  if eta is None:
-    eta = traits.eta
-  elif traits.sigma_down in (no_churn, consistency_sigma_down):
-    raise ValueError(f'eta is {eta}, but {sampler} has none: leave it out')
-  if not 0 <= eta <= 1:
-    raise ValueError(f'eta is {eta}; it must be from 0 to 1')
+  check_eta(sampler, eta)
+  eta = traits.eta if eta is None else eta
   sigmas_down = traits.sigma_down(sigmas, timesteps, trained, eta)
   return np.minimum(sigmas_down, sigmas[1:])  # rounding may exceed it
 

@@ -12,11 +12,15 @@ import json
 import re
 
 from sdxl_jax.sampling import sampler_aliases
-from sdxl_jax.sampling.foreign_settings import ForeignSettings, number
+from sdxl_jax.sampling.foreign_settings import (
+  INSTEAD,
+  ForeignSettings,
+  number,
+)
 
 NEGATIVE = 'Negative prompt:'
 SETTING = re.compile(r'\s*(\w[\w \-/]+):\s*("(?:\\.|[^\\"])+"|[^,]*)(?:,|$)')
-FEWEST_SETTINGS = 3  # on the last line; one with fewer is of the prompt
+FEWEST_SETTINGS = 3  # of their line; one with fewer is of the prompt
 NUMBERS = {
   'Steps': ('steps', int),
   'CFG scale': ('guidance_scale', float),
@@ -36,7 +40,7 @@ SILENT = (
 def is_like(text: str) -> bool:
   """Returns whether a text has a line of settings."""
   lines = text.strip().splitlines()
-  return bool(lines) and 'Steps:' in lines[-1]
+  return any('Steps:' in line for line in lines)
 
 
 def parse(text: str, location: str) -> ForeignSettings:
@@ -45,13 +49,12 @@ def parse(text: str, location: str) -> ForeignSettings:
   Raises:
     ValueError: for text without a line of settings.
   """
-  *lines, last = text.strip().split('\n')
-  settings = SETTING.findall(last)
+  lines, settings, behind = split(text)
   if len(settings) < FEWEST_SETTINGS:
     raise ValueError(
       f"{location}: the text under 'parameters' has no settings such as "
-      "'Steps: 20, Sampler: Euler a, CFG scale: 7, Seed: 1' on its last line: "
-      'pass the file as it was written'
+      "'Steps: 20, Sampler: Euler a, CFG scale: 7, Seed: 1' on a line of "
+      'their own: pass the file as it was written'
     )
   settings = {name: unquote(value) for name, value in settings}
   # The negative prompt goes from its mark to the settings.
@@ -68,7 +71,25 @@ def parse(text: str, location: str) -> ForeignSettings:
     'prompt_syntax': 'a1111',
     'long_prompts': True,
   }
-  return read_settings(fields, settings)
+  found = read_settings(fields, settings)
+  return found._replace(left_out=[*found.left_out, *behind])
+
+
+def split(text: str) -> tuple[list[str], list[tuple[str, str]], list[str]]:
+  """Splits the text at its line of settings, the last one with some.
+
+  Extensions write lines of their own behind it.
+
+  Returns:
+    (lines before it, (name, value) of each setting, lines behind it).
+  """
+  lines = text.strip().split('\n')
+  for i in reversed(range(len(lines))):
+    settings = SETTING.findall(lines[i])
+    names = [name for name, _ in settings]
+    if len(settings) >= FEWEST_SETTINGS and 'Steps' in names:
+      return lines[:i], settings, lines[i + 1 :]
+  return lines[:-1], SETTING.findall(lines[-1]), []
 
 
 def read_settings(
@@ -89,7 +110,7 @@ def read_settings(
   sampler = settings.get('Sampler', '')
   chosen = sampler_aliases.sampler(sampler)
   schedule = sampler_aliases.schedule(
-    settings.get('Schedule type', 'Automatic' if chosen else ''), sampler
+    settings.get('Schedule type', 'Uniform' if chosen else ''), sampler
   )
   if chosen:
     fields |= (schedule or {}) | chosen
@@ -98,6 +119,9 @@ def read_settings(
       settings.pop('Schedule type', None)
   if 'Clip skip' in settings:
     settings['Clip skip'] += ' (without effect on SDXL there)'
+  for name in ('Sampler', 'Schedule type'):
+    if name in settings:
+      settings[name] += f' ({INSTEAD})'
   left_out += [
     f'{name}: {value}' for name, value in settings.items() if name not in SILENT
   ]

@@ -9,7 +9,11 @@ from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 from sdxl_jax.sampling import sampler_aliases
-from sdxl_jax.sampling.foreign_settings import ForeignSettings, number
+from sdxl_jax.sampling.foreign_settings import (
+  INSTEAD,
+  ForeignSettings,
+  number,
+)
 
 SAMPLERS = ('KSampler', 'KSamplerAdvanced')
 EMPTY = ('EmptyLatentImage', 'EmptySD3LatentImage')
@@ -23,6 +27,26 @@ NUMBERS = {
 # Inputs that hold the text or the value of a node which passes one on.
 TEXT_INPUTS = ('text', 'text_g', 'string', 'value', 'prompt', 'populated_text')
 VALUE_INPUTS = ('value', 'seed', 'int', 'float', 'number')
+# Nodes that are read, or that change no image; of others, only those that pass
+# on a text or a value are.
+KNOWN = (
+  *SAMPLERS,
+  *EMPTY,
+  'CheckpointLoaderSimple',
+  'UNETLoader',
+  'CLIPTextEncode',
+  'CLIPTextEncodeSDXL',
+  'ConditioningZeroOut',
+  'LoraLoader',
+  'LoraLoaderModelOnly',
+  'VAEDecode',
+  'VAEDecodeTiled',
+  'SaveImage',
+  'PreviewImage',
+  'Note',
+  'MarkdownNote',
+  'Reroute',
+)
 # Inputs by which a node passes on what another one made.
 CONDITIONINGS = ('conditioning', 'positive', 'negative', 'conditioning_1')
 
@@ -99,7 +123,26 @@ def parse(text: str, location: str) -> ForeignSettings:
   model, tags, lost_4 = read_model(graph, sampler.inputs.get('model'))
   fields['prompt'] = ' '.join([fields['prompt'], *tags])
   left_out += [*lost, *lost_2, *lost_3, *lost_4]
+  left_out += unread_nodes(graph, left_out)
   return ForeignSettings('ComfyUI', fields | settings, left_out, model)
+
+
+def unread_nodes(graph: Graph, left_out: Sequence[str]) -> list[str]:
+  """Returns the nodes that nothing was read of, but for those left out."""
+  passing = {
+    node.name
+    for reader in graph.nodes.values()
+    for value in reader.inputs.values()
+    for node in graph.chain(value, (*TEXT_INPUTS, *VALUE_INPUTS))
+    if any(n in node.inputs for n in (*TEXT_INPUTS, *VALUE_INPUTS))
+  }
+  names = [
+    f'{node.kind} {node.name}'
+    for node in graph.nodes.values()
+    if node.kind not in KNOWN and node.name not in passing
+  ]
+  told = {' '.join(line.split()[:2]) for line in left_out}
+  return [name for name in names if name not in told]
 
 
 def read_graph(text: str, location: str) -> Graph:
@@ -187,9 +230,12 @@ def read_sampler(
     left_out.append(f'{latent.kind} {latent.name} (pass --image)')
   inputs = {n: graph.value(x, VALUE_INPUTS) for n, x in sampler.inputs.items()}
   for field, (names, kind) in NUMBERS.items():
-    value = number(next((inputs[n] for n in names if n in inputs), None), kind)
+    given = [n for n in names if n in inputs]
+    value = number(inputs[given[0]], kind) if given else None
     if value is not None:
       fields[field] = value
+    elif given:
+      left_out.append(f'{given[0]} of {sampler.kind} {sampler.name}')
   name, scheduler = (
     str(inputs.get(n, '')) for n in ('sampler_name', 'scheduler')
   )
@@ -198,11 +244,14 @@ def read_sampler(
   if chosen:
     fields |= chosen
   elif name:
-    left_out.append(f'sampler_name {name}')
+    left_out.append(f'sampler_name {name} ({INSTEAD})')
   if schedule:
     fields |= schedule
   elif scheduler:
-    left_out.append(f'scheduler {scheduler}')
+    left_out.append(f'scheduler {scheduler} ({INSTEAD})')
+  count = number(latent.inputs.get('batch_size'), int) if latent else None
+  if count is not None and count > 1:
+    left_out.append(f'batch_size {count} (pass it as --repeat)')
   denoise = number(inputs.get('denoise', 1), float)
   if denoise is not None and denoise != 1:
     left_out.append(f'denoise {denoise:g} (pass it as --strength)')
@@ -211,6 +260,11 @@ def read_sampler(
     if step and step < fields.get('steps', step + 1):
       left_out.append(f'{part} {step}')
   return fields, left_out
+
+
+def is_lora(name: Any) -> bool:
+  """Returns whether a value is the name of a LoRA that a tag can hold."""
+  return isinstance(name, str) and not set(name) & set(':<>')
 
 
 def read_model(graph: Graph, link: Any) -> tuple[str, list[str], list[str]]:
@@ -223,7 +277,7 @@ def read_model(graph: Graph, link: Any) -> tuple[str, list[str], list[str]]:
     if isinstance(model, str):
       name = model
       left_out.append(f'model {model} (pass it as --weights)')
-    elif isinstance(inputs.get('lora_name'), str) and weight is not None:
+    elif is_lora(inputs.get('lora_name')) and weight is not None:
       path = inputs['lora_name'].replace('\\', '/')
       tags.append(f'<lora:{path.removesuffix(".safetensors")}:{weight:g}>')
       clip = number(inputs.get('strength_clip', weight), float)

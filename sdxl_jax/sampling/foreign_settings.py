@@ -2,6 +2,9 @@
 
 from typing import Any, NamedTuple
 
+# What is taken for a sampler or a schedule that we lack.
+INSTEAD = "the model's own is taken"
+
 
 class ForeignSettings(NamedTuple):
   """Settings that were read from another program's text.
@@ -22,6 +25,9 @@ class ForeignSettings(NamedTuple):
 def number(value: Any, kind: type) -> Any:
   """Returns a value as int or float; None if it is none."""
   try:
-    return kind(value)
+    found = kind(value)
   except (TypeError, ValueError, OverflowError):
     return None
+  # Neither true nor a half is a whole number.
+  is_rounded = isinstance(value, float) and kind is int and found != value
+  return None if isinstance(value, bool) or is_rounded else found

@@ -44,6 +44,9 @@ class Inputs(NamedTuple):
   init_noise: Any = None  # N(0, 1) [h/8, w/8, 4], in place of the seeds' own
 
 
+TEXTS = Inputs._fields[: len(prompt_plan.REQUEST_FIELDS)]
+
+
 def generate(
   pipeline: pipelines.Pipeline,
   prompts: Sequence[str],
@@ -173,7 +176,12 @@ def parse_options(
   options = dict(options)
   size = options.pop('size', None)
   if size is not None:
-    options['height'], options['width'] = size
+    try:
+      options['height'], options['width'] = size
+    except (TypeError, ValueError):
+      raise ValueError(
+        f'size is {size!r}; pass (height, width) in px'
+      ) from None
   for name, value in (options.pop('negative_sizes', None) or {}).items():
     options[f'negative_{name}'] = value
   known = {*Inputs._fields[1:], *settings.FIELDS}
@@ -199,6 +207,8 @@ def check(
   """Raises ValueError for inputs that do not fit the models or each other."""
   init = inputs.latents if inputs.image is None else inputs.image
   validation.check_prompts(inputs.prompts)
+  for name in TEXTS:
+    validation.check_texts(name, getattr(inputs, name))
   validation.check_count('seeds', inputs.seeds, len(inputs.prompts))
   validation.check_one_init(inputs.image, inputs.latents)
   validation.check_unet(pipeline.model, inputs.image, inputs.mask)

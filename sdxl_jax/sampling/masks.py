@@ -70,7 +70,8 @@ def from_layers(
 ) -> Float[np.ndarray, 'h w']:
   """Decides what a mask's colours and transparency mean.
 
-  Without transparency what is white is repainted. With it, the mask is one of:
+  Without transparency what is white, or of one other colour on black, is
+  repainted. With it, the mask is one of:
     the image with erased parts: these are repainted;
     strokes of one colour, whichever it is: what is painted is repainted;
     white and black or grey: what is white and painted is repainted.
@@ -88,7 +89,7 @@ def from_layers(
   """
   grey = np.asarray(colours.convert('L'), np.float32) / 255
   if alpha is None or alpha.min() == 255:
-    return grey
+    return from_opaque(np.asarray(colours), grey)
   if not alpha.any():
     raise ValueError(
       'is transparent everywhere: paint white where the image is to be '
@@ -108,6 +109,37 @@ def from_layers(
     'has transparent parts and several colours, and is not the image itself '
     'with erased parts, so it does not show what to repaint: save it without '
     'transparency, white where to repaint and black elsewhere'
+  )
+
+
+def from_opaque(
+  colours: UInt8[np.ndarray, 'h w 3'], grey: Float[np.ndarray, 'h w']
+) -> Float[np.ndarray, 'h w']:
+  """Decides what the colours of a mask without transparency mean.
+
+  Args:
+    colours: of the mask.
+    grey: the same, 0 to 1.
+
+  Returns:
+    0, kept, to 1, repainted.
+
+  Raises:
+    ValueError: for several colours; follows the mask's path.
+  """
+  brightness = colours.max(-1)
+  bright = colours[brightness > SAME_COLOUR]
+  if not len(bright) or is_grey(bright):
+    return grey
+  # Soft edges of one colour on black are darker, and have its proportions.
+  strongest = colours[brightness >= SOLID * brightness.max()]
+  colour = np.median(strongest, axis=0) / brightness.max()
+  expected = brightness[..., None] * colour
+  if np.percentile(abs(colours - expected), 99) <= SAME_COLOUR:
+    return brightness.astype(np.float32) / 255
+  raise ValueError(
+    'has several colours, so it does not show what to repaint: save it white '
+    'where to repaint and black elsewhere'
   )
 
 

@@ -5,9 +5,9 @@ import os
 import pathlib
 from typing import Any, NamedTuple
 
-from PIL import ExifTags, Image
+from PIL import ExifTags
 
-from sdxl_jax.data import images
+from sdxl_jax.data import image_formats, images
 from sdxl_jax.sampling import a1111_text, comfyui_graph, sample_request
 from sdxl_jax.sampling.foreign_settings import ForeignSettings
 
@@ -73,7 +73,7 @@ def read_texts(path: str | os.PathLike[str]) -> dict[str, str]:
   if data[:4] == b'\x89PNG':
     return images.load_text(path)
   try:
-    with Image.open(path) as image:
+    with image_formats.open_bytes(data) as image:
       comment = image.getexif().get_ifd(ExifTags.IFD.Exif).get(0x9286)
   # Pillow's decoders raise many kinds of error on broken bytes.
   except Exception as error:

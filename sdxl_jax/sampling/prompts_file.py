@@ -3,15 +3,13 @@
 import json
 import os
 import pathlib
-import re
 from typing import Any, NamedTuple, NoReturn
 
 from sdxl_jax.data.sources import text_decoding
 from sdxl_jax.sampling import sample_request
 
 JSON_LINES = ('.jsonl', '.ndjson')
-# Other characters that str.splitlines splits at may be in a prompt.
-LINE_END = re.compile(r'\r\n|\n|\r')
+MARK = '\ufeff'  # of the encoding, at the start of a file
 
 
 class Line(NamedTuple):
@@ -45,7 +43,8 @@ def read(path: str | os.PathLike[str]) -> list[Line]:
       'an object on each line: write it as one of these'
     )
   lines = []
-  for number, text in enumerate(LINE_END.split(decode(path)), 1):
+  for number, text in enumerate(text_decoding.LINE_END.split(decode(path)), 1):
+    text = text.removeprefix(MARK)  # of a file that was appended to another
     if not text.strip():
       continue
     location = f'{path}, line {number}'

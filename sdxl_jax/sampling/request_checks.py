@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
-from sdxl_jax.diffusion import img2img
+from sdxl_jax.diffusion import img2img, sampling_schedule
 from sdxl_jax.sampling import (
   generation,
   init_images,
@@ -20,10 +20,26 @@ from sdxl_jax.sampling import (
 )
 from sdxl_jax.text import prompt_brackets, prompt_tags, prompt_weighting
 
-# The least value of whole numbers, and settings from 0 to 1.
+# The least value of whole numbers, the largest, and settings from 0 to 1.
 LEAST = {'steps': 1, 'height': 1, 'width': 1, 'clip_skip': 0, 'tile': 2}
-SHARES = ('eta', 'strength', 'refiner_start', 'refiner_strength')
-
+MOST = {'steps': 100_000, 'height': 65_536, 'width': 65_536}
+SHARES = (
+  'eta',
+  'strength',
+  'guidance_rescale',
+  'refiner_start',
+  'refiner_strength',
+)
+# Numbers of micro-conditioning, which are in px.
+PAIRS = (
+  'original_size',
+  'crop_top_left',
+  'target_size',
+  'negative_original_size',
+  'negative_crop_top_left',
+  'negative_target_size',
+)
+LARGEST_PX = 10**6
 
 TEXTS = sample_request.TEXTS
 
@@ -84,14 +100,31 @@ def check_values(request: sample_request.Request) -> None:
     value = getattr(request, name)
     if value is not None and value < least:
       raise ValueError(f'{name} is {value}; it must be at least {least}')
+  for name, most in MOST.items():
+    value = getattr(request, name)
+    if value is not None and value > most:
+      raise ValueError(f'{name} is {value}; it must be at most {most}')
+  for name in PAIRS:
+    value = getattr(request, name)
+    if value is not None and max(map(abs, value)) > LARGEST_PX:
+      raise ValueError(
+        f'{name} is {value} in px; both must be at most {LARGEST_PX}'
+      )
+  if request.sampler is not None:
+    sampling_schedule.check_eta(request.sampler, request.eta)
   for name in SHARES:
     value = getattr(request, name)
     if value is not None and not 0 <= value <= 1:
       raise ValueError(f'{name} is {value}; it must be from 0 to 1')
+  largest = sample_request.LARGEST_NUMBER
   for name, field in sample_request.FIELDS.items():
     value, choices = getattr(request, name), field.metadata['choices']
     if isinstance(value, str):
       sample_request.check_text(name, value)
+    if isinstance(value, float) and abs(value) >= largest:
+      raise ValueError(f'{name} is {value}; it must be less than {largest:g}')
+    if value == '' and name in ('image', 'mask'):
+      raise ValueError(f'{name} is empty: name a file, or leave it out')
     if choices and value is not None and value not in choices:
       raise ValueError(f'{name} is {value!r}; choose one of {choices}')
   validation.check_strength(request.strength, request.image, request.mask)

@@ -8,6 +8,7 @@ from absl import flags
 
 from sdxl_jax.sampling import (
   image_seeds,
+  model_flags,
   pipelines,
   png_settings,
   prompts_file,
@@ -28,7 +29,7 @@ def define() -> None:
     bool: flags.DEFINE_bool,
     list: flags.DEFINE_multi_string,
   }
-  for name, option in sample_request.MODEL_OPTIONS.items():
+  for name, option in model_flags.MODEL_OPTIONS.items():
     # None: a flag that is not passed must not hide the value of a PNG.
     define_by_kind[option.kind](name, None, option.help)
   flags.DEFINE_enum(
@@ -144,7 +145,7 @@ def read(args: flags.FlagValues) -> list[Located]:
 
 
 def model_options(args: flags.FlagValues) -> dict[str, Any]:
-  """Returns {flag: value} of sample_request.MODEL_OPTIONS.
+  """Returns {flag: value} of model_flags.MODEL_OPTIONS.
 
   Raises:
     ValueError: where no weights are given, or for an unknown dtype.
@@ -154,7 +155,7 @@ def model_options(args: flags.FlagValues) -> dict[str, Any]:
     png = png_settings.load(args.from_png)
     saved, made_with = png.models, png.made_with
   options = {}
-  for name, option in sample_request.MODEL_OPTIONS.items():
+  for name, option in model_flags.MODEL_OPTIONS.items():
     value = args[name].value
     options[name] = saved.get(name, option.default) if value is None else value
   if not options['weights']:

@@ -7,21 +7,19 @@ prompts file, and the text of a PNG.
 import dataclasses
 import json
 import os
-from typing import Any, NamedTuple
+from typing import Any
 
-from sdxl_jax.checkpoints import run_params
 from sdxl_jax.data import images
 from sdxl_jax.sampling import (
   image_seeds,
   init_images,
-  pipelines,
+  model_flags,
   prompt_plan,
   sampler_aliases,
   settings,
 )
 from sdxl_jax.sampling.settings import Pair, SampleSettings, option
 from sdxl_jax.text import prompt_tags
-from sdxl_jax.weights import read_options
 
 PNG_KEY = 'sdxl_jax'  # of the text chunk that holds a Request
 LARGEST_NUMBER = 1e30  # which float32 holds
@@ -52,6 +50,14 @@ FIELDS = {f.name: f for f in dataclasses.fields(Request)}
 # These may differ between the images of a batch.
 TEXTS = prompt_plan.REQUEST_FIELDS
 PER_IMAGE_FIELDS = (*TEXTS, 'seed')
+# The values of each type, as JSON has them.
+KINDS = {
+  int: 'a whole number without a point, as 20',
+  float: f'a number of less than {LARGEST_NUMBER:g}, as 7.5',
+  bool: 'true or false',
+  str: 'text in quotation marks',
+  Pair: 'two whole numbers, as [1024, 1024]',
+}
 # Settings that models distilled to few steps need.
 PRESETS = {
   'turbo': {
@@ -69,66 +75,6 @@ PRESETS = {
   'lcm': {'sampler': 'lcm', 'steps': 4, 'guidance_scale': 1.0},
   'tcd': {'sampler': 'tcd', 'steps': 4, 'guidance_scale': 1.0},
 }
-
-
-class ModelOption(NamedTuple):
-  """A flag of the models that images are sampled from."""
-
-  default: Any
-  help: str
-  kind: type = str  # or bool, or list: a flag that may be repeated
-
-
-# {flag: ModelOption}; a PNG holds their values too.
-MODEL_OPTIONS = {
-  'weights': ModelOption(
-    None, 'diffusers folder, single file, orbax export or workdir'
-  ),
-  'refiner': ModelOption(None, 'the same for a refiner'),
-  'dtype': ModelOption(
-    'float32',
-    f'compute and storage of UNet and text encoders: '
-    f'{", ".join(pipelines.DTYPES)}',
-  ),
-  'vae_dtype': ModelOption('float32', 'the same for the autoencoder'),
-  'average': ModelOption('ema', run_params.HELP),
-  'variant': ModelOption(
-    None, "mark in the names of a folder's files: fp16, bf16, non_ema"
-  ),
-  'vae': ModelOption(None, 'folder or file of another autoencoder'),
-  'prediction': ModelOption(
-    None,
-    'what the UNet of the weights predicts, where they do not say it: '
-    f'{", ".join(read_options.PREDICTIONS)}',
-  ),
-  'zero_snr': ModelOption(
-    None, 'whether its noise schedule ends in zero SNR', bool
-  ),
-  'lora': ModelOption(
-    (), 'FILE or FILE:WEIGHT, a LoRA for the weights; may be repeated', list
-  ),
-  'lora_dir': ModelOption(None, 'folder of the LoRAs that prompts name'),
-  'embedding': ModelOption(
-    (),
-    'FILE or NAME=FILE, words of textual inversion; may be repeated',
-    list,
-  ),
-  'skip_unsupported': ModelOption(
-    False,
-    'go on without tensors that would change the image, but cannot be applied',
-    bool,
-  ),
-}
-# Names of options of `pipelines.load` that differ from their flags.
-LOAD_OPTIONS = {'lora': 'loras', 'embedding': 'embeddings'}
-# Those that a refiner is loaded with too.
-REFINER_OPTIONS = (
-  'dtype',
-  'vae_dtype',
-  'variant',
-  'embedding',
-  'skip_unsupported',
-)
 
 
 def check(fields: Any, location: str) -> dict[str, Any]:
@@ -157,7 +103,9 @@ def check(fields: Any, location: str) -> dict[str, Any]:
       value = tuple(value)
     is_optional = FIELDS[name].default is None
     if not (is_of_type(value, kind) or (value is None and is_optional)):
-      raise ValueError(f'{location}: {name} is {value!r}, which is no {kind}')
+      raise ValueError(
+        f'{location}: {name} is {value!r}; it must be {KINDS[kind]}'
+      )
     if name == 'seed':
       image_seeds.check(value, f'{location}: seed')
     if isinstance(value, str):
@@ -285,4 +233,5 @@ def from_png_metadata(
       f'({error}): pass the file as it was written'
     ) from None
   models = saved.pop('models', {}) if isinstance(saved, dict) else {}
+  model_flags.check(models, f'{path}: the text under {PNG_KEY!r}')
   return check(saved, str(path)), models

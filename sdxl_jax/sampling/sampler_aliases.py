@@ -29,13 +29,16 @@ SAMPLERS = {
   'deis': 'deis',
   'unipc': 'unipc',
   'uni_pc': 'unipc',
+  'uni_pc_bh2': 'unipc',
   'lcm': 'lcm',
   'tcd': 'tcd',
   'dpmpp_2m_sde_gpu': 'dpmpp_2m_sde',
+  'dpmpp_2m_sde_heun_gpu': 'dpmpp_2m_sde_heun',
   'dpmpp_3m_sde_gpu': 'dpmpp_3m_sde',
   'dpmpp_sde_gpu': 'dpmpp_sde',
 }
-# The settings of each schedule type or scheduler.
+# The settings of each schedule type or scheduler. Sigmas that are spaced again
+# begin at the largest trained one there, as after 'linspace' here.
 SCHEDULES = {
   'uniform': {'spacing': 'linspace', 'sigmas': 'trained'},
   'normal': {'spacing': 'linspace', 'sigmas': 'trained'},
@@ -44,10 +47,10 @@ SCHEDULES = {
   'ddim_uniform': {'spacing': 'leading', 'sigmas': 'trained'},
   'sgm uniform': {'spacing': 'sgm_uniform', 'sigmas': 'trained'},
   'sgm_uniform': {'spacing': 'sgm_uniform', 'sigmas': 'trained'},
-  'karras': {'sigmas': 'karras'},
-  'exponential': {'sigmas': 'exponential'},
-  'beta': {'sigmas': 'beta'},
-  'align your steps': {'sigmas': 'align_your_steps'},
+  'karras': {'spacing': 'linspace', 'sigmas': 'karras'},
+  'exponential': {'spacing': 'linspace', 'sigmas': 'exponential'},
+  'beta': {'spacing': 'linspace', 'sigmas': 'beta'},
+  'align your steps': {'spacing': 'linspace', 'sigmas': 'align_your_steps'},
 }
 # What A1111 takes for the schedule type 'Automatic'.
 AUTOMATIC = {
@@ -65,7 +68,7 @@ AUTOMATIC = {
 def sampler(name: str) -> dict[str, Any] | None:
   """Returns the settings of a sampler's name; None if it is unknown.
 
-  'DPM++ 2M Karras' gives {'sampler': 'dpmpp_2m', 'sigmas': 'karras'}.
+  'DPM++ 2M Karras' gives the spacing and the sigmas of Karras, too.
   """
   words = ' '.join(name.lower().split())
   for suffix in ('', 'karras', 'exponential'):
@@ -84,11 +87,14 @@ def schedule(name: str, sampler_name: str = '') -> dict[str, Any] | None:
 
   Args:
     name: such as 'Karras', 'sgm_uniform' or 'Automatic'.
-    sampler_name: of the sampler, by which A1111 chooses where it is automatic.
+    sampler_name: of A1111, by which it chooses where it is automatic.
   """
   name = ' '.join(name.lower().split())
-  if name == 'automatic':
-    name = AUTOMATIC.get(' '.join(sampler_name.lower().split()), 'uniform')
+  sampler_name = ' '.join(sampler_name.lower().split())
+  if sampler_name == 'ddim':
+    name = 'ddim'  # A1111's has no other
+  elif name == 'automatic':
+    name = AUTOMATIC.get(sampler_name, 'uniform')
   chosen = SCHEDULES.get(name)
   return chosen if chosen and is_known(chosen) else None
 

@@ -6,6 +6,7 @@ prompts, config.samples and the planner take them from here.
 
 import dataclasses
 import math
+import operator
 import typing
 from typing import Any
 
@@ -13,6 +14,13 @@ from sdxl_jax.diffusion import samplers, sampling_schedule
 from sdxl_jax.text import prompt_weighting
 
 Pair = tuple[int, int]
+# What the values of a field are.
+KINDS = {
+  int: 'a whole number',
+  float: 'a number',
+  bool: 'true or false',
+  Pair: 'two whole numbers',
+}
 
 
 def option(default: Any, about: str, choices: Any = None) -> Any:
@@ -119,9 +127,10 @@ class SampleSettings:
   )
 
   def __post_init__(self):
-    """Raises ValueError for numbers that no sampler can take."""
+    """Raises ValueError for values that no sampler can take."""
     for field in dataclasses.fields(self):
       value = getattr(self, field.name)
+      check_type(field, value)
       if isinstance(value, float) and not math.isfinite(value):
         raise ValueError(f'{field.name} is {value}; it must be a finite number')
     if not 0 < self.mask_threshold <= 1:
@@ -140,6 +149,31 @@ def value_type(field: dataclasses.Field) -> Any:
   if not kinds or typing.get_origin(field.type) is tuple:
     return field.type
   return kinds[0]
+
+
+def check_type(field: dataclasses.Field, value: Any) -> None:
+  """Raises ValueError for a value that is not of a field's type.
+
+  Args:
+    field: of whole numbers, numbers, pairs or true and false; others pass.
+    value: from Python, where numpy's numbers will do.
+  """
+  kind = value_type(field)
+  is_absent = value is None and field.default is None
+  if is_absent or kind not in KINDS:
+    return
+  try:
+    if kind is bool:
+      fits = isinstance(value, bool) or value in (0, 1)
+    elif kind == Pair:
+      fits = len([operator.index(side) for side in value]) == 2
+    else:
+      fits = not isinstance(value, (bool, str))
+      (operator.index if kind is int else float)(value)
+  except (TypeError, ValueError, OverflowError):
+    fits = False
+  if not fits:
+    raise ValueError(f'{field.name} is {value!r}; it must be {KINDS[kind]}')
 
 
 def describe(field: dataclasses.Field) -> str:

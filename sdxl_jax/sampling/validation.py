@@ -32,14 +32,39 @@ def uses_cfg(model: sdxl.SDXL, guidance_scale: float) -> bool:
 
 def check_prompts(prompts: Any) -> None:
   """Raises ValueError unless there is a list with at least one prompt."""
-  if isinstance(prompts, str) or not len(prompts):
+  if not isinstance(prompts, (list, tuple)) or not prompts:
     raise ValueError(
       f'prompts is {prompts!r}; pass a list with one string for each image'
     )
 
 
+def check_texts(name: str, texts: Any) -> None:
+  """Raises ValueError unless texts are strings, or None in place of all."""
+  if texts is None:
+    return
+  if not isinstance(texts, (list, tuple)):
+    raise ValueError(
+      f'{name} is {texts!r}; pass a list with one string for each image'
+    )
+  for i, text in enumerate(texts):
+    if not isinstance(text, str):
+      raise ValueError(
+        f'{name}[{i}] is {text!r}; pass a string, or None in place of the '
+        'whole list'
+      )
+    try:
+      text.encode()
+    except UnicodeEncodeError as error:
+      raise ValueError(
+        f'{name}[{i}] has half a character, {text[error.start]!a}, as '
+        f'character {error.start + 1}: leave it out'
+      ) from None
+
+
 def check_count(name: str, values: Any, count: int) -> None:
   """Raises ValueError unless there is one value for each of the prompts."""
+  if values is not None and not hasattr(values, '__len__'):
+    raise ValueError(f'{name} is {values!r}; pass a list with one per image')
   if values is not None and len(values) != count:
     raise ValueError(f'{len(values)} {name} for {count} prompts: pass one each')
 

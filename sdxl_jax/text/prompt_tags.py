@@ -5,6 +5,7 @@ read or not. Other programs also fill in __wildcards__ and {one|of|these}, which
 are text here.
 """
 
+import math
 import re
 from collections.abc import Collection
 from typing import NamedTuple
@@ -74,6 +75,8 @@ def parse(prompt: str, content: str) -> Lora:
         f'{place}: {setting!r} is no weight; write <lora:NAME:WEIGHT> with one '
         'number'
       )
+    if not math.isfinite(float(value)):
+      raise ValueError(f'{place}: {setting!r} is too large for a weight')
     weights.add(float(value))
   if len(weights) > 1:
     raise ValueError(

@@ -283,3 +283,20 @@ def test_decompression_bomb():
     decode(bomb)
   with pytest.raises(images.UnreadableImage, match='exceeds limit'):
     images.upright_size(io.BytesIO(bomb))
+
+
+@pytest.mark.parametrize(
+  'data, message',
+  [
+    (b'', 'the file is empty'),
+    (b'version https://git-lfs.github.com/spec/v1\n', 'run "git lfs pull"'),
+    (b'\n<!DOCTYPE html><title>404</title>', 'an HTML page'),
+    (b'\x89PNG\r\n\x1a\nabc', 'a.png: not a readable image'),
+    (b'\x93NUMPY', 'Pillow knows no such format'),
+  ],
+)
+def test_files_that_are_no_images(data, message):
+  for read in (images.decode, images.decode_with_alpha):
+    with pytest.raises(images.UnreadableImage, match=message) as caught:
+      read(data, 'a.png')
+    assert '0x' not in str(caught.value)

@@ -183,6 +183,12 @@ def test_what_is_written_is_read(prediction):
   assert trained == settings[0] and spacing.kind == 'trailing'
 
 
+def test_config_of_other_noise():
+  config = {'_class_name': 'FlowMatchEulerDiscreteScheduler', 'shift': 3.0}
+  with pytest.raises(ValueError, match='names FlowMatch.* on other noise'):
+    scheduler_config.read(config | {'num_train_timesteps': 1000}, 'euler')
+
+
 def test_incomplete_config(base_config):
   del base_config['beta_start']
   with pytest.raises(ValueError, match="lacks 'beta_start'"):

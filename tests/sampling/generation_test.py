@@ -460,6 +460,8 @@ def test_text_that_nothing_reads_is_not_encoded(
     (dict(seeds=[1, 2]), '2 seeds for 1 prompts'),
     (dict(sampler='plms'), "sampler is 'plms'; choose one of"),
     (dict(eta=0.5), 'eta is 0.5, but euler has none'),
+    (dict(seeds=5), 'seeds is 5; pass a list'),
+    (dict(size=(64,)), r'size is \(64,\); pass \(height, width\)'),
     (dict(steps=0), 'steps is 0; the limit of euler is 1 to 1000'),
     (dict(spacing='even'), "spacing is 'even'; choose one of"),
   ],
@@ -474,6 +476,20 @@ def test_what_does_not_fit(base, image, change, message):
 def test_prompts_are_a_list(base, prompts):
   with pytest.raises(ValueError, match='pass a list with one string'):
     generation.generate(base, prompts)
+
+
+@pytest.mark.parametrize(
+  'texts, message',
+  [
+    ({'negative_prompts': 'bad'}, "is 'bad'; pass a list with one string"),
+    ({'negative_prompts': [None]}, r'negative_prompts\[0\] is None; pass'),
+    ({'prompts_2': [3]}, r'prompts_2\[0\] is 3; pass a string'),
+    ({'prompts_2': ['a \ud83d']}, r'half a character, .* as character 3'),
+  ],
+)
+def test_texts_are_strings(base, texts, message):
+  with pytest.raises(ValueError, match=message):
+    generation.generate(base, ['a'], **texts)
 
 
 def test_one_step(base):

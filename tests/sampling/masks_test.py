@@ -37,6 +37,8 @@ SAVED = {
   '1 bit': (Image.fromarray(STROKES).convert('1'), STROKES),
   '16 bit': (Image.fromarray(STROKES.astype(np.uint16) * 257), STROKES),
   'colour': (Image.fromarray(np.dstack([STROKES] * 3)), STROKES),
+  'red on black': (Image.fromarray(RED * (STROKES[..., None] > 0)), STROKES),
+  'soft blue on black': (Image.fromarray(np.dstack([ZERO, ZERO, SOFT])), SOFT),
   'soft grey': (Image.fromarray(SOFT), SOFT),
   'black on white': (Image.fromarray(255 - STROKES), 255 - STROKES),
   'palette': (palette(), 255 - STROKES),
@@ -107,6 +109,9 @@ def test_strokes_on_an_image_of_their_colour(tmp_path):
   [
     (rgba(FULL, ZERO), 'mask.png is transparent everywhere: paint white'),
     (rgba(PHOTO[::-1], 255 - STROKES), 'save it without transparency, white'),
+    (Image.fromarray(PHOTO), 'mask.png has several colours, so it does not'),
+    (Image.fromarray(PHOTO | STROKES[..., None]), 'save it white where'),
+    (Image.fromarray(RED | 255 - STROKES[..., None]), 'has several colours'),
     (Image.new('L', (95, 64)), '95 x 64 px and photo.png is 96 x 64 .* scale'),
     (Image.new('L', (64, 96)), '64 x 96 px .* orientation in the EXIF data'),
   ],

@@ -39,6 +39,7 @@ def test_a1111(tmp_path):
     'width': 832,
     'height': 1216,
     'sampler': 'dpmpp_2m',
+    'spacing': 'linspace',
     'sigmas': 'karras',
   }
   sample_request.Request(**found.fields)
@@ -62,7 +63,10 @@ def test_a1111(tmp_path):
       'Sampler: Euler, Schedule type: Simple',
       {'sampler': 'euler', 'spacing': 'trailing', 'sigmas': 'trained'},
     ),
-    ('Sampler: Restart', {'left': 'Sampler: Restart'}),
+    # Versions before 1.9 wrote no schedule type.
+    ('Sampler: DPM++ 2M', {'sampler': 'dpmpp_2m', 'sigmas': 'trained'}),
+    ('Sampler: DDIM', {'sampler': 'ddim', 'spacing': 'leading'}),
+    ('Sampler: Restart', {'left': "Sampler: Restart (the model's own is"}),
     ('Sampler: Euler, Schedule type: KL Optimal', {'left': 'KL Optimal'}),
   ],
 )
@@ -73,6 +77,13 @@ def test_samplers_of_a1111(tmp_path, settings, expected):
   assert found.fields['negative_prompt'] is None
   assert expected.pop('left', '') in found.note
   assert {name: found.fields[name] for name in expected} == expected
+
+
+def test_lines_behind_the_settings_of_a1111(tmp_path):
+  text = 'a fox\nSteps: 4, Seed: 1, CFG scale: 2\nTemplate: a {fox|pig}'
+  found = png_settings.load(png(tmp_path / 'a.png', parameters=text))
+  assert found.fields['prompt'] == 'a fox' and found.fields['steps'] == 4
+  assert 'left out Template: a {fox|pig}' in found.note
 
 
 def test_exif_of_a1111(tmp_path):
@@ -149,6 +160,7 @@ def test_comfyui(tmp_path):
     'steps': 25,
     'guidance_scale': 8.0,
     'sampler': 'dpmpp_2m_sde',
+    'spacing': 'linspace',
     'sigmas': 'karras',
     'width': 832,
     'height': 1216,
@@ -196,7 +208,17 @@ def test_other_nodes_of_comfyui(tmp_path):
   assert found.fields['original_size'] == (768, 1024)
   assert found.fields['crop_top_left'] == (8, 0)
   assert found.fields['target_size'] == (640, 512)
+  graph['24'] = {
+    'class_type': 'CLIPSetLastLayer',
+    'inputs': {'stop_at_clip_layer': -2, 'clip': ['4', 1]},
+  }
+  graph['3']['inputs']['cfg'] = True
+  path = png(tmp_path / 'a.png', prompt=json.dumps(graph))
+  found = png_settings.load(path)
+  assert found.note.count('ControlNetApply') == 1
+  assert 'guidance_scale' not in found.fields
   for part in (
+    *('CLIPSetLastLayer 24', 'cfg of KSamplerAdvanced 3'),
     *('ControlNetApply 21', 'VAEEncode 20 (pass --image)', 'denoise 0.5'),
     *('scheduler kl_optimal', 'end_at_step 20'),
   ):
@@ -213,6 +235,9 @@ def test_other_nodes_of_comfyui(tmp_path):
     ({'parameters': 'a fox'}, 'has no settings such as'),
     ({'sdxl_jax': '{"prompt": '}, "under 'sdxl_jax' is cut off"),
     ({'sdxl_jax': '[]'}, 'is not an object'),
+    ({'sdxl_jax': '{"models": null}'}, 'its models are no object'),
+    ({'sdxl_jax': '{"models": {"weights": 5}}'}, 'weights of its models is 5'),
+    ({'sdxl_jax': '{"models": {"a": 5}}'}, "has an option 'a' of models"),
     ({'invokeai_metadata': '{}'}, 'text of InvokeAI, which is not read'),
     ({}, r"no text under \['sdxl_jax'\]"),
   ],
@@ -228,6 +253,13 @@ def test_files_without_text(tmp_path):
   Image.new('RGB', (8, 8)).save(tmp_path / 'a.jpg')
   with pytest.raises(ValueError, match='a JPEG file; only PNG files hold'):
     png_settings.load(tmp_path / 'a.jpg')
+  for text, message in (
+    ('version https://git-lfs.github.com/spec/v1', 'a git-lfs pointer'),
+    ('', 'the file is empty'),
+  ):
+    (tmp_path / 'b.png').write_text(text)
+    with pytest.raises(ValueError, match=f'b.png: not a read.*{message}'):
+      png_settings.load(tmp_path / 'b.png')
   (tmp_path / 'b.png').write_text('no image')
   with pytest.raises(ValueError, match='not a readable image'):
     png_settings.load(tmp_path / 'b.png')

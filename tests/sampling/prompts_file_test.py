@@ -43,6 +43,8 @@ def test_other_separators_are_part_of_a_prompt(tmp_path, mark):
     (b'a fox\nein F\xfcchslein', '0xfc.*, in line 2, is not utf-8; convert'),
     ('a fox'.encode('utf-16-le'), 'line 1 has a NUL character'),
     (b'\xff\xfea', 'is not utf-16-le'),
+    (b'a\rb\r\nF\xfc', 'in line 3'),
+    ('\u0a0a\u010aa\n'.encode('utf-16') + b'b', 'in line 2'),
     (b' \n\n', 'has no prompts: write one on each line'),
     (b'a\n{"prompt": "b"}', 'line 2 is a JSON object.* rename the file'),
   ],
@@ -55,6 +57,11 @@ def test_what_is_no_plain_text(tmp_path, data, message):
   assert str(path) in str(caught.value) and '`' not in str(caught.value)
 
 
+def test_marks_within_a_file(tmp_path):
+  (tmp_path / 'a.txt').write_text('\ufeffa\n\ufeffb\n\ufeff\n')
+  assert fields(tmp_path / 'a.txt') == [{'prompt': 'a'}, {'prompt': 'b'}]
+
+
 @pytest.mark.parametrize(
   'text, message',
   [
@@ -62,7 +69,7 @@ def test_what_is_no_plain_text(tmp_path, data, message):
     ('["a"]', 'line 1 is not an object'),
     ('{"seed": 1}', 'line 1 has no "prompt"'),
     ('{"prompt": null}', 'line 1 has no "prompt"'),
-    ('{"prompt": 3}', 'prompt is 3, which is no'),
+    ('{"prompt": 3}', 'prompt is 3; it must be text in quotation marks'),
     ('{"prompt": "a", "prompt": "b"}', "'prompt' is given twice"),
     ('{"prompt": "a \\ud83d fox"}', 'half a character.* as character 3'),
     ('{"prompt": "a", "seed": 1.5}', 'seed is 1.5'),
@@ -71,7 +78,11 @@ def test_what_is_no_plain_text(tmp_path, data, message):
     ('{"prompt": "a", "target_size": [1]}', 'target_size is'),
     ('{"prompt": "a", "cfg": 1}', "no setting 'cfg'; there are"),
     ('{"prompt": "a", "guidance_scale": NaN}', 'NaN is no number of JSON'),
-    ('{"prompt": "a", "guidance_scale": 1e999}', 'guidance_scale is inf'),
+    (
+      '{"prompt": "a", "guidance_scale": 1e999}',
+      'inf; it must be a number',
+    ),
+    ('{"prompt": "a", "steps": 7.0}', '7.0; it must be a whole number'),
     ('{"prompt": "a", "sampler": "Restart"}', 'choose one of .*dpmpp_2m'),
     ('{"prompt": "a", "sigmas": "linear"}', 'choose one of .*karras'),
     ('[' * 100_000, 'nested too deep'),
@@ -93,7 +104,12 @@ def test_lines_of_json(tmp_path):
   )
   assert fields(path) == [
     {'prompt': 'a', 'target_size': (8, 9), 'eta': 1},
-    {'prompt': '\U0001f98a', 'sampler': 'dpmpp_2m', 'sigmas': 'karras'},
+    {
+      'prompt': '\U0001f98a',
+      'sampler': 'dpmpp_2m',
+      'spacing': 'linspace',
+      'sigmas': 'karras',
+    },
   ]
   (tmp_path / 'a.json').write_text('["a"]')
   with pytest.raises(ValueError, match=r'or .jsonl, an object on each line'):

@@ -44,6 +44,27 @@ def test_what_is_told(prompt, options, messages):
     assert lines[0].startswith('p.txt, line 1: ') and message in lines[0]
 
 
+@pytest.mark.parametrize(
+  'options, message',
+  [
+    (
+      {'steps': 10**9, 'weighted_prompts': True},
+      'steps is 10+; it must be at most',
+    ),
+    ({'width': 10**30}, 'width is 10+; it must be at most'),
+    ({'original_size': (10**30, 8)}, r'original_size is \(10+, 8\) in px'),
+    ({'sampler': 'euler', 'eta': 0.5}, 'eta is 0.5, but euler has none'),
+    ({'guidance_rescale': 2.0}, 'guidance_rescale is 2.0; it must be from 0'),
+    ({'image': ''}, 'image is empty: name a file'),
+  ],
+)
+def test_values_that_no_model_can_take(options, message):
+  with pytest.raises(ValueError, match=f'^p.txt, line 2: {message}'):
+    request_checks.before_loading(
+      [*located('a'), *located('[a|b]', '[a|b]', **options)[1:]], {}
+    )
+
+
 def test_embeddings_that_are_not_loaded_are_told():
   base = pipelines.load(golden_sets.SETS[0] / 'tiny' / 'base')
   asked = located('a fox', 'embedding:neg', height=64, width=64)

@@ -33,6 +33,7 @@ def test_take_loras(prompt, text, loras):
     ('<lora:a:b>', "'b' is no weight"),
     ('<lora:a:1:0.5>', 'different weights for text encoders and UNet'),
     ('<lora:a:1:lbw=OUT>', "'lbw=OUT' is no weight"),
+    ('<lora:a:1e999>', "'1e999' is too large for a weight"),
     ('<lora:a:1:1:1>', "'1' is no weight"),
   ],
 )

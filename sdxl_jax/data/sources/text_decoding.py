@@ -4,6 +4,7 @@ Nothing is replaced: what cannot be decoded is refused, with its place.
 """
 
 import codecs
+import re
 
 # Marks that begin a file and name its encoding; that of UTF-32 begins with that
 # of UTF-16.
@@ -14,6 +15,10 @@ MARKS = {
   codecs.BOM_UTF16_LE: 'utf-16-le',
   codecs.BOM_UTF16_BE: 'utf-16-be',
 }
+
+
+# Other characters that str.splitlines splits at may be part of a text.
+LINE_END = re.compile(r'\r\n|\n|\r')
 
 
 class BadEncoding(ValueError):
@@ -38,6 +43,11 @@ def check(encoding: str, field: str) -> None:
     ) from error
 
 
+def line_of(before: str) -> int:
+  """Returns the number of the line behind some text."""
+  return len(LINE_END.findall(before)) + 1
+
+
 def decode(data: bytes, encoding: str = '', setting: str = 'encoding') -> str:
   """Decodes text, without the mark at its start.
 
@@ -55,7 +65,7 @@ def decode(data: bytes, encoding: str = '', setting: str = 'encoding') -> str:
   try:
     text = data.decode(name)
   except UnicodeDecodeError as error:
-    line = data.count(b'\n', 0, error.start) + 1
+    line = line_of(data[: error.start].decode(name, 'replace'))
     raise BadEncoding(
       f'byte {len(mark) + error.start} (0x{data[error.start]:02x}), in line '
       f'{line}, is not {name}; convert it to UTF-8'
@@ -65,7 +75,7 @@ def decode(data: bytes, encoding: str = '', setting: str = 'encoding') -> str:
     ) from error
   # Every second byte of UTF-16 is often NUL, which UTF-8 allows.
   if '\0' in text:
-    line = text.count('\n', 0, text.index('\0')) + 1
+    line = line_of(text[: text.index('\0')])
     raise BadEncoding(
       f'line {line} has a NUL character, as has UTF-16 without a mark that is '
       f'read as {name}; convert it to UTF-8'

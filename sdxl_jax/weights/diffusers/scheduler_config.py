@@ -228,6 +228,14 @@ def read(
       zero_terminal_snr=config.get('rescale_betas_zero_snr', False),
     )
   except KeyError as e:
+    named = config.get('_class_name')
+    # Such as those of flow matching.
+    if named is not None and named not in SAMPLER_CLASSES:
+      raise ValueError(
+        f'the scheduler config names {named} and lacks {e}, as do schedulers '
+        'of nets that were trained on other noise than SDXL: put the '
+        'scheduler_config.json of the base model in its place'
+      ) from e
     raise ValueError(f'the scheduler config lacks {e}; add it') from e
   return trained, _spacing(config, sampler)
 

@@ -24,7 +24,9 @@ DISTILLED = STABLE_DIFFUSION | {
   'timestep_spacing': 'leading',
 }
 DEFAULTS = {
+  'DDIMParallelScheduler': LEADING,
   'DDIMScheduler': LEADING,
+  'DDPMParallelScheduler': LEADING,
   'DDPMScheduler': LEADING,
   'DEISMultistepScheduler': COMMON,
   'DPMSolverMultistepScheduler': COMMON,
