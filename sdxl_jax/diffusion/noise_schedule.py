@@ -115,4 +115,6 @@ def trained_sigmas(
 def check_choice(name: str, value: Any, allowed: Collection) -> None:
   """Raises a ValueError that lists the allowed values for any other."""
   if value not in allowed:
-    raise ValueError(f'{name} is {value!r}; choose one of {list(allowed)}')
+    given = repr(value)
+    given = given if len(given) <= 80 else f'{given[:80]}...'
+    raise ValueError(f'{name} is {given}; choose one of {list(allowed)}')

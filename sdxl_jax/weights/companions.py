@@ -89,7 +89,7 @@ CHANGE_THE_IMAGE = (
   Kind(
     'IP-Adapter',
     rf'{ANY}(?:image_proj|image_proj_model|ip_adapter|adapter_modules'
-    r'|encoder_hid_proj|to_[kqv]_ip|add_[kqv]_proj)\..*',
+    r'|encoder_hid_proj(?!\.(?:weight|bias)$)|to_[kqv]_ip|add_[kqv]_proj)\..*',
   ),
   Kind('T2I-Adapter', r'(?:t2i_)?adapter\..*'),
   Kind('identity adapter', r'(?:id_encoder|id_adapter|pulid\w*)\..*'),

@@ -31,7 +31,10 @@ def replace(
   ours = net.config()
   check_channels(ours, model.net('unet').config().out_channels, path)
   notes = [f'vae: {path}']
-  theirs = model.net('vae').config() if 'vae' in model.loaders else ours
+  try:
+    theirs = model.net('vae').config()
+  except FileNotFoundError:  # a model without an autoencoder
+    theirs = ours
   # The latents of a TAESD are those of SDXL, scaled already.
   is_scaled = isinstance(ours, tiny_vae.TinyConfig) and not theirs.latents_mean
   for name in () if is_scaled else latent_scaling.FIELDS:

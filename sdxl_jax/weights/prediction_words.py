@@ -49,8 +49,11 @@ def read(word: Any, location: str) -> Prediction:
   stem = ZERO_SNR.sub('', plain)
   if stem not in NAMES:
     known = ', '.join(word for words in WORDS.values() for word in words)
+    kind = 'no known prediction'
+    if 'flow' in plain:
+      kind = 'flow matching and not implemented; known are other predictions'
     raise ValueError(
-      f'{location} is {str(word)[:50]!r}, which is no known prediction '
+      f'{location} is {str(word)[:50]!r}, which is {kind} '
       f'({known}, v-zsnr): say what the UNet predicts with --prediction=eps, v '
       'or x0'
     )

@@ -47,6 +47,7 @@ OTHERS = {
   4096: ', such as one with T5',
 }
 BUNDLE = re.compile(r'bundle_emb\.(.+?)\.(?:string_to_param\.)?([^.]+)')
+FLAT = 'string_to_param.'  # of A1111's files as safetensors
 # The files in a folder that diffusers wrote.
 FILES = ('learned_embeds', 'learned_embeds_2')
 SUFFIXES = ('.safetensors', '.bin')
@@ -188,6 +189,8 @@ def split(
     yield word.strip() if has_word else None, tree['string_to_param']
   elif not set(tree).isdisjoint((*TEXT_ENCODERS, *ANY)):
     yield None, tree
+  elif all(str(name).startswith(FLAT) for name in tree):
+    yield None, {name.removeprefix(FLAT): x for name, x in tree.items()}
   else:
     check_words(tree, widths)
     for word, vectors in tree.items():
@@ -226,7 +229,14 @@ def assign(
       continue
     if name not in TEXT_ENCODERS and name not in ANY and len(tensors) > 1:
       known = ', '.join([*TEXT_ENCODERS, *ANY])
-      raise ValueError(f'its tensor {name!r} is not known, as {known} are')
+      text = f'its tensor {name!r} is not known, as {known} are'
+      if name.endswith('_out'):  # of OneTrainer
+        text = (
+          f'its tensor {name!r} is not known: it replaces the output of a text '
+          'encoder, which is not implemented. Use a word that was learned '
+          'without output embeddings'
+        )
+      raise ValueError(text)
     array = check_vectors(name, tensor)
     encoder = TEXT_ENCODERS.get(name)
     if encoder is None:

@@ -1,17 +1,14 @@
 """Reads arrays from pickles without running the code that a pickle names.
 
-A pickle names functions that its loader calls. Only those of ALLOWED are called
-here; any other name is an error. Three kinds of file are read: trees of numpy
-arrays, and trees of tensors as torch.save writes them, as a zip or in its older
-form: state dicts (torchvision's VGG16 and the heads of LPIPS are published in
-both; older models have their weights in .bin, .ckpt and .pt files) and dicts
-within dicts (textual inversion).
+A pickle names functions that its loader calls. Only those of `pickle_names` are
+called here; any other name is an error. Three kinds of file are read: trees of
+numpy arrays, and trees of tensors as torch.save writes them, as a zip or in its
+older form: state dicts (torchvision's VGG16 and the heads of LPIPS are
+published in both; older models have their weights in .bin, .ckpt and .pt files)
+and dicts within dicts (textual inversion).
 """
 
-import collections
-import dataclasses
 import functools
-import math
 import pathlib
 import pickle
 import struct
@@ -19,94 +16,24 @@ import zipfile
 from collections.abc import Iterator
 from typing import Any, BinaryIO
 
-import ml_dtypes
 import numpy as np
-from numpy._core import multiarray
 
-from sdxl_jax.weights import checked_cast
+from sdxl_jax.weights import checked_cast, pickle_names
 from sdxl_jax.weights.safetensors_file import LazyTensor, from_array
 
 # The first pickle of a file in torch.save's older form.
 OLDER_MAGIC = 0x1950A86A20F9469CFC6C
-# torch's names of typed memory.
-STORAGES = {
-  'FloatStorage': np.dtype('<f4'),
-  'DoubleStorage': np.dtype('<f8'),
-  'HalfStorage': np.dtype('<f2'),
-  'BFloat16Storage': np.dtype(ml_dtypes.bfloat16),
-  'LongStorage': np.dtype('<i8'),
-  'IntStorage': np.dtype('<i4'),
-}
-
-
-@dataclasses.dataclass(frozen=True)
-class StoredTensor:
-  """The place of a tensor in one of the storages of a file."""
-
-  key: str  # of its storage
-  dtype: np.dtype
-  offset: int  # in elements
-  shape: tuple[int, ...]
-
-  def read(self, storages: dict[str, bytes]) -> np.ndarray:
-    """Returns the array, a view of its storage."""
-    data = storages[self.key]
-    start, count = self.offset * self.dtype.itemsize, math.prod(self.shape)
-    return np.frombuffer(data, self.dtype, count, start).reshape(self.shape)
-
-
-def rebuild_tensor(
-  storage: tuple[np.dtype, str],
-  offset: int,
-  shape: tuple[int, ...],
-  stride: tuple[int, ...],
-  *ignored: Any,
-) -> StoredTensor:
-  """Stands for torch._utils._rebuild_tensor_v2, which a pickle calls."""
-  del ignored
-  dtype, key = storage
-  dense = [math.prod(shape[i + 1 :]) for i in range(len(shape))]
-  if any(a != b for a, b, n in zip(stride, dense, shape) if n > 1):
-    raise pickle.UnpicklingError(f'a tensor has the strides {stride}')
-  return StoredTensor(key, dtype, offset, tuple(shape))
-
-
-def rebuild_parameter(tensor: StoredTensor, *ignored: Any) -> StoredTensor:
-  """Stands for torch._utils._rebuild_parameter."""
-  del ignored
-  return tensor
-
-
-class ParameterDict:
-  """Stands for torch.nn.ParameterDict, of which the parameters are kept."""
-
-  def __setstate__(self, state: dict[str, Any]) -> None:
-    self.parameters = dict(state['_parameters'])
-
-
-ALLOWED = {
-  ('builtins', 'set'): set,
-  ('__builtin__', 'set'): set,
-  ('collections', 'OrderedDict'): collections.OrderedDict,
-  ('numpy', 'ndarray'): np.ndarray,
-  ('numpy', 'dtype'): np.dtype,
-  ('numpy.core.multiarray', '_reconstruct'): multiarray._reconstruct,
-  ('numpy._core.multiarray', '_reconstruct'): multiarray._reconstruct,
-  ('torch._utils', '_rebuild_tensor_v2'): rebuild_tensor,
-  ('torch._utils', '_rebuild_tensor'): rebuild_tensor,
-  ('torch._utils', '_rebuild_parameter'): rebuild_parameter,
-  ('torch.nn.modules.container', 'ParameterDict'): ParameterDict,
-  **{('torch', name): dtype for name, dtype in STORAGES.items()},
-}
 
 
 class Unpickler(pickle.Unpickler):
-  """Unpickles the names of ALLOWED and refuses all others."""
+  """Unpickles the names of pickle_names.ALLOWED and refuses all others."""
 
   def find_class(self, module: str, name: str) -> Any:
-    if (module, name) not in ALLOWED:
+    if pickle_names.PASSED_OVER.fullmatch(f'{module}.{name}'):
+      return pickle_names.PassedOver
+    if (module, name) not in pickle_names.ALLOWED:
       raise pickle.UnpicklingError(f'it calls {module}.{name}')
-    return ALLOWED[module, name]
+    return pickle_names.ALLOWED[module, name]
 
   def persistent_load(self, saved: tuple) -> tuple[np.dtype, str] | type:
     kind, value, key, *_ = saved
@@ -162,7 +89,9 @@ def open_tensors(path: str | pathlib.Path) -> dict[str, LazyTensor]:
       functools.partial(read_stored, path, folder, name, stored),
       name,
     )
-    for name, stored in tensors_of(content, StoredTensor, path).items()
+    for name, stored in tensors_of(
+      content, pickle_names.StoredTensor, path
+    ).items()
   }
 
 
@@ -188,7 +117,7 @@ def tensors_of(content: Any, kind: type, path: pathlib.Path) -> dict[str, Any]:
 
 
 def read_stored(
-  path: pathlib.Path, folder: str, name: str, stored: StoredTensor
+  path: pathlib.Path, folder: str, name: str, stored: pickle_names.StoredTensor
 ) -> np.ndarray:
   """Reads one tensor of a zip, and refuses NaN and infinity."""
   try:
@@ -244,16 +173,16 @@ def load_older(file: BinaryIO) -> Any:
 
 def children(value: Any) -> dict[Any, Any]:
   """Returns the entries of a dict, list, tuple or ParameterDict, by key."""
-  if isinstance(value, ParameterDict):
+  if isinstance(value, pickle_names.ParameterDict):
     return value.parameters
   if isinstance(value, list | tuple):
     return dict(enumerate(value))
   return value if isinstance(value, dict) else {}
 
 
-def stored_tensors(tree: Any) -> Iterator[StoredTensor]:
+def stored_tensors(tree: Any) -> Iterator[pickle_names.StoredTensor]:
   """Yields the tensors of a tree."""
-  if isinstance(tree, StoredTensor):
+  if isinstance(tree, pickle_names.StoredTensor):
     yield tree
   for value in children(tree).values():
     yield from stored_tensors(value)
@@ -261,11 +190,11 @@ def stored_tensors(tree: Any) -> Iterator[StoredTensor]:
 
 def fill(tree: Any, storages: dict[str, bytes]) -> Any:
   """Returns a tree with arrays in place of tensors, and dicts of parameters."""
-  if isinstance(tree, StoredTensor):
+  if isinstance(tree, pickle_names.StoredTensor):
     return tree.read(storages)
   if isinstance(tree, list | tuple):
     return [fill(value, storages) for value in tree]
-  if isinstance(tree, dict | ParameterDict):
+  if isinstance(tree, dict | pickle_names.ParameterDict):
     entries = children(tree).items()
     return {name: fill(value, storages) for name, value in entries}
   return tree

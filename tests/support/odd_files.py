@@ -26,6 +26,14 @@ for title, name, error in (
   ('SD 3', f'{UNET}joint_blocks.0.x.weight', 'not SDXL but Stable Diffusion 3'),
   ('LoRA', 'lora_unet_x.lora_up.weight', 'not SDXL but a LoRA'),
   ('LoRA of diffusers', 'unet.x.to_q.lora_A.weight', 'not SDXL but a LoRA'),
+  ('LoHa', 'unet.down_blocks.0.x.hada_w1_a', 'not SDXL but a LoRA'),
+  ('differences', 'diffusion_model.out.2.diff', 'not SDXL but a LoRA'),
+  ('Control-LoRA', 'lora_controlnet', 'not SDXL but a Control-LoRA'),
+  ('T2I-Adapter', 'adapter.body.0.resnets.0.block1.weight', 'a T2I-Adapter'),
+  ('T5', 'encoder.block.0.layer.0.SelfAttention.q.weight', 'but T5'),
+  ('ESRGAN', 'model.1.sub.0.RDB1.conv1.0.weight', 'enlarges images'),
+  ('CLIP', 'vision_model.embeddings.x', 'an image encoder of CLIP'),
+  ('Stable Cascade', 'down_blocks.0.0.channelwise.0.weight', 'Stable Cascade'),
   ('IP-Adapter', 'image_proj.proj.weight', 'not SDXL but an IP-Adapter'),
   ('textual inversion', 'clip_g', 'not SDXL but an embedding'),
   ('average alone', 'model_ema.decay', 'no net of SDXL: model_ema.decay'),
@@ -39,6 +47,11 @@ kind('empty file', error='has no tensors')(dict)
 def controlnet():
   entries = {n: x for n, x in diffusers('unet').items() if 'up_bl' not in n}
   return entries | {'controlnet_cond_embedding.conv_in.weight': entry(16)}
+
+
+@kind('UNet of Kolors', error='not SDXL but Kolors')
+def kolors_unet():
+  return diffusers('unet') | {'encoder_hid_proj.weight': entry(2048, 4096)}
 
 
 @kind('UNet of Stable Diffusion 1', error='Stable Diffusion 1 or 2.*label_emb')

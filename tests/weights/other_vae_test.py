@@ -47,6 +47,15 @@ def test_sampling(other, path):
   assert ('scaling_factor of the latents is 0.5' in notes) == (scale == 0.5)
 
 
+def test_a_model_without_one(other, tmp_path):
+  folder = tmp_path / 'model'
+  shutil.copytree(BASE, folder)
+  shutil.rmtree(folder / 'vae')
+  model = other_vae.replace(formats.open_model(folder), other)
+  assert model.net('vae').config().scaling_factor == 0.5
+  assert model.notes == (f'vae: {other}',)
+
+
 def test_converting(other, tmp_path):
   target = tmp_path / 'a.safetensors'
   conversions.run(BASE, target, 'single_file', vae=other / 'vae')

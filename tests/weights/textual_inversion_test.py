@@ -29,6 +29,7 @@ LAYOUTS = {
   ),
   'of bigG alone': ({'clip_g': G}, 'style', {'text_encoder_2': G}),
   'emb_params': ({'emb_params': L}, 'style', ONE),
+  'A1111 as safetensors': ({'string_to_param.*': L}, 'style', ONE),
   'emb_params of bigG': ({'emb_params': G}, 'style', {'text_encoder_2': G}),
   'diffusers': ({'<cat-toy>': L}, '<cat-toy>', ONE),
   'diffusers, float16': (
@@ -160,7 +161,10 @@ REFUSED = {
   'whole numbers': ({'emb_params': np.zeros((2, 12), 'i4')}, 'no tensor of fl'),
   'three axes': ({'clip_l': L[None]}, r'has the shape \(1, 3, 12\)'),
   'no vector': ({'clip_l': L[:0]}, r'has the shape \(0, 12\)'),
-  'outputs': (BOTH | {'clip_l_out': L}, "its tensor 'clip_l_out' is not known"),
+  'outputs': (
+    BOTH | {'clip_l_out': L},
+    "its tensor 'clip_l_out' is not known: it replaces the output .* Use",
+  ),
   'twice': (BOTH | {'emb_params': L}, 'it has two tensors for text_encoder'),
   'a LoRA': (
     {'lora_unet_a.lora_down.weight': L, 'lora_unet_a.alpha': np.array(1.0)},

@@ -1,7 +1,9 @@
 """Only arrays come out of a pickle, and nothing that it names is run."""
 
+import argparse
 import collections
 import os
+import pathlib
 import pickle
 import shutil
 
@@ -42,9 +44,45 @@ def test_state_dicts_of_torch(older, tmp_path):
   assert list(loaded) == list(state)
   for name, tensor in state.items():
     assert np.array_equal(loaded[name].astype(float), tensor.double().numpy())
-  torch.save({'transposed': matrix.mT}, path)
-  with pytest.raises(ValueError, match='strides'):
-    torch_pickle.load(path)
+
+
+@pytest.mark.parametrize('older', [False, True])
+def test_odd_tensors_of_torch(older, tmp_path):
+  """Views that are not dense, and types that only companions have."""
+  torch = pytest.importorskip('torch')
+  path = tmp_path / 'state.pth'
+  matrix = torch.tensor(STATE['conv.weight'])
+  state = {
+    'transposed': matrix.mT,
+    'expanded': torch.tensor([[1.0, 2.0]]).expand(3, 2),
+    'column': matrix[:, 1],
+    'none': torch.ones(0, 3).mT,
+    'mask': torch.tensor([True, False]),
+    'short': torch.tensor([1, -2], dtype=torch.int16),
+    'bytes': torch.tensor([1, 255], dtype=torch.uint8),
+  }
+  if not older:
+    state['float8'] = torch.tensor([1.5, -2.0]).to(torch.float8_e4m3fn)
+  torch.save(state, path, _use_new_zipfile_serialization=not older)
+  loaded = tensor_files.open_file(path).tensors
+  for name, tensor in state.items():
+    array = loaded[name].read().astype(float)
+    assert np.array_equal(array, tensor.double().numpy()), name
+
+
+def test_objects_of_training_programs_are_passed_over(tmp_path):
+  torch = pytest.importorskip('torch')
+  path = tmp_path / 'a.ckpt'
+  content = {
+    'state_dict': {'a': torch.ones(2)},
+    'arguments': argparse.Namespace(rate=0.1),
+    'folder': pathlib.PurePosixPath('/x'),
+    'best': np.float64(0.5),
+    'dtype': torch.float16,
+    'size': torch.Size([1]),
+  }
+  torch.save(content, path)
+  assert list(tensor_files.open_file(path).tensors) == ['a']
 
 
 class Evil:

@@ -89,6 +89,11 @@ def complete(name: str, published: Json, location: str) -> Json:
       raise ValueError(
         f'{location} lacks {field!r}, which has no default: re-download it'
       )
+  # The whole of CLIP, of which a text encoder is one part.
+  text = published.get('text_config')
+  if published.get('model_type') == 'clip' and isinstance(text, dict):
+    published = text | {'projection_dim': published.get('projection_dim')}
+    published |= {'model_type': 'clip_text_model', 'architectures': None}
   published = DEFAULTS[name] | published
   if name in ARCHITECTURES and not published.get('architectures'):
     published['architectures'] = ARCHITECTURES[name]

@@ -61,9 +61,12 @@ CLIP_FIXED = {
 }
 # Defaults of diffusers, for a missing option, that differ from our fixed value.
 DEFAULTS = {'addition_embed_type': None, 'use_linear_projection': False}
+ALIASES = {'swish': 'silu'}  # other names of the same
 # Without effect on the net: a hint for pipelines, and one for float16.
 IGNORED = {'sample_size', 'force_upcast', 'addition_embed_type_num_heads'}
 # Settings of an EMA in training, which diffusers saves with the averaged net.
+# Settings of training, and of the precision of attention in float16.
+IGNORED |= {'dropout', 'attention_dropout', 'upcast_attention'}
 IGNORED |= {'decay', 'min_decay', 'optimization_step', 'update_after_step'}
 IGNORED |= {'use_ema_warmup', 'inv_gamma', 'power'}
 
@@ -71,12 +74,16 @@ IGNORED |= {'use_ema_warmup', 'inv_gamma', 'power'}
 def check_fixed(published: Json, fixed: Json, location: str) -> None:
   """Raises ValueError for a value that is not implemented."""
   for key, implemented in fixed.items():
+    if key in IGNORED:
+      continue
     value = published.get(key, DEFAULTS.get(key, implemented))
+    value = ALIASES.get(value, value) if isinstance(value, str) else value
     # null and false both mean that an option is off.
     if (value or None) != (implemented or None):
       raise ValueError(
         f'{location}: {key} is {value!r}, but only {implemented!r} is '
-        'implemented: these are not the weights of an SDXL model'
+        'implemented, which all published SDXL models have: the net is another '
+        'one, or the file was edited'
       )
 
 
@@ -254,7 +261,9 @@ def check_types(config: NetConfig, location: str) -> None:
   """Raises ValueError for a value of another type than its field's."""
   for field in dataclasses.fields(config):
     value = getattr(config, field.name)
-    if field.type in (int, str, bool) and type(value) is not field.type:
+    # JSON's 1 stands for 1.0, too.
+    kinds = (float, int) if field.type is float else (field.type,)
+    if field.type in (int, str, bool, float) and type(value) not in kinds:
       raise ValueError(
         f'{location} has an invalid value ({field.name} is {value!r}, not of '
         f'type {field.type.__name__}): re-download the file'

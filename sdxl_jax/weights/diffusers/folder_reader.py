@@ -38,6 +38,13 @@ LIBRARIES = {
   'tokenizer': ('transformers', 'CLIPTokenizer'),
   'tokenizer_2': ('transformers', 'CLIPTokenizer'),
 }
+# Beginnings of the classes of other programs, and what they store weights in.
+OTHER_WEIGHTS = {
+  'ORT': 'the format of ONNX',
+  'OV': 'the format of OpenVINO',
+  'Flax': 'the older format of Flax (.msgpack)',
+  'Neuron': 'the format of AWS Neuron',
+}
 # The dtype that a variant of the weights is stored in.
 VARIANTS = {'fp16': 'float16', 'bf16': 'bfloat16'}
 
@@ -58,20 +65,44 @@ def load_model_index(folder: str | pathlib.Path) -> pretrained.ModelIndex:
     )
   index = read_json(path)
   pipeline = index.get('_class_name')
-  # Without a class, the second text encoder distinguishes SDXL.
+  if isinstance(pipeline, list):  # [module, class] of a pipeline in the folder
+    pipeline = pipeline[-1] if pipeline else None
+  # Without a class of its own, the second text encoder distinguishes SDXL.
   is_sdxl = (folder / 'text_encoder_2').is_dir()
-  if pipeline is not None or not is_sdxl:
+  if pipeline not in (None, 'DiffusionPipeline') or not is_sdxl:
     pipeline = str(pipeline or 'model without a second text encoder')
-    if not pipeline.startswith('StableDiffusionXL'):
-      raise ValueError(f'{path} describes a {pipeline}, not an SDXL model')
+    check_pipeline(pipeline, path)
   refiner = index.get('requires_aesthetics_score')
   if refiner is None:
-    refiner = is_sdxl and not (folder / 'text_encoder').is_dir()
+    first = index.get('text_encoder')
+    is_named = isinstance(first, list) and any(first)
+    is_there = is_named or (folder / 'text_encoder').is_dir()
+    refiner = is_sdxl and not is_there
   return pretrained.ModelIndex(
     refiner=bool(refiner),
     force_zeros=bool(index.get('force_zeros_for_empty_prompt', True)),
     inpainting='Inpaint' in (pipeline or ''),
   )
+
+
+def check_pipeline(pipeline: str, path: pathlib.Path) -> None:
+  """Raises ValueError for a pipeline that is none of SDXL.
+
+  Args:
+    pipeline: class in model_index.json.
+    path: of this file.
+  """
+  for prefix, stored in OTHER_WEIGHTS.items():
+    if pipeline.startswith(f'{prefix}StableDiffusionXL'):
+      raise ValueError(
+        f'{path} describes a {pipeline}: the weights of SDXL in {stored}, '
+        'which are not read; use the folder of this model with .safetensors'
+      )
+  if not pipeline.startswith('StableDiffusionXL'):
+    raise ValueError(
+      f'{path} describes a {pipeline}, not an SDXL model: use the folder of '
+      'one, whose class begins with StableDiffusionXL'
+    )
 
 
 def load_scheduler(
@@ -219,7 +250,8 @@ def read_json(path: pathlib.Path) -> dict[str, Any]:
       f'{path} not found: the folder is incomplete, re-download it'
     )
   try:
-    value = json.loads(path.read_text())
+    # Editors of Windows put a mark before the text.
+    value = json.loads(path.read_text('utf-8-sig'))
   except (ValueError, RecursionError) as error:
     raise ValueError(f'{path} is not JSON ({error}): re-download it') from error
   if not isinstance(value, dict):

@@ -23,6 +23,16 @@ DISTILLED = STABLE_DIFFUSION | {
   'beta_schedule': 'scaled_linear',
   'timestep_spacing': 'leading',
 }
+# Entries that are numbers, wherever a config has them.
+NUMBERS = {
+  'num_train_timesteps': int,
+  'steps_offset': int,
+  'solver_order': int,
+  'beta_start': float,
+  'beta_end': float,
+  'rho': float,
+  'sigma_data': float,
+}
 DEFAULTS = {
   'DDIMParallelScheduler': LEADING,
   'DDIMScheduler': LEADING,
@@ -59,10 +69,19 @@ def complete(
     decided: whether the user says what is predicted.
 
   Raises:
-    ValueError: for a prediction that is not known.
+    ValueError: for a prediction that is not known, a net trained with flow
+      matching, or text where a number belongs.
   """
-  defaults = DEFAULTS.get(config.get('_class_name'), {})
+  name = config.get('_class_name')
+  if 'FlowMatch' in str(name):
+    raise ValueError(
+      f'{location} is of {name}, for a net trained with flow matching, which '
+      'is not implemented; if the net predicts eps or v after all, put the '
+      "file of SDXL's base in its place"
+    )
+  defaults = DEFAULTS.get(name, {})
   config = config | {n: x for n, x in defaults.items() if n not in config}
+  check_numbers(config, location)
   word = config.get('prediction_type')
   if word is None or decided:
     return config
@@ -72,3 +91,14 @@ def complete(
   return (
     config | spelled | ({'rescale_betas_zero_snr': True} if zero_snr else {})
   )
+
+
+def check_numbers(config: dict[str, Any], location: str) -> None:
+  """Raises ValueError for an entry that is no number where one belongs."""
+  for name, kind in NUMBERS.items():
+    kinds = (int,) if kind is int else (int, float)
+    if name in config and type(config[name]) not in kinds:
+      raise ValueError(
+        f'{location} has an invalid value ({name} is {config[name]!r}, not of '
+        f'type {kind.__name__}): re-download the file'
+      )

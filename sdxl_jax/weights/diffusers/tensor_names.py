@@ -18,6 +18,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
 
@@ -170,7 +171,8 @@ def from_published(
     skip_unsupported: see companions.check.
 
   Raises:
-    ValueError: as `match_to_model`, before any tensor is read.
+    ValueError: as `match_to_model`, before any tensor is read; or if a number
+      overflows in the target's dtype.
   """
   # All names and shapes are checked before the first, slow read.
   matched = match_to_model(published, target, skip_unsupported)
@@ -182,9 +184,26 @@ def from_published(
   for path, leaf in flat(target).items():
     array = np.empty(leaf.shape, leaf.dtype)
     for part, location in parts[path]:
-      tensor({path: array}, location)[...] = part.read()
+      store(part, tensor({path: array}, location))
     tree[path] = put(array, getattr(leaf, 'sharding', None))
   return traverse_util.unflatten_dict(tree)
+
+
+def store(part: safetensors_file.LazyTensor, array: np.ndarray) -> None:
+  """Reads a tensor into an array of another dtype.
+
+  Raises:
+    ValueError: if a number overflows in it.
+  """
+  given = part.read()
+  # An overflow becomes infinity, which is found below.
+  with np.errstate(over='ignore'):
+    array[...] = given
+  is_narrower = jnp.finfo(array.dtype).max < jnp.finfo(given.dtype).max
+  if is_narrower and not checked_cast.is_finite(array):
+    raise ValueError(
+      checked_cast.explain_not_finite(part.name, given, array.dtype)
+    )
 
 
 def put(

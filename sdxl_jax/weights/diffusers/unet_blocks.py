@@ -35,7 +35,7 @@ def read(published: Json, location: str) -> Json:
   if mid not in MIDS:
     raise ValueError(
       f'{location}: mid_block_type is {mid!r}, but only {MIDS} are '
-      'implemented: these are not the weights of an SDXL model'
+      'implemented: the net is another one, or the file was edited'
     )
   layers = per_level(published['layers_per_block'], levels)
   check_counts('layers_per_block', layers, levels, location)

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from sdxl_jax.weights.lora import deltas, lora_names
+from sdxl_jax.weights.lora import deltas, lora_names, part_shapes
 
 Shape = tuple[int, ...]
 # The tensors that each method needs, and those that it may have besides.
@@ -103,12 +103,12 @@ def check_shapes(parts: dict[str, Shape], layer: Layer) -> Misfit | None:
       return misfit
   ranks = {}
   for part, needed in needed_shapes(parts, layer).items():
-    found = pad(parts[part], len(needed))
-    differs = len(found) != len(needed) or any(
-      n not in ('r', m) for m, n in zip(found, needed)
-    )
-    if differs:
-      return Misfit(part, describe(needed))
+    found = part_shapes.pad(parts[part], len(needed))
+    if not part_shapes.is_fitting(found, needed):
+      is_turned = len(found) == 2 and part_shapes.is_fitting(
+        found[::-1], needed
+      )
+      return Misfit(part, part_shapes.describe(needed), is_turned)
     rank = {m for m, n in zip(found, needed) if n == 'r'}
     ranks[part] = rank
     if len(set.union(*ranks.values())) > 1:
@@ -116,21 +116,9 @@ def check_shapes(parts: dict[str, Shape], layer: Layer) -> Misfit | None:
   return None
 
 
-def pad(shape: Shape, length: int) -> Shape:
-  """Adds axes of size one at the end, or removes them, up to a length."""
-  while len(shape) > length and shape[-1] == 1:
-    shape = shape[:-1]
-  return (*shape, *[1] * (length - len(shape)))
-
-
-def describe(needed: tuple[int | str, ...]) -> str:
-  """Formats a shape in which the rank is a letter."""
-  return f'({", ".join(map(str, needed))}{"," * (len(needed) == 1)})'
-
-
 def needed_shapes(
   parts: dict[str, Shape], layer: Layer
-) -> dict[str, tuple[int | str, ...]]:
+) -> dict[str, part_shapes.Needed]:
   """Returns {part: shape that a layer needs}; 'r' is the rank."""
   outputs, *rest = layer.weight
   inputs, *kernel = rest or [1]
@@ -160,16 +148,16 @@ def needed_shapes(
     if len(parts.get(part, ())) > 2 and 'hada_t1' not in parts:
       needed[part] = ('r', *rest)
   # A norm of each input, and PEFT's of convolutions, which is transposed.
-  if pad(parts.get('magnitude', ()), 2)[:1] == (1,):
+  if part_shapes.pad(parts.get('magnitude', ()), 2)[:1] == (1,):
     needed['magnitude'] = (1, inputs)
-  if pad(parts.get('magnitude_out', ()), 2)[:1] == (1,):
+  if part_shapes.pad(parts.get('magnitude_out', ()), 2)[:1] == (1,):
     needed['magnitude_out'] = (1, outputs)
   if 'oft_blocks' in parts:
     needed['oft_blocks'] = blocks_shape(parts['oft_blocks'], outputs)
   return {part: needed[part] for part in parts if part in needed}
 
 
-def blocks_shape(found: Shape, outputs: int) -> tuple[int | str, ...]:
+def blocks_shape(found: Shape, outputs: int) -> part_shapes.Needed:
   """Returns the shape that blocks of OFT or BOFT need, as they have it."""
   *stages, _, size, _ = found
   # The last stage of a butterfly pairs outputs that are farthest apart.
@@ -294,7 +282,7 @@ def make_additive(
 
 def shape_magnitude(part: str, values: np.ndarray, ndim: int) -> np.ndarray:
   """Returns a magnitude as [out, 1, ...] or [1, in, ...]."""
-  shape = pad(values.shape, 2)
+  shape = part_shapes.pad(values.shape, 2)
   if shape[0] == 1 and part == 'magnitude':
     return values.reshape(1, -1, *[1] * (ndim - 2))
   return values.reshape(-1, *[1] * (ndim - 1))

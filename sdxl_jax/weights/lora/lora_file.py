@@ -6,12 +6,13 @@ import pathlib
 from collections.abc import Sequence
 from typing import Any
 
-from sdxl_jax.weights import companions, safetensors_file
+from sdxl_jax.weights import companions, tensor_files
 from sdxl_jax.weights.lora import lora_reader, merge
 
-# The file in a folder that diffusers or PEFT wrote.
-FILES = ('pytorch_lora_weights.safetensors', 'adapter_model.safetensors')
-SUFFIX = '.safetensors'
+# The file in a folder that diffusers or PEFT wrote; older ones wrote pickles.
+STEMS = ('pytorch_lora_weights', 'adapter_model')
+FILES = (*(f'{s}.safetensors' for s in STEMS), *(f'{s}.bin' for s in STEMS))
+SUFFIXES = ('.safetensors', '.sft', '.pt', '.ckpt', '.bin')
 Loras = list[tuple[merge.Lora, float]]  # with their weights
 
 
@@ -23,8 +24,8 @@ def load(
   """Loads a LoRA file.
 
   Args:
-    path: of a safetensors file, or of a folder that diffusers or PEFT wrote;
-      FILE#NAME chooses one of several adapters of PEFT.
+    path: of a safetensors file or a pickle, or of a folder that diffusers or
+      PEFT wrote; FILE#NAME chooses one of several adapters of PEFT.
     params: {net: parameters, or their shapes} of the base model it is for.
     skip_unsupported: whether to leave out tensors that cannot be applied.
 
@@ -37,17 +38,19 @@ def load(
       broken.
   """
   path, adapter = split_adapter(find(path), path)
-  file = safetensors_file.load(path)
+  file = tensor_files.open_file(path)
   try:
     return lora_reader.read(
       file,
       merge.tensors_of(params),
-      is_adapter_folder=path.name == FILES[1],
+      is_adapter_folder=path.stem == STEMS[1],
       adapter=adapter,
       skip_unsupported=skip_unsupported,
     )
   except ValueError as error:
-    raise ValueError(f'{path}: {error}') from None
+    # A tensor that is not finite names its file.
+    named = str(error).startswith(f'{path}')
+    raise ValueError(f'{error}' if named else f'{path}: {error}') from None
 
 
 def load_all(
@@ -123,8 +126,8 @@ def find_by_name(folder: str | pathlib.Path, name: str) -> pathlib.Path:
 
   Args:
     folder: with LoRA files, in subfolders too.
-    name: of a file without .safetensors, or of a folder that diffusers or PEFT
-      wrote; with or without the folders above it, in any case.
+    name: of a file, with or without its suffix, or of a folder that diffusers
+      or PEFT wrote; with or without the folders above it, in any case.
 
   Raises:
     FileNotFoundError: if there is no such folder or file.
@@ -134,7 +137,9 @@ def find_by_name(folder: str | pathlib.Path, name: str) -> pathlib.Path:
   if not folder.is_dir():
     raise FileNotFoundError(f'lora_dir {folder}: no such folder')
   names = names_in(folder)
-  wanted = name.replace('\\', '/').strip('/').removesuffix(SUFFIX)
+  wanted = name.replace('\\', '/').strip('/')
+  for suffix in SUFFIXES:
+    wanted = wanted.removesuffix(suffix)
   # The exact name comes before others that differ in case.
   for fold in (str, str.casefold):
     found = [
@@ -164,8 +169,12 @@ def names_in(folder: pathlib.Path) -> dict[pathlib.Path, str]:
   """Returns {file: its name} of the LoRA files below a folder."""
   names = {}
   for path in sorted(folder.rglob('*')):
-    if path.suffix.lower() == SUFFIX and path.is_file():
+    if path.suffix.lower() in SUFFIXES and path.is_file():
       of_folder = path.name in FILES and path.parent != folder
       named = path.parent if of_folder else path.with_suffix('')
       names[path] = named.relative_to(folder).as_posix()
-  return names
+  # Of one LoRA in several formats, the first format is read.
+  first = {}
+  for path in sorted(names, key=lambda p: SUFFIXES.index(p.suffix.lower())):
+    first.setdefault(names[path], path)
+  return {path: name for name, path in first.items()}

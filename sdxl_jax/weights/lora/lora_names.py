@@ -18,6 +18,7 @@ import re
 from collections.abc import Collection
 from typing import NamedTuple
 
+from sdxl_jax.weights.diffusers import spellings as published
 from sdxl_jax.weights.single_file import ldm_names
 
 KEY_FORMATS = ('kohya', 'kohya_diffusers', 'diffusers', 'diffusers_old', 'peft')
@@ -38,6 +39,7 @@ PUBLISHED_PARTS = {end: part for part, ends in PARTS.items() for end in ends}
 PUBLISHED_PARTS |= {
   'alpha': 'alpha',
   'lora_alpha': 'alpha',
+  'lora.alpha': 'alpha',
   'lora_mid': 'mid',
   'dora_scale': 'magnitude',
   'lora_magnitude_vector': 'magnitude_out',
@@ -77,6 +79,7 @@ HEADS = {
   ),
   'text_encoder': (
     'lora_te1_',
+    'lycoris_te1_',
     'text_encoder.',
     'text_encoder_1.',
     'clip_l.',
@@ -87,6 +90,7 @@ HEADS = {
   ),
   'text_encoder_2': (
     'lora_te2_',
+    'lycoris_te2_',
     'text_encoder_2.',
     'clip_g.',
     'clip_g.transformer.',
@@ -157,17 +161,18 @@ def parse(name: str) -> Name | None:
   """Takes a name apart; None: it is not of a part that is read."""
   # The oldest spellings: attn1.processor.to_q_lora.down.weight, and in text
   # encoders self_attn.to_q_lora.down.weight.
-  today = re.sub(r'(self_attn)\.to_([qkv])_lora\.', r'\1.\2_proj.lora.', name)
+  today = published.unwrap(name)
+  today = re.sub(r'(self_attn)\.to_([qkv])_lora\.', r'\1.\2_proj.lora.', today)
   today = today.replace('self_attn.to_out_lora.', 'self_attn.out_proj.lora.')
   today = re.sub(r'(\.processor)?\.(to_[qkv])_lora\.', r'.\2.lora.', today)
   today = re.sub(r'(\.processor)?\.to_out_lora\.', '.to_out.0.lora.', today)
   match = NAME.fullmatch(today)
   if not match:
     return None
-  published, adapter = match['part'], match['adapter']
-  if adapter and not PEFT_PARTS.match(published):
+  end, adapter = match['part'], match['adapter']
+  if adapter and not PEFT_PARTS.match(end):
     return None
-  part = PUBLISHED_PARTS[published]
+  part = PUBLISHED_PARTS[end]
   if match['leaf'] == 'bias':
     part = 'up_bias' if part == 'up' else None
   return Name(match['prefix'], part, adapter) if part else None
@@ -192,6 +197,8 @@ def key_prefixes(
       left out. None: all spellings.
   """
   by_prefix = collections.defaultdict(set)
+  if tensors is not None:
+    tensors = {published.unwrap(name) for name in tensors}
   for net, of_net in layers.items():
     heads = all_heads(net, layers)
     if tensors is not None:

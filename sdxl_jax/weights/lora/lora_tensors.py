@@ -11,11 +11,15 @@ from sdxl_jax.weights.lora import lora_names
 # Tensors that change nothing, beside those of whole models.
 HARMLESS = re.compile(
   r'(.*[._])?(position_ids|scale_records?)|__step__|loss|train_loss'
+  r'|v_pred|ztsnr'  # of the model that it was trained on
 )
 # What would change the image, and is not applied: methods by the names of
 # their tensors.
 UNSUPPORTED = {
-  r'bundle_emb\..*': 'embeddings of new words',
+  r'bundle_emb\..*': (
+    'embeddings of new words, which --embedding reads from this file'
+  ),
+  r'.*\.bias_(indices|values|size)': 'sparse differences of biases',
   r'.*\.oft_diag': 'OFT in the old form of LyCORIS',
   r'.*\.oft_[rR](\..*)?': 'OFT in the form of PEFT',
   r'.*\.boft_[Rs](\..*)?': 'BOFT in the form of PEFT',
@@ -26,7 +30,7 @@ UNSUPPORTED = {
   r'.*\.(vera_lambda_[bd]|vblora_\w+|hra_u)(\..*)?': 'VeRA, VB-LoRA or HRA',
   r'.*\.(fourierft_spectrum|randlora_\w+|bone_\w+)(\..*)?': 'another PEFT',
   r'.*\.modules_to_save\..*': 'whole weights that PEFT trained',
-  r'.*\.(set_weight|reshape_weight)': 'whole weights in place of the old',
+  r'.*\.(set_weight|reshape_weight)': 'weights that replace a layer',
 }
 UNSUPPORTED = {re.compile(p): method for p, method in UNSUPPORTED.items()}
 WHOLE = 'whole weights in place of the old'
@@ -66,7 +70,7 @@ def sort(
       continue
     if part and part.prefix in known:
       add_part(contents.layers[part.prefix], part, name)
-    elif method := unsupported_method(name, known):
+    elif method := unsupported_method(name, known, names):
       contents.unsupported[name] = method
     elif is_harmless(name):
       contents.harmless.append(name)
@@ -114,11 +118,21 @@ def add_part(parts: dict[str, str], part: lora_names.Name, name: str) -> None:
   parts[part.part] = name
 
 
-def unsupported_method(name: str, known: Collection[str]) -> str | None:
-  """Returns the method of a tensor that is known, and not applied."""
+def unsupported_method(
+  name: str, known: Collection[str], names: Collection[str]
+) -> str | None:
+  """Returns the method of a tensor that is known, and not applied.
+
+  Args:
+    name: of the tensor.
+    known: prefixes of the layers of the base model.
+    names: of all tensors of the file.
+  """
   for pattern, method in UNSUPPORTED.items():
     if pattern.fullmatch(name):
       return method
   layer, _, leaf = name.rpartition('.')
+  if f'{layer}.on_input' in names:
+    return 'IA3'
   layer = layer.removesuffix('.base_layer')
   return WHOLE if leaf in ('weight', 'bias') and layer in known else None

@@ -27,6 +27,7 @@ ARCHITECTURES = {
   r'lora_te3_|text_encoder_3|t5xxl': (
     'Stable Diffusion 3 or Flux, which have a T5 as text encoder'
   ),
+  r'^\d+\.to_\w+_(lora|ip)\.|^(ip_adapter|image_proj)\.': 'an IP-Adapter',
   r'motion_modules': 'AnimateDiff, a motion module',
   r'lora_controlnet|control_model|controlnet_|input_hint_block': 'a ControlNet',
   r'context_refiner|noise_refiner|cap_embedder': 'Lumina or Z-Image',
@@ -87,6 +88,12 @@ def explain_unknown(
     )
   if any(is_textual_inversion(name) for name in unknown):
     return 'The file is a textual inversion, no LoRA: pass it as --embedding'
+  if not any(map(lora_names.parse, tensors)):
+    return (
+      'The file has no tensor of a LoRA, such as lora_down.weight: pass a '
+      'model as --weights, an autoencoder as --vae, words of textual inversion '
+      'as --embedding'
+    )
   missing = missing_net(unknown, layers)
   if missing:
     return f'The base model has no {missing}, which the file is for{noted}'

@@ -40,8 +40,8 @@ def read(tensors: Tensors, location: str) -> Marks:
     if name in found and other not in found:
       raise ValueError(f'{location} has {name} without {other}')
   for name, values in found.items():
-    is_mean = name == MEAN
-    if not np.isfinite(values).all() or not (is_mean or min(values) > 0):
+    is_sound = bool(values) and np.isfinite(values).all()
+    if not is_sound or (name != MEAN and min(values) <= 0):
       raise ValueError(f'{location}: {name} is {values}, which cannot be right')
   if MEAN in found:
     latents = {

@@ -56,6 +56,7 @@ def open_model(
     ValueError: if the file is broken, or holds another model.
   """
   file = tensor_files.open_file(path)
+  check_not_shard(pathlib.Path(path))
   if tiny_names.is_tiny(file.tensors):
     return tiny_names.open_model(path)
   marks = edm_markers.read(file.tensors, f'{path}')
@@ -108,6 +109,16 @@ def open_model(
   )
 
 
+def check_not_shard(path: pathlib.Path) -> None:
+  """Raises ValueError for the file of one part of a net, by its name."""
+  parts = re.search(r'-\d+-of-(\d+)(?=\.)', path.name)
+  if parts and int(parts[1]) > 1:
+    raise ValueError(
+      f'{path} is one of {int(parts[1])} files of one net: pass the folder '
+      f'that they are in, {path.parent}, with the config.json of the net'
+    )
+
+
 def unwrap(file: safetensors_file.TensorFile) -> Tensors:
   """Returns {name: tensor} without the names of modules that wrap others."""
   try:
@@ -132,9 +143,14 @@ def check_rest(
   found = companions.classify(names)
   if not found.quantised and (found.unknown or not has_nets):
     unknown = found.unknown or names
+    remedy = 'It is no model of SDXL, nor a net of one: pass another file'
+    if has_nets:
+      remedy = (
+        'Whether they change the image is not known: use a file without them'
+      )
     raise ValueError(
       f'{len(unknown)} tensors belong to no net of SDXL: '
-      f'{companions.format_list(unknown)}'
+      f'{companions.format_list(unknown)}. {remedy}'
     )
   companions.check(found, skip_unsupported)
   return tuple(names)

@@ -33,8 +33,33 @@ OTHERS = (
     FIRST_LAYERS,
     'motion modules, which animate a model',
   ),
+  (r'(?:^|\.)lora_controlnet$', None, 'a Control-LoRA, which steers a model'),
+  (r'(?:^|\.)encoder_hid_proj\.weight$', None, 'Kolors'),
+  (r'(?:^|\.)channelwise\.', None, 'Stable Cascade'),
   (
-    r'^lora_|\.lora_(?:A|B|up|down)\.|_lora\.(?:up|down)\.|^lycoris_',
+    r'^(?:(?:t2i_)?adapter\.)?body\.\d+\.(?:resnets|block1|in_conv)\.',
+    NETS,
+    'a T2I-Adapter, which steers a model',
+  ),
+  (
+    r'(?:^|\.)block\.\d+\.layer\.\d+\.SelfAttention\.',
+    NETS,
+    'T5, the text encoder of other models',
+  ),
+  (
+    r'(?:^|\.)(?:RDB\d|rdb\d|RG\d|residual_group)\.'
+    r'|^(?:params_ema\.)?conv_first\.',
+    NETS,
+    'a program that enlarges images',
+  ),
+  (
+    r'^(?:vision_model|visual)\.',
+    NETS,
+    'an image encoder of CLIP, which steers a model by images',
+  ),
+  (
+    r'^lora_|\.lora_(?:A|B|up|down)(?:\.|$)|_lora\.(?:up|down)\.'
+    r'|^lycoris_|\.(?:hada_w\w+|lokr_w\w+|oft_\w+|diff|set_weight)(?:\.|$)',
     FIRST_LAYERS,
     'a LoRA, which goes on top of a model',
   ),

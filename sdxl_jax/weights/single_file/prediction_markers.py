@@ -11,6 +11,7 @@ from sdxl_jax.weights import prediction_words, safetensors_file
 # What the noise levels become where a file marks zero SNR.
 ZERO_SNR = {'rescale_betas_zero_snr': True, 'timestep_spacing': 'trailing'}
 SPEC = 'modelspec.prediction_type'
+NO_WORD = ('', 'none', 'null')  # of programs that have nothing to say
 V_TENSOR, ZERO_SNR_TENSOR = 'v_pred', 'ztsnr'
 V_SETTING, ZERO_SNR_SETTING = 'ss_v_parameterization', 'ss_zero_terminal_snr'
 
@@ -38,7 +39,7 @@ def read(file: safetensors_file.TensorFile, decided: bool = False) -> Markers:
   if V_TENSOR in file.tensors:
     said.append((f'the tensor {V_TENSOR}', 'v_prediction'))
   word = file.metadata.get(SPEC, '').strip()
-  if word and not decided:
+  if word.lower() not in NO_WORD and not decided:
     location = f'{SPEC} in the metadata of {file.path}'
     name, with_zero_snr = prediction_words.read(word, location)
     said.append((f'{SPEC} = {word}', name))

@@ -1,11 +1,13 @@
 """JSON files that lack fields have the defaults that diffusers gives them."""
 
+import dataclasses
 import inspect
 import json
 import shutil
 
 import pytest
 
+from sdxl_jax.models import vae
 from sdxl_jax.weights import formats
 from sdxl_jax.weights.diffusers import (
   config_defaults,
@@ -147,4 +149,72 @@ def test_what_has_no_default(folder):
   (folder / 'text_encoder_2').rename(folder / 'other')
   edit(folder / 'model_index.json', _class_name=DROP)
   with pytest.raises(ValueError, match='without a second text encoder, not an'):
+    formats.open_model(folder)
+
+
+def test_a_mark_before_the_text(folder):
+  """As editors of Windows write it."""
+  for path in folder.rglob('*.json'):
+    path.write_bytes(b'\xef\xbb\xbf' + path.read_bytes())
+  assert formats.open_model(folder).net('unet').config()
+
+
+def test_settings_of_training_change_nothing(folder):
+  before = formats.open_model(folder)
+  configs = {name: before.net(name).config() for name in before.loaders}
+  edit(
+    folder / 'unet' / 'config.json',
+    dropout=0.1,
+    upcast_attention=True,
+    act_fn='swish',
+  )
+  edit(folder / 'text_encoder' / 'config.json', attention_dropout=0.1)
+  edit(folder / 'vae' / 'config.json', scaling_factor=1)
+  configs['vae'] = dataclasses.replace(configs['vae'], scaling_factor=1)
+  after = formats.open_model(folder)
+  for name, config in configs.items():
+    assert after.net(name).config() == config
+
+
+def test_the_config_of_a_whole_clip(folder):
+  """Has those of two encoders within it."""
+  before = formats.open_model(folder)
+  for name in 'text_encoder', 'text_encoder_2':
+    path = folder / name / 'config.json'
+    text = json.loads(path.read_text())
+    size = text.pop('projection_dim')
+    del text['architectures']
+    whole = {'model_type': 'clip', 'architectures': ['CLIPModel']}
+    whole |= {'projection_dim': size, 'text_config': text}
+    path.write_text(json.dumps(whole))
+    expected = before.net(name).config()
+    assert formats.open_model(folder).net(name).config() == expected
+
+
+@pytest.mark.parametrize('value', ['0.13', None, True])
+def test_a_scale_that_is_no_number(value):
+  config = vae.VAEConfig()
+  # The types of its fields are checked in tests only.
+  object.__setattr__(config, 'scaling_factor', value)
+  with pytest.raises(ValueError, match=f'x has .*scaling_factor is {value!r}'):
+    config_json.check_types(config, 'x')
+
+
+@pytest.mark.parametrize(
+  'fields, message',
+  [
+    ({'beta_start': 'x'}, "beta_start is 'x', not of type float"),
+    ({'beta_end': None}, 'beta_end is None, not of type float'),
+    ({'num_train_timesteps': '1000'}, "'1000', not of type int"),
+    ({'solver_order': '2'}, "solver_order is '2', not of type int"),
+    (
+      {'_class_name': 'FlowMatchEulerDiscreteScheduler'},
+      'flow matching, which is not implemented; .* in its place',
+    ),
+  ],
+)
+def test_schedules_that_cannot_be_read(folder, fields, message):
+  path = folder / 'scheduler' / 'scheduler_config.json'
+  edit(path, **fields)
+  with pytest.raises(ValueError, match=f'{path} .*{message}'):
     formats.open_model(folder)

@@ -133,6 +133,36 @@ def test_what_is_missing_is_named(folder):
     folder_reader.load_model_index(folder)
 
 
+@pytest.mark.parametrize(
+  'pipeline, message',
+  [
+    ('ORTStableDiffusionXLPipeline', 'weights of SDXL in the format of ONNX'),
+    ('OVStableDiffusionXLPipeline', 'weights of SDXL in the .* OpenVINO'),
+    ('FlaxStableDiffusionXLPipeline', 'weights of SDXL in .*msgpack'),
+    ('KolorsPipeline', 'describes a KolorsPipeline, not an SDXL model: use'),
+    (['pipeline', 'KolorsPipeline'], 'describes a KolorsPipeline, not'),
+  ],
+)
+def test_other_pipelines(folder, pipeline, message):
+  path = folder / 'model_index.json'
+  index = json.loads(path.read_text())
+  path.write_text(json.dumps(index | {'_class_name': pipeline}))
+  with pytest.raises(ValueError, match=message):
+    folder_reader.load_model_index(folder)
+
+
+def test_which_model_a_folder_holds(folder):
+  """Whatever class it has; a text encoder that is absent must not be."""
+  path = folder / 'model_index.json'
+  index = json.loads(path.read_text()) | {'requires_aesthetics_score': None}
+  expected = folder_reader.load_model_index(folder)
+  for pipeline in ['x', 'StableDiffusionXLMine'], 'DiffusionPipeline', None:
+    path.write_text(json.dumps(index | {'_class_name': pipeline}))
+    assert folder_reader.load_model_index(folder) == expected
+  shutil.rmtree(folder / 'text_encoder')
+  assert folder_reader.load_model_index(folder) == expected
+
+
 def test_truncated_files_are_refused(folder, tmp_path):
   weights = folder / 'unet' / 'diffusion_pytorch_model.safetensors'
   content = weights.read_bytes()

@@ -149,3 +149,15 @@ def test_arrays_get_the_sharding_of_the_target():
   put = tensor_names.from_published(published, target)['conv']['kernel']
   assert {s.data.shape for s in put.addressable_shards} == {(2, 8)}
   np.testing.assert_array_equal(put, array)
+
+
+def test_numbers_that_overflow_are_refused():
+  array = np.zeros((2, 3), np.float16)
+  for value in 2.0, 65504.0:
+    given = np.full((2, 3), value, np.float32)
+    tensor_names.store(safetensors_file.from_array(given), array)
+    assert np.array_equal(array, given)
+  given[1, 2] = 1e6
+  tensor = dataclasses.replace(safetensors_file.from_array(given), name='x')
+  with pytest.raises(ValueError, match='x has 1e.06, which overflows float16'):
+    tensor_names.store(tensor, array)

@@ -335,6 +335,20 @@ def test_a_layer_by_two_names(base, golden, tmp_path):
     lora_file.load(path, base)
 
 
+@pytest.mark.parametrize('name', ['style.pt', 'pytorch_lora_weights.bin'])
+def test_pickles(base, golden, tmp_path, name):
+  torch = pytest.importorskip('torch')
+  file = golden / 'tiny' / 'lora' / 'kohya.safetensors'
+  tensors = safetensors.numpy.load_file(file)
+  torch.save({n: torch.tensor(x) for n, x in tensors.items()}, tmp_path / name)
+  is_folder = name.endswith('.bin')
+  made = lora_file.load(tmp_path if is_folder else tmp_path / name, base)
+  expected = lora_file.load(file, base)
+  assert set(made.factors) == set(expected.factors)
+  for key, factors in expected.factors.items():
+    assert np.array_equal(made.factors[key].down, factors.down)
+
+
 def test_linear_layers_stored_as_convolutions(base, golden, tmp_path):
   tensors = read(golden / 'tiny' / 'lora' / 'kohya.safetensors')
   other = {
@@ -405,7 +419,8 @@ def lora_dir(tmp_path):
   for name in (
     'Style.safetensors', 'style.SAFETENSORS', 'a/fox.safetensors',
     'b/fox.safetensors', 'b/My Cat v1.5.safetensors', 'notes.txt',
-    'trained/pytorch_lora_weights.safetensors',
+    'trained/pytorch_lora_weights.safetensors', 'b/My Cat v1.5.pt',
+    'old.pt',
   ):  # fmt: skip
     (tmp_path / name).parent.mkdir(exist_ok=True)
     (tmp_path / name).touch()
@@ -419,6 +434,7 @@ def lora_dir(tmp_path):
   r'B\FOX': 'b/fox.safetensors',
   'my cat V1.5': 'b/My Cat v1.5.safetensors',
   'My Cat v1.5.safetensors': 'b/My Cat v1.5.safetensors',
+  'old': 'old.pt',
   'trained': 'trained/pytorch_lora_weights.safetensors',
 }.items())  # fmt: skip
 def test_found_by_name(lora_dir, name, file):
@@ -431,7 +447,7 @@ def test_not_found_by_name(lora_dir):
   with pytest.raises(ValueError, match="2 LoRA .* 'STYLE': Style, style"):
     lora_file.find_by_name(lora_dir, 'STYLE')
   for name in 'my cat', 'fix', '../x':
-    with pytest.raises(FileNotFoundError, match=f"'{name}' among 6 in "):
+    with pytest.raises(FileNotFoundError, match=f"'{name}' among 7 in "):
       lora_file.find_by_name(lora_dir, name)
   with pytest.raises(FileNotFoundError, match='nearest are b/My Cat v1.5'):
     lora_file.find_by_name(lora_dir, 'my cat')

@@ -94,6 +94,14 @@ def test_names_of_the_unet(load, layers, prefix):
   np.testing.assert_array_equal(made.factors['unet', LAYER].up, pair[1])
 
 
+@pytest.mark.parametrize('prefix', [
+  f'unet._orig_mod.{LAYER}', f'_orig_mod.{LAYER}', f'module.unet.{LAYER}',
+])  # fmt: skip
+def test_names_of_wrapped_modules(load, layers, prefix):
+  made = load(named(prefix, factors(layers['unet', LAYER]), PEFT))
+  assert set(made.factors) == {('unet', LAYER)} and not made.notes
+
+
 @pytest.mark.parametrize('old', ['processor.to_q_lora', 'to_q_lora'])
 def test_oldest_names_of_diffusers(load, layers, old):
   prefix = f'unet.{LAYER}'.replace('to_q', old)
@@ -106,7 +114,7 @@ def test_oldest_names_of_diffusers(load, layers, old):
 
 
 @pytest.mark.parametrize('head', [
-  'lora_{te}_', 'clip_{x}.', 'clip_{x}.transformer.', '{net}.',
+  'lora_{te}_', 'lycoris_{te}_', 'clip_{x}.', 'clip_{x}.transformer.', '{net}.',
   'text_encoders.clip_{x}.transformer.', '{net}.base_model.model.',
   'base_model.model.{net}.', '', 'base_model.model.', 'lycoris_',
 ])  # fmt: skip
@@ -195,16 +203,20 @@ def test_companions_are_passed_over(load, layers):
     'text_encoder.text_model.embeddings.position_ids': np.arange(77)[None],
     f'{KOHYA}.scale_record': np.ones(3),
     '__step__': np.int64(4),
+    'v_pred': np.zeros(0),
+    'ztsnr': np.zeros(0),
     'alphas_cumprod': np.ones(1000),
   }
   made = load(tensors | {n: np.asarray(x) for n, x in others.items()})
   assert set(made.factors) == {('unet', LAYER)}
   (note,) = made.notes
-  assert 'passed over 6 tensors that change nothing: ' in note
+  assert 'passed over 8 tensors that change nothing: ' in note
 
 
 @pytest.mark.parametrize('name, method', [
-  ('bundle_emb.cat.clip_l', 'embeddings of new words'),
+  ('bundle_emb.cat.clip_l', 'embeddings of new words, which --embedding reads'),
+  (f'{KOHYA}.bias_values', 'sparse differences of biases'),
+  (f'{KOHYA}.set_weight', 'weights that replace a layer'),
   (f'{KOHYA}.oft_diag', 'OFT in the old form'),
   (f'{LAYER}.oft_r.default', 'OFT in the form of PEFT'),
   (f'{KOHYA}.a1.weight', 'GLoRA'),
@@ -235,6 +247,12 @@ def test_a_bias_of_zeros_where_there_is_none(load, layers):
   assert not made.others and not made.notes
 
 
+def test_ia3_is_no_model(load):
+  tensors = {f'{KOHYA}.weight': np.ones(24), f'{KOHYA}.on_input': np.ones(1)}
+  with pytest.raises(ValueError, match=r'2 of 2 tensors would.*: IA3 \('):
+    load(tensors)
+
+
 FOREIGN = {
   'lora_unet_down_blocks_0_attentions_0_proj_in': 'Stable Diffusion 1.x or 2.x',
   'lora_unet_double_blocks_0_img_attn_proj': 'Flux',
@@ -246,6 +264,7 @@ FOREIGN = {
   'transformer.transformer_blocks.0.attn1.to_k': 'a diffusion transformer',
   'lora_prior_unet_blocks_0_attn': 'Stable Cascade',
   'unet.down_blocks.1.motion_modules.0.proj_in': 'AnimateDiff',
+  '1.to_q_lora.down': 'an IP-Adapter',
   'lora_controlnet_input_blocks_1_0': 'a ControlNet',
 }
 
@@ -295,6 +314,11 @@ def test_files_that_are_no_lora(load, layers):
     load({f'model.diffusion_model.{ORIGINAL}.weight': pair[0]})
   with pytest.raises(ValueError, match='textual inversion, .* as --embedding'):
     load({'clip_l': pair[0], 'clip_g': pair[1]})
+  for name in 'decoder.conv_in.weight', '<cat>':
+    with pytest.raises(ValueError, match='no tensor of a LoRA.* as --vae, wor'):
+      load({name: pair[0]})
+  with pytest.raises(ValueError, match=r': weights that replace a layer \('):
+    load({f'diffusion_model.{LAYER}.set_weight': pair[0]})
   with pytest.raises(ValueError, match='the file has no tensors'):
     load({})
   with pytest.raises(ValueError, match='no tensor of it changes this base'):
@@ -309,6 +333,7 @@ def test_files_that_are_no_lora(load, layers):
   ({'lora_down.weight': (0, 24), 'lora_up.weight': (24, 0)}, 'has rank 0, '),
   ({'lora_down.weight': (3, 24)}, 'of the same rank as down; write the file'),
   ({'lora_down.weight': (2, 7)}, r'to be \(r, 24\); .* another base'),
+  ({'lora_down.weight': (24, 2)}, r'to be \(r, 24\); write the file again'),
   ({'lora_up.weight': None}, 'has no up: the file is incomplete'),
   ({'dora_scale': (7, 1)}, r'dora_scale would have to be \(24,\)'),
   ({'oft_blocks': (4, 6, 6)}, 'parts of two methods, LoRA and OFT'),
@@ -326,5 +351,6 @@ def test_broken_files(load, layers, changes, message):
       del tensors[name]
     else:
       tensors[name] = tensors[name].astype(value)
-  with pytest.raises(ValueError, match=message):
+  with pytest.raises(ValueError, match=message) as caught:
     load(tensors)
+  assert str(caught.value).count('x.safetensors') == 1

@@ -63,6 +63,7 @@ def test_cosxl(foreign):
     ({'edm_std': STD}, 'edm_std without edm_mean'),
     ({'edm_vpred.sigma_min': 0.1}, 'edm_vpred.sigma_min without'),
     ({'edm_mean': MEAN, 'edm_std': [1.0, 0.0, 1.0, 1.0]}, 'edm_std is .*0.0'),
+    ({'edm_mean': [], 'edm_std': []}, r'edm_mean is \[\], which cannot'),
     ({'edm_vpred.sigma_max': -1.0}, 'sigma_max is .-1.0., which cannot'),
   ],
 )

@@ -20,6 +20,15 @@ def single(tmp_path_factory):
   return safetensors.numpy.load_file(path)
 
 
+def test_a_part_of_a_net(single, tmp_path):
+  whole = tmp_path / 'a-00001-of-00001.safetensors'
+  safetensors.numpy.save_file(single, whole)
+  assert formats.open_model(whole).is_complete
+  part = whole.rename(tmp_path / 'a-00001-of-00002.safetensors')
+  with pytest.raises(ValueError, match='one of 2 files of one net: pass the'):
+    formats.open_model(part)
+
+
 def linear_projection(arrays):
   """As diffusers' conversion script writes it: a layer's transposed matrix."""
   name = 'conditioner.embedders.1.model.text_projection'

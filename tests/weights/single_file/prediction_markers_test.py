@@ -33,6 +33,7 @@ def read(names=(), metadata=None, **settings):
     ((), {SPEC: 'epsilon'}, EPSILON, False),
     ((), {SPEC: 'x0'}, 'sample', False),
     ((), {SPEC: ''}, None, False),
+    ((), {SPEC: 'None'}, None, False),
     ((), {'ss_v_parameterization': 'True'}, V, False),
     ((), {'ss_v_parameterization': 'False'}, None, False),
     ((), {'ss_v_parameterization': 'None'}, None, False),
