@@ -2,14 +2,12 @@
 
 from typing import Any, NamedTuple
 
-import numpy as np
-
 from sdxl_jax.diffusion import (
   noise_schedule,
   sampler_traits,
   sampling_schedule,
 )
-from sdxl_jax.weights.diffusers import edm_config
+from sdxl_jax.weights.diffusers import edm_config, scheduler_support
 
 # Our names of the predictions of a net, and those of diffusers.
 PREDICTION_TYPES = {'eps': 'epsilon', 'v': 'v_prediction', 'x0': 'sample'}
@@ -45,61 +43,6 @@ DEFAULT_SPACINGS = {
   'LCMScheduler': 'leading',
   'TCDScheduler': 'leading',
 }
-# The implemented values of options, where a config has them.
-SUPPORTED = {
-  'trained_betas': (None,),
-  'prediction_type': tuple(PREDICTION_TYPES.values()),
-  'timestep_type': ('discrete',),
-  'sigma_min': (None,),
-  'sigma_max': (None,),
-  'use_flow_sigmas': (False,),
-}
-SUPPORTED_EULER = SUPPORTED | {'interpolation_type': ('linear',)}
-SUPPORTED_CLIPPING = SUPPORTED | {'clip_sample': (False,)}
-SUPPORTED_DDIM = SUPPORTED_CLIPPING | {'thresholding': (False,)}
-SUPPORTED_DDPM = SUPPORTED_DDIM | {
-  'variance_type': (None, 'fixed_small', 'fixed_small_log')
-}
-SUPPORTED_MULTISTEP = SUPPORTED | {'thresholding': (False,)}
-SUPPORTED_DPMPP = SUPPORTED_MULTISTEP | {
-  'algorithm_type': ('dpmsolver++', 'sde-dpmsolver++', 'deis'),
-  'use_lu_lambdas': (False,),
-  'lambda_min_clipped': ('-inf', -np.inf),
-  'variance_type': (None,),
-}
-SUPPORTED_DPMPP_2M = SUPPORTED_DPMPP | {
-  'solver_order': (1, 2),
-  'solver_type': ('midpoint', 'bh1', 'bh2', 'logrho'),  # all mean midpoint
-}
-SUPPORTED_DEIS = SUPPORTED_MULTISTEP | {'solver_order': (1, 2, 3)}
-SUPPORTED_UNIPC = SUPPORTED_MULTISTEP | {
-  'solver_order': (2,),
-  'solver_type': ('bh2', 'midpoint', 'heun', 'logrho'),  # all mean bh2
-  'predict_x0': (True,),
-  'disable_corrector': ([],),
-  'solver_p': (None,),
-}
-SUPPORTED_DISTILLED = SUPPORTED_DDIM | {'original_inference_steps': (50,)}
-DPMPP_SAMPLERS = (
-  'dpmpp_2m_heun',
-  'dpmpp_2m_sde_heun',
-  'dpmpp_3m',
-  'dpmpp_3m_sde',
-  'dpmpp_2s',
-)
-# By sampler, where the reference has more options.
-SUPPORTED_BY = dict.fromkeys(DPMPP_SAMPLERS, SUPPORTED_DPMPP) | {
-  'euler': SUPPORTED_EULER,
-  'heun': SUPPORTED_CLIPPING,
-  'ddim': SUPPORTED_DDIM,
-  'ddpm': SUPPORTED_DDPM,
-  'dpmpp_2m': SUPPORTED_DPMPP_2M,
-  'dpmpp_2m_sde': SUPPORTED_DPMPP_2M,
-  'deis': SUPPORTED_DEIS,
-  'unipc': SUPPORTED_UNIPC,
-  'lcm': SUPPORTED_DISTILLED,
-  'tcd': SUPPORTED_DISTILLED,
-}
 # Samplers whose reference schedulers cannot re-space their sigmas.
 TRAINED_ONLY = ('ddim', 'ddpm', 'euler_ancestral', 'lcm', 'tcd')
 # Samplers whose order a config may set.
@@ -110,7 +53,7 @@ FINAL_SIGMA_BY_CONFIG = (
   'dpmpp_2m',
   'dpmpp_2m_sde',
   'unipc',
-  *DPMPP_SAMPLERS,
+  *scheduler_support.DPMPP_SAMPLERS,
 )
 
 
@@ -138,7 +81,7 @@ def sampler_of(config: dict[str, Any]) -> tuple[str, str | None]:
     )
   if sampler is not None:
     try:
-      check_supported(config, sampler)
+      scheduler_support.check(config, sampler)
       return sampler, None
     except ValueError as error:
       reason = f'names {named}, and {error}'
@@ -189,18 +132,6 @@ SOLVER_VARIANTS = {
 }
 
 
-def check_supported(config: dict[str, Any], sampler: str) -> None:
-  """Raises ValueError for an option that would change a sampler's result."""
-  supported = SUPPORTED_BY.get(sampler, SUPPORTED)
-  if edm_config.is_edm(config):
-    supported = edm_config.SUPPORTED_BY.get(sampler, edm_config.SUPPORTED)
-  for name, allowed in supported.items():
-    if name in config:
-      noise_schedule.check_choice(
-        f'{name} of the scheduler config', config[name], allowed
-      )
-
-
 def read(
   config: dict[str, Any], sampler: str
 ) -> tuple[noise_schedule.Schedule, sampling_schedule.Spacing]:
@@ -215,7 +146,7 @@ def read(
     ValueError: if an entry is missing, or the sampler does not support it.
   """
   noise_schedule.check_choice('sampler', sampler, sampler_traits.SAMPLER_TRAITS)
-  check_supported(config, sampler)
+  scheduler_support.check(config, sampler)
   if edm_config.is_edm(config):
     return edm_config.read(config, _spacing(config, sampler))
   try:
