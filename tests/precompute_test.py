@@ -57,7 +57,7 @@ def random_weights(monkeypatch, random_params):
 def loader(params):
   """Makes a loading.load_params of these parameters."""
 
-  def load_params(source, model, names, mesh=None, memory='device'):
+  def load_params(source, model, names, mesh=None, **options):
     return {name: params[name] for name in names}
 
   return load_params
