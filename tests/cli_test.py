@@ -70,6 +70,7 @@ def test_an_interrupt_that_a_callback_swallowed():
   """Python drops what a callback raises, and would go on."""
   run = run_code(
     'import signal, time\n'
+    '  signal.signal(signal.SIGINT, signal.default_int_handler)\n'
     '  class Swallow:\n'
     '    def __del__(self): raise KeyboardInterrupt\n'
     '  Swallow(); time.sleep(20)'

@@ -22,8 +22,13 @@ for word, scheduler in (
   )(base)
 kind(
   'modelspec says something else',
+  metadata={SPEC: 'score'},
+  error="is 'score', which is no known prediction.*--prediction",
+)(base)
+kind(
+  'modelspec of flow matching',
   metadata={SPEC: 'rectified_flow'},
-  error="is 'rectified_flow', which is no known prediction.*--prediction",
+  error="is 'rectified_flow', which is flow matching and not implemented",
 )(base)
 
 
