@@ -173,7 +173,7 @@ def is_comparable(config, steps):
   if named == 'DEISMultistepScheduler' or 'final_sigmas_type' in config:
     # The last step may have no length, by which the third order divides.
     no_length = respaced or steps == 999
-    if named == 'DEISMultistepScheduler' and respaced and steps == 1:
+    if named.startswith(('DEIS', 'UniPC')) and respaced and steps == 1:
       return False  # and is then the only one
     return config.get('solver_order', 2) < 3 or not no_length
   return True
