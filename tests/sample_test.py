@@ -63,6 +63,7 @@ def test_command(tmp_path):
   assert 's per image' in first.stdout and '4 of 6: 100%' in first.stderr
   told, models = sample_request.from_png_metadata(out / '3-8.png')
   assert told['prompt'] == 'ein Füchschen' and told['seed'] == 8
+  assert told['sampler'] == 'euler'  # the folder's own
   assert models['refiner'] == str(TINY / 'refiner')
   with Image.open(out / '3-8.png') as picture:
     assert picture.size == (96, 64)

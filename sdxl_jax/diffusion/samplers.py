@@ -159,7 +159,7 @@ def draw_step_noise(
   i: Int[ArrayLike, ''],
   shape: tuple[int, ...],
   keys: Key[Array, ' b'] | None,
-  drawn: Float[Array, '*noises b h w c'] | None,
+  drawn: Float[ArrayLike, '*noises b h w c'] | None,
 ) -> tuple[sampler_steps.Step, Float[ArrayLike, 'b h w c']]:
   """Returns the step with the noise of its middle, and that of its end.
 
