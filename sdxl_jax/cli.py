@@ -60,7 +60,7 @@ def run(main: Callable, *names: str, memory: str = '') -> None:
 
 
 def silence_orbax() -> None:
-  """Silences what orbax prints beside the error that it raises."""
+  """Silences log lines and tracebacks of errors that orbax also raises."""
   # It logs verbosely, and its threads and tasks log errors with tracebacks.
   absl_logging.set_verbosity(absl_logging.FATAL)
   logging.getLogger('asyncio').setLevel(logging.CRITICAL)

@@ -171,7 +171,7 @@ def check_measured(measured: dict[str, np.ndarray]) -> None:
   """
   # The PSNR of an image without any error is infinite.
   psnr = np.where(np.isposinf(measured['psnr']), 0, measured['psnr'])
-  finiteness.check_reconstructions(*(measured | {'psnr': psnr}).values())
+  finiteness.check_reconstructions([*(measured | {'psnr': psnr}).values()])
 
 
 def read_crops(

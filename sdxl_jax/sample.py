@@ -6,8 +6,6 @@ DIR is a diffusers folder, a single file, an orbax export or a run's workdir.
 From Python: sample.generate(sample.load(DIR), ['a fox', 'a pig']).
 """
 
-import os
-import pathlib
 import sys
 import warnings
 
@@ -21,6 +19,7 @@ from sdxl_jax.checkpoints import loading
 from sdxl_jax.data import figures, images
 from sdxl_jax.distributed import device_mesh
 from sdxl_jax.sampling import (
+  command_files,
   generation,
   init_images,
   model_flags,
@@ -32,7 +31,6 @@ from sdxl_jax.sampling import (
   sample_flags,
   sample_request,
   sampler_choice,
-  validation,
   watermark,
 )
 from sdxl_jax.text import prompt_brackets
@@ -57,13 +55,13 @@ def sample(located, names, models, noise, args):
     noise: N(0, 1) of each, [n, h/8, w/8, 4], or None for the seeds' own.
     args: the other flags.
   """
-  check_arrays([request for _, request in located], noise, args)
+  command_files.check_arrays([request for _, request in located], noise, args)
   mesh = device_mesh.make_mesh(devices=jax.local_devices())
   clock = phase_clock.PhaseClock()
   requests, base, refiner = load_for(located, models, mesh, args.offload)
   clock.stop('loading')
   size, for_grid, latents = args.batch or mesh.size, [], []
-  told = set()  # of masks
+  printed = set()  # masks, by the settings that change them
   for batch in request_batches.batches(
     requests, size, base.tokenize, base.text_chunks
   ):
@@ -76,7 +74,7 @@ def sample(located, names, models, noise, args):
     if noise is not None:
       rows = noise[done : done + len(batch)]
       kwargs['init_noise'] = [*rows, *[rows[-1]] * surplus]
-    tell_mask(batch[0], kwargs['mask'], base, told)
+    print_mask(batch[0], kwargs['mask'], base, printed)
     zoom = args.zoom or base.zoom
     if args.watermark:
       h, w = kwargs['size']
@@ -93,10 +91,7 @@ def sample(located, names, models, noise, args):
       )
     for request, name, image in zip(batch, names[done:], sampled):
       text = sample_request.to_png_metadata(request, models, image.shape)
-      image = images.enlarge(images.to_uint8(image), zoom)
-      if args.watermark:
-        image = watermark.embed(image)
-      images.save(name, image, text)
+      image = command_files.write_image(name, image, text, zoom, args.watermark)
       if args.grid:
         for_grid.append(image)
     latents.extend(z[: len(batch)])
@@ -177,12 +172,12 @@ def load_expert(weights, mesh, options):
   return pipeline
 
 
-def tell_mask(request, mask, base, told):
+def print_mask(request, mask, base, printed):
   """Prints once for each mask what share of the image it repaints."""
   key = request.mask, request.mask_threshold, request.height, request.width
-  if mask is None or key in told:
+  if mask is None or key in printed:
     return
-  told.add(key)
+  printed.add(key)
   cell, threshold = base.model.vae.downscale, request.mask_threshold
   print(init_images.describe_mask(request.mask, mask, cell, threshold))
 
@@ -201,95 +196,24 @@ def make_watch(bar, preview):
   return watch
 
 
-def check_arrays(requests, noise, args):
-  """Raises ValueError for noise or latents that do not fit one array."""
-  if noise is not None and len(noise) != len(requests):
-    raise ValueError(
-      f'--init_noise={args.init_noise} has noise for {len(noise)} images, and '
-      f'{len(requests)} are to be sampled: pass one each'
-    )
-  sizes = {(r.height, r.width, r.image) for r in requests}
-  if args.save_latents and len(sizes) > 1:
-    raise ValueError(
-      f'--save_latents={args.save_latents} is one array, and the images may '
-      'have several sizes: use one command for each size'
-    )
-
-
-def read_noise(path):
-  """Reads --init_noise, [n, h/8, w/8, 4].
-
-  Raises:
-    ValueError: for a file that is no .npy, or numbers that are not finite.
-    OSError: for a file that cannot be read.
-  """
-  # numpy raises errors of many kinds on files of other formats.
-  try:
-    noise = np.load(path)
-    if not isinstance(noise, np.ndarray) or noise.ndim != 4:
-      raise ValueError('it holds no array of 4 axes')
-  except OSError:
-    raise
-  except Exception as error:
-    raise ValueError(
-      f'--init_noise={path} cannot be read ({error}): write it with '
-      'numpy.save, as [n, h/8, w/8, 4]'
-    ) from error
-  validation.check_numbers(f'--init_noise={path}', noise)
-  return noise
-
-
 def warn(lines):
   """Prints what is read otherwise than it may be meant."""
   for line in lines:
     print(f'warning: {line}', file=sys.stderr)
 
 
-def check_outputs(names, args):
-  """Checks all files that will be written.
-
-  Args:
-    names: of the images.
-    args: the flags.
-
-  Raises:
-    OSError: for one that could not be written.
-    ValueError: for one that would be written twice.
-  """
-  flag_of = dict.fromkeys(map(os.path.abspath, names), 'output')
-  for path in names:
-    check_writable(pathlib.Path(path), 'output')
-  for flag in ('grid', 'preview', 'save_latents'):
-    path = args[flag].value
-    if not path:
-      continue
-    check_writable(pathlib.Path(path), flag)
-    first = flag_of.setdefault(os.path.abspath(path), flag)
-    if first != flag:
-      raise ValueError(
-        f'--{flag}={path} is a file of --{first} as well: choose another'
-      )
-
-
-def check_writable(path, flag):
-  """Raises OSError for the path of a flag that could not be written later."""
-  try:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    writable = os.access(path.parent, os.W_OK) and not path.is_dir()
-  except OSError:
-    writable = False
-  if not writable:
-    raise OSError(f'{path} cannot be written: choose another --{flag}')
-
-
 def main(args):
   located = sample_flags.read(args)
   names = sample_flags.file_names(args.output, [r for _, r in located])
-  check_outputs(names, args)
-  noise = None if args.init_noise is None else read_noise(args.init_noise)
+  command_files.check_outputs(names, args)
+  noise = (
+    None
+    if args.init_noise is None
+    else command_files.read_noise(args.init_noise)
+  )
   models = sample_flags.model_options(args)
   warn(request_checks.before_loading(located, models))
-  with warnings.catch_warnings():  # which these lines have told
+  with warnings.catch_warnings():  # those that were just printed
     warnings.simplefilter('ignore', prompt_brackets.PromptSyntaxWarning)
     sample(located, names, models, noise, args)
 

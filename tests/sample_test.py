@@ -15,6 +15,7 @@ from PIL import Image
 from sdxl_jax import sample
 from sdxl_jax.data import images
 from sdxl_jax.sampling import (
+  command_files,
   init_images,
   phase_clock,
   pipelines,
@@ -291,8 +292,14 @@ def test_flags_of_the_models(tmp_path, flags):
     return sample_flags.model_options(flags)
 
   chosen = options(
-    *('--weights=w', '--variant=bf16', '--vae=v', '--prediction=v'),
-    *('--zero_snr', '--skip_unsupported', '--lora=a', '--lora=b:2'),
+    '--weights=w',
+    '--variant=bf16',
+    '--vae=v',
+    '--prediction=v',
+    '--zero_snr',
+    '--skip_unsupported',
+    '--lora=a',
+    '--lora=b:2',
   )
   assert chosen == {
     'weights': 'w',
@@ -349,14 +356,14 @@ def test_seeds_that_are_given_are_not_drawn(flags, capsys):
 
 
 def test_each_mask_is_described_once(capsys):
-  told, base = set(), pipelines.load(TINY / 'base')
+  printed, base = set(), pipelines.load(TINY / 'base')
   mask = np.zeros((64, 64), np.float32)
   mask[40, 8:] = 1
   for threshold in (0.5, 0.5, 0.25):
     request = sample_request.Request(
       image='a.png', mask='m.png', mask_threshold=threshold
     )
-    sample.tell_mask(request, mask, base, told)
+    sample.print_mask(request, mask, base, printed)
   line = 'm.png repaints 10.9 % of the image\n'  # 7 of 64 cells
   assert capsys.readouterr().out == 2 * line
 
@@ -396,7 +403,7 @@ def test_latents_of_several_sizes_are_no_array(flags):
   ]
   flags(['sample', '--save_latents=a.npy'])
   with pytest.raises(ValueError, match='one command for each size'):
-    sample.check_arrays(asked, None, flags)
+    command_files.check_arrays(asked, None, flags)
 
 
 def test_the_clock_tells_compiling_apart(monkeypatch):

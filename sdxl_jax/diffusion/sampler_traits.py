@@ -16,7 +16,7 @@ NO_LIMIT = 4  # the highest order that any step has
 def no_churn(
   sigmas: Levels, timesteps: Timesteps, trained: TrainedSigmas, eta: float
 ) -> Timesteps:
-  """Deterministic: sigma_down is the next sigma, whatever eta."""
+  """Returns the next sigmas: deterministic samplers add no noise."""
   del timesteps, trained, eta
   return sigmas[1:]
 

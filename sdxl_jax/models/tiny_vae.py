@@ -157,9 +157,9 @@ def count_blocks(is_block: Sequence[bool]) -> tuple[int, ...]:
   """Counts the blocks of each level of a half.
 
   Args:
-    is_block: of all layers with parameters, in order: a block, or a
-      convolution, of which there is one before each level of the encoder and
-      one after each level of the decoder, and one at the other end.
+    is_block: of each layer with parameters, in order; False for a convolution.
+      A level of the encoder begins with a convolution and one of the decoder
+      ends with one; one more stands at the other end.
   """
   counts = []
   for block in is_block:

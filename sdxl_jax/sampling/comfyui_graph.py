@@ -141,8 +141,8 @@ def unread_nodes(graph: Graph, left_out: Sequence[str]) -> list[str]:
     for node in graph.nodes.values()
     if node.kind not in KNOWN and node.name not in passing
   ]
-  told = {' '.join(line.split()[:2]) for line in left_out}
-  return [name for name in names if name not in told]
+  named = {' '.join(line.split()[:2]) for line in left_out}
+  return [name for name in names if name not in named]
 
 
 def read_graph(text: str, location: str) -> Graph:

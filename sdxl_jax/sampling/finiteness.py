@@ -4,6 +4,7 @@ Nothing is computed for it while sampling. Where latents or images are not
 finite, the same programs take the steps once more, one by one.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -85,11 +86,11 @@ def check_preview(
   raise NonFiniteError(f'a preview has {WHAT} and cannot be shown. {reason}')
 
 
-def check_reconstructions(*arrays: Any) -> None:
+def check_reconstructions(arrays: Sequence[np.ndarray]) -> None:
   """Checks what an autoencoder makes of images: reconstructions, metrics.
 
   Args:
-    *arrays: [b, ...] each.
+    arrays: [b, ...] each.
 
   Raises:
     NonFiniteError: for NaN or infinity.

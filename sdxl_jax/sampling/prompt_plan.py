@@ -89,8 +89,9 @@ def make_plan(prompts: Prompts, settings: SampleSettings, steps: int) -> Plan:
     ValueError: for lists of different lengths, for images that combine
       different numbers of prompts, and from prompt_schedule.
   """
-  texts = Prompts(
-    *(v and list(map(prompt_tags.without_tags, v)) for v in prompts)
+  texts = Prompts._make(
+    None if v is None else list(map(prompt_tags.without_tags, v))
+    for v in prompts
   )
   check_counts(texts)
   has_negative = texts.negative_prompts is not None
@@ -177,7 +178,7 @@ def make_stages(
 
   # Of each branch, encoder and image: (last step, text)s.
   schedules = [
-    [texts and list(map(schedule, texts)) for texts in branch]
+    [None if texts is None else list(map(schedule, texts)) for texts in branch]
     for branch in (*positive, negative)
   ]
   ends = {
@@ -190,7 +191,10 @@ def make_stages(
   stages = []
   for begin in sorted({0, *ends} - {steps}):
     branches = [
-      Branch(*(s and tuple(text_at(x, begin) for x in s) for s in branch))
+      Branch._make(
+        None if s is None else tuple(text_at(x, begin) for x in s)
+        for s in branch
+      )
       for branch in schedules
     ]
     stages.append(Stage(begin, tuple(branches[:-1]), branches[-1]))

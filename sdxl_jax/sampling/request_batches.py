@@ -60,8 +60,8 @@ def text_shape(
   if not (request.long_prompts or request.weighted_prompts):
     return []
   texts = (getattr(request, name) for name in sample_request.TEXTS)
-  prompts = prompt_plan.Prompts(
-    *(None if text is None else [text] for text in texts)
+  prompts = prompt_plan.Prompts._make(
+    None if text is None else [text] for text in texts
   )
 
   def most(branches):
@@ -70,7 +70,7 @@ def text_shape(
     )
     return divided[0][0].shape[1]
 
-  # Neither tags, which the command has named, nor cut text is told again.
+  # The command has printed the warnings of tags and cut text already.
   with warnings.catch_warnings():
     warnings.simplefilter('ignore')
     plan = prompt_plan.make_plan(prompts, request, request.steps)

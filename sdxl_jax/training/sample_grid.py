@@ -62,7 +62,7 @@ class SampleGrid:
       self.model, params, self.inputs
     )
     reconstructed = multihost.fetch(reconstructed)
-    finiteness.check_reconstructions(reconstructed)
+    finiteness.check_reconstructions([reconstructed])
     cells = reconstruction.comparison(self.inputs, reconstructed)
     # Image, reconstruction and difference side by side.
     columns = 3 * math.ceil(len(self.inputs) / ROWS)

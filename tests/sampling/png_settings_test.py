@@ -218,9 +218,13 @@ def test_other_nodes_of_comfyui(tmp_path):
   assert found.note.count('ControlNetApply') == 1
   assert 'guidance_scale' not in found.fields
   for part in (
-    *('CLIPSetLastLayer 24', 'cfg of KSamplerAdvanced 3'),
-    *('ControlNetApply 21', 'VAEEncode 20 (pass --image)', 'denoise 0.5'),
-    *('scheduler kl_optimal', 'end_at_step 20'),
+    'CLIPSetLastLayer 24',
+    'cfg of KSamplerAdvanced 3',
+    'ControlNetApply 21',
+    'VAEEncode 20 (pass --image)',
+    'denoise 0.5',
+    'scheduler kl_optimal',
+    'end_at_step 20',
   ):
     assert part in found.note
 

@@ -13,6 +13,7 @@ import functools
 import json
 import pathlib
 import re
+from collections.abc import Callable
 from typing import Any
 
 from sdxl_jax.weights import (
@@ -72,20 +73,13 @@ def open_model(
     passed_over = check_rest(rest, bool(nets), options.skip_unsupported)
   except ValueError as error:
     raise ValueError(f'{path}: {error}') from None
-  # Open each net when it is asked for.
-  loaders = {}
-  for net in nets:
-    config = saved.get('nets', {}).get(net.component)
-    if config is None and base is not None and net.component in base.loaders:
-      config = base.net(net.component).published
-    location = f'{path}, {net.component}'
-    loaders[net.component] = functools.cache(
-      functools.partial(
-        open_nets.open_net, net, config, location, options.skip_unsupported
-      )
-    )
-    if net.component == 'vae' and 'vae' not in saved.get('nets', {}):
-      loaders['vae'] = edm_markers.with_latents(loaders['vae'], marks.latents)
+  saved_configs = saved.get('nets', {})
+  loaders = {
+    net.component: make_loader(net, saved_configs, base, f'{path}', options)
+    for net in nets
+  }
+  if 'vae' in loaders and 'vae' not in saved_configs:
+    loaders['vae'] = edm_markers.with_latents(loaders['vae'], marks.latents)
   index = None
   if {'unet', 'text_encoder_2'} <= set(loaders):  # a whole model
     index = read_index(file, saved, is_refiner(nets))
@@ -106,6 +100,37 @@ def open_model(
     unused_tensors=constants | markers,
     passed_over=passed_over,
     notes=said.notes,
+  )
+
+
+def make_loader(
+  net: find_nets.FoundNet,
+  saved_configs: dict[str, Any],
+  base: pretrained.Model | None,
+  path: str,
+  options: read_options.ReadOptions,
+) -> Callable[[], pretrained.Net]:
+  """Makes the function that opens a net when it is first needed.
+
+  Args:
+    net: with its tensors.
+    saved_configs: {component: config.json} of our metadata.
+    base: whose config is taken where there is no saved one.
+    path: of the file, for errors.
+    options: what the user decided.
+  """
+  name = net.component
+  config = saved_configs.get(name)
+  if config is None and base is not None and name in base.loaders:
+    config = base.net(name).published
+  return functools.cache(
+    functools.partial(
+      open_nets.open_net,
+      net,
+      config,
+      f'{path}, {name}',
+      options.skip_unsupported,
+    )
   )
 
 
