@@ -27,8 +27,7 @@ NUMBERS = {
 # Inputs that hold the text or the value of a node which passes one on.
 TEXT_INPUTS = ('text', 'text_g', 'string', 'value', 'prompt', 'populated_text')
 VALUE_INPUTS = ('value', 'seed', 'int', 'float', 'number')
-# Nodes that are read, or that change no image; of others, only those that pass
-# on a text or a value are.
+# Nodes that change no image, or that are read where a sampler needs them.
 KNOWN = (
   *SAMPLERS,
   *EMPTY,
@@ -47,8 +46,6 @@ KNOWN = (
   'MarkdownNote',
   'Reroute',
 )
-# Inputs by which a node passes on what another one made.
-CONDITIONINGS = ('conditioning', 'positive', 'negative', 'conditioning_1')
 
 
 class Node(NamedTuple):
@@ -60,14 +57,18 @@ class Node(NamedTuple):
 
 
 class Graph(NamedTuple):
-  """The nodes by id."""
+  """The nodes by id, and the names of those that were read."""
 
   nodes: dict[str, Node]
+  read: set[str]
 
   def source(self, value: Any) -> Node | None:
     """Returns the node that a link comes from; None for a plain value."""
     is_link = isinstance(value, list) and len(value) == 2
-    return self.nodes.get(str(value[0])) if is_link else None
+    node = self.nodes.get(str(value[0])) if is_link else None
+    if node is not None:
+      self.read.add(node.name)
+    return node
 
   def chain(self, value: Any, names: Sequence[str]) -> Iterator[Node]:
     """Yields the nodes behind a link, along the first of some inputs."""
@@ -104,13 +105,13 @@ def parse(text: str, location: str) -> ForeignSettings:
   left_out = [
     f'{node.kind} {node.name}' for node in samplers if node is not sampler
   ]
-  positive, lost = read_texts(graph, sampler.inputs.get('positive'))
+  positive, lost = read_texts(graph, sampler, 'positive')
   if 'prompt' not in positive:
     raise ValueError(
       f'{location}: no text can be found for {sampler.kind} {sampler.name} of '
       "ComfyUI's graph: pass --prompt and the other settings as flags"
     )
-  negative, lost_2 = read_texts(graph, sampler.inputs.get('negative'))
+  negative, lost_2 = read_texts(graph, sampler, 'negative')
   fields = positive | {
     f'negative_{name}': value for name, value in negative.items()
   }
@@ -123,26 +124,17 @@ def parse(text: str, location: str) -> ForeignSettings:
   model, tags, lost_4 = read_model(graph, sampler.inputs.get('model'))
   fields['prompt'] = ' '.join([fields['prompt'], *tags])
   left_out += [*lost, *lost_2, *lost_3, *lost_4]
-  left_out += unread_nodes(graph, left_out)
+  left_out += unread_nodes(graph)
   return ForeignSettings('ComfyUI', fields | settings, left_out, model)
 
 
-def unread_nodes(graph: Graph, left_out: Sequence[str]) -> list[str]:
-  """Returns the nodes that nothing was read of, but for those left out."""
-  passing = {
-    node.name
-    for reader in graph.nodes.values()
-    for value in reader.inputs.values()
-    for node in graph.chain(value, (*TEXT_INPUTS, *VALUE_INPUTS))
-    if any(n in node.inputs for n in (*TEXT_INPUTS, *VALUE_INPUTS))
-  }
-  names = [
+def unread_nodes(graph: Graph) -> list[str]:
+  """Returns the nodes that nothing was read of."""
+  return [
     f'{node.kind} {node.name}'
     for node in graph.nodes.values()
-    if node.kind not in KNOWN and node.name not in passing
+    if node.kind not in KNOWN and node.name not in graph.read
   ]
-  named = {' '.join(line.split()[:2]) for line in left_out}
-  return [name for name in names if name not in named]
 
 
 def read_graph(text: str, location: str) -> Graph:
@@ -169,13 +161,23 @@ def read_graph(text: str, location: str) -> Graph:
       f"{location}: the text under 'prompt' is no graph of ComfyUI: pass "
       '--prompt and the other settings as flags'
     )
-  return Graph(nodes)
+  return Graph(nodes, set())
 
 
-def read_texts(graph: Graph, link: Any) -> tuple[dict[str, Any], list[str]]:
-  """Reads the fields of a conditioning, and what of it is left out."""
+def read_texts(
+  graph: Graph, sampler: Node, side: str
+) -> tuple[dict[str, Any], list[str]]:
+  """Reads the fields of a conditioning, and what of it is left out.
+
+  Args:
+    graph: of the sampler.
+    sampler: whose conditioning is read.
+    side: 'positive' or 'negative'. Nodes such as ControlNetApplyAdvanced take
+      and return both, under the same names.
+  """
   left_out = []
-  for node in graph.chain(link, CONDITIONINGS):
+  names = ('conditioning', side, 'conditioning_1')
+  for node in graph.chain(sampler.inputs.get(side), names):
     if node.kind == 'ConditioningZeroOut':
       return {}, left_out  # no text at all, as without a negative prompt
     if node.kind == 'CLIPTextEncodeSDXL':

@@ -171,6 +171,28 @@ def test_comfyui(tmp_path):
   assert 'strength_clip 1.0 of xl' in found.note
 
 
+def test_nodes_of_comfyui_that_pass_both_conditionings(tmp_path):
+  """Each side keeps its own text; nodes that nothing was read of are named."""
+  graph = json.loads(json.dumps(GRAPH))
+  sides = {
+    side: graph['3']['inputs'][side] for side in ('positive', 'negative')
+  }
+  graph['40'] = {'class_type': 'ControlNetApplyAdvanced', 'inputs': sides}
+  graph['3']['inputs'] |= {'positive': ['40', 0], 'negative': ['40', 1]}
+  graph['41'] = {
+    'class_type': 'Face Detailer (x)',
+    'inputs': {'image': ['8', 0], 'seed': 3},
+  }
+  graph['42'] = {'class_type': 'SaveText', 'inputs': {'text': ['41', 0]}}
+  path = png(tmp_path / 'a.png', prompt=json.dumps(graph))
+  plain = png_settings.load(png(tmp_path / 'b.png', prompt=json.dumps(GRAPH)))
+  found = png_settings.load(path)
+  for name in ('prompt', 'negative_prompt'):
+    assert found.fields[name] == plain.fields[name]
+  assert 'ControlNetApplyAdvanced 40' in found.note
+  assert found.note.count('Face Detailer (x) 41') == 1
+
+
 def test_other_nodes_of_comfyui(tmp_path):
   graph = json.loads(json.dumps(GRAPH))
   graph['3']['class_type'] = 'KSamplerAdvanced'
