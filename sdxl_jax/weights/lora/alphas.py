@@ -101,7 +101,7 @@ def check_number(field: str, layer: str, value: Any, least: float) -> None:
   if type(value) not in (int, float) or not least <= value <= LARGEST:
     raise ValueError(
       f'{field} of the layer {layer} is {str(value)[:50]}, which is no number '
-      f'from {least:g} to {LARGEST:g}: correct {CONFIG} beside it, or {METADATA}'
+      f'from {least:g} to {LARGEST:g}: correct {CONFIG} or {METADATA}'
     )
 
 
@@ -123,7 +123,7 @@ def pattern_value(
   if not isinstance(patterns, dict):
     raise ValueError(
       f'{field} is {str(patterns)[:50]}, and must be a JSON object: correct '
-      f'{CONFIG} beside it, or {METADATA}'
+      f'{CONFIG} or {METADATA}'
     )
   for pattern, value in patterns.items():
     try:
