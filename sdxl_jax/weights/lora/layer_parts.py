@@ -169,7 +169,7 @@ def blocks_shape(found: Shape, outputs: int) -> part_shapes.Needed:
 
 def check_kronecker(parts: dict[str, Shape], weight: Shape) -> Misfit | None:
   """Checks that the sizes of two matrices multiply to those of a weight."""
-  sizes, largest = [], 'lokr_w1'
+  sizes, names = [], []
   for whole, (a, b) in PAIRS.items():
     if whole in parts:
       rows, *columns = parts[whole]
@@ -183,10 +183,18 @@ def check_kronecker(parts: dict[str, Shape], weight: Shape) -> Misfit | None:
       if rank != other:
         return Misfit(b, f'({rank}, ...)', True)
     sizes.append((rows, math.prod(columns)))
-    largest = whole if whole in parts else b
+    names.append(whole if whole in parts else b)
   (a, b), (c, d) = sizes
   if (a * c, b * d) != (weight[0], math.prod(weight[1:])):
-    return Misfit(largest, f'a product of {weight}, not {(a * c, b * d)}')
+    return Misfit(names[1], f'a product of {weight}, not {(a * c, b * d)}')
+  # The first matrix has no kernel; the second has that of the weight, or is
+  # flat.
+  if weight[1] % b:
+    return Misfit(names[0], f'a matrix whose columns divide {weight[1]}')
+  flat = part_shapes.pad(tuple(columns), 1)
+  kernel = part_shapes.pad(flat, len(weight) - 1)[1:]
+  if len(flat) > 1 and kernel != weight[2:]:
+    return Misfit(names[1], f'of the kernel {weight[2:]}, not {kernel}')
   return None
 
 

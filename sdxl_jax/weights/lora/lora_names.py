@@ -129,7 +129,7 @@ def key_prefix(
 ) -> str:
   """Returns the beginning of the names of a layer's tensors."""
   if key_format == 'peft':
-    return f'base_model.model.{layer}'
+    return f'{PEFT}{layer}'
   if key_format.startswith('diffusers'):
     return f'{net}.{layer}'
   if key_format == 'kohya' and net == 'unet':
@@ -176,12 +176,6 @@ def parse(name: str) -> Name | None:
   if match['leaf'] == 'bias':
     part = 'up_bias' if part == 'up' else None
   return Name(match['prefix'], part, adapter) if part else None
-
-
-def split(name: str) -> tuple[str, str] | None:
-  """Splits a name into (prefix, part), or returns None."""
-  parsed = parse(name)
-  return parsed and parsed[:2]
 
 
 def key_prefixes(

@@ -96,7 +96,7 @@ def test_full_size_names_and_shapes(keys, full_size, file):
   assert lora_names.detect_key_format(expected) == LISTS[file]
   known, parts = lora_names.key_prefixes(names), {}
   for name, entry in expected.items():
-    stem, part = lora_names.split(name)
+    stem, part, _ = lora_names.parse(name)
     ((net, layer),) = known[stem]
     parts.setdefault((net, layer), {})[part] = np.empty(entry['shape'])
     end = '.alpha'
@@ -129,7 +129,7 @@ def rename(dialect, base, tensors):
   layout = lora_names.unet_block_layout(names['unet'])
   renamed = {}
   for name, array in tensors.items():
-    stem, part = lora_names.split(name)
+    stem, part, _ = lora_names.parse(name)
     ((net, layer),) = known[stem]
     end = '.alpha'
     if part != 'alpha':
@@ -261,7 +261,7 @@ def test_merged_outputs(base, file, nets, weight, close, tolerances):
   recorded, applied = nets
   prefix = f'{file.stem}/{weight}'
   specs = [str(file) if weight == '1' else f'{file}:{weight}']
-  merged = lora_file.add(base, specs)
+  merged = merge.merge(base, lora_file.load_all(base, specs))
   limit = tolerances['lora_outputs']
   out = np.asarray(applied['unet'](merged['unet'])).transpose(0, 3, 1, 2)
   close(out, recorded[f'{prefix}/unet_out'], limit, 'unet')
