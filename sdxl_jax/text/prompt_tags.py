@@ -13,6 +13,7 @@ from typing import NamedTuple
 from sdxl_jax.text import prompt_brackets
 
 TAG = re.compile(r'<\s*(lora|lyco|hypernet)\s*:([^<>]*)>', re.I)
+KEYS = ('te', 'unet')  # of the weights in a tag, in order
 WILDCARD = re.compile(r'(?<!\w)__[\w./*-]+?__(?!\w)')
 CHOICE = re.compile(r'\{[^{}]*\|[^{}]*\}')
 EMBEDDING = re.compile(rf'\b{prompt_brackets.MARK}[\w.-]+')
@@ -23,9 +24,6 @@ A1111 = re.compile(
 )
 
 
-KEYS = ('te', 'unet')  # of the weights in a tag, in order
-
-
 class Lora(NamedTuple):
   """A LoRA that a prompt names."""
 
@@ -34,8 +32,9 @@ class Lora(NamedTuple):
 
   @property
   def tag(self) -> str:
-    """The LoRA as prompts name it."""
-    return f'<lora:{self.name}:{self.weight!r}>'
+    """The LoRA as prompts name it, with all digits of its weight."""
+    weight = repr(self.weight).removesuffix('.0')
+    return f'<lora:{self.name}:{weight}>'
 
 
 def take_loras(prompt: str) -> tuple[str, tuple[Lora, ...]]:

@@ -29,6 +29,13 @@ def test_take_loras(prompt, text, loras):
   assert prompt_tags.take_loras(prompt) == (text, loras)
 
 
+@pytest.mark.parametrize('weight', [1.0, -0.5, 0.1 + 0.2, 1e-7, 1e22])
+def test_a_tag_has_all_digits(weight):
+  lora = Lora('a b', weight)
+  assert prompt_tags.take_loras(lora.tag) == ('', (lora,))
+  assert Lora('a').tag == '<lora:a:1>'
+
+
 @pytest.mark.parametrize(
   'prompt, message',
   [
