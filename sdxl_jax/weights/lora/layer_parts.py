@@ -7,8 +7,8 @@ from typing import NamedTuple
 import numpy as np
 
 from sdxl_jax.weights.lora import deltas, lora_names, part_shapes
+from sdxl_jax.weights.lora.part_shapes import Shape
 
-Shape = tuple[int, ...]
 # The tensors that each method needs, and those that it may have besides.
 METHODS = {
   'LoRA': (('down', 'up'), ('mid', 'up_bias')),
@@ -38,6 +38,9 @@ class Layer(NamedTuple):
   bias: Shape | None = None
 
 
+Layers = dict[tuple[str, str], Layer]  # by (net, published name)
+
+
 class Misfit(NamedTuple):
   """The first part whose shape is not that which its layer needs."""
 
@@ -52,7 +55,6 @@ def method_of(parts: dict[str, Shape]) -> str | None:
   Raises:
     ValueError: if parts are missing, or belong to two methods.
   """
-  shared = {'alpha', *MAGNITUDES, 'diff_b'}
   methods = [
     method
     for method, (needed, optional) in METHODS.items()
@@ -62,7 +64,7 @@ def method_of(parts: dict[str, Shape]) -> str | None:
     raise ValueError(f'has parts of two methods, {" and ".join(methods)}')
   if not methods:
     if 'diff_b' not in parts or set(parts) & set(MAGNITUDES):
-      given = ' and '.join(part for part in parts if part in shared)
+      given = ' and '.join(parts)
       raise ValueError(f'has only {given}: the file is incomplete')
     return None
   if methods == ['OFT'] and set(parts) & set(MAGNITUDES):
@@ -257,7 +259,7 @@ def make_deltas(
 
 def make_additive(
   method: str, parts: dict[str, np.ndarray], scale: float
-) -> deltas.AdditiveDelta:
+) -> deltas.Additive:
   """Makes the change of a weight by a method that does not depend on it."""
   if method == 'a whole difference':
     return deltas.Difference(parts['diff'])

@@ -102,6 +102,14 @@ ANY_NET = ('', 'lycoris_')  # of names that do not have their net
 ONE_TEXT_ENCODER = 'lora_te_'  # of kohya, for models that have one
 
 
+def names_by_net(layers: Collection[tuple[str, str]]) -> dict[str, list[str]]:
+  """Groups (net, layer) by net."""
+  names = collections.defaultdict(list)
+  for net, name in layers:
+    names[net].append(name)
+  return names
+
+
 def unet_block_layout(layers: Collection[str]) -> ldm_names.BlockLayout:
   """Infers the block layout of the UNet that has these published layers."""
   downs = (re.match(r'down_blocks\.(\d+)\..*\.conv1$', x) for x in layers)

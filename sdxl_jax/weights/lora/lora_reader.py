@@ -1,6 +1,5 @@
 """Reads the changes of an open LoRA file, or explains why they do not fit."""
 
-import collections
 from collections.abc import Collection, Iterator
 from typing import Any
 
@@ -18,7 +17,6 @@ from sdxl_jax.weights.lora import (
   reading_notes,
 )
 
-Layers = dict[tuple[str, str], layer_parts.Layer]
 NO_BIAS = 'biases of layers that have none'
 
 
@@ -44,7 +42,7 @@ def read(
   """
   # Group the tensors by the layer that they belong to.
   layers = layers_of(locations)
-  known = lora_names.key_prefixes(names_by_net(layers), file.tensors)
+  known = lora_names.key_prefixes(lora_names.names_by_net(layers), file.tensors)
   contents = lora_tensors.sort(file.tensors, known, adapter)
   check_names(file, contents, layers, skip_unsupported)
   matched = match_layers(file, contents, known, layers)
@@ -70,7 +68,7 @@ def read(
   return merge.Lora(factors, key_format, file.metadata, others, notes)
 
 
-def layers_of(locations: merge.Locations) -> Layers:
+def layers_of(locations: merge.Locations) -> layer_parts.Layers:
   """Returns {(net, layer): shapes} of all layers with a weight."""
   layers = {}
   for (net, name), location in locations.items():
@@ -83,18 +81,10 @@ def layers_of(locations: merge.Locations) -> Layers:
   return layers
 
 
-def names_by_net(layers: Collection[tuple[str, str]]) -> dict[str, list[str]]:
-  """Groups (net, layer) by net."""
-  names = collections.defaultdict(list)
-  for net, name in layers:
-    names[net].append(name)
-  return names
-
-
 def check_names(
   file: safetensors_file.TensorFile,
   contents: lora_tensors.Contents,
-  layers: Layers,
+  layers: layer_parts.Layers,
   skip_unsupported: bool,
 ) -> None:
   """Raises ValueError, with the true reason, for names of no layer."""
@@ -124,7 +114,7 @@ def match_layers(
   file: safetensors_file.TensorFile,
   contents: lora_tensors.Contents,
   known: dict[str, set[tuple[str, str]]],
-  layers: Layers,
+  layers: layer_parts.Layers,
 ) -> dict[tuple[str, str], dict[str, str]]:
   """Returns {(net, layer): {part: name}}.
 
@@ -156,7 +146,7 @@ def match_layer(
   prefix: str,
   names: dict[str, str],
   candidates: Collection[tuple[str, str]],
-  layers: Layers,
+  layers: layer_parts.Layers,
 ) -> tuple[str, str]:
   """Returns the (net, layer) of the tensors with one prefix.
 

@@ -17,7 +17,6 @@ from sdxl_jax.weights.lora import (
   layer_parts,
   lora_file,
   lora_names,
-  lora_reader,
   lora_writer,
   merge,
 )
@@ -39,10 +38,10 @@ def full_size():
   """The layers of SDXL, and the layout of its UNet."""
   configs = unet.BASE, clip.VIT_L, clip.VIT_BIGG
   nets = 'unet', 'text_encoder', 'text_encoder_2'
-  layers = merge.layers_of(
+  layers = merge.kernels_of(
     {n: pretrained.abstract_params(c) for n, c in zip(nets, configs)}
   )
-  names = lora_reader.names_by_net(layers)
+  names = lora_names.names_by_net(layers)
   return layers, names, lora_names.unet_block_layout(names['unet'])
 
 
@@ -124,7 +123,7 @@ def assert_same(actual, expected):
 
 def rename(dialect, base, tensors):
   """A file's tensors in another dialect, by its names alone."""
-  names = lora_reader.names_by_net(merge.layers_of(base))
+  names = lora_names.names_by_net(merge.kernels_of(base))
   known = lora_names.key_prefixes(names)
   layout = lora_names.unet_block_layout(names['unet'])
   renamed = {}

@@ -30,7 +30,7 @@ def shapes():
 
 @pytest.fixture(scope='module')
 def layers(shapes):
-  return {key: place.shape for key, place in merge.layers_of(shapes).items()}
+  return {key: place.shape for key, place in merge.kernels_of(shapes).items()}
 
 
 @pytest.fixture
