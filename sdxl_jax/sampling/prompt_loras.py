@@ -46,7 +46,7 @@ def tags_of(request: Any) -> tuple[str, ...]:
   _, loras = prompt_tags.take_loras(request.prompt or '')
   _, loras_2 = prompt_tags.take_loras(request.prompt_2 or '')
   loras += tuple(lora for lora in loras_2 if lora not in loras)
-  return tuple(f'<lora:{lora.name}:{lora.weight!r}>' for lora in loras)
+  return tuple(lora.tag for lora in loras)
 
 
 def common(

@@ -155,9 +155,7 @@ def check_prompts(
           if negative
           else 'pass the folder of its file as --lora_dir'
         )
-        prompt_brackets.warn_of(
-          f'<lora:{lora.name}:{lora.weight:g}> is left out: {remedy}'
-        )
+        prompt_brackets.warn_of(f'{lora.tag} is left out: {remedy}')
       syntax = request.prompt_syntax if request.weighted_prompts else None
       prompt_tags.warn_of_text(texts[name], syntax)
     # All texts that are encoded.

@@ -1,4 +1,4 @@
-"""Says what a file is that was given as weights and holds none."""
+"""Describes a file that was given as weights and holds none."""
 
 import json
 import pathlib
@@ -79,7 +79,7 @@ def zip_names(path: pathlib.Path) -> set[str]:
 
 
 def explain(path: pathlib.Path) -> str | None:
-  """Says in one line what a file is, and what to do; None: not known.
+  """Describes in one line what a file is, and what to do; None: not known.
 
   Args:
     path: of a file that is no valid safetensors file.

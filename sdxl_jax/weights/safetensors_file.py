@@ -228,7 +228,7 @@ def read_array(
     while len(view):
       count = file.readinto(view)
       if not count:
-        raise ValueError(
+        raise checked_cast.StoredError(
           f'{path} was truncated after it was opened: re-download it'
         )
       view = view[count:]

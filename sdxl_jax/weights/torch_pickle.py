@@ -13,13 +13,13 @@ import pathlib
 import pickle
 import struct
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, BinaryIO
 
 import numpy as np
 
 from sdxl_jax.weights import checked_cast, pickle_names
-from sdxl_jax.weights.safetensors_file import LazyTensor, from_array
+from sdxl_jax.weights.safetensors_file import LazyTensor
 
 # The first pickle of a file in torch.save's older form.
 OLDER_MAGIC = 0x1950A86A20F9469CFC6C
@@ -72,38 +72,64 @@ def open_tensors(path: str | pathlib.Path) -> dict[str, LazyTensor]:
     ValueError: if the file is corrupt or holds anything else.
   """
   path = pathlib.Path(path)
+  tensors = tensors_of(open_tree(path), path)
   if not zipfile.is_zipfile(path):
-    arrays = tensors_of(load(path), np.ndarray, path)
-    for name, array in arrays.items():
-      checked_cast.check_stored(name, array, str(path))
-    return {name: from_array(array) for name, array in arrays.items()}
+    # All is in memory already, so NaN is found now.
+    for tensor in tensors.values():
+      tensor.read()
+  return tensors
+
+
+def open_tree(path: str | pathlib.Path) -> Any:
+  """Opens a tree as `load` does, with LazyTensors, whose data is not read.
+
+  The older form of a file is read whole.
+
+  Raises:
+    ValueError: if the file is corrupt or holds anything else.
+  """
+  path = pathlib.Path(path)
+  if not zipfile.is_zipfile(path):
+    hold = functools.partial(hold_array, path)
+    return replace_tensors(load(path), np.ndarray, hold)
   try:
     with zipfile.ZipFile(path) as archive:
-      folder, content = read_root(archive)
+      folder, tree = read_root(archive)
+    hold = functools.partial(hold_stored, path, folder)
+    return replace_tensors(tree, pickle_names.StoredTensor, hold)
   except Exception as error:  # of any type, see `load`
     raise ValueError(explain_refused(path, error)) from error
-  return {
-    name: LazyTensor(
-      stored.shape,
-      stored.dtype,
-      functools.partial(read_stored, path, folder, name, stored),
-      name,
-    )
-    for name, stored in tensors_of(
-      content, pickle_names.StoredTensor, path
-    ).items()
-  }
 
 
-def tensors_of(content: Any, kind: type, path: pathlib.Path) -> dict[str, Any]:
-  """Returns the tensors, of some type, in the content of a file."""
+def hold_array(path: pathlib.Path, name: str, array: np.ndarray) -> LazyTensor:
+  """Wraps an array of a file that was read whole."""
+  read = functools.partial(check_array, path, name, array)
+  return LazyTensor(array.shape, array.dtype, read, name)
+
+
+def check_array(path: pathlib.Path, name: str, array: np.ndarray) -> np.ndarray:
+  """Returns an array of a file, and refuses NaN and infinity."""
+  checked_cast.check_stored(name, array, str(path))
+  return array
+
+
+def hold_stored(
+  path: pathlib.Path, folder: str, name: str, stored: pickle_names.StoredTensor
+) -> LazyTensor:
+  """Wraps a tensor of a zip."""
+  read = functools.partial(read_stored, path, folder, name, stored)
+  return LazyTensor(stored.shape, stored.dtype, read, name)
+
+
+def tensors_of(content: Any, path: pathlib.Path) -> dict[str, LazyTensor]:
+  """Returns the tensors in the content of a file."""
   if isinstance(content, dict):
     content = content.get('state_dict', content)
   named = content if isinstance(content, dict) else {}
   tensors = {
     name: x
     for name, x in named.items()
-    if isinstance(name, str) and isinstance(x, kind)
+    if isinstance(name, str) and isinstance(x, LazyTensor)
   }
   # Names are printed in errors.
   if not all(name.isprintable() for name in tensors):
@@ -125,9 +151,8 @@ def read_stored(
       data = archive.read(f'{folder}/{stored.key}')
     array = stored.read({stored.key: data})
   except Exception as error:  # of any type, see `load`
-    raise ValueError(explain_refused(path, error)) from error
-  checked_cast.check_stored(name, array, str(path))
-  return array
+    raise checked_cast.StoredError(explain_refused(path, error)) from error
+  return check_array(path, name, array)
 
 
 def explain_refused(path: pathlib.Path, error: Exception) -> str:
@@ -190,11 +215,31 @@ def stored_tensors(tree: Any) -> Iterator[pickle_names.StoredTensor]:
 
 def fill(tree: Any, storages: dict[str, bytes]) -> Any:
   """Returns a tree with arrays in place of tensors, and dicts of parameters."""
-  if isinstance(tree, pickle_names.StoredTensor):
-    return tree.read(storages)
+  return replace_tensors(
+    tree, pickle_names.StoredTensor, lambda _, tensor: tensor.read(storages)
+  )
+
+
+def replace_tensors(
+  tree: Any, kind: type, make: Callable[[str, Any], Any], name: str = '*'
+) -> Any:
+  """Returns a tree with make(name, tensor) in place of each tensor of a type.
+
+  Parameters become dicts.
+
+  Args:
+    tree: of dicts and lists.
+    kind: type of its tensors.
+    make: function of the last key above a tensor, and of the tensor.
+    name: of the tree, if it is a tensor.
+  """
+  if isinstance(tree, kind):
+    return make(name, tree)
   if isinstance(tree, list | tuple):
-    return [fill(value, storages) for value in tree]
+    return [replace_tensors(value, kind, make, name) for value in tree]
   if isinstance(tree, dict | pickle_names.ParameterDict):
-    entries = children(tree).items()
-    return {name: fill(value, storages) for name, value in entries}
+    return {
+      key: replace_tensors(value, kind, make, str(key))
+      for key, value in children(tree).items()
+    }
   return tree

@@ -1,4 +1,4 @@
-"""Says why a path that was given as weights holds none."""
+"""Explains why a path that was given as weights holds none."""
 
 import os
 import pathlib
@@ -14,7 +14,7 @@ WEIGHTS = ('*.safetensors', '*.ckpt', '*.pt', '*.bin', '*.gguf', '*.onnx')
 
 
 def explain(path: str | os.PathLike[str]) -> str:
-  """Says in one line what a path is, and what to pass in its place.
+  """Describes in one line what a path is, and what to pass in its place.
 
   Args:
     path: that holds no weights of a known format and no run, as it was given.

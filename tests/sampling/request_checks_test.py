@@ -85,7 +85,7 @@ def test_loras_are_the_same_in_all_requests(tmp_path):
   assert prompt_loras.common(located(*both), None) == ()
   twice = located('<lora:a> <lora:a>', prompt_2='<lora:a> <lora:b>')
   tags = prompt_loras.common(twice, tmp_path)
-  assert tags == ('<lora:a:1.0>', '<lora:a:1.0>', '<lora:b:1.0>')
+  assert tags == ('<lora:a:1>', '<lora:a:1>', '<lora:b:1>')
   for prompts, message in (
     (['<lora:a>', 'x'], r'line 2 names the LoRAs \[\] and p.txt, line 1 '),
     (['<lora:a>', '<lora:c>'], "line 2: no LoRA file 'c'"),

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Collection
 
+from sdxl_jax.weights import companions
 from sdxl_jax.weights.diffusers import spellings
 from sdxl_jax.weights.single_file import find_nets
 
@@ -64,7 +65,7 @@ OTHERS = (
     'a LoRA, which goes on top of a model',
   ),
   (
-    r'^(?:emb_params|clip_[lg]|string_to_param\.?.*)$',
+    rf'^(?:{companions.LEARNED_WORD})$',
     NETS,
     'an embedding of textual inversion, which goes on top of a model',
   ),

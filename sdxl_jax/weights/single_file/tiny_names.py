@@ -107,9 +107,20 @@ def infer_config(tensors: Tensors, location: str) -> tiny_vae.TinyConfig:
 
 
 def count_blocks(tensors: Tensors, half: str) -> tuple[int, ...]:
-  """Counts the blocks of each level of a half; () without this half."""
+  """Counts the blocks of each level of a half; () without this half.
+
+  A level of the encoder begins with a convolution and one of the decoder ends
+  with one; one more stands at the other end.
+  """
   pattern = re.compile(rf'{half}\.layers\.(\d+)\.(conv\.)?.*')
   found = [pattern.fullmatch(name) for name in tensors]
   is_block = {int(m[1]): m[2] is not None for m in found if m}
-  layers = [is_block[number] for number in sorted(is_block)]
-  return tiny_vae.count_blocks(layers) if layers and not layers[0] else ()
+  counts = []
+  for number in sorted(is_block):
+    if not is_block[number]:
+      counts.append(0)
+    elif counts:
+      counts[-1] += 1
+    else:  # no half begins with a block
+      return ()
+  return tuple(counts[:-1])
