@@ -166,6 +166,7 @@ def prepare(start: run_start.Start) -> tuple[loop.Run, train_state.State]:
   # Load weights directly into their shardings; start to compile the programs.
   key = random_keys.make_keys([config.seed])[0]
   if checkpoints.latest_step is None:
+    run_setup.warn(start_warnings.of_files(config), say)
     run_setup.warn(start_warnings.of_schedule(config), say)
   pretrained = run_setup.load_weights(config, model, mesh)
   shapes = jax.eval_shape(task.init, key, pretrained)
