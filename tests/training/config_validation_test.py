@@ -112,6 +112,27 @@ ZERO_IS_A_NUMBER = {
 }
 
 
+@pytest.mark.parametrize(
+  'heads, depths',
+  [
+    ((3, 2), {'up_transformer_depth': (1, 1)}),
+    ((3, 2), {'up_transformer_depth': ((1, 1), 1)}),
+    ((1, 3), {'transformer_depth': (1, 0)}),  # of the mid block
+  ],
+)
+def test_heads_of_levels_with_attention(heads, depths):
+  config = tiny_config.get_config()
+  config.unet.layers_per_block = 1
+  config.unet.num_heads = heads
+  config.unet.update(depths)
+  with pytest.raises(ValueError, match='no multiple of 3, its num_heads'):
+    config_validation.check(config)
+  # No other attention has these heads.
+  off = {'up_transformer_depth': None, 'mid_transformer_depth': 0}
+  config.unet.update(off)
+  config_validation.check(config)
+
+
 def test_a_section_in_place_of_a_value():
   config = tiny_config.get_config().unlock()
   with config.ignore_type():
