@@ -415,14 +415,15 @@ def test_a_field_that_older_configs_lack():
     config_diff.check_changes(old, new.to_dict(), 'DIR', False, lines.append)
 
 
-def test_data_that_moved():
+@pytest.mark.parametrize('place', ['folder.path', 'tfds.dataset'])
+def test_data_that_moved(place):
   """Another place is no grave change where the data are compared as well."""
   old, new = tiny_config.get_config().to_dict(), tiny_config.get_config()
-  new.data.folder.path = '/elsewhere'
+  new.update_from_flattened_dict({f'data.{place}': '/elsewhere'})
   lines = []
-  with pytest.raises(ValueError, match='data.folder.path:'):
+  with pytest.raises(ValueError, match=f'data.{place}:'):
     config_diff.check_changes(old, new.to_dict(), 'DIR', False, lines.append)
   config_diff.check_changes(
     old, new.to_dict(), 'DIR', False, lines.append, lambda: True
   )
-  assert 'data.folder.path:  > /elsewhere' in lines[0]
+  assert f'data.{place}:  > /elsewhere' in lines[0]
