@@ -213,5 +213,5 @@ def complete(
   say(
     f'{count:,} records in {len(work.shards)} shards, {size / 1e9:.3g} GB, '
     f'{size / max(count, 1) / 1e3:.0f} kB each; {len(unreadable)} left out'
-    + ''.join(f'\n  {name}: {why}' for name, why in unreadable[:MAX_NAMED])
+    + ''.join(f'\n  {line}' for line in unreadable[:MAX_NAMED])
   )
