@@ -146,9 +146,7 @@ def open_data(start: run_start.Start, mesh: jax.sharding.Mesh) -> Data:
   new_pass = resuming.check_dataset(
     start.checkpoints,
     start.workdir,
-    source,
-    identity,
-    batches.schedule.streams,
+    resuming.Dataset(source, identity, batches.schedule.streams),
     start.accept_changes,
     say,
   )
