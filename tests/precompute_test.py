@@ -204,7 +204,7 @@ def test_a_second_command(cache, monkeypatch):
   folder, make, _ = cache
   before = caches.contents(folder)
   monkeypatch.setattr(run_setup, 'set_up_locally', None)
-  lock = folder_lock.FolderLock(folder)
+  lock = folder_lock.FolderLock(folder, '--output')
   lock.acquire(print)
   message = f'in use by process {os.getpid()} on .* pass another --output'
   with pytest.raises(ValueError, match=message):
