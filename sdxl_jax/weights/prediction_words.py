@@ -28,6 +28,21 @@ ZERO_SNR = re.compile(r'_?(ztsnr|zsnr|zero_snr|zero_terminal_snr)$')
 TRUTHS = {'true': True, '1': True, 'false': False, '0': False, 'none': False}
 
 
+class UnknownPrediction(ValueError):
+  """Raised for a word that is not known.
+
+  Args:
+    problem: where the word is, and which are known; commands without the flag
+      that the message has add what to do.
+  """
+
+  def __init__(self, problem: str):
+    super().__init__(
+      f'{problem}: say what the UNet predicts with --prediction=eps, v or x0'
+    )
+    self.problem = problem
+
+
 class Prediction(NamedTuple):
   """What a word says."""
 
@@ -43,7 +58,7 @@ def read(word: Any, location: str) -> Prediction:
     location: of the word, for the error.
 
   Raises:
-    ValueError: for a word that is not known.
+    UnknownPrediction: for a word that is not known.
   """
   plain = re.sub(r'[\s-]+', '_', str(word).strip().lower())
   stem = ZERO_SNR.sub('', plain)
@@ -52,10 +67,8 @@ def read(word: Any, location: str) -> Prediction:
     kind = 'no known prediction'
     if 'flow' in plain:
       kind = 'flow matching and not implemented; known are other predictions'
-    raise ValueError(
-      f'{location} is {str(word)[:50]!r}, which is {kind} '
-      f'({known}, v-zsnr): say what the UNet predicts with --prediction=eps, v '
-      'or x0'
+    raise UnknownPrediction(
+      f'{location} is {str(word)[:50]!r}, which is {kind} ({known}, v-zsnr)'
     )
   return Prediction(NAMES[stem], stem != plain)
 

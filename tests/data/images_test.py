@@ -57,7 +57,7 @@ def test_orientation(tmp_path, orientation):
   exif[0x0112] = orientation
   path = tmp_path / 'a.jpg'
   Image.new('RGB', (30, 20)).save(path, exif=exif)
-  size = images.upright_size(path)
+  size = images.upright_size(io.BytesIO(path.read_bytes()))
   assert size == decode(path.read_bytes()).shape[:2]
   assert size == ((20, 30) if orientation < 5 else (30, 20))
 
@@ -289,10 +289,12 @@ def test_decompression_bomb():
   'data, message',
   [
     (b'', 'the file is empty'),
-    (b'version https://git-lfs.github.com/spec/v1\n', 'run "git lfs pull"'),
+    (b'version https://git-lfs.github.com/spec/v1\n', 'run `git lfs pull`'),
     (b'\n<!DOCTYPE html><title>404</title>', 'an HTML page'),
     (b'\x89PNG\r\n\x1a\nabc', 'a.png: not a readable image'),
     (b'\x93NUMPY', 'Pillow knows no such format'),
+    (b'RIFF\0\0\0\0WAVEfmt ', 'Pillow knows no such format'),
+    (b'RIFF\0\0\0\0WEBPVP', 'its header is broken'),
   ],
 )
 def test_files_that_are_no_images(data, message):
