@@ -8,11 +8,12 @@
 
 The fused kernels never write the n x m weights of pixels to memory, which for
 xla is most of the traffic of a block at 1024 px. For larger images xla takes
-the queries in chunks, and on a CPU in chunks that fit its cache.
+the queries in chunks; on a GPU from 512 px on, since one that has to use xla is
+old and small, and on a CPU in chunks that fit its cache.
 """
 
 import functools
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -41,6 +42,9 @@ class ChunkLimits(NamedTuple):
 SAVED = 'attention'
 # At 2048 px the autoencoder has 2^32 weights, which are 16 GiB.
 LIMITS = ChunkLimits(most=2**28, chunk=2**26)
+# At 1024 px a level of the base has 10 heads with 2^24 weights each, which as a
+# whole are 2 GiB of a T4's 15; one head after another, 0.3 GiB.
+GPU_LIMITS = ChunkLimits(most=2**22, chunk=2**26)
 # On a CPU a chunk is 2 MiB for each row of the batch, and that is 2 to 4 times
 # as fast as all weights at once from 1024 pixels on.
 CPU_LIMITS = ChunkLimits(most=2**15, chunk=2**19)
@@ -94,7 +98,7 @@ def head_attention(
 @jax.custom_jvp
 def xla_attention(q: Queries, k: Keys, v: Keys) -> Output:
   """Computes the formula, in chunks as large as suits the platform."""
-  # Below the CPU's limit all platforms have the same program.
+  # Below the CPU's limit, the least, all platforms have the same program.
   if k.shape[1] * q.shape[1] <= CPU_LIMITS.most:
     return limited_attention(q, k, v, LIMITS)
   return jax.lax.platform_dependent(
@@ -102,6 +106,8 @@ def xla_attention(q: Queries, k: Keys, v: Keys) -> Output:
     k,
     v,
     cpu=functools.partial(limited_attention, limits=CPU_LIMITS),
+    cuda=functools.partial(limited_attention, limits=GPU_LIMITS),
+    rocm=functools.partial(limited_attention, limits=GPU_LIMITS),
     default=functools.partial(limited_attention, limits=LIMITS),
   )
 
@@ -128,6 +134,28 @@ def limited_attention(
   if q.dtype == jnp.float16:
     return float16_attention(q, k, v)
   return jax.nn.dot_product_attention(q, k, v, implementation='xla')
+
+
+def weights_held(
+  b: int, n: int, heads: int, dtype: Any, implementation: str, platform: str
+) -> int:
+  """Returns how many weights of self-attention are in memory at once.
+
+  Args:
+    b: rows of the batch.
+    n: pixels.
+    heads: of each row.
+    dtype: of queries, keys and values.
+    implementation: see `attention`.
+    platform: 'gpu', 'tpu' or 'cpu'.
+  """
+  is_cudnn = implementation == 'cudnn' and dtype != 'float32'
+  if is_cudnn or (implementation == 'splash' and n >= SPLASH_PIXELS):
+    return 0
+  limits = {'gpu': GPU_LIMITS, 'cpu': CPU_LIMITS}.get(platform, LIMITS)
+  if n * n <= limits.most:
+    return b * heads * n * n
+  return b * n * min(n, max(1, limits.chunk // n))
 
 
 def float16_attention(

@@ -1,7 +1,7 @@
 """Makes devices of a named machine, to compile for without having one.
 
 v5p:4x4x4   a TPU slice: generation and sides of the block of chips
-h100x8      one node of eight GPUs
+h100x8      one node of eight GPUs; also t4x1, l4x1, a100x1, ...
 h100x8x2    two such nodes
 here        the devices of this process
 """
@@ -27,11 +27,13 @@ class Chip:
 
   name: str
   memory: int | None = None  # bytes that a program may use
-  flops: float | None = None  # peak dense bfloat16 FLOPs per second
+  flops: float | None = None  # peak dense 16-bit FLOPs per second
   bandwidth: float | None = None  # bytes/s of its memory
   link: float | None = None  # bytes/s sent to its slice or node, all links
   clock: float | None = None  # Hz of the cycles that a TPU's compiler counts
   compute_capability: str | None = None  # of a GPU, as '8.0'
+  float32_flops: float | None = None  # peak of float32 on a GPU, or of TF32
+  host_link: float | None = None  # bytes/s that it receives from its host
 
 
 # FLOPs, bandwidths and links: cloud.google.com/tpu/docs/v4, v5p, v5e and v6e;
@@ -56,9 +58,10 @@ SMALL_BLOCKS = ('2x2x1', '2x2x2', '2x2x4', '2x4x4')
 PLANES = ('1x1', '2x2', '2x4', '4x4', '4x8', '8x8', '8x16', '16x16')
 LARGEST_BLOCK = {'v4': 4096, 'v5p': 6144}  # chips
 
-# FLOPs without sparsity, bandwidth, NVLink one way: data sheets of A100, H100
-# and H200 SXM. Memory: openxla/xla, xla/backends/gpu/target_config/specs, of
-# which JAX allocates GPU_FRACTION.
+# FLOPs without sparsity, bandwidth, NVLink one way (of T4 and L4: PCIe) and PCIe
+# one way: data sheets of A100, H100 and H200 SXM, T4 and L4. Memory:
+# openxla/xla, xla/backends/gpu/target_config/specs, and what CUDA reports of T4 and L4; of
+# it JAX allocates GPU_FRACTION.
 GPUS = {
   'a100': Chip(
     'NVIDIA A100-SXM4-80GB',
@@ -67,6 +70,8 @@ GPUS = {
     2039e9,
     300e9,
     compute_capability='8.0',
+    float32_flops=156e12,
+    host_link=32e9,
   ),
   'a100-40gb': Chip(
     'NVIDIA A100-SXM4-40GB',
@@ -75,6 +80,8 @@ GPUS = {
     1555e9,
     300e9,
     compute_capability='8.0',
+    float32_flops=156e12,
+    host_link=32e9,
   ),
   'h100': Chip(
     'NVIDIA H100 80GB HBM3',
@@ -83,6 +90,8 @@ GPUS = {
     3352e9,
     450e9,
     compute_capability='9.0',
+    float32_flops=494e12,
+    host_link=64e9,
   ),
   'h200': Chip(
     'NVIDIA H200',
@@ -91,13 +100,35 @@ GPUS = {
     4800e9,
     450e9,
     compute_capability='9.0',
+    float32_flops=494e12,
+    host_link=64e9,
+  ),
+  'l4': Chip(
+    'NVIDIA L4',
+    23583784960,
+    121e12,
+    300e9,
+    32e9,
+    compute_capability='8.9',
+    float32_flops=60e12,
+    host_link=32e9,
+  ),
+  't4': Chip(
+    'Tesla T4',
+    15843721216,
+    65e12,
+    320e9,
+    16e9,
+    compute_capability='7.5',
+    float32_flops=8.1e12,
+    host_link=16e9,
   ),
 }
 # Chip properties that XLA's GPU compiler needs, as a GpuTargetConfigProto.
 TARGET = """
 gpu_device_info {{
   threads_per_block_limit: 1024 threads_per_warp: 32
-  threads_per_core_limit: 2048 shared_memory_per_block: 49152
+  shared_memory_per_block: 49152
   block_dim_limit_x: 2147483647 block_dim_limit_y: 65535
   block_dim_limit_z: 65535 registers_per_core_limit: 65536
   registers_per_block_limit: 65536
@@ -107,21 +138,36 @@ platform_name: "CUDA"
 dnn_version_info {{ major: 9 minor: 10 patch: 0 }}
 device_description_str: "{name}"
 """
-AMPERE = """
+# By compute capability.
+ARCHITECTURES = {
+  '7.5': """
+  core_count: 40 fpus_per_core: 64 clock_rate_ghz: 1.59
+  threads_per_core_limit: 1024
+  shared_memory_per_core: 65536 shared_memory_per_block_optin: 65536
+  l2_cache_size: 4194304 cuda_compute_capability { major: 7 minor: 5 }""",
+  '8.0': """
   core_count: 108 fpus_per_core: 64 clock_rate_ghz: 1.41
+  threads_per_core_limit: 2048
   shared_memory_per_core: 167936 shared_memory_per_block_optin: 166912
-  l2_cache_size: 41943040 cuda_compute_capability { major: 8 }"""
-HOPPER = """
+  l2_cache_size: 41943040 cuda_compute_capability { major: 8 }""",
+  '8.9': """
+  core_count: 58 fpus_per_core: 128 clock_rate_ghz: 2.04
+  threads_per_core_limit: 1536
+  shared_memory_per_core: 102400 shared_memory_per_block_optin: 101376
+  l2_cache_size: 50331648 cuda_compute_capability { major: 8 minor: 9 }""",
+  '9.0': """
   core_count: 132 fpus_per_core: 128 clock_rate_ghz: 1.98
+  threads_per_core_limit: 2048
   shared_memory_per_core: 233472 shared_memory_per_block_optin: 232448
   l2_cache_size: 52428800
   cuda_compute_capability {
     major: 9 feature_extension: ACCELERATED_FEATURES
-  }"""
+  }""",
+}
 EXAMPLES = (
   'v4:2x2x2, v5p:4x4x4, v5e:4x4 and v6e:4x4 (TPU slices), h100x8, h200x8, '
-  'a100x8 and a100-40gbx8 (nodes of GPUs), h100x8x2 (two such nodes), here '
-  '(the devices of this process)'
+  'a100x8, a100-40gbx8, l4x1 and t4x2 (nodes of GPUs), h100x8x2 (two such '
+  'nodes), here (the devices of this process)'
 )
 
 
@@ -225,7 +271,7 @@ def make_gpu_devices(
     )
   # The compiler is configured by the properties of the chip.
   chip = GPUS[model]
-  architecture = AMPERE if model.startswith('a') else HOPPER
+  architecture = ARCHITECTURES[chip.compute_capability]
   target = TARGET.format(architecture=architecture, **dataclasses.asdict(chip))
   version = jax.__version__
   devices = make_compile_only_devices(
