@@ -222,6 +222,7 @@ def join(parts: Model, base: Model) -> Model:
     ValueError: if one is a base and the other a refiner.
     FileNotFoundError: if the base lacks nets itself.
   """
+  check_complete(base)
   # Their UNets differ, so that one cannot complete the other.
   if parts.index and parts.index.refiner != base.index.refiner:
     kinds = {True: 'refiner', False: 'base'}
@@ -235,7 +236,6 @@ def join(parts: Model, base: Model) -> Model:
       f'{parts.path} has a {surplus.pop()}, but {base.path} is a refiner, '
       'which has none: pass another --base'
     )
-  check_complete(base)
   # The parts come first; the base fills in.
   index = parts.index or base.index
   loaders = base.loaders | parts.loaders
