@@ -8,7 +8,9 @@ published in both; older models have their weights in .bin, .ckpt and .pt files)
 and dicts within dicts (textual inversion).
 """
 
+import contextlib
 import functools
+import os
 import pathlib
 import pickle
 import struct
@@ -49,17 +51,12 @@ def load(path: str | pathlib.Path) -> dict[str, Any]:
     ValueError: if the file is corrupt or holds anything else.
   """
   path = pathlib.Path(path)
-  try:
+  with refuse_corrupt(path):
     if zipfile.is_zipfile(path):
       return load_zip(path)
     with open(path, 'rb') as file:
       content = Unpickler(file).load()
       return load_older(file) if content == OLDER_MAGIC else content
-  except FileNotFoundError:
-    raise
-  # The opcodes of a corrupt pickle can raise any error.
-  except Exception as error:
-    raise ValueError(explain_refused(path, error)) from error
 
 
 def open_tensors(path: str | pathlib.Path) -> dict[str, LazyTensor]:
@@ -77,16 +74,16 @@ def open_tensors(path: str | pathlib.Path) -> dict[str, LazyTensor]:
     for name, array in arrays.items():
       checked_cast.check_stored(name, array, str(path))
     return {name: from_array(array) for name, array in arrays.items()}
-  try:
-    with zipfile.ZipFile(path) as archive:
-      folder, content = read_root(archive)
-  except Exception as error:  # of any type, see `load`
-    raise ValueError(explain_refused(path, error)) from error
+  # The archive stays open, since its directory takes long to parse; the last
+  # of its tensors closes it.
+  with refuse_corrupt(path):
+    archive = zipfile.ZipFile(path)
+    folder, content = read_root(archive)
   return {
     name: LazyTensor(
       stored.shape,
       stored.dtype,
-      functools.partial(read_stored, path, folder, name, stored),
+      functools.partial(read_stored, archive, folder, name, stored),
       name,
     )
     for name, stored in tensors_of(
@@ -117,26 +114,36 @@ def tensors_of(content: Any, kind: type, path: pathlib.Path) -> dict[str, Any]:
 
 
 def read_stored(
-  path: pathlib.Path, folder: str, name: str, stored: pickle_names.StoredTensor
+  archive: zipfile.ZipFile,
+  folder: str,
+  name: str,
+  stored: pickle_names.StoredTensor,
 ) -> np.ndarray:
   """Reads one tensor of a zip, and refuses NaN and infinity."""
-  try:
-    with zipfile.ZipFile(path) as archive:
-      data = archive.read(f'{folder}/{stored.key}')
+  with refuse_corrupt(archive.filename):
+    data = archive.read(f'{folder}/{stored.key}')
     array = stored.read({stored.key: data})
-  except Exception as error:  # of any type, see `load`
-    raise ValueError(explain_refused(path, error)) from error
-  checked_cast.check_stored(name, array, str(path))
+  checked_cast.check_stored(name, array, str(archive.filename))
   return array
 
 
-def explain_refused(path: pathlib.Path, error: Exception) -> str:
-  """Describes in one line why a file is not read."""
-  reason = ' '.join(str(error).split())[:200]
-  return (
-    f'{path} is not a pickle of arrays alone ({reason}): re-download the '
-    'published file, or use safetensors'
-  )
+@contextlib.contextmanager
+def refuse_corrupt(path: str | os.PathLike[str]) -> Iterator[None]:
+  """Refuses a file in one line, whatever error its content raises.
+
+  The opcodes of a corrupt pickle can raise any. Those of the system stay: a
+  file that is missing or must not be read, and too little memory.
+  """
+  try:
+    yield
+  except (FileNotFoundError, PermissionError, MemoryError):
+    raise
+  except Exception as error:
+    reason = ' '.join(str(error).split())[:200]
+    raise ValueError(
+      f'{path} is not a pickle of arrays alone ({reason}): re-download the '
+      'published file, or use safetensors'
+    ) from error
 
 
 def read_root(archive: zipfile.ZipFile) -> tuple[str, Any]:
