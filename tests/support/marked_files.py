@@ -1,6 +1,6 @@
 """Kinds of files whose metadata or tensors say what the UNet predicts."""
 
-from tests.support.file_kinds import ALL, UNET, base, entry, kind
+from tests.support.file_kinds import ALL, UNET, base, entry, kind, under
 
 SPEC = 'modelspec.prediction_type'
 ZERO_SNR = {
@@ -35,6 +35,11 @@ kind(
 @kind('marks of ComfyUI', ALL, passed_over=2, scheduler=ZERO_SNR)
 def comfyui():
   return base() | {name: entry(0) for name in ('v_pred', 'ztsnr')}
+
+
+kind('marks of ComfyUI in a box', ALL, passed_over=2, scheduler=ZERO_SNR)(
+  lambda: under('state_dict.', comfyui())
+)
 
 
 for title, name in (

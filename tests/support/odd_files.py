@@ -40,6 +40,10 @@ for title, name, error in (
   ('foreign', 'x', '1 tensors belong to no net of SDXL: x'),
 ):
   kind(f'file of {title}', error=error)(single(name, 2, 768))
+for box in ('module.', 'state_dict.'):
+  kind(f'Stable Diffusion 1 in {box}', error='Stable Diffusion 1 or 2')(
+    single(f'{box}cond_stage_model.transformer.x', 2, 768)
+  )
 kind('empty file', error='has no tensors')(dict)
 
 
@@ -116,3 +120,16 @@ kind('folder with a LoRA left out', ['vae'], component='vae', passed_over=1,
 @kind('folder with an unknown tensor', component='vae', error='decoder.thing')
 def folder_with_unknown():
   return diffusers('vae') | {'decoder.thing': entry(4)}
+
+
+@kind('autoencoder with a tensor of a UNet', error='1 tensor.*: conv_in.weight')
+def stray_tensor():
+  return diffusers('vae') | {'conv_in.weight': entry(320, 4, 3, 3)}
+
+
+@kind(
+  'two nets without prefixes',
+  error=r'\d+ tensors have no place in the net: decoder\..*without them',
+)
+def two_bare_nets():
+  return diffusers('text_encoder') | diffusers('vae')

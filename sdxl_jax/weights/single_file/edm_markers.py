@@ -56,6 +56,18 @@ def read(tensors: Tensors, location: str) -> Marks:
   return Marks({}, {})
 
 
+def is_of(config: dict[str, Any], marked: dict[str, Any]) -> bool:
+  """Whether a scheduler_config.json is of the net that the marks of a file are.
+
+  Args:
+    config: the parsed JSON, or {}.
+    marked: see Marks.scheduler.
+  """
+  if not marked or not edm_config.is_edm(config):
+    return False
+  return matches(edm_config.DEFAULTS | config, marked)
+
+
 def numbers(tensor: safetensors_file.LazyTensor) -> list[float]:
   """Reads a small tensor, with the digits that float32 has."""
   values = np.asarray(tensor.read(), np.float32).reshape(-1)
