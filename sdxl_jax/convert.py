@@ -180,6 +180,9 @@ def convert_lora(
     ('vae', source.vae),
     ('prediction', options.prediction),
     ('zero_snr', options.zero_snr),
+    ('source_variant', options.variant),
+    ('variant', target.variant),
+    ('lora', ' '.join(source.loras) or None),
   ):
     if value is not None:
       raise ValueError(

@@ -129,7 +129,7 @@ def stray_tensor():
 
 @kind(
   'two nets without prefixes',
-  error=r'\d+ tensors have no place in the net: decoder\..*without them',
+  error=r'\d+ tensors have no place in the net: text_model.*without them',
 )
 def two_bare_nets():
   return diffusers('text_encoder') | diffusers('vae')
