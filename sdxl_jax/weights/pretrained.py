@@ -88,14 +88,8 @@ class Net:
     )
 
   def shapes(self, config: NetConfig) -> Tree:
-    """Returns the tree of shapes of the net, stacked as the config asks."""
-    try:
-      return abstract_params(config)
-    except Exception as error:  # a layer's own, of any type
-      reason = ' '.join(str(error).split())[:200]
-      raise ValueError(
-        f'{self.location}: no net can be built from its config ({reason})'
-      ) from error
+    """Returns the tree of shapes of the net of a config; see `shapes_of`."""
+    return shapes_of(config, self.location)
 
   def load(
     self, shard: Callable[[Tree], Tree] = lambda target: target, **fields: Any
@@ -273,6 +267,17 @@ def from_params(
     read=lambda: tensor_names.lazy(target, lambda: restore(target)),
     restore=restore,
   )
+
+
+def shapes_of(config: NetConfig, location: str) -> Tree:
+  """Returns the shapes of a config's net; `location` names it in errors."""
+  try:
+    return abstract_params(config)
+  except Exception as error:  # a layer's own, of any type
+    reason = ' '.join(str(error).split())[:200]
+    raise ValueError(
+      f'{location}: no net can be built from its config ({reason})'
+    ) from error
 
 
 @functools.cache  # tracing a net takes seconds
