@@ -19,6 +19,7 @@ from sdxl_jax.models import clip, from_config, lora, sdxl, unet
 from sdxl_jax.weights import formats, other_vae, pretrained, read_options
 from sdxl_jax.weights.diffusers import config_json, scheduler_config
 from sdxl_jax.weights.lora import lora_file, merge
+from sdxl_jax.weights.single_file import prediction_markers
 
 Source = str | pathlib.Path
 
@@ -214,9 +215,9 @@ def is_lora(path: Source) -> bool:
 def lora_metadata(nets: sdxl.SDXL) -> dict[str, str]:
   """Returns modelspec metadata of factors that were trained on some nets."""
   metadata = {}
-  prediction = {'eps': 'epsilon', 'v': 'v'}.get(nets.schedule.prediction)
-  if prediction:
-    metadata['modelspec.prediction_type'] = prediction
+  prediction = scheduler_config.PREDICTION_TYPES[nets.schedule.prediction]
+  if word := prediction_markers.SPEC_WORDS.get(prediction):
+    metadata[prediction_markers.SPEC] = word
   if nets.refiner:
     metadata['modelspec.architecture'] = 'stable-diffusion-xl-v1-refiner/lora'
   return metadata

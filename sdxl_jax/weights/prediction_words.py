@@ -22,10 +22,11 @@ WORDS = {
   'v_prediction': ('v', 'v_prediction', 'v_pred', 'vpred', 'velocity'),
   'sample': ('sample', 'x0', 'x_0', 'x0_prediction', 'x_start', 'x0_pred'),
 }
+# Our names of them.
+OURS = {'epsilon': 'eps', 'v_prediction': 'v', 'sample': 'x0'}
 NAMES = {word: name for name, words in WORDS.items() for word in words}
 # The end of a word that says zero terminal SNR as well, as in 'v-zsnr'.
 ZERO_SNR = re.compile(r'_?(ztsnr|zsnr|zero_snr|zero_terminal_snr)$')
-TRUTHS = {'true': True, '1': True, 'false': False, '0': False, 'none': False}
 
 
 class Prediction(NamedTuple):
@@ -62,4 +63,4 @@ def read(word: Any, location: str) -> Prediction:
 
 def read_truth(word: Any) -> bool:
   """Reads what scripts write for a setting that is on or off."""
-  return TRUTHS.get(str(word).strip().lower(), False)
+  return str(word).strip().lower() in ('true', '1')

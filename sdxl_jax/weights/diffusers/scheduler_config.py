@@ -7,6 +7,7 @@ from sdxl_jax.diffusion import (
   sampler_traits,
   sampling_schedule,
 )
+from sdxl_jax.weights import prediction_words
 from sdxl_jax.weights.diffusers import (
   edm_config,
   scheduler_defaults,
@@ -14,8 +15,7 @@ from sdxl_jax.weights.diffusers import (
 )
 
 # Our names of the predictions of a net, and those of diffusers.
-PREDICTION_TYPES = {'eps': 'epsilon', 'v': 'v_prediction', 'x0': 'sample'}
-OUR_PREDICTIONS = {name: ours for ours, name in PREDICTION_TYPES.items()}
+PREDICTION_TYPES = {ours: n for n, ours in prediction_words.OURS.items()}
 # Our samplers by the classes of diffusers; see also SOLVER_VARIANTS.
 SAMPLER_CLASSES = {
   'EulerDiscreteScheduler': 'euler',
@@ -150,7 +150,9 @@ def read(
       beta_start=config['beta_start'],
       beta_end=config['beta_end'],
       beta_schedule=config['beta_schedule'],
-      prediction=OUR_PREDICTIONS[config.get('prediction_type', 'epsilon')],
+      prediction=prediction_words.OURS[
+        config.get('prediction_type', 'epsilon')
+      ],
       zero_terminal_snr=config.get('rescale_betas_zero_snr', False),
     )
   except KeyError as e:

@@ -33,8 +33,13 @@ from sdxl_jax.weights.single_file import (
   tiny_names,
 )
 
-# Tensors that say what the UNet predicts, and those that sgm's loader requires.
-MARKERS = r'v_pred|ztsnr|edm_mean|edm_std|edm_vpred\.sigma_m(?:ax|in)'
+# Tensors that mark what the UNet predicts.
+MARKERS = (
+  prediction_markers.V_TENSOR,
+  prediction_markers.ZERO_SNR_TENSOR,
+  *edm_markers.NAMES,
+)
+# Tensors that sgm's loader requires.
 CONSTANTS = r'.*\.position_ids|.*logit_scale'
 OURS = 'sdxl_jax'  # metadata key of our configs and scheduler, as JSON
 SPEC = 'modelspec.'
@@ -66,7 +71,7 @@ def open_model(
   marks = edm_markers.read(tensors, f'{path}')
   saved = read_our_metadata(file)
   # Find the nets; what is left must change nothing.
-  markers = {n: t for n, t in tensors.items() if re.fullmatch(MARKERS, n)}
+  markers = {n: t for n, t in tensors.items() if n in MARKERS}
   others = {n: t for n, t in tensors.items() if n not in markers}
   try:
     companions.check_not_quantised(others)

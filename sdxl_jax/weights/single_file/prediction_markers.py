@@ -11,6 +11,8 @@ from sdxl_jax.weights import prediction_words, safetensors_file
 # What the noise levels become where a file marks zero SNR.
 ZERO_SNR = {'rescale_betas_zero_snr': True, 'timestep_spacing': 'trailing'}
 SPEC = 'modelspec.prediction_type'
+# The words of modelspec, by the names of diffusers.
+SPEC_WORDS = {'epsilon': 'epsilon', 'v_prediction': 'v'}
 NO_WORD = ('', 'none', 'null')  # of programs that have nothing to say
 V_TENSOR, ZERO_SNR_TENSOR = 'v_pred', 'ztsnr'
 V_SETTING, ZERO_SNR_SETTING = 'ss_v_parameterization', 'ss_zero_terminal_snr'
