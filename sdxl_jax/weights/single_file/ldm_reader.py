@@ -183,7 +183,7 @@ def check_rest(
         'Whether they change the image is not known: use a file without them'
       )
     raise ValueError(
-      f'{len(unknown)} tensors belong to no net of SDXL: '
+      f'{companions.count(unknown)} of no net of SDXL: '
       f'{companions.format_list(unknown)}. {remedy}'
     )
   companions.check(found, skip_unsupported)
@@ -192,10 +192,11 @@ def check_rest(
 
 def like(base: pretrained.Model | None, width: int) -> str | None:
   """Returns the text encoder of a model that is as wide, or None."""
-  names = [n for n in ('text_encoder', 'text_encoder_2') if base is not None]
+  if base is None:
+    return None
   widths = {
     name: base.net(name).config().hidden_size
-    for name in names
+    for name in pretrained.TOKENIZERS
     if name in base.loaders
   }
   alike = [name for name in widths if widths[name] == width]
