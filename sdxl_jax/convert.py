@@ -267,7 +267,7 @@ if __name__ == '__main__':
     'prediction',
     None,
     read_options.PREDICTIONS,
-    'what the UNet predicts, where SOURCE does not say it',
+    'what the UNet predicts, where SOURCE has no mark of it',
   )
   flags.DEFINE_bool(
     'zero_snr', None, "whether the UNet's noise schedule ends in zero SNR"

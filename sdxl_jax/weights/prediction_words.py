@@ -1,4 +1,4 @@
-"""The words by which files say what a UNet predicts, and zero terminal SNR.
+"""The words in files for what a UNet predicts, and for zero terminal SNR.
 
 Programs that save checkpoints have written many spellings of the same three
 predictions. An unknown word is an error: a model sampled with another
@@ -25,12 +25,12 @@ WORDS = {
 # Our names of them.
 OURS = {'epsilon': 'eps', 'v_prediction': 'v', 'sample': 'x0'}
 NAMES = {word: name for name, words in WORDS.items() for word in words}
-# The end of a word that says zero terminal SNR as well, as in 'v-zsnr'.
+# The end of a word that means zero terminal SNR as well, as in 'v-zsnr'.
 ZERO_SNR = re.compile(r'_?(ztsnr|zsnr|zero_snr|zero_terminal_snr)$')
 
 
 class Prediction(NamedTuple):
-  """What a word says."""
+  """What a word means."""
 
   name: str  # of diffusers
   zero_snr: bool

@@ -10,7 +10,7 @@ from sdxl_jax.weights import companions, pretrained
 HUB_NAME = re.compile(r'[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*')
 URL = re.compile(r'(https?|hf|s3|gs):/')
 HUB_URL = re.compile(r'https?:/+huggingface\.co/([\w.-]+/[\w.-]+)')
-DOWNLOAD = 'hf download {} --local-dir DIR`, and pass DIR'
+DOWNLOAD = '`hf download {} --local-dir DIR`, and pass DIR'
 WEIGHTS = ('*.safetensors', '*.ckpt', '*.pt', '*.bin', '*.gguf', '*.onnx')
 
 
@@ -32,10 +32,10 @@ def explain(path: str | os.PathLike[str]) -> str:
 
 
 def explain_url(url: str) -> str:
-  """Describes an address, of which a pathlib.Path may have dropped a slash."""
+  """Describes an address, which may lack a slash that pathlib.Path drops."""
   hub = HUB_URL.match(url)
   if hub and '/resolve/' not in url and '/blob/' not in url:
-    return f'{url} is an address: download it with `{DOWNLOAD.format(hub[1])}'
+    return f'{url} is an address: download it with {DOWNLOAD.format(hub[1])}'
   return (
     f'{url} is an address, and weights are read from files: download it, and '
     'pass the file'
@@ -48,7 +48,7 @@ def explain_missing(given: str) -> str:
   if HUB_NAME.fullmatch(given) and not parent.is_dir():
     return (
       f'{given} does not exist here; if it is a model on the Hugging Face hub, '
-      f'download it with `{DOWNLOAD.format(given)}'
+      f'download it with {DOWNLOAD.format(given)}'
     )
   if not parent.is_dir():
     return f'{given} does not exist, nor its folder: check the path'

@@ -1,7 +1,7 @@
 """Reads scheduler_config.json of nets on continuous noise levels (EDM).
 
-EDMEulerScheduler and EDMDPMSolverMultistepScheduler of diffusers, of which
-Playground v2.5 and CosXL are sampled with one each.
+CosXL is sampled with EDMEulerScheduler of diffusers, and Playground v2.5 with
+EDMDPMSolverMultistepScheduler.
 """
 
 import dataclasses

@@ -22,7 +22,7 @@ Tensors = dict[str, safetensors_file.LazyTensor]
 
 
 class Marks(NamedTuple):
-  """What the marks of a file say; empty without any."""
+  """The facts that a file is marked with; empty without any."""
 
   scheduler: dict[str, Any]  # scheduler_config.json
   latents: dict[str, Any]  # fields of the config.json of the autoencoder

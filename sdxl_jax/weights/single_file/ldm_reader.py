@@ -89,9 +89,9 @@ def open_model(
   index = None
   if {'unet', 'text_encoder_2'} <= set(loaders):  # a whole model
     index = read_index(file, saved, is_refiner(nets))
-  said = prediction_markers.read(file, options.prediction is not None)
+  predicted = prediction_markers.read(file, options.prediction is not None)
   stored = saved.get('scheduler', {})
-  scheduler = stored | said.scheduler | marks.scheduler
+  scheduler = stored | predicted.scheduler | marks.scheduler
   # Marks have nothing of how their net is sampled.
   if edm_markers.is_of(stored, marks.scheduler):
     scheduler = stored
@@ -107,7 +107,7 @@ def open_model(
     metadata=file.metadata,
     unused_tensors=constants | markers,
     passed_over=passed_over,
-    notes=said.notes,
+    notes=predicted.notes,
   )
 
 
