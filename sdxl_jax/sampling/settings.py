@@ -129,10 +129,7 @@ class SampleSettings:
   def __post_init__(self):
     """Raises ValueError for values that no sampler can take."""
     for field in dataclasses.fields(self):
-      value = getattr(self, field.name)
-      check_type(field, value)
-      if isinstance(value, float) and not math.isfinite(value):
-        raise ValueError(f'{field.name} is {value}; it must be a finite number')
+      check_type(field, getattr(self, field.name))
     if not 0 < self.mask_threshold <= 1:
       raise ValueError(
         f'mask_threshold is {self.mask_threshold}; it must be above 0 and at '
@@ -155,7 +152,8 @@ def check_type(field: dataclasses.Field, value: Any) -> None:
   """Raises ValueError for a value that is not of a field's type.
 
   Args:
-    field: of whole numbers, numbers, pairs or true and false; others pass.
+    field: of whole numbers, finite numbers, pairs or true and false; others
+      pass.
     value: from Python, where numpy's numbers will do.
   """
   kind = value_type(field)
@@ -174,6 +172,8 @@ def check_type(field: dataclasses.Field, value: Any) -> None:
     fits = False
   if not fits:
     raise ValueError(f'{field.name} is {value!r}; it must be {KINDS[kind]}')
+  if kind is float and not math.isfinite(value):
+    raise ValueError(f'{field.name} is {value}; it must be a finite number')
 
 
 def describe(field: dataclasses.Field) -> str:

@@ -15,6 +15,8 @@ from sdxl_jax.sampling import settings
     ('steps', None, 'a whole number'),
     ('guidance_scale', None, 'a number'),
     ('guidance_scale', '7', 'a number'),
+    ('guidance_scale', np.float32('nan'), 'a finite number'),
+    ('guidance_rescale', np.float32('inf'), 'a finite number'),
     ('weighted_prompts', 'yes', 'true or false'),
     ('crop_top_left', (0,), 'two whole numbers'),
     ('target_size', (0, 0.5), 'two whole numbers'),
