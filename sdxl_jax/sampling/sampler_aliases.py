@@ -9,7 +9,8 @@ from typing import Any
 
 from sdxl_jax.diffusion import samplers, sampling_schedule
 
-# By lowercase names; those of ComfyUI that are ours too are not listed.
+# By lowercase names; those of ComfyUI that are ours too are not listed. Its
+# uni_pc is of the variant bh1, and ours of bh2.
 SAMPLERS = {
   'euler': 'euler',
   'euler a': 'euler_ancestral',
@@ -28,7 +29,6 @@ SAMPLERS = {
   'ddpm': 'ddpm',
   'deis': 'deis',
   'unipc': 'unipc',
-  'uni_pc': 'unipc',
   'uni_pc_bh2': 'unipc',
   'lcm': 'lcm',
   'tcd': 'tcd',
