@@ -209,7 +209,8 @@ def check(
   validation.check_prompts(inputs.prompts)
   for name in TEXTS:
     validation.check_texts(name, getattr(inputs, name))
-  validation.check_count('seeds', inputs.seeds, len(inputs.prompts))
+  for name in (*TEXTS, 'seeds'):
+    validation.check_count(name, getattr(inputs, name), len(inputs.prompts))
   validation.check_one_init(inputs.image, inputs.latents)
   validation.check_unet(pipeline.model, inputs.image, inputs.mask)
   validation.check_strength(chosen.strength, init, inputs.mask)
