@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 
+import jax
 import numpy as np
 import pytest
 from absl import flags as absl_flags
@@ -14,8 +15,10 @@ from PIL import Image
 
 from sdxl_jax import sample
 from sdxl_jax.data import images
+from sdxl_jax.distributed import device_mesh
 from sdxl_jax.sampling import (
   command_files,
+  finiteness,
   init_images,
   phase_clock,
   pipelines,
@@ -23,6 +26,7 @@ from sdxl_jax.sampling import (
   sample_flags,
   sample_request,
 )
+from sdxl_jax.sampling.model_flags import MODEL_OPTIONS
 from sdxl_jax.text import tokenizer
 from tests.support import golden_sets, watermark_detector
 
@@ -404,6 +408,54 @@ def test_latents_of_several_sizes_are_no_array(flags):
   flags(['sample', '--save_latents=a.npy'])
   with pytest.raises(ValueError, match='one command for each size'):
     command_files.check_arrays(asked, None, flags)
+  # Images are resized to a size that is set.
+  files = [dataclasses.replace(asked[0], image=name) for name in 'ab']
+  with pytest.raises(ValueError, match='one command for each size'):
+    command_files.check_arrays(files, None, flags)
+  files = [dataclasses.replace(request, width=64) for request in files]
+  command_files.check_arrays(files, None, flags)
+
+
+def test_noise_that_is_larger_than_memory(tmp_path, monkeypatch):
+  """The file is not said to be broken."""
+
+  def load(path):
+    raise MemoryError
+
+  monkeypatch.setattr(command_files.np, 'load', load)
+  with pytest.raises(MemoryError):
+    command_files.read_noise('a.npy')
+
+
+def test_files_that_are_not_finite_are_named(tmp_path, flags, monkeypatch):
+  """In the second batch, whose images would have the numbers of the first."""
+  generate, calls = sample.generate, []
+
+  def fail(*args, **options):
+    calls.append(1)
+    if len(calls) == 2:
+      raise finiteness.NonFiniteError('image 1 of 2 has values')
+    return generate(*args, **options)
+
+  monkeypatch.chdir(tmp_path)
+  monkeypatch.setattr(sample, 'generate', fail)
+  command = ['sample', f'--weights={TINY / "base"}', '--prompt=a', *SMALL]
+  flags([*command, '--repeat=3', '--batch=2', '--output={i}.png'])
+  with pytest.raises(ValueError, match='^2.png: image 1 of 2 has values'):
+    sample.main(flags)
+
+
+def test_a_variant_that_a_refiner_lacks_is_named(capsys, monkeypatch):
+  monkeypatch.setattr(sample, 'load_expert', lambda *args: args)
+  options = {name: option.default for name, option in MODEL_OPTIONS.items()}
+  del options['lora_dir']
+  base, refiner = str(TINY / 'base'), str(TINY / 'refiner')
+  options |= {'weights': base, 'refiner': refiner, 'variant': 'fp16'}
+  mesh = device_mesh.make_mesh(devices=jax.local_devices()[:1])
+  _, (_, _, used) = sample.load_models(mesh, options, offload=False)
+  assert used['variant'] is None
+  line = f"note: {refiner} has no variant 'fp16': it is read without\n"
+  assert capsys.readouterr().out == line
 
 
 def test_the_clock_tells_compiling_apart(monkeypatch):

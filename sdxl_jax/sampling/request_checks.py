@@ -1,10 +1,9 @@
 """Checks all requests of a command before the first image is sampled."""
 
-import contextlib
 import dataclasses
 import warnings
-from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import Any
 
 from sdxl_jax.diffusion import img2img, sampling_schedule
 from sdxl_jax.sampling import (
@@ -18,6 +17,7 @@ from sdxl_jax.sampling import (
   step_segments,
   validation,
 )
+from sdxl_jax.sampling.located import Located, naming
 from sdxl_jax.text import prompt_brackets, prompt_tags, prompt_weighting
 
 # The least value of whole numbers, the largest, and settings from 0 to 1.
@@ -44,26 +44,6 @@ LARGEST_PX = 10**6
 TEXTS = sample_request.TEXTS
 
 
-class Located(NamedTuple):
-  """A request, and where it stands: file and line, '' for flags."""
-
-  location: str
-  request: sample_request.Request
-
-
-@contextlib.contextmanager
-def naming(location: str) -> Iterator[None]:
-  """Puts a location before errors of the body."""
-  try:
-    yield
-  except (ValueError, OSError) as error:
-    if not location:
-      raise
-    for kind in (FileNotFoundError, OSError, ValueError):
-      if isinstance(error, kind):
-        raise kind(f'{location}: {error}') from error
-
-
 def before_loading(
   located: Sequence[Located], models: dict[str, Any]
 ) -> list[str]:
@@ -81,8 +61,9 @@ def before_loading(
     ValueError, OSError: with the location of a value that does not fit.
   """
   lines, read = {}, set()
-  for location, request in located:
-    with naming(location):
+  for place in located:
+    request = place.request
+    with naming(place.location):
       check_values(request)
       # Each image and mask is read once.
       files = request.image, request.mask, request.height, request.width
@@ -90,7 +71,7 @@ def before_loading(
         read.add((*files, request.mask_threshold))
         init_images.check([request])
       for message in check_prompts(request, models):
-        lines[f'{location}: {message}' if location else message] = None
+        lines[place.line(message)] = None
   return list(lines)
 
 
@@ -198,13 +179,14 @@ def after_loading(
     ValueError: with the location of a value that does not fit.
   """
   checked, lines = set(), {}
-  for location, request in located:
+  for place in located:
+    request = place.request
     key = dataclasses.replace(request, seed=0)
     if key in checked:
       continue
     checked.add(key)
     # `generate` warns later.
-    with naming(location), warnings.catch_warnings():
+    with naming(place.location), warnings.catch_warnings():
       warnings.simplefilter('ignore')
       check_with(request, pipeline, refiner)
     for text in filter(None, (getattr(request, n) for n in TEXTS)):
@@ -214,7 +196,7 @@ def after_loading(
           f'{name!r} in the prompt {text!r} is read as words: pass its file as '
           '--embedding'
         )
-        lines[f'{location}: {message}' if location else message] = None
+        lines[place.line(message)] = None
   return list(lines)
 
 

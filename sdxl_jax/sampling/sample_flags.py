@@ -12,11 +12,10 @@ from sdxl_jax.sampling import (
   pipelines,
   png_settings,
   prompts_file,
-  request_checks,
   sample_request,
   settings,
 )
-from sdxl_jax.sampling.request_checks import Located
+from sdxl_jax.sampling.located import Located, naming
 from sdxl_jax.sampling.sample_request import Request
 
 
@@ -127,7 +126,7 @@ def read(args: flags.FlagValues) -> list[Located]:
     )
   located, drawn = [], []
   for location, fields in lines:
-    with request_checks.naming(location):
+    with naming(location):
       request = Request(**(common | fields))
       if request.prompt is None:
         raise ValueError(

@@ -8,12 +8,14 @@ from sdxl_jax.sampling import (
   request_checks,
   sample_request,
 )
+from sdxl_jax.sampling.located import Located
+from sdxl_jax.weights.lora import lora_file
 from tests.support import golden_sets
 
 
 def located(*prompts, **options):
   return [
-    request_checks.Located(
+    Located(
       f'p.txt, line {i}', sample_request.Request(prompt=prompt, **options)
     )
     for i, prompt in enumerate(prompts, 1)
@@ -76,21 +78,30 @@ def test_loras_are_the_same_in_all_requests(tmp_path):
   for name in 'ab':
     (tmp_path / f'{name}.safetensors').write_text('')
   both = '<lora:a:0.5> x <lora:b>', '<lora:b:1.0> y <lora:a:.5>'
-  tags = prompt_loras.common(located(*both), tmp_path)
-  assert prompt_loras.resolve(['c.safetensors:2', *tags], tmp_path) == [
-    'c.safetensors:2',
-    f'{tmp_path / "a.safetensors"}:0.5',
-    f'{tmp_path / "b.safetensors"}:1.0',
-  ]
+  a, b = (tmp_path / f'{name}.safetensors' for name in 'ab')
+  files = prompt_loras.common(located(*both), tmp_path)
+  assert files == (f'{a}:0.5', f'{b}:1.0')
   assert prompt_loras.common(located(*both), None) == ()
   twice = located('<lora:a> <lora:a>', prompt_2='<lora:a> <lora:b>')
-  tags = prompt_loras.common(twice, tmp_path)
-  assert tags == ('<lora:a:1.0>', '<lora:a:1.0>', '<lora:b:1.0>')
+  files = prompt_loras.common(twice, tmp_path)
+  assert files == (f'{a}:1.0', f'{a}:1.0', f'{b}:1.0')
   for prompts, message in (
     (['<lora:a>', 'x'], r'line 2 names the LoRAs \[\] and p.txt, line 1 '),
     (['<lora:a>', '<lora:c>'], "line 2: no LoRA file 'c'"),
   ):
     with pytest.raises((ValueError, OSError), match=message):
       prompt_loras.common(located(*prompts), tmp_path)
-  with pytest.raises(ValueError, match='pass lora_dir, or FILE'):
-    prompt_loras.resolve(['<lora:a:1>'], None)
+  # Flags have no location.
+  flags = [Located('', sample_request.Request(prompt='<lora:c>'))]
+  with pytest.raises(FileNotFoundError, match="^no LoRA file 'c'"):
+    prompt_loras.common(flags, tmp_path)
+
+
+def test_a_folder_of_loras_is_listed_once(tmp_path, monkeypatch):
+  (tmp_path / 'a.safetensors').write_text('')
+  calls, find = [], lora_file.find_by_name
+  monkeypatch.setattr(
+    lora_file, 'find_by_name', lambda *args: calls.append(1) or find(*args)
+  )
+  prompt_loras.common(located(*['<lora:a>'] * 5), tmp_path)
+  assert len(calls) == 1
