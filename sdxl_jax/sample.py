@@ -62,6 +62,7 @@ def sample(located, names, models, noise, args):
   requests, base, refiner = load_for(located, models, mesh, args.offload)
   clock.stop('loading')
   size, for_grid, latents = args.batch or mesh.size, [], []
+  load_files = init_images.cached_load()
   printed = set()  # masks, by the settings that change them
   for batch in request_batches.batches(
     requests, size, base.tokenize, base.text_chunks
@@ -70,7 +71,7 @@ def sample(located, names, models, noise, args):
     # Fill the last batch: a program for fewer images would have to be compiled.
     surplus = size - len(batch) if done else 0
     kwargs = sample_request.to_generate_kwargs(
-      [*batch, *[batch[-1]] * surplus], base.size
+      [*batch, *[batch[-1]] * surplus], base.size, load_files
     )
     if noise is not None:
       rows = noise[done : done + len(batch)]
@@ -227,7 +228,8 @@ def warn(lines):
 
 
 def main(args):
-  located = sample_flags.read(args)
+  png = sample_flags.load_png(args)
+  located = sample_flags.read(args, png)
   names = sample_flags.file_names(args.output, [r for _, r in located])
   command_files.check_outputs(names, args)
   noise = (
@@ -235,7 +237,7 @@ def main(args):
     if args.init_noise is None
     else command_files.read_noise(args.init_noise)
   )
-  models = sample_flags.model_options(args)
+  models = sample_flags.model_options(args, png)
   warn(request_checks.before_loading(located, models))
   with warnings.catch_warnings():  # those that were just printed
     warnings.simplefilter('ignore', prompt_brackets.PromptSyntaxWarning)

@@ -22,6 +22,7 @@ from sdxl_jax.sampling import (
   init_images,
   phase_clock,
   pipelines,
+  png_settings,
   request_batches,
   sample_flags,
   sample_request,
@@ -32,6 +33,7 @@ from tests.support import golden_sets, watermark_detector
 
 TINY = golden_sets.SETS[0] / 'tiny'
 SMALL = '--height=64', '--width=96', '--steps=2'
+NO_PNG = png_settings.PngSettings({}, {})
 
 
 def run(*args, cwd=None):
@@ -66,7 +68,7 @@ def test_command(tmp_path):
   }
   assert np.load(out / 'all.npy').shape == (6, 8, 12, 4)
   assert 's per image' in first.stdout and '4 of 6: 100%' in first.stderr
-  told, models = sample_request.from_png_metadata(out / '3-8.png')
+  told, models, *_ = png_settings.load(out / '3-8.png')
   assert told['prompt'] == 'ein Füchschen' and told['seed'] == 8
   assert told['sampler'] == 'euler'  # the folder's own
   assert models['refiner'] == str(TINY / 'refiner')
@@ -90,7 +92,7 @@ def test_command(tmp_path):
   )
   assert painted.returncode == 0, painted.stderr
   assert 'mask.png repaints 100 % of the image' in painted.stdout
-  told, _ = sample_request.from_png_metadata(out / 'painted.png')
+  told = png_settings.load(out / 'painted.png').fields
   assert told['sampler'] == 'lcm' and told['steps'] == 2
   with Image.open(out / 'painted.png') as picture:
     assert picture.size == (96, 64)
@@ -260,7 +262,7 @@ def test_loras_of_prompts(tmp_path, flags, capsys, monkeypatch):
     capsys.readouterr().err
   )
   merged = latents(tagged, '--lora_dir=loras')
-  told, models = sample_request.from_png_metadata('a.png')
+  told, models, *_ = png_settings.load('a.png')
   assert told['prompt'] == 'a fox <lora:my style:0.8>'
   assert models['lora_dir'] == 'loras' and models['lora'] == []
   by_flag = latents('--prompt=a fox', f'--lora={file}:0.8')
@@ -293,7 +295,7 @@ def test_flags_of_the_models(tmp_path, flags):
   def options(*args):
     flags.unparse_flags()
     flags(['sample', '--prompt=a', *map(str, args)])
-    return sample_flags.model_options(flags)
+    return sample_flags.model_options(flags, sample_flags.load_png(flags))
 
   chosen = options(
     '--weights=w',
@@ -344,7 +346,7 @@ def test_flags_of_the_models(tmp_path, flags):
 def test_a_drawn_seed_is_printed_named_and_kept(flags, capsys):
   """The second image has the next one, and both can be sampled again."""
   flags(['sample', '--prompt=a', '--seed=-1', '--repeat=2'])
-  (_, first), (_, second) = sample_flags.read(flags)
+  (_, first), (_, second) = sample_flags.read(flags, NO_PNG)
   assert capsys.readouterr().out == f'seed -1: drew {first.seed}\n'
   assert 0 <= first.seed == second.seed - 1
   names = sample_flags.file_names('{seed}.png', [first, second])
@@ -355,7 +357,7 @@ def test_a_drawn_seed_is_printed_named_and_kept(flags, capsys):
 
 def test_seeds_that_are_given_are_not_drawn(flags, capsys):
   flags(['sample', '--prompt=a', f'--seed={2**64 - 2}', '--repeat=2'])
-  seeds = [request.seed for _, request in sample_flags.read(flags)]
+  seeds = [request.seed for _, request in sample_flags.read(flags, NO_PNG)]
   assert seeds == [2**64 - 2, 2**64 - 1] and not capsys.readouterr().out
 
 
@@ -525,7 +527,7 @@ def test_what_a_picture_tells_is_what_was_asked(tmp_path):
   path = tmp_path / 'a.png'
   text = sample_request.to_png_metadata(asked, {'weights': 'W'}, (8, 8, 3))
   images.save(path, np.zeros((8, 8, 3)), text)
-  told, models = sample_request.from_png_metadata(path)
+  told, models, *_ = png_settings.load(path)
   asked = dataclasses.replace(asked, height=8, width=8)
   assert sample_request.Request(**told) == asked and models == {'weights': 'W'}
   assert set(told) == set(
@@ -536,7 +538,10 @@ def test_what_a_picture_tells_is_what_was_asked(tmp_path):
 def test_starting_pictures(tmp_path):
   image, mask = tmp_path / 'image.png', tmp_path / 'mask.png'
   images.save(image, np.zeros((70, 99, 3)))
-  load = init_images.load
+
+  def load(image, mask, size, default):
+    return init_images.load(init_images.Files(image, mask, size), default)
+
   assert load(None, None, (None, 32), (64, 64))['size'] == (64, 32)
   with pytest.raises(ValueError, match='height is 0 px; it must be at least 1'):
     load(None, None, (0, 32), (64, 64))

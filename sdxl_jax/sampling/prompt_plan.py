@@ -2,7 +2,7 @@
 
 import itertools
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float32
@@ -74,6 +74,12 @@ class Plan(NamedTuple):
     for stage in self.stages:
       found |= dict.fromkeys((*stage.positive, stage.negative))
     return list(found)
+
+
+def prompts_of(request: Any) -> Prompts:
+  """Returns the Prompts of one image, of its sample_request.Request."""
+  texts = (getattr(request, name) for name in REQUEST_FIELDS)
+  return Prompts._make(None if text is None else [text] for text in texts)
 
 
 def make_plan(prompts: Prompts, settings: SampleSettings, steps: int) -> Plan:

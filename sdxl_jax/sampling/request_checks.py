@@ -2,7 +2,7 @@
 
 import dataclasses
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from sdxl_jax.diffusion import img2img, sampling_schedule
@@ -40,8 +40,8 @@ PAIRS = (
   'negative_target_size',
 )
 LARGEST_PX = 10**6
-
-TEXTS = sample_request.TEXTS
+# (height, width) where no weights are read; an image has its own.
+UNKNOWN_SIZE = 8, 8
 
 
 def before_loading(
@@ -66,10 +66,10 @@ def before_loading(
     with naming(place.location):
       check_values(request)
       # Each image and mask is read once.
-      files = request.image, request.mask, request.height, request.width
-      if (*files, request.mask_threshold) not in read:
-        read.add((*files, request.mask_threshold))
-        init_images.check([request])
+      files = init_images.files_of(request)
+      if files not in read:
+        read.add(files)
+        init_images.load(files, UNKNOWN_SIZE)
       for message in check_prompts(request, models):
         lines[place.line(message)] = None
   return list(lines)
@@ -123,7 +123,7 @@ def check_prompts(
     warnings.simplefilter('always')
     # What the tags of files mean for it.
     texts = {}
-    for name in TEXTS:
+    for name in prompt_plan.REQUEST_FIELDS:
       text = getattr(request, name)
       if text is None:
         continue
@@ -143,7 +143,9 @@ def check_prompts(
       prompt_tags.warn_of_text(texts[name], syntax)
     # All texts that are encoded.
     request = dataclasses.replace(request, **texts)
-    plan = make_plan(request, request.steps)
+    plan = prompt_plan.make_plan(
+      prompt_plan.prompts_of(request), request, request.steps
+    )
     if request.weighted_prompts:
       for branch in plan.branches:
         for text in (*branch.texts, *(branch.texts_2 or ())):
@@ -154,15 +156,6 @@ def check_prompts(
     if issubclass(warning.category, prompt_brackets.PromptSyntaxWarning)
   ]
   return list(dict.fromkeys(messages))
-
-
-def make_plan(request: sample_request.Request, steps: int) -> prompt_plan.Plan:
-  """Makes the Plan of one image."""
-  texts = (getattr(request, name) for name in prompt_plan.REQUEST_FIELDS)
-  prompts = prompt_plan.Prompts(
-    *(None if text is None else [text] for text in texts)
-  )
-  return prompt_plan.make_plan(prompts, request, steps)
 
 
 def after_loading(
@@ -178,7 +171,7 @@ def after_loading(
   Raises:
     ValueError: with the location of a value that does not fit.
   """
-  checked, lines = set(), {}
+  checked, lines, load = set(), {}, init_images.cached_load()
   for place in located:
     request = place.request
     key = dataclasses.replace(request, seed=0)
@@ -188,8 +181,8 @@ def after_loading(
     # `generate` warns later.
     with naming(place.location), warnings.catch_warnings():
       warnings.simplefilter('ignore')
-      check_with(request, pipeline, refiner)
-    for text in filter(None, (getattr(request, n) for n in TEXTS)):
+      check_with(request, pipeline, refiner, load)
+    for (text,) in filter(None, prompt_plan.prompts_of(request)):
       known = pipeline.tokenize.embeddings
       for name in prompt_tags.unknown_embeddings(text, known):
         message = (
@@ -204,9 +197,17 @@ def check_with(
   request: sample_request.Request,
   pipeline: pipelines.Pipeline,
   refiner: pipelines.Pipeline | None,
+  load: Callable[..., dict[str, Any]],
 ) -> None:
-  """Raises ValueError for a request that `generate` would refuse."""
-  kwargs = sample_request.to_generate_kwargs([request], pipeline.size)
+  """Raises ValueError for a request that `generate` would refuse.
+
+  Args:
+    request: of one image.
+    pipeline: base, or a refiner that starts from an image.
+    refiner: that takes over from the base, or None.
+    load: init_images.load, or a function of its kind.
+  """
+  kwargs = sample_request.to_generate_kwargs([request], pipeline.size, load)
   inputs, chosen = generation.parse_options(kwargs.pop('prompts'), kwargs)
   chosen = sampler_choice.resolve(pipeline, chosen)
   generation.check(pipeline, refiner, inputs, chosen)
@@ -219,7 +220,7 @@ def check_with(
   step_segments.plan_segments(
     schedule, first, chosen, has_refiner=refiner is not None
   )
-  plan = make_plan(request, steps)
+  plan = prompt_plan.make_plan(prompt_plan.prompts_of(request), chosen, steps)
   for expert in filter(None, (pipeline, refiner)):
     guided = validation.uses_cfg(expert.model, chosen.guidance_scale)
     validation.check_combined(plan.weights, guided)

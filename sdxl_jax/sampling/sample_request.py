@@ -7,9 +7,9 @@ prompts file, and the text of a PNG.
 import dataclasses
 import json
 import os
+from collections.abc import Callable
 from typing import Any
 
-from sdxl_jax.data import images
 from sdxl_jax.sampling import (
   image_seeds,
   init_images,
@@ -48,8 +48,7 @@ class Request(SampleSettings):
 
 FIELDS = {f.name: f for f in dataclasses.fields(Request)}
 # These may differ between the images of a batch.
-TEXTS = prompt_plan.REQUEST_FIELDS
-PER_IMAGE_FIELDS = (*TEXTS, 'seed')
+PER_IMAGE_FIELDS = (*prompt_plan.REQUEST_FIELDS, 'seed')
 # The values of each type, as JSON has them.
 KINDS = {
   int: 'a whole number without a point, as 20',
@@ -166,13 +165,16 @@ def is_of_type(value: Any, kind: Any) -> bool:
 
 
 def to_generate_kwargs(
-  batch: list[Request], default_size: Pair
+  batch: list[Request],
+  default_size: Pair,
+  load: Callable[..., dict[str, Any]] = init_images.load,
 ) -> dict[str, Any]:
   """Returns the arguments of sample.generate for one batch, its files read.
 
   Args:
     batch: of request_batches.batches.
     default_size: (height, width) in px without an image.
+    load: init_images.load, or a function of its kind.
 
   Raises:
     ValueError: for files that are no images, or do not fit each other.
@@ -180,13 +182,11 @@ def to_generate_kwargs(
   """
   first = batch[0]
   kwargs = {name: getattr(first, name) for name in settings.FIELDS}
-  size = kwargs.pop('height'), kwargs.pop('width')
-  kwargs |= init_images.load(
-    first.image, first.mask, size, default_size, first.mask_threshold
-  )
+  del kwargs['height'], kwargs['width']
+  kwargs |= load(init_images.files_of(first), default_size)
   for name in PER_IMAGE_FIELDS:
     values = [getattr(request, name) for request in batch]
-    if name in TEXTS and values[0] is not None:
+    if name in prompt_plan.REQUEST_FIELDS and values[0] is not None:
       # The command has named the tags already.
       values = [prompt_tags.remove(value) for value in values]
     kwargs[plural(name)] = None if values[0] is None else values
@@ -217,14 +217,17 @@ def to_png_metadata(
 
 
 def from_png_metadata(
-  path: str | os.PathLike[str],
+  text: str, path: str | os.PathLike[str]
 ) -> tuple[dict[str, Any], dict[str, Any]]:
   """Reads ({field: value} of the Request, {flag: value} of the models).
 
+  Args:
+    text: of the text chunk.
+    path: of the PNG, for errors.
+
   Raises:
-    ValueError: for a PNG without this text, or with unknown settings.
+    ValueError: for text that is cut off, or has unknown settings.
   """
-  text = images.load_text(path, PNG_KEY)[PNG_KEY]
   try:
     saved = json.loads(text)
   except (ValueError, RecursionError) as error:

@@ -1,6 +1,7 @@
 """Settings of images that other programs wrote."""
 
 import json
+import pathlib
 
 import pytest
 from PIL import ExifTags, Image, PngImagePlugin
@@ -280,6 +281,10 @@ def test_other_nodes_of_comfyui(tmp_path):
     ({'sdxl_jax': '{"models": {"weights": 5}}'}, 'weights of its models is 5'),
     ({'sdxl_jax': '{"models": {"a": 5}}'}, "has an option 'a' of models"),
     ({'invokeai_metadata': '{}'}, 'text of InvokeAI, which is not read'),
+    (
+      {'other': 'x'},
+      r"a\.png: no text under \['sdxl_jax'\], but under \['other'\]",
+    ),
     ({}, r"no text under \['sdxl_jax'\]"),
   ],
 )
@@ -306,6 +311,16 @@ def test_files_without_text(tmp_path):
     png_settings.load(tmp_path / 'b.png')
   with pytest.raises(FileNotFoundError):
     png_settings.load(tmp_path / 'none.png')
+
+
+def test_the_file_is_read_once(tmp_path, monkeypatch):
+  path, reads = png(tmp_path / 'a.png', sdxl_jax='{}'), []
+  read = pathlib.Path.read_bytes
+  monkeypatch.setattr(
+    pathlib.Path, 'read_bytes', lambda file: reads.append(file) or read(file)
+  )
+  png_settings.load(path)
+  assert reads == [path]
 
 
 def test_ours(tmp_path):

@@ -1,8 +1,10 @@
 """What is told of prompts and their LoRAs, before weights are read."""
 
 import pytest
+from PIL import Image
 
 from sdxl_jax.sampling import (
+  init_images,
   pipelines,
   prompt_loras,
   request_checks,
@@ -65,6 +67,29 @@ def test_values_that_no_model_can_take(options, message):
     request_checks.before_loading(
       [*located('a'), *located('[a|b]', '[a|b]', **options)[1:]], {}
     )
+
+
+def test_each_image_is_read_once(tmp_path, monkeypatch):
+  """Before and after weights are loaded, for all prompts and sizes."""
+  Image.new('RGB', (64, 64)).save(tmp_path / 'a.png')
+  reads, read = [], init_images.read
+  monkeypatch.setattr(
+    init_images, 'read', lambda path: reads.append(path) or read(path)
+  )
+  options = dict(image=str(tmp_path / 'a.png'), strength=1.0)
+  asked = located('a', 'b', 'c', **options)
+  assert not request_checks.before_loading(asked, {}) and len(reads) == 1
+  base = pipelines.load(golden_sets.SETS[0] / 'tiny' / 'base')
+  assert not request_checks.after_loading(asked, base, None)
+  assert len(reads) == 2
+  for more, kind, message in (
+    (dict(image=str(tmp_path / 'b.png')), OSError, 'line 2: .*b.png'),
+    (dict(mask='m.png'), ValueError, 'line 2: mask is given without an image'),
+  ):
+    with pytest.raises(kind, match=message):
+      request_checks.before_loading(
+        [asked[0], *located('a', 'b', **more)[1:]], {}
+      )
 
 
 def test_embeddings_that_are_not_loaded_are_told():
