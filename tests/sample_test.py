@@ -191,6 +191,10 @@ def test_bad_flags(tmp_path, args, message, flags, monkeypatch):
     (['{"prompt": "b", "steps": 0}'], 'line 2: steps is 0'),
     (['{"prompt": "b", "strength": 0.5}'], 'line 2: strength is given without'),
     (['{"prompt": "b", "eta": 2}'], 'line 2: eta is 2'),
+    (
+      ['{"prompt": "b", "guidance_rescale": 2.0}'],
+      '^p.jsonl, line 2: guidance_rescale is 2.0; it must be from 0',
+    ),
     (['{"prompt": "b", "mask_threshold": 0}'], 'line 2: mask_threshold is 0'),
     (['{"prompt": "<lora:none:1>"}'], "line 2: no LoRA file 'none'"),
     (['{"prompt": "<lora:a:1>"}'], 'line 2 names the LoRAs .* and .*line 1 '),

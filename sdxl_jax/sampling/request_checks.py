@@ -14,32 +14,13 @@ from sdxl_jax.sampling import (
   prompt_plan,
   sample_request,
   sampler_choice,
+  settings,
   step_segments,
   validation,
 )
 from sdxl_jax.sampling.located import Located, naming
 from sdxl_jax.text import prompt_brackets, prompt_tags, prompt_weighting
 
-# The least value of whole numbers, the largest, and settings from 0 to 1.
-LEAST = {'steps': 1, 'height': 1, 'width': 1, 'clip_skip': 0, 'tile': 2}
-MOST = {'steps': 100_000, 'height': 65_536, 'width': 65_536}
-SHARES = (
-  'eta',
-  'strength',
-  'guidance_rescale',
-  'refiner_start',
-  'refiner_strength',
-)
-# Numbers of micro-conditioning, which are in px.
-PAIRS = (
-  'original_size',
-  'crop_top_left',
-  'target_size',
-  'negative_original_size',
-  'negative_crop_top_left',
-  'negative_target_size',
-)
-LARGEST_PX = 10**6
 # (height, width) where no weights are read; an image has its own.
 UNKNOWN_SIZE = 8, 8
 
@@ -77,37 +58,14 @@ def before_loading(
 
 def check_values(request: sample_request.Request) -> None:
   """Raises ValueError for a value that no model can take."""
-  for name, least in LEAST.items():
-    value = getattr(request, name)
-    if value is not None and value < least:
-      raise ValueError(f'{name} is {value}; it must be at least {least}')
-  for name, most in MOST.items():
-    value = getattr(request, name)
-    if value is not None and value > most:
-      raise ValueError(f'{name} is {value}; it must be at most {most}')
-  for name in PAIRS:
-    value = getattr(request, name)
-    if value is not None and max(map(abs, value)) > LARGEST_PX:
-      raise ValueError(
-        f'{name} is {value} in px; both must be at most {LARGEST_PX}'
-      )
-  if request.sampler is not None:
-    sampling_schedule.check_eta(request.sampler, request.eta)
-  for name in SHARES:
-    value = getattr(request, name)
-    if value is not None and not 0 <= value <= 1:
-      raise ValueError(f'{name} is {value}; it must be from 0 to 1')
-  largest = sample_request.LARGEST_NUMBER
   for name, field in sample_request.FIELDS.items():
-    value, choices = getattr(request, name), field.metadata['choices']
-    if isinstance(value, str):
-      sample_request.check_text(name, value)
-    if isinstance(value, float) and abs(value) >= largest:
-      raise ValueError(f'{name} is {value}; it must be less than {largest:g}')
+    value = getattr(request, name)
+    settings.check_limits(field, value)
+    sample_request.check_value(name, value)
     if value == '' and name in ('image', 'mask'):
       raise ValueError(f'{name} is empty: name a file, or leave it out')
-    if choices and value is not None and value not in choices:
-      raise ValueError(f'{name} is {value!r}; choose one of {choices}')
+  if request.sampler is not None:
+    sampling_schedule.check_eta(request.sampler, request.eta)
   validation.check_strength(request.strength, request.image, request.mask)
 
 

@@ -17,6 +17,7 @@ from sdxl_jax.sampling import (
   prompt_plan,
   sampler_aliases,
   settings,
+  validation,
 )
 from sdxl_jax.sampling.settings import Pair, SampleSettings, option
 from sdxl_jax.text import prompt_tags
@@ -97,7 +98,7 @@ def check(fields: Any, location: str) -> dict[str, Any]:
       raise ValueError(
         f'{location}: no setting {name!r}; there are {list(FIELDS)}'
       )
-    kind, choices = settings.value_type(FIELDS[name]), choices_of(name)
+    kind = settings.value_type(FIELDS[name])
     if kind == Pair and isinstance(value, list):
       value = tuple(value)
     is_optional = FIELDS[name].default is None
@@ -107,14 +108,28 @@ def check(fields: Any, location: str) -> dict[str, Any]:
       )
     if name == 'seed':
       image_seeds.check(value, f'{location}: seed')
-    if isinstance(value, str):
-      check_text(f'{location}: {name}', value)
-    if choices and value is not None and value not in choices:
-      raise ValueError(
-        f'{location}: {name} is {value!r}; choose one of {choices}'
-      )
+    check_value(name, value, f'{location}: ')
     checked[name] = value
   return checked
+
+
+def check_value(name: str, value: Any, before: str = '') -> None:
+  """Raises ValueError for a value that a field may not have.
+
+  Args:
+    name: of the field.
+    value: of its type.
+    before: what the error begins with.
+  """
+  if value is None:
+    return
+  kind, choices = settings.value_type(FIELDS[name]), choices_of(name)
+  if kind is str:
+    validation.check_characters(f'{before}{name}', value)
+  if kind is float and not abs(value) < LARGEST_NUMBER:  # or NaN
+    raise ValueError(f'{before}{name} is {value}; it must be {KINDS[float]}')
+  if choices and value not in choices:
+    raise ValueError(f'{before}{name} is {value!r}; choose one of {choices}')
 
 
 def choices_of(name: str) -> list[str] | None:
@@ -136,28 +151,13 @@ def from_other_names(fields: dict[str, Any]) -> dict[str, Any]:
   return found | fields | {'sampler': found['sampler']}
 
 
-def check_text(name: str, text: str) -> None:
-  """Raises ValueError for text with halves of characters.
-
-  Python writes bytes of a command line that are no text so, and JSON may have
-  one as an escape.
-  """
-  for i, character in enumerate(text):
-    if '\ud800' <= character <= '\udfff':
-      raise ValueError(
-        f'{name} has half a character, {character!a}, as character {i + 1}: '
-        'write it in UTF-8, or in JSON both halves of the pair'
-      )
-
-
 def is_of_type(value: Any, kind: Any) -> bool:
   """Returns whether a JSON value is of the type of a field."""
   is_integer = isinstance(value, int) and not isinstance(value, bool)
   if kind is int:
     return is_integer
   if kind is float:
-    is_number = is_integer or isinstance(value, float)
-    return is_number and abs(value) < LARGEST_NUMBER  # nor NaN
+    return is_integer or isinstance(value, float)
   if kind == Pair:
     is_pair = isinstance(value, tuple) and len(value) == 2
     return is_pair and all(is_of_type(x, int) for x in value)

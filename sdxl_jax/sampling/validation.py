@@ -52,13 +52,23 @@ def check_texts(name: str, texts: Any) -> None:
         f'{name}[{i}] is {text!r}; pass a string, or None in place of the '
         'whole list'
       )
-    try:
-      text.encode()
-    except UnicodeEncodeError as error:
-      raise ValueError(
-        f'{name}[{i}] has half a character, {text[error.start]!a}, as '
-        f'character {error.start + 1}: leave it out'
-      ) from None
+    check_characters(f'{name}[{i}]', text)
+
+
+def check_characters(name: str, text: str) -> None:
+  """Raises ValueError for text with halves of characters.
+
+  Python writes bytes of a command line that are no text so, and JSON may have
+  one as an escape.
+  """
+  try:
+    text.encode()
+  except UnicodeEncodeError as error:
+    raise ValueError(
+      f'{name} has half a character, {text[error.start]!a}, as character '
+      f'{error.start + 1}: write it in UTF-8, or in JSON both halves of the '
+      'pair'
+    ) from None
 
 
 def check_count(name: str, values: Any, count: int) -> None:
