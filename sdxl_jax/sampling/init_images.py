@@ -10,6 +10,7 @@ import numpy as np
 from PIL import Image
 
 from sdxl_jax.data import images
+from sdxl_jax.diffusion import img2img
 from sdxl_jax.sampling import masks
 
 Path = str | os.PathLike
@@ -135,7 +136,7 @@ def check_repaints(mask: np.ndarray, path: Path, threshold: float) -> None:
 def describe_mask(
   path: Path, mask: np.ndarray, cell: int, threshold: float
 ) -> str:
-  """Returns the line that tells how much of an image a mask repaints.
+  """Returns the line on how much of an image a mask repaints.
 
   Args:
     path: of the mask.
@@ -143,5 +144,6 @@ def describe_mask(
     cell: side in px of a pixel of the latents, which is repainted as a whole.
     threshold: see `load`.
   """
-  share = 100 * masks.cells(mask, cell, threshold).mean()
+  cells = np.asarray(img2img.to_latent_mask(mask[None], cell, threshold))
+  share = 100 * cells.mean()
   return f'{path} repaints {share:.3g} % of the image'
