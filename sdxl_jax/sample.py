@@ -224,7 +224,7 @@ def make_watch(bar, preview):
 def warn(lines):
   """Prints what is read otherwise than it may be meant."""
   for line in lines:
-    print(f'warning: {line}', file=sys.stderr)
+    sys.stderr.write(cli.warning_line(line))
 
 
 def main(args):
