@@ -68,9 +68,9 @@ def test_command(tmp_path):
   }
   assert np.load(out / 'all.npy').shape == (6, 8, 12, 4)
   assert 's per image' in first.stdout and '4 of 6: 100%' in first.stderr
-  told, models, *_ = png_settings.load(out / '3-8.png')
-  assert told['prompt'] == 'ein Füchschen' and told['seed'] == 8
-  assert told['sampler'] == 'euler'  # the folder's own
+  fields, models, *_ = png_settings.load(out / '3-8.png')
+  assert fields['prompt'] == 'ein Füchschen' and fields['seed'] == 8
+  assert fields['sampler'] == 'euler'  # the folder's own
   assert models['refiner'] == str(TINY / 'refiner')
   with Image.open(out / '3-8.png') as picture:
     assert picture.size == (96, 64)
@@ -92,8 +92,8 @@ def test_command(tmp_path):
   )
   assert painted.returncode == 0, painted.stderr
   assert 'mask.png repaints 100 % of the image' in painted.stdout
-  told = png_settings.load(out / 'painted.png').fields
-  assert told['sampler'] == 'lcm' and told['steps'] == 2
+  fields = png_settings.load(out / 'painted.png').fields
+  assert fields['sampler'] == 'lcm' and fields['steps'] == 2
   with Image.open(out / 'painted.png') as picture:
     assert picture.size == (96, 64)
 
@@ -223,10 +223,10 @@ def test_all_lines_are_checked_before_weights_are_loaded(
 @pytest.mark.parametrize(
   'line, message',
   [
-    ({'height': 65}, 'size 65 x 64'),
+    ({'height': 65}, 'line 2: size 65 x 64'),
     ({'steps': 2000}, 'line 2: .*steps'),
     ({'clip_skip': 99}, 'line 2: clip_skip 99 is not in'),
-    ({'prompt': 'a AND b', 'guidance_scale': 1}, 'AND combines prompts by'),
+    ({'prompt': 'a AND b', 'guidance_scale': 1}, 'line 2: AND combines'),
   ],
 )
 def test_all_lines_are_checked_before_the_first_image(
@@ -266,8 +266,8 @@ def test_loras_of_prompts(tmp_path, flags, capsys, monkeypatch):
     capsys.readouterr().err
   )
   merged = latents(tagged, '--lora_dir=loras')
-  told, models, *_ = png_settings.load('a.png')
-  assert told['prompt'] == 'a fox <lora:my style:0.8>'
+  fields, models, *_ = png_settings.load('a.png')
+  assert fields['prompt'] == 'a fox <lora:my style:0.8>'
   assert models['lora_dir'] == 'loras' and models['lora'] == []
   by_flag = latents('--prompt=a fox', f'--lora={file}:0.8')
   np.testing.assert_array_equal(merged, by_flag)
@@ -464,7 +464,7 @@ def test_a_variant_that_a_refiner_lacks_is_named(capsys, monkeypatch):
   assert capsys.readouterr().out == line
 
 
-def test_the_clock_tells_compiling_apart(monkeypatch):
+def test_the_clock_separates_compiling(monkeypatch):
   now = iter([0.0, 3.0, 10.0])
   monkeypatch.setattr(phase_clock.time, 'monotonic', lambda: next(now))
   clock = phase_clock.PhaseClock()
@@ -524,19 +524,20 @@ def test_batches_combine_one_number_of_prompts():
   assert found == [1, 2, 2, 1]
 
 
-def test_what_a_picture_tells_is_what_was_asked(tmp_path):
+def test_a_png_holds_its_request(tmp_path):
   asked = sample_request.Request(
     prompt='ein "Fuchs"\n🦊', seed=3, target_size=(8, 9), long_prompts=True
   )
   path = tmp_path / 'a.png'
   text = sample_request.to_png_metadata(asked, {'weights': 'W'}, (8, 8, 3))
   images.save(path, np.zeros((8, 8, 3)), text)
-  told, models, *_ = png_settings.load(path)
+  fields, models, *_ = png_settings.load(path)
   asked = dataclasses.replace(asked, height=8, width=8)
-  assert sample_request.Request(**told) == asked and models == {'weights': 'W'}
-  assert set(told) == set(
-    sample_request.FIELDS
-  )  # whatever the defaults will be
+  assert sample_request.Request(**fields) == asked and models == {
+    'weights': 'W'
+  }
+  # Those at their defaults too, which may change.
+  assert set(fields) == set(sample_request.FIELDS)
 
 
 def test_starting_pictures(tmp_path):

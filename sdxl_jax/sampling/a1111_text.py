@@ -26,7 +26,7 @@ NUMBERS = {
   'CFG scale': ('guidance_scale', float),
   'Seed': ('seed', int),
 }
-# Not worth a word: they say what stands elsewhere, or change no image.
+# Left out without a note: they repeat others, or change no image.
 SILENT = (
   'Model hash',
   'Lora hashes',

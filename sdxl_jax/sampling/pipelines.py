@@ -205,7 +205,7 @@ def memory_of(options: LoadOptions) -> str:
 
 
 def runtime_fields_of(name: str, options: LoadOptions) -> dict[str, Any]:
-  """Returns `runtime_fields` of a net as the options ask."""
+  """Returns `runtime_fields` of a net by the options."""
   return runtime_fields(
     name, options.dtype, options.vae_dtype, options.attention
   )

@@ -231,10 +231,7 @@ def describe_untrained_size(
     return ''
   if pipeline.buckets:
     nearest = pipeline.buckets[buckets.assign([size], pipeline.buckets)[0]]
-    return (
-      f"of the run's buckets, the nearest of which is {nearest[0]} x "
-      f'{nearest[1]}'
-    )
+    return f"of the run's buckets (the nearest is {nearest[0]} x {nearest[1]})"
   # The areas of the paper's 40 buckets (appendix I) are 88 to 100 %.
   is_like_a_bucket = 0.85 < h * w / side**2 < 1.05 and 1 / 4 <= h / w <= 4
   if side < 512 or (is_like_a_bucket and not (h % 64 or w % 64)):

@@ -1,4 +1,4 @@
-"""What is told of prompts and their LoRAs, before weights are read."""
+"""Checks and warnings before the first image, and LoRAs of prompts."""
 
 import pytest
 from PIL import Image
@@ -41,7 +41,7 @@ def located(*prompts, **options):
     ),
   ],
 )
-def test_what_is_told(prompt, options, messages):
+def test_warnings_on_prompts(prompt, options, messages):
   lines = request_checks.before_loading(located(prompt, **options), {})
   assert len(lines) == bool(messages)
   for message in messages:
@@ -95,7 +95,7 @@ def test_each_image_is_read_once(tmp_path, monkeypatch):
       )
 
 
-def test_embeddings_that_are_not_loaded_are_told():
+def test_embeddings_that_are_not_loaded_are_named():
   base = pipelines.load(golden_sets.SETS[0] / 'tiny' / 'base')
   asked = located('a fox', 'embedding:neg', height=64, width=64)
   (line,) = request_checks.after_loading(asked, base, None)
