@@ -255,15 +255,11 @@ def to_chunks(text: dict[str, str]) -> PngImagePlugin.PngInfo:
   return chunks
 
 
-def load_text(path: str | os.PathLike, *keys: str) -> dict[str, str]:
+def load_text(path: str | os.PathLike) -> dict[str, str]:
   """Reads the {key: string} of a PNG file.
 
-  Args:
-    path: of the file.
-    *keys: required keys.
-
   Raises:
-    ValueError: for a file that is broken, is no PNG, or lacks one of `keys`.
+    ValueError: for a file that is broken, or is no PNG.
   """
   data = pathlib.Path(path).read_bytes()
   with decoding(path), image_formats.open_bytes(data) as image:
@@ -271,10 +267,5 @@ def load_text(path: str | os.PathLike, *keys: str) -> dict[str, str]:
   if file_format != 'PNG':
     raise ValueError(
       f'{path}: a {file_format} file; only PNG files hold the text'
-    )
-  if missing := set(keys) - set(text):
-    raise ValueError(
-      f'{path}: no text under {sorted(missing)}, but under {sorted(text)}; '
-      'pass the file as it was written, since editors often remove text'
     )
   return {key: str(string) for key, string in text.items()}

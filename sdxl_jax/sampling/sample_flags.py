@@ -13,11 +13,11 @@ from sdxl_jax.sampling import (
   model_flags,
   png_settings,
   prompts_file,
-  request_checks,
   sample_request,
   settings,
 )
-from sdxl_jax.sampling.request_checks import Located
+from sdxl_jax.sampling.located import Located, naming
+from sdxl_jax.sampling.png_settings import PngSettings
 from sdxl_jax.sampling.sample_request import Request
 
 
@@ -98,11 +98,29 @@ def define_field(field: dataclasses.Field, default: Any = None) -> None:
     flags.DEFINE_list(name, default, about)
 
 
-def read(args: flags.FlagValues) -> list[Located]:
+def load_png(args: flags.FlagValues) -> PngSettings:
+  """Returns the settings of --from_png, none without it, and prints its note.
+
+  Raises:
+    ValueError, OSError: see png_settings.load.
+  """
+  if not args.from_png:
+    return PngSettings({}, {})
+  png = png_settings.load(args.from_png)
+  if png.note:
+    print(png.note)
+  return png
+
+
+def read(args: flags.FlagValues, png: PngSettings) -> list[Located]:
   """Returns the requests of the command's flags, in order.
 
   Lines of the prompts file take precedence over flags, flags over the preset,
   and the preset over the settings of a PNG.
+
+  Args:
+    args: the flags.
+    png: of `load_png`.
 
   Raises:
     ValueError: for values that do not fit, naming flag or line.
@@ -112,13 +130,7 @@ def read(args: flags.FlagValues) -> list[Located]:
   for name in passed:
     if settings.value_type(sample_request.FIELDS[name]) == settings.Pair:
       passed[name] = parse_pair(name, passed[name])
-  saved = {}
-  if args.from_png:
-    png = png_settings.load(args.from_png)
-    saved = png.fields
-    if png.note:
-      print(png.note)
-  common = saved | sample_request.PRESETS.get(args.preset, {}) | passed
+  common = png.fields | sample_request.PRESETS.get(args.preset, {}) | passed
   lines = [prompts_file.Line('', {})]
   if args.prompts_file:
     lines = prompts_file.read(args.prompts_file)
@@ -128,7 +140,7 @@ def read(args: flags.FlagValues) -> list[Located]:
     )
   located, drawn = [], []
   for location, fields in lines:
-    with request_checks.naming(location):
+    with naming(location):
       request = Request(**(common | fields))
       if request.prompt is None:
         raise ValueError(
@@ -145,25 +157,30 @@ def read(args: flags.FlagValues) -> list[Located]:
   return located
 
 
-def model_options(args: flags.FlagValues) -> dict[str, Any]:
+def model_options(args: flags.FlagValues, png: PngSettings) -> dict[str, Any]:
   """Returns {flag: value} of model_flags.MODEL_OPTIONS.
+
+  Args:
+    args: the flags, which take precedence.
+    png: of `load_png`.
 
   Raises:
     ValueError: where no weights are given, or for a dtype that is unknown or
       overflows.
   """
-  saved, made_with = {}, ''
-  if args.from_png:
-    png = png_settings.load(args.from_png)
-    saved, made_with = png.models, png.made_with
-    if saved:  # it is ours
-      saved = model_flags.FORMER_DEFAULTS | saved
+  saved = png.models
+  if saved:  # it is ours
+    saved = model_flags.FORMER_DEFAULTS | saved
   options = {}
   for name, option in model_flags.MODEL_OPTIONS.items():
     value = args[name].value
-    options[name] = saved.get(name, option.default) if value is None else value
+    if value is None:
+      value = saved.get(name, option.default)
+    options[name] = value
   if not options['weights']:
-    source = f'; {args.from_png} was made with {made_with}' if made_with else ''
+    source = ''
+    if png.made_with:
+      source = f'; {args.from_png} was made with {png.made_with}'
     raise ValueError(f'no model to sample from: pass --weights{source}')
   for name in ('dtype', 'vae_dtype'):
     compute_dtype.check(f'--{name}', options[name])

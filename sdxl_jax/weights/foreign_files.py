@@ -65,9 +65,18 @@ def is_torch_pickle(path: pathlib.Path) -> bool:
     return False
   with path.open('rb') as file:
     head = file.read(HEAD)
-  if not head.startswith(PICKLE_MAGIC):
+  if not begins_pickle(head):
     return False
   return not head.startswith(b'PK') or 'data.pkl' in zip_names(path)
+
+
+def begins_pickle(head: bytes) -> bool:
+  """Whether a file's first bytes are those of a pickle, or of a zip archive.
+
+  A safetensors file begins with the length of its header, which may be the same
+  bytes, and the header itself with a brace.
+  """
+  return head.startswith(PICKLE_MAGIC) and head[8:9] != b'{'
 
 
 def zip_names(path: pathlib.Path) -> set[str]:
@@ -94,7 +103,7 @@ def explain(path: pathlib.Path) -> str | None:
     return f'{path} is a download that was not finished: download it again'
   if head.startswith(b'version https://git-lfs'):
     return explain_pointer(path, head)
-  if head.startswith(PICKLE_MAGIC):
+  if begins_pickle(head):
     return explain_pickle(path, head)
   for magic, what, remedy in KINDS:
     if head.startswith(magic):

@@ -1,4 +1,4 @@
-"""The words by which files say what a UNet predicts, and zero terminal SNR.
+"""The words in files for what a UNet predicts, and for zero terminal SNR.
 
 Programs that save checkpoints have written many spellings of the same three
 predictions. An unknown word is an error: a model sampled with another
@@ -22,10 +22,11 @@ WORDS = {
   'v_prediction': ('v', 'v_prediction', 'v_pred', 'vpred', 'velocity'),
   'sample': ('sample', 'x0', 'x_0', 'x0_prediction', 'x_start', 'x0_pred'),
 }
+# Our names of them.
+OURS = {'epsilon': 'eps', 'v_prediction': 'v', 'sample': 'x0'}
 NAMES = {word: name for name, words in WORDS.items() for word in words}
-# The end of a word that says zero terminal SNR as well, as in 'v-zsnr'.
+# The end of a word that means zero terminal SNR as well, as in 'v-zsnr'.
 ZERO_SNR = re.compile(r'_?(ztsnr|zsnr|zero_snr|zero_terminal_snr)$')
-TRUTHS = {'true': True, '1': True, 'false': False, '0': False, 'none': False}
 
 
 class UnknownPrediction(ValueError):
@@ -44,7 +45,7 @@ class UnknownPrediction(ValueError):
 
 
 class Prediction(NamedTuple):
-  """What a word says."""
+  """What a word means."""
 
   name: str  # of diffusers
   zero_snr: bool
@@ -75,4 +76,4 @@ def read(word: Any, location: str) -> Prediction:
 
 def read_truth(word: Any) -> bool:
   """Reads what scripts write for a setting that is on or off."""
-  return TRUTHS.get(str(word).strip().lower(), False)
+  return str(word).strip().lower() in ('true', '1')

@@ -8,7 +8,9 @@ published in both; older models have their weights in .bin, .ckpt and .pt files)
 and dicts within dicts (textual inversion).
 """
 
+import contextlib
 import functools
+import os
 import pathlib
 import pickle
 import struct
@@ -49,17 +51,12 @@ def load(path: str | pathlib.Path) -> dict[str, Any]:
     ValueError: if the file is corrupt or holds anything else.
   """
   path = pathlib.Path(path)
-  try:
+  with refuse_corrupt(path):
     if zipfile.is_zipfile(path):
       return load_zip(path)
     with open(path, 'rb') as file:
       content = Unpickler(file).load()
       return load_older(file) if content == OLDER_MAGIC else content
-  except FileNotFoundError:
-    raise
-  # The opcodes of a corrupt pickle can raise any error.
-  except Exception as error:
-    raise ValueError(explain_refused(path, error)) from error
 
 
 def open_tensors(path: str | pathlib.Path) -> dict[str, LazyTensor]:
@@ -92,13 +89,13 @@ def open_tree(path: str | pathlib.Path) -> Any:
   if not zipfile.is_zipfile(path):
     hold = functools.partial(hold_array, path)
     return replace_tensors(load(path), np.ndarray, hold)
-  try:
-    with zipfile.ZipFile(path) as archive:
-      folder, tree = read_root(archive)
-    hold = functools.partial(hold_stored, path, folder)
+  # The archive stays open, since its directory takes long to parse; the last
+  # of its tensors closes it.
+  with refuse_corrupt(path):
+    archive = zipfile.ZipFile(path)
+    folder, tree = read_root(archive)
+    hold = functools.partial(hold_stored, archive, folder)
     return replace_tensors(tree, pickle_names.StoredTensor, hold)
-  except Exception as error:  # of any type, see `load`
-    raise ValueError(explain_refused(path, error)) from error
 
 
 def hold_array(path: pathlib.Path, name: str, array: np.ndarray) -> LazyTensor:
@@ -107,17 +104,22 @@ def hold_array(path: pathlib.Path, name: str, array: np.ndarray) -> LazyTensor:
   return LazyTensor(array.shape, array.dtype, read, name)
 
 
-def check_array(path: pathlib.Path, name: str, array: np.ndarray) -> np.ndarray:
+def check_array(
+  path: str | os.PathLike[str], name: str, array: np.ndarray
+) -> np.ndarray:
   """Returns an array of a file, and refuses NaN and infinity."""
   checked_cast.check_stored(name, array, str(path))
   return array
 
 
 def hold_stored(
-  path: pathlib.Path, folder: str, name: str, stored: pickle_names.StoredTensor
+  archive: zipfile.ZipFile,
+  folder: str,
+  name: str,
+  stored: pickle_names.StoredTensor,
 ) -> LazyTensor:
   """Wraps a tensor of a zip."""
-  read = functools.partial(read_stored, path, folder, name, stored)
+  read = functools.partial(read_stored, archive, folder, name, stored)
   return LazyTensor(stored.shape, stored.dtype, read, name)
 
 
@@ -143,25 +145,35 @@ def tensors_of(content: Any, path: pathlib.Path) -> dict[str, LazyTensor]:
 
 
 def read_stored(
-  path: pathlib.Path, folder: str, name: str, stored: pickle_names.StoredTensor
+  archive: zipfile.ZipFile,
+  folder: str,
+  name: str,
+  stored: pickle_names.StoredTensor,
 ) -> np.ndarray:
   """Reads one tensor of a zip, and refuses NaN and infinity."""
-  try:
-    with zipfile.ZipFile(path) as archive:
-      data = archive.read(f'{folder}/{stored.key}')
+  with refuse_corrupt(archive.filename):
+    data = archive.read(f'{folder}/{stored.key}')
     array = stored.read({stored.key: data})
-  except Exception as error:  # of any type, see `load`
-    raise checked_cast.StoredError(explain_refused(path, error)) from error
-  return check_array(path, name, array)
+  return check_array(archive.filename, name, array)
 
 
-def explain_refused(path: pathlib.Path, error: Exception) -> str:
-  """Describes in one line why a file is not read."""
-  reason = ' '.join(str(error).split())[:200]
-  return (
-    f'{path} is not a pickle of arrays alone ({reason}): re-download the '
-    'published file, or use safetensors'
-  )
+@contextlib.contextmanager
+def refuse_corrupt(path: str | os.PathLike[str]) -> Iterator[None]:
+  """Refuses a file in one line, whatever error its content raises.
+
+  The opcodes of a corrupt pickle can raise any. Those of the system stay: a
+  file that is missing or must not be read, and too little memory.
+  """
+  try:
+    yield
+  except (FileNotFoundError, PermissionError, MemoryError):
+    raise
+  except Exception as error:
+    reason = ' '.join(str(error).split())[:200]
+    raise checked_cast.StoredError(
+      f'{path} is not a pickle of arrays alone ({reason}): re-download the '
+      'published file, or use safetensors'
+    ) from error
 
 
 def read_root(archive: zipfile.ZipFile) -> tuple[str, Any]:

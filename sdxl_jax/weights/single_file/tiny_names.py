@@ -6,7 +6,6 @@ layers; the decoder begins with a layer without parameters that diffusers does
 not count. ComfyUI puts a prefix before these names.
 """
 
-import pathlib
 import re
 from collections.abc import Collection
 
@@ -30,14 +29,13 @@ def is_tiny(names: Collection[str]) -> bool:
   return bool(names) and all(map(NAME.fullmatch, names))
 
 
-def open_model(path: str | pathlib.Path) -> pretrained.Model:
+def open_model(file: safetensors_file.TensorFile) -> pretrained.Model:
   """Opens a TAESD, and for one half also the other if it lies beside.
 
   Raises:
     ValueError: for an encoder without decoder, or missing layers.
   """
-  path = pathlib.Path(path)
-  file = tensor_files.open_file(path)
+  path = file.path
   tensors, notes = to_diffusers(file.tensors), ()
   # The other half has the same name but for one word.
   halves = {name.partition('.')[0] for name in tensors}
