@@ -6,6 +6,7 @@ DIR is a diffusers folder, a single file, an orbax export or a run's workdir.
 From Python: sample.generate(sample.load(DIR), ['a fox', 'a pig']).
 """
 
+import functools
 import sys
 import warnings
 
@@ -25,11 +26,13 @@ from sdxl_jax.sampling import (
   generation,
   init_images,
   model_flags,
+  pairs,
   phase_clock,
   pipelines,
   prompt_loras,
   request_batches,
   request_checks,
+  request_workload,
   sample_flags,
   sample_request,
   sampler_choice,
@@ -39,7 +42,8 @@ from sdxl_jax.text import prompt_brackets
 from sdxl_jax.weights import formats, textual_inversion
 from sdxl_jax.weights.lora import lora_file
 
-load, generate = pipelines.load, generation.generate
+load, load_pair = pipelines.load, pairs.load_pair
+generate = generation.generate
 # What to do where the memory of a device is exhausted.
 MEMORY = (
   'pass a smaller --batch, --dtype auto, --offload, --tile 256, or a '
@@ -67,9 +71,17 @@ def sample(located, names, models, noise, args):
   for note in notes:
     print(note)
   clock = phase_clock.PhaseClock()
-  requests, base, refiner = load_for(located, models, mesh, args.offload)
-  clock.stop('loading')
   size, for_grid, latents = args.batch or mesh.size, [], []
+  workload_of = functools.partial(
+    request_workload.largest,
+    [request for _, request in located],
+    batch=-(-min(size, len(located)) // mesh.size),
+    previews=args.preview is not None,
+  )
+  requests, base, refiner = load_for(
+    located, models, mesh, args.offload, workload_of
+  )
+  clock.stop('loading')
   load_files = init_images.cached_load()
   printed = set()  # masks, by the settings that change them
   for batch in request_batches.batches(
@@ -137,14 +149,15 @@ def describe_files(names):
   return names[0] if len(names) == 1 else f'{names[0]} ... {names[-1]}'
 
 
-def load_for(located, models, mesh, offload):
+def load_for(located, models, mesh, offload, workload_of):
   """Loads the models for some requests, and checks these by them.
 
   Args:
     located: list of located.Located.
     models: see sample_flags.model_options.
     mesh: of the devices.
-    offload: whether idle nets wait in the host's memory.
+    offload: see load_options.LoadOptions.
+    workload_of: (size) -> what is sampled at once, see pairs.choose.
 
   Returns:
     (requests, base, refiner or None).
@@ -153,16 +166,16 @@ def load_for(located, models, mesh, offload):
   loaded = dict(models)
   loras = prompt_loras.common(located, loaded.pop('lora_dir'))
   loaded['lora'] = *models['lora'], *loras
-  base, refiner = load_models(mesh, loaded, offload)
+  base, refiner = load_models(mesh, loaded, offload, workload_of)
   warn(request_checks.after_loading(located, base, refiner))
-  # So that a PNG names the sampler it was made with.
-  requests = [sampler_choice.resolve(base, request) for _, request in located]
+  # So that a PNG names the sampler and the tiles it was made with.
+  requests = [generation.resolve(base, request) for _, request in located]
   for request in requests:
     sampler_choice.advise(base, request)
   return requests, base, refiner
 
 
-def load_models(mesh, models, offload):
+def load_models(mesh, models, offload, workload_of):
   """Loads (base, refiner or None); a mesh of one device is left out."""
   mesh = mesh if mesh.size > 1 else None
   options = dict(models)
@@ -174,18 +187,36 @@ def load_models(mesh, models, offload):
     lora_file.find(lora_file.parse(spec)[0])
   for spec in options['embedding']:
     textual_inversion.find(textual_inversion.parse(spec)[1])
-  base = load_expert(weights, mesh, options | {'offload': offload})
-  if refiner is None:
-    return base, None
-  shared = {name: options[name] for name in model_flags.REFINER_OPTIONS}
-  variant = shared['variant']
-  if variant and not formats.has_variant(refiner, variant):
-    shared['variant'] = None
-    print(f'note: {refiner} has no variant {variant!r}: it is read without')
-  # Only a workdir has averages to choose from.
-  if not formats.is_published(refiner):
-    shared['average'] = options['average']
-  return base, load_expert(refiner, mesh, shared | {'offload': offload})
+  experts = [(weights, load_settings(options))]
+  if refiner is not None:
+    shared = {name: options[name] for name in model_flags.REFINER_OPTIONS}
+    variant = shared['variant']
+    if variant and not formats.has_variant(refiner, variant):
+      shared['variant'] = None
+      print(f'note: {refiner} has no variant {variant!r}: it is read without')
+    # Only a workdir has averages to choose from.
+    if not formats.is_published(refiner):
+      shared['average'] = options['average']
+    experts.append((refiner, load_settings(shared)))
+  # Choose where the nets of both are held, then load them.
+  choice = None
+  if offload == 'auto':
+    choice = pairs.choose(experts, workload_of, mesh)
+    for note in choice.notes:
+      print(f'note: {note}')
+  experts = [(path, {'offload': offload} | fields) for path, fields in experts]
+  loaded = [
+    load_expert(path, mesh, fields)
+    for path, fields in pairs.with_offload(experts, choice)
+  ]
+  base = pairs.with_choice(loaded[0], choice)
+  return base, loaded[1] if refiner is not None else None
+
+
+def load_settings(options):
+  """Returns {flag: value} under the names that `pipelines.load` has."""
+  names = model_flags.LOAD_OPTIONS
+  return {names.get(name, name): x for name, x in options.items()}
 
 
 def load_expert(weights, mesh, options):
@@ -194,12 +225,10 @@ def load_expert(weights, mesh, options):
   Args:
     weights: path of it.
     mesh: whose devices share a batch, or None.
-    options: {flag: value} of model_flags.MODEL_OPTIONS, and offload.
+    options: see pipelines.load.
   """
   print(f'loading {weights}', flush=True)
-  names = model_flags.LOAD_OPTIONS
-  settings = {names.get(name, name): x for name, x in options.items()}
-  pipeline = pipelines.load(weights, mesh=mesh, **settings)
+  pipeline = pipelines.load(weights, mesh=mesh, **options)
   for note in pipeline.notes:
     print(f'note: {note}')
   return pipeline

@@ -58,10 +58,10 @@ SMALL_BLOCKS = ('2x2x1', '2x2x2', '2x2x4', '2x4x4')
 PLANES = ('1x1', '2x2', '2x4', '4x4', '4x8', '8x8', '8x16', '16x16')
 LARGEST_BLOCK = {'v4': 4096, 'v5p': 6144}  # chips
 
-# FLOPs without sparsity, bandwidth, NVLink one way (of T4 and L4: PCIe) and PCIe
-# one way: data sheets of A100, H100 and H200 SXM, T4 and L4. Memory:
-# openxla/xla, xla/backends/gpu/target_config/specs, and what CUDA reports of T4 and L4; of
-# it JAX allocates GPU_FRACTION.
+# FLOPs without sparsity, bandwidth, NVLink one way (of T4 and L4: PCIe), PCIe
+# one way: data sheets of A100, H100 and H200 SXM, T4 and L4. Memory, of which
+# JAX allocates GPU_FRACTION: openxla/xla, xla/backends/gpu/target_config/specs;
+# of T4 and L4, what CUDA reports.
 GPUS = {
   'a100': Chip(
     'NVIDIA A100-SXM4-80GB',

@@ -83,7 +83,7 @@ def generate(
       the step or the net where they began.
   """
   inputs, chosen = parse_options(prompts, options)
-  chosen = sampler_choice.resolve(pipeline, chosen)
+  chosen = resolve(pipeline, chosen)
   sampler_choice.advise(pipeline, chosen)
   check(pipeline, refiner, inputs, chosen)
   seeds = image_seeds.choose(inputs.seeds, len(prompts))
@@ -137,6 +137,19 @@ def generate(
   samples = decode(latents), rows.fetch(latents)
   finiteness.check_samples(experts, segments, initial, samples)
   return samples
+
+
+def resolve(pipeline: pipelines.Pipeline, chosen: Any) -> Any:
+  """Returns settings with the pipeline's own sampler and tiles filled in.
+
+  Args:
+    pipeline: the base.
+    chosen: SampleSettings, or a sample_request.Request.
+  """
+  chosen = sampler_choice.resolve(pipeline, chosen)
+  if chosen.tile is None:
+    chosen = dataclasses.replace(chosen, tile=pipeline.tile)
+  return chosen
 
 
 def place_arrays(

@@ -29,14 +29,17 @@ class Parts(NamedTuple):
 
 
 def add(
-  parts: Parts, specs: Sequence[str], shard: Callable[[Any], Any]
+  parts: Parts,
+  specs: Sequence[str],
+  shard_of: Callable[[str], Callable[[Any], Any]],
 ) -> Parts:
   """Returns the parts of a pipeline with the words of some files.
 
   Args:
     parts: of the pipeline.
     specs: see textual_inversion.load.
-    shard: see loading.make_sharding_fn.
+    shard_of: (net) -> the function that places its arrays, see
+      loading.make_sharding_fn.
 
   Raises:
     FileNotFoundError: if there is no such file.
@@ -64,7 +67,7 @@ def add(
     vectors = [word.vectors[name] for word in words if name in word.vectors]
     if vectors:
       table = grow(params[name], rows[0], np.concatenate(vectors))
-      params[name] = replace_table(params[name], table, shard)
+      params[name] = replace_table(params[name], table, shard_of(name))
       fields[name] = {'vocab_size': len(table)}
   return Parts(
     parts.model.replace_each(fields),

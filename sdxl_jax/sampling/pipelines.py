@@ -3,23 +3,24 @@
 import dataclasses
 import os
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Collection
 from typing import Any
 
 import jax
 
-from sdxl_jax.checkpoints import export, loading, source_checks
+from sdxl_jax.checkpoints import loading
 from sdxl_jax.distributed import sharding
-from sdxl_jax.models import from_config, sdxl, text_encoder
-from sdxl_jax.sampling import dtype_choice, learned_words
-from sdxl_jax.text import chunking, tokenizer
-from sdxl_jax.weights import (
-  description,
-  formats,
-  other_vae,
-  pretrained,
-  read_options,
+from sdxl_jax.models import sdxl
+from sdxl_jax.sampling import (
+  dtype_choice,
+  learned_words,
+  load_options,
+  offload_choice,
+  sources,
 )
+from sdxl_jax.sampling.load_options import LoadOptions
+from sdxl_jax.text import chunking, tokenizer
+from sdxl_jax.weights import description, formats, pretrained
 from sdxl_jax.weights.diffusers import scheduler_config
 from sdxl_jax.weights.lora import lora_file, merge
 
@@ -38,6 +39,8 @@ class Pipeline:
   # (height, width)s in px that a workdir was trained on.
   buckets: tuple[tuple[int, int], ...] = ()
   zoom: int = 1  # whole factor by which images are enlarged when written
+  # Side in px of tiles to decode in where none is set, see offload_choice.
+  tile: int | None = None
   # Of each text at least, as in training: config.max_token_length / 75.
   text_chunks: int = 1
   notes: tuple[str, ...] = ()  # lines for the user on how weights were read
@@ -45,43 +48,11 @@ class Pipeline:
   def on_device(self, *names: str) -> dict[str, Any]:
     """Returns the parameters of some nets, and low-rank factors, to run them.
 
-    The parameters of an offloaded pipeline are copied to the device now: drop
-    them after use, and wait for the result before other nets are fetched.
+    The parameters of offloaded nets are copied to the device now: drop them
+    after use, and wait for the result before other nets are fetched.
     """
     params = {name: self.params.get(name, {}) for name in (*names, 'lora')}
     return sharding.fetch(params)
-
-
-@dataclasses.dataclass(frozen=True)
-class LoadOptions:
-  """How `load` reads weights and holds them.
-
-  The options of `read_options.ReadOptions` concern pretrained weights.
-  """
-
-  # Of computation, and of parameters, see compute_dtype.choose.
-  dtype: str = 'auto'
-  # Which parameters of a workdir: 'ema'; 'none', the last ones; or the width of
-  # an EMA reconstructed from snapshots, such as '0.05'.
-  average: str = 'ema'
-  # Files to merge, each as 'FILE' or 'FILE:WEIGHT'.
-  loras: Sequence[str] = ()
-  vae_dtype: str = 'auto'  # of the autoencoder, see compute_dtype.choose_vae
-  attention: str = 'auto'  # see models/attention.py; 'auto': the fastest here
-  offload: bool = False  # parameters of idle nets stay in the host's memory
-  vae: str | os.PathLike[str] | None = None  # weights of another autoencoder
-  # Files of textual inversion, each as 'FILE' or 'NAME=FILE'.
-  embeddings: Sequence[str] = ()
-  variant: str | None = None  # see read_options.ReadOptions
-  prediction: str | None = None
-  zero_snr: bool | None = None
-  skip_unsupported: bool = False
-
-  @property
-  def reading(self) -> read_options.ReadOptions:
-    """What concerns the readers of weights."""
-    names = [f.name for f in dataclasses.fields(read_options.ReadOptions)]
-    return read_options.ReadOptions(**{n: getattr(self, n) for n in names})
 
 
 def load(
@@ -96,27 +67,31 @@ def load(
   Args:
     folder: diffusers folder, single file or orbax export; workdir, or one of
       its checkpoints.
-    dtype: see LoadOptions.
-    average: see LoadOptions.
+    dtype: see load_options.LoadOptions.
+    average: see load_options.LoadOptions.
     mesh: whose devices share a batch; the default device without it.
-    **options: the other fields of LoadOptions.
+    **options: the other fields of load_options.LoadOptions.
 
   Raises:
     FileNotFoundError: where there are no weights.
     TypeError: for an option that does not exist.
     ValueError: for weights that cannot be read, or do not fit each other.
   """
-  folder = pathlib.Path(folder)
-  chosen = parse_options({'dtype': dtype, 'average': average} | options)
-  dtypes, notes = dtype_choice.resolve(chosen.dtype, chosen.vae_dtype, mesh)
-  dtype_choice.check_vae(dtypes['vae_dtype'], chosen.vae)
-  chosen = dataclasses.replace(chosen, **dtypes)
-  if formats.is_published(folder):
-    loading.check_published(folder, average)
-    pipeline = load_pretrained(folder, chosen, mesh)
-  else:
-    pipeline = load_run(folder, chosen, mesh)
-  pipeline = dataclasses.replace(pipeline, notes=notes + pipeline.notes)
+  chosen, notes = resolve({'dtype': dtype, 'average': average} | options, mesh)
+  source, tile = sources.open_source(pathlib.Path(folder), chosen), None
+  if chosen.offload == 'auto':
+    choice = offload_choice.choose(
+      [source.model],
+      offload_choice.Workload(source.size),
+      offload_choice.measure(mesh),
+    )
+    chosen = dataclasses.replace(chosen, offload=choice.offloaded[0])
+    notes, tile = (*notes, *choice.notes), choice.tile
+  load_source = load_pretrained if source.opened else load_run
+  pipeline = load_source(source, chosen, mesh)
+  pipeline = dataclasses.replace(
+    pipeline, tile=tile, notes=notes + pipeline.notes
+  )
   if chosen.embeddings:
     pipeline = with_words(pipeline, chosen)
   if not chosen.loras:
@@ -131,138 +106,86 @@ def load(
   )
 
 
+def resolve(
+  options: dict[str, Any], mesh: jax.sharding.Mesh | None
+) -> tuple[LoadOptions, tuple[str, ...]]:
+  """Makes the LoadOptions of {name: value}, with the types for the devices.
+
+  Returns:
+    The options, and lines for the user on what was chosen.
+
+  Raises:
+    TypeError: for an option that does not exist.
+    ValueError: for a value that does not exist, or overflows.
+  """
+  chosen = load_options.parse(options)
+  dtypes, notes = dtype_choice.resolve(chosen.dtype, chosen.vae_dtype, mesh)
+  dtype_choice.check_vae(dtypes['vae_dtype'], chosen.vae)
+  return dataclasses.replace(chosen, **dtypes), notes
+
+
 def with_words(pipeline: Pipeline, options: LoadOptions) -> Pipeline:
   """Returns a pipeline with the words that textual inversion learned."""
   parts = [getattr(pipeline, name) for name in learned_words.Parts._fields]
   parts = learned_words.add(
     learned_words.Parts(*parts),
     options.embeddings,
-    loading.make_sharding_fn(pipeline.mesh, memory_of(options)),
+    lambda name: loading.make_sharding_fn(pipeline.mesh, options.memory(name)),
   )
   return dataclasses.replace(pipeline, **parts._asdict())
 
 
-def parse_options(options: dict[str, Any]) -> LoadOptions:
-  """Makes the LoadOptions of {name: value}.
-
-  Raises:
-    TypeError: for an option that does not exist.
-  """
-  known = [field.name for field in dataclasses.fields(LoadOptions)]
-  for name in options:
-    if name not in known:
-      raise TypeError(f'load has no option {name!r}; there are {known}')
-  return LoadOptions(**options)
-
-
 def load_run(
-  folder: pathlib.Path, options: LoadOptions, mesh: jax.sharding.Mesh | None
+  source: sources.Source, options: LoadOptions, mesh: jax.sharding.Mesh | None
 ) -> Pipeline:
   """Loads the Pipeline of a run's workdir, see `load`."""
-  source_checks.check_run(folder, options.reading)
-  config = loading.saved_config(folder)
-  model = from_config.make_model(config)
-  model = model.replace_each(
-    {name: runtime_fields_of(name, options) for name in model.configs}
-  )
-  names = [
-    name for name in model.configs if not (options.vae and name == 'vae')
-  ]
-  params = loading.load_params(
-    folder,
-    model,
-    names,
-    mesh,
-    options.average,
-    memory_of(options),
-    options.reading,
-  )
-  pipeline = make_pipeline(config, model, params, mesh)
-  if options.vae is None:
+  model, params = source.model, {}
+  names = [n for n in model.configs if not (source.with_vae and n == 'vae')]
+  for memory, group in options.by_memory(names).items():
+    params |= loading.load_params(
+      source.path, model, group, mesh, options.average, memory, options.reading
+    )
+  pipeline = make_pipeline(source.config, model, params, mesh)
+  if source.with_vae is None:
     return pipeline
-  run = export.open_run(folder, options=options.reading)
-  return with_vae(pipeline, run, options)
-
-
-def with_vae(
-  pipeline: Pipeline, run: pretrained.Model, options: LoadOptions
-) -> Pipeline:
-  """Returns a run's Pipeline with the autoencoder of the options."""
-  changed = other_vae.replace(run, options.vae, options.reading)
-  config, params = changed.net('vae').load(
-    loading.make_sharding_fn(pipeline.mesh, memory_of(options)),
-    **runtime_fields_of('vae', options),
-  )
+  params |= load_nets(source.with_vae, ['vae'], options, mesh)
   return dataclasses.replace(
-    pipeline,
-    model=dataclasses.replace(pipeline.model, vae=config),
-    params=pipeline.params | {'vae': params},
-    notes=pipeline.notes + changed.notes,
+    pipeline, params=params, notes=pipeline.notes + source.with_vae.notes
   )
 
 
-def memory_of(options: LoadOptions) -> str:
-  """Returns the kind of memory that parameters are kept in."""
-  return 'pinned_host' if options.offload else 'device'
-
-
-def runtime_fields_of(name: str, options: LoadOptions) -> dict[str, Any]:
-  """Returns `runtime_fields` of a net by the options."""
-  return runtime_fields(
-    name, options.dtype, options.vae_dtype, options.attention
-  )
-
-
-def runtime_fields(
-  name: str, dtype: str, vae_dtype: str, attention: str
+def load_nets(
+  opened: pretrained.Model,
+  names: Collection[str],
+  options: LoadOptions,
+  mesh: jax.sharding.Mesh | None,
 ) -> dict[str, Any]:
-  """Returns the fields of a net's config that decide how sampling runs it."""
-  dtype = vae_dtype if name == 'vae' else dtype
-  fields = {'dtype': dtype, 'param_dtype': dtype}
-  if name != 'unet':
-    return fields
-  if attention == 'auto':
-    attention = from_config.default_attention()
-  return fields | {'attention': attention}
+  """Loads {net: parameters} of some nets into the memory of the options."""
+  params = {}
+  for memory, group in options.by_memory(names).items():
+    shard = loading.make_sharding_fn(mesh, memory)
+    for name in group:
+      fields = sources.runtime_fields_of(name, options)
+      _, params[name] = opened.net(name).load(shard, **fields)
+  return params
 
 
 def load_pretrained(
-  path: pathlib.Path, options: LoadOptions, mesh: jax.sharding.Mesh | None
+  source: sources.Source, options: LoadOptions, mesh: jax.sharding.Mesh | None
 ) -> Pipeline:
   """Loads the Pipeline of pretrained weights, see `load`."""
-  pretrained_model = formats.open_model(path, options=options.reading)
-  pretrained_model = other_vae.replace(
-    pretrained_model, options.vae, options.reading
-  )
-  pretrained.check_complete(pretrained_model)
-  configs, params = {'text_encoder': None}, {}
-  for name in pretrained_model.index.components:
-    configs[name], params[name] = pretrained_model.net(name).load(
-      loading.make_sharding_fn(mesh, memory_of(options)),
-      **runtime_fields_of(name, options),
-    )
-  schedule, _ = scheduler_config.read(pretrained_model.scheduler, 'euler')
-  model = sdxl.SDXL(
-    unet=configs['unet'],
-    vae=configs['vae'],
-    text=text_encoder.TextEncoder(
-      configs['text_encoder'], configs['text_encoder_2']
-    ),
-    schedule=schedule,
-    refiner=pretrained_model.index.refiner,
-  )
-  height, width = pretrained_model.sample_size
+  model, opened = source.model, source.opened
   return Pipeline(
     model=model,
-    params=params,
+    params=load_nets(opened, opened.index.components, options, mesh),
     tokenize=tokenizer.load(
-      path, pretrained_model.added_tokens, model.text.vocab_sizes
+      source.path, opened.added_tokens, model.text.vocab_sizes
     ),
-    scheduler=pretrained_model.scheduler,
-    force_zeros=pretrained_model.index.force_zeros,
-    size=(height * model.vae.downscale, width * model.vae.downscale),
+    scheduler=opened.scheduler,
+    force_zeros=opened.index.force_zeros,
+    size=source.size,
     mesh=mesh,
-    notes=description.describe_reading(pretrained_model),
+    notes=description.describe_reading(opened),
   )
 
 

@@ -11,6 +11,7 @@ from sdxl_jax.sampling import (
   dtype_choice,
   image_seeds,
   model_flags,
+  offload_flag,
   png_settings,
   prompts_file,
   sample_request,
@@ -53,11 +54,7 @@ def define() -> None:
   flags.DEFINE_string(
     'init_noise', None, '.npy, N(0, 1) [n, h/8, w/8, 4] instead of the seeds'
   )
-  flags.DEFINE_bool(
-    'offload',
-    False,
-    "keep idle nets in the host's memory: slower, for small devices",
-  )
+  offload_flag.define()
   # What is written.
   flags.DEFINE_string('output', 'out.png', 'PNG; {i} and {seed} may be in it')
   flags.DEFINE_integer(

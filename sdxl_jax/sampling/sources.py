@@ -1,0 +1,89 @@
+"""Opens weights for sampling: the configs of their nets, no parameters."""
+
+import dataclasses
+import pathlib
+from typing import Any, NamedTuple
+
+from sdxl_jax.checkpoints import export, loading, source_checks
+from sdxl_jax.models import from_config, sdxl, text_encoder
+from sdxl_jax.sampling.load_options import LoadOptions, runtime_fields
+from sdxl_jax.weights import formats, other_vae, pretrained
+from sdxl_jax.weights.diffusers import scheduler_config
+
+
+class Source(NamedTuple):
+  """Weights that are opened."""
+
+  path: pathlib.Path
+  model: sdxl.SDXL  # as it is sampled
+  size: tuple[int, int]  # (height, width) in px where none is set
+  opened: pretrained.Model | None = None  # pretrained weights; None: a run
+  config: Any = None  # of a run
+  # A run's nets with the autoencoder of the options, where they have one.
+  with_vae: pretrained.Model | None = None
+
+
+def open_source(path: pathlib.Path, options: LoadOptions) -> Source:
+  """Opens pretrained weights, or a run's workdir.
+
+  Args:
+    path: see pipelines.load.
+    options: whose types are resolved.
+
+  Raises:
+    FileNotFoundError: where there are no weights.
+    ValueError: for weights that cannot be read, or do not fit each other.
+  """
+  if formats.is_published(path):
+    loading.check_published(path, options.average)
+    return open_pretrained(path, options)
+  return open_run(path, options)
+
+
+def open_pretrained(path: pathlib.Path, options: LoadOptions) -> Source:
+  """Opens pretrained weights, see `open_source`."""
+  opened = formats.open_model(path, options=options.reading)
+  opened = other_vae.replace(opened, options.vae, options.reading)
+  pretrained.check_complete(opened)
+  configs = {
+    name: opened.net(name).config(**runtime_fields_of(name, options))
+    for name in opened.index.components
+  }
+  schedule, _ = scheduler_config.read(opened.scheduler, 'euler')
+  model = sdxl.SDXL(
+    unet=configs['unet'],
+    vae=configs['vae'],
+    text=text_encoder.TextEncoder(
+      configs.get('text_encoder'), configs['text_encoder_2']
+    ),
+    schedule=schedule,
+    refiner=opened.index.refiner,
+  )
+  height, width = opened.sample_size
+  size = height * model.vae.downscale, width * model.vae.downscale
+  return Source(path, model, size, opened)
+
+
+def open_run(path: pathlib.Path, options: LoadOptions) -> Source:
+  """Opens a run's workdir, see `open_source`."""
+  source_checks.check_run(path, options.reading)
+  config = loading.saved_config(path)
+  model = from_config.make_model(config)
+  model = model.replace_each(
+    {name: runtime_fields_of(name, options) for name in model.configs}
+  )
+  size = tuple(config.samples.size)
+  if options.vae is None:
+    return Source(path, model, size, config=config)
+  run = export.open_run(path, options=options.reading)
+  changed = other_vae.replace(run, options.vae, options.reading)
+  vae = changed.net('vae').config(**runtime_fields_of('vae', options))
+  model = dataclasses.replace(model, vae=vae)
+  return Source(path, model, size, config=config, with_vae=changed)
+
+
+def runtime_fields_of(name: str, options: LoadOptions) -> dict[str, Any]:
+  """Returns `runtime_fields` of a net by the options."""
+  return runtime_fields(
+    name, options.dtype, options.vae_dtype, options.attention
+  )
