@@ -119,7 +119,9 @@ def resolve(
     ValueError: for a value that does not exist, or overflows.
   """
   chosen = load_options.parse(options)
-  dtypes, notes = dtype_choice.resolve(chosen.dtype, chosen.vae_dtype, mesh)
+  dtypes, notes = dtype_choice.resolve(
+    chosen.dtype, chosen.vae_dtype, dtype_choice.device_of(mesh)
+  )
   dtype_choice.check_vae(dtypes['vae_dtype'], chosen.vae)
   return dataclasses.replace(chosen, **dtypes), notes
 
