@@ -27,11 +27,12 @@ from sdxl_jax.models import compute_dtype
 from sdxl_jax.planning import (
   machines,
   sampling_plan,
+  sampling_programs,
   sampling_report,
   training_plan,
   training_report,
 )
-from sdxl_jax.sampling import sample_flags, settings
+from sdxl_jax.sampling import offload_flag, sample_flags, settings
 from sdxl_jax.sampling.settings import SampleSettings
 from sdxl_jax.training import config_validation, tasks
 
@@ -178,7 +179,7 @@ def plan_sampling(args: flags.FlagValues) -> None:
   """Prints what sampling with the config's nets needs."""
   machine = machines.make_machine(args.topology)
   height, width = args.size or args.config.samples.size
-  workload = sampling_plan.SampleWorkload(
+  workload = sampling_programs.SampleWorkload(
     SampleSettings(
       height=int(height),
       width=int(width),
@@ -191,6 +192,7 @@ def plan_sampling(args: flags.FlagValues) -> None:
     dtype=compute_dtype.choose(args.dtype, machine.kind),
     vae_dtype=compute_dtype.choose_vae(args.vae_dtype, machine.kind),
     offload=args.offload,
+    host_memory=args.host_memory and int(args.host_memory * GIB),
   )
   # Compile the programs of the base and, if there is one, of the refiner.
   configs = [c for c in (args.config, args.refiner) if c is not None]
@@ -242,7 +244,7 @@ def define_sampling() -> None:
   flags.DEFINE_bool('sample', False, 'plan sampling instead of training')
   flags.DEFINE_integer('batch', 1, 'images per device', 1)
   flags.DEFINE_list('size', None, 'H,W in px; default: config.samples.size')
-  workload = sampling_plan.SampleWorkload()
+  workload = sampling_programs.SampleWorkload()
   defaults = {'steps': workload.settings.steps, 'sampler': workload.sampler}
   for name in ('steps', 'sampler', 'guidance_scale', 'tile'):
     field = settings.FIELDS[name]
@@ -250,7 +252,10 @@ def define_sampling() -> None:
   dtypes = list(compute_dtype.CHOICES)
   flags.DEFINE_enum('dtype', 'auto', dtypes, 'of UNet and text encoders')
   flags.DEFINE_enum('vae_dtype', 'auto', dtypes, 'of the autoencoder')
-  flags.DEFINE_bool('offload', False, 'keep idle nets in host memory')
+  offload_flag.define()
+  flags.DEFINE_float(
+    'host_memory', None, 'GiB of each host for --offload; default: no limit', 0
+  )
   config_flags.DEFINE_config_file('refiner', None, "the refiner's config")
 
 

@@ -26,6 +26,7 @@ from sdxl_jax.sampling import (
   generation,
   init_images,
   model_flags,
+  offload_choice,
   pairs,
   phase_clock,
   pipelines,
@@ -175,7 +176,7 @@ def load_for(located, models, mesh, offload, workload_of):
   return requests, base, refiner
 
 
-def load_models(mesh, models, offload, workload_of):
+def load_models(mesh, models, offload, workload_of=offload_choice.Workload):
   """Loads (base, refiner or None); a mesh of one device is left out."""
   mesh = mesh if mesh.size > 1 else None
   options = dict(models)

@@ -7,12 +7,13 @@ from typing import Any
 import jax
 
 from sdxl_jax.distributed import device_mesh
-from sdxl_jax.models import compute_dtype
+from sdxl_jax.models import compute_dtype, from_config, sdxl
 from sdxl_jax.planning import cost, topology
+from sdxl_jax.sampling import offload_choice
 
 # Fraction of the memory that is kept free for fragmentation and for other
 # programs, which no compiler counts.
-MEMORY_HEADROOM = 0.05
+MEMORY_HEADROOM = offload_choice.HEADROOM
 # Heads of 64 fill half of a matrix unit that is 128 wide, so that fused
 # attention can reach half of the peak at best.
 ATTENTION_PEAK_SHARE = 0.5
@@ -64,6 +65,35 @@ class Machine:
     """{name: value} that the compiler needs."""
     return NO_AUTOTUNING.get(self.platform, {})
 
+  @property
+  def devices_of_a_host(self) -> int:
+    """Number of devices that one host has."""
+    hosts = {device.process_index for device in self.mesh.devices.flat}
+    return self.size // len(hosts)
+
+  def free_memory(self, host: int | None) -> offload_choice.Machine:
+    """Returns the memory that `sample` would find on it.
+
+    Args:
+      host: bytes of host memory; None: no limit.
+    """
+    return offload_choice.Machine(
+      self.chip.name,
+      self.platform,
+      self.devices_of_a_host,
+      self.chip.memory,
+      host,
+    )
+
+  def with_attention(self, model: sdxl.SDXL) -> sdxl.SDXL:
+    """Returns a model with the attention that its UNet would have there."""
+    name = from_config.ATTENTION[self.platform]
+    capability = device_mesh.compute_capability(self.kind)
+    if name == 'cudnn' and capability is not None and capability < (8, 0):
+      name = 'xla'
+    unet = dataclasses.replace(model.unet, attention=name)
+    return dataclasses.replace(model, unet=unet)
+
   def fits(self, peak: int) -> bool:
     """Returns whether `peak` bytes fit a device, with MEMORY_HEADROOM left."""
     return (
@@ -71,12 +101,15 @@ class Machine:
       or peak <= (1 - MEMORY_HEADROOM) * self.chip.memory
     )
 
-  def seconds(self, text: str, jaxpr: cost.Jaxpr) -> float | None:
+  def seconds(
+    self, text: str, jaxpr: cost.Jaxpr, dtype: str = 'bfloat16'
+  ) -> float | None:
     """Estimates the time of one run, as ESTIMATE_METHOD describes.
 
     Args:
       text: of the compiled program.
       jaxpr: of the same program, with the FLOPs of all devices.
+      dtype: of its matmuls, which on GPUs decides their peak.
 
     Returns:
       seconds; None if the speed of the chip is not known.
@@ -95,7 +128,8 @@ class Machine:
       estimated = cost.cycles(text).estimated / chip.clock
       attention = kernel_flops / (ATTENTION_PEAK_SHARE * chip.flops)
       return estimated + attention + transfer
-    compute = matmul_flops / (GPU_SHARE * chip.flops)
+    peak = chip.float32_flops if dtype == 'float32' else chip.flops
+    compute = matmul_flops / (GPU_SHARE * peak)
     return max(compute, cost.bytes_accessed(text) / chip.bandwidth) + transfer
 
 

@@ -23,18 +23,39 @@ def to_text(plan: sampling_plan.SamplingPlan) -> str:
   """Formats a plan as the command prints it."""
   workload, settings = plan.workload, plan.workload.settings
   guidance = ' with guidance' if settings.guidance_scale > 1 else ''
-  offloaded = ', offloaded' if workload.offload else ''
   return '\n'.join(
     [
       f'{report.describe_machine(plan.machine)}; {workload.batch} x '
       f'{settings.height} x {settings.width} px on each, {settings.steps} '
       f'steps of {workload.sampler}{guidance}, {workload.dtype}, autoencoder '
-      f'{workload.vae_dtype}{offloaded}',
+      f'{workload.vae_dtype}',
       report.table(COLUMNS, plan.phases),
       machines.ESTIMATE_METHOD[plan.machine.platform],
+      *plan.notes,
+      describe_host(plan),
+      *describe_time(plan),
       verdict(plan),
     ]
   )
+
+
+def describe_host(plan: sampling_plan.SamplingPlan) -> str:
+  """Returns the line on what waits in the memory of a host."""
+  if not plan.offloaded:
+    return 'No net waits in host memory.'
+  return (
+    f'In host memory wait: {", ".join(plan.offloaded)}, '
+    f'{plan.host_bytes / GIB:.1f} GiB of each host.'
+  )
+
+
+def describe_time(plan: sampling_plan.SamplingPlan) -> list[str]:
+  """Returns the line on the time of an image, if it can be estimated."""
+  if plan.seconds is None:
+    return []
+  count = plan.workload.batch * plan.machine.size
+  images = 'one image' if count == 1 else f'{count} images'
+  return [f'{plan.seconds:.1f} s for {images}, of all phases.']
 
 
 def to_json(plan: sampling_plan.SamplingPlan) -> dict[str, Any]:
@@ -49,7 +70,12 @@ def to_json(plan: sampling_plan.SamplingPlan) -> dict[str, Any]:
     'size': plan.workload.size,
     'guided': settings['guidance_scale'] > 1,
   }
-  return workload | {'phases': phases}
+  plan_wide = ('offloaded', 'host_bytes', 'seconds')
+  return workload | {
+    'phases': phases,
+    **{name: getattr(plan, name) for name in plan_wide},
+    'fits': plan.machine.fits(plan.worst.memory),
+  }
 
 
 def verdict(plan: sampling_plan.SamplingPlan) -> str:
@@ -71,8 +97,8 @@ def remedy(
     return f'Set --dtype={"float16" if is_old else "bfloat16"}.'
   if worst.name == 'decoding' and workload.settings.tile is None:
     return 'Set --tile=256.'
-  if not workload.offload:
-    return 'Set --offload.'
+  if workload.offload is False:
+    return 'Set --offload=auto.'
   if workload.batch > 1:
     return f'Set --batch={workload.batch // 2}.'
   return 'Take a device with more memory, or sample smaller images.'

@@ -280,9 +280,17 @@ def shapes_of(config: NetConfig, location: str) -> Tree:
     ) from error
 
 
-@functools.cache  # tracing a net takes seconds
 def abstract_params(config: NetConfig) -> Tree:
   """Returns the tree of shapes and dtypes of the net of a config."""
+  # They do not depend on the attention, which may need a GPU to be traced.
+  if hasattr(config, 'attention'):
+    config = dataclasses.replace(config, attention='xla')
+  return trace_params(config)
+
+
+@functools.cache  # tracing a net takes seconds
+def trace_params(config: NetConfig) -> Tree:
+  """Returns `abstract_params` of a config with attention by XLA."""
   if isinstance(config, unet.UNetConfig):
     net = unet.UNet(config)
     inputs = (

@@ -7,11 +7,16 @@ import pytest
 
 from sdxl_jax.distributed import device_mesh
 from sdxl_jax.models import compute_dtype, from_config
-from sdxl_jax.planning import machines, sampling_plan, sampling_report
+from sdxl_jax.planning import (
+  machines,
+  sampling_plan,
+  sampling_programs,
+  sampling_report,
+)
 from sdxl_jax.sampling.settings import SampleSettings
 from tests.support import tiny_config
 
-WORKLOAD = sampling_plan.SampleWorkload(
+WORKLOAD = sampling_programs.SampleWorkload(
   SampleSettings(height=32, width=48, steps=3)
 )
 
@@ -66,13 +71,13 @@ def test_phases(planned, phases):
 def test_long_captions_lengthen_the_context(machine):
   config = tiny_config.get_config()
   config.max_token_length = 150
-  expert = sampling_plan.make_expert(config, machine, WORKLOAD)
-  made = sampling_plan.conditioning_shapes(machine.mesh, WORKLOAD, expert)
+  expert = sampling_programs.make_expert(config, machine, WORKLOAD)
+  made = sampling_programs.conditioning_shapes(machine.mesh, WORKLOAD, expert)
   width = config.unet.context_dim
   assert made.context.shape == (2 * machine.size, 154, width)
-  params = {n: expert.params[n] for n in sampling_plan.TEXT_ENCODERS}
+  params = {n: expert.params[n] for n in sampling_programs.TEXT_ENCODERS}
   with device_mesh.use(machine.mesh):
-    text = sampling_plan.trace_text(machine.mesh, WORKLOAD, expert, params)
+    text = sampling_programs.trace_text(machine.mesh, WORKLOAD, expert, params)
   context, _ = text.out_info
   assert context.shape == (2 * machine.size, 77, width)
 
@@ -129,7 +134,7 @@ def test_an_old_gpu_takes_float16(machine, phases):
   [
     ({}, 'decoding', '--dtype=bfloat16'),
     (dict(dtype='bfloat16'), 'decoding', '--tile=256'),
-    (dict(dtype='bfloat16'), 'steps', '--offload'),
+    (dict(dtype='bfloat16', offload=False), 'steps', '--offload'),
     (dict(dtype='bfloat16', offload=True, batch=4), 'steps', '--batch=2'),
     (dict(dtype='bfloat16', offload=True), 'steps', 'Take a device'),
   ],
