@@ -130,17 +130,23 @@ def list_nets(models: Sequence[sdxl.SDXL], devices: int) -> list[placement.Net]:
   nets = []
   for i, model in enumerate(models):
     for name, config in model.configs.items():
-      leaves = jax.tree.leaves(pretrained.abstract_params(config))
-      count = sum(x.size * np.dtype(x.dtype).itemsize for x in leaves)
+      count = count_bytes(config)
       nets.append(placement.Net(prefix(i) + name, count, devices * count))
   return nets
+
+
+def count_bytes(config: pretrained.NetConfig) -> int:
+  """Returns the bytes of a net's parameters."""
+  leaves = jax.tree.leaves(pretrained.abstract_params(config))
+  return sum(x.size * np.dtype(x.dtype).itemsize for x in leaves)
 
 
 def list_phases(
   models: Sequence[sdxl.SDXL], workload: Workload, platform: str
 ) -> list[placement.Phase]:
   """Lists the programs of `generate`, with the memory that they take."""
-  size = [side // models[0].vae.downscale for side in workload.size]
+  height, width = (s // models[0].vae.downscale for s in workload.size)
+  size = height, width
   rows = workload.batch * workload.branches
   words = workload.chunks * chunking.LENGTH
   vae_net = [n for n in ('vae',) if n in models[0].configs]
@@ -183,7 +189,7 @@ def remedies(models: Sequence[sdxl.SDXL], workload: Workload) -> str:
     found.insert(0, 'dtype auto')
   if len(models) > 1:
     found.append('no refiner')
-  return join(found, 'or')
+  return placement.join(found, 'or')
 
 
 def describe(
@@ -196,20 +202,14 @@ def describe(
   gib, chosen = placement.gib, []
   if placed.offloaded:
     chosen.append(
-      f'{join(placed.offloaded)} wait in host memory '
+      f'offloading {placement.join(placed.offloaded)} to host memory '
       f'({gib(placed.host_bytes)} GiB)'
     )
   if tile:
-    chosen.append(f'images are decoded in tiles of {tile} px')
+    chosen.append(f'decoding in tiles of {tile} px')
   return (
     f'{machine.name} has {gib(machine.device_bytes)} GiB free, and '
     f'{unplaced.worst} with all nets there takes {gib(unplaced.device_bytes)}: '
-    f'{" and ".join(chosen)}, so that at most '
-    f'{gib(placed.device_bytes)} are taken (estimated)'
+    f'{" and ".join(chosen)}, which takes at most '
+    f'{gib(placed.device_bytes)} (estimated)'
   )
-
-
-def join(names: Sequence[str], word: str = 'and') -> str:
-  """Joins names as a sentence has them."""
-  *first, last = names
-  return f'{", ".join(first)} {word} {last}' if first else last

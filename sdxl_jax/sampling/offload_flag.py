@@ -26,18 +26,21 @@ class Parser(flags.ArgumentParser):
     return 'auto or bool'
 
 
-class Flag(flags.Flag):
-  """A flag that may be written without a value, or with `no` before it."""
-
-  def __init__(self, name: str, default: str | bool, about: str) -> None:
-    super().__init__(Parser(), None, name, default, about, boolean=True)
-    self.default_as_str = repr(default)  # of booleans it would be 'true'
+def make() -> flags.Flag:
+  """Makes the flag, which may be written without a value or as --nooffload."""
+  flag = flags.Flag(
+    Parser(),
+    None,
+    'offload',
+    'auto',
+    'whether idle nets wait in host memory, which is slower and for small '
+    'devices: auto, as many as do not fit; true, all; false, none',
+    boolean=True,
+  )
+  flag.default_as_str = "'auto'"  # otherwise that of a boolean
+  return flag
 
 
 def define() -> None:
   """Defines the flag."""
-  about = (
-    'whether idle nets wait in host memory, which is slower and for small '
-    'devices: auto, as many as do not fit; true, all; false, none'
-  )
-  flags.DEFINE_flag(Flag('offload', 'auto', about))
+  flags.DEFINE_flag(make())

@@ -11,6 +11,8 @@ import jax
 from sdxl_jax.sampling import offload_choice, pipelines, sources
 
 Path = str | os.PathLike[str]
+# (size of the base in px) -> the most that is sampled at once.
+WorkloadOf = Callable[[tuple[int, int]], offload_choice.Workload]
 
 
 def load_pair(
@@ -18,6 +20,7 @@ def load_pair(
   refiner: Path,
   mesh: jax.sharding.Mesh | None = None,
   refiner_options: dict[str, Any] | None = None,
+  workload_of: WorkloadOf = offload_choice.Workload,
   **options: Any,
 ) -> tuple[pipelines.Pipeline, pipelines.Pipeline]:
   """Loads a base and its refiner, some of their nets in host memory if needed.
@@ -30,6 +33,8 @@ def load_pair(
     mesh: whose devices share a batch; the default device without it.
     refiner_options: fields of load_options.LoadOptions where they differ from
       the base's. LoRAs, words and other autoencoders are the base's alone.
+    workload_of: see `choose`; by default one image of the base's size on each
+      device, without previews.
     **options: fields of load_options.LoadOptions.
 
   Returns:
@@ -46,7 +51,7 @@ def load_pair(
   experts = [(weights, options), (refiner, shared | (refiner_options or {}))]
   choice = None
   if options.get('offload', 'auto') == 'auto':
-    choice = choose(experts, offload_choice.Workload, mesh)
+    choice = choose(experts, workload_of, mesh)
   loaded = [
     pipelines.load(path, mesh=mesh, **fields)
     for path, fields in with_offload(experts, choice)
@@ -56,14 +61,14 @@ def load_pair(
 
 def choose(
   experts: Sequence[tuple[Path, dict[str, Any]]],
-  workload_of: Callable[[tuple[int, int]], offload_choice.Workload],
+  workload_of: WorkloadOf,
   mesh: jax.sharding.Mesh | None,
 ) -> offload_choice.Choice:
   """Chooses which nets of several models wait in host memory.
 
   Args:
     experts: path and options of the base and, if there is one, the refiner.
-    workload_of: (size of the base in px) -> the largest workload.
+    workload_of: (size of the base in px) -> the most that is sampled at once.
     mesh: whose devices share a batch; None: the first local one.
 
   Raises:

@@ -104,7 +104,7 @@ def choose(
     raise NothingFitsError(
       f'{placements[0].worst} takes {gib(placements[0].device_bytes)} GiB of '
       f'device memory with all nets there, where {gib(device)} GiB are free, '
-      f'and to offload {" and ".join(least.offloaded)} takes '
+      f'and to offload {join(least.offloaded)} takes '
       f'{gib(least.host_bytes)} GiB of host memory, where {gib(host)} GiB are '
       'free'
     )
@@ -122,3 +122,9 @@ def subsets(nets: Sequence[Net]) -> Iterator[tuple[str, ...]]:
 def gib(count: int | float) -> str:
   """Returns bytes as GiB with one digit after the point."""
   return f'{count / 2**30:.1f}'
+
+
+def join(names: Sequence[str], word: str = 'and') -> str:
+  """Joins names as a sentence has them."""
+  *first, last = names
+  return f'{", ".join(first)} {word} {last}' if first else last
