@@ -69,7 +69,7 @@ def inputs(b, n, c):
   return [jnp.float32(rng.normal(size=(b, n, c))) for _ in range(3)]
 
 
-@pytest.mark.parametrize('rows', [1, 4, 5])
+@pytest.mark.parametrize('rows', [1, 4, 5, 13, 20])
 def test_chunks_of_queries(rows, monkeypatch):
   args = inputs(2, 13, 8)
   expected = attention.attention(*args, 2)
@@ -108,6 +108,57 @@ def test_chunks_are_small_on_a_cpu_only():
     rtol=1e-5,
     atol=1e-6,
   )
+
+
+def test_a_gpu_takes_one_head_after_another(close):
+  """From 2^22 weights on, in its own program alone and not in gradients."""
+  x = jax.ShapeDtypeStruct((1, 2112, 8), jnp.float16)
+
+  def attend(*x):
+    return attention.attention(*x, 2)
+
+  slope = jax.grad(lambda *x: attend(*x).sum())
+
+  def loops(function, platform):
+    traced = jax.jit(function).trace(x, x, x)
+    text = traced.lower(lowering_platforms=(platform,)).as_text()
+    return text.count('stablehlo.while')
+
+  assert loops(attend, 'cuda') and loops(attend, 'rocm')
+  assert not loops(attend, 'tpu') and not loops(slope, 'cuda')
+  # In float16 both are as close to float32 as its digits allow.
+  halves = [
+    x.astype(jnp.float16).reshape(2, 64, 2, 8) for x in inputs(2, 64, 16)
+  ]
+  whole, by_head = (
+    attention.limited_attention(*halves, attention.ChunkLimits(most, 2**12))
+    for most in (2**12, 2**11)
+  )
+  args = [x.astype(jnp.float32) for x in halves]
+  exact = attention.limited_attention(*args, attention.ChunkLimits(2**12, 0))
+  assert whole.dtype == by_head.dtype == jnp.float16
+  close(np.float32(by_head), exact, 1e-3)
+  close(np.float32(by_head), np.float32(whole), 1e-3)
+
+
+@pytest.mark.parametrize(
+  'implementation, platform, dtype, n, count',
+  [
+    ('xla', 'gpu', 'float16', 1024, 2 * 10 * 2**20),
+    ('xla', 'gpu', 'float16', 4096, 2 * 2**24),  # of one head
+    ('xla', 'gpu', 'float32', 16384, 2 * 2**26),  # of a chunk of its queries
+    ('xla', 'tpu', 'float32', 16384, 2 * 10 * 2**28),
+    ('xla', 'tpu', 'float32', 32768, 2 * 2**26),
+    ('xla', 'cpu', 'float32', 4096, 2 * 2**19),
+    ('cudnn', 'gpu', 'bfloat16', 4096, 0),
+    ('cudnn', 'gpu', 'float32', 4096, 2 * 2**24),
+    ('splash', 'tpu', 'bfloat16', 4096, 0),
+    ('splash', 'tpu', 'bfloat16', 256, 2 * 10 * 2**16),
+  ],
+)
+def test_weights_held(implementation, platform, dtype, n, count):
+  found = attention.weights_held(2, n, 10, dtype, implementation, platform)
+  assert found == count
 
 
 def test_chunks_leave_rows_on_their_devices(close):

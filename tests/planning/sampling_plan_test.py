@@ -13,6 +13,7 @@ from sdxl_jax.planning import (
   sampling_programs,
   sampling_report,
 )
+from sdxl_jax.sampling import memory_estimate, offload_choice
 from sdxl_jax.sampling.settings import SampleSettings
 from tests.support import tiny_config
 
@@ -127,6 +128,67 @@ def test_an_old_gpu_takes_float16(machine, phases):
       advice = sampling_report.verdict(plan)
     assert f'Set --dtype={found[capability]}.' in advice
   assert found == {'7.5': 'float16', '8.9': 'bfloat16'}
+
+
+def limited(machine, memory, **fields):
+  """The machine with so many bytes on each device."""
+  chip = dataclasses.replace(machine.chip, memory=memory, **fields)
+  return dataclasses.replace(machine, chip=chip)
+
+
+@pytest.fixture
+def no_reserve(monkeypatch):
+  """Only the arrays of tiny nets count."""
+  for name in ('FIXED', 'TEXT'):
+    monkeypatch.setattr(memory_estimate, name, 0)
+  monkeypatch.setattr(offload_choice, 'HOST_RESERVE', 0)
+
+
+def place(machine, configs, **fields):
+  workload = dataclasses.replace(WORKLOAD, **fields)
+  experts = [
+    sampling_programs.make_expert(config, machine, workload)
+    for config in configs
+  ]
+  return sampling_plan.place(machine, experts, workload)
+
+
+def test_the_nets_that_sample_would_offload(machine, configs, no_reserve):
+  assert [e.offloaded for e in place(machine, configs)[0]] == [(), ()]
+  unlimited, _, notes = place(limited(machine, 2**40), configs)
+  assert [e.offloaded for e in unlimited] == [(), ()] and not notes
+  size = sum(machines.bytes_of(e.params) for e in unlimited)
+  small = limited(machine, size)
+  placed, _, (note,) = place(small, configs)
+  waiting = [name for e in placed for name in e.offloaded]
+  assert waiting and 'offloading' in note
+  # Each device of a host has a copy in its memory.
+  count = sum(
+    machines.bytes_of(e.params[name]) for e in placed for name in e.offloaded
+  )
+  _, _, (note,) = place(small, configs, host_memory=4 * count - 1)
+  assert 'would end with this error' in note and 'host memory' in note
+  assert [e.offloaded for e in place(small, configs, offload=False)[0]] == [
+    (),
+    (),
+  ]
+
+
+def test_offloaded_nets_take_time_and_host_memory(machine, configs, no_reserve):
+  speed = dict.fromkeys(('flops', 'float32_flops', 'bandwidth', 'link'), 1e12)
+  size = machines.bytes_of(place(machine, configs[:1])[0][0].params)
+  slow = limited(machine, size, host_link=1e6, **speed)
+  planned = sampling_plan.plan(slow, configs[:1], WORKLOAD)
+  assert planned.offloaded and planned.host_bytes
+  text = sampling_report.to_text(planned)
+  assert f'In host memory wait: {", ".join(planned.offloaded)}, ' in text
+  assert f'{planned.seconds:.1f} s for 4 images, of all phases.' in text
+  figures = sampling_report.to_json(planned)
+  assert figures['offloaded'] == planned.offloaded and figures['fits']
+  assert figures['seconds'] == planned.seconds
+  # The link is so slow that the copies take nearly all of the time.
+  copied = planned.host_bytes / machine.size / 1e6
+  assert copied < planned.seconds < 2 * copied + 0.1
 
 
 @pytest.mark.parametrize(

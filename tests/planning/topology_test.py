@@ -96,6 +96,8 @@ def matmul(devices):
     ('v5p:4x4x4', 64, 16, 600e9),
     ('v5e:4x4', 16, 4, 100e9),
     ('v6e:2x2', 4, 1, 200e9),
+    ('v5e:1x1', 1, 1, 0),
+    ('v5e:2x4', 8, 1, 100e9),
   ],
 )
 def test_tpu(name, count, hosts, link):
@@ -134,6 +136,8 @@ def test_tpu_memory_and_clock(name):
     ('h100x8', 8, 1, 84.9),
     ('h200x8', 8, 1, 151.4),
     ('h100x8x2', 16, 2, 84.9),
+    ('l4x1', 1, 1, 23.6),
+    ('t4x2', 2, 1, 15.8),
   ],
 )
 def test_gpu(name, count, nodes, gigabytes, monkeypatch):
