@@ -6,7 +6,9 @@ tensor  shards of each layer's heads and channels; the same rows
 """
 
 import contextlib
+import re
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import numpy as np
@@ -75,8 +77,31 @@ def use(
 
 def is_ampere(device: jax.Device) -> bool:
   """Returns whether a GPU is new enough for cuDNN's fused attention."""
+  if amd_version(device) is not None:
+    return False
   # Compile-only devices have no compute_capability and count as new enough.
-  return float(getattr(device, 'compute_capability', 8.0)) >= 8
+  capability = compute_capability(device)
+  return capability is None or capability >= (8, 0)
+
+
+def compute_capability(device: Any) -> tuple[int, int] | None:
+  """Returns (major, minor) of an NVIDIA GPU; None where it is not known."""
+  text = getattr(device, 'compute_capability', None)
+  found = re.match(r'(\d+)\.(\d+)', text or '')
+  return (int(found[1]), int(found[2])) if found else None
+
+
+def amd_version(device: Any) -> tuple[int, int, int] | None:
+  """Returns (major, minor, stepping) of an AMD GPU, or None for other devices.
+
+  They are the digits of its name in LLVM: gfx90a is (9, 0, 10), and gfx1100 is
+  (11, 0, 0).
+  """
+  text = getattr(device, 'compute_capability', None)
+  found = re.match(r'gfx(\d+)([\da-f])([\da-f])(?![\da-f])', text or '')
+  if not found:
+    return None
+  return int(found[1]), int(found[2], 16), int(found[3], 16)
 
 
 def row_devices(mesh: jax.sharding.Mesh) -> int:
