@@ -23,6 +23,7 @@ from ml_collections import config_flags
 
 from sdxl_jax import cli
 from sdxl_jax.distributed import device_mesh
+from sdxl_jax.models import compute_dtype
 from sdxl_jax.planning import (
   machines,
   sampling_plan,
@@ -30,7 +31,7 @@ from sdxl_jax.planning import (
   training_plan,
   training_report,
 )
-from sdxl_jax.sampling import pipelines, sample_flags, settings
+from sdxl_jax.sampling import sample_flags, settings
 from sdxl_jax.sampling.settings import SampleSettings
 from sdxl_jax.training import config_validation, tasks
 
@@ -187,8 +188,8 @@ def plan_sampling(args: flags.FlagValues) -> None:
       tile=args.tile,
     ),
     batch=args.batch,
-    dtype=args.dtype,
-    vae_dtype=args.vae_dtype,
+    dtype=compute_dtype.choose(args.dtype, machine.kind),
+    vae_dtype=compute_dtype.choose_vae(args.vae_dtype, machine.kind),
     offload=args.offload,
   )
   # Compile the programs of the base and, if there is one, of the refiner.
@@ -246,9 +247,9 @@ def define_sampling() -> None:
   for name in ('steps', 'sampler', 'guidance_scale', 'tile'):
     field = settings.FIELDS[name]
     sample_flags.define_field(field, defaults.get(name, field.default))
-  dtypes = list(pipelines.DTYPES)
-  flags.DEFINE_enum('dtype', 'float32', dtypes, 'of UNet and text encoders')
-  flags.DEFINE_enum('vae_dtype', 'float32', dtypes, 'of the autoencoder')
+  dtypes = list(compute_dtype.CHOICES)
+  flags.DEFINE_enum('dtype', 'auto', dtypes, 'of UNet and text encoders')
+  flags.DEFINE_enum('vae_dtype', 'auto', dtypes, 'of the autoencoder')
   flags.DEFINE_bool('offload', False, 'keep idle nets in host memory')
   config_flags.DEFINE_config_file('refiner', None, "the refiner's config")
 

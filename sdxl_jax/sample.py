@@ -20,6 +20,7 @@ from sdxl_jax.data import figures, images
 from sdxl_jax.distributed import device_mesh
 from sdxl_jax.sampling import (
   command_files,
+  dtype_choice,
   generation,
   init_images,
   model_flags,
@@ -40,7 +41,7 @@ from sdxl_jax.weights.lora import lora_file
 load, generate = pipelines.load, generation.generate
 # What to do where the memory of a device is exhausted.
 MEMORY = (
-  'pass a smaller --batch, --dtype bfloat16, --offload, --tile 256, or a '
+  'pass a smaller --batch, --dtype auto, --offload, --tile 256, or a '
   'smaller --height and --width'
 )
 
@@ -57,6 +58,13 @@ def sample(located, names, models, noise, args):
   """
   command_files.check_arrays([request for _, request in located], noise, args)
   mesh = device_mesh.make_mesh(devices=jax.local_devices())
+  # So that a PNG holds the types that it was made with.
+  dtypes, notes = dtype_choice.resolve(
+    models['dtype'], models['vae_dtype'], mesh
+  )
+  models = models | dtypes
+  for note in notes:
+    print(note)
   clock = phase_clock.PhaseClock()
   requests, base, refiner = load_for(located, models, mesh, args.offload)
   clock.stop('loading')

@@ -123,7 +123,8 @@ def test_watermark(tmp_path):
     (['--grid', './out.png'], 'out.png is a file of --output as well'),
     (['--output', '{k}.png'], "'k'; braces may hold i and seed"),
     (['--repeat=2', '--output', 'a{seed:.1}.png'], 'Precision not allowed'),
-    (['--dtype=int8'], '--dtype=int8 is not float32 or bfloat16'),
+    (['--dtype=int8'], "--dtype is 'int8'; pass auto, float32, bfloat16 or f"),
+    (['--vae_dtype=float16'], "float16 overflows in SDXL's own autoencoder: p"),
     (['--from_png', 'plain.png'], "no text under ['sdxl_jax']"),
     (['--init_noise=two.npy'], 'noise for 2 images, and 1 are to be sampled'),
     (
@@ -304,8 +305,8 @@ def test_flags_of_the_models(tmp_path, flags):
   assert chosen == {
     'weights': 'w',
     'refiner': None,
-    'dtype': 'float32',
-    'vae_dtype': 'float32',
+    'dtype': 'auto',
+    'vae_dtype': 'auto',
     'average': 'ema',
     'variant': 'bf16',
     'vae': 'v',

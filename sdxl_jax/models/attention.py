@@ -84,6 +84,8 @@ def head_attention(
     implementation = 'xla'
   if implementation == 'xla' and not causal:
     return xla_attention(q, k, v)
+  if implementation == 'xla' and q.dtype == jnp.float16:
+    return float16_attention(q, k, v, causal)
   return jax.nn.dot_product_attention(
     q, k, v, is_causal=causal, implementation=implementation
   )
@@ -123,7 +125,26 @@ def limited_attention(
   n, m = q.shape[1], k.shape[1]
   if n * m > limits.most:
     return chunked_attention(q, k, v, min(n, max(1, limits.chunk // m)))
+  if q.dtype == jnp.float16:
+    return float16_attention(q, k, v)
   return jax.nn.dot_product_attention(q, k, v, implementation='xla')
+
+
+def float16_attention(
+  q: Queries, k: Keys, v: Keys, causal: bool = False
+) -> Output:
+  """Computes the formula in float16, its logits and softmax in float32.
+
+  Of float16, jax.nn.dot_product_attention asks for an algorithm of products
+  that CPUs and TPUs lack.
+  """
+  product = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
+  logits = product('bnhd,bmhd->bhnm', q, k) * q.shape[-1] ** -0.5
+  if causal:
+    seen = jnp.tri(q.shape[1], k.shape[1], dtype=bool)
+    logits = jnp.where(seen, logits, jnp.finfo(logits.dtype).min)
+  weights = jax.nn.softmax(logits, axis=-1).astype(v.dtype)
+  return jnp.einsum('bhnm,bmhd->bnhd', weights, v)
 
 
 def chunked_attention(q: Queries, k: Keys, v: Keys, rows: int) -> Output:

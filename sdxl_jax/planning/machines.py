@@ -7,6 +7,7 @@ from typing import Any
 import jax
 
 from sdxl_jax.distributed import device_mesh
+from sdxl_jax.models import compute_dtype
 from sdxl_jax.planning import cost, topology
 
 # Fraction of the memory that is kept free for fragmentation and for other
@@ -48,6 +49,15 @@ class Machine:
   def platform(self) -> str:
     """'tpu', 'gpu' or 'cpu'."""
     return device_mesh.platform(self.mesh)
+
+  @property
+  def kind(self) -> compute_dtype.Kind:
+    """What decides the type that nets compute in."""
+    # Devices that programs are only compiled for have no such attribute.
+    capability = self.chip.compute_capability or getattr(
+      self.mesh.devices.flat[0], 'compute_capability', None
+    )
+    return compute_dtype.Kind(self.platform, capability)
 
   @property
   def options(self) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 import dataclasses
 from typing import Any
 
+from sdxl_jax.models import compute_dtype
 from sdxl_jax.planning import machines, report, sampling_plan
 
 GIB = 2**30
@@ -54,16 +55,20 @@ def to_json(plan: sampling_plan.SamplingPlan) -> dict[str, Any]:
 def verdict(plan: sampling_plan.SamplingPlan) -> str:
   """States whether all phases fit, and otherwise what to change."""
   worst = plan.worst
-  advice = remedy(worst, plan.workload)
+  advice = remedy(worst, plan.workload, plan.machine)
   return report.verdict(plan.machine, worst.name, worst.memory, advice)
 
 
 def remedy(
-  worst: sampling_plan.PhaseCost, workload: sampling_plan.SampleWorkload
+  worst: sampling_plan.PhaseCost,
+  workload: sampling_plan.SampleWorkload,
+  machine: machines.Machine,
 ) -> str:
   """Names the cheapest change of the settings that saves memory."""
   if workload.dtype == 'float32':
-    return 'Set --dtype=bfloat16.'
+    # On a CPU either takes half the memory.
+    is_old = compute_dtype.choose('auto', machine.kind) == 'float16'
+    return f'Set --dtype={"float16" if is_old else "bfloat16"}.'
   if worst.name == 'decoding' and workload.settings.tile is None:
     return 'Set --tile=256.'
   if not workload.offload:

@@ -31,6 +31,7 @@ class Chip:
   bandwidth: float | None = None  # bytes/s of its memory
   link: float | None = None  # bytes/s sent to its slice or node, all links
   clock: float | None = None  # Hz of the cycles that a TPU's compiler counts
+  compute_capability: str | None = None  # of a GPU, as '8.0'
 
 
 # FLOPs, bandwidths and links: cloud.google.com/tpu/docs/v4, v5p, v5e and v6e;
@@ -59,12 +60,38 @@ LARGEST_BLOCK = {'v4': 4096, 'v5p': 6144}  # chips
 # and H200 SXM. Memory: openxla/xla, xla/backends/gpu/target_config/specs, of
 # which JAX allocates GPU_FRACTION.
 GPUS = {
-  'a100': Chip('NVIDIA A100-SXM4-80GB', 85100068864, 312e12, 2039e9, 300e9),
-  'a100-40gb': Chip(
-    'NVIDIA A100-SXM4-40GB', 42331013120, 312e12, 1555e9, 300e9
+  'a100': Chip(
+    'NVIDIA A100-SXM4-80GB',
+    85100068864,
+    312e12,
+    2039e9,
+    300e9,
+    compute_capability='8.0',
   ),
-  'h100': Chip('NVIDIA H100 80GB HBM3', 84942979072, 989e12, 3352e9, 450e9),
-  'h200': Chip('NVIDIA H200', 151397597184, 989e12, 4800e9, 450e9),
+  'a100-40gb': Chip(
+    'NVIDIA A100-SXM4-40GB',
+    42331013120,
+    312e12,
+    1555e9,
+    300e9,
+    compute_capability='8.0',
+  ),
+  'h100': Chip(
+    'NVIDIA H100 80GB HBM3',
+    84942979072,
+    989e12,
+    3352e9,
+    450e9,
+    compute_capability='9.0',
+  ),
+  'h200': Chip(
+    'NVIDIA H200',
+    151397597184,
+    989e12,
+    4800e9,
+    450e9,
+    compute_capability='9.0',
+  ),
 }
 # Chip properties that XLA's GPU compiler needs, as a GpuTargetConfigProto.
 TARGET = """

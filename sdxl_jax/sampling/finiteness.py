@@ -155,9 +155,7 @@ def find_step(
 def weights_remedy(model: sdxl.SDXL) -> str:
   """Returns what to do about a UNet or text encoders that are not finite."""
   text = 'check the weights and LoRA files, or lower the weights of the LoRAs'
-  if model.unet.dtype == 'float32':
-    return text
-  return f'pass --dtype float32 in place of {model.unet.dtype}, or {text}'
+  return other_dtype('dtype', model.unet.dtype) + text
 
 
 def unet_remedy(model: sdxl.SDXL) -> str:
@@ -171,9 +169,19 @@ def autoencoder_remedy(model: sdxl.SDXL) -> str:
     'pass another one with --vae, such as sdxl-vae-fp16-fix, or check its '
     'weights'
   )
-  if model.vae.dtype == 'float32':
-    return text
-  return f'pass --vae_dtype float32 in place of {model.vae.dtype}, or {text}'
+  return other_dtype('vae_dtype', model.vae.dtype) + text
+
+
+def other_dtype(flag: str, dtype: str) -> str:
+  """Returns the beginning of a remedy: a type of more range or digits."""
+  if dtype == 'float32':
+    return ''
+  if dtype == 'float16':
+    return (
+      f'pass --{flag} bfloat16 or float32 in place of float16, which ends at '
+      '65504, or '
+    )
+  return f'pass --{flag} float32 in place of {dtype}, or '
 
 
 def describe_decoder(model: sdxl.SDXL) -> str:

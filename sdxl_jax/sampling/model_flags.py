@@ -3,7 +3,7 @@
 from typing import Any, NamedTuple
 
 from sdxl_jax.checkpoints import run_params
-from sdxl_jax.sampling import pipelines
+from sdxl_jax.models import compute_dtype
 from sdxl_jax.weights import read_options
 
 
@@ -22,11 +22,11 @@ MODEL_OPTIONS = {
   ),
   'refiner': ModelOption(None, 'the same for a refiner'),
   'dtype': ModelOption(
-    'float32',
+    'auto',
     f'compute and storage of UNet and text encoders: '
-    f'{", ".join(pipelines.DTYPES)}',
+    f'{", ".join(compute_dtype.CHOICES)}; auto: the fastest of the device',
   ),
-  'vae_dtype': ModelOption('float32', 'the same for the autoencoder'),
+  'vae_dtype': ModelOption('auto', 'the same for the autoencoder'),
   'average': ModelOption('ema', run_params.HELP),
   'variant': ModelOption(
     None, "mark in the names of a folder's files: fp16, bf16, non_ema"
@@ -62,9 +62,14 @@ REFINER_OPTIONS = (
   'dtype',
   'vae_dtype',
   'variant',
+  'vae',
   'embedding',
   'skip_unsupported',
 )
+
+
+# Those that older versions had, for a PNG without them.
+FORMER_DEFAULTS = {'dtype': 'float32', 'vae_dtype': 'float32'}
 
 
 def check(models: Any, location: str) -> None:

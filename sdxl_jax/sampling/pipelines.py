@@ -11,7 +11,7 @@ import jax
 from sdxl_jax.checkpoints import export, loading, source_checks
 from sdxl_jax.distributed import sharding
 from sdxl_jax.models import from_config, sdxl, text_encoder
-from sdxl_jax.sampling import learned_words, prompt_loras
+from sdxl_jax.sampling import dtype_choice, learned_words, prompt_loras
 from sdxl_jax.text import chunking, tokenizer
 from sdxl_jax.weights import (
   description,
@@ -22,8 +22,6 @@ from sdxl_jax.weights import (
 )
 from sdxl_jax.weights.diffusers import scheduler_config
 from sdxl_jax.weights.lora import lora_file, merge
-
-DTYPES = 'float32', 'bfloat16'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,15 +59,15 @@ class LoadOptions:
   The options of `read_options.ReadOptions` concern pretrained weights.
   """
 
-  # Of computation, one of DTYPES; parameters are held in it too.
-  dtype: str = 'float32'
+  # Of computation, and of parameters, see compute_dtype.choose.
+  dtype: str = 'auto'
   # Which parameters of a workdir: 'ema'; 'none', the last ones; or the width of
   # an EMA reconstructed from snapshots, such as '0.05'.
   average: str = 'ema'
   # Files to merge, each as 'FILE', 'FILE:WEIGHT' or '<lora:NAME:WEIGHT>'.
   loras: Sequence[str] = ()
   lora_dir: str | os.PathLike[str] | None = None  # where names are looked up
-  vae_dtype: str = 'float32'  # of computation and storage of the autoencoder
+  vae_dtype: str = 'auto'  # of the autoencoder, see compute_dtype.choose_vae
   attention: str = 'auto'  # see models/attention.py; 'auto': the fastest here
   offload: bool = False  # parameters of idle nets stay in the host's memory
   vae: str | os.PathLike[str] | None = None  # weights of another autoencoder
@@ -89,7 +87,7 @@ class LoadOptions:
 
 def load(
   folder: str | os.PathLike[str],
-  dtype: str = 'float32',
+  dtype: str = 'auto',
   average: str = 'ema',
   mesh: jax.sharding.Mesh | None = None,
   **options: Any,
@@ -111,11 +109,15 @@ def load(
   """
   folder = pathlib.Path(folder)
   chosen = parse_options({'dtype': dtype, 'average': average} | options)
+  dtypes, notes = dtype_choice.resolve(chosen.dtype, chosen.vae_dtype, mesh)
+  dtype_choice.check_vae(dtypes['vae_dtype'], chosen.vae)
+  chosen = dataclasses.replace(chosen, **dtypes)
   if formats.is_published(folder):
     loading.check_published(folder, average)
     pipeline = load_pretrained(folder, chosen, mesh)
   else:
     pipeline = load_run(folder, chosen, mesh)
+  pipeline = dataclasses.replace(pipeline, notes=notes + pipeline.notes)
   if chosen.embeddings:
     pipeline = with_words(pipeline, chosen)
   if not chosen.loras:

@@ -6,10 +6,11 @@ from typing import Any
 
 from absl import flags
 
+from sdxl_jax.models import compute_dtype
 from sdxl_jax.sampling import (
+  dtype_choice,
   image_seeds,
   model_flags,
-  pipelines,
   png_settings,
   prompts_file,
   request_checks,
@@ -148,12 +149,15 @@ def model_options(args: flags.FlagValues) -> dict[str, Any]:
   """Returns {flag: value} of model_flags.MODEL_OPTIONS.
 
   Raises:
-    ValueError: where no weights are given, or for an unknown dtype.
+    ValueError: where no weights are given, or for a dtype that is unknown or
+      overflows.
   """
   saved, made_with = {}, ''
   if args.from_png:
     png = png_settings.load(args.from_png)
     saved, made_with = png.models, png.made_with
+    if saved:  # it is ours
+      saved = model_flags.FORMER_DEFAULTS | saved
   options = {}
   for name, option in model_flags.MODEL_OPTIONS.items():
     value = args[name].value
@@ -162,9 +166,8 @@ def model_options(args: flags.FlagValues) -> dict[str, Any]:
     source = f'; {args.from_png} was made with {made_with}' if made_with else ''
     raise ValueError(f'no model to sample from: pass --weights{source}')
   for name in ('dtype', 'vae_dtype'):
-    if options[name] not in pipelines.DTYPES:
-      known = ' or '.join(pipelines.DTYPES)
-      raise ValueError(f'--{name}={options[name]} is not {known}')
+    compute_dtype.check(f'--{name}', options[name])
+  dtype_choice.check_vae(options['vae_dtype'], options['vae'])
   return options
 
 

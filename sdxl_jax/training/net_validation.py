@@ -29,6 +29,7 @@ def check(config: config_dict.ConfigDict) -> None:
       f'config.from_scratch has {random}, which config.trained lacks: they '
       'would stay random; add them to trained, or remove them from from_scratch'
     )
+  check_vae_dtype(config)
   check_levels(config)
   check_depths(config)
   if config.task == 'diffusion':
@@ -43,6 +44,15 @@ def has_net(config: config_dict.ConfigDict, name: str) -> bool:
   if name == 'vae':
     return config.vae.kind == 'kl'
   return name == 'lora' or config[name] is not None
+
+
+def check_vae_dtype(config: config_dict.ConfigDict) -> None:
+  """Raises ValueError for an autoencoder whose activations would overflow."""
+  if config.vae.get('dtype') == 'float16':
+    raise ValueError(
+      "config.vae.dtype is 'float16', in which SDXL's autoencoder overflows to "
+      "NaN: set it to 'bfloat16' or 'float32'"
+    )
 
 
 def check_levels(config: config_dict.ConfigDict) -> None:

@@ -1,7 +1,7 @@
 """Casts tensors and refuses numbers that are not finite."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
@@ -77,13 +77,50 @@ def check_tree(params: dict[str, Any], location: str) -> None:
     location: of the parameters, such as their checkpoint.
   """
   for path, leaf in jax.tree_util.tree_leaves_with_path(params):
-    parts = [leaf]
-    if isinstance(leaf, jax.Array):
-      shards = leaf.addressable_shards
-      parts = [shard.data for shard in shards if not shard.replica_id]
-    for part in parts:
-      name = '/'.join(str(key.key) for key in path)
-      check_stored(name, np.asarray(part), location)
+    for part in own_parts(leaf):
+      check_stored(join_path(path), part, location)
+
+
+def check_range(
+  given: dict[str, Any], cast: dict[str, Any], location: str
+) -> None:
+  """Raises ValueError if a parameter of a net overflowed in a cast.
+
+  Args:
+    given: tree of arrays before the cast.
+    cast: the same after it.
+    location: of the parameters, such as their checkpoint.
+  """
+  leaves = jax.tree_util.tree_leaves_with_path(cast)
+  for (path, leaf), before in zip(leaves, jax.tree.leaves(given)):
+    if narrows(before.dtype, leaf.dtype) and not all(
+      map(is_finite, own_parts(leaf))
+    ):
+      numbers = [part.reshape(-1) for part in own_parts(before)]
+      reason = explain_not_finite(
+        join_path(path), np.concatenate(numbers), leaf.dtype
+      )
+      raise ValueError(f'{location}: {reason}')
+
+
+def narrows(before: npt.DTypeLike, after: npt.DTypeLike) -> bool:
+  """Returns whether a cast from one type to another may overflow."""
+  return bool(jnp.finfo(after).max < jnp.finfo(before).max)
+
+
+def own_parts(leaf: np.ndarray | jax.Array) -> Iterator[np.ndarray]:
+  """Yields the parts of an array that no other process or device yields."""
+  if not isinstance(leaf, jax.Array):
+    yield leaf
+    return
+  for shard in leaf.addressable_shards:
+    if not shard.replica_id:
+      yield np.asarray(shard.data)
+
+
+def join_path(path: Sequence[Any]) -> str:
+  """Returns the path of a leaf in a tree of dicts, as a/b/c."""
+  return '/'.join(str(key.key) for key in path)
 
 
 def cast_blocks(

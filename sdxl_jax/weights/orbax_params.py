@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 
-from sdxl_jax.weights import safetensors_file
+from sdxl_jax.weights import checked_cast, safetensors_file
 from sdxl_jax.weights.diffusers import tensor_names
 
 FOLDER = 'params'  # in the folder of a net
@@ -76,10 +76,33 @@ def restore(
   saved = shapes(folder)
   tensor_names.match_to_model(tensor_names.tensors(saved), target)
   if set(tensor_names.flat(saved)) == set(tensor_names.flat(target)):
-    return read(folder, target)
+    params = read(folder, target)
+    check_range(folder, saved, params)
+    return params
   # One is stacked and the other is not: go through the published tensors.
   tensors = tensor_names.tensors(read(folder, saved))
   return tensor_names.from_published(tensors, target)
+
+
+def check_range(
+  folder: str | pathlib.Path, saved: dict[str, Any], params: dict[str, Any]
+) -> None:
+  """Raises ValueError if a number of a checkpoint overflowed in its cast.
+
+  Args:
+    folder: of the checkpoint.
+    saved: tree of its shapes and dtypes.
+    params: the same tree as it was read.
+  """
+  pairs = zip(jax.tree.leaves(saved), jax.tree.leaves(params))
+  if not any(checked_cast.narrows(a.dtype, b.dtype) for a, b in pairs):
+    return
+  try:
+    checked_cast.check_tree(params, str(folder))
+  except checked_cast.NotFiniteError:
+    # Not finite as it is stored, or by the cast: only the numbers show it.
+    checked_cast.check_range(read(folder, saved), params, str(folder))
+    raise
 
 
 def lazy(

@@ -36,6 +36,27 @@ def test_attention(causal):
   np.testing.assert_allclose(out, expected, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize('causal', [False, True])
+def test_float16(causal, close):
+  """Forwards and backwards; of logits beyond its range too."""
+  args = inputs(2, 5, 8)
+  halves = [x.astype(jnp.float16) for x in args]
+
+  def loss(*args):
+    out = attention.attention(*args, 2, causal=causal)
+    return jnp.square(out.astype(jnp.float32)).sum(), out
+
+  both = jax.value_and_grad(loss, argnums=(0, 1, 2), has_aux=True)
+  expected = both(*(x.astype(jnp.float32) for x in halves))
+  for a, b in zip(*map(jax.tree.leaves, (both(*halves), expected))):
+    close(np.float32(a), b, 3e-3)
+  assert both(*halves)[0][1].dtype == jnp.float16
+  q, k, v = (300 * x for x in halves)
+  out = attention.attention(q, k, v, 2, causal=causal)
+  q, k, v = (x.astype(jnp.float32) for x in (q, k, v))
+  close(np.float32(out), attention.attention(q, k, v, 2, causal=causal), 2e-3)
+
+
 def test_attention_over_a_context_of_another_length():
   q, k, v = jnp.zeros((1, 3, 4)), jnp.zeros((1, 7, 4)), jnp.ones((1, 7, 4))
   np.testing.assert_allclose(

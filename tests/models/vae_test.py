@@ -104,8 +104,3 @@ def test_patches_with_more_detail():
   np.testing.assert_allclose(cell.mean(0), patch.mean(0), atol=1e-6)
   np.testing.assert_allclose(cell.std(0), 4 * patch.std(0), rtol=1e-5)
   np.testing.assert_allclose(net.apply({}, image), image, atol=1e-6)
-
-
-def test_float16_is_refused():
-  with pytest.raises(ValueError, match='float16 overflows.*use float32'):
-    vae.VAEConfig(dtype='float16')

@@ -14,7 +14,6 @@ from sdxl_jax.models import (
   discriminator,
   from_config,
   lpips,
-  vae,
 )
 from sdxl_jax.training import autoencoder_task, tasks
 from tests.support import autoencoder_config, folders, golden_sets
@@ -247,8 +246,3 @@ def test_adaptive_weight_is_bounded():
   )
   assert autoencoder_task.adaptive_weight(one, none) == 1e4
   assert autoencoder_task.adaptive_weight(none, one) == 0
-
-
-def test_float16_is_refused():
-  with pytest.raises(ValueError, match='float16'):
-    vae.VAEConfig(dtype='float16')

@@ -56,6 +56,7 @@ def test_default_config_is_sdxl():
     ('unet.num_heads', (1,), 'number of levels'),
     ('unet.num_heads', (1, 3), 'has 16, which is no multiple of 3, its num_he'),
     ('unet.norm_num_groups', 3, 'no multiple of 3, its norm_num_groups'),
+    ('vae.dtype', 'float16', 'overflows to NaN: set it to .bfloat16. or'),
     ('unet.context_dim', 20, 'context_dim is 20; it must be 16, the hidden'),
     ('unet.vector_dim', 8, 'vector_dim is 8; it must be 32, 8 of pooled'),
     ('unet.in_channels', 4, 'in_channels is 4; it must be 48, channels of'),

@@ -18,7 +18,6 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
 
@@ -199,8 +198,8 @@ def store(part: safetensors_file.LazyTensor, array: np.ndarray) -> None:
   # An overflow becomes infinity, which is found below.
   with np.errstate(over='ignore'):
     array[...] = given
-  is_narrower = jnp.finfo(array.dtype).max < jnp.finfo(given.dtype).max
-  if is_narrower and not checked_cast.is_finite(array):
+  may_overflow = checked_cast.narrows(given.dtype, array.dtype)
+  if may_overflow and not checked_cast.is_finite(array):
     raise ValueError(
       checked_cast.explain_not_finite(part.name, given, array.dtype)
     )
