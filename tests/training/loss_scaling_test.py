@@ -8,13 +8,16 @@ import pytest
 
 from sdxl_jax.checkpoints import orbax_checkpoint
 from sdxl_jax.ema import transform
+from sdxl_jax.models import from_config
 from sdxl_jax.training import (
   loss_scaling,
   optimizer,
   resuming,
   skipping,
+  tasks,
   train_state,
 )
+from tests.support import tiny_config
 
 STEPS = 3  # without overflow, until the scale doubles
 SCALE = 2.0**15
@@ -216,3 +219,61 @@ def test_a_device_decides_for_all():
   )
   assert np.isfinite(metrics['loss']) and not np.isfinite(metrics['grad_norm'])
   assert np.array_equal(kernel(state), kernel(task.init(None)))
+
+
+def make_loss(dtype):
+  """Returns (params, gradients(params, *scale)) of factors beside a tiny UNet.
+
+  Its weights are numbers of float16 in all types.
+  """
+  config = tiny_config.get_config().unlock()
+  layers = r'unet/.*/attn[12]/(to_[qkv]|to_out_0)'
+  config.update(
+    trained=('lora',), lora={'all': dict(layers=layers, rank=2, alpha=2.0)}
+  )
+  for net in ('unet', 'text_encoder', 'text_encoder_2'):
+    config[net].dtype = dtype
+  nets = from_config.make_model(config)
+  params = jax.jit(nets.init)(jax.random.key(0))
+  # Layers that begin with zeros would hide what is before them.
+  params = jax.tree.map(lambda x: jnp.float32(jnp.float16(x + 0.02)), params)
+  task = tasks.make_task(config, nets)
+  trained = {'lora': params.pop('lora')}
+  batch = random_batch(task.batch_spec((16, 24)))
+  gradients, key = jax.jit(task.gradients), jax.random.key(1)
+  return lambda *scale: gradients(trained, params, batch, key, 0, *scale)[0]
+
+
+def random_batch(spec):
+  rng = np.random.default_rng(0)
+  return jax.tree.map(
+    lambda s: (
+      rng.integers(0, 40, s.shape).astype(s.dtype) / 40
+      if s.dtype == jnp.float32
+      else rng.integers(0, 40, s.shape, s.dtype)
+    ),
+    spec,
+  )
+
+
+def flat(tree):
+  return np.concatenate([np.ravel(x) for x in jax.tree.leaves(tree)])
+
+
+@pytest.mark.slow
+def test_gradients_of_a_unet():
+  """An image of 1024 px has 57 times as many latents as these, 16 x 24 px.
+
+  Each gradient is the smaller by that factor, for which a scale of 1 / 64
+  stands.
+  """
+  expected = flat(make_loss('float32')())
+  half = make_loss('float16')
+  found = {s: flat(half(jnp.float32(s))) for s in (2.0**-6, SCALE)}
+  assert expected.all() and found[SCALE].all()
+  assert (found[2.0**-6] == 0).mean() > 0.5
+  # Errors of many roundings, one after another, add up like random ones: 1.2e-3
+  # was measured.
+  size = np.linalg.norm(expected)
+  assert np.linalg.norm(found[SCALE] - expected) < 4 * ROUNDING * size
+  assert np.linalg.norm(found[2.0**-6] - expected) > 8 * ROUNDING * size
