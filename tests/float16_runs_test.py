@@ -91,8 +91,10 @@ def state_of(workdir):
   return orbax_checkpoint.restore(folder, shapes)[0]
 
 
-def flat(tree):
-  return np.concatenate([np.ravel(x) for x in jax.tree.leaves(tree)])
+def learned(workdir):
+  """Returns all numbers of the factors b, which begin as zeros."""
+  leaves = jax.tree_util.tree_leaves_with_path(state_of(workdir)['params'])
+  return np.concatenate([np.ravel(x) for p, x in leaves if p[-1].key == 'b'])
 
 
 @pytest.fixture(scope='module')
@@ -139,24 +141,20 @@ def test_a_stop_changes_nothing(overflowing, tmp_path):
 
 
 def test_it_trains_as_float32_does(base, tmp_path):
-  """A scaled run and one of float32 end with almost the same factors.
+  """A scaled run and one of float32 learn almost the same factors.
 
   Adam divides gradients by their magnitude, so that the sign of the smallest
-  counts as much as that of others: errors of the change are larger than those
-  of gradients.
+  counts as much as that of others: factors differ by more than gradients.
   """
   ends, losses = {}, {}
   for dtype in 'float32', 'float16':
     _, lines = run(get_config(base, dtype), tmp_path / dtype)
-    ends[dtype] = flat(state_of(tmp_path / dtype)['params'])
+    ends[dtype] = learned(tmp_path / dtype)
     losses[dtype] = [line['loss'] for line in lines.values()]
     assert ('loss_scale' in lines[STEPS]) == (dtype == 'float16')
-  np.testing.assert_allclose(
-    losses['float16'], losses['float32'], rtol=8 * ROUNDING
+  np.testing.assert_allclose(  # 2.1e-4 was measured
+    losses['float16'], losses['float32'], rtol=2 * ROUNDING
   )
-  print(
-    'ends',
-    np.linalg.norm(ends['float16'] - ends['float32'])
-    / np.linalg.norm(ends['float32']),
-    np.abs(np.array(losses['float16']) / losses['float32'] - 1).max(),
-  )
+  error = np.linalg.norm(ends['float16'] - ends['float32'])
+  size = np.linalg.norm(ends['float32'])
+  assert 0 < error < 0.02 * size  # 5.3e-3 was measured
