@@ -60,7 +60,7 @@ def sample(located, names, models, noise, args):
   mesh = device_mesh.make_mesh(devices=jax.local_devices())
   # So that a PNG holds the types that it was made with.
   dtypes, notes = dtype_choice.resolve(
-    models['dtype'], models['vae_dtype'], mesh
+    models['dtype'], models['vae_dtype'], dtype_choice.device_of(mesh)
   )
   models = models | dtypes
   for note in notes:

@@ -256,7 +256,9 @@ def cast_params(params: Tree, dtype: str, location: str) -> Tree:
   Raises:
     ValueError: if a number overflows in the dtype.
   """
-  cast = jax.tree.map(lambda x: x.astype(dtype), params)
+  # An overflow becomes infinity, which is found below.
+  with np.errstate(over='ignore'):
+    cast = jax.tree.map(lambda x: x.astype(dtype), params)
   checked_cast.check_range(params, cast, location)
   return cast
 

@@ -1,6 +1,7 @@
 """Chooses the types that sampling computes in, where they are 'auto'."""
 
 import os
+from typing import Any
 
 import jax
 
@@ -8,14 +9,14 @@ from sdxl_jax.models import compute_dtype
 
 
 def resolve(
-  dtype: str, vae_dtype: str, mesh: jax.sharding.Mesh | None
+  dtype: str, vae_dtype: str, device: Any
 ) -> tuple[dict[str, str], tuple[str, ...]]:
   """Replaces 'auto' by the types for the devices that sample.
 
   Args:
     dtype: of UNet and text encoders, see compute_dtype.choose.
     vae_dtype: of the autoencoder, see compute_dtype.choose_vae.
-    mesh: of the devices; None: the first local one.
+    device: one of them, or what compute_dtype.choose needs of it.
 
   Returns:
     {'dtype', 'vae_dtype'}, and a line for the user if something else than
@@ -24,7 +25,6 @@ def resolve(
   Raises:
     ValueError: for an unknown type.
   """
-  device = mesh.devices.flat[0] if mesh else jax.local_devices()[0]
   chosen = {
     'dtype': compute_dtype.choose(dtype, device),
     'vae_dtype': compute_dtype.choose_vae(vae_dtype, device),
@@ -35,6 +35,11 @@ def resolve(
     return chosen, ()
   text = ' and '.join(f'{name} {value}' for name, value in found.items())
   return chosen, (f'chosen for {device.device_kind}: {text}',)
+
+
+def device_of(mesh: jax.sharding.Mesh | None) -> jax.Device:
+  """Returns a device of a mesh; the first local one without a mesh."""
+  return mesh.devices.flat[0] if mesh else jax.local_devices()[0]
 
 
 def check_vae(

@@ -109,7 +109,9 @@ def load(
   """
   folder = pathlib.Path(folder)
   chosen = parse_options({'dtype': dtype, 'average': average} | options)
-  dtypes, notes = dtype_choice.resolve(chosen.dtype, chosen.vae_dtype, mesh)
+  dtypes, notes = dtype_choice.resolve(
+    chosen.dtype, chosen.vae_dtype, dtype_choice.device_of(mesh)
+  )
   dtype_choice.check_vae(dtypes['vae_dtype'], chosen.vae)
   chosen = dataclasses.replace(chosen, **dtypes)
   if formats.is_published(folder):

@@ -48,7 +48,7 @@ STEPS = {
     f"{CONVERT}(Source('a.safetensors'), Target('back', 'diffusers'))"
   ),
   'folder > orbax': f"{CONVERT}(Source('folder'), Target('orbax', 'orbax'))",
-  'ours': "from sdxl_jax import sample; x = sample.load('folder')",
+  'ours': "from sdxl_jax import sample; x = sample.load('folder', 'float32')",
   'ours, bfloat16': (
     "from sdxl_jax import sample; x = sample.load('folder', 'bfloat16')"
   ),

@@ -52,7 +52,7 @@ def make_samplers(folder, side, steps):
 
   reference = diffusers.StableDiffusionXLPipeline.from_pretrained(folder)
   reference.set_progress_bar_config(disable=True)
-  pipeline = pipelines.load(folder)
+  pipeline = pipelines.load(folder, 'float32', vae_dtype='float32')
   # Both start at the same noise, in NCHW and NHWC.
   noise = np.random.default_rng(0).normal(size=(1, side // 8, side // 8, 4))
   noise = noise.astype(np.float32)

@@ -50,7 +50,10 @@ def test_what_is_trained_is_stored_in_float32():
     'text_encoder_2': ('float16', 'float16'),
   }
   (line,) = net_types.describe(config, chosen)
-  assert 'unet float16 (parameters float32), text_encoder float16,' in line
+  assert line.endswith(
+    'unet float16 (parameters float32), vae float32, text_encoder float16, '
+    'text_encoder_2 float16'
+  )
 
 
 def test_a_run_keeps_the_types_it_began_with():

@@ -6,7 +6,7 @@ import jax
 import pytest
 
 from sdxl_jax.distributed import device_mesh
-from sdxl_jax.models import from_config
+from sdxl_jax.models import compute_dtype, from_config
 from sdxl_jax.planning import machines, sampling_plan, sampling_report
 from sdxl_jax.sampling.settings import SampleSettings
 from tests.support import tiny_config
@@ -104,6 +104,24 @@ def test_bfloat16_without_guidance_takes_half(phases, machine, configs):
   steps = {p.name: p for p in phases}['steps']
   assert {p.name: p for p in fewer}['steps'].flops == steps.flops / 2
   assert fewer[0].parameters < steps.parameters / 2
+
+
+def test_an_old_gpu_takes_float16(machine, phases):
+  """By the machine that is planned for, not by the devices here."""
+  assert machine.kind == ('cpu', None)
+  found = {}
+  for capability in ('7.5', '8.9'):
+    chip = dataclasses.replace(
+      machine.chip, memory=1, compute_capability=capability
+    )
+    gpu = dataclasses.replace(machine, chip=chip)
+    with pytest.MonkeyPatch.context() as patch:
+      patch.setattr(device_mesh, 'platform', lambda mesh: 'gpu')
+      found[capability] = compute_dtype.choose('auto', gpu.kind)
+      plan = sampling_plan.SamplingPlan(gpu, WORKLOAD, phases)
+      advice = sampling_report.verdict(plan)
+    assert f'Set --dtype={found[capability]}.' in advice
+  assert found == {'7.5': 'float16', '8.9': 'bfloat16'}
 
 
 @pytest.mark.parametrize(

@@ -60,6 +60,22 @@ def test_the_decoder_alone(base, value):
   assert np.isfinite(sample(base)[0]).all()
 
 
+def test_what_to_do_in_float16(base):
+  """The text encoders and the UNet by --dtype, the autoencoder by its own."""
+  half = base.model.replace(dtype='float16')
+  remedy = ' bfloat16 or float32 in place of float16, which ends at 65504, or '
+  for found, flag in (
+    (finiteness.weights_remedy(half), 'dtype'),
+    (finiteness.unet_remedy(half), 'dtype'),
+    (finiteness.autoencoder_remedy(half), 'vae_dtype'),
+  ):
+    assert found.startswith(f'pass --{flag}{remedy}')
+  assert 'sdxl-vae-fp16-fix' in finiteness.describe_decoder(half)
+  brain = base.model.replace(dtype='bfloat16')
+  found = finiteness.unet_remedy(brain)
+  assert found.startswith('pass --dtype float32 in place of bfloat16, or check')
+
+
 def test_the_encoder(base):
   message = 'from the encoder of the autoencoder: pass another one with --vae'
   with pytest.raises(finiteness.NonFiniteError, match=message):

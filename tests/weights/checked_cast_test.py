@@ -1,10 +1,49 @@
-"""That parameters are finite."""
+"""That parameters are finite, and casts that overflow are errors."""
 
 import jax
+import jax.numpy as jnp
+import ml_dtypes
 import numpy as np
 import pytest
 
-from sdxl_jax.weights import checked_cast
+from sdxl_jax.checkpoints import loading
+from sdxl_jax.weights import checked_cast, orbax_params
+
+LARGE = {'conv': {'kernel': np.array([[1, -7e4]], np.float32)}}
+OVERFLOW = (
+  'place: conv/kernel has 7e.04, which overflows float16: choose bfloat'
+)
+
+
+def test_which_casts_may_overflow():
+  types = np.float32, ml_dtypes.bfloat16, np.float16
+  found = [(a, b) for a in types for b in types if checked_cast.narrows(a, b)]
+  # The largest bfloat16 is under the largest float32.
+  expected = [(0, 1), (0, 2), (1, 2)]
+  assert found == [(types[a], types[b]) for a, b in expected]
+
+
+def test_parameters_that_overflow():
+  loading.cast_params(LARGE, 'bfloat16', 'place')
+  with pytest.raises(ValueError, match=OVERFLOW):
+    loading.cast_params(LARGE, 'float16', 'place')
+  arrays = jax.tree.map(jnp.asarray, LARGE)
+  with pytest.raises(ValueError, match=OVERFLOW):
+    loading.cast_params(arrays, 'float16', 'place')
+
+
+@pytest.mark.parametrize('place', [orbax_params.on_host, lambda tree: tree])
+def test_an_orbax_export_that_overflows(tmp_path, place):
+  folder = tmp_path / 'place'
+  orbax_params.save(folder, jax.tree.map(jnp.asarray, LARGE))
+
+  def target(dtype):
+    return place({'conv': {'kernel': jax.ShapeDtypeStruct((1, 2), dtype)}})
+
+  half = orbax_params.restore(folder, target(jnp.bfloat16))
+  assert half['conv']['kernel'].dtype == jnp.bfloat16
+  with pytest.raises(ValueError, match=OVERFLOW):
+    orbax_params.restore(folder, target(jnp.float16))
 
 
 def test_trees_of_parameters():
