@@ -174,8 +174,8 @@ def compile_gradients(
     options: {name: value} for the compiler, in addition to OPTIONS.
 
   Returns:
-    gradients(params, frozen, batch, key, micro_step), which accepts the shapes
-    of this bucket only.
+    gradients(params, frozen, batch, key, micro_step), and the scale where the
+    task is scaled, which accepts the shapes of this bucket only.
   """
   options = OPTIONS.get(device_mesh.platform(mesh), {}) | (options or {})
   traced = trace_gradients(task, mesh, params, frozen, bucket)
@@ -194,17 +194,21 @@ def trace_gradients(
     task.gradients,
     out_shardings=(shardings_of(params), sharding.replicated(mesh)),
   )
-  batch, key, micro_step = example_batch(task, mesh, bucket)
+  batch, *others = example_batch(task, mesh, bucket)
   # Fused kernels need the mesh as a context; activations keep their sharding.
   keep_rows = sharding.keep_rows(mesh, len(batch['target_size']))
   with jax.set_mesh(mesh), nn.intercept_methods(keep_rows):
-    return gradients.trace(params, frozen, batch, key, micro_step)
+    return gradients.trace(params, frozen, batch, *others)
 
 
 def example_batch(
   task: train_state.Task, mesh: jax.sharding.Mesh, bucket: Bucket
-) -> tuple[Any, jax.ShapeDtypeStruct, jax.ShapeDtypeStruct]:
-  """Shapes and shardings of (batch, key, micro_step) for `gradients`."""
+) -> tuple[Any, ...]:
+  """Shapes and shardings of what follows (params, frozen) in `gradients`.
+
+  Returns:
+    (batch, key, micro_step), and the scale where the task is scaled.
+  """
 
   def placed(shapes, place):
     return jax.tree.map(
@@ -215,10 +219,11 @@ def example_batch(
   replicated = sharding.replicated(mesh)
   key = jax.eval_shape(lambda: jax.random.key(0))
   micro_step = jax.ShapeDtypeStruct((), jnp.int32)
+  scale = jax.ShapeDtypeStruct((), jnp.float32)
+  scalars = (key, micro_step, scale) if task.is_scaled else (key, micro_step)
   return (
     placed(task.batch_spec(bucket), sharding.batch_sharding(mesh)),
-    placed(key, replicated),
-    placed(micro_step, replicated),
+    *placed(scalars, replicated),
   )
 
 

@@ -230,10 +230,10 @@ def show_overflow():
 
   @jax.jit
   def there_and_back(x, y):
-    return x @ y / 1000, x * 1000 / 1000
+    return x @ y / 1000, x * y / 1000
 
   x = jnp.full((8, 8), 100, jnp.float16)
-  product, multiple = there_and_back(x, 2 * x)
+  product, multiple = there_and_back(x, 10 * x)
   print(
     f'float16 beyond 65504: a matmul gives {float(product[0, 0])}, a product '
     f'{float(multiple[0, 0])}'
