@@ -105,14 +105,16 @@ def dry_run(words):
 
 def check_pip(words):
   """Checks that files and extras exist, and that names can be installed."""
-  extras = PYPROJECT['project']['optional-dependencies'].values()
-  known = {requirement for extra in extras for requirement in extra}
+  extras = PYPROJECT['project']['optional-dependencies']
+  known = {requirement for extra in extras.values() for requirement in extra}
   assert words[1] == 'install'
   arguments = iter(words[2:])
   for word in arguments:
     if word == '-r':
       assert (ROOT / next(arguments)).is_file()
-    elif word != '--no-deps':
+    elif word.startswith('.['):
+      assert word[2:-1] in extras
+    elif word not in ('-e', '--no-deps'):
       assert requirements.Requirement(word).name
       assert '[' not in word or word in known
 
