@@ -11,6 +11,7 @@ import jax
 from sdxl_jax.checkpoints import export, loading, source_checks
 from sdxl_jax.distributed import sharding
 from sdxl_jax.models import from_config, sdxl, text_encoder
+from sdxl_jax.programs import compile_progress, program_cache
 from sdxl_jax.sampling import learned_words, prompt_loras
 from sdxl_jax.text import chunking, tokenizer
 from sdxl_jax.weights import (
@@ -96,6 +97,9 @@ def load(
 ) -> Pipeline:
   """Loads the Pipeline of pretrained weights or of a run's workdir.
 
+  From here on compiled programs are kept, see programs/program_cache.py, and
+  those that take long are shown.
+
   Args:
     folder: diffusers folder, single file or orbax export; workdir, or one of
       its checkpoints.
@@ -109,6 +113,8 @@ def load(
     TypeError: for an option that does not exist.
     ValueError: for weights that cannot be read, or do not fit each other.
   """
+  program_cache.turn_on()
+  compile_progress.show()
   folder = pathlib.Path(folder)
   chosen = parse_options({'dtype': dtype, 'average': average} | options)
   if formats.is_published(folder):

@@ -12,6 +12,7 @@ from sdxl_jax.checkpoints import loading
 from sdxl_jax.data import buckets, dataset, pipeline
 from sdxl_jax.distributed import device_mesh, multihost
 from sdxl_jax.models import autoencoder_gan, from_config, sdxl
+from sdxl_jax.programs import program_cache
 from sdxl_jax.text import tokenizer
 from sdxl_jax.training import (
   cache_check,
@@ -46,6 +47,7 @@ def set_up_locally(
     weights: source of the autoencoder, for the latent scaling.
     say: prints a line for the user.
   """
+  program_cache.turn_on()
   # The scaling belongs to the autoencoder's weights.
   config = loading.with_latent_scaling(config, weights)
   source = dataset.make_source(config, say)

@@ -8,6 +8,7 @@ from ml_collections import config_dict
 
 from sdxl_jax.checkpoints import orbax_checkpoint
 from sdxl_jax.distributed import multihost, stop_notice
+from sdxl_jax.programs import compile_progress
 from sdxl_jax.training import (
   config_warnings,
   folder_lock,
@@ -76,6 +77,7 @@ def open_workdir(
     config, workdir, checkpoints, accept_changes, writer.say
   )
   workdirs.cache_compilations(workdir)
+  compile_progress.show()
   return Start(
     config=config,
     workdir=workdir,
