@@ -44,6 +44,7 @@ class Running:
   is_reported: bool
   began: float
   is_shown: bool = False
+  was_kept: bool = False  # in the cache
 
 
 class CompileProgress:
@@ -75,8 +76,19 @@ class CompileProgress:
         self._ticker = threading.Thread(target=self._watch, daemon=True)
         self._ticker.start()
 
+  def read(self, event: str, **details: Any) -> None:
+    """Takes note of a program that was in the cache; it ends after this."""
+    del details
+    if event != FROM_CACHE:
+      return
+    if stage := current():
+      stage.from_cache += 1
+    with self._lock:
+      if running := self._running.get(threading.get_ident()):
+        running.was_kept = True
+
   def end(self, event: str, seconds: float, **details: Any) -> None:
-    """Takes note of a program that is compiled, or was read."""
+    """Takes note of a program that is compiled, or read."""
     del details
     if event != COMPILING:
       return
@@ -86,7 +98,8 @@ class CompileProgress:
       done = self._running.pop(threading.get_ident(), None)
       if done and done.is_shown and not self._has_terminal:
         if not done.is_reported:
-          self._say(f'compiled {done.name} in {seconds:.0f} s')
+          made = 'read' if done.was_kept else 'compiled'
+          self._say(f'{made} {done.name} in {seconds:.0f} s')
 
   def _watch(self) -> None:
     """Shows what takes long, until nothing is compiled."""
@@ -131,21 +144,13 @@ def show() -> None:
   _shown.append(progress)
   jax.monitoring.register_scalar_listener(progress.start)
   jax.monitoring.register_event_duration_secs_listener(progress.end)
-  jax.monitoring.register_event_listener(count_read)
+  jax.monitoring.register_event_listener(progress.read)
 
 
 def say(line: str) -> None:
   """Prints a line on stderr, above the bars that may be there."""
   with contextlib.suppress(OSError, ValueError):  # nobody reads it any more
     tqdm.tqdm.write(line, file=sys.stderr)
-
-
-def count_read(event: str, **details: Any) -> None:
-  """Counts a program that was read from the cache for the current stage."""
-  del details
-  stage = current()
-  if event == FROM_CACHE and stage:
-    stage.from_cache += 1
 
 
 @contextlib.contextmanager
