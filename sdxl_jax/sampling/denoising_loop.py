@@ -17,7 +17,7 @@ from sdxl_jax.diffusion import (
   samplers,
   sampling_schedule,
 )
-from sdxl_jax.distributed import device_mesh
+from sdxl_jax.distributed import device_mesh, sharding
 from sdxl_jax.models import sdxl
 from sdxl_jax.programs import compile_progress
 from sdxl_jax.sampling import (
@@ -176,6 +176,7 @@ def run_segment(
   # stages may come back.
   contexts = {}
   state = samplers.init_state(samplers.SAMPLERS[segment.sampler], x)
+  state = place_state(state, params, pipeline.mesh)
   stride = report_every if report else max(1, segment.steps)
   height, width = (side * pipeline.model.vae.downscale for side in x.shape[1:3])
   name = f'the steps of {height} x {width} px'
@@ -205,6 +206,23 @@ def run_segment(
       report(stop - segment.start, state)
   # An offloaded UNet's parameters leave the device after this.
   return state.x.block_until_ready()
+
+
+def place_state(
+  state: samplers.SamplerState,
+  params: dict[str, Any],
+  mesh: jax.sharding.Mesh | None,
+) -> samplers.SamplerState:
+  """Returns the state where `take_steps` leaves it.
+
+  Otherwise the second call would compile another program than the first: on a
+  single device the first state is bound to none, and what is computed with
+  loaded parameters is.
+  """
+  place = getattr(jax.tree.leaves(params)[0], 'sharding', None)
+  if mesh is None and isinstance(place, jax.sharding.NamedSharding):
+    return jax.device_put(state, sharding.replicated(place.mesh))
+  return state
 
 
 @functools.partial(jax.jit, static_argnames='model')
