@@ -57,6 +57,8 @@ def open_workdir(
   notice.end_at_once(
     'before its first step; the checkpoints are as they were', lock.release
   )
+  workdirs.cache_compilations(workdir)
+  compile_progress.show()
   if from_step is not None:
     # Refuse another config before anything is moved; it is compared, and its
     # changes are printed, again below.
@@ -76,8 +78,6 @@ def open_workdir(
   workdirs.write_config(
     config, workdir, checkpoints, accept_changes, writer.say
   )
-  workdirs.cache_compilations(workdir)
-  compile_progress.show()
   return Start(
     config=config,
     workdir=workdir,
