@@ -19,6 +19,7 @@ from sdxl_jax import cli
 from sdxl_jax.checkpoints import loading
 from sdxl_jax.data import figures, images
 from sdxl_jax.distributed import device_mesh
+from sdxl_jax.programs import program_cache
 from sdxl_jax.sampling import (
   command_files,
   dtype_choice,
@@ -72,31 +73,15 @@ def sample(located, names, models, noise, args):
   for note in notes:
     print(note)
   clock = phase_clock.PhaseClock()
-  size, for_grid, latents = args.batch or mesh.size, [], []
-  workload_of = functools.partial(
-    request_workload.largest,
-    [request for _, request in located],
-    batch=-(-min(size, len(located)) // mesh.size),
-    previews=args.preview is not None,
-  )
   requests, base, refiner = load_for(
-    located, models, mesh, args.offload, workload_of
+    located, models, mesh, args.offload, workload_of(located, mesh, args)
   )
   clock.stop('loading')
-  load_files = init_images.cached_load()
+  for_grid, latents = [], []
   printed = set()  # masks, by the settings that change them
-  for batch in request_batches.batches(
-    requests, size, base.tokenize, base.text_chunks
-  ):
+  size = args.batch or mesh.size
+  for batch, kwargs in batches_of(requests, size, noise, base):
     done = len(latents)
-    # Fill the last batch: a program for fewer images would have to be compiled.
-    surplus = size - len(batch) if done else 0
-    kwargs = sample_request.to_generate_kwargs(
-      [*batch, *[batch[-1]] * surplus], base.size, load_files
-    )
-    if noise is not None:
-      rows = noise[done : done + len(batch)]
-      kwargs['init_noise'] = [*rows, *[rows[-1]] * surplus]
     print_mask(batch[0], kwargs['mask'], base, printed)
     zoom = args.zoom or base.zoom
     if args.watermark:
@@ -148,6 +133,67 @@ def sample_batch(base, refiner, kwargs, files, bar, args):
 def describe_files(names):
   """Returns the first and the last of the files of some images."""
   return names[0] if len(names) == 1 else f'{names[0]} ... {names[-1]}'
+
+
+def warm_up(located, models, noise, args):
+  """Compiles the programs that `sample` would need, and draws no image."""
+  mesh = device_mesh.make_mesh(devices=jax.local_devices())
+  clock = phase_clock.PhaseClock()
+  requests, base, refiner = load_for(
+    located, models, mesh, args.offload, workload_of(located, mesh, args)
+  )
+  clock.stop('loading')
+  folder = program_cache.folder()
+  if folder is None:
+    raise ValueError(
+      '--warm_up keeps programs for later starts, and no folder keeps them: '
+      'name one by --cache_dir'
+    )
+  # Batches that differ in texts and seeds have the same programs.
+  size, kinds = args.batch or mesh.size, []
+  for batch, kwargs in batches_of(requests, size, noise, base):
+    key = request_batches.batch_key(batch[0], base.tokenize, base.text_chunks)
+    if (kind := (key, len(kwargs['prompts']))) not in kinds:
+      kinds.append(kind)
+      generate(base, **kwargs, refiner=refiner, warm_up=True)
+  batches = 'batch' if len(kinds) == 1 else 'batches'
+  print(f'{folder} has the programs of {len(kinds)} {batches}')
+  print(clock.before_sampling())
+
+
+def batches_of(requests, size, noise, base):
+  """Yields batches of requests, and the arguments of `generate` for each.
+
+  Args:
+    requests: from load_for.
+    size: of a batch, at most.
+    noise: see `sample`.
+    base: that samples them.
+  """
+  done, load_files = 0, init_images.cached_load()
+  for batch in request_batches.batches(
+    requests, size, base.tokenize, base.text_chunks
+  ):
+    # Fill the last batch: a program for fewer images would have to be compiled.
+    surplus = size - len(batch) if done else 0
+    kwargs = sample_request.to_generate_kwargs(
+      [*batch, *[batch[-1]] * surplus], base.size, load_files
+    )
+    if noise is not None:
+      rows = noise[done : done + len(batch)]
+      kwargs['init_noise'] = [*rows, *[rows[-1]] * surplus]
+    yield batch, kwargs
+    done += len(batch)
+
+
+def workload_of(located, mesh, args):
+  """Makes (size) -> what is sampled at once, see pairs.choose."""
+  return functools.partial(
+    request_workload.largest,
+    [request for _, request in located],
+    batch=-(-min(args.batch or mesh.size, len(located)) // mesh.size),
+    previews=args.preview is not None,
+  )
 
 
 def load_for(located, models, mesh, offload, workload_of):
@@ -269,7 +315,8 @@ def main(args):
   png = sample_flags.load_png(args)
   located = sample_flags.read(args, png)
   names = sample_flags.file_names(args.output, [r for _, r in located])
-  command_files.check_outputs(names, args)
+  if not args.warm_up:
+    command_files.check_outputs(names, args)
   noise = (
     None
     if args.init_noise is None
@@ -279,10 +326,14 @@ def main(args):
   warn(request_checks.before_loading(located, models))
   with warnings.catch_warnings():  # those that were just printed
     warnings.simplefilter('ignore', prompt_brackets.PromptSyntaxWarning)
-    sample(located, names, models, noise, args)
+    if args.warm_up:
+      warm_up(located, models, noise, args)
+    else:
+      sample(located, names, models, noise, args)
 
 
 if __name__ == '__main__':
   sample_flags.define()
   flags.adopt_module_key_flags(sample_flags)  # so that --help lists them
+  cli.define_cache_dir()
   cli.run(main, memory=MEMORY)

@@ -258,4 +258,5 @@ def define_flags() -> None:
 
 if __name__ == '__main__':
   define_flags()
+  cli.define_cache_dir()
   cli.run(main, memory=MEMORY)

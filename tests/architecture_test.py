@@ -18,13 +18,21 @@ COMMANDS = {
   'preview_data',
 }
 # Files beside the commands, with what they import of ours.
-SHARED = {'cli': {'distributed.multihost'}, 'atomic_write': set()}
+SHARED = {
+  'cli': {
+    'distributed.multihost',
+    'programs.compile_progress',
+    'programs.program_cache',
+  },
+  'atomic_write': set(),
+}
 # What each room may import of ours, itself besides.
 ROOMS = {
   'text': set(),
   'diffusion': set(),
   'ema': set(),
   'distributed': set(),
+  'programs': set(),
   'data': {'text', 'atomic_write'},
   'models': {'text', 'diffusion', 'distributed'},
   'weights': {'models', 'diffusion', 'atomic_write'},

@@ -11,6 +11,7 @@ import jax
 from sdxl_jax.checkpoints import loading
 from sdxl_jax.distributed import sharding
 from sdxl_jax.models import sdxl
+from sdxl_jax.programs import compile_progress, program_cache
 from sdxl_jax.sampling import (
   dtype_choice,
   learned_words,
@@ -64,6 +65,9 @@ def load(
 ) -> Pipeline:
   """Loads the Pipeline of pretrained weights or of a run's workdir.
 
+  From here on compiled programs are kept, see programs/program_cache.py, and
+  those that take long are shown.
+
   Args:
     folder: diffusers folder, single file or orbax export; workdir, or one of
       its checkpoints.
@@ -77,6 +81,8 @@ def load(
     TypeError: for an option that does not exist.
     ValueError: for weights that cannot be read, or do not fit each other.
   """
+  program_cache.turn_on()
+  compile_progress.show()
   chosen, notes = resolve({'dtype': dtype, 'average': average} | options, mesh)
   source, tile = sources.open_source(pathlib.Path(folder), chosen), None
   if chosen.offload == 'auto':

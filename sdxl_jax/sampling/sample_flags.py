@@ -55,6 +55,11 @@ def define() -> None:
     'init_noise', None, '.npy, N(0, 1) [n, h/8, w/8, 4] instead of the seeds'
   )
   offload_flag.define()
+  flags.DEFINE_bool(
+    'warm_up',
+    False,
+    'compile the programs of these images, for later starts, and draw none',
+  )
   # What is written.
   flags.DEFINE_string('output', 'out.png', 'PNG; {i} and {seed} may be in it')
   flags.DEFINE_integer(
@@ -131,6 +136,8 @@ def read(args: flags.FlagValues, png: PngSettings) -> list[Located]:
   lines = [prompts_file.Line('', {})]
   if args.prompts_file:
     lines = prompts_file.read(args.prompts_file)
+  if args.warm_up and not args.prompts_file:
+    common.setdefault('prompt', '')  # no prompt changes a program
   if args.prompts_file and 'prompt' in passed:
     raise ValueError(
       '--prompt and --prompts_file are both given: leave one out'

@@ -1,6 +1,7 @@
 """Compiles each bucket's program once, in threads that run during training."""
 
 import concurrent.futures
+import contextlib
 import threading
 import time
 from collections.abc import Callable
@@ -11,6 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from sdxl_jax.distributed import device_mesh, sharding
+from sdxl_jax.programs import compile_progress
 from sdxl_jax.training import train_state
 
 # Compiler options by platform. By default the TPU's compiler turns each product
@@ -79,33 +81,31 @@ class Programs:
       self._gradients[bucket] = future
 
   def _compile_bucket(self, bucket):
-    started = time.monotonic()
-    program = compile_gradients(
-      self._task, self._mesh, self._state.params, self._frozen, bucket
-    )
-    self._report(f'{bucket[0]}x{bucket[1]}', started, buckets=1)
-    return program
+    params, frozen = self._state.params, self._frozen
+    with self._reporting(f'{bucket[0]}x{bucket[1]}', buckets=1):
+      return compile_gradients(self._task, self._mesh, params, frozen, bucket)
 
   def _compile_update(self):
-    started = time.monotonic()
-    program = compile_update(self._task, self._mesh, self._state)
-    self._report('the update', started)
-    return program
+    with self._reporting('the update'):
+      return compile_update(self._task, self._mesh, self._state)
 
   def _compile_add(self):
-    started = time.monotonic()
-    program = compile_add(self._state.params)
-    self._report('the sum', started)
-    return program
+    with self._reporting('the sum'):
+      return compile_add(self._state.params)
 
-  def _report(self, name, started, buckets=0):
+  @contextlib.contextmanager
+  def _reporting(self, name, buckets=0):
     """Prints a line about a compiled program; `buckets` of them are new."""
+    started = time.monotonic()
+    with compile_progress.naming(name, is_reported=True) as stage:
+      yield
     seconds = time.monotonic() - started
+    made = 'read' if stage.was_kept else 'compiled'
     # Under a lock, so that the numbers in the lines ascend.
     with self._lock:
       self._ready += buckets
       self._say(
-        f'compiled {name} in {seconds:.0f} s; buckets ready: {self._ready} of '
+        f'{made} {name} in {seconds:.0f} s; buckets ready: {self._ready} of '
         f'{self._total}'
       )
 

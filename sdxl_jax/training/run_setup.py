@@ -12,6 +12,7 @@ from sdxl_jax.checkpoints import loading
 from sdxl_jax.data import buckets, dataset
 from sdxl_jax.distributed import device_mesh, multihost
 from sdxl_jax.models import autoencoder_gan, from_config, net_types, sdxl
+from sdxl_jax.programs import program_cache
 from sdxl_jax.text import tokenizer
 from sdxl_jax.training import (
   cache_check,
@@ -46,6 +47,7 @@ def set_up_locally(
     weights: source of the autoencoder, for the latent scaling.
     say: prints a line for the user.
   """
+  program_cache.turn_on()
   # Each process works for itself: there are no gradients to share.
   mesh = device_mesh.make_mesh(devices=jax.local_devices())
   # The scaling belongs to the autoencoder's weights, the types to the devices.

@@ -10,6 +10,7 @@ from ml_collections import config_dict
 from sdxl_jax.checkpoints import orbax_checkpoint
 from sdxl_jax.distributed import multihost, stop_notice
 from sdxl_jax.models import net_types
+from sdxl_jax.programs import compile_progress
 from sdxl_jax.training import (
   config_warnings,
   folder_lock,
@@ -73,6 +74,8 @@ def open_workdir(
   notice.end_at_once(
     'before its first step; the checkpoints are as they were', lock.release
   )
+  workdirs.cache_compilations(workdir)
+  compile_progress.show()
   given, config = config, choose_types(config, workdir)
   if from_step is not None:
     # Refuse another config before anything is moved; it is compared, and its
@@ -95,7 +98,6 @@ def open_workdir(
   workdirs.write_config(
     config, workdir, checkpoints, accept_changes, writer.say
   )
-  workdirs.cache_compilations(workdir)
   return Start(
     config=config,
     workdir=workdir,
