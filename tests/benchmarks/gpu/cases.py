@@ -10,8 +10,8 @@ import importlib
 PARTS = {
   'ceiling': 'ceiling',
   'ours_sample': 'ours_sample',
-  'torch_sample': 'torch_sample',
   'ours_train': 'ours_train',
+  'torch_sample': 'torch_sample',
   'torch_train': 'torch_train',
   'ours_lora': 'ours_train',
 }

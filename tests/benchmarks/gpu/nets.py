@@ -11,6 +11,7 @@ from configs import lora, stage3
 # Nets with all of SDXL's parts that compile in seconds.
 TINY = {
   'unet.block_out_channels': (8, 16),
+  'unet.layers_per_block': 1,
   'unet.transformer_depth': (0, 1),
   'unet.mid_transformer_depth': 1,
   'unet.num_heads': (1, 2),

@@ -77,7 +77,7 @@ def why_not(part, found, tiny):
   if not part.startswith('torch'):
     if not found.get('jax'):
       return found.get('jax_missing', 'no answer about the devices of JAX')
-    if found['jax_platform'] != 'gpu' and not tiny:
+    if found['jax_platform'] == 'cpu' and not tiny:
       return (
         f'JAX found {found["jax_devices"]} and no GPU: install its plug-in, '
         "pip install 'jax[cuda12]' or 'jax[cuda13]'"

@@ -25,7 +25,7 @@ def measure(setting):
         sampler(setting, pipeline, batch, torch_dtype), setting.turns
       )
       setting.report(
-        dtype=dtype,
+        dtype=str(torch_dtype).removeprefix('torch.'),
         batch=batch,
         images_per_s=round(batch / fields['s'], 4),
         peak_gb=torch_nets.memory(setting),
