@@ -21,7 +21,7 @@ def find_jax():
     import jax
 
     devices = jax.devices()
-  except (ImportError, RuntimeError) as error:
+  except Exception as error:  # plug-ins and drivers raise many types
     return {'jax': None, 'jax_missing': f'JAX does not start: {error}'[:300]}
   stats = devices[0].memory_stats() or {}
   return {
@@ -38,8 +38,9 @@ def find_torch():
   try:
     import diffusers
     import torch
-  except ImportError as error:
-    return {'torch': None, 'torch_missing': f'PyTorch is left out: {error}'}
+  except Exception as error:  # of versions that do not fit, not ImportError
+    reason = f'PyTorch and diffusers do not start: {error}'[:300]
+    return {'torch': None, 'torch_missing': reason}
   cuda = torch.cuda.is_available()
   return {
     'torch': torch.__version__,
@@ -55,5 +56,8 @@ def find_driver():
     return ''
   fields = 'driver_version,memory.total,clocks.sm,clocks.max.sm,power.limit'
   command = ['nvidia-smi', f'--query-gpu={fields}', '--format=csv,noheader']
-  ended = subprocess.run(command, capture_output=True, text=True, timeout=30)
+  try:
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=30)
+  except (OSError, subprocess.TimeoutExpired) as error:
+    return str(error)
   return ' '.join(ended.stdout.split())

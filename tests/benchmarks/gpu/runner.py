@@ -56,6 +56,7 @@ def run_all(setting, names, arguments, programs, limits):
       continue
     limit = DEVICES_LIMIT if part == cases.DEVICES else limits.case
     process = [*command, f'--case={name}', f'--card={now.card}']
+    process.append(f'--out={setting.out}')  # not relative to another folder
     lines = run(now, process, variables, min(limit, left))
     if part == cases.DEVICES:
       found = next((line for line in lines if 'card' in line), {})
