@@ -5,9 +5,9 @@ import dataclasses
 import jax.numpy as jnp
 import pytest
 
-from configs import refiner, stage3
-from sdxl_jax.models import from_config, unet
-from sdxl_jax.sampling import load_options, offload_choice
+from sdxl_jax.models import unet
+from sdxl_jax.sampling import offload_choice
+from tests.support import full_size
 
 GIB = 2**30
 # Parameters of SDXL's nets, by the context of the UNets and the width of the
@@ -25,15 +25,7 @@ WORKLOAD = offload_choice.Workload((1024, 1024))
 @pytest.fixture(scope='module')
 def models():
   """Base and refiner in float16, as on a T4."""
-  made = []
-  for config in (stage3.get_config(), refiner.get_config()):
-    model = from_config.make_model(config, 'cpu')
-    fields = {
-      name: load_options.runtime_fields(name, 'float16', 'float32', 'xla')
-      for name in model.configs
-    }
-    made.append(model.replace_each(fields))
-  return made
+  return full_size.models('float16', 'float32', 'xla')
 
 
 def known_bytes(config):
