@@ -22,7 +22,7 @@ from absl import flags
 from ml_collections import config_flags
 
 from sdxl_jax import cli
-from sdxl_jax.distributed import device_mesh
+from sdxl_jax.distributed import device_mesh, gpu_memory
 from sdxl_jax.models import compute_dtype
 from sdxl_jax.planning import (
   machines,
@@ -178,6 +178,7 @@ def as_flags(fields: dict[str, Any]) -> str:
 
 def plan_sampling(args: flags.FlagValues) -> None:
   """Prints what sampling with the config's nets needs."""
+  gpu_memory.enlarge()  # as `sample` does
   machine = machines.make_machine(args.topology)
   height, width = args.size or args.config.samples.size
   workload = sampling_programs.SampleWorkload(
@@ -258,7 +259,7 @@ def define_sampling() -> None:
   dtypes = list(compute_dtype.CHOICES)
   flags.DEFINE_enum('dtype', 'auto', dtypes, 'of UNet and text encoders')
   flags.DEFINE_enum('vae_dtype', 'auto', dtypes, 'of the autoencoder')
-  offload_flag.define()
+  flags.DEFINE_flag(offload_flag.make())
   flags.DEFINE_float(
     'host_memory', None, 'GiB of each host for --offload; default: no limit', 0
   )

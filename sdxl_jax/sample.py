@@ -18,7 +18,7 @@ from absl import flags
 from sdxl_jax import cli
 from sdxl_jax.checkpoints import loading
 from sdxl_jax.data import figures, images
-from sdxl_jax.distributed import device_mesh
+from sdxl_jax.distributed import device_mesh, gpu_memory
 from sdxl_jax.programs import program_cache
 from sdxl_jax.sampling import (
   command_files,
@@ -64,6 +64,7 @@ def sample(located, names, models, noise, args):
     args: the other flags.
   """
   command_files.check_arrays([request for _, request in located], noise, args)
+  gpu_memory.enlarge()
   mesh = device_mesh.make_mesh(devices=jax.local_devices())
   # So that a PNG holds the types that it was made with.
   dtypes, notes = dtype_choice.resolve(
@@ -256,8 +257,9 @@ def load_models(mesh, models, offload, workload_of=offload_choice.Workload):
     load_expert(path, mesh, fields)
     for path, fields in pairs.with_offload(experts, choice)
   ]
-  base = pairs.with_choice(loaded[0], choice)
-  return base, loaded[1] if refiner is not None else None
+  if choice is not None:
+    loaded[0] = pairs.with_choice(loaded[0], choice)
+  return loaded[0], loaded[1] if refiner is not None else None
 
 
 def load_settings(options):

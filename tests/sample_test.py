@@ -284,8 +284,8 @@ def flags():
   values = absl_flags.FlagValues()
   with pytest.MonkeyPatch.context() as patch:
     patch.setattr(absl_flags, 'FLAGS', values)
-    kinds = 'string', 'integer', 'float', 'bool', 'enum', 'list', 'multi_string'
-    for kind in kinds:
+    kinds = 'string', 'integer', 'float', 'bool', 'enum', 'list', 'flag'
+    for kind in (*kinds, 'multi_string'):
       define = getattr(absl_flags, f'DEFINE_{kind}')
       patch.setattr(
         sample_flags.flags,

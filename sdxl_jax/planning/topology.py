@@ -15,10 +15,9 @@ from typing import Any
 import jax
 from jax.experimental import topologies
 
+from sdxl_jax.distributed import gpu_memory
+
 GIB = 2**30
-# Fraction of a GPU's memory that JAX allocates unless XLA_CLIENT_MEM_FRACTION
-# is set: docs.jax.dev/en/latest/gpu_memory_allocation.html
-GPU_FRACTION = 0.75
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,7 +59,7 @@ LARGEST_BLOCK = {'v4': 4096, 'v5p': 6144}  # chips
 
 # FLOPs without sparsity, bandwidth, NVLink one way (of T4 and L4: PCIe), PCIe
 # one way: data sheets of A100, H100 and H200 SXM, T4 and L4. Memory, of which
-# JAX allocates GPU_FRACTION: openxla/xla, xla/backends/gpu/target_config/specs;
+# JAX allocates a fraction: openxla/xla, xla/backends/gpu/target_config/specs;
 # of T4 and L4, what CUDA reports.
 GPUS = {
   'a100': Chip(
@@ -283,8 +282,8 @@ def make_gpu_devices(
     topology=f'1x{nodes}x{per_node}',
   )
   # A program may use what JAX allocates.
-  fraction = float(os.environ.get('XLA_CLIENT_MEM_FRACTION', GPU_FRACTION))
-  return devices, dataclasses.replace(chip, memory=int(chip.memory * fraction))
+  memory = int(chip.memory * gpu_memory.fraction())
+  return devices, dataclasses.replace(chip, memory=memory)
 
 
 def make_compile_only_devices(

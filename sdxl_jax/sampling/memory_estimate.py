@@ -43,7 +43,11 @@ def steps(
   walk.mid()
   walk.up()
   context = count * words * context_width(config)
-  return with_margin(max(walk.blocks) + context)
+  copies = 0
+  if platform == 'gpu':
+    # cuDNN has kernels in another order, copied once before the first step.
+    copies = walk.kernels * jnp.dtype(config.dtype).itemsize
+  return with_margin(max(walk.blocks) + context) + copies
 
 
 class UNetWalk:
@@ -51,6 +55,7 @@ class UNetWalk:
 
   Attributes:
     blocks: bytes held in each block passed, with the skips that wait.
+    kernels: numbers in the kernels of all convolutions passed.
   """
 
   def __init__(
@@ -68,23 +73,26 @@ class UNetWalk:
     ]
     self.width = config.block_out_channels[0]
     self.waiting = [self.count * self.pixels[0] * self.width]
-    self.blocks = []
+    self.blocks, self.kernels = [], 0
 
   def down(self) -> None:
     """Passes the levels on the way down, whose outputs wait from then on."""
     last = len(self.pixels) - 1
     for level, width in enumerate(self.config.block_out_channels):
       for depth in self.config.depths(level, up=False):
-        self.block(level, 2 * self.width, width, depth)
+        self.block(level, self.width, width, depth)
         self.waiting.append(self.count * self.pixels[level] * width)
       if level < last:
+        self.kernels += 9 * width**2
         self.waiting.append(self.count * self.pixels[level + 1] * width)
 
   def mid(self) -> None:
     """Passes the mid block."""
     depth = self.config.mid_transformer_depth
     if depth is not None:
-      self.block(len(self.pixels) - 1, 2 * self.width, self.width, depth)
+      self.block(len(self.pixels) - 1, self.width, self.width, depth)
+      if depth:  # a second residual block
+        self.kernels += 18 * self.width**2
 
   def up(self) -> None:
     """Passes the levels on the way up, each block of which takes a skip."""
@@ -92,24 +100,29 @@ class UNetWalk:
       width = self.config.block_out_channels[level]
       for depth in self.config.depths(level, up=True):
         skip = self.waiting.pop() // (self.count * self.pixels[level])
-        # Beside the joined array and its norm, the parts of it are held.
-        self.block(level, 3 * (self.width + skip), width, depth)
+        self.block(level, self.width + skip, width, depth, copies=3)
       if level:
+        self.kernels += 9 * width**2
         # The small array, and the large one before and after a convolution.
         arrays = self.pixels[level] + 2 * self.pixels[level - 1]
         self.hold(self.count * arrays * width)
 
-  def block(self, level: int, before: int, after: int, depth: int) -> None:
+  def block(
+    self, level: int, before: int, after: int, depth: int, copies: int = 2
+  ) -> None:
     """Passes a residual block, and transformer blocks if there are any.
 
     Args:
       level: of its resolution.
-      before: channels that are held for its input.
+      before: channels of its input.
       after: its channels.
       depth: transformer blocks.
+      copies: of its input: itself and its norm; the parts that it was joined of
+        count as a third.
     """
     pixels = self.pixels[level]
-    self.hold(self.count * pixels * (before + 3 * after))
+    self.hold(self.count * pixels * (copies * before + 3 * after))
+    self.kernels += (9 * after + 9 * before + before) * after
     self.width = after
     if depth:
       heads = self.config.num_heads[level]
@@ -171,9 +184,10 @@ def decoding(
   pixels, width = math.prod(size), config.block_out_channels[-1]
   mid = attend(config, 1, pixels, width, 1, platform)
   if tile is None:
-    return with_margin(max(mid, *blocks_of(config, pixels)) + image)
+    blocks = blocks_of(config, pixels, platform)
+    return with_margin(max(mid, *blocks) + image)
   # Arrays before and after a part wait in full while its tiles are computed.
-  inside = blocks_of(config, pixels, (tile + BORDER) ** 2)
+  inside = blocks_of(config, pixels, platform, (tile + BORDER) ** 2)
   return with_margin(max(mid, stored(config, pixels) + max(inside)) + image)
 
 
@@ -184,22 +198,24 @@ def encoding(model: sdxl.SDXL, size: tuple[int, int], platform: str) -> int:
 
 
 def blocks_of(
-  config: vae.VAEConfig, pixels: int, most: float = math.inf
+  config: vae.VAEConfig, pixels: int, platform: str, most: float = math.inf
 ) -> list[int]:
   """Returns the bytes of the blocks of the decoder.
 
   Args:
     config: of the autoencoder.
     pixels: of the latents.
+    platform: 'gpu', 'tpu' or 'cpu'.
     most: pixels of a tile, at every resolution.
   """
   itemsize, before = jnp.dtype(config.dtype).itemsize, None
+  outputs = 1 if platform == 'gpu' else 3
   found = []
   for i, after in enumerate(config.block_out_channels[::-1]):
     area = itemsize * min(pixels * 4**i, most)
     if i:  # a quarter of the pixels, then twice all of them
       found.append(area * 9 * before // 4)
-    found.append(area * (2 * (before or after) + 3 * after))
+    found.append(area * (2 * (before or after) + outputs * after))
     before = after
   return found
 
@@ -211,13 +227,11 @@ def stored(config: vae.VAEConfig, pixels: int) -> int:
     config: of the autoencoder.
     pixels: of the latents.
   """
-  itemsize, channels = (
-    jnp.dtype(config.dtype).itemsize,
-    config.block_out_channels,
-  )
-  arrays = [pixels * 4**i * c for i, c in enumerate(channels[::-1])]
+  channels = config.block_out_channels[::-1]
+  arrays = [pixels * 4**i * width for i, width in enumerate(channels)]
   # A part of the last level has the image as output.
-  return itemsize * max(2 * max(arrays[:-1]), arrays[-2] + arrays[-3])
+  most = max(2 * max(arrays[:-1]), arrays[-2])
+  return jnp.dtype(config.dtype).itemsize * most
 
 
 def with_margin(count: int) -> int:

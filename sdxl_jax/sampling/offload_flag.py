@@ -39,8 +39,3 @@ def make() -> flags.Flag:
   )
   flag.default_as_str = "'auto'"  # otherwise that of a boolean
   return flag
-
-
-def define() -> None:
-  """Defines the flag."""
-  flags.DEFINE_flag(make())

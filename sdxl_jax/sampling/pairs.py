@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 
+from sdxl_jax.distributed import gpu_memory
 from sdxl_jax.sampling import offload_choice, pipelines, sources
 
 Path = str | os.PathLike[str]
@@ -56,7 +57,9 @@ def load_pair(
     pipelines.load(path, mesh=mesh, **fields)
     for path, fields in with_offload(experts, choice)
   ]
-  return with_choice(loaded[0], choice), loaded[1]
+  if choice is not None:
+    loaded[0] = with_choice(loaded[0], choice)
+  return loaded[0], loaded[1]
 
 
 def choose(
@@ -75,6 +78,7 @@ def choose(
     FileNotFoundError: where there are no weights.
     ValueError: for weights that cannot be read, or if nothing fits.
   """
+  gpu_memory.enlarge()
   machine, opened = offload_choice.measure(mesh), []
   if machine.device_bytes is None:  # then no weights need be opened
     return offload_choice.Choice(((),) * len(experts))
@@ -99,11 +103,9 @@ def with_offload(
 
 
 def with_choice(
-  pipeline: pipelines.Pipeline, choice: offload_choice.Choice | None
+  pipeline: pipelines.Pipeline, choice: offload_choice.Choice
 ) -> pipelines.Pipeline:
   """Returns a base that decodes as was chosen."""
-  if choice is None:
-    return pipeline
   return dataclasses.replace(
     pipeline, tile=choice.tile, notes=choice.notes + pipeline.notes
   )

@@ -9,7 +9,7 @@ from typing import Any
 import jax
 
 from sdxl_jax.checkpoints import loading
-from sdxl_jax.distributed import sharding
+from sdxl_jax.distributed import gpu_memory, sharding
 from sdxl_jax.models import sdxl
 from sdxl_jax.programs import compile_progress, program_cache
 from sdxl_jax.sampling import (
@@ -124,6 +124,7 @@ def resolve(
     TypeError: for an option that does not exist.
     ValueError: for a value that does not exist, or overflows.
   """
+  gpu_memory.enlarge()
   chosen = load_options.parse(options)
   dtypes, notes = dtype_choice.resolve(
     chosen.dtype, chosen.vae_dtype, dtype_choice.device_of(mesh)

@@ -54,7 +54,7 @@ def define() -> None:
   flags.DEFINE_string(
     'init_noise', None, '.npy, N(0, 1) [n, h/8, w/8, 4] instead of the seeds'
   )
-  offload_flag.define()
+  flags.DEFINE_flag(offload_flag.make())
   flags.DEFINE_bool(
     'warm_up',
     False,

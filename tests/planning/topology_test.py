@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from sdxl_jax.distributed import gpu_memory
 from sdxl_jax.planning import topology
 
 
@@ -141,7 +142,8 @@ def test_tpu_memory_and_clock(name):
   ],
 )
 def test_gpu(name, count, nodes, gigabytes, monkeypatch):
-  monkeypatch.delenv('XLA_CLIENT_MEM_FRACTION', raising=False)
+  for variable in gpu_memory.VARIABLES:
+    monkeypatch.delenv(variable, raising=False)
   devices, chip = topology.make_devices(name)
   assert len(devices) == count
   assert len({device.process_index for device in devices}) == nodes
