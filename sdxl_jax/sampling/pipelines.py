@@ -16,6 +16,7 @@ from sdxl_jax.text import chunking, tokenizer
 from sdxl_jax.weights import (
   description,
   formats,
+  net_loading,
   other_vae,
   pretrained,
   read_options,
@@ -233,18 +234,19 @@ def load_pretrained(
     pretrained_model, options.vae, options.reading
   )
   pretrained.check_complete(pretrained_model)
-  configs, params = {'text_encoder': None}, {}
-  for name in pretrained_model.index.components:
-    configs[name], params[name] = pretrained_model.net(name).load(
-      loading.make_sharding_fn(mesh, memory_of(options)),
-      **runtime_fields_of(name, options),
-    )
+  names = pretrained_model.index.components
+  loaded = net_loading.load_all(
+    {name: pretrained_model.net(name) for name in names},
+    loading.make_sharding_fn(mesh, memory_of(options)),
+    {name: runtime_fields_of(name, options) for name in names},
+  )
+  configs = {name: config for name, (config, _) in loaded.items()}
   schedule, _ = scheduler_config.read(pretrained_model.scheduler, 'euler')
   model = sdxl.SDXL(
     unet=configs['unet'],
     vae=configs['vae'],
     text=text_encoder.TextEncoder(
-      configs['text_encoder'], configs['text_encoder_2']
+      configs.get('text_encoder'), configs['text_encoder_2']
     ),
     schedule=schedule,
     refiner=pretrained_model.index.refiner,
@@ -252,7 +254,7 @@ def load_pretrained(
   height, width = pretrained_model.sample_size
   return Pipeline(
     model=model,
-    params=params,
+    params={name: params for name, (_, params) in loaded.items()},
     tokenize=tokenizer.load(
       path, pretrained_model.added_tokens, model.text.vocab_sizes
     ),
