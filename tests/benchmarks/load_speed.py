@@ -4,15 +4,17 @@
 
 Writes a diffusers folder of random weights of the base (13.9 GB in float32,
 6.9 GB in float16), and loads it in fresh processes, ours and diffusers' in
-turns: sample.load up to the last array on its device; and from_pretrained, then
-the sum of each parameter, since diffusers maps a file of the right dtype and
-reads it on first use. All files are read through before each process, so that
-they lie in the page cache as far as memory allows.
+turns: sample.load up to the last array on its device; from_pretrained, then the
+sum of each parameter, since diffusers maps a file of the right dtype and reads
+it on first use; and, as a limit, the files read into new memory and nothing
+else, by a thread for each core. All files are read through before each process,
+so that they lie in the page cache as far as memory allows.
 
 Prints for each process the seconds of its imports and of loading, the CPU
-seconds of loading, its peak memory (VmHWM, which counts mapped files), the part
-of it that no file backs (RssAnon), and what came from the disk in spite of the
-page cache; at the end the ratio of the medians. --part takes one net alone.
+seconds of loading in the program and in the kernel, its peak memory (VmHWM,
+which counts mapped files), the part of it that no file backs (RssAnon), and
+what came from the disk in spite of the page cache; at the end the ratio of the
+medians. --part takes one net alone.
 Needs as much memory as weights and page cache together, and diffusers.
 """
 
@@ -28,14 +30,14 @@ from tests.benchmarks import convert_full_size
 # Each program has imported its libraries, then loads `x`.
 START = (
   'import resource, time; '
-  'def_cpu = lambda: sum(resource.getrusage(resource.RUSAGE_SELF)[:2]); '
+  'cpu = lambda: resource.getrusage(resource.RUSAGE_SELF)[:2]; '
   'begin = time.monotonic(); '
 )
-MIDDLE = 'loaded = time.monotonic(); cpu = def_cpu(); '
+MIDDLE = 'loaded = time.monotonic(); before = cpu(); '
 END = (
   "; disk = open('/proc/self/io').read().split('read_bytes: ')[1].split()[0]; "
   'print("FIGURES", loaded - begin, time.monotonic() - loaded, '
-  'def_cpu() - cpu, int(disk) / 1e9)'
+  '*(b - a for a, b in zip(before, cpu())), int(disk) / 1e9)'
 )
 OURS = (
   'import jax; from sdxl_jax import sample; ',
@@ -55,6 +57,16 @@ THEIRS = (
   "x = pipeline.from_pretrained('{folder}', torch_dtype=torch.{dtype}); "
   'nets = x.unet, x.vae, x.text_encoder, x.text_encoder_2; '
   'sums = [p.sum() for net in nets for p in net.parameters()]',
+)
+COPY = (
+  'import os, pathlib; from concurrent.futures import ThreadPoolExecutor; '
+  'import numpy as np; ',
+  "paths = [*pathlib.Path('{folder}/{part}').rglob('*.safetensors')]; "
+  'arrays = [np.empty(path.stat().st_size, np.uint8) for path in paths]; '
+  'jobs = [(path, x[i : i + 2**26], i) for path, x in zip(paths, arrays) '
+  'for i in range(0, len(x), 2**26)]; '
+  'read = lambda job: os.preadv(os.open(job[0], 0), [job[1]], job[2]); '
+  'counts = list(ThreadPoolExecutor(os.cpu_count()).map(read, jobs))',
 )
 CLASSES = {
   'unet': 'diffusers.UNet2DConditionModel',
@@ -76,7 +88,7 @@ def program(steps, folder, part, dtype):
   code = START + steps[0] + MIDDLE + steps[1] + END
   return code.format(
     folder=folder,
-    part=part,
+    part=part or '',
     dtype=dtype,
     library=library,
     net_class=net_class,
@@ -97,14 +109,14 @@ def measure(name, code, folder):
   warm(folder)
   _, output, peak, anonymous = convert_full_size.run(code, folder.parent)
   figures = output.split('FIGURES ')[1].split('\n')[0].split()
-  imports, seconds, cpu, disk = map(float, figures)
+  imports, seconds, user, system, disk = map(float, figures)
   print(
     f'{name:9} imports {imports:5.1f} s  loading {seconds:6.2f} s  CPU '
-    f'{cpu:6.2f} s  VmHWM {peak:6.2f} GB  RssAnon {anonymous:6.2f} GB  from '
-    f'disk {disk:5.2f} GB',
+    f'{user:6.2f} s, kernel {system:6.2f} s  VmHWM {peak:6.2f} GB  RssAnon '
+    f'{anonymous:6.2f} GB  from disk {disk:5.2f} GB',
     flush=True,
   )
-  return seconds, cpu
+  return seconds, user + system
 
 
 def main(argv):
@@ -113,9 +125,11 @@ def main(argv):
   folder = pathlib.Path(args.folder)
   folder.mkdir(parents=True, exist_ok=args.keep)
   weights, part = folder / args.stored, args.part
-  steps = {'ours': OUR_PART, 'diffusers': THEIR_PART}
-  if not part:
-    steps = {'ours': OURS, 'diffusers': THEIRS}
+  steps = {
+    'ours': OUR_PART if part else OURS,
+    'diffusers': THEIR_PART if part else THEIRS,
+    'copy': COPY,
+  }
   found = {name: [] for name in steps}
   try:
     if part and not (weights / part).exists():
