@@ -8,6 +8,7 @@ one by one, so that the host needs memory for a few of them.
 import collections
 import functools
 import math
+import mmap
 import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent import futures
@@ -22,7 +23,7 @@ from sdxl_jax.weights import checked_cast, safetensors_file
 BLOCK = 2**21  # bytes that a thread reads, casts and copies at once
 AHEAD = 2**29  # bytes of the arrays that are filled at once, or a larger one
 MOST_THREADS = 8  # of which each may hold a whole tensor of a pickle
-ALIGNMENT = 64  # bytes; arrays of the CPU that begin so are not copied
+LINE = 64  # bytes that a core writes to memory at once, at least
 SMALL = 2**14  # numbers below which numpy is the fastest to transpose
 BITS = {2: np.uint16, 4: np.uint32}
 Part = tuple[safetensors_file.LazyTensor, np.ndarray]
@@ -100,11 +101,14 @@ def start(pool: futures.Executor, wanted: Wanted) -> Filling:
 
 
 def empty_aligned(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
-  """Makes a new array that the CPU of JAX takes over without a copy."""
+  """Makes a new array that the CPU of JAX takes over without a copy.
+
+  Its memory is not numpy's, which asks for huge pages: where free memory is
+  scattered, the kernel takes longer to put them together than all else takes.
+  """
   size = math.prod(shape) * np.dtype(dtype).itemsize
-  data = np.empty(size + ALIGNMENT, np.uint8)
-  begin = -data.ctypes.data % ALIGNMENT
-  return data[begin : begin + size].view(dtype).reshape(shape)
+  pages = mmap.mmap(-1, max(1, size), mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+  return np.frombuffer(pages, np.uint8, size).view(dtype).reshape(shape)
 
 
 def split(
@@ -122,7 +126,7 @@ def blocks(shape: tuple[int, ...], itemsize: int) -> Iterator[tuple[int, int]]:
   """Yields (begin, end) of rows that have BLOCK bytes or a little less."""
   rows = max(1, BLOCK // max(1, math.prod(shape[1:]) * itemsize))
   # Whole cache lines of the transposed rows are written at once.
-  rows -= rows % ALIGNMENT if rows > ALIGNMENT else 0
+  rows -= rows % LINE if rows > LINE else 0
   for begin in range(0, shape[0], rows):
     yield begin, min(begin + rows, shape[0])
 
