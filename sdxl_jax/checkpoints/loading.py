@@ -25,6 +25,7 @@ from sdxl_jax.weights import (
   checked_cast,
   formats,
   lpips_weights,
+  net_loading,
   other_vae,
   pretrained,
   read_options,
@@ -141,9 +142,7 @@ def load_params(
   model = formats.open_model(source, options=options)
   if 'unet' in names:
     source_checks.check_timesteps(model)
-  return {
-    name: load_pretrained_net(model, nets, name, mesh, memory) for name in names
-  }
+  return load_pretrained_nets(model, nets, names, mesh, memory)
 
 
 def load_start(
@@ -207,20 +206,24 @@ def load_run_params(
   return params
 
 
-def load_pretrained_net(
+def load_pretrained_nets(
   model: pretrained.Model,
   nets: Nets,
-  name: str,
+  names: Collection[str],
   mesh: Mesh | None,
   memory: str = 'device',
-) -> Tree:
-  """Loads one net of pretrained weights; see load_params."""
-  net, fields = model.net(name), runtime_fields(nets, name)
-  source_checks.check_same(
-    name, nets.configs[name], net.config(**fields), net.location
-  )
-  _, params = net.load(make_sharding_fn(mesh, memory), **fields)
-  return params
+) -> dict[str, Tree]:
+  """Loads some nets of pretrained weights; see load_params."""
+  opened = {name: model.net(name) for name in names}
+  fields = {name: runtime_fields(nets, name) for name in names}
+  # Another architecture is refused before anything is read.
+  for name, net in opened.items():
+    source_checks.check_same(
+      name, nets.configs[name], net.config(**fields[name]), net.location
+    )
+  shards = dict.fromkeys(opened, make_sharding_fn(mesh, memory))
+  loaded = net_loading.load_all(opened, shards, fields)
+  return {name: params for name, (_, params) in loaded.items()}
 
 
 def load_trained_lora(

@@ -21,7 +21,7 @@ from sdxl_jax.sampling import (
 )
 from sdxl_jax.sampling.load_options import LoadOptions
 from sdxl_jax.text import chunking, tokenizer
-from sdxl_jax.weights import description, formats, pretrained
+from sdxl_jax.weights import description, formats, net_loading, pretrained
 from sdxl_jax.weights.diffusers import scheduler_config
 from sdxl_jax.weights.lora import lora_file, merge
 
@@ -170,13 +170,12 @@ def load_nets(
   mesh: jax.sharding.Mesh | None,
 ) -> dict[str, Any]:
   """Loads {net: parameters} of some nets into the memory of the options."""
-  params = {}
-  for memory, group in options.by_memory(names).items():
-    shard = loading.make_sharding_fn(mesh, memory)
-    for name in group:
-      fields = sources.runtime_fields_of(name, options)
-      _, params[name] = opened.net(name).load(shard, **fields)
-  return params
+  loaded = net_loading.load_all(
+    {name: opened.net(name) for name in names},
+    {n: loading.make_sharding_fn(mesh, options.memory(n)) for n in names},
+    {n: sources.runtime_fields_of(n, options) for n in names},
+  )
+  return {name: params for name, (_, params) in loaded.items()}
 
 
 def load_pretrained(
