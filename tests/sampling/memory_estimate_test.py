@@ -19,6 +19,7 @@ MIB = 2**20
 # (steps, refiner's steps, decoding)}
 COMPILED = {
   ('gpu', 'float16', 'xla', 'float32', 1024): (1039, 2000, 2442),  # t4x1
+  ('gpu', 'bfloat16', 'xla', 'bfloat16', 1024): (1049, 2011, 1227),  # l4x1
 }
 
 

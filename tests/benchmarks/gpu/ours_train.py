@@ -46,8 +46,8 @@ def measure_step(setting):
   rate, flops = config.global_batch_size / fields['s'], count_flops(setting)
   return fields | {
     'attention': from_config.make_model(config).unet.attention,
-    'images_per_s': round(rate, 4),
-    'tflop_per_image': round(flops / 1e12, 4),
+    'images_per_s': settings.rounded(rate),
+    'tflop_per_image': settings.rounded(flops / 1e12),
     'share_of_peak': peaks.share(rate * flops),
     'planned_gb': round(planned / peaks.GB, 2),
     'peak_gb': peaks.memory(),

@@ -76,11 +76,16 @@ def timed(run, turns):
   return {'first_s': round(first, 3), **spread(counted)}
 
 
+def rounded(value):
+  """Returns a number of five digits."""
+  return float(f'{value:.5g}')
+
+
 def spread(seconds):
   """Returns median, least and most of some seconds as fields of a line."""
   return {
-    's': round(statistics.median(seconds), 5),
-    's_least': round(min(seconds), 5),
-    's_most': round(max(seconds), 5),
+    's': rounded(statistics.median(seconds)),
+    's_least': rounded(min(seconds)),
+    's_most': rounded(max(seconds)),
     'turns': len(seconds),
   }

@@ -27,7 +27,7 @@ def measure(setting):
       setting.report(
         dtype=str(torch_dtype).removeprefix('torch.'),
         batch=batch,
-        images_per_s=round(batch / fields['s'], 4),
+        images_per_s=settings.rounded(batch / fields['s']),
         peak_gb=torch_nets.memory(setting),
         torch=torch.__version__,
         diffusers=diffusers.__version__,

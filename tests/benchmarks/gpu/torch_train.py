@@ -25,7 +25,7 @@ def measure(setting):
     setting.report(
       remat='full',
       batch=batch,
-      images_per_s=round(batch / fields['s'], 4),
+      images_per_s=settings.rounded(batch / fields['s']),
       first_s=round(spent[0], 2),
       peak_gb=torch_nets.memory(setting),
       loss=round(loss, 4),
