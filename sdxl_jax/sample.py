@@ -34,7 +34,7 @@ from sdxl_jax.sampling import (
   watermark,
 )
 from sdxl_jax.text import prompt_brackets
-from sdxl_jax.weights import formats, textual_inversion
+from sdxl_jax.weights import formats, read_options, textual_inversion
 from sdxl_jax.weights.lora import lora_file
 
 load, generate = pipelines.load, generation.generate
@@ -136,8 +136,12 @@ def load_models(mesh, models, offload):
   options = dict(models)
   weights, refiner = options.pop('weights'), options.pop('refiner')
   # Find faults in all paths before one of them takes minutes to load.
-  for folder in filter(None, (weights, refiner)):
-    loading.check_source(folder)
+  # What is on the Hugging Face hub is downloaded now.
+  vae, reading = options['vae'], read_options.ReadOptions(options['variant'])
+  loading.check_source(weights, reading, pipelines.needed_nets(vae))
+  for other, nets in ((refiner, None), (vae, ('vae',))):
+    if other is not None:
+      loading.check_source(other, formats.for_other(other, reading), nets)
   for spec in prompt_loras.resolve(options['lora'], options['lora_dir']):
     lora_file.find(lora_file.parse(spec)[0])
   for spec in options['embedding']:

@@ -44,6 +44,7 @@ ROOMS['planning'] = {*ROOMS}
 # Which of our files alone may import a library.
 OWNERS = {
   'transformers': {'text/tokenizer.py'},
+  'huggingface_hub': {'weights/hub'},
   'safetensors': set(),
   'grain': {'data/'},
   'tensorflow_datasets': {'data/'},

@@ -18,7 +18,9 @@ class ModelOption(NamedTuple):
 # {flag: ModelOption}; a PNG holds their values too.
 MODEL_OPTIONS = {
   'weights': ModelOption(
-    None, 'diffusers folder, single file, orbax export or workdir'
+    None,
+    'diffusers folder, single file, orbax export or workdir; or owner/name on '
+    'the Hugging Face hub',
   ),
   'refiner': ModelOption(None, 'the same for a refiner'),
   'dtype': ModelOption(

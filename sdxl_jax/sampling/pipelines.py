@@ -16,6 +16,7 @@ from sdxl_jax.text import chunking, tokenizer
 from sdxl_jax.weights import (
   description,
   formats,
+  hub,
   other_vae,
   pretrained,
   read_options,
@@ -97,8 +98,8 @@ def load(
   """Loads the Pipeline of pretrained weights or of a run's workdir.
 
   Args:
-    folder: diffusers folder, single file or orbax export; workdir, or one of
-      its checkpoints.
+    folder: diffusers folder, single file or orbax export, or their name on the
+      Hugging Face hub (owner/name); workdir, or one of its checkpoints.
     dtype: see LoadOptions.
     average: see LoadOptions.
     mesh: whose devices share a batch; the default device without it.
@@ -228,7 +229,8 @@ def load_pretrained(
   path: pathlib.Path, options: LoadOptions, mesh: jax.sharding.Mesh | None
 ) -> Pipeline:
   """Loads the Pipeline of pretrained weights, see `load`."""
-  pretrained_model = formats.open_model(path, options=options.reading)
+  path, reading = hub.locate(path, options.reading, needed_nets(options.vae))
+  pretrained_model = formats.open_model(path, options=reading)
   pretrained_model = other_vae.replace(
     pretrained_model, options.vae, options.reading
   )
@@ -262,6 +264,11 @@ def load_pretrained(
     mesh=mesh,
     notes=description.describe_reading(pretrained_model),
   )
+
+
+def needed_nets(vae: Any) -> list[str]:
+  """Returns the nets that are read of weights beside another autoencoder."""
+  return [n for n in pretrained.COMPONENTS if n != 'vae' or vae is None]
 
 
 def make_pipeline(
