@@ -195,8 +195,10 @@ def get_config():
   config.unet.out_channels = 4
   config.unet.block_out_channels = (320, 640, 1280)  # one per level
   config.unet.layers_per_block = 2
-  config.unet.transformer_depth = (0, 2, 10)  # 0: no attention
-  config.unet.mid_transformer_depth = 10
+  # One per level, 0: no attention; or a tuple of one per block of the level.
+  config.unet.transformer_depth = (0, 2, 10)
+  config.unet.up_transformer_depth = None  # by level; None: as on the way down
+  config.unet.mid_transformer_depth = 10  # 0: no attention, None: no mid block
   config.unet.num_heads = (5, 10, 20)
   config.unet.context_dim = 2048
   config.unet.vector_dim = 2816  # 1280 of pooled text and 6 x size_embed_dim

@@ -158,7 +158,7 @@ def output_is_closed() -> bool:
   """Returns whether nothing reads what this process prints any more."""
   poll = select.poll()
   for descriptor in (1, 2):  # stdout and stderr
-    poll.register(descriptor, 0)  # errors are reported without being asked for
+    poll.register(descriptor, 0)  # errors are always reported
   return any(event & select.POLLERR for _, event in poll.poll(0))
 
 
@@ -174,8 +174,13 @@ def format_warning(
 ) -> str:
   """Formats what is for the user as one line, without its place in the code."""
   if issubclass(category, UserWarning):
-    return f'warning: {message}\n'
+    return warning_line(message)
   return _format_of_python(message, category, filename, lineno, line)
+
+
+def warning_line(message: Warning | str) -> str:
+  """Returns the line that is printed for a warning."""
+  return f'warning: {message}\n'
 
 
 def check_arguments(arguments: Sequence[str], names: Sequence[str]) -> None:

@@ -180,6 +180,9 @@ def convert_lora(
     ('vae', source.vae),
     ('prediction', options.prediction),
     ('zero_snr', options.zero_snr),
+    ('source_variant', options.variant),
+    ('variant', target.variant),
+    ('lora', ' '.join(source.loras) or None),
   ):
     if value is not None:
       raise ValueError(
@@ -264,7 +267,7 @@ if __name__ == '__main__':
     'prediction',
     None,
     read_options.PREDICTIONS,
-    'what the UNet predicts, where SOURCE does not say it',
+    'what the UNet predicts, where SOURCE has no mark of it',
   )
   flags.DEFINE_bool(
     'zero_snr', None, "whether the UNet's noise schedule ends in zero SNR"

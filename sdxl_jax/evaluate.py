@@ -241,8 +241,8 @@ def describe(metrics: dict[str, Any], count: int) -> str:
 
 
 def main(args: flags.FlagValues) -> None:
-  if args.variant:
-    args.config.init_variant = args.variant
+  # The config's own is of config.init_from, which is not read.
+  args.config.init_variant = args.variant or ''
   evaluate(
     args.config,
     args.weights,

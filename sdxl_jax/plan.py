@@ -241,7 +241,8 @@ def define_sampling() -> None:
   flags.DEFINE_bool('sample', False, 'plan sampling instead of training')
   flags.DEFINE_integer('batch', 1, 'images per device', 1)
   flags.DEFINE_list('size', None, 'H,W in px; default: config.samples.size')
-  defaults = {'steps': 20, 'sampler': 'euler'}
+  workload = sampling_plan.SampleWorkload()
+  defaults = {'steps': workload.settings.steps, 'sampler': workload.sampler}
   for name in ('steps', 'sampler', 'guidance_scale', 'tile'):
     field = settings.FIELDS[name]
     sample_flags.define_field(field, defaults.get(name, field.default))

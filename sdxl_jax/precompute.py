@@ -60,26 +60,28 @@ def precompute(
     ValueError: for an invalid config, or a folder that holds a cache of other
       settings or nets, or that another command writes to; nothing in it is
       changed.
-    OSError: if the disk is full; what is finished is kept.
+    OSError: if the disk is full, or another command has taken the folder
+      over; what is finished is kept.
   """
-  # The dataset, and the nets on this process's own devices.
   cache_settings.check_images(config)
   config_validation.check(config)
   multihost.start(config.mesh.processes)
-  vae_source = run_sources.vae_source(config)
-  setup = run_setup.set_up_locally(config, vae_source, say)
-  encoder = cache_encoder.Encoder(setup, batch_size)
-
-  # The folder, new or of an earlier run.
-  layout = cache_settings.make_layout(
-    setup.config, setup.model, setup.source, crops, flips, dtype
-  )
-  layout = layout.with_nets(encoder.identity())
+  # The folder, new or of an earlier run, before what takes minutes.
   folder = pathlib.Path(output).absolute()
   folder.mkdir(parents=True, exist_ok=True)
   lock = folder_lock.hold(folder, say, '--output')
   try:
-    cache_update.update(setup, folder, layout, encoder, shard_size, say)
+    # The dataset, and the nets on this process's own devices.
+    vae_source = run_sources.vae_source(config)
+    setup = run_setup.set_up_locally(config, vae_source, say)
+    encoder = cache_encoder.Encoder(setup, batch_size)
+    layout = cache_settings.make_layout(
+      setup.config, setup.model, setup.source, crops, flips, dtype
+    )
+    layout = layout.with_nets(encoder.identity())
+    cache_update.update(
+      setup, folder, layout, encoder, shard_size, say, lock.check
+    )
   finally:
     lock.release()
 

@@ -67,7 +67,7 @@ def preview(
   tokenize = run_setup.load_tokenizer(config)
   micro_batches = tasks.micro_batches_of(config)
   rows = range(min(config.global_batch_size // micro_batches, MAX_ROWS))
-  batches = run_setup.make_batches(config, source, rows)
+  batches = dataset.make_batches(config, source, tokenize, rows)
   decode = make_decode(config)
   shown, captions = [], []
   for _ in range(steps * micro_batches):

@@ -15,14 +15,14 @@ import tqdm
 from absl import flags
 
 from sdxl_jax import cli
-from sdxl_jax.checkpoints import loading
 from sdxl_jax.data import figures, images
 from sdxl_jax.distributed import device_mesh
 from sdxl_jax.sampling import (
   command_files,
+  finiteness,
   generation,
   init_images,
-  model_flags,
+  model_loading,
   phase_clock,
   pipelines,
   prompt_loras,
@@ -34,8 +34,6 @@ from sdxl_jax.sampling import (
   watermark,
 )
 from sdxl_jax.text import prompt_brackets
-from sdxl_jax.weights import formats, read_options, textual_inversion
-from sdxl_jax.weights.lora import lora_file
 
 load, generate = pipelines.load, generation.generate
 # What to do where the memory of a device is exhausted.
@@ -49,7 +47,7 @@ def sample(located, names, models, noise, args):
   """Samples requests in batches; each image is written as soon as it is done.
 
   Args:
-    located: list of request_checks.Located.
+    located: list of located.Located.
     names: the file of each.
     models: see sample_flags.model_options.
     noise: N(0, 1) of each, [n, h/8, w/8, 4], or None for the seeds' own.
@@ -61,6 +59,7 @@ def sample(located, names, models, noise, args):
   requests, base, refiner = load_for(located, models, mesh, args.offload)
   clock.stop('loading')
   size, for_grid, latents = args.batch or mesh.size, [], []
+  load_files = init_images.cached_load()
   printed = set()  # masks, by the settings that change them
   for batch in request_batches.batches(
     requests, size, base.tokenize, base.text_chunks
@@ -69,7 +68,7 @@ def sample(located, names, models, noise, args):
     # Fill the last batch: a program for fewer images would have to be compiled.
     surplus = size - len(batch) if done else 0
     kwargs = sample_request.to_generate_kwargs(
-      [*batch, *[batch[-1]] * surplus], base.size
+      [*batch, *[batch[-1]] * surplus], base.size, load_files
     )
     if noise is not None:
       rows = noise[done : done + len(batch)]
@@ -81,15 +80,10 @@ def sample(located, names, models, noise, args):
       watermark.check(np.empty((zoom * h, zoom * w, 3), np.uint8))
 
     # Sample, then write images and what they were made with.
+    files = names[done : done + len(batch)]
     with tqdm.tqdm(unit='step', desc=f'{done} of {len(requests)}') as bar:
-      sampled, z = generate(
-        base,
-        **kwargs,
-        refiner=refiner,
-        watch=make_watch(bar, args.preview),
-        watch_every=args.preview_every if args.preview else 1,
-      )
-    for request, name, image in zip(batch, names[done:], sampled):
+      sampled, z = sample_batch(base, refiner, kwargs, files, bar, args)
+    for request, name, image in zip(batch, files, sampled):
       text = sample_request.to_png_metadata(request, models, image.shape)
       image = command_files.write_image(name, image, text, zoom, args.watermark)
       if args.grid:
@@ -101,16 +95,42 @@ def sample(located, names, models, noise, args):
     images.save(args.grid, figures.grid(for_grid, columns))
   if args.save_latents:
     np.save(args.save_latents, np.stack(latents))
-  last = f' ... {names[-1]}' if len(names) > 1 else ''
-  print(f'wrote {names[0]}{last}')
+  print(f'wrote {describe_files(names)}')
   print(clock.summary(len(requests)))
+
+
+def sample_batch(base, refiner, kwargs, files, bar, args):
+  """Samples one batch; returns (images, latents).
+
+  Args:
+    base, refiner: see load_for.
+    kwargs: see sample_request.to_generate_kwargs.
+    files: of the images, which an error names.
+    bar: of tqdm.
+    args: flags of the preview.
+  """
+  try:
+    return generate(
+      base,
+      **kwargs,
+      refiner=refiner,
+      watch=make_watch(bar, args.preview),
+      watch_every=args.preview_every if args.preview else 1,
+    )
+  except finiteness.NonFiniteError as error:
+    raise ValueError(f'{describe_files(files)}: {error}') from error
+
+
+def describe_files(names):
+  """Returns the first and the last of the files of some images."""
+  return names[0] if len(names) == 1 else f'{names[0]} ... {names[-1]}'
 
 
 def load_for(located, models, mesh, offload):
   """Loads the models for some requests, and checks these by them.
 
   Args:
-    located: list of request_checks.Located.
+    located: list of located.Located.
     models: see sample_flags.model_options.
     mesh: of the devices.
     offload: whether idle nets wait in the host's memory.
@@ -119,61 +139,16 @@ def load_for(located, models, mesh, offload):
     (requests, base, refiner or None).
   """
   # Weights are merged once, with what the prompts name as well.
-  tags = prompt_loras.common(located, models['lora_dir'])
-  loaded = models | {'lora': (*models['lora'], *tags)}
-  base, refiner = load_models(mesh, loaded, offload)
+  loaded = dict(models)
+  loras = prompt_loras.common(located, loaded.pop('lora_dir'))
+  loaded['lora'] = *models['lora'], *loras
+  base, refiner = model_loading.load_models(mesh, loaded, offload)
   warn(request_checks.after_loading(located, base, refiner))
   # So that a PNG names the sampler it was made with.
   requests = [sampler_choice.resolve(base, request) for _, request in located]
   for request in requests:
     sampler_choice.advise(base, request)
   return requests, base, refiner
-
-
-def load_models(mesh, models, offload):
-  """Loads (base, refiner or None); a mesh of one device is left out."""
-  mesh = mesh if mesh.size > 1 else None
-  options = dict(models)
-  weights, refiner = options.pop('weights'), options.pop('refiner')
-  # Find faults in all paths before one of them takes minutes to load.
-  # What is on the Hugging Face hub is downloaded now.
-  vae, reading = options['vae'], read_options.ReadOptions(options['variant'])
-  loading.check_source(weights, reading, pipelines.needed_nets(vae))
-  for other, nets in ((refiner, None), (vae, ('vae',))):
-    if other is not None:
-      loading.check_source(other, formats.for_other(other, reading), nets)
-  for spec in prompt_loras.resolve(options['lora'], options['lora_dir']):
-    lora_file.find(lora_file.parse(spec)[0])
-  for spec in options['embedding']:
-    textual_inversion.find(textual_inversion.parse(spec)[1])
-  base = load_expert(weights, mesh, options | {'offload': offload})
-  if refiner is None:
-    return base, None
-  shared = {name: options[name] for name in model_flags.REFINER_OPTIONS}
-  variant = shared['variant']
-  if variant and not formats.has_variant(refiner, variant):
-    shared['variant'] = None
-  # Only a workdir has averages to choose from.
-  if not formats.is_published(refiner):
-    shared['average'] = options['average']
-  return base, load_expert(refiner, mesh, shared | {'offload': offload})
-
-
-def load_expert(weights, mesh, options):
-  """Loads a base or a refiner, and prints how its weights were read.
-
-  Args:
-    weights: path of it.
-    mesh: whose devices share a batch, or None.
-    options: {flag: value} of model_flags.MODEL_OPTIONS, and offload.
-  """
-  print(f'loading {weights}', flush=True)
-  names = model_flags.LOAD_OPTIONS
-  settings = {names.get(name, name): x for name, x in options.items()}
-  pipeline = pipelines.load(weights, mesh=mesh, **settings)
-  for note in pipeline.notes:
-    print(f'note: {note}')
-  return pipeline
 
 
 def print_mask(request, mask, base, printed):
@@ -203,11 +178,12 @@ def make_watch(bar, preview):
 def warn(lines):
   """Prints what is read otherwise than it may be meant."""
   for line in lines:
-    print(f'warning: {line}', file=sys.stderr)
+    sys.stderr.write(cli.warning_line(line))
 
 
 def main(args):
-  located = sample_flags.read(args)
+  png = sample_flags.load_png(args)
+  located = sample_flags.read(args, png)
   names = sample_flags.file_names(args.output, [r for _, r in located])
   command_files.check_outputs(names, args)
   noise = (
@@ -215,7 +191,7 @@ def main(args):
     if args.init_noise is None
     else command_files.read_noise(args.init_noise)
   )
-  models = sample_flags.model_options(args)
+  models = sample_flags.model_options(args, png)
   warn(request_checks.before_loading(located, models))
   with warnings.catch_warnings():  # those that were just printed
     warnings.simplefilter('ignore', prompt_brackets.PromptSyntaxWarning)

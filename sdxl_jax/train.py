@@ -6,6 +6,7 @@ To resume, run the same command again.
 """
 
 import contextlib
+import functools
 import pathlib
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -16,7 +17,7 @@ from ml_collections import config_dict, config_flags
 
 from sdxl_jax import cli
 from sdxl_jax.checkpoints import loading, run_sources
-from sdxl_jax.data import fingerprint, pipeline
+from sdxl_jax.data import dataset, fingerprint, pipeline
 from sdxl_jax.diffusion import random_keys
 from sdxl_jax.distributed import (
   device_mesh,
@@ -130,27 +131,26 @@ def open_data(start: run_start.Start, mesh: jax.sharding.Mesh) -> Data:
   source = run_setup.make_source(
     config, start.workdir, say, start.accept_changes
   )
-  dataset = fingerprint.of(source)
-
-  def make_batches():
-    rows = sharding.local_rows(mesh, tasks.micro_batch_size(config))
-    return run_setup.make_batches(config, source, rows)
+  identity = fingerprint.of(source)
+  tokenize = run_setup.load_tokenizer(config)
+  rows = sharding.local_rows(mesh, tasks.micro_batch_size(config))
+  make_batches = functools.partial(
+    dataset.make_batches, config, source, tokenize, rows
+  )
 
   batches = make_batches()
   start.stack.callback(batches.close)
   run_setup.warn_of_data(config, batches.schedule, say)
   facts = tasks.run_fingerprint(config, batches.schedule)
-  multihost.check_equal_across_hosts(facts | {'dataset': str(dataset)})
+  multihost.check_equal_across_hosts(facts | {'dataset': str(identity)})
   new_pass = resuming.check_dataset(
     start.checkpoints,
     start.workdir,
-    source,
-    dataset,
-    batches.schedule.streams,
+    resuming.Dataset(source, identity, batches.schedule.streams),
     start.accept_changes,
     say,
   )
-  return Data(source, dataset, batches, make_batches, new_pass)
+  return Data(source, identity, batches, make_batches, new_pass)
 
 
 def prepare(start: run_start.Start) -> tuple[loop.Run, train_state.State]:
@@ -166,6 +166,7 @@ def prepare(start: run_start.Start) -> tuple[loop.Run, train_state.State]:
   # Load weights directly into their shardings; start to compile the programs.
   key = random_keys.make_keys([config.seed])[0]
   if checkpoints.latest_step is None:
+    run_setup.warn(start_warnings.of_files(config), say)
     run_setup.warn(start_warnings.of_schedule(config), say)
   pretrained = run_setup.load_weights(config, model, mesh)
   shapes = jax.eval_shape(task.init, key, pretrained)

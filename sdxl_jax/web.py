@@ -13,177 +13,148 @@ import os
 import pathlib
 import sys
 
+import jax
 import numpy as np
 from absl import flags
 
 from sdxl_jax import cli
 from sdxl_jax.diffusion import samplers
+from sdxl_jax.distributed import device_mesh
 from sdxl_jax.sampling import (
   command_files,
-  model_flags,
+  model_loading,
   page_samples,
-  pipelines,
+  png_settings,
+  sample_flags,
 )
-from sdxl_jax.weights import formats, read_options
 
 MEMORY = 'choose a smaller size, or start the page with --offload'
 THIS_MACHINE = '127.0.0.1', 'localhost', '::1'
 KEPT = 24  # images in the gallery of a visitor
-SECONDS = 24 * 3600  # that uploads and copies for browsers are kept
+HOUR = 3600  # how often files for browsers are deleted that are a day old
 
 
 def load(args):
   """Loads the page_samples.Studio of the flags."""
-  models = {
-    name: option.default if args[name].value is None else args[name].value
-    for name, option in model_flags.MODEL_OPTIONS.items()
-  }
-  if not models['weights']:
-    raise ValueError('no model to sample from: pass --weights')
   folder = pathlib.Path(args.output_dir).absolute()
   command_files.check_writable(folder / 'inputs' / '0.png', 'output_dir')
-  # The refiner takes some of the options of the base.
-  of_base = [n for n in models if n not in ('weights', 'refiner')]
-  options = {n: models[n] for n in of_base}
-  refiner, shared = models['refiner'], model_flags.REFINER_OPTIONS
-  base = load_expert(models['weights'], options, args)
-  if refiner is not None:
-    reading = read_options.ReadOptions(models['variant'])
-    options = {n: models[n] for n in shared}
-    options['variant'] = formats.for_other(refiner, reading).variant
-    refiner = load_expert(refiner, options, args)
+  models = sample_flags.model_options(args, png_settings.PngSettings({}, {}))
   bounds = page_samples.Bounds(
     args.most_steps, args.most_images, args.most_pixels
   )
+  mesh = device_mesh.make_mesh(devices=jax.local_devices()[:1])
+  read = {name: value for name, value in models.items() if name != 'lora_dir'}
+  base, refiner = model_loading.load_models(mesh, read, args.offload)
   return page_samples.Studio(
     base, refiner, models, folder, bounds, args.preview_every
   )
 
 
-def load_expert(path, options, args):
-  """Loads a base or a refiner, and prints how its weights were read."""
-  print(f'loading {path}', flush=True)
-  names = model_flags.LOAD_OPTIONS
-  settings = {names.get(name, name): x for name, x in options.items()}
-  pipeline = pipelines.load(path, offload=args.offload, **settings)
-  for note in pipeline.notes:
-    print(f'note: {note}')
-  return pipeline
-
-
 @contextlib.contextmanager
-def told():
+def told(gradio):
   """Shows any error of the body in the page, in one line."""
-  import gradio as gr
-
   try:
     yield
-  except gr.Error:
+  except gradio.Error:
     raise
   except Exception as error:
-    line = cli.in_one_line(cli.describe(error, MEMORY))
-    raise gr.Error(html.escape(line), print_exception=False) from None
+    line = html.escape(cli.in_one_line(cli.describe(error, MEMORY)))
+    raise gradio.Error(line, print_exception=False) from None
 
 
-def checked(component, most):
-  """Returns a component of Gradio that bounds uploads before it decodes them.
+def bounded(gradio, component, most):
+  """Checks uploads to a component before it decodes them.
 
   Args:
-    component: gradio.Image or gradio.ImageEditor.
+    gradio: the library.
+    component: Image or ImageEditor of it, which is changed and returned.
     most: pixels that an image may have.
   """
+  decode = component.preprocess
 
-  class Checked(component):
-    is_template = True  # looks as the component does
-    accept_blobs = None  # images arrive as uploads alone, whose size is bounded
+  def preprocess(payload):
+    parts = [payload]
+    if hasattr(payload, 'layers'):
+      parts = [payload.background, *payload.layers, payload.composite]
+    with told(gradio):
+      for part in filter(None, parts):
+        page_samples.check_upload(part.path, most)
+      return decode(payload)
 
-    def preprocess(self, payload):
-      with told():
-        parts = [payload]
-        if hasattr(payload, 'layers'):
-          parts = [payload.background, *payload.layers, payload.composite]
-        for part in filter(None, parts):
-          page_samples.check_upload(part.path, most)
-        return super().preprocess(payload)
-
-  return Checked
+  component.preprocess = preprocess
+  # Images arrive as uploads alone, whose bytes Gradio bounds.
+  component.accept_blobs = None
+  return component
 
 
-def make_respond(studio, cache):
+def make_respond(gradio, studio, copy):
   """Makes what the button calls; see page_samples.sample.
 
   Args:
+    gradio: the library.
     studio: what to sample with.
-    cache: function that copies a file to where browsers may read it.
+    copy: copies a file to where browsers may read it.
   """
-  import gradio as gr
 
   def respond(*values):
     *values, editor, mask, strength, refine, kept = values
-    layers = editor['layers'] if editor else ()
-    alpha = [np.asarray(layer.convert('RGBA'))[..., 3] for layer in layers]
-    drawn = np.maximum.reduce(alpha) if alpha else np.zeros(1)
     background = editor and editor['background']
+    layers = (editor and editor['layers']) or ()
+    alpha = [np.asarray(layer.convert('RGBA'))[..., 3] for layer in layers]
+    drawn = np.maximum.reduce(alpha) if alpha else np.zeros((1, 1))
     fields = page_samples.Fields(
       *values,
       image=background and np.asarray(background.convert('RGB')),
-      drawn=np.stack([drawn] * 3, -1) if drawn.any() else None,
+      drawn=drawn[..., None].repeat(3, -1) if drawn.any() else None,
       mask=mask,
       strength=strength,
       refine=refine,
     )
 
     def warn(line):
-      gr.Warning(html.escape(line))
+      gradio.Warning(html.escape(line))
 
-    with told():
+    with told(gradio):
       for line, pixels, file in page_samples.sample(studio, fields, warn):
-        if file:
-          kept = [cache(file), *kept][:KEPT]
-        preview = gr.skip() if pixels is None else pixels
-        yield preview, kept if file else gr.skip(), line, kept
+        kept = [copy(file), *kept][:KEPT] if file else kept
+        preview = gradio.skip() if pixels is None else pixels
+        yield preview, kept if file else gradio.skip(), line, kept
 
   return respond
 
 
-def choose(label, first, others):
-  """Makes a list to choose from, whose choice page_samples.read checks."""
-  import gradio as gr
-
-  return gr.Dropdown(
-    [first, *others], value=first, label=label, allow_custom_value=True
-  )
-
-
-def make_page(studio):
+def make_page(gradio, studio):
   """Lays out the page: what to sample on one side, images on the other."""
-  import gradio as gr
-  from gradio import processing_utils
+  gr, most, first = gradio, studio.bounds, page_samples.Fields('')
 
-  most, first = studio.bounds, page_samples.Fields('')
-  editor = checked(gr.ImageEditor, most.pixels)
-  upload = checked(gr.Image, most.pixels)
-  brush = gr.Brush(colors=['#fff'], color_mode='fixed')
+  def choose(label, initial, others):  # page_samples.read checks it
+    choices = [initial, *others]
+    return gr.Dropdown(choices, label=label, allow_custom_value=True)
+
+  def count(label, initial, largest):
+    return gr.Number(initial, precision=0, label=f'{label} (1 to {largest})')
+
+  def upload(kind, label, **options):
+    component = kind(label=label, sources=['upload'], **options)
+    return bounded(gr, component, most.pixels)
+
+  white = gr.Brush(colors=['#fff'], color_mode='fixed')
   with gr.Blocks(
-    title='sdxl_jax', analytics_enabled=False, delete_cache=(3600, SECONDS)
+    title='sdxl_jax', analytics_enabled=False, delete_cache=(HOUR, 24 * HOUR)
   ) as page:
+    # The inputs, in the order of page_samples.Fields.
     with gr.Row():
       with gr.Column():
-        # In the order of page_samples.Fields.
         prompt = gr.Textbox(label='Prompt', lines=2)
         inputs = [prompt, gr.Textbox(label='Negative prompt')]
         with gr.Row():
           inputs += [
             choose('Size (height x width)', first.size, studio.sizes),
-            gr.Number(
-              first.steps, precision=0, label=f'Steps (1 to {most.steps})'
-            ),
+            count('Steps', first.steps, most.steps),
             gr.Number(first.guidance_scale, label='Guidance scale'),
             choose('Sampler', first.sampler, samplers.SAMPLERS),
             gr.Textbox(first.seed, label='Seed (-1: drawn)'),
-            gr.Number(
-              first.count, precision=0, label=f'Images (1 to {most.images})'
-            ),
+            count('Images', first.count, most.images),
           ]
         with gr.Row(visible=bool(studio.loras)):
           inputs += [
@@ -191,43 +162,32 @@ def make_page(studio):
             gr.Number(first.lora_weight, label='Weight of the LoRA'),
           ]
         with gr.Accordion('Start from an image', open=False):
+          editor = {'type': 'pil', 'brush': white, 'transforms': []}
+          file = {'type': 'filepath', 'image_mode': None, 'height': 160}
           inputs += [
-            editor(
-              type='pil',
-              label='Image; paint what to repaint',
-              sources=['upload', 'clipboard'],
-              brush=brush,
-              transforms=[],
-            ),
-            upload(
-              type='filepath',
-              image_mode=None,
-              label='Or a mask: white is repainted',
-              sources=['upload'],
-              height=160,
-            ),
+            upload(gr.ImageEditor, 'Image; paint what to repaint', **editor),
+            upload(gr.Image, 'Or a mask: white is repainted', **file),
             gr.Number(label='Strength (0 to 1; empty: 0.3, with a mask 1)'),
           ]
-        refine = gr.Checkbox(
-          label='Refiner', visible=studio.refiner is not None
-        )
+        refine = gr.Checkbox(label='Refiner', visible=bool(studio.refiner))
         with gr.Row():
           button = gr.Button('Generate', variant='primary')
           stop = gr.Button('Stop')
+
+      # The outputs.
       with gr.Column():
         line = gr.Textbox(label='Progress', interactive=False)
         preview = gr.Image(label='Preview', interactive=False, buttons=[])
-        gallery = gr.Gallery(
-          label='Images, with their settings', format='png', columns=3
-        )
+        gallery = gr.Gallery(label='Images', format='png', columns=3)
     kept = gr.State([])
 
-    def cache(file):
-      return processing_utils.save_file_to_cache(file, gallery.GRADIO_CACHE)
+    def copy(file):
+      to = gallery.GRADIO_CACHE
+      return gradio.processing_utils.save_file_to_cache(file, to)
 
     run = gr.on(
       [button.click, prompt.submit],
-      make_respond(studio, cache),
+      make_respond(gradio, studio, copy),
       [*inputs, refine, kept],
       [preview, gallery, line, kept],
       api_name='sample',
@@ -245,38 +205,21 @@ def read_auth(args):
   """
   lines = [args.auth] if args.auth else []
   if args.auth_file:
-    text = pathlib.Path(args.auth_file).read_text(encoding='utf-8')
-    lines += filter(None, map(str.strip, text.splitlines()))
-  pairs = [tuple(line.split(':', 1)) for line in lines]
-  if (args.auth or args.auth_file) and not (
-    pairs and all(len(pair) == 2 and all(pair) for pair in pairs)
-  ):
+    lines += pathlib.Path(args.auth_file).read_text('utf-8').split('\n')
+  pairs = [tuple(line.strip().split(':', 1)) for line in lines if line.strip()]
+  if not all(len(pair) == 2 and all(pair) for pair in pairs):
     raise ValueError('--auth and lines of --auth_file must be USER:PASSWORD')
+  if args.auth_file and not pairs:
+    raise ValueError(f'--auth_file={args.auth_file} has no USER:PASSWORD')
   if not pairs and args.host not in THIS_MACHINE:
-    print(
-      f'warning: whoever reaches {args.host} may sample: pass --auth_file',
-      file=sys.stderr,
-    )
+    line = f'whoever reaches {args.host} may sample: pass --auth_file'
+    print(f'warning: {line}', file=sys.stderr)
   return pairs or None
 
 
-def main(args):
-  """Loads the models, and serves the page until it is stopped."""
-  os.environ['GRADIO_ANALYTICS_ENABLED'] = 'False'
-  try:
-    import gradio  # noqa: F401
-  except ImportError:
-    raise ValueError(
-      "the page needs Gradio: pip install 'gradio>=6,<7'"
-    ) from None
-  auth = read_auth(args)
-  page = make_page(load(args))
+def serve(page, args, auth, **options):
+  """Serves a page; options of gradio.Blocks.launch may be added."""
   page.queue(max_size=args.most_waiting, default_concurrency_limit=1)
-  launch(page, args, auth)
-
-
-def launch(page, args, auth, **options):
-  """Serves a page; see gradio.Blocks.launch for the options."""
   return page.launch(
     server_name=args.host,
     server_port=args.port,
@@ -289,15 +232,22 @@ def launch(page, args, auth, **options):
   )
 
 
+def main(args):
+  os.environ['GRADIO_ANALYTICS_ENABLED'] = 'False'
+  try:
+    import gradio
+  except ImportError:
+    raise ValueError(
+      "the page is built with Gradio: pip install 'gradio>=6,<7'"
+    ) from None
+  auth = read_auth(args)
+  serve(make_page(gradio, load(args)), args, auth)
+
+
 def define():
   """Defines the flags of the command."""
-  kinds = {
-    str: flags.DEFINE_string,
-    bool: flags.DEFINE_bool,
-    list: flags.DEFINE_multi_string,
-  }
-  for name, option in model_flags.MODEL_OPTIONS.items():
-    kinds[option.kind](name, None, option.help)
+  sample_flags.define_models()
+  bounds = page_samples.Bounds()
   flags.DEFINE_bool('offload', False, "keep idle nets in the host's memory")
   flags.DEFINE_string('output_dir', 'images', 'folder to write images to')
   flags.DEFINE_string('host', '127.0.0.1', 'address to serve the page at')
@@ -305,7 +255,6 @@ def define():
   flags.DEFINE_string('auth', None, 'USER:PASSWORD that the page asks for')
   flags.DEFINE_string('auth_file', None, 'the same, one a line, in a file')
   flags.DEFINE_integer('preview_every', 5, 'steps; 0: no previews', 0)
-  bounds = page_samples.Bounds()
   flags.DEFINE_integer('most_steps', bounds.steps, 'of an image', 1)
   flags.DEFINE_integer('most_images', bounds.images, 'of a request', 1)
   flags.DEFINE_integer('most_pixels', bounds.pixels, 'of an upload', 1)
@@ -315,4 +264,5 @@ def define():
 
 if __name__ == '__main__':
   define()
+  flags.adopt_module_key_flags(sample_flags)  # so that --help lists them
   cli.run(main, memory=MEMORY)

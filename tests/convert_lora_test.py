@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from sdxl_jax.sampling import pipelines
-from sdxl_jax.weights import safetensors_file
+from sdxl_jax.weights import read_options, safetensors_file
 from sdxl_jax.weights.diffusers import folder_reader
 from sdxl_jax.weights.lora import lora_file
 from tests.support import folders, golden_sets
@@ -103,6 +103,21 @@ def test_refused(tmp_path):
   with pytest.raises(FileExistsError, match='--overwrite'):
     run_lora(KOHYA, target, base=BASE)
   assert target.read_text() == 'mine'
+
+
+@pytest.mark.parametrize(
+  'name, settings',
+  [
+    ('vae', {'vae': 'x'}),
+    ('prediction', {'options': read_options.ReadOptions(prediction='v')}),
+    ('source_variant', {'options': read_options.ReadOptions('fp16')}),
+    ('variant', {'variant': 'fp16'}),
+    ('lora', {'loras': ['a', 'b:0.5']}),
+  ],
+)
+def test_options_of_models_are_refused(name, settings, tmp_path):
+  with pytest.raises(ValueError, match=f'--{name}=.* is of models'):
+    run_lora(KOHYA, tmp_path / 'x.safetensors', base=BASE, **settings)
 
 
 def test_the_command(tmp_path):

@@ -312,7 +312,7 @@ def test_other_models_are_refused(tmp_path):
   for name, message in (
     ('cond_stage_model.x', 'not SDXL but Stable Diffusion 1 or 2'),
     ('lora_unet_x.lora_up.weight', 'not SDXL but a LoRA'),
-    ('x', '1 tensors belong to no net of SDXL: x'),
+    ('x', '1 tensor of no net of SDXL: x'),
   ):
     headers.sparse(tmp_path / 'a', {name: {'shape': [2], 'dtype': 'F32'}})
     with pytest.raises(ValueError, match=message):

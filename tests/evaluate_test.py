@@ -1,6 +1,7 @@
 """Stage 0 by its commands: train, evaluate, and the stages after it."""
 
 import json
+import types
 
 import jax
 import numpy as np
@@ -188,3 +189,19 @@ def test_metrics_without_a_mean_end_an_evaluation():
     array.flat[0] = value
     with pytest.raises(finiteness.NonFiniteError, match='1 of 2 reconstruct'):
       evaluate.check_measured(measured | {name: array})
+
+
+def test_a_variant_is_of_the_weights(monkeypatch):
+  """That of the config is of the weights that a run starts from."""
+  config, seen = autoencoder_config.get_config(), []
+  config.init_variant = 'fp16'
+  monkeypatch.setattr(
+    evaluate,
+    'evaluate',
+    lambda config, *args, **options: seen.append(config.init_variant),
+  )
+  options = dict(weights='W', output='O', pictures=1, batch_size=1)
+  for variant in (None, 'bf16'):
+    args = dict(options, config=config, variant=variant, average='ema')
+    evaluate.main(types.SimpleNamespace(**args))
+  assert seen == ['', 'bf16']

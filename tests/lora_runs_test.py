@@ -14,7 +14,7 @@ from sdxl_jax import train
 from sdxl_jax.checkpoints import loading, orbax_checkpoint
 from sdxl_jax.data import figures, images
 from sdxl_jax.models import from_config, lora
-from sdxl_jax.sampling import generation, pipelines, sample_request
+from sdxl_jax.sampling import generation, pipelines, png_settings
 from sdxl_jax.training import tasks
 from sdxl_jax.weights.lora import lora_file, lora_names, lora_writer, merge
 from tests.support import conversions, golden_sets, tiny_config
@@ -164,8 +164,7 @@ def test_command(tmp_path):
   command += [f'--lora={spec}' for spec in specs] + ['--output', str(out)]
   done = subprocess.run(command, capture_output=True, text=True)
   assert done.returncode == 0, done.stderr
-  _, models = sample_request.from_png_metadata(out)
-  assert models['lora'] == specs
+  assert png_settings.load(out).models['lora'] == specs
   expected, _ = generation.generate(
     pipelines.load(BASE, loras=specs), ['a fox'], size=(32, 48), steps=2
   )

@@ -24,7 +24,7 @@ from sdxl_jax.data import (
 from sdxl_jax.data.sources import kinds, precomputed
 from sdxl_jax.models import from_config
 from sdxl_jax.text import tokenizer
-from sdxl_jax.training import diffusion_task, folder_lock
+from sdxl_jax.training import diffusion_task, folder_lock, run_setup
 from tests.data import conditions_test
 from tests.support import caches, datasets, processes, published_config
 
@@ -199,11 +199,12 @@ def test_finished_and_another_cache(cache):
   assert caches.contents(folder) == before
 
 
-def test_a_second_command(cache):
-  """Is refused while another one writes to the folder."""
+def test_a_second_command(cache, monkeypatch):
+  """Is refused before it loads a net while another writes to the folder."""
   folder, make, _ = cache
   before = caches.contents(folder)
-  lock = folder_lock.FolderLock(folder)
+  monkeypatch.setattr(run_setup, 'set_up_locally', None)
+  lock = folder_lock.FolderLock(folder, '--output')
   lock.acquire(print)
   message = f'in use by process {os.getpid()} on .* pass another --output'
   with pytest.raises(ValueError, match=message):

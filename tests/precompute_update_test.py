@@ -9,6 +9,7 @@ import pytest
 from sdxl_jax import atomic_write
 from sdxl_jax.data import cache_files, precompute_writer
 from sdxl_jax.data.sources import cache_layout, precomputed
+from sdxl_jax.training import folder_lock
 from tests.support import caches, datasets
 
 
@@ -113,6 +114,32 @@ def test_every_source(tmp_path, monkeypatch, kind):
   captions = source.table['caption'].to_pylist()
   assert 'another caption' in captions and 'picture 1' not in captions
   assert 9.5 in source.column('aesthetic_score')
+
+
+@pytest.mark.parametrize('count', [1, 2])
+def test_a_cache_that_another_command_took_over(cache, monkeypatch, count):
+  """No further file is written, and nothing is said of the disk."""
+  folder, images, make = cache
+  caches.write(images, 3, number=19)
+  caches.write(images, 4, number=19)
+  index, layout = cache_layout.INDEX, cache_layout.LAYOUT
+  before = {name: (folder / name).read_bytes() for name in (index, layout)}
+  write, written = precompute_writer.write_rows, []
+
+  def write_and_count(path, rows):
+    written.append(path)
+    write(path, rows)
+
+  def check(lock):
+    if len(written) == count:
+      raise folder_lock.FolderLost('another process has the folder')
+
+  monkeypatch.setattr(precompute_writer, 'write_rows', write_and_count)
+  monkeypatch.setattr(folder_lock.FolderLock, 'check', check)
+  with pytest.raises(folder_lock.FolderLost, match='^another process has the'):
+    make(folder)
+  assert len(written) == count
+  assert before == {n: (folder / n).read_bytes() for n in before}
 
 
 def test_images_that_moved_are_kept(cache, tmp_path):

@@ -183,7 +183,7 @@ def test_a_second_start(tmp_path):
   """Is refused before it writes anything."""
   (tmp_path / 'checkpoints' / '4.orbax-checkpoint-tmp').mkdir(parents=True)
   (tmp_path / 'metrics.jsonl').write_text('{"step": 1}\n')
-  lock = folder_lock.FolderLock(tmp_path)
+  lock = folder_lock.FolderLock(tmp_path, '--workdir')
   lock.acquire(print)
   before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob('*')}
   message = f'is in use by process {os.getpid()} on '

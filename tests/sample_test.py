@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 
+import jax
 import numpy as np
 import pytest
 from absl import flags as absl_flags
@@ -14,20 +15,26 @@ from PIL import Image
 
 from sdxl_jax import sample
 from sdxl_jax.data import images
+from sdxl_jax.distributed import device_mesh
 from sdxl_jax.sampling import (
   command_files,
+  finiteness,
   init_images,
+  model_loading,
   phase_clock,
   pipelines,
+  png_settings,
   request_batches,
   sample_flags,
   sample_request,
 )
+from sdxl_jax.sampling.model_flags import MODEL_OPTIONS
 from sdxl_jax.text import tokenizer
 from tests.support import golden_sets, watermark_detector
 
 TINY = golden_sets.SETS[0] / 'tiny'
 SMALL = '--height=64', '--width=96', '--steps=2'
+NO_PNG = png_settings.PngSettings({}, {})
 
 
 def run(*args, cwd=None):
@@ -62,9 +69,9 @@ def test_command(tmp_path):
   }
   assert np.load(out / 'all.npy').shape == (6, 8, 12, 4)
   assert 's per image' in first.stdout and '4 of 6: 100%' in first.stderr
-  told, models = sample_request.from_png_metadata(out / '3-8.png')
-  assert told['prompt'] == 'ein Füchschen' and told['seed'] == 8
-  assert told['sampler'] == 'euler'  # the folder's own
+  fields, models, *_ = png_settings.load(out / '3-8.png')
+  assert fields['prompt'] == 'ein Füchschen' and fields['seed'] == 8
+  assert fields['sampler'] == 'euler'  # the folder's own
   assert models['refiner'] == str(TINY / 'refiner')
   with Image.open(out / '3-8.png') as picture:
     assert picture.size == (96, 64)
@@ -86,8 +93,8 @@ def test_command(tmp_path):
   )
   assert painted.returncode == 0, painted.stderr
   assert 'mask.png repaints 100 % of the image' in painted.stdout
-  told, _ = sample_request.from_png_metadata(out / 'painted.png')
-  assert told['sampler'] == 'lcm' and told['steps'] == 2
+  fields = png_settings.load(out / 'painted.png').fields
+  assert fields['sampler'] == 'lcm' and fields['steps'] == 2
   with Image.open(out / 'painted.png') as picture:
     assert picture.size == (96, 64)
 
@@ -185,6 +192,10 @@ def test_bad_flags(tmp_path, args, message, flags, monkeypatch):
     (['{"prompt": "b", "steps": 0}'], 'line 2: steps is 0'),
     (['{"prompt": "b", "strength": 0.5}'], 'line 2: strength is given without'),
     (['{"prompt": "b", "eta": 2}'], 'line 2: eta is 2'),
+    (
+      ['{"prompt": "b", "guidance_rescale": 2.0}'],
+      '^p.jsonl, line 2: guidance_rescale is 2.0; it must be from 0',
+    ),
     (['{"prompt": "b", "mask_threshold": 0}'], 'line 2: mask_threshold is 0'),
     (['{"prompt": "<lora:none:1>"}'], "line 2: no LoRA file 'none'"),
     (['{"prompt": "<lora:a:1>"}'], 'line 2 names the LoRAs .* and .*line 1 '),
@@ -213,10 +224,10 @@ def test_all_lines_are_checked_before_weights_are_loaded(
 @pytest.mark.parametrize(
   'line, message',
   [
-    ({'height': 65}, 'size 65 x 64'),
+    ({'height': 65}, 'line 2: size 65 x 64'),
     ({'steps': 2000}, 'line 2: .*steps'),
     ({'clip_skip': 99}, 'line 2: clip_skip 99 is not in'),
-    ({'prompt': 'a AND b', 'guidance_scale': 1}, 'AND combines prompts by'),
+    ({'prompt': 'a AND b', 'guidance_scale': 1}, 'line 2: AND combines'),
   ],
 )
 def test_all_lines_are_checked_before_the_first_image(
@@ -256,8 +267,8 @@ def test_loras_of_prompts(tmp_path, flags, capsys, monkeypatch):
     capsys.readouterr().err
   )
   merged = latents(tagged, '--lora_dir=loras')
-  told, models = sample_request.from_png_metadata('a.png')
-  assert told['prompt'] == 'a fox <lora:my style:0.8>'
+  fields, models, *_ = png_settings.load('a.png')
+  assert fields['prompt'] == 'a fox <lora:my style:0.8>'
   assert models['lora_dir'] == 'loras' and models['lora'] == []
   by_flag = latents('--prompt=a fox', f'--lora={file}:0.8')
   np.testing.assert_array_equal(merged, by_flag)
@@ -289,7 +300,7 @@ def test_flags_of_the_models(tmp_path, flags):
   def options(*args):
     flags.unparse_flags()
     flags(['sample', '--prompt=a', *map(str, args)])
-    return sample_flags.model_options(flags)
+    return sample_flags.model_options(flags, sample_flags.load_png(flags))
 
   chosen = options(
     '--weights=w',
@@ -340,7 +351,7 @@ def test_flags_of_the_models(tmp_path, flags):
 def test_a_drawn_seed_is_printed_named_and_kept(flags, capsys):
   """The second image has the next one, and both can be sampled again."""
   flags(['sample', '--prompt=a', '--seed=-1', '--repeat=2'])
-  (_, first), (_, second) = sample_flags.read(flags)
+  (_, first), (_, second) = sample_flags.read(flags, NO_PNG)
   assert capsys.readouterr().out == f'seed -1: drew {first.seed}\n'
   assert 0 <= first.seed == second.seed - 1
   names = sample_flags.file_names('{seed}.png', [first, second])
@@ -351,7 +362,7 @@ def test_a_drawn_seed_is_printed_named_and_kept(flags, capsys):
 
 def test_seeds_that_are_given_are_not_drawn(flags, capsys):
   flags(['sample', '--prompt=a', f'--seed={2**64 - 2}', '--repeat=2'])
-  seeds = [request.seed for _, request in sample_flags.read(flags)]
+  seeds = [request.seed for _, request in sample_flags.read(flags, NO_PNG)]
   assert seeds == [2**64 - 2, 2**64 - 1] and not capsys.readouterr().out
 
 
@@ -404,9 +415,57 @@ def test_latents_of_several_sizes_are_no_array(flags):
   flags(['sample', '--save_latents=a.npy'])
   with pytest.raises(ValueError, match='one command for each size'):
     command_files.check_arrays(asked, None, flags)
+  # Images are resized to a size that is set.
+  files = [dataclasses.replace(asked[0], image=name) for name in 'ab']
+  with pytest.raises(ValueError, match='one command for each size'):
+    command_files.check_arrays(files, None, flags)
+  files = [dataclasses.replace(request, width=64) for request in files]
+  command_files.check_arrays(files, None, flags)
 
 
-def test_the_clock_tells_compiling_apart(monkeypatch):
+def test_noise_that_is_larger_than_memory(tmp_path, monkeypatch):
+  """The file is not said to be broken."""
+
+  def load(path):
+    raise MemoryError
+
+  monkeypatch.setattr(command_files.np, 'load', load)
+  with pytest.raises(MemoryError):
+    command_files.read_noise('a.npy')
+
+
+def test_files_that_are_not_finite_are_named(tmp_path, flags, monkeypatch):
+  """In the second batch, whose images would have the numbers of the first."""
+  generate, calls = sample.generate, []
+
+  def fail(*args, **options):
+    calls.append(1)
+    if len(calls) == 2:
+      raise finiteness.NonFiniteError('image 1 of 2 has values')
+    return generate(*args, **options)
+
+  monkeypatch.chdir(tmp_path)
+  monkeypatch.setattr(sample, 'generate', fail)
+  command = ['sample', f'--weights={TINY / "base"}', '--prompt=a', *SMALL]
+  flags([*command, '--repeat=3', '--batch=2', '--output={i}.png'])
+  with pytest.raises(ValueError, match='^2.png: image 1 of 2 has values'):
+    sample.main(flags)
+
+
+def test_a_variant_that_a_refiner_lacks_is_named(capsys, monkeypatch):
+  monkeypatch.setattr(model_loading, 'load_expert', lambda *args: args)
+  options = {name: option.default for name, option in MODEL_OPTIONS.items()}
+  del options['lora_dir']
+  base, refiner = str(TINY / 'base'), str(TINY / 'refiner')
+  options |= {'weights': base, 'refiner': refiner, 'variant': 'fp16'}
+  mesh = device_mesh.make_mesh(devices=jax.local_devices()[:1])
+  _, (_, _, used) = model_loading.load_models(mesh, options, offload=False)
+  assert used['variant'] is None
+  line = f"note: {refiner} has no variant 'fp16': it is read without\n"
+  assert capsys.readouterr().out == line
+
+
+def test_the_clock_separates_compiling(monkeypatch):
   now = iter([0.0, 3.0, 10.0])
   monkeypatch.setattr(phase_clock.time, 'monotonic', lambda: next(now))
   clock = phase_clock.PhaseClock()
@@ -466,25 +525,29 @@ def test_batches_combine_one_number_of_prompts():
   assert found == [1, 2, 2, 1]
 
 
-def test_what_a_picture_tells_is_what_was_asked(tmp_path):
+def test_a_png_holds_its_request(tmp_path):
   asked = sample_request.Request(
     prompt='ein "Fuchs"\n🦊', seed=3, target_size=(8, 9), long_prompts=True
   )
   path = tmp_path / 'a.png'
   text = sample_request.to_png_metadata(asked, {'weights': 'W'}, (8, 8, 3))
   images.save(path, np.zeros((8, 8, 3)), text)
-  told, models = sample_request.from_png_metadata(path)
+  fields, models, *_ = png_settings.load(path)
   asked = dataclasses.replace(asked, height=8, width=8)
-  assert sample_request.Request(**told) == asked and models == {'weights': 'W'}
-  assert set(told) == set(
-    sample_request.FIELDS
-  )  # whatever the defaults will be
+  assert sample_request.Request(**fields) == asked and models == {
+    'weights': 'W'
+  }
+  # Those at their defaults too, which may change.
+  assert set(fields) == set(sample_request.FIELDS)
 
 
 def test_starting_pictures(tmp_path):
   image, mask = tmp_path / 'image.png', tmp_path / 'mask.png'
   images.save(image, np.zeros((70, 99, 3)))
-  load = init_images.load
+
+  def load(image, mask, size, default):
+    return init_images.load(init_images.Files(image, mask, size), default)
+
   assert load(None, None, (None, 32), (64, 64))['size'] == (64, 32)
   with pytest.raises(ValueError, match='height is 0 px; it must be at least 1'):
     load(None, None, (0, 32), (64, 64))

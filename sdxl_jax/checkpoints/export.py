@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import pathlib
+from collections.abc import Collection
 from typing import Any
 
 import jax
@@ -18,6 +19,7 @@ from sdxl_jax.models import clip, from_config, lora, sdxl, unet
 from sdxl_jax.weights import formats, other_vae, pretrained, read_options
 from sdxl_jax.weights.diffusers import config_json, scheduler_config
 from sdxl_jax.weights.lora import lora_file, merge
+from sdxl_jax.weights.single_file import prediction_markers
 
 Source = str | pathlib.Path
 
@@ -49,7 +51,11 @@ def open_source(
   else:
     model = formats.open_model(path, base, options)
     loading.check_published(path, average)
-  return pretrained.join(model, base) if base else model
+  if not base:
+    return model
+  model = pretrained.join(model, base)
+  # Of a part alone, what its UNet predicts may not be known.
+  return dataclasses.replace(model, scheduler=options.schedule(model.scheduler))
 
 
 def open_run(
@@ -80,26 +86,52 @@ def open_run(
   # The other nets are those of the weights that the run started from.
   index = pretrained.ModelIndex(config.refiner, config.uncond == 'zeros')
   frozen = [n for n in index.components if n not in trained]
-  tokenizers, added_tokens = {}, {}
+  model = pretrained.Model(
+    kind=f'a run, {step}',
+    path=folder,
+    loaders={},
+    index=index,
+    scheduler=scheduler_config.for_run(nets.schedule),
+  )
   if config.init_from and frozen:
-    options = run_sources.reading(config, options)
-    start = open_source(config.init_from, options=options)
-    tokenizers, added_tokens = start.tokenizers, start.added_tokens
-    other = run_sources.vae_source(config)
-    if 'vae' in frozen and other != config.init_from:
-      start = other_vae.replace(start, other, options)
+    start = open_start(config, frozen, options)
     loaders |= {
       n: functools.partial(open_frozen, start, nets, n) for n in frozen
     }
-  return pretrained.Model(
-    kind=f'a run, {step}',
-    path=folder,
-    loaders={n: loaders[n] for n in index.components if n in loaders},
-    index=index,
-    scheduler=scheduler_config.for_run(nets.schedule),
-    tokenizers=tokenizers,
-    added_tokens=added_tokens,
-  )
+    model = dataclasses.replace(
+      model,
+      tokenizers=start.tokenizers,
+      added_tokens=start.added_tokens,
+      notes=start.notes,
+      passed_over=start.passed_over,
+    )
+  loaders = {n: loaders[n] for n in index.components if n in loaders}
+  return dataclasses.replace(model, loaders=loaders)
+
+
+def open_start(
+  config: config_dict.ConfigDict,
+  frozen: Collection[str],
+  options: read_options.ReadOptions,
+) -> pretrained.Model:
+  """Opens what a run started from: pretrained weights, or another run.
+
+  Args:
+    config: of the run, which has an init_from.
+    frozen: nets that it did not train.
+    options: what the user decided.
+  """
+  options = run_sources.reading(config, options)
+  if formats.is_published(config.init_from):
+    start = formats.open_model(config.init_from, options=options)
+  else:
+    # What a user decides of the prediction is refused where the command opens a
+    # run; here the config of each run has it.
+    start = open_run(config.init_from, options=options)
+  other = run_sources.vae_source(config)
+  if 'vae' in frozen and other != config.init_from:
+    start = other_vae.replace(start, other, options)
+  return start
 
 
 def open_trained(
@@ -183,9 +215,9 @@ def is_lora(path: Source) -> bool:
 def lora_metadata(nets: sdxl.SDXL) -> dict[str, str]:
   """Returns modelspec metadata of factors that were trained on some nets."""
   metadata = {}
-  prediction = {'eps': 'epsilon', 'v': 'v'}.get(nets.schedule.prediction)
-  if prediction:
-    metadata['modelspec.prediction_type'] = prediction
+  prediction = scheduler_config.PREDICTION_TYPES[nets.schedule.prediction]
+  if word := prediction_markers.SPEC_WORDS.get(prediction):
+    metadata[prediction_markers.SPEC] = word
   if nets.refiner:
     metadata['modelspec.architecture'] = 'stable-diffusion-xl-v1-refiner/lora'
   return metadata

@@ -33,7 +33,7 @@ def reading(
   """Returns how the weights that a run starts from are read.
 
   Args:
-    config: of the run; its schedule says what the UNet predicts.
+    config: of the run; its schedule has what the UNet predicts.
     options: of the command, whose variant comes before the config's.
   """
   variant = options.variant or config.get('init_variant', '') or None

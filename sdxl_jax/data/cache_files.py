@@ -75,10 +75,7 @@ def complete(
     table: of `join_parts`.
   """
   # All files but the index and the layout. A kept shard has its old checksum.
-  unreadable = unreadable_of(table)
-  text = ''.join(
-    f'{indexed.printable(name)}: {reason}\n' for name, reason in unreadable
-  )
+  text = ''.join(f'{line}\n' for line in unreadable_of(table))
   atomic_write.write_text(folder / LEFT_OUT, text)
   known = read_sums(folder)
   paths = [shard.path(folder) for shard in shards]
@@ -94,11 +91,12 @@ def complete(
   remove_others(folder, {shard.name for shard in shards})
 
 
-def unreadable_of(table: pa.Table) -> list[tuple[str, str]]:
-  """Returns (name, reason) of the images that could not be read."""
+def unreadable_of(table: pa.Table) -> list[str]:
+  """Returns a line for each image that could not be read: its name, why."""
   problems = table['problem'].to_numpy()
   rows = table.filter(problems != indexed.USABLE)
-  return list(zip(rows['name'].to_pylist(), rows['reason'].to_pylist()))
+  names, reasons = rows['name'].to_pylist(), rows['reason'].to_pylist()
+  return [indexed.printable(f'{n}: {r}') for n, r in zip(names, reasons)]
 
 
 def read_sums(folder: pathlib.Path) -> dict[str, str]:

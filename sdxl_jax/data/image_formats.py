@@ -1,8 +1,11 @@
 """Which files are images, and which images have colours that are defined."""
 
 import io
+from typing import BinaryIO
 
 from PIL import Image, UnidentifiedImageError
+
+from sdxl_jax.data import foreign_files
 
 # Formats that Pillow lists, but only identifies, or reads by other programs.
 NOT_READ = ('BUFR', 'EPS', 'GRIB', 'HDF5', 'IPTC', 'MPEG', 'WMF')
@@ -21,13 +24,16 @@ SUFFIXES = COMMON + tuple(
   )
 )
 # The first bytes of common formats.
-MAGIC = b'\x89PNG', b'\xff\xd8\xff', b'RIFF', b'GIF8'
-HEAD = 512  # bytes that are looked at where a format is unknown
+MAGIC = b'\x89PNG', b'\xff\xd8\xff', b'GIF8'
 # Modes whose conversion to RGB would be wrong or fails.
 UNDEFINED = {
   'F': 'its pixels are floats, of a range that no standard defines',
   'LAB': 'Pillow does not convert its colours, L*a*b*',
 }
+
+
+class UnknownFormat(ValueError):
+  """Raised for a file in no format that Pillow knows."""
 
 
 def check_mode(image: Image.Image) -> None:
@@ -39,27 +45,41 @@ def check_mode(image: Image.Image) -> None:
 
 
 def open_bytes(data: bytes) -> Image.Image:
-  """Opens the bytes of a file, without decoding them.
+  """Opens the bytes of a file, see `open_file`."""
+  return open_file(io.BytesIO(data))
+
+
+def open_file(file: BinaryIO) -> Image.Image:
+  """Opens an image without decoding it.
+
+  Args:
+    file: open at its beginning.
 
   Raises:
-    ValueError: for a format that Pillow does not know, with what the file is.
+    UnknownFormat: with what the file is.
     Exception: of Pillow's decoders, for broken bytes.
   """
   try:
-    return Image.open(io.BytesIO(data))
+    return Image.open(file)
   except UnidentifiedImageError:
-    raise ValueError(describe_unknown(data)) from None
+    file.seek(0)
+    head = file.read(foreign_files.HEAD)
+    raise UnknownFormat(describe_unknown(head)) from None
 
 
-def describe_unknown(data: bytes) -> str:
+def open_convertible(file: BinaryIO) -> Image.Image:
+  """Opens an image that has defined colours in RGB; as `open_file` else."""
+  image = open_file(file)
+  check_mode(image)
+  return image
+
+
+def describe_unknown(head: bytes) -> str:
   """Describes a file that is no image: what it is, and what to do."""
-  if data.startswith(MAGIC):
+  is_webp = head.startswith(b'RIFF') and head[8:12] == b'WEBP'  # or WAV, AVI
+  if is_webp or head.startswith(MAGIC):
     return 'its header is broken: copy it again'
-  begin = data[:HEAD].lstrip().lower()
-  if not begin:
+  if not head:
     return 'the file is empty: copy it again'
-  if begin.startswith(b'version https://git-lfs'):
-    return 'it is a git-lfs pointer, not the file itself: run "git lfs pull"'
-  if begin.startswith((b'<!doctype html', b'<html')):
-    return 'it is an HTML page: download the image itself'
-  return 'Pillow knows no such format: save it as PNG, JPEG or WebP'
+  known = foreign_files.describe(head, 'image')
+  return known or 'Pillow knows no such format: save it as PNG, JPEG or WebP'

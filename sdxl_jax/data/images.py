@@ -6,7 +6,7 @@ import os
 import pathlib
 import traceback
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from PIL import Image, ImageOps, PngImagePlugin
@@ -67,6 +67,20 @@ def unreadable_if_raised(name: Callable[[], str]) -> Iterator[None]:
     raise UnreadableRecord(name(), error) from error
 
 
+@contextlib.contextmanager
+def decoding(name: Any) -> Iterator[None]:
+  """Raises any exception of a decoder as an UnreadableImage.
+
+  Args:
+    name: path, id or open file of the image.
+  """
+  try:
+    yield
+  # Pillow's decoders raise many kinds of error on broken bytes.
+  except Exception as error:
+    raise UnreadableImage(name, error) from error
+
+
 def decode(
   data: bytes,
   name: str | os.PathLike,
@@ -92,9 +106,8 @@ def decode(
     UnreadableImage: if the image is truncated or corrupt, has another size, or
       is larger than Pillow's limit against decompression bombs.
   """
-  try:
-    image = image_formats.open_bytes(data)
-    image_formats.check_mode(image)
+  with decoding(name):
+    image = image_formats.open_convertible(io.BytesIO(data))
     # An index older than the file would give wrong micro-conditioning.
     if size is not None and size_of(image) != tuple(size):
       raise ValueError(f'{size_of(image)} px, but the index has {size}')
@@ -103,9 +116,6 @@ def decode(
       h, w = at_least
       image.draft(None, (h, w) if is_turned(image) else (w, h))
     return to_rgb(ImageOps.exif_transpose(image), background)
-  # Pillow's decoders raise many kinds of error on broken bytes.
-  except Exception as error:
-    raise UnreadableImage(name, error) from error
 
 
 def decode_with_alpha(
@@ -125,9 +135,8 @@ def decode_with_alpha(
   Raises:
     UnreadableImage: as `decode` does.
   """
-  try:
-    image = image_formats.open_bytes(data)
-    image_formats.check_mode(image)
+  with decoding(name):
+    image = image_formats.open_convertible(io.BytesIO(data))
     image = ImageOps.exif_transpose(image)
     if not image.has_transparency_data or image.mode.startswith('I'):
       return to_rgb(image), None
@@ -135,9 +144,6 @@ def decode_with_alpha(
       image = image.convert('LA')
     image = image.convert('RGBA')
     return image.convert('RGB'), np.asarray(image.getchannel('A'))
-  # Pillow's decoders raise many kinds of error on broken bytes.
-  except Exception as error:
-    raise UnreadableImage(name, error) from error
 
 
 def is_turned(image: Image.Image) -> bool:
@@ -164,22 +170,18 @@ def to_rgb(image: Image.Image, background: str = 'white') -> Image.Image:
   return image.convert('RGB')
 
 
-def upright_size(file: Any) -> Size:
+def upright_size(file: BinaryIO) -> Size:
   """Reads (height, width) after EXIF orientation, from the header alone.
 
   Args:
-    file: a path, or an open file.
+    file: open at its beginning.
 
   Raises:
     UnreadableImage: if the header cannot be read, or has a size above Pillow's
       limit against decompression bombs.
   """
-  try:
-    with Image.open(file) as image:
-      image_formats.check_mode(image)
-      return size_of(image)
-  except Exception as error:
-    raise UnreadableImage(file, error) from error
+  with decoding(file), image_formats.open_convertible(file) as image:
+    return size_of(image)
 
 
 def resize(image: Image.Image, size: Size) -> Image.Image:
@@ -253,30 +255,17 @@ def to_chunks(text: dict[str, str]) -> PngImagePlugin.PngInfo:
   return chunks
 
 
-def load_text(path: str | os.PathLike, *keys: str) -> dict[str, str]:
+def load_text(path: str | os.PathLike) -> dict[str, str]:
   """Reads the {key: string} of a PNG file.
 
-  Args:
-    path: of the file.
-    *keys: required keys.
-
   Raises:
-    ValueError: for a file that is broken, is no PNG, or lacks one of `keys`.
+    ValueError: for a file that is broken, or is no PNG.
   """
   data = pathlib.Path(path).read_bytes()
-  try:
-    with image_formats.open_bytes(data) as image:
-      file_format, text = image.format, getattr(image, 'text', {})
-  # Pillow's decoders raise many kinds of error on broken bytes.
-  except Exception as error:
-    raise UnreadableImage(path, error) from error
+  with decoding(path), image_formats.open_bytes(data) as image:
+    file_format, text = image.format, getattr(image, 'text', {})
   if file_format != 'PNG':
     raise ValueError(
       f'{path}: a {file_format} file; only PNG files hold the text'
-    )
-  if missing := set(keys) - set(text):
-    raise ValueError(
-      f'{path}: no text under {sorted(missing)}, but under {sorted(text)}; '
-      'pass the file as it was written, since editors often remove text'
     )
   return {key: str(string) for key, string in text.items()}

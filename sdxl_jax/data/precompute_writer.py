@@ -145,15 +145,23 @@ def pack_rows(
   moments: Sequence[np.ndarray],
   text: Iterable[tuple[np.ndarray, np.ndarray]],
 ) -> Iterator[list[bytes]]:
-  """Yields the rows of each record: its crops, then its text."""
+  """Yields the rows of each record: its crops, then its text.
+
+  Raises:
+    ValueError: naming the record, for numbers that a row cannot hold.
+  """
   fields, moments = layout.variant(shard.bucket), iter(moments)
   for example, (context, pooled) in zip(examples, text):
-    rows = []
-    for crop in example['crops']:
-      values = {'moments': next(moments), 'crop_top_left': np.array(crop)}
-      rows.append(cache_layout.pack(fields, values))
-    values = {'context': context, 'pooled': pooled}
-    yield [*rows, cache_layout.pack(layout.text, values)]
+    rows = [
+      (fields, {'moments': next(moments), 'crop_top_left': np.array(crop)})
+      for crop in example['crops']
+    ]
+    rows.append((layout.text, {'context': context, 'pooled': pooled}))
+    try:
+      packed = [cache_layout.pack(*row) for row in rows]
+    except ValueError as error:
+      raise ValueError(f'{example["name"]}: {error}') from error
+    yield packed
 
 
 def write_rows(path: pathlib.Path, rows: Iterable[bytes]) -> None:

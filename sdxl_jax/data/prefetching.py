@@ -1,4 +1,4 @@
-"""Work that threads start ahead of the one who takes its results in order."""
+"""Makes results in threads ahead of the loop that takes them in order."""
 
 import collections
 import concurrent.futures

@@ -1,12 +1,11 @@
 """Noise levels of nets without timesteps, which take any sigma (EDM)."""
 
 import functools
-from collections.abc import Collection
 
 import numpy as np
 from jaxtyping import Float
 
-from sdxl_jax.diffusion import noise_schedule, sigma_spacing
+from sdxl_jax.diffusion import noise_schedule, sampler_traits, sigma_spacing
 
 Sigmas = Float[np.ndarray, ' n']
 # The levels of 'align_your_steps' are those of SDXL's timesteps.
@@ -38,18 +37,17 @@ def call_levels(
   return levels, np.log(levels) / 4
 
 
-def check(
-  sampler: str, fitting: Collection[str], spacing: str, sigmas: str
-) -> None:
+def check(sampler: str, spacing: str, sigmas: str) -> None:
   """Raises ValueError for settings that are of timesteps.
 
   Args:
     sampler: name of the sampler.
-    fitting: names of the samplers that need sigmas alone.
     spacing: of timesteps; 'leading', the default, has no effect.
     sigmas: how they are spaced.
   """
   what = 'and this net takes continuous noise levels (EDM)'
+  traits = sampler_traits.SAMPLER_TRAITS
+  fitting = [name for name in traits if not traits[name].needs_timesteps]
   if sampler not in fitting:
     raise ValueError(
       f'the sampler {sampler} is defined on timesteps, {what}: choose one of '

@@ -118,21 +118,7 @@ def make_sampling_schedule(
 
   # The levels of the net's calls, and the final one.
   trained = noise_schedule.trained_sigmas(schedule, traits.terminal_sigma)
-  continuous = schedule.is_continuous
-  if continuous:
-    fitting = [n for n, t in SAMPLER_TRAITS.items() if not t.needs_timesteps]
-    continuous_levels.check(sampler, fitting, spacing.kind, spacing.sigmas)
-    sigmas, timesteps = continuous_levels.call_levels(
-      schedule, spacing.sigmas, spacing.rho, steps
-    )
-  else:
-    sigmas, timesteps = _call_levels(spacing, traits, trained, steps)
-  if timesteps[0] > len(trained) - 1 or not (np.diff(sigmas) < 0).all():
-    raise ValueError(
-      f'{steps} steps of {sampler} with {spacing.kind} spacing and '
-      f'steps_offset {spacing.steps_offset} do not fit into {len(trained)} '
-      "timesteps; take fewer steps or the spacing 'trailing'"
-    )
+  sigmas, timesteps = _levels(schedule, spacing, sampler, trained, steps)
   # Rounding may put the last level below the smallest.
   smallest = min(trained[0], sigmas[-1])
   final = 0.0 if spacing.final_sigma == 'zero' else smallest
@@ -140,7 +126,7 @@ def make_sampling_schedule(
 
   # Fresh noise, and the scale of x at both ends.
   sigmas_down = _sigmas_down(sampler, sigmas, timesteps, trained, eta)
-  preserving = traits.variance_preserving and not continuous
+  preserving = traits.variance_preserving and not schedule.is_continuous
   unit = preserving or spacing.kind in FULL_VARIANCE
   return SamplingSchedule(
     sigmas=sigmas.astype(np.float32),
@@ -231,6 +217,31 @@ def _orders(
   return orders
 
 
+def _levels(
+  schedule: noise_schedule.Schedule,
+  spacing: Spacing,
+  sampler: str,
+  trained: TrainedSigmas,
+  steps: int,
+) -> tuple[Timesteps, Timesteps]:
+  """Returns the sigmas and timesteps of a run that fits, as `_call_levels`."""
+  if schedule.is_continuous:
+    continuous_levels.check(sampler, spacing.kind, spacing.sigmas)
+    sigmas, timesteps = continuous_levels.call_levels(
+      schedule, spacing.sigmas, spacing.rho, steps
+    )
+  else:
+    traits = SAMPLER_TRAITS[sampler]
+    sigmas, timesteps = _call_levels(spacing, traits, trained, steps)
+  if timesteps[0] > len(trained) - 1 or not (np.diff(sigmas) < 0).all():
+    raise ValueError(
+      f'{steps} steps of {sampler} with {spacing.kind} spacing and '
+      f'steps_offset {spacing.steps_offset} do not fit into {len(trained)} '
+      "timesteps; take fewer steps or the spacing 'trailing'"
+    )
+  return sigmas, timesteps
+
+
 def _call_levels(
   spacing: Spacing,
   traits: SamplerTraits,
@@ -259,11 +270,9 @@ def _call_levels(
     rough = respace(limits[0].item(), limits[-1].item(), steps)
     timesteps = sigma_spacing.sigmas_to_timesteps(rough, trained)
     return sigmas, np.floor(timesteps)
-  if traits.integer_timesteps:
-    return sigmas, np.round(timesteps)
-  if traits.integer_if_karras and spacing.sigmas == 'karras':
-    return sigmas, np.round(timesteps)
-  return sigmas, timesteps
+  at_karras = traits.integer_if_karras and spacing.sigmas == 'karras'
+  rounded = traits.integer_timesteps or at_karras
+  return sigmas, np.round(timesteps) if rounded else timesteps
 
 
 def _trained_levels(

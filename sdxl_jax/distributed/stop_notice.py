@@ -129,10 +129,10 @@ class PreemptionNotice:
 
   @contextlib.contextmanager
   def interruptible(self) -> Iterator[None]:
-    """Takes errors of the body for Ctrl-C, if that ended it before a step.
+    """Replaces errors of the body by KeyboardInterrupt after an early Ctrl-C.
 
-    Libraries that it interrupts raise errors of their own: orbax, that a
-    checkpoint cannot be read.
+    One before the first step is early. Libraries that it interrupts raise
+    errors of their own: orbax, that a checkpoint cannot be read.
 
     Raises:
       KeyboardInterrupt: in place of the error.

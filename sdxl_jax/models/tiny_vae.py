@@ -5,7 +5,6 @@ variance. It decodes in a fraction of the time and memory, with less detail.
 """
 
 import dataclasses
-from collections.abc import Sequence
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -151,20 +150,3 @@ class TinyVAE(nn.Module):
     b, h, w, _ = image.shape
     shape = b, h // factor, w // factor, self.config.latent_channels
     return self.decode(jnp.zeros(shape))
-
-
-def count_blocks(is_block: Sequence[bool]) -> tuple[int, ...]:
-  """Counts the blocks of each level of a half.
-
-  Args:
-    is_block: of each layer with parameters, in order; False for a convolution.
-      A level of the encoder begins with a convolution and one of the decoder
-      ends with one; one more stands at the other end.
-  """
-  counts = []
-  for block in is_block:
-    if block:
-      counts[-1] += 1
-    else:
-      counts.append(0)
-  return tuple(counts[:-1])

@@ -2,7 +2,6 @@
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -64,12 +63,12 @@ def shorten(values: Sequence[int]) -> Depth:
   return values[0] if len(set(values)) == 1 else tuple(values)
 
 
-def shorten_up(down: Sequence[Depth], up: Sequence[Depth]) -> Any:
+def shorten_up(
+  down: Sequence[Depth], up: Sequence[Depth]
+) -> tuple[Depth, ...] | None:
   """Returns None for an up_transformer_depth that only mirrors the way down."""
-  # Lists of both ways differ in length.
-  is_mirrored = tuple(up) == tuple(down)
-  has_lists = any(isinstance(depth, tuple) for depth in up)
-  return None if is_mirrored and not has_lists else tuple(up)
+  # Lists within levels are never the same, for the way up has a block more.
+  return None if tuple(up) == tuple(down) else tuple(up)
 
 
 BASE = UNetConfig()

@@ -26,7 +26,7 @@ NUMBERS = {
   'CFG scale': ('guidance_scale', float),
   'Seed': ('seed', int),
 }
-# Not worth a word: they say what stands elsewhere, or change no image.
+# Left out without a note: they repeat others, or change no image.
 SILENT = (
   'Model hash',
   'Lora hashes',
@@ -49,13 +49,7 @@ def parse(text: str, location: str) -> ForeignSettings:
   Raises:
     ValueError: for text without a line of settings.
   """
-  lines, settings, behind = split(text)
-  if len(settings) < FEWEST_SETTINGS:
-    raise ValueError(
-      f"{location}: the text under 'parameters' has no settings such as "
-      "'Steps: 20, Sampler: Euler a, CFG scale: 7, Seed: 1' on a line of "
-      'their own: pass the file as it was written'
-    )
+  lines, settings, behind = split(text, location)
   settings = {name: unquote(value) for name, value in settings}
   # The negative prompt goes from its mark to the settings.
   begin = next(
@@ -75,13 +69,18 @@ def parse(text: str, location: str) -> ForeignSettings:
   return found._replace(left_out=[*found.left_out, *behind])
 
 
-def split(text: str) -> tuple[list[str], list[tuple[str, str]], list[str]]:
+def split(
+  text: str, location: str
+) -> tuple[list[str], list[tuple[str, str]], list[str]]:
   """Splits the text at its line of settings, the last one with some.
 
   Extensions write lines of their own behind it.
 
   Returns:
     (lines before it, (name, value) of each setting, lines behind it).
+
+  Raises:
+    ValueError: for text without one.
   """
   lines = text.strip().split('\n')
   for i in reversed(range(len(lines))):
@@ -89,7 +88,11 @@ def split(text: str) -> tuple[list[str], list[tuple[str, str]], list[str]]:
     names = [name for name, _ in settings]
     if len(settings) >= FEWEST_SETTINGS and 'Steps' in names:
       return lines[:i], settings, lines[i + 1 :]
-  return lines[:-1], SETTING.findall(lines[-1]), []
+  raise ValueError(
+    f"{location}: the text under 'parameters' has no settings such as "
+    "'Steps: 20, Sampler: Euler a, CFG scale: 7, Seed: 1' on a line of "
+    'their own: pass the file as it was written'
+  )
 
 
 def read_settings(
@@ -117,6 +120,8 @@ def read_settings(
     del settings['Sampler']
     if schedule:
       settings.pop('Schedule type', None)
+  if chosen and chosen['sampler'] == 'unipc':
+    name_variant(settings)
   if 'Clip skip' in settings:
     settings['Clip skip'] += ' (without effect on SDXL there)'
   for name in ('Sampler', 'Schedule type'):
@@ -128,6 +133,18 @@ def read_settings(
   if model:
     left_out.insert(0, f'Model: {model} (pass it as --weights)')
   return ForeignSettings("AUTOMATIC1111's kind", fields, left_out, model)
+
+
+def name_variant(settings: dict[str, str]) -> None:
+  """Adds the variant of UniPC to the settings where it is not ours, bh2.
+
+  A1111 and Forge take bh1 and write another one into the text; SD.Next takes
+  bh2 and writes none.
+  """
+  default = 'bh2' if settings.get('App') == 'SD.Next' else 'bh1'
+  variant = settings.pop('UniPC variant', default)
+  if variant != 'bh2':
+    settings['UniPC variant'] = f'{variant} (bh2 is taken)'
 
 
 def unquote(value: str) -> str:

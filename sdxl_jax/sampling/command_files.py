@@ -2,6 +2,8 @@
 
 import os
 import pathlib
+import tokenize
+import zipfile
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,6 +13,15 @@ from absl import flags
 from sdxl_jax.data import images
 from sdxl_jax.sampling import validation, watermark
 
+# What numpy raises on files that are cut off, broken or of other formats.
+UNREADABLE = (
+  ValueError,
+  EOFError,
+  OverflowError,
+  tokenize.TokenError,
+  zipfile.BadZipFile,
+)
+
 
 def read_noise(path: str) -> np.ndarray:
   """Reads --init_noise, [n, h/8, w/8, 4].
@@ -19,14 +30,11 @@ def read_noise(path: str) -> np.ndarray:
     ValueError: for a file that is no .npy, or numbers that are not finite.
     OSError: for a file that cannot be read.
   """
-  # numpy raises errors of many kinds on files of other formats.
   try:
     noise = np.load(path)
     if not isinstance(noise, np.ndarray) or noise.ndim != 4:
       raise ValueError('it holds no array of 4 axes')
-  except OSError:
-    raise
-  except Exception as error:
+  except UNREADABLE as error:
     raise ValueError(
       f'--init_noise={path} cannot be read ({error}): write it with '
       'numpy.save, as [n, h/8, w/8, 4]'
@@ -46,7 +54,11 @@ def check_arrays(
       f'--init_noise={args.init_noise} has noise for {len(noise)} images, and '
       f'{len(requests)} are to be sampled: pass one each'
     )
-  sizes = {(r.height, r.width, r.image) for r in requests}
+  # An image is resized to sides that are set.
+  sizes = {
+    (r.height, r.width, None if r.height and r.width else r.image)
+    for r in requests
+  }
   if args.save_latents and len(sizes) > 1:
     raise ValueError(
       f'--save_latents={args.save_latents} is one array, and the images may '

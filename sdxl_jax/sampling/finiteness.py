@@ -7,6 +7,7 @@ finite, the same programs take the steps once more, one by one.
 from collections.abc import Sequence
 from typing import Any
 
+import jax
 import numpy as np
 
 from sdxl_jax.diffusion import samplers
@@ -111,7 +112,9 @@ def find_begin(
 ) -> str | None:
   """Describes where it began, before the decoder; None: it did not."""
   for expert in experts:
-    if not all(map(is_finite, expert.inputs.conditioning)):
+    # Of each stage, since a text may begin at a later step.
+    conditioning = jax.tree.leaves([made for _, made in expert.stages])
+    if not all(map(is_finite, conditioning)):
       model = expert.pipeline.model
       return f'They came from the text encoders: {weights_remedy(model)}'
   known = initial.known.latents if initial.known else None

@@ -1,4 +1,4 @@
-"""What the text of another program's image says, in our settings."""
+"""Our settings for the text in another program's image."""
 
 from typing import Any, NamedTuple
 

@@ -44,7 +44,7 @@ class Inputs(NamedTuple):
   init_noise: Any = None  # N(0, 1) [h/8, w/8, 4], in place of the seeds' own
 
 
-TEXTS = Inputs._fields[: len(prompt_plan.REQUEST_FIELDS)]
+TEXTS = prompt_plan.Prompts._fields
 
 
 def generate(
@@ -98,7 +98,7 @@ def generate(
     pipeline, schedule, keys, size, init, noise
   )
   plan = prompt_plan.make_plan(
-    prompt_plan.Prompts(*map(rows.fill, inputs[:4])),
+    prompt_plan.Prompts(*(rows.fill(getattr(inputs, n)) for n in TEXTS)),
     chosen,
     len(schedule.timesteps),
   )
@@ -209,7 +209,8 @@ def check(
   validation.check_prompts(inputs.prompts)
   for name in TEXTS:
     validation.check_texts(name, getattr(inputs, name))
-  validation.check_count('seeds', inputs.seeds, len(inputs.prompts))
+  for name in (*TEXTS, 'seeds'):
+    validation.check_count(name, getattr(inputs, name), len(inputs.prompts))
   validation.check_one_init(inputs.image, inputs.latents)
   validation.check_unet(pipeline.model, inputs.image, inputs.mask)
   validation.check_strength(chosen.strength, init, inputs.mask)

@@ -93,7 +93,7 @@ def repeat(seed: int, count: int) -> list[int]:
 
 
 def describe_drawn(seeds: Sequence[int]) -> str:
-  """Returns the line that tells the seeds which were drawn."""
+  """Returns the line on the seeds that were drawn."""
   shown = ', '.join(map(str, seeds[:8]))
   more = f' and {len(seeds) - 8} more' if len(seeds) > 8 else ''
   return f'seed {DRAWN}: drew {shown}{more}'

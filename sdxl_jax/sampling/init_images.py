@@ -1,69 +1,76 @@
 """Reads the image that sampling starts from, and its mask."""
 
+import functools
 import os
 import pathlib
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image
 
 from sdxl_jax.data import images
+from sdxl_jax.diffusion import img2img
 from sdxl_jax.sampling import masks
 
 Path = str | os.PathLike
 MULTIPLE = 8  # px; sides of images are cut to multiples of this
+KEPT = 4  # images of a `cached_load`
 
 
-def load(
-  image_path: Path | None,
-  mask_path: Path | None,
-  size: tuple[int | None, int | None],
-  default_size: tuple[int, int],
-  mask_threshold: float = 0.5,
-) -> dict[str, Any]:
+class Files(NamedTuple):
+  """The files that an image starts from, and how they are read.
+
+  Attributes:
+    image, mask: paths, or None.
+    size: (height, width) to sample in px; None: the image's own side.
+    mask_threshold: from which value of the mask on a pixel is repainted.
+  """
+
+  image: Path | None
+  mask: Path | None
+  size: tuple[int | None, int | None]
+  mask_threshold: float = 0.5
+
+
+def files_of(request: Any) -> Files:
+  """Returns the Files of a sample_request.Request."""
+  size = request.height, request.width
+  return Files(request.image, request.mask, size, request.mask_threshold)
+
+
+def load(files: Files, default_size: tuple[int, int]) -> dict[str, Any]:
   """Loads {'size', 'image', 'mask'} as sample.generate takes them.
 
   Args:
-    image_path, mask_path: files, or None.
-    size: (height, width) to sample in px; None: the image's own side.
+    files: to read.
     default_size: sides without an image.
-    mask_threshold: from which value of the mask on a pixel is repainted.
 
   Raises:
     ValueError: for a file that is no image, or a mask that does not fit or
       leaves nothing to repaint.
     OSError: for a file that cannot be read.
   """
-  if image_path is None:
-    if mask_path is not None:
-      raise ValueError(f'mask {mask_path} is given without an image: pass both')
+  size = files.size
+  if files.image is None:
+    if files.mask is not None:
+      raise ValueError(
+        f'mask {files.mask} is given without an image: pass both'
+      )
     return {'size': fill_size(size, default_size), 'image': None, 'mask': None}
-  image = read(image_path)
-  size = fill_size(size, own_size(image, size, image_path))
+  image = read(files.image)
+  size = fill_size(size, own_size(image, size, files.image))
   mask = None
-  if mask_path is not None:
-    mask = masks.resize(masks.read(mask_path, image, image_path), size)
-    check_repaints(mask, mask_path, mask_threshold)
+  if files.mask is not None:
+    mask = masks.resize(masks.read(files.mask, image, files.image), size)
+    check_repaints(mask, files.mask, files.mask_threshold)
   image = images.to_float(images.resize(image, size))
   return {'size': size, 'image': image, 'mask': mask}
 
 
-def check(requests: Iterable[Any]) -> None:
-  """Reads the images and masks of all requests, before weights are loaded.
-
-  Args:
-    requests: sample_request.Request of each image.
-
-  Raises:
-    ValueError, OSError: as `load` does.
-  """
-  # Each once, in the order of the requests.
-  wanted = dict.fromkeys(
-    (r.image, r.mask, (r.height, r.width), r.mask_threshold) for r in requests
-  )
-  for image, mask, size, threshold in wanted:
-    load(image, mask, size, (MULTIPLE, MULTIPLE), threshold)
+def cached_load() -> Callable[..., dict[str, Any]]:
+  """Returns a `load` that keeps what it read last, which must not change."""
+  return functools.lru_cache(KEPT)(load)
 
 
 def own_size(
@@ -129,7 +136,7 @@ def check_repaints(mask: np.ndarray, path: Path, threshold: float) -> None:
 def describe_mask(
   path: Path, mask: np.ndarray, cell: int, threshold: float
 ) -> str:
-  """Returns the line that tells how much of an image a mask repaints.
+  """Returns the line on how much of an image a mask repaints.
 
   Args:
     path: of the mask.
@@ -137,5 +144,6 @@ def describe_mask(
     cell: side in px of a pixel of the latents, which is repainted as a whole.
     threshold: see `load`.
   """
-  share = 100 * masks.cells(mask, cell, threshold).mean()
+  cells = np.asarray(img2img.to_latent_mask(mask[None], cell, threshold))
+  share = 100 * cells.mean()
   return f'{path} repaints {share:.3g} % of the image'

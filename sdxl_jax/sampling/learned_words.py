@@ -12,7 +12,7 @@ from flax import traverse_util
 
 from sdxl_jax.checkpoints import loading
 from sdxl_jax.models import sdxl
-from sdxl_jax.text import added_tokens, tokenizer
+from sdxl_jax.text import prompt_brackets, tokenizer
 from sdxl_jax.weights import checked_cast, textual_inversion
 
 TEXT_ENCODERS = ('text_encoder', 'text_encoder_2')  # by row of the tokens
@@ -87,7 +87,7 @@ def aliases(
   for word in words:
     has_vectors = encoder in word.vectors
     target = word.name if has_vectors else None
-    names = [f'{added_tokens.MARK}{n}' for n in (word.name, *word.aliases)]
+    names = [f'{prompt_brackets.MARK}{n}' for n in (word.name, *word.aliases)]
     names += word.aliases if has_vectors else ()
     for name in dict.fromkeys(names):
       shared |= {name} & set(found)

@@ -4,7 +4,7 @@ import os
 import pathlib
 
 import numpy as np
-from jaxtyping import Bool, Float, UInt8
+from jaxtyping import Float, UInt8
 from PIL import Image
 
 from sdxl_jax.data import images
@@ -192,15 +192,3 @@ def resize_axis(
     for i in range((stops - starts).max())
   ]
   return np.maximum.reduce(covered)
-
-
-def cells(
-  mask: Float[np.ndarray, 'h w'], side: int, threshold: float
-) -> Bool[np.ndarray, 'r c']:
-  """Returns which cells of side x side px are repainted.
-
-  A cell is repainted if any of its pixels is at or above the threshold.
-  """
-  h, w = mask.shape[0] // side, mask.shape[1] // side
-  blocks = np.asarray(mask).reshape(h, side, w, side)
-  return blocks.max((1, 3)) >= threshold

@@ -15,7 +15,7 @@ class ModelOption(NamedTuple):
   kind: type = str  # or bool, or list: a flag that may be repeated
 
 
-# {flag: ModelOption}; a PNG holds their values too.
+# By the names of the flags.
 MODEL_OPTIONS = {
   'weights': ModelOption(
     None,
@@ -36,7 +36,7 @@ MODEL_OPTIONS = {
   'vae': ModelOption(None, 'folder or file of another autoencoder'),
   'prediction': ModelOption(
     None,
-    'what the UNet of the weights predicts, where they do not say it: '
+    'what the UNet predicts, for weights that do not state it: '
     f'{", ".join(read_options.PREDICTIONS)}',
   ),
   'zero_snr': ModelOption(

@@ -26,6 +26,7 @@ from sdxl_jax.sampling import (
   sample_request,
   sampler_choice,
 )
+from sdxl_jax.sampling.located import Located
 from sdxl_jax.sampling.sample_request import Request
 from sdxl_jax.weights.lora import lora_file, merge
 
@@ -128,7 +129,7 @@ def sample(
   if fields.lora != NONE:
     spec = f'{studio.loras[fields.lora]}:{float(fields.lora_weight)!r}'
     models['lora'] = (*models['lora'], spec)
-  located = [request_checks.Located('', request)]
+  located = [Located('', request)]
   lines = request_checks.before_loading(located, models)
   base = with_loras(studio, models, located)
   lines += request_checks.after_loading(located, base, refiner)
@@ -266,7 +267,7 @@ def stamp() -> str:
 def with_loras(
   studio: Studio,
   models: dict[str, Any],
-  located: list[request_checks.Located],
+  located: list[Located],
 ) -> pipelines.Pipeline:
   """Returns the base with the LoRAs that a visitor chose and named.
 
@@ -277,9 +278,8 @@ def with_loras(
     models: {flag: value}, with the LoRA that was chosen.
     located: the request, whose prompt may name more.
   """
-  tags = prompt_loras.common(located, models['lora_dir'])
-  specs = (*models['lora'][len(studio.models['lora']) :], *tags)
-  specs = tuple(prompt_loras.resolve(specs, models['lora_dir']))
+  named = prompt_loras.common(located, models['lora_dir'])
+  specs = (*models['lora'][len(studio.models['lora']) :], *named)
   if specs and specs not in studio.merged:
     studio.merged.clear()
     base, skip = studio.base, models['skip_unsupported']

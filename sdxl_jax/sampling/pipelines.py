@@ -11,7 +11,7 @@ import jax
 from sdxl_jax.checkpoints import export, loading, source_checks
 from sdxl_jax.distributed import sharding
 from sdxl_jax.models import from_config, sdxl, text_encoder
-from sdxl_jax.sampling import learned_words, prompt_loras
+from sdxl_jax.sampling import learned_words
 from sdxl_jax.text import chunking, tokenizer
 from sdxl_jax.weights import (
   description,
@@ -67,9 +67,8 @@ class LoadOptions:
   # Which parameters of a workdir: 'ema'; 'none', the last ones; or the width of
   # an EMA reconstructed from snapshots, such as '0.05'.
   average: str = 'ema'
-  # Files to merge, each as 'FILE', 'FILE:WEIGHT' or '<lora:NAME:WEIGHT>'.
+  # Files to merge, each as 'FILE' or 'FILE:WEIGHT'.
   loras: Sequence[str] = ()
-  lora_dir: str | os.PathLike[str] | None = None  # where names are looked up
   vae_dtype: str = 'float32'  # of computation and storage of the autoencoder
   attention: str = 'auto'  # see models/attention.py; 'auto': the fastest here
   offload: bool = False  # parameters of idle nets stay in the host's memory
@@ -121,12 +120,13 @@ def load(
     pipeline = with_words(pipeline, chosen)
   if not chosen.loras:
     return pipeline
-  specs = prompt_loras.resolve(chosen.loras, chosen.lora_dir)
-  loras = lora_file.load_all(pipeline.params, specs, chosen.skip_unsupported)
+  loras = lora_file.load_all(
+    pipeline.params, chosen.loras, chosen.skip_unsupported
+  )
   return dataclasses.replace(
     pipeline,
     params=merge.merge(pipeline.params, loras),
-    notes=pipeline.notes + lora_file.notes(specs, loras),
+    notes=pipeline.notes + lora_file.notes(chosen.loras, loras),
   )
 
 
@@ -206,7 +206,7 @@ def memory_of(options: LoadOptions) -> str:
 
 
 def runtime_fields_of(name: str, options: LoadOptions) -> dict[str, Any]:
-  """Returns `runtime_fields` of a net as the options ask."""
+  """Returns `runtime_fields` of a net by the options."""
   return runtime_fields(
     name, options.dtype, options.vae_dtype, options.attention
   )

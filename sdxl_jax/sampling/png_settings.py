@@ -46,7 +46,8 @@ def load(path: str | os.PathLike[str]) -> PngSettings:
   """
   texts = read_texts(path)
   if sample_request.PNG_KEY in texts:
-    return PngSettings(*sample_request.from_png_metadata(path))
+    text = texts[sample_request.PNG_KEY]
+    return PngSettings(*sample_request.from_png_metadata(text, path))
   if A1111_KEY in texts:
     return from_foreign(path, a1111_text.parse(texts[A1111_KEY], str(path)))
   if COMFYUI_KEY in texts:
@@ -58,28 +59,38 @@ def load(path: str | os.PathLike[str]) -> PngSettings:
         f'{path} has the text of {program}, which is not read: pass --prompt '
         'and the other settings as flags'
       )
-  # Says what is missing.
-  images.load_text(path, sample_request.PNG_KEY)
-  raise AssertionError('unreachable')
+  raise ValueError(
+    f'{path}: no text under {[sample_request.PNG_KEY]}, but under '
+    f'{sorted(texts)}; pass the file as it was written, since editors often '
+    'remove text'
+  )
 
 
 def read_texts(path: str | os.PathLike[str]) -> dict[str, str]:
   """Reads {key: string} of a PNG, or the EXIF comment of a JPEG or WebP.
 
   Raises:
-    ValueError: for a file that is no image.
+    ValueError: for a file that is no image, or of another format without a
+      comment of A1111's kind.
   """
-  data = pathlib.Path(path).read_bytes()
-  if data[:4] == b'\x89PNG':
+  with open(path, 'rb') as file:
+    is_png = file.read(4) == b'\x89PNG'
+  if is_png:
     return images.load_text(path)
   try:
-    with image_formats.open_bytes(data) as image:
+    with image_formats.open_bytes(pathlib.Path(path).read_bytes()) as image:
+      file_format = image.format
       comment = image.getexif().get_ifd(ExifTags.IFD.Exif).get(0x9286)
   # Pillow's decoders raise many kinds of error on broken bytes.
   except Exception as error:
     raise images.UnreadableImage(path, error) from error
   text = decode_comment(comment) if isinstance(comment, bytes) else ''
-  return {A1111_KEY: text} if a1111_text.is_like(text) else {}
+  if not a1111_text.is_like(text):
+    raise ValueError(
+      f'{path}: a {file_format} file; only PNG files hold the text, or the '
+      "EXIF data of A1111's files"
+    )
+  return {A1111_KEY: text}
 
 
 def decode_comment(comment: bytes) -> str:

@@ -13,7 +13,6 @@ from sdxl_jax.diffusion import guidance
 from sdxl_jax.distributed import batch_padding
 from sdxl_jax.models import sdxl, text_encoder
 from sdxl_jax.sampling import pipelines, prompt_plan, validation
-from sdxl_jax.sampling.prompt_plan import Prompts
 from sdxl_jax.sampling.settings import SampleSettings
 from sdxl_jax.text import chunking, tokenizer
 
@@ -118,31 +117,6 @@ def stretches(
     yield begin, end, conditioning
 
 
-def encode_branches(
-  encoder: text_encoder.TextEncoder,
-  params: dict[str, Any],
-  tokenize: tokenizer.Tokenizer,
-  prompts: Prompts,
-  settings: SampleSettings,
-  *,
-  guided: bool,
-  **options: Any,
-) -> list[Encoded]:
-  """Encodes prompts that do not change, see `encode_stages`.
-
-  Returns:
-    One entry for the prompts, or for each part that AND combines, and, if
-    guided, one for the unconditional branch.
-  """
-  plan = prompt_plan.make_plan(prompts, settings, settings.steps)
-  if len(plan.stages) > 1:
-    raise ValueError('the prompts change during sampling')
-  ((*positive, uncond),) = encode_stages(
-    encoder, params, tokenize, plan, settings, guided=guided, **options
-  )
-  return [*positive, uncond] if guided else positive
-
-
 def encode_stages(
   encoder: text_encoder.TextEncoder,
   params: dict[str, Any],
@@ -164,7 +138,7 @@ def encode_stages(
     plan: of the batch.
     settings: clip_skip, weighted_prompts, prompt_syntax and long_prompts.
     force_zeros: without negative prompts the unconditional branch is zeros, as
-      the base's model_index.json asks, and not an encoded ''. An explicit '' is
+      in the base's model_index.json, and not an encoded ''. An explicit '' is
       always encoded.
     guided: whether there is an unconditional branch.
     least: chunks of every text, see `tokenize_branches`.

@@ -2,80 +2,68 @@
 
 import os
 from collections.abc import Iterable, Sequence
-from typing import Any
 
+from sdxl_jax.sampling.located import Located, naming
+from sdxl_jax.sampling.sample_request import Request
 from sdxl_jax.text import prompt_tags
 from sdxl_jax.weights.lora import lora_file
 
 
-def resolve(
-  specs: Sequence[str], folder: str | os.PathLike[str] | None
-) -> list[str]:
-  """Returns LoRAs as 'FILE' or 'FILE:WEIGHT', those named by tags looked up.
-
-  Args:
-    specs: each 'FILE', 'FILE:WEIGHT' or '<lora:NAME:WEIGHT>'.
-    folder: that holds the files of the names.
-
-  Raises:
-    FileNotFoundError: for a name without a file.
-    ValueError: for a tag that cannot be followed, or without a folder.
-  """
-  found = []
-  for spec in specs:
-    if not spec.startswith('<'):
-      found.append(spec)
-      continue
-    _, loras = prompt_tags.take_loras(spec)
-    if not loras or folder is None:
-      raise ValueError(
-        f'the LoRA {spec!r} is looked up in a folder: pass lora_dir, or FILE '
-        'or FILE:WEIGHT in its place'
-      )
-    for lora in loras:
-      path = lora_file.find_by_name(folder, lora.name)
-      found.append(f'{path}:{lora.weight!r}')
-  return found
-
-
-def tags_of(request: Any) -> tuple[str, ...]:
-  """Returns the tags in the prompts of a sample_request.Request.
-
-  A tag of prompt_2 that stands in the prompt too counts once.
-  """
-  _, loras = prompt_tags.take_loras(request.prompt or '')
-  _, loras_2 = prompt_tags.take_loras(request.prompt_2 or '')
-  loras += tuple(lora for lora in loras_2 if lora not in loras)
-  return tuple(f'<lora:{lora.name}:{lora.weight!r}>' for lora in loras)
-
-
 def common(
-  located: Iterable[tuple[str, Any]], folder: str | os.PathLike[str] | None
+  located: Iterable[Located], folder: str | os.PathLike[str] | None
 ) -> tuple[str, ...]:
-  """Returns the tags of all requests, whose weights are merged once.
+  """Returns the LoRAs that all requests name, whose weights are merged once.
 
   Args:
-    located: (where it stands, Request) of each image.
-    folder: without one the tags are left out.
+    located: the request of each image.
+    folder: that holds the files of the names; None: the tags are left out.
+
+  Returns:
+    Each as 'FILE:WEIGHT', in the order of the first request.
 
   Raises:
     FileNotFoundError: for a name without a file.
     ValueError: for requests that name different LoRAs.
   """
-  first, tags = None, ()
+  if folder is None:
+    return ()
+  first, loras, files = None, (), ()
   for location, request in located:
-    found = tags_of(request)
-    if folder is None:
+    named = loras_of(request)
+    if first is not None and sorted(named) == sorted(loras):
       continue
-    try:
-      resolve(found, folder)
-    except (OSError, ValueError) as error:
-      raise type(error)(f'{location}: {error}') from error
-    if first is not None and sorted(found) != sorted(tags):
+    with naming(location):
+      found = find(named, folder)
+    if first is not None:
+      here, there = ([lora.tag for lora in each] for each in (named, loras))
       raise ValueError(
-        f'{location} names the LoRAs {list(found)} and {first} {list(tags)}, '
-        'and weights are merged once in a command: use one command for each'
+        f'{location} names the LoRAs {here} and {first} {there}, and weights '
+        'are merged once in a command: use one command for each'
       )
-    if first is None:
-      first, tags = location, found
-  return tags
+    first, loras, files = location, named, found
+  return files
+
+
+def loras_of(request: Request) -> tuple[prompt_tags.Lora, ...]:
+  """Returns the LoRAs that the prompts of a request name.
+
+  A tag of prompt_2 that stands in the prompt too counts once.
+  """
+  _, loras = prompt_tags.take_loras(request.prompt or '')
+  _, loras_2 = prompt_tags.take_loras(request.prompt_2 or '')
+  return loras + tuple(lora for lora in loras_2 if lora not in loras)
+
+
+def find(
+  loras: Sequence[prompt_tags.Lora], folder: str | os.PathLike[str]
+) -> tuple[str, ...]:
+  """Finds the files of LoRAs in a folder, each as 'FILE:WEIGHT'.
+
+  Raises:
+    FileNotFoundError: for a name without a file.
+    ValueError: for a name that several files have.
+  """
+  return tuple(
+    f'{lora_file.find_by_name(folder, lora.name)}:{lora.weight!r}'
+    for lora in loras
+  )

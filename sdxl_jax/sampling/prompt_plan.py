@@ -2,7 +2,7 @@
 
 import itertools
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float32
@@ -76,24 +76,29 @@ class Plan(NamedTuple):
     return list(found)
 
 
+def prompts_of(request: Any) -> Prompts:
+  """Returns the Prompts of one image, of its sample_request.Request."""
+  texts = (getattr(request, name) for name in REQUEST_FIELDS)
+  return Prompts._make(None if text is None else [text] for text in texts)
+
+
 def make_plan(prompts: Prompts, settings: SampleSettings, steps: int) -> Plan:
   """Makes the Plan of a batch.
 
   Args:
-    prompts: of the batch. A PromptSyntaxWarning names tags of LoRAs, which
-      are taken out of them.
+    prompts: of the batch, lists of one length. A PromptSyntaxWarning names
+      tags of LoRAs, which are taken out of them.
     settings: weighted_prompts and prompt_syntax.
     steps: of the sampler.
 
   Raises:
-    ValueError: for lists of different lengths, for images that combine
-      different numbers of prompts, and from prompt_schedule.
+    ValueError: for images that combine different numbers of prompts, and from
+      prompt_schedule.
   """
   texts = Prompts._make(
     None if v is None else list(map(prompt_tags.without_tags, v))
     for v in prompts
   )
-  check_counts(texts)
   has_negative = texts.negative_prompts is not None
   negative = Branch(
     freeze(texts.negative_prompts or [''] * len(texts.prompts)),
@@ -124,17 +129,6 @@ def warn_of_negative_parts(negative: Branch) -> None:
       prompt_brackets.warn_of(
         f'AND in the negative prompt {text!r} is read as a word'
       )
-
-
-def check_counts(prompts: Prompts) -> None:
-  """Raises ValueError for lists of different lengths."""
-  count = len(prompts.prompts)
-  negatives = prompts.negative_prompts
-  if negatives is not None and len(negatives) != count:
-    raise ValueError(
-      f'{len(negatives)} negative prompts for {count} prompts: pass one for '
-      'each'
-    )
 
 
 def freeze(texts: Sequence[str] | None) -> tuple[str, ...] | None:

@@ -59,10 +59,6 @@ def text_shape(
   """
   if not (request.long_prompts or request.weighted_prompts):
     return []
-  texts = (getattr(request, name) for name in sample_request.TEXTS)
-  prompts = prompt_plan.Prompts._make(
-    None if text is None else [text] for text in texts
-  )
 
   def most(branches):
     divided = prompt_encoding.tokenize_branches(
@@ -73,7 +69,9 @@ def text_shape(
   # The command has printed the warnings of tags and cut text already.
   with warnings.catch_warnings():
     warnings.simplefilter('ignore')
-    plan = prompt_plan.make_plan(prompts, request, request.steps)
+    plan = prompt_plan.make_plan(
+      prompt_plan.prompts_of(request), request, request.steps
+    )
     positive = {branch for stage in plan.stages for branch in stage.positive}
     negative = {stage.negative for stage in plan.stages}
     counts = [most(positive), most(negative)]

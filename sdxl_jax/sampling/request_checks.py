@@ -1,10 +1,9 @@
 """Checks all requests of a command before the first image is sampled."""
 
-import contextlib
 import dataclasses
 import warnings
-from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any
 
 from sdxl_jax.diffusion import img2img, sampling_schedule
 from sdxl_jax.sampling import (
@@ -15,53 +14,15 @@ from sdxl_jax.sampling import (
   prompt_plan,
   sample_request,
   sampler_choice,
+  settings,
   step_segments,
   validation,
 )
+from sdxl_jax.sampling.located import Located, naming
 from sdxl_jax.text import prompt_brackets, prompt_tags, prompt_weighting
 
-# The least value of whole numbers, the largest, and settings from 0 to 1.
-LEAST = {'steps': 1, 'height': 1, 'width': 1, 'clip_skip': 0, 'tile': 2}
-MOST = {'steps': 100_000, 'height': 65_536, 'width': 65_536}
-SHARES = (
-  'eta',
-  'strength',
-  'guidance_rescale',
-  'refiner_start',
-  'refiner_strength',
-)
-# Numbers of micro-conditioning, which are in px.
-PAIRS = (
-  'original_size',
-  'crop_top_left',
-  'target_size',
-  'negative_original_size',
-  'negative_crop_top_left',
-  'negative_target_size',
-)
-LARGEST_PX = 10**6
-
-TEXTS = sample_request.TEXTS
-
-
-class Located(NamedTuple):
-  """A request, and where it stands: file and line, '' for flags."""
-
-  location: str
-  request: sample_request.Request
-
-
-@contextlib.contextmanager
-def naming(location: str) -> Iterator[None]:
-  """Puts a location before errors of the body."""
-  try:
-    yield
-  except (ValueError, OSError) as error:
-    if not location:
-      raise
-    for kind in (FileNotFoundError, OSError, ValueError):
-      if isinstance(error, kind):
-        raise kind(f'{location}: {error}') from error
+# (height, width) where no weights are read; an image has its own.
+UNKNOWN_SIZE = 8, 8
 
 
 def before_loading(
@@ -81,52 +42,30 @@ def before_loading(
     ValueError, OSError: with the location of a value that does not fit.
   """
   lines, read = {}, set()
-  for location, request in located:
-    with naming(location):
+  for place in located:
+    request = place.request
+    with naming(place.location):
       check_values(request)
       # Each image and mask is read once.
-      files = request.image, request.mask, request.height, request.width
-      if (*files, request.mask_threshold) not in read:
-        read.add((*files, request.mask_threshold))
-        init_images.check([request])
+      files = init_images.files_of(request)
+      if files not in read:
+        read.add(files)
+        init_images.load(files, UNKNOWN_SIZE)
       for message in check_prompts(request, models):
-        lines[f'{location}: {message}' if location else message] = None
+        lines[place.line(message)] = None
   return list(lines)
 
 
 def check_values(request: sample_request.Request) -> None:
   """Raises ValueError for a value that no model can take."""
-  for name, least in LEAST.items():
-    value = getattr(request, name)
-    if value is not None and value < least:
-      raise ValueError(f'{name} is {value}; it must be at least {least}')
-  for name, most in MOST.items():
-    value = getattr(request, name)
-    if value is not None and value > most:
-      raise ValueError(f'{name} is {value}; it must be at most {most}')
-  for name in PAIRS:
-    value = getattr(request, name)
-    if value is not None and max(map(abs, value)) > LARGEST_PX:
-      raise ValueError(
-        f'{name} is {value} in px; both must be at most {LARGEST_PX}'
-      )
-  if request.sampler is not None:
-    sampling_schedule.check_eta(request.sampler, request.eta)
-  for name in SHARES:
-    value = getattr(request, name)
-    if value is not None and not 0 <= value <= 1:
-      raise ValueError(f'{name} is {value}; it must be from 0 to 1')
-  largest = sample_request.LARGEST_NUMBER
   for name, field in sample_request.FIELDS.items():
-    value, choices = getattr(request, name), field.metadata['choices']
-    if isinstance(value, str):
-      sample_request.check_text(name, value)
-    if isinstance(value, float) and abs(value) >= largest:
-      raise ValueError(f'{name} is {value}; it must be less than {largest:g}')
+    value = getattr(request, name)
+    settings.check_limits(field, value)
+    sample_request.check_value(name, value)
     if value == '' and name in ('image', 'mask'):
       raise ValueError(f'{name} is empty: name a file, or leave it out')
-    if choices and value is not None and value not in choices:
-      raise ValueError(f'{name} is {value!r}; choose one of {choices}')
+  if request.sampler is not None:
+    sampling_schedule.check_eta(request.sampler, request.eta)
   validation.check_strength(request.strength, request.image, request.mask)
 
 
@@ -142,7 +81,7 @@ def check_prompts(
     warnings.simplefilter('always')
     # What the tags of files mean for it.
     texts = {}
-    for name in TEXTS:
+    for name in prompt_plan.REQUEST_FIELDS:
       text = getattr(request, name)
       if text is None:
         continue
@@ -155,14 +94,14 @@ def check_prompts(
           if negative
           else 'pass the folder of its file as --lora_dir'
         )
-        prompt_brackets.warn_of(
-          f'<lora:{lora.name}:{lora.weight:g}> is left out: {remedy}'
-        )
+        prompt_brackets.warn_of(f'{lora.tag} is left out: {remedy}')
       syntax = request.prompt_syntax if request.weighted_prompts else None
       prompt_tags.warn_of_text(texts[name], syntax)
     # All texts that are encoded.
     request = dataclasses.replace(request, **texts)
-    plan = make_plan(request, request.steps)
+    plan = prompt_plan.make_plan(
+      prompt_plan.prompts_of(request), request, request.steps
+    )
     if request.weighted_prompts:
       for branch in plan.branches:
         for text in (*branch.texts, *(branch.texts_2 or ())):
@@ -173,15 +112,6 @@ def check_prompts(
     if issubclass(warning.category, prompt_brackets.PromptSyntaxWarning)
   ]
   return list(dict.fromkeys(messages))
-
-
-def make_plan(request: sample_request.Request, steps: int) -> prompt_plan.Plan:
-  """Makes the Plan of one image."""
-  texts = (getattr(request, name) for name in prompt_plan.REQUEST_FIELDS)
-  prompts = prompt_plan.Prompts(
-    *(None if text is None else [text] for text in texts)
-  )
-  return prompt_plan.make_plan(prompts, request, steps)
 
 
 def after_loading(
@@ -197,24 +127,25 @@ def after_loading(
   Raises:
     ValueError: with the location of a value that does not fit.
   """
-  checked, lines = set(), {}
-  for location, request in located:
+  checked, lines, load = set(), {}, init_images.cached_load()
+  for place in located:
+    request = place.request
     key = dataclasses.replace(request, seed=0)
     if key in checked:
       continue
     checked.add(key)
     # `generate` warns later.
-    with naming(location), warnings.catch_warnings():
+    with naming(place.location), warnings.catch_warnings():
       warnings.simplefilter('ignore')
-      check_with(request, pipeline, refiner)
-    for text in filter(None, (getattr(request, n) for n in TEXTS)):
+      check_with(request, pipeline, refiner, load)
+    for (text,) in filter(None, prompt_plan.prompts_of(request)):
       known = pipeline.tokenize.embeddings
       for name in prompt_tags.unknown_embeddings(text, known):
         message = (
           f'{name!r} in the prompt {text!r} is read as words: pass its file as '
           '--embedding'
         )
-        lines[f'{location}: {message}' if location else message] = None
+        lines[place.line(message)] = None
   return list(lines)
 
 
@@ -222,9 +153,17 @@ def check_with(
   request: sample_request.Request,
   pipeline: pipelines.Pipeline,
   refiner: pipelines.Pipeline | None,
+  load: Callable[..., dict[str, Any]],
 ) -> None:
-  """Raises ValueError for a request that `generate` would refuse."""
-  kwargs = sample_request.to_generate_kwargs([request], pipeline.size)
+  """Raises ValueError for a request that `generate` would refuse.
+
+  Args:
+    request: of one image.
+    pipeline: base, or a refiner that starts from an image.
+    refiner: that takes over from the base, or None.
+    load: init_images.load, or a function of its kind.
+  """
+  kwargs = sample_request.to_generate_kwargs([request], pipeline.size, load)
   inputs, chosen = generation.parse_options(kwargs.pop('prompts'), kwargs)
   chosen = sampler_choice.resolve(pipeline, chosen)
   generation.check(pipeline, refiner, inputs, chosen)
@@ -237,7 +176,7 @@ def check_with(
   step_segments.plan_segments(
     schedule, first, chosen, has_refiner=refiner is not None
   )
-  plan = make_plan(request, steps)
+  plan = prompt_plan.make_plan(prompt_plan.prompts_of(request), chosen, steps)
   for expert in filter(None, (pipeline, refiner)):
     guided = validation.uses_cfg(expert.model, chosen.guidance_scale)
     validation.check_combined(plan.weights, guided)

@@ -12,11 +12,11 @@ from sdxl_jax.sampling import (
   pipelines,
   png_settings,
   prompts_file,
-  request_checks,
   sample_request,
   settings,
 )
-from sdxl_jax.sampling.request_checks import Located
+from sdxl_jax.sampling.located import Located, naming
+from sdxl_jax.sampling.png_settings import PngSettings
 from sdxl_jax.sampling.sample_request import Request
 
 
@@ -24,14 +24,7 @@ def define() -> None:
   """Defines the flags of the command."""
   for field in sample_request.FIELDS.values():
     define_field(field)
-  define_by_kind = {
-    str: flags.DEFINE_string,
-    bool: flags.DEFINE_bool,
-    list: flags.DEFINE_multi_string,
-  }
-  for name, option in model_flags.MODEL_OPTIONS.items():
-    # None: a flag that is not passed must not hide the value of a PNG.
-    define_by_kind[option.kind](name, None, option.help)
+  define_models()
   flags.DEFINE_enum(
     'preset',
     None,
@@ -73,6 +66,18 @@ def define() -> None:
   flags.DEFINE_string('save_latents', None, '.npy to write the latents to')
 
 
+def define_models() -> None:
+  """Defines the flags of the models."""
+  define_by_kind = {
+    str: flags.DEFINE_string,
+    bool: flags.DEFINE_bool,
+    list: flags.DEFINE_multi_string,
+  }
+  for name, option in model_flags.MODEL_OPTIONS.items():
+    # None: a flag that is not passed must not hide the value of a PNG.
+    define_by_kind[option.kind](name, None, option.help)
+
+
 def define_field(field: dataclasses.Field, default: Any = None) -> None:
   """Defines the flag of a field.
 
@@ -97,11 +102,29 @@ def define_field(field: dataclasses.Field, default: Any = None) -> None:
     flags.DEFINE_list(name, default, about)
 
 
-def read(args: flags.FlagValues) -> list[Located]:
+def load_png(args: flags.FlagValues) -> PngSettings:
+  """Returns the settings of --from_png, none without it, and prints its note.
+
+  Raises:
+    ValueError, OSError: see png_settings.load.
+  """
+  if not args.from_png:
+    return PngSettings({}, {})
+  png = png_settings.load(args.from_png)
+  if png.note:
+    print(png.note)
+  return png
+
+
+def read(args: flags.FlagValues, png: PngSettings) -> list[Located]:
   """Returns the requests of the command's flags, in order.
 
   Lines of the prompts file take precedence over flags, flags over the preset,
   and the preset over the settings of a PNG.
+
+  Args:
+    args: the flags.
+    png: of `load_png`.
 
   Raises:
     ValueError: for values that do not fit, naming flag or line.
@@ -111,13 +134,7 @@ def read(args: flags.FlagValues) -> list[Located]:
   for name in passed:
     if settings.value_type(sample_request.FIELDS[name]) == settings.Pair:
       passed[name] = parse_pair(name, passed[name])
-  saved = {}
-  if args.from_png:
-    png = png_settings.load(args.from_png)
-    saved = png.fields
-    if png.note:
-      print(png.note)
-  common = saved | sample_request.PRESETS.get(args.preset, {}) | passed
+  common = png.fields | sample_request.PRESETS.get(args.preset, {}) | passed
   lines = [prompts_file.Line('', {})]
   if args.prompts_file:
     lines = prompts_file.read(args.prompts_file)
@@ -127,7 +144,7 @@ def read(args: flags.FlagValues) -> list[Located]:
     )
   located, drawn = [], []
   for location, fields in lines:
-    with request_checks.naming(location):
+    with naming(location):
       request = Request(**(common | fields))
       if request.prompt is None:
         raise ValueError(
@@ -144,22 +161,26 @@ def read(args: flags.FlagValues) -> list[Located]:
   return located
 
 
-def model_options(args: flags.FlagValues) -> dict[str, Any]:
+def model_options(args: flags.FlagValues, png: PngSettings) -> dict[str, Any]:
   """Returns {flag: value} of model_flags.MODEL_OPTIONS.
+
+  Args:
+    args: the flags, which take precedence.
+    png: of `load_png`.
 
   Raises:
     ValueError: where no weights are given, or for an unknown dtype.
   """
-  saved, made_with = {}, ''
-  if args.from_png:
-    png = png_settings.load(args.from_png)
-    saved, made_with = png.models, png.made_with
   options = {}
   for name, option in model_flags.MODEL_OPTIONS.items():
     value = args[name].value
-    options[name] = saved.get(name, option.default) if value is None else value
+    if value is None:
+      value = png.models.get(name, option.default)
+    options[name] = value
   if not options['weights']:
-    source = f'; {args.from_png} was made with {made_with}' if made_with else ''
+    source = ''
+    if png.made_with:
+      source = f'; {args.from_png} was made with {png.made_with}'
     raise ValueError(f'no model to sample from: pass --weights{source}')
   for name in ('dtype', 'vae_dtype'):
     if options[name] not in pipelines.DTYPES:

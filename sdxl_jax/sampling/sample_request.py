@@ -7,9 +7,9 @@ prompts file, and the text of a PNG.
 import dataclasses
 import json
 import os
+from collections.abc import Callable
 from typing import Any
 
-from sdxl_jax.data import images
 from sdxl_jax.sampling import (
   image_seeds,
   init_images,
@@ -17,6 +17,7 @@ from sdxl_jax.sampling import (
   prompt_plan,
   sampler_aliases,
   settings,
+  validation,
 )
 from sdxl_jax.sampling.settings import Pair, SampleSettings, option
 from sdxl_jax.text import prompt_tags
@@ -48,8 +49,7 @@ class Request(SampleSettings):
 
 FIELDS = {f.name: f for f in dataclasses.fields(Request)}
 # These may differ between the images of a batch.
-TEXTS = prompt_plan.REQUEST_FIELDS
-PER_IMAGE_FIELDS = (*TEXTS, 'seed')
+PER_IMAGE_FIELDS = (*prompt_plan.REQUEST_FIELDS, 'seed')
 # The values of each type, as JSON has them.
 KINDS = {
   int: 'a whole number without a point, as 20',
@@ -98,7 +98,7 @@ def check(fields: Any, location: str) -> dict[str, Any]:
       raise ValueError(
         f'{location}: no setting {name!r}; there are {list(FIELDS)}'
       )
-    kind, choices = settings.value_type(FIELDS[name]), choices_of(name)
+    kind = settings.value_type(FIELDS[name])
     if kind == Pair and isinstance(value, list):
       value = tuple(value)
     is_optional = FIELDS[name].default is None
@@ -108,14 +108,28 @@ def check(fields: Any, location: str) -> dict[str, Any]:
       )
     if name == 'seed':
       image_seeds.check(value, f'{location}: seed')
-    if isinstance(value, str):
-      check_text(f'{location}: {name}', value)
-    if choices and value is not None and value not in choices:
-      raise ValueError(
-        f'{location}: {name} is {value!r}; choose one of {choices}'
-      )
+    check_value(name, value, f'{location}: ')
     checked[name] = value
   return checked
+
+
+def check_value(name: str, value: Any, before: str = '') -> None:
+  """Raises ValueError for a value that a field may not have.
+
+  Args:
+    name: of the field.
+    value: of its type.
+    before: what the error begins with.
+  """
+  if value is None:
+    return
+  kind, choices = settings.value_type(FIELDS[name]), choices_of(name)
+  if kind is str:
+    validation.check_characters(f'{before}{name}', value)
+  if kind is float and not abs(value) < LARGEST_NUMBER:  # or NaN
+    raise ValueError(f'{before}{name} is {value}; it must be {KINDS[float]}')
+  if choices and value not in choices:
+    raise ValueError(f'{before}{name} is {value!r}; choose one of {choices}')
 
 
 def choices_of(name: str) -> list[str] | None:
@@ -137,28 +151,13 @@ def from_other_names(fields: dict[str, Any]) -> dict[str, Any]:
   return found | fields | {'sampler': found['sampler']}
 
 
-def check_text(name: str, text: str) -> None:
-  """Raises ValueError for text with halves of characters.
-
-  Python writes bytes of a command line that are no text so, and JSON may have
-  one as an escape.
-  """
-  for i, character in enumerate(text):
-    if '\ud800' <= character <= '\udfff':
-      raise ValueError(
-        f'{name} has half a character, {character!a}, as character {i + 1}: '
-        'write it in UTF-8, or in JSON both halves of the pair'
-      )
-
-
 def is_of_type(value: Any, kind: Any) -> bool:
   """Returns whether a JSON value is of the type of a field."""
   is_integer = isinstance(value, int) and not isinstance(value, bool)
   if kind is int:
     return is_integer
   if kind is float:
-    is_number = is_integer or isinstance(value, float)
-    return is_number and abs(value) < LARGEST_NUMBER  # nor NaN
+    return is_integer or isinstance(value, float)
   if kind == Pair:
     is_pair = isinstance(value, tuple) and len(value) == 2
     return is_pair and all(is_of_type(x, int) for x in value)
@@ -166,13 +165,16 @@ def is_of_type(value: Any, kind: Any) -> bool:
 
 
 def to_generate_kwargs(
-  batch: list[Request], default_size: Pair
+  batch: list[Request],
+  default_size: Pair,
+  load: Callable[..., dict[str, Any]] = init_images.load,
 ) -> dict[str, Any]:
   """Returns the arguments of sample.generate for one batch, its files read.
 
   Args:
     batch: of request_batches.batches.
     default_size: (height, width) in px without an image.
+    load: init_images.load, or a function of its kind.
 
   Raises:
     ValueError: for files that are no images, or do not fit each other.
@@ -180,13 +182,11 @@ def to_generate_kwargs(
   """
   first = batch[0]
   kwargs = {name: getattr(first, name) for name in settings.FIELDS}
-  size = kwargs.pop('height'), kwargs.pop('width')
-  kwargs |= init_images.load(
-    first.image, first.mask, size, default_size, first.mask_threshold
-  )
+  del kwargs['height'], kwargs['width']
+  kwargs |= load(init_images.files_of(first), default_size)
   for name in PER_IMAGE_FIELDS:
     values = [getattr(request, name) for request in batch]
-    if name in TEXTS and values[0] is not None:
+    if name in prompt_plan.REQUEST_FIELDS and values[0] is not None:
       # The command has named the tags already.
       values = [prompt_tags.remove(value) for value in values]
     kwargs[plural(name)] = None if values[0] is None else values
@@ -217,14 +217,17 @@ def to_png_metadata(
 
 
 def from_png_metadata(
-  path: str | os.PathLike[str],
+  text: str, path: str | os.PathLike[str]
 ) -> tuple[dict[str, Any], dict[str, Any]]:
   """Reads ({field: value} of the Request, {flag: value} of the models).
 
+  Args:
+    text: of the text chunk.
+    path: of the PNG, for errors.
+
   Raises:
-    ValueError: for a PNG without this text, or with unknown settings.
+    ValueError: for text that is cut off, or has unknown settings.
   """
-  text = images.load_text(path, PNG_KEY)[PNG_KEY]
   try:
     saved = json.loads(text)
   except (ValueError, RecursionError) as error:

@@ -4,18 +4,15 @@ AUTOMATIC1111's web UI, Forge and SD.Next name a sampler, and in the same name
 or beside it a schedule type; ComfyUI has a sampler_name and a scheduler.
 """
 
-from collections.abc import Collection
 from typing import Any
 
-from sdxl_jax.diffusion import samplers, sampling_schedule
+from sdxl_jax.diffusion import samplers
 
-# By lowercase names; those of ComfyUI that are ours too are not listed.
+# By lowercase names; those that are ours too are not listed. ComfyUI's uni_pc
+# is of the variant bh1, and ours of bh2.
 SAMPLERS = {
-  'euler': 'euler',
   'euler a': 'euler_ancestral',
   'euler ancestral': 'euler_ancestral',
-  'heun': 'heun',
-  'lms': 'lms',
   'dpm2': 'dpm_2',
   'dpm2 a': 'dpm_2_ancestral',
   'dpm++ 2m': 'dpmpp_2m',
@@ -24,14 +21,7 @@ SAMPLERS = {
   'dpm++ 2s a': 'dpmpp_2s_ancestral',
   'dpm++ sde': 'dpmpp_sde',
   'dpm++ 3m sde': 'dpmpp_3m_sde',
-  'ddim': 'ddim',
-  'ddpm': 'ddpm',
-  'deis': 'deis',
-  'unipc': 'unipc',
-  'uni_pc': 'unipc',
   'uni_pc_bh2': 'unipc',
-  'lcm': 'lcm',
-  'tcd': 'tcd',
   'dpmpp_2m_sde_gpu': 'dpmpp_2m_sde',
   'dpmpp_2m_sde_heun_gpu': 'dpmpp_2m_sde_heun',
   'dpmpp_3m_sde_gpu': 'dpmpp_3m_sde',
@@ -77,7 +67,7 @@ def sampler(name: str) -> dict[str, Any] | None:
     short = words.removesuffix(suffix).strip()
     found = SAMPLERS.get(short, short)
     chosen = {'sampler': found} | SCHEDULES.get(suffix, {})
-    if found in samplers.SAMPLERS and is_known(chosen):
+    if found in samplers.SAMPLERS:
       return chosen
   return None
 
@@ -95,15 +85,4 @@ def schedule(name: str, sampler_name: str = '') -> dict[str, Any] | None:
     name = 'ddim'  # A1111's has no other
   elif name == 'automatic':
     name = AUTOMATIC.get(sampler_name, 'uniform')
-  chosen = SCHEDULES.get(name)
-  return chosen if chosen and is_known(chosen) else None
-
-
-def is_known(chosen: dict[str, str]) -> bool:
-  """Returns whether spacing and sigmas are among ours."""
-  known: dict[str, Collection[str]] = {
-    'spacing': sampling_schedule.SPACINGS,
-    'sigmas': sampling_schedule.SIGMAS,
-    'sampler': samplers.SAMPLERS,
-  }
-  return all(value in known[name] for name, value in chosen.items())
+  return SCHEDULES.get(name)

@@ -14,6 +14,7 @@ from sdxl_jax.diffusion import samplers, sampling_schedule
 from sdxl_jax.text import prompt_weighting
 
 Pair = tuple[int, int]
+LARGEST_PX = 10**6  # of micro-conditioning in requests of the command
 # What the values of a field are.
 KINDS = {
   int: 'a whole number',
@@ -23,9 +24,32 @@ KINDS = {
 }
 
 
-def option(default: Any, about: str, choices: Any = None) -> Any:
-  """Makes a dataclass field with its help and, if limited, its choices."""
-  metadata = {'about': about, 'choices': choices and list(choices)}
+def option(
+  default: Any,
+  about: str,
+  choices: Any = None,
+  *,
+  share: bool = False,
+  least: int | None = None,
+  most: int | None = None,
+) -> Any:
+  """Makes a dataclass field.
+
+  Args:
+    default: of the field.
+    about: its help.
+    choices: its values, if limited.
+    share: whether it is from 0 to 1.
+    least, most: of requests of the command; models and samplers may have
+      narrower limits.
+  """
+  metadata = {
+    'about': about,
+    'choices': choices and list(choices),
+    'share': share,
+    'least': least,
+    'most': most,
+  }
   return dataclasses.field(default=default, metadata=metadata)
 
 
@@ -34,12 +58,17 @@ class SampleSettings:
   """How images are sampled; one set of settings holds for a whole batch."""
 
   height: int | None = option(
-    None, 'px; default: that of the image, or the size the model was made for'
+    None,
+    'px; default: that of the image, or the size the model was made for',
+    least=1,
+    most=65_536,
   )
-  width: int | None = option(None, 'px; default: as for height')
+  width: int | None = option(
+    None, 'px; default: as for height', least=1, most=65_536
+  )
 
   # The sampler and its noise levels.
-  steps: int = option(50, 'sampler steps')
+  steps: int = option(50, 'sampler steps', least=1, most=100_000)
   sampler: str | None = option(
     None,
     "sampler; default: that of the model's scheduler_config.json",
@@ -56,7 +85,7 @@ class SampleSettings:
     sampling_schedule.SIGMAS,
   )
   eta: float | None = option(
-    None, "0..1, share of fresh noise; default: the sampler's own"
+    None, "0..1, share of fresh noise; default: the sampler's own", share=True
   )
 
   # Classifier-free guidance. Models distilled with guidance take the scale as
@@ -65,7 +94,7 @@ class SampleSettings:
     5.0, '1 or less: no guidance, at half the cost'
   )
   guidance_rescale: float = option(
-    0.0, '0..1, Lin et al. 2023, equation 16; 0: off'
+    0.0, '0..1, Lin et al. 2023, equation 16; 0: off', share=True
   )
 
   # Micro-conditioning (SDXL, section 2.2), and that of the negative branch.
@@ -91,7 +120,7 @@ class SampleSettings:
   )
 
   # Text.
-  clip_skip: int = option(0, 'last text encoder blocks to skip')
+  clip_skip: int = option(0, 'last text encoder blocks to skip', least=0)
   weighted_prompts: bool = option(False, 'parse (words:1.3) as a weight')
   prompt_syntax: str = option(
     'a1111',
@@ -108,6 +137,7 @@ class SampleSettings:
     None,
     '0..1, share of the steps taken from an image; default: 0.3, or 1.0 with '
     'a mask',
+    share=True,
   )
   mask_threshold: float = option(
     0.5,
@@ -115,15 +145,17 @@ class SampleSettings:
     'of them',
   )
   tile: int | None = option(
-    None, 'px; decode in tiles: the same image, less memory, more time'
+    None, 'px; decode in tiles: the same image, less memory, more time', least=2
   )
 
   # A refiner.
   refiner_start: float = option(
-    0.8, 'share of the noise levels after which the refiner takes over'
+    0.8,
+    'share of the noise levels after which the refiner takes over',
+    share=True,
   )
   refiner_strength: float | None = option(
-    None, "0..1, the refiner renoises the base's image instead"
+    None, "0..1, the refiner renoises the base's image instead", share=True
   )
 
   def __post_init__(self):
@@ -131,8 +163,9 @@ class SampleSettings:
     for field in dataclasses.fields(self):
       value = getattr(self, field.name)
       check_type(field, value)
-      if isinstance(value, float) and not math.isfinite(value):
-        raise ValueError(f'{field.name} is {value}; it must be a finite number')
+      is_share = field.metadata['share'] and value is not None
+      if is_share and not 0 <= value <= 1:
+        raise ValueError(f'{field.name} is {value}; it must be from 0 to 1')
     if not 0 < self.mask_threshold <= 1:
       raise ValueError(
         f'mask_threshold is {self.mask_threshold}; it must be above 0 and at '
@@ -155,7 +188,8 @@ def check_type(field: dataclasses.Field, value: Any) -> None:
   """Raises ValueError for a value that is not of a field's type.
 
   Args:
-    field: of whole numbers, numbers, pairs or true and false; others pass.
+    field: of whole numbers, finite numbers, pairs or true and false; others
+      pass.
     value: from Python, where numpy's numbers will do.
   """
   kind = value_type(field)
@@ -174,6 +208,23 @@ def check_type(field: dataclasses.Field, value: Any) -> None:
     fits = False
   if not fits:
     raise ValueError(f'{field.name} is {value!r}; it must be {KINDS[kind]}')
+  if kind is float and not math.isfinite(value):
+    raise ValueError(f'{field.name} is {value}; it must be a finite number')
+
+
+def check_limits(field: dataclasses.Field, value: Any) -> None:
+  """Raises ValueError for a number beyond the limits of a request."""
+  least, most = field.metadata['least'], field.metadata['most']
+  if value is None:
+    return
+  if least is not None and value < least:
+    raise ValueError(f'{field.name} is {value}; it must be at least {least}')
+  if most is not None and value > most:
+    raise ValueError(f'{field.name} is {value}; it must be at most {most}')
+  if value_type(field) == Pair and max(map(abs, value)) > LARGEST_PX:
+    raise ValueError(
+      f'{field.name} is {value} in px; both must be at most {LARGEST_PX}'
+    )
 
 
 def describe(field: dataclasses.Field) -> str:

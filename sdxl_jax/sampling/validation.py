@@ -52,13 +52,23 @@ def check_texts(name: str, texts: Any) -> None:
         f'{name}[{i}] is {text!r}; pass a string, or None in place of the '
         'whole list'
       )
-    try:
-      text.encode()
-    except UnicodeEncodeError as error:
-      raise ValueError(
-        f'{name}[{i}] has half a character, {text[error.start]!a}, as '
-        f'character {error.start + 1}: leave it out'
-      ) from None
+    check_characters(f'{name}[{i}]', text)
+
+
+def check_characters(name: str, text: str) -> None:
+  """Raises ValueError for text with halves of characters.
+
+  Python writes bytes of a command line that are no text so, and JSON may have
+  one as an escape.
+  """
+  try:
+    text.encode()
+  except UnicodeEncodeError as error:
+    raise ValueError(
+      f'{name} has half a character, {text[error.start]!a}, as character '
+      f'{error.start + 1}: write it in UTF-8, or in JSON both halves of the '
+      'pair'
+    ) from None
 
 
 def check_count(name: str, values: Any, count: int) -> None:
@@ -221,10 +231,7 @@ def describe_untrained_size(
     return ''
   if pipeline.buckets:
     nearest = pipeline.buckets[buckets.assign([size], pipeline.buckets)[0]]
-    return (
-      f"of the run's buckets, the nearest of which is {nearest[0]} x "
-      f'{nearest[1]}'
-    )
+    return f"of the run's buckets (the nearest is {nearest[0]} x {nearest[1]})"
   # The areas of the paper's 40 buckets (appendix I) are 88 to 100 %.
   is_like_a_bucket = 0.85 < h * w / side**2 < 1.05 and 1 / 4 <= h / w <= 4
   if side < 512 or (is_like_a_bucket and not (h % 64 or w % 64)):

@@ -12,7 +12,6 @@ import copy
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
-MARK = 'embedding:'  # before a learned word, in ComfyUI's syntax
 # Of an AddedToken of transformers.
 SETTINGS = ('single_word', 'lstrip', 'rstrip', 'normalized', 'special')
 # Id, first character and word of a token in its text.

@@ -9,10 +9,15 @@ import re
 import warnings
 from typing import NamedTuple
 
-# An escaped character, a weight with the bracket that it ends, or a character.
-NUMBER = r'[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?'
+DECIMAL = r'[-+]?(?:\d+\.?\d*|\.\d+)'
+NUMBER = rf'{DECIMAL}(?:[eE][-+]?\d+)?'
+# Far above useful weights, and far below those that overflow a context.
+LARGEST = 1000.0
+MARK = 'embedding:'  # before a learned word, in ComfyUI's syntax
+# An escaped character, a learned word, a weight with the bracket that it ends,
+# or a character.
 SYMBOL = re.compile(
-  rf'\\[()\[\]:\\|]|\bembedding:[^\W\d][\w.-]*|:\s*{NUMBER}\s*\)|.',
+  rf'\\[()\[\]:\\|]|\b{MARK}[^\W\d][\w.-]*|:\s*{NUMBER}\s*\)|.',
   re.DOTALL | re.ASCII,
 )
 OPENING = {')': '(', ']': '['}
@@ -82,6 +87,13 @@ def warn(prompt: str, at: int, problem: str) -> None:
     f'{problem}, at character {at + 1} of the prompt {prompt!r}, before '
     f'{prompt[at : at + 16]!r}'
   )
+
+
+def check_weight(prompt: str, at: int, number: float) -> None:
+  """Raises ValueError for a weight that is too large, with its place."""
+  if abs(number) > LARGEST:
+    problem = f'{number:g} is not a weight from {-LARGEST:g} to {LARGEST:g}'
+    raise error(prompt, at, problem)
 
 
 def error(prompt: str, at: int, problem: str) -> ValueError:

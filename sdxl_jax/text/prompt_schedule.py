@@ -17,8 +17,10 @@ from typing import NamedTuple
 from sdxl_jax.text import prompt_brackets
 
 AND = re.compile(r'\bAND\b')
-PART = re.compile(r'(.*?)(?:\s*:\s*([-+]?(?:\d+\.?\d*|\.\d+)))?\s*', re.DOTALL)
-WHEN = re.compile(r'\s*[-+]?(?:\d+\.?\d*|\.\d+)\s*', re.ASCII)
+PART = re.compile(
+  rf'(.*?)(?:\s*:\s*({prompt_brackets.DECIMAL}))?\s*', re.DOTALL
+)
+WHEN = re.compile(rf'\s*{prompt_brackets.DECIMAL}\s*', re.ASCII)
 DEEPEST = 50  # edits within edits
 
 
@@ -33,12 +35,22 @@ Items = tuple[str | Edit, ...]
 
 
 def combined(prompt: str) -> list[tuple[str, float]]:
-  """Splits a prompt at AND into its parts and their weights."""
+  """Splits a prompt at AND into its parts and their weights.
+
+  Raises:
+    ValueError: for a weight that is too large.
+  """
   parts = AND.split(prompt)
   if len(parts) == 1:
     return [(prompt, 1.0)]
   matches = [PART.fullmatch(part) for part in parts]
-  return [(m[1].strip(), 1.0 if m[2] is None else float(m[2])) for m in matches]
+  found, begin = [], 0
+  for match in matches:
+    weight = 1.0 if match[2] is None else float(match[2])
+    prompt_brackets.check_weight(prompt, begin + max(0, match.start(2)), weight)
+    found.append((match[1].strip(), weight))
+    begin += len(match[0]) + len('AND')
+  return found
 
 
 def by_step(prompt: str, steps: int) -> list[tuple[int, str]]:
@@ -144,8 +156,11 @@ def parse_edit(
 
 
 def switch_step(when: str, steps: int) -> int:
-  """Returns the last step before a switch."""
-  return int(float(when) * steps) if '.' in when else int(when)
+  """Returns the last step before a switch, from 0 to the number of steps."""
+  # A number of hundreds of digits is infinity as float.
+  if '.' in when:
+    return int(min(max(float(when), 0.0), 1.0) * steps)
+  return int(min(max(float(when), 0.0), steps))
 
 
 def switches(items: Items, steps: int) -> set[int]:

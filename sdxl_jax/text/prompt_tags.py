@@ -13,11 +13,11 @@ from typing import NamedTuple
 from sdxl_jax.text import prompt_brackets
 
 TAG = re.compile(r'<\s*(lora|lyco|hypernet)\s*:([^<>]*)>', re.I)
+KEYS = ('te', 'unet')  # of the weights in a tag, in order
 WILDCARD = re.compile(r'(?<!\w)__[\w./*-]+?__(?!\w)')
 CHOICE = re.compile(r'\{[^{}]*\|[^{}]*\}')
-EMBEDDING = re.compile(r'\bembedding:[\w.-]+')
-# Marks of weights where they are not read: a group with a weight,
-# and those that ComfyUI's has not.
+EMBEDDING = re.compile(rf'\b{prompt_brackets.MARK}[\w.-]+')
+# A group with a weight, and marks of A1111's syntax that ComfyUI's lacks.
 WEIGHT = re.compile(rf'(?<!\\)\([^()]*:\s*{prompt_brackets.NUMBER}\s*\)')
 A1111 = re.compile(
   rf'\bBREAK\b|\bAND\b|(?<!\\)\[[^\[\]]*(?:\|[^\[\]]*|:\s*{prompt_brackets.NUMBER}\s*)\]'
@@ -30,13 +30,19 @@ class Lora(NamedTuple):
   name: str  # of the file, without its folder and, mostly, its suffix
   weight: float = 1.0
 
+  @property
+  def tag(self) -> str:
+    """The LoRA as prompts name it, with all digits of its weight."""
+    weight = repr(self.weight).removesuffix('.0')
+    return f'<lora:{self.name}:{weight}>'
+
 
 def take_loras(prompt: str) -> tuple[str, tuple[Lora, ...]]:
   """Takes the tags out of a prompt.
 
   Returns:
-    The text without tags, and the LoRAs that they name, in order. Spaces around
-    a tag that stands between words become one.
+    The text without tags and the spaces before them, and the LoRAs that they
+    name, in order.
 
   Raises:
     ValueError: for a tag without a name, or with settings that one number
@@ -66,11 +72,10 @@ def parse(prompt: str, content: str) -> Lora:
     raise ValueError(f'{place} has no name: write <lora:NAME:WEIGHT>')
   weights = set()
   for i, setting in enumerate(settings):
-    key, _, value = setting.rpartition('=')
-    key = key.strip() or ('te', 'unet')[i] if i < 2 else key.strip()
-    if key not in ('te', 'unet') or not re.fullmatch(
-      prompt_brackets.NUMBER, value.strip()
-    ):
+    key, _, value = (part.strip() for part in setting.rpartition('='))
+    # The first two need no names.
+    is_known = key in KEYS or (not key and i < len(KEYS))
+    if not is_known or not re.fullmatch(prompt_brackets.NUMBER, value):
       raise ValueError(
         f'{place}: {setting!r} is no weight; write <lora:NAME:WEIGHT> with one '
         'number'
@@ -91,8 +96,8 @@ def without_tags(prompt: str) -> str:
   text, loras = take_loras(prompt)
   for lora in loras:
     prompt_brackets.warn_of(
-      f'<lora:{lora.name}:{lora.weight:g}> is left out of the prompt '
-      f'{prompt!r}: pass it to `load`, as loras=["FILE:WEIGHT"]'
+      f'{lora.tag} is left out of the prompt {prompt!r}: pass it to `load`, as '
+      'loras=["FILE:WEIGHT"]'
     )
   warn_of_lost_tags(prompt)
   return text
@@ -116,7 +121,7 @@ def unknown_embeddings(prompt: str, known: Collection[str]) -> list[str]:
   """
   found = []
   for match in EMBEDDING.findall(prompt):
-    name = match.removeprefix('embedding:').lower()
+    name = match.removeprefix(prompt_brackets.MARK).lower()
     if not {name, name.rstrip('.-')} & set(known):
       found.append(match)
   return found

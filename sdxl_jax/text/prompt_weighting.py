@@ -27,8 +27,6 @@ ESCAPED = {'a1111': '()[]:|\\', 'comfyui': '()'}
 BREAK = re.compile(r'\s*\bBREAK\b\s*')
 # What may be meant as a weight behind a group's last colon.
 LIKE_A_NUMBER = re.compile(r':\s*((?:[-+.,]*\d|nan|inf)[^:()\[\]]*|)$', re.I)
-# Far above useful weights, and far below those that overflow a context.
-LARGEST = 1000.0
 
 Text = tuple[str, Float[np.ndarray, ' _']]  # with the weight of each character
 
@@ -66,8 +64,9 @@ def parse(prompt: str, syntax: str = 'a1111') -> Text:
       outer = ~final[inside]
       weights[inside][outer] *= weight
       final[inside] |= syntax == 'comfyui' and symbol.text[0] == ':'
-      if (abs(weights[inside]) > LARGEST).any():
-        problem = f'the weights of groups within groups exceed {LARGEST:g}'
+      largest = prompt_brackets.LARGEST
+      if (abs(weights[inside]) > largest).any():
+        problem = f'the weights of groups within groups exceed {largest:g}'
         raise prompt_brackets.error(prompt, symbols[symbol.partner].at, problem)
     elif symbol.mark:
       begins[i] = len(text)
@@ -94,9 +93,7 @@ def weight_of(prompt: str, end: prompt_brackets.Symbol) -> float:
       )
     return DEFAULT_WEIGHTS[end.mark]
   number = float(end.text[1:-1])
-  if abs(number) > LARGEST:
-    problem = f'{number:g} is not a weight from {-LARGEST:g} to {LARGEST:g}'
-    raise prompt_brackets.error(prompt, end.at + 1, problem)
+  prompt_brackets.check_weight(prompt, end.at + 1, number)
   return number
 
 

@@ -15,7 +15,12 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int
 
-from sdxl_jax.text import added_tokens, chunking, clip_vocabulary
+from sdxl_jax.text import (
+  added_tokens,
+  chunking,
+  clip_vocabulary,
+  prompt_brackets,
+)
 
 PADS = clip_vocabulary.PADS
 
@@ -174,7 +179,7 @@ class Tokenizer:
   @property
   def embeddings(self) -> frozenset[str]:
     """Lowercase names that may follow 'embedding:' in a prompt."""
-    mark = added_tokens.MARK
+    mark = prompt_brackets.MARK
     return frozenset(
       token.removeprefix(mark).lower()
       for row in self.rows

@@ -11,11 +11,9 @@ from sdxl_jax.checkpoints import params_digest
 from sdxl_jax.data import dataset
 from sdxl_jax.data.sources import cache_layout, precomputed, record_changes
 from sdxl_jax.distributed import multihost
-from sdxl_jax.training import cache_settings, config_diff
+from sdxl_jax.training import cache_settings, config_diff, config_fields
 
 MAX_NAMED = 5  # records that an error names
-# Settings of sources that may be paths relative to the working directory.
-PATHS = ('path', 'shards', 'files', 'dataset', 'data_dir')
 
 
 def check_cache(
@@ -156,7 +154,8 @@ def at_directory(settings: dict[str, Any], directory: str) -> dict[str, Any]:
   for name, value in settings.items():
     if isinstance(value, dict):
       value = at_directory(value, directory)
-    elif name in PATHS and isinstance(value, str) and value:
+    elif name in config_fields.LOCATIONS and isinstance(value, str) and value:
+      # It may be relative to the working directory.
       path = os.path.join(directory, value)
       # A dataset of TFDS may be a name.
       if name != 'dataset' or os.path.exists(path):

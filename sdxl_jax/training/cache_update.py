@@ -22,7 +22,12 @@ from sdxl_jax.data import (
 )
 from sdxl_jax.data.sources import cache_layout, precomputed, record_changes
 from sdxl_jax.distributed import multihost
-from sdxl_jax.training import cache_encoder, cache_settings, run_setup
+from sdxl_jax.training import (
+  cache_encoder,
+  cache_settings,
+  folder_lock,
+  run_setup,
+)
 
 MAX_NAMED = 5  # unreadable images that the last line names
 
@@ -34,6 +39,7 @@ def update(
   encoder: cache_encoder.Encoder,
   shard_size: int,
   say: Callable[[str], Any],
+  check_folder: Callable[[], None],
 ) -> None:
   """Brings the cache in a locked folder up to date.
 
@@ -44,10 +50,16 @@ def update(
     encoder: of images and captions.
     shard_size: records in a file, at most.
     say: takes a line for the user.
+    check_folder: raises FolderLost if this process may no longer write to the
+      folder; called before each file.
+
+  Raises:
+    OSError: if a file cannot be written; what is finished is kept.
   """
   cache = cache_settings.open_cache(
     folder, layout, setup.config, setup.source, say
   )
+  check_folder()  # the nets were loaded since it was locked
   if cache and cache.layout.records in ('', layout.records):
     finish(folder, layout, cache, say)
     return
@@ -61,7 +73,7 @@ def update(
     layout.save(folder)
   kept, sizes = kept_records.Kept(cache), setup.source.sizes
   plan = cache_plan.plan_shards(sizes, records, layout, shard_size)
-  work = Work(setup, folder, layout, records, list(plan), kept)
+  work = Work(setup, folder, layout, records, list(plan), kept, check_folder)
 
   # All shards, then what they have in common.
   try:
@@ -69,9 +81,11 @@ def update(
     multihost.barrier('all shards are written')
     if multihost.is_primary():
       complete(work, encoder, say)
+  except folder_lock.FolderLost:
+    raise
   except OSError as error:
     raise OSError(
-      f'{error}\nFree some space, or mend what it is, and run the same command '
+      f'{error}\nFree some space or remove the cause, and run the same command '
       f'again: {folder} keeps what is finished'
     ) from error
 
@@ -102,6 +116,7 @@ class Work:
   records: record_changes.Records  # of the source
   shards: Sequence[cache_plan.Shard]  # all
   kept: kept_records.Kept
+  check_folder: Callable[[], None]  # raises once another command has it
 
   @functools.cached_property
   def found(self) -> np.ndarray:
@@ -124,7 +139,7 @@ def write_shards(
   """Writes this process's share of the shards, but for those that exist.
 
   Raises:
-    OSError: if the disk is full.
+    OSError: if the disk is full, or another command has the folder.
   """
   folder, config, source = work.folder, work.setup.config, work.setup.source
   (folder / cache_plan.PARTS).mkdir(exist_ok=True)
@@ -149,6 +164,7 @@ def write_shards(
       )
       ids = work.to_compute(shard)
       examples = prefetching.prefetch(pool, make_crops, ids)
+      work.check_folder()
       precompute_writer.write_shard(
         shard,
         folder,
@@ -181,6 +197,7 @@ def complete(
   """Writes the encoded empty caption and the index; reports what there is."""
   folder, layout, source = work.folder, work.layout, work.setup.source
   uncond = folder / cache_layout.UNCOND
+  work.check_folder()
   if not uncond.exists():
     (context, pooled), *_ = encoder.text([''])
     values = {'context': context, 'pooled': pooled}
@@ -196,5 +213,5 @@ def complete(
   say(
     f'{count:,} records in {len(work.shards)} shards, {size / 1e9:.3g} GB, '
     f'{size / max(count, 1) / 1e3:.0f} kB each; {len(unreadable)} left out'
-    + ''.join(f'\n  {name}: {why}' for name, why in unreadable[:MAX_NAMED])
+    + ''.join(f'\n  {line}' for line in unreadable[:MAX_NAMED])
   )

@@ -1,8 +1,11 @@
 """Differences between two configs, and those that a resumed run refuses."""
 
+import functools
 import pathlib
 from collections.abc import Callable
 from typing import Any
+
+from sdxl_jax.training import config_fields
 
 # Fields and sections that decide the order of the data.
 DATA_ORDER = ('seed', 'global_batch_size', 'buckets_per_step', 'data')
@@ -42,10 +45,6 @@ RUNTIME = (
   'text_encoder_2.remat',
 )
 
-# Fields of the data's place, at any depth of the section above: the same data
-# may lie elsewhere, where their fingerprint is compared.
-PLACES = ('path', 'shards', 'files', 'data_dir')
-
 # Fields that older configs lack, with the value that these runs had.
 ADDED = {
   'init_variant': '',
@@ -81,6 +80,7 @@ def check_changes(
   """
   # Refuse grave changes before anything is written to the workdir.
   changes = differences(old, new)
+  has_fingerprint = functools.cache(has_fingerprint)  # reads a checkpoint
   grave = {
     field: row
     for field, row in changes.items()
@@ -107,7 +107,9 @@ def is_grave(field: str, has_fingerprint: Callable[[], bool]) -> bool:
   def is_within(names):
     return any(field == n or field.startswith(f'{n}.') for n in names)
 
-  is_place = is_within(('data',)) and field.split('.')[-1] in PLACES
+  # The same data may lie elsewhere, where their fingerprint is compared.
+  name = field.rpartition('.')[2]
+  is_place = is_within(('data',)) and name in config_fields.LOCATIONS
   if is_place and has_fingerprint():
     return False
   return is_within(DATA_ORDER + PARAMETERS) and not is_within(RUNTIME)

@@ -242,6 +242,17 @@ SECTIONS = {
   'text_encoder_2': TEXT_ENCODER,
 }
 
+# The field of each kind of source that says where its data lie.
+PLACES = {
+  'folder': 'path',
+  'webdataset': 'shards',
+  'parquet': 'files',
+  'tfds': 'dataset',
+  'precomputed': 'path',
+}
+# The last names of all fields with a path, or a name, of data.
+LOCATIONS = {*PLACES.values(), 'data_dir'}
+
 # Sections whose names are the user's: of groups of factors, and of sources.
 OPEN = ('lora', 'data.mixture')
 LORA = {'layers': Text(), 'rank': COUNT, 'alpha': FACTOR}

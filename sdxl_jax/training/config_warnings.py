@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import config_dict
 
-from sdxl_jax.training import config_validation
+from sdxl_jax.training import config_fields, config_validation
 
 # Most weights of SDXL's nets are larger.
 TYPICAL_WEIGHT = 0.01
@@ -29,14 +29,6 @@ BEYOND_THE_END = {
   'checkpoint.keep_every': 'no checkpoint will be kept beside the last ones',
   'samples.every': 'there will be samples after the last step only',
   'optimizer.ema_snapshots': 'only the last averages will be copied',
-}
-# The field of each kind of source that says where its data lie.
-PLACES = {
-  'folder': 'path',
-  'webdataset': 'shards',
-  'parquet': 'files',
-  'tfds': 'dataset',
-  'precomputed': 'path',
 }
 
 
@@ -163,8 +155,8 @@ def of_augmentation(config: config_dict.ConfigDict) -> Iterator[str]:
 def ignored(config: config_dict.ConfigDict) -> Iterator[str]:
   """Warns of fields that are set, but not used with the others."""
   source = config.data.source
-  places = {f'data.{kind}.{name}': kind for kind, name in PLACES.items()}
-  for field, kind in places.items():
+  for kind, name in config_fields.PLACES.items():
+    field = f'data.{kind}.{name}'
     value = config_validation.get(config, field)
     if value and kind != source:
       yield (

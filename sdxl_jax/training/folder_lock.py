@@ -41,7 +41,7 @@ class FolderLock:
     flag: by which the command names it, for the error.
   """
 
-  def __init__(self, folder: pathlib.Path, flag: str = '--workdir'):
+  def __init__(self, folder: pathlib.Path, flag: str):
     self.folder, self.path, self.flag = folder, folder / FILE, flag
     self.holder = {
       'pid': os.getpid(),
@@ -63,7 +63,7 @@ class FolderLock:
       say: prints a line for the user.
 
     Raises:
-      ValueError: if a living process holds it; says which.
+      ValueError: if a living process holds it, which is named.
     """
     while not self._create():
       holder = self._read()
@@ -203,7 +203,7 @@ class FolderLock:
 
 
 def hold(
-  folder: pathlib.Path, say: Callable[[str], Any], flag: str = '--workdir'
+  folder: pathlib.Path, say: Callable[[str], Any], flag: str
 ) -> FolderLock:
   """Locks a folder for a command, all processes of which share it.
 
@@ -251,7 +251,7 @@ def machine() -> str:
 
 
 def start_of(pid: int) -> str:
-  """Returns when a process of this machine started, '' where none tells.
+  """Returns when a process of this machine started, in ticks since boot.
 
   Raises:
     OSError: if there is no such process, or no /proc.

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Sequence
 
+import numpy as np
 from ml_collections import config_dict
 
 from sdxl_jax.training import config_fields
@@ -48,7 +49,7 @@ def check_levels(config: config_dict.ConfigDict) -> None:
   """Raises ValueError for levels of the UNet that cannot be built."""
   c = config.unet
   per_level = ['block_out_channels', 'transformer_depth', 'num_heads']
-  if c.get('up_transformer_depth'):
+  if c.up_transformer_depth is not None:
     per_level.append('up_transformer_depth')
   lengths = {name: len(c[name]) for name in per_level}
   if len(set(lengths.values())) > 1:
@@ -56,10 +57,12 @@ def check_levels(config: config_dict.ConfigDict) -> None:
       f'config.unet has another number of levels in each of {lengths}: give '
       'each of them one value per level'
     )
-  levels = zip(c.block_out_channels, c.transformer_depth, c.num_heads)
-  for width, depth, heads in levels:
+  ups = c.up_transformer_depth or c.transformer_depth
+  depths = [[down, up] for down, up in zip(c.transformer_depth, ups)]
+  depths[-1].append(c.mid_transformer_depth or 0)  # with the last level's heads
+  for width, blocks, heads in zip(c.block_out_channels, depths, c.num_heads):
     parts = {'norm_num_groups': c.norm_num_groups}
-    if depth:
+    if any(np.any(depth) for depth in blocks):
       parts['num_heads'] = heads
     for name, part in parts.items():
       if width % part:
@@ -76,7 +79,7 @@ def check_depths(config: config_dict.ConfigDict) -> None:
     ('transformer_depth', blocks),
     ('up_transformer_depth', blocks + 1),
   ):
-    for depth in config.unet.get(name) or ():
+    for depth in config.unet[name] or ():
       if isinstance(depth, Sequence) and len(depth) != count:
         raise ValueError(
           f'config.unet.{name} has {tuple(depth)} for a level, which has '

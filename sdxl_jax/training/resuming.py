@@ -2,7 +2,7 @@
 
 import pathlib
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 from sdxl_jax.checkpoints import orbax_checkpoint
 from sdxl_jax.data import fingerprint, pipeline
@@ -10,12 +10,18 @@ from sdxl_jax.distributed import multihost
 from sdxl_jax.training import train_state
 
 
+class Dataset(NamedTuple):
+  """A dataset, and what a checkpoint keeps of it."""
+
+  source: Any  # of images, as data/ makes it
+  fingerprint: fingerprint.Json
+  streams: str  # hash of its order, see position.py
+
+
 def check_dataset(
   checkpoints: orbax_checkpoint.Checkpoints,
   workdir: pathlib.Path,
-  source: Any,
-  dataset: fingerprint.Json,
-  streams: str,
+  dataset: Dataset,
   accepted: bool,
   say: Callable[[str], Any],
 ) -> bool:
@@ -24,9 +30,7 @@ def check_dataset(
   Args:
     checkpoints: of the workdir.
     workdir: keeps what the next start compares with.
-    source: of images, as data/ makes it.
-    dataset: its fingerprint.
-    streams: hash of its order, see position.py.
+    dataset: of this start.
     accepted: whether another dataset is allowed.
     say: prints a line for the user.
 
@@ -39,22 +43,18 @@ def check_dataset(
   """
   new_pass = False
   if checkpoints.latest_step:
-    new_pass = compare_dataset(
-      checkpoints, workdir, source, dataset, streams, accepted, say
-    )
+    new_pass = compare_dataset(checkpoints, workdir, dataset, accepted, say)
   # Kept once all processes have compared.
   multihost.barrier('every process has compared the dataset')
   if multihost.is_primary():
-    fingerprint.save(workdir, dataset, source)
+    fingerprint.save(workdir, dataset.fingerprint, dataset.source)
   return new_pass
 
 
 def compare_dataset(
   checkpoints: orbax_checkpoint.Checkpoints,
   workdir: pathlib.Path,
-  source: Any,
-  dataset: fingerprint.Json,
-  streams: str,
+  dataset: Dataset,
   accepted: bool,
   say: Callable[[str], Any],
 ) -> bool:
@@ -63,6 +63,7 @@ def compare_dataset(
   Arguments, result and errors are those of `check_dataset`.
   """
   step, data = checkpoints.latest_step, checkpoints.read_data()
+  source, new, streams = dataset
   old = data.get('dataset')
   # Records of another height and width, or another table of buckets.
   other_streams = data.get('streams', streams) != streams
@@ -72,7 +73,7 @@ def compare_dataset(
       'fingerprint of the dataset: whether that changed is not known'
     )
     return False
-  if old == dataset:
+  if old == new:
     if other_streams:
       say(
         f'the order of the data changed since step {step}; a new pass over it '
@@ -81,7 +82,7 @@ def compare_dataset(
     return other_streams
 
   # The dataset changed.
-  changes = fingerprint.compare(workdir, old, dataset, source)
+  changes = fingerprint.compare(workdir, old, new, source)
   if not accepted:
     raise ValueError(
       f'the dataset changed since step {step}:\n{changes}\nThe order of the '

@@ -1,7 +1,7 @@
 """Sets up what commands need before they run: data, weights, first state."""
 
 import pathlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import jax
@@ -9,7 +9,7 @@ from ml_collections import config_dict
 
 from sdxl_jax import atomic_write
 from sdxl_jax.checkpoints import loading
-from sdxl_jax.data import buckets, dataset, pipeline
+from sdxl_jax.data import buckets, dataset
 from sdxl_jax.distributed import device_mesh, multihost
 from sdxl_jax.models import autoencoder_gan, from_config, sdxl
 from sdxl_jax.text import tokenizer
@@ -81,7 +81,7 @@ def make_source(
   return source
 
 
-def warn(lines: Sequence[str], say: Callable[[str], None]) -> None:
+def warn(lines: Iterable[str], say: Callable[[str], None]) -> None:
   """Prints a line for each of config_warnings'."""
   for line in lines:
     say(f'warning: {line}')
@@ -95,19 +95,6 @@ def warn_of_data(
   """Prints how the records do not fit the buckets or the batch, if so."""
   counts = schedule.counts
   warn(config_warnings.of_data(config, schedule.buckets, counts), say)
-
-
-def make_batches(
-  config: config_dict.ConfigDict, source: Any, rows: Sequence[int]
-) -> pipeline.Batches:
-  """Makes the micro-batches of the schedule, as training takes them.
-
-  Args:
-    config: of the run.
-    source: of images, as data/ makes it.
-    rows: rows of each micro-batch to make, such as those of this process.
-  """
-  return dataset.make_batches(config, source, load_tokenizer(config), rows)
 
 
 def load_tokenizer(config: config_dict.ConfigDict) -> tokenizer.Tokenizer:

@@ -51,7 +51,7 @@ def open_workdir(
 ) -> Start:
   """Opens a workdir that no other run writes to; arguments as for train."""
   workdir = workdirs.make(workdir)
-  lock = folder_lock.hold(workdir, print)
+  lock = folder_lock.hold(workdir, print, '--workdir')
   stack.callback(lock.release)
   notice.end_at_once(
     'before its first step; the checkpoints are as they were', lock.release

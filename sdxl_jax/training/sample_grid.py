@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Float, UInt8
 from ml_collections import config_dict
 
-from sdxl_jax.data import figures
+from sdxl_jax.data import dataset, figures
 from sdxl_jax.distributed import multihost
 from sdxl_jax.evaluation import reconstruction
 from sdxl_jax.models import autoencoder_gan, sdxl
@@ -96,7 +96,8 @@ def first_images(
 ) -> Float[np.ndarray, 'b h w 3']:
   """Returns the first images of the schedule, as training crops them."""
   rows = range(min(IMAGES, tasks.micro_batch_size(config)))
-  batches = run_setup.make_batches(config, source, rows)
+  tokenize = run_setup.load_tokenizer(config)
+  batches = dataset.make_batches(config, source, tokenize, rows)
   _, batch = next(batches)
   batches.close()
   return batch['image']

@@ -1,4 +1,4 @@
-"""Warns where weights to start from were trained on another noise schedule."""
+"""Warns of weights to start from that are read in another way than is meant."""
 
 from collections.abc import Iterator
 
@@ -6,8 +6,21 @@ from ml_collections import config_dict
 
 from sdxl_jax.checkpoints import loading, run_sources
 from sdxl_jax.diffusion import noise_schedule
-from sdxl_jax.weights import formats, read_options
+from sdxl_jax.weights import formats, prediction_words, read_options
 from sdxl_jax.weights.diffusers import scheduler_config
+
+
+def of_files(config: config_dict.ConfigDict) -> Iterator[str]:
+  """Yields the notes on how pretrained weights to start from are read."""
+  sources = config.init_from, run_sources.vae_source(config)
+  for source in dict.fromkeys(sources):
+    if not source or not formats.is_published(source):
+      continue
+    options = run_sources.reading(config)
+    if source != config.init_from:
+      options = formats.for_other(source, options)
+    for note in formats.open_model(source, options=options).notes:
+      yield f'{source}: {note}'
 
 
 def of_schedule(config: config_dict.ConfigDict) -> Iterator[str]:
@@ -15,25 +28,36 @@ def of_schedule(config: config_dict.ConfigDict) -> Iterator[str]:
 
   To go on from one prediction to another is possible, and takes long; mostly it
   is a mistake.
+
+  Raises:
+    ValueError: for weights that cannot be opened.
   """
-  source = config.init_from
+  source, here = config.init_from, config.schedule
   if config.task != 'diffusion' or not source or 'unet' in config.from_scratch:
     return
   try:
     stored = schedule_of(config)
-  except ValueError as error:  # of a word that is not known
+  except prediction_words.UnknownPrediction as error:
     yield (
-      f'{error}; config.schedule.prediction is {config.schedule.prediction!r}'
+      f'{error.problem}. config.schedule.prediction is {here.prediction!r}: '
+      'make sure that the UNet predicts that'
     )
     return
+  except UnknownSchedule as error:
+    yield f'{source} cannot be compared with config.schedule: {error}'
+    return
   for name in ('prediction', 'zero_terminal_snr'):
-    here = config.schedule[name]
-    if stored is not None and here != getattr(stored, name):
+    if stored is not None and here[name] != getattr(stored, name):
+      there = getattr(stored, name)
       yield (
-        f'config.schedule.{name} is {here!r}, but by what {source} says it was '
-        f'trained with {getattr(stored, name)!r}: the UNet has to learn '
-        'anew, unless its header is wrong'
+        f'config.schedule.{name} is {here[name]!r}, but {source} was trained '
+        f'with {there!r}: the UNet has to learn anew. Set '
+        f'config.schedule.{name}={there!r}, unless that is intended'
       )
+
+
+class UnknownSchedule(ValueError):
+  """Raised for a scheduler of pretrained weights that is not implemented."""
 
 
 def schedule_of(
@@ -42,7 +66,9 @@ def schedule_of(
   """Returns the schedule of config.init_from; None where it has none.
 
   Raises:
-    ValueError: for a prediction that is not known.
+    UnknownPrediction: for a word that is not known.
+    UnknownSchedule: for another entry of its scheduler.
+    ValueError: for weights that cannot be opened.
   """
   source = config.init_from
   if not formats.is_published(source):
@@ -53,5 +79,8 @@ def schedule_of(
   model = formats.open_model(source, options=options)
   if model.index is None:  # a single net
     return None
-  schedule, _ = scheduler_config.read(model.scheduler, 'euler')
+  try:
+    schedule, _ = scheduler_config.read(model.scheduler, 'euler')
+  except ValueError as error:
+    raise UnknownSchedule(str(error)) from error
   return schedule

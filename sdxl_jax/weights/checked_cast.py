@@ -20,7 +20,11 @@ EXPONENTS = {
 }
 
 
-class NotFiniteError(ValueError):
+class StoredError(ValueError):
+  """A fault of stored tensors; the message names their file."""
+
+
+class NotFiniteError(StoredError):
   """NaN or infinity in stored weights; the message names file and tensor."""
 
 
@@ -107,17 +111,17 @@ def explain_not_finite(name: str, part: np.ndarray, dtype: np.dtype) -> str:
   if not is_finite(part):
     return explain_nan(name)
   largest = np.abs(part.astype(np.float64)).max()
-  return (
-    f'{name} has {largest:.3g}, which overflows {dtype}: choose bfloat16 or '
-    'float32'
-  )
+  remedy = 'choose bfloat16 or float32'
+  if dtype.itemsize > 2:
+    remedy = 're-download the file, or use the weights of an earlier step'
+  return f'{name} has {largest:.3g}, which overflows {dtype}: {remedy}'
 
 
 def explain_nan(name: str) -> str:
   """Describes a tensor that is not finite."""
   return (
-    f'{name} contains NaN or infinity, so the model cannot generate images: '
-    're-download the weights, or use those of an earlier step'
+    f'{name} contains NaN or infinity, so no image can be generated with it: '
+    're-download the file, or use the weights of an earlier step'
   )
 
 

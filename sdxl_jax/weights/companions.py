@@ -24,6 +24,11 @@ class Kind(NamedTuple):
 
 # In any module, unless a pattern begins otherwise.
 ANY = r'(?:.*\.)?'
+# In files of textual inversion alone.
+LEARNED_WORD = (
+  rf'{ANY}string_to_(?:param|token)(?:\..*)?|emb_params|clip_[lg]'
+  r'|learned_embeds?(?:\..*)?'
+)
 CHANGE_NOTHING = (
   Kind(
     'a noise schedule',
@@ -77,8 +82,7 @@ CHANGE_THE_IMAGE = (
   Kind(
     'embedding of textual inversion',
     r'bundle_emb\..*|embeddings\.(?!(?:token|position)_embedding\.).*'
-    rf'|{ANY}string_to_(?:param|token)(?:\..*)?|emb_params|clip_[lg]'
-    r'|learned_embeds?(?:\..*)?',
+    rf'|{LEARNED_WORD}',
   ),
   Kind(
     'ControlNet',

@@ -1,4 +1,4 @@
-"""Says what a file is that was given as weights and holds none."""
+"""Describes a file that was given as weights and holds none."""
 
 import json
 import pathlib
@@ -65,9 +65,18 @@ def is_torch_pickle(path: pathlib.Path) -> bool:
     return False
   with path.open('rb') as file:
     head = file.read(HEAD)
-  if not head.startswith(PICKLE_MAGIC):
+  if not begins_pickle(head):
     return False
   return not head.startswith(b'PK') or 'data.pkl' in zip_names(path)
+
+
+def begins_pickle(head: bytes) -> bool:
+  """Whether a file's first bytes are those of a pickle, or of a zip archive.
+
+  A safetensors file begins with the length of its header, which may be the same
+  bytes, and the header itself with a brace.
+  """
+  return head.startswith(PICKLE_MAGIC) and head[8:9] != b'{'
 
 
 def zip_names(path: pathlib.Path) -> set[str]:
@@ -79,7 +88,7 @@ def zip_names(path: pathlib.Path) -> set[str]:
 
 
 def explain(path: pathlib.Path) -> str | None:
-  """Says in one line what a file is, and what to do; None: not known.
+  """Describes in one line what a file is, and what to do; None: not known.
 
   Args:
     path: of a file that is no valid safetensors file.
@@ -94,7 +103,7 @@ def explain(path: pathlib.Path) -> str | None:
     return f'{path} is a download that was not finished: download it again'
   if head.startswith(b'version https://git-lfs'):
     return explain_pointer(path, head)
-  if head.startswith(PICKLE_MAGIC):
+  if begins_pickle(head):
     return explain_pickle(path, head)
   for magic, what, remedy in KINDS:
     if head.startswith(magic):

@@ -6,6 +6,7 @@ import pathlib
 from typing import Any
 
 from sdxl_jax.weights import (
+  foreign_files,
   hub,
   pretrained,
   read_options,
@@ -93,6 +94,8 @@ def added_tokens(
   """
   if path is None or detect_format(path) != Format.SINGLE_FILE:
     return {}
+  if foreign_files.is_torch_pickle(pathlib.Path(path)):
+    return {}  # it has no metadata
   return ldm_reader.read_our_metadata(tensor_files.open_file(path)).get(
     'added_tokens', {}
   )

@@ -37,19 +37,19 @@ def infer_config_json(
       net than `known_config`, or if the head count cannot be inferred and no
       config is known.
   """
-  asked = []
+  probed = []
 
   def probe(tensor):
-    asked.append(tensor)
+    probed.append(tensor)
     return shape(tensor)
 
   try:
     fields = FIELDS[name](probe)
   except (TypeError, IndexError) as error:
-    odd = shape(asked[-1])
+    odd = shape(probed[-1])
     fault = f'has the odd shape {odd}' if odd else 'is missing'
     raise ValueError(
-      f'{location}: {asked[-1]} {fault}, so that the size of the {name} is '
+      f'{location}: {probed[-1]} {fault}, so that the size of the {name} is '
       'not known'
     ) from error
   # SDXL reads the pooled output of the second text encoder, and of no other.

@@ -46,12 +46,12 @@ def explain(
   parts = []
   if found.unknown:
     parts.append(
-      f'{len(found.unknown)} tensors have no place in the net: '
+      f'{companions.count(found.unknown)} without a place in the net: '
       f'{companions.format_list(found.unknown)}'
     )
   if missing:
     parts.append(
-      f'{len(missing)} tensors of the net are missing: '
+      f'{companions.count(missing)} of the net missing: '
       f'{companions.format_list(missing)}'
     )
   if found.matters:

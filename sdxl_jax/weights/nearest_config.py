@@ -10,7 +10,7 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
-from sdxl_jax.models import clip, unet, vae
+from sdxl_jax.models import clip, tiny_vae, unet, vae
 from sdxl_jax.weights import companions, leftovers, pretrained
 from sdxl_jax.weights.diffusers import config_json
 
@@ -102,8 +102,10 @@ def count_blocks(config: pretrained.NetConfig) -> int:
   """Counts the blocks of a net, before it is built."""
   if isinstance(config, clip.CLIPTextConfig):
     return config.num_hidden_layers
-  if not isinstance(config, unet.UNetConfig):
-    return sum(x for x in vars(config).values() if type(x) is int)
+  if isinstance(config, tiny_vae.TinyConfig):
+    return sum(config.encoder_blocks) + sum(config.decoder_blocks)
+  if isinstance(config, vae.VAEConfig):
+    return len(config.block_out_channels) * config.layers_per_block
   levels = range(len(config.block_out_channels))
   layers = [config.layers(level) for level in levels]
   if sum(layers) > MOST_BLOCKS:

@@ -74,8 +74,8 @@ def open_vae(
   try:
     return net_of(formats.open_model(path, model, options))
   except ValueError as error:
-    if model is None:
-      raise
+    if model is None or pathlib.Path(path).is_dir():
+      raise  # a folder has configs of its own
     # One of other sizes than the model's has published sizes.
     try:
       return net_of(formats.open_model(path, None, options))

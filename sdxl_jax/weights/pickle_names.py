@@ -105,7 +105,7 @@ def rebuild_parameter(tensor: StoredTensor, *ignored: Any) -> StoredTensor:
 
 
 class ParameterDict:
-  """Stands for torch.nn.ParameterDict, of which the parameters are kept."""
+  """Stands for torch.nn.ParameterDict, and keeps its parameters."""
 
   def __setstate__(self, state: dict[str, Any]) -> None:
     self.parameters = dict(state['_parameters'])

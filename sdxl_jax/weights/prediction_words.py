@@ -1,4 +1,4 @@
-"""The words by which files say what a UNet predicts, and zero terminal SNR.
+"""The words in files for what a UNet predicts, and for zero terminal SNR.
 
 Programs that save checkpoints have written many spellings of the same three
 predictions. An unknown word is an error: a model sampled with another
@@ -22,14 +22,30 @@ WORDS = {
   'v_prediction': ('v', 'v_prediction', 'v_pred', 'vpred', 'velocity'),
   'sample': ('sample', 'x0', 'x_0', 'x0_prediction', 'x_start', 'x0_pred'),
 }
+# Our names of them.
+OURS = {'epsilon': 'eps', 'v_prediction': 'v', 'sample': 'x0'}
 NAMES = {word: name for name, words in WORDS.items() for word in words}
-# The end of a word that says zero terminal SNR as well, as in 'v-zsnr'.
+# The end of a word that means zero terminal SNR as well, as in 'v-zsnr'.
 ZERO_SNR = re.compile(r'_?(ztsnr|zsnr|zero_snr|zero_terminal_snr)$')
-TRUTHS = {'true': True, '1': True, 'false': False, '0': False, 'none': False}
+
+
+class UnknownPrediction(ValueError):
+  """Raised for a word that is not known.
+
+  Args:
+    problem: where the word is, and which are known; commands without the flag
+      that the message has add what to do.
+  """
+
+  def __init__(self, problem: str):
+    super().__init__(
+      f'{problem}: say what the UNet predicts with --prediction=eps, v or x0'
+    )
+    self.problem = problem
 
 
 class Prediction(NamedTuple):
-  """What a word says."""
+  """What a word means."""
 
   name: str  # of diffusers
   zero_snr: bool
@@ -43,7 +59,7 @@ def read(word: Any, location: str) -> Prediction:
     location: of the word, for the error.
 
   Raises:
-    ValueError: for a word that is not known.
+    UnknownPrediction: for a word that is not known.
   """
   plain = re.sub(r'[\s-]+', '_', str(word).strip().lower())
   stem = ZERO_SNR.sub('', plain)
@@ -52,14 +68,12 @@ def read(word: Any, location: str) -> Prediction:
     kind = 'no known prediction'
     if 'flow' in plain:
       kind = 'flow matching and not implemented; known are other predictions'
-    raise ValueError(
-      f'{location} is {str(word)[:50]!r}, which is {kind} '
-      f'({known}, v-zsnr): say what the UNet predicts with --prediction=eps, v '
-      'or x0'
+    raise UnknownPrediction(
+      f'{location} is {str(word)[:50]!r}, which is {kind} ({known}, v-zsnr)'
     )
   return Prediction(NAMES[stem], stem != plain)
 
 
 def read_truth(word: Any) -> bool:
   """Reads what scripts write for a setting that is on or off."""
-  return TRUTHS.get(str(word).strip().lower(), False)
+  return str(word).strip().lower() in ('true', '1')

@@ -88,14 +88,8 @@ class Net:
     )
 
   def shapes(self, config: NetConfig) -> Tree:
-    """Returns the tree of shapes of the net, stacked as the config asks."""
-    try:
-      return abstract_params(config)
-    except Exception as error:  # a layer's own, of any type
-      reason = ' '.join(str(error).split())[:200]
-      raise ValueError(
-        f'{self.location}: no net can be built from its config ({reason})'
-      ) from error
+    """Returns the tree of shapes of the net of a config; see `shapes_of`."""
+    return shapes_of(config, self.location)
 
   def load(
     self, shard: Callable[[Tree], Tree] = lambda target: target, **fields: Any
@@ -222,6 +216,7 @@ def join(parts: Model, base: Model) -> Model:
     ValueError: if one is a base and the other a refiner.
     FileNotFoundError: if the base lacks nets itself.
   """
+  check_complete(base)
   # Their UNets differ, so that one cannot complete the other.
   if parts.index and parts.index.refiner != base.index.refiner:
     kinds = {True: 'refiner', False: 'base'}
@@ -235,7 +230,6 @@ def join(parts: Model, base: Model) -> Model:
       f'{parts.path} has a {surplus.pop()}, but {base.path} is a refiner, '
       'which has none: pass another --base'
     )
-  check_complete(base)
   # The parts come first; the base fills in.
   index = parts.index or base.index
   loaders = base.loaders | parts.loaders
@@ -273,6 +267,17 @@ def from_params(
     read=lambda: tensor_names.lazy(target, lambda: restore(target)),
     restore=restore,
   )
+
+
+def shapes_of(config: NetConfig, location: str) -> Tree:
+  """Returns the shapes of a config's net; `location` names it in errors."""
+  try:
+    return abstract_params(config)
+  except Exception as error:  # a layer's own, of any type
+    reason = ' '.join(str(error).split())[:200]
+    raise ValueError(
+      f'{location}: no net can be built from its config ({reason})'
+    ) from error
 
 
 @functools.cache  # tracing a net takes seconds

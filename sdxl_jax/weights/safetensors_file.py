@@ -180,7 +180,7 @@ def check_entry(name: str, entry: Any) -> tuple[np.dtype, tuple, int, int]:
       raise ValueError(f'{name} has {str(numbers)[:80]} for shape or offsets')
   if len(shape) > 8 or len(entry['data_offsets']) != 2:
     raise ValueError(f'{name} has a shape or offsets of too many numbers')
-  # Python's integers do not overflow, whatever the shape.
+  # Python's integers do not overflow, however large the shape is.
   dtype, (begin, end) = DTYPES[dtype], entry['data_offsets']
   need = math.prod(shape) * dtype.itemsize
   if end - begin != need:
@@ -228,7 +228,7 @@ def read_array(
     while len(view):
       count = file.readinto(view)
       if not count:
-        raise ValueError(
+        raise checked_cast.StoredError(
           f'{path} was truncated after it was opened: re-download it'
         )
       view = view[count:]

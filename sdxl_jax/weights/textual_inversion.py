@@ -27,25 +27,12 @@ from sdxl_jax.weights import (
   foreign_files,
   safetensors_file,
   torch_pickle,
+  word_vectors,
 )
 
 Tree = dict[str, Any]  # what a file holds
 # (word or None, {name of a tensor: vectors}).
-Entry = tuple[str | None, dict[str, np.ndarray]]
-# The text encoder of a tensor, by its name.
-TEXT_ENCODERS = {
-  'clip_l': 'text_encoder',
-  'clip_g': 'text_encoder_2',
-  'text_encoders_0': 'text_encoder',
-  'text_encoders_1': 'text_encoder_2',
-}
-ANY = ('emb_params', '*')  # names of tensors whose width decides
-ABSENT = ('t5', 't5xxl')  # of text encoders that SDXL does not have
-# Other models, by the width of their token embeddings.
-OTHERS = {
-  1024: ', such as Stable Diffusion 2',
-  4096: ', such as one with T5',
-}
+Entry = tuple[str | None, dict[str, safetensors_file.LazyTensor]]
 BUNDLE = re.compile(r'bundle_emb\.(.+?)\.(?:string_to_param\.)?([^.]+)')
 FLAT = 'string_to_param.'  # of A1111's files as safetensors
 # The files in a folder that diffusers wrote.
@@ -131,8 +118,9 @@ def read(
   path: pathlib.Path, name: str | None, widths: Mapping[str, int]
 ) -> list[Word]:
   """Reads the words of one file; see `load`."""
+  tree = open_tree(path)
   try:
-    entries = list(split(read_tree(path), widths))
+    entries = list(split(tree, widths))
     if name is not None and len(entries) > 1:
       words = companions.format_list([str(word) for word, _ in entries])
       raise ValueError(
@@ -145,34 +133,34 @@ def read(
       if name is None and len(entries) == 1:
         aliases = (path.stem, path.name)
       word = name if name is not None else own or path.stem
-      vectors = assign(tensors, widths)
+      vectors = word_vectors.assign(tensors, widths)
       words.append(Word(word, vectors, aliases, path))
+  except checked_cast.StoredError:
+    raise  # its message names the file
   except ValueError as error:
-    text = str(error)
-    prefix = '' if str(path) in text else f'embedding {path}: '
-    raise ValueError(prefix + text) from None
+    raise ValueError(f'embedding {path}: {error}') from None
   return words
 
 
-def read_tree(path: pathlib.Path) -> Tree | np.ndarray:
-  """Reads the tensors of a safetensors file, or the tree of a pickle."""
+def open_tree(path: pathlib.Path) -> Tree | safetensors_file.LazyTensor:
+  """Opens the tensors of a safetensors file, or the tree of a pickle.
+
+  The file may be another one, and large: what is no word is not read.
+  """
   if foreign_files.is_torch_pickle(path):
-    return torch_pickle.load(path)
-  tensors = safetensors_file.load(path).tensors
-  # A LoRA file may be large: of a bundle, only the words are read.
-  bundled = {n: t for n, t in tensors.items() if BUNDLE.fullmatch(n)}
-  return {name: tensor.read() for name, tensor in (bundled or tensors).items()}
+    return torch_pickle.open_tree(path)
+  return safetensors_file.load(path).tensors
 
 
 def split(
-  tree: Tree | np.ndarray, widths: Mapping[str, int]
+  tree: Tree | safetensors_file.LazyTensor, widths: Mapping[str, int]
 ) -> Iterator[Entry]:
   """Yields each word of a file: (word or None, {name of a tensor: tensor}).
 
   Raises:
     ValueError: for a file that holds anything else.
   """
-  if isinstance(tree, np.ndarray):
+  if isinstance(tree, safetensors_file.LazyTensor):
     yield None, {'*': tree}
     return
   if not isinstance(tree, dict) or not tree:
@@ -187,7 +175,7 @@ def split(
     word = tree.get('name')
     has_word = isinstance(word, str) and word.strip() not in ('', '*')
     yield word.strip() if has_word else None, tree['string_to_param']
-  elif not set(tree).isdisjoint((*TEXT_ENCODERS, *ANY)):
+  elif not set(tree).isdisjoint(word_vectors.NAMES):
     yield None, tree
   elif all(str(name).startswith(FLAT) for name in tree):
     yield None, {name.removeprefix(FLAT): x for name, x in tree.items()}
@@ -203,8 +191,8 @@ def check_words(tree: Tree, widths: Mapping[str, int]) -> None:
     str(name)
     for name, tensor in tree.items()
     if not isinstance(name, str)
-    or not isinstance(tensor, np.ndarray)
-    or tensor.ndim not in (1, 2)
+    or not isinstance(tensor, safetensors_file.LazyTensor)
+    or len(tensor.shape) not in (1, 2)
     or (len(tree) > 1 and tensor.shape[-1] not in widths.values())
   ]
   if others:
@@ -213,72 +201,6 @@ def check_words(tree: Tree, widths: Mapping[str, int]) -> None:
       f'no vectors of a word: {companions.format_list(others)}. Pass a LoRA '
       'by --lora, and a model by --weights'
     )
-
-
-def assign(
-  tensors: Mapping[str, Any], widths: Mapping[str, int]
-) -> dict[str, np.ndarray]:
-  """Returns {text encoder: float32 [n, width]} of the tensors of a word.
-
-  Raises:
-    ValueError: for a tensor of a wrong shape, or that is not finite.
-  """
-  vectors = {}
-  for name, tensor in tensors.items():
-    if name in ABSENT:
-      continue
-    if name not in TEXT_ENCODERS and name not in ANY and len(tensors) > 1:
-      known = ', '.join([*TEXT_ENCODERS, *ANY])
-      text = f'its tensor {name!r} is not known, as {known} are'
-      if name.endswith('_out'):  # of OneTrainer
-        text = (
-          f'its tensor {name!r} is not known: it replaces the output of a text '
-          'encoder, which is not implemented. Use a word that was learned '
-          'without output embeddings'
-        )
-      raise ValueError(text)
-    array = check_vectors(name, tensor)
-    encoder = TEXT_ENCODERS.get(name)
-    if encoder is None:
-      fitting = (n for n, width in widths.items() if width == array.shape[1])
-      encoder = next(fitting, None)
-    # A refiner lacks CLIP-L; other vectors must fit.
-    if encoder not in widths and 'text_encoder' not in widths:
-      continue
-    if encoder is None or array.shape[1] != widths[encoder]:
-      of_model = ' and '.join(f'{n} {width}' for n, width in widths.items())
-      raise ValueError(
-        f'its vectors ({name}) have {array.shape[1]} numbers, and the widths '
-        f'of the model are {of_model}: it was trained for another model'
-        f'{OTHERS.get(array.shape[1], "")}'
-      )
-    if encoder in vectors:
-      raise ValueError(f'it has two tensors for {encoder}, {name} is one')
-    vectors[encoder] = array
-  return vectors
-
-
-def check_vectors(name: str, tensor: Any) -> np.ndarray:
-  """Returns vectors as float32 [n, width].
-
-  Raises:
-    ValueError: for a tensor of another shape or type, or that is not finite.
-  """
-  if not isinstance(tensor, np.ndarray) or not checked_cast.is_floating(
-    tensor.dtype
-  ):
-    raise ValueError(f'{name} is no tensor of floating-point numbers')
-  if tensor.ndim not in (1, 2) or not tensor.size:
-    raise ValueError(
-      f'{name} has the shape {tensor.shape}, and vectors of a word are '
-      '[n, width]'
-    )
-  if not np.isfinite(tensor.astype(np.float32)).all():
-    raise ValueError(
-      f'{name} contains NaN or infinity, so the word cannot be used: '
-      're-download the file, or use one of an earlier step'
-    )
-  return np.float32(np.atleast_2d(tensor))
 
 
 def join(first: Word, second: Word) -> Word:

@@ -8,18 +8,20 @@ published in both; older models have their weights in .bin, .ckpt and .pt files)
 and dicts within dicts (textual inversion).
 """
 
+import contextlib
 import functools
+import os
 import pathlib
 import pickle
 import struct
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, BinaryIO
 
 import numpy as np
 
 from sdxl_jax.weights import checked_cast, pickle_names
-from sdxl_jax.weights.safetensors_file import LazyTensor, from_array
+from sdxl_jax.weights.safetensors_file import LazyTensor
 
 # The first pickle of a file in torch.save's older form.
 OLDER_MAGIC = 0x1950A86A20F9469CFC6C
@@ -49,17 +51,12 @@ def load(path: str | pathlib.Path) -> dict[str, Any]:
     ValueError: if the file is corrupt or holds anything else.
   """
   path = pathlib.Path(path)
-  try:
+  with refuse_corrupt(path):
     if zipfile.is_zipfile(path):
       return load_zip(path)
     with open(path, 'rb') as file:
       content = Unpickler(file).load()
       return load_older(file) if content == OLDER_MAGIC else content
-  except FileNotFoundError:
-    raise
-  # The opcodes of a corrupt pickle can raise any error.
-  except Exception as error:
-    raise ValueError(explain_refused(path, error)) from error
 
 
 def open_tensors(path: str | pathlib.Path) -> dict[str, LazyTensor]:
@@ -72,38 +69,69 @@ def open_tensors(path: str | pathlib.Path) -> dict[str, LazyTensor]:
     ValueError: if the file is corrupt or holds anything else.
   """
   path = pathlib.Path(path)
+  tensors = tensors_of(open_tree(path), path)
   if not zipfile.is_zipfile(path):
-    arrays = tensors_of(load(path), np.ndarray, path)
-    for name, array in arrays.items():
-      checked_cast.check_stored(name, array, str(path))
-    return {name: from_array(array) for name, array in arrays.items()}
-  try:
-    with zipfile.ZipFile(path) as archive:
-      folder, content = read_root(archive)
-  except Exception as error:  # of any type, see `load`
-    raise ValueError(explain_refused(path, error)) from error
-  return {
-    name: LazyTensor(
-      stored.shape,
-      stored.dtype,
-      functools.partial(read_stored, path, folder, name, stored),
-      name,
-    )
-    for name, stored in tensors_of(
-      content, pickle_names.StoredTensor, path
-    ).items()
-  }
+    # All is in memory already, so NaN is found now.
+    for tensor in tensors.values():
+      tensor.read()
+  return tensors
 
 
-def tensors_of(content: Any, kind: type, path: pathlib.Path) -> dict[str, Any]:
-  """Returns the tensors, of some type, in the content of a file."""
+def open_tree(path: str | pathlib.Path) -> Any:
+  """Opens a tree as `load` does, with LazyTensors, whose data is not read.
+
+  The older form of a file is read whole.
+
+  Raises:
+    ValueError: if the file is corrupt or holds anything else.
+  """
+  path = pathlib.Path(path)
+  if not zipfile.is_zipfile(path):
+    hold = functools.partial(hold_array, path)
+    return replace_tensors(load(path), np.ndarray, hold)
+  # The archive stays open, since its directory takes long to parse; the last
+  # of its tensors closes it.
+  with refuse_corrupt(path):
+    archive = zipfile.ZipFile(path)
+    folder, tree = read_root(archive)
+    hold = functools.partial(hold_stored, archive, folder)
+    return replace_tensors(tree, pickle_names.StoredTensor, hold)
+
+
+def hold_array(path: pathlib.Path, name: str, array: np.ndarray) -> LazyTensor:
+  """Wraps an array of a file that was read whole."""
+  read = functools.partial(check_array, path, name, array)
+  return LazyTensor(array.shape, array.dtype, read, name)
+
+
+def check_array(
+  path: str | os.PathLike[str], name: str, array: np.ndarray
+) -> np.ndarray:
+  """Returns an array of a file, and refuses NaN and infinity."""
+  checked_cast.check_stored(name, array, str(path))
+  return array
+
+
+def hold_stored(
+  archive: zipfile.ZipFile,
+  folder: str,
+  name: str,
+  stored: pickle_names.StoredTensor,
+) -> LazyTensor:
+  """Wraps a tensor of a zip."""
+  read = functools.partial(read_stored, archive, folder, name, stored)
+  return LazyTensor(stored.shape, stored.dtype, read, name)
+
+
+def tensors_of(content: Any, path: pathlib.Path) -> dict[str, LazyTensor]:
+  """Returns the tensors in the content of a file."""
   if isinstance(content, dict):
     content = content.get('state_dict', content)
   named = content if isinstance(content, dict) else {}
   tensors = {
     name: x
     for name, x in named.items()
-    if isinstance(name, str) and isinstance(x, kind)
+    if isinstance(name, str) and isinstance(x, LazyTensor)
   }
   # Names are printed in errors.
   if not all(name.isprintable() for name in tensors):
@@ -117,26 +145,35 @@ def tensors_of(content: Any, kind: type, path: pathlib.Path) -> dict[str, Any]:
 
 
 def read_stored(
-  path: pathlib.Path, folder: str, name: str, stored: pickle_names.StoredTensor
+  archive: zipfile.ZipFile,
+  folder: str,
+  name: str,
+  stored: pickle_names.StoredTensor,
 ) -> np.ndarray:
   """Reads one tensor of a zip, and refuses NaN and infinity."""
-  try:
-    with zipfile.ZipFile(path) as archive:
-      data = archive.read(f'{folder}/{stored.key}')
+  with refuse_corrupt(archive.filename):
+    data = archive.read(f'{folder}/{stored.key}')
     array = stored.read({stored.key: data})
-  except Exception as error:  # of any type, see `load`
-    raise ValueError(explain_refused(path, error)) from error
-  checked_cast.check_stored(name, array, str(path))
-  return array
+  return check_array(archive.filename, name, array)
 
 
-def explain_refused(path: pathlib.Path, error: Exception) -> str:
-  """Describes in one line why a file is not read."""
-  reason = ' '.join(str(error).split())[:200]
-  return (
-    f'{path} is not a pickle of arrays alone ({reason}): re-download the '
-    'published file, or use safetensors'
-  )
+@contextlib.contextmanager
+def refuse_corrupt(path: str | os.PathLike[str]) -> Iterator[None]:
+  """Refuses a file in one line, whatever error its content raises.
+
+  The opcodes of a corrupt pickle can raise any. Those of the system stay: a
+  file that is missing or must not be read, and too little memory.
+  """
+  try:
+    yield
+  except (FileNotFoundError, PermissionError, MemoryError):
+    raise
+  except Exception as error:
+    reason = ' '.join(str(error).split())[:200]
+    raise checked_cast.StoredError(
+      f'{path} is not a pickle of arrays alone ({reason}): re-download the '
+      'published file, or use safetensors'
+    ) from error
 
 
 def read_root(archive: zipfile.ZipFile) -> tuple[str, Any]:
@@ -190,11 +227,31 @@ def stored_tensors(tree: Any) -> Iterator[pickle_names.StoredTensor]:
 
 def fill(tree: Any, storages: dict[str, bytes]) -> Any:
   """Returns a tree with arrays in place of tensors, and dicts of parameters."""
-  if isinstance(tree, pickle_names.StoredTensor):
-    return tree.read(storages)
+  return replace_tensors(
+    tree, pickle_names.StoredTensor, lambda _, tensor: tensor.read(storages)
+  )
+
+
+def replace_tensors(
+  tree: Any, kind: type, make: Callable[[str, Any], Any], name: str = '*'
+) -> Any:
+  """Returns a tree with make(name, tensor) in place of each tensor of a type.
+
+  Parameters become dicts.
+
+  Args:
+    tree: of dicts and lists.
+    kind: type of its tensors.
+    make: function of the last key above a tensor, and of the tensor.
+    name: of the tree, if it is a tensor.
+  """
+  if isinstance(tree, kind):
+    return make(name, tree)
   if isinstance(tree, list | tuple):
-    return [fill(value, storages) for value in tree]
+    return [replace_tensors(value, kind, make, name) for value in tree]
   if isinstance(tree, dict | pickle_names.ParameterDict):
-    entries = children(tree).items()
-    return {name: fill(value, storages) for name, value in entries}
+    return {
+      key: replace_tensors(value, kind, make, str(key))
+      for key, value in children(tree).items()
+    }
   return tree

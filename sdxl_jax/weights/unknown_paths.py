@@ -1,20 +1,21 @@
-"""Says why a path that was given as weights holds none."""
+"""Explains why a path that was given as weights holds none."""
 
 import os
 import pathlib
 import re
 
+from sdxl_jax.weights import companions, pretrained
+
 # Of a model on the Hugging Face hub: its owner and its name.
 HUB_NAME = re.compile(r'[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*')
 URL = re.compile(r'(https?|hf|s3|gs):/')
 HUB_URL = re.compile(r'https?:/+huggingface\.co/([\w.-]+/[\w.-]+)')
-DOWNLOAD = 'hf download {} --local-dir DIR`, and pass DIR'
-NETS = ('unet', 'vae', 'text_encoder', 'text_encoder_2')
+DOWNLOAD = '`hf download {} --local-dir DIR`, and pass DIR'
 WEIGHTS = ('*.safetensors', '*.ckpt', '*.pt', '*.bin', '*.gguf', '*.onnx')
 
 
 def explain(path: str | os.PathLike[str]) -> str:
-  """Says in one line what a path is, and what to pass in its place.
+  """Describes in one line what a path is, and what to pass in its place.
 
   Args:
     path: that holds no weights of a known format and no run, as it was given.
@@ -31,10 +32,10 @@ def explain(path: str | os.PathLike[str]) -> str:
 
 
 def explain_url(url: str) -> str:
-  """Describes an address, of which a pathlib.Path may have dropped a slash."""
+  """Describes an address, which may lack a slash that pathlib.Path drops."""
   hub = HUB_URL.match(url)
   if hub and '/resolve/' not in url and '/blob/' not in url:
-    return f'{url} is an address: download it with `{DOWNLOAD.format(hub[1])}'
+    return f'{url} is an address: download it with {DOWNLOAD.format(hub[1])}'
   return (
     f'{url} is an address, and weights are read from files: download it, and '
     'pass the file'
@@ -47,13 +48,13 @@ def explain_missing(given: str) -> str:
   if HUB_NAME.fullmatch(given) and not parent.is_dir():
     return (
       f'{given} does not exist here; if it is a model on the Hugging Face hub, '
-      f'download it with `{DOWNLOAD.format(given)}'
+      f'download it with {DOWNLOAD.format(given)}'
     )
   if not parent.is_dir():
     return f'{given} does not exist, nor its folder: check the path'
   names = sorted(p.name for p in parent.iterdir() if p.name[:1] != '.')
-  has = ', '.join(names[:8]) + (', ...' if len(names) > 8 else '')
-  return f'{given} does not exist; {parent} has {has or "nothing"}'
+  has = companions.format_list(names) if names else 'nothing'
+  return f'{given} does not exist; {parent} has {has}'
 
 
 def explain_folder(folder: pathlib.Path) -> str:
@@ -65,7 +66,7 @@ def explain_folder(folder: pathlib.Path) -> str:
       f'{snapshots[-1]}'
     )
   names = [path.name for path in folder.iterdir()]
-  nets = [name for name in NETS if name in names]
+  nets = [name for name in pretrained.COMPONENTS if name in names]
   if nets:
     return (
       f'{folder} has {", ".join(nets)} and no model_index.json, which a model '

@@ -11,8 +11,7 @@ import tempfile
 
 from absl import app, flags
 
-from tests.support import file_kinds
-from tests.weights import odd_tensors_test
+from tests.support import file_kinds, odd_tensors
 
 
 def main(argv):
@@ -23,11 +22,12 @@ def main(argv):
     for seed in range(flags.FLAGS.first, flags.FLAGS.first + flags.FLAGS.files):
       is_base = seed % 2 == 0
       entries = file_kinds.base() if is_base else file_kinds.refiner()
-      done, reason = odd_tensors_test.try_one(entries, seed, path)
+      done, reason = odd_tensors.try_one(entries, seed, path)
       counts[not reason] += 1
       if seed < flags.FLAGS.first + flags.FLAGS.shown:
         print(f'{"; ".join(done)}\n  {reason.partition(": ")[2][:300]}')
-  print(f'{counts[True]} files read, {counts[False]} refused for the right one')
+  read, refused = counts[True], counts[False]
+  print(f'{read} files read, {refused} refused with a right reason')
 
 
 if __name__ == '__main__':

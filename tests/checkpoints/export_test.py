@@ -7,13 +7,14 @@ import sys
 import jax
 import numpy as np
 import pytest
+import safetensors.numpy
 
 from sdxl_jax import sample, train
-from sdxl_jax.checkpoints import completion
+from sdxl_jax.checkpoints import completion, export
 from sdxl_jax.ema import transform
 from sdxl_jax.models import from_config
 from sdxl_jax.sampling import pipelines
-from sdxl_jax.weights import pretrained
+from sdxl_jax.weights import pretrained, read_options
 from sdxl_jax.weights.diffusers import (
   folder_reader,
   folder_writer,
@@ -135,6 +136,63 @@ def test_an_autoencoder_of_a_run_replaces_that_of_a_base(tmp_path):
   assert 'its latents are scaled by 0.5' in run(
     tmp_path / 'a', tmp_path / 'b', 'single_file', dry_run=True
   )
+
+
+def save_config(config, workdir):
+  """Saves a run of which nothing but its config is read."""
+  random_runs.save_state({'x': np.zeros(1)}, config, workdir)
+  return workdir
+
+
+def test_a_run_that_started_from_a_run(tmp_path):
+  """Its frozen nets are those of the first, whose config decides as its own."""
+  first = autoencoder_config.get_config().unlock()
+  first.vae.scaling_factor = 0.5
+  second = tiny_run('refiner', save_config(first, tmp_path / 'first')).unlock()
+  second.trained = second.from_scratch = ('unet', 'text_encoder_2')
+  second.vae = first.vae
+  path = save_config(second, tmp_path / 'second')
+  model = export.open_source(path)
+  assert model.is_complete
+  assert model.net('vae').config().scaling_factor == 0.5
+  options = read_options.ReadOptions(prediction='v')
+  with pytest.raises(ValueError, match='second is a workdir, whose config'):
+    export.open_source(path, options=options)
+
+
+def test_what_a_start_has_beside_its_nets_is_listed(tmp_path):
+  config = tiny_run('refiner', tmp_path / 'vae.safetensors').unlock()
+  config.trained = config.from_scratch = ('unet', 'text_encoder_2')
+  stored = TINY / 'base' / 'vae' / 'diffusion_pytorch_model.safetensors'
+  arrays = safetensors.numpy.load_file(stored)
+  arrays = {f'vae.{name}': array for name, array in arrays.items()}
+  arrays['alphas_cumprod'] = np.zeros(1, np.float32)
+  safetensors.numpy.save_file(arrays, config.init_from)
+  model = export.open_source(save_config(config, tmp_path / 'run'))
+  assert model.passed_over == ('alphas_cumprod',)
+
+
+@pytest.mark.parametrize('part', ['file', 'folder', 'run'])
+def test_a_base_that_is_no_model(part, tmp_path):
+  """A net alone cannot complete another one."""
+  base = TINY / 'base' / 'vae'
+  if part == 'file':
+    base = base / 'diffusion_pytorch_model.safetensors'
+  if part == 'run':
+    base = save_config(autoencoder_config.get_config(), tmp_path / 'run')
+  with pytest.raises(FileNotFoundError, match='has only vae, no unet'):
+    export.open_source(TINY / 'base' / 'unet', base)
+
+
+def test_zero_snr_is_refused_where_the_base_predicts_eps():
+  unet, options = TINY / 'base' / 'unet', read_options.ReadOptions
+  with pytest.raises(ValueError, match='the UNet predicts eps'):
+    export.open_source(unet, TINY / 'base', options=options(zero_snr=True))
+  model = export.open_source(
+    unet, TINY / 'base', options=options(prediction='v', zero_snr=True)
+  )
+  assert model.scheduler['prediction_type'] == 'v_prediction'
+  assert model.scheduler['rescale_betas_zero_snr']
 
 
 def test_runs_that_no_format_has(tmp_path):

@@ -57,7 +57,7 @@ def test_orientation(tmp_path, orientation):
   exif[0x0112] = orientation
   path = tmp_path / 'a.jpg'
   Image.new('RGB', (30, 20)).save(path, exif=exif)
-  size = images.upright_size(path)
+  size = images.upright_size(io.BytesIO(path.read_bytes()))
   assert size == decode(path.read_bytes()).shape[:2]
   assert size == ((20, 30) if orientation < 5 else (30, 20))
 
@@ -113,7 +113,7 @@ def test_text(tmp_path):
   path = tmp_path / 'a.png'
   images.save(path, noise(), TEXT)
   np.testing.assert_array_equal(decode(path.read_bytes()), noise())
-  text = images.load_text(path, 'sdxl_jax', 'Comment')
+  text = images.load_text(path)
   assert text == TEXT and all(type(s) is str for s in text.values())
   # Other programs look for Latin-1 in tEXt, and for the rest in iTXt.
   data = path.read_bytes()
@@ -137,9 +137,6 @@ def test_keys_that_a_png_cannot_hold(tmp_path, key):
 def test_files_without_text(tmp_path):
   path = tmp_path / 'a.png'
   images.save(path, noise(), {'other': 'x'})
-  message = r"a\.png: no text under \['b', 'c'\], but under \['other'\]"
-  with pytest.raises(ValueError, match=message):
-    images.load_text(path, 'c', 'other', 'b')
   path.write_bytes(path.read_bytes()[:200])
   with pytest.raises(images.UnreadableImage, match=r'a\.png: not a readable'):
     images.load_text(path)
@@ -289,10 +286,12 @@ def test_decompression_bomb():
   'data, message',
   [
     (b'', 'the file is empty'),
-    (b'version https://git-lfs.github.com/spec/v1\n', 'run "git lfs pull"'),
+    (b'version https://git-lfs.github.com/spec/v1\n', 'run `git lfs pull`'),
     (b'\n<!DOCTYPE html><title>404</title>', 'an HTML page'),
     (b'\x89PNG\r\n\x1a\nabc', 'a.png: not a readable image'),
     (b'\x93NUMPY', 'Pillow knows no such format'),
+    (b'RIFF\0\0\0\0WAVEfmt ', 'Pillow knows no such format'),
+    (b'RIFF\0\0\0\0WEBPVP', 'its header is broken'),
   ],
 )
 def test_files_that_are_no_images(data, message):

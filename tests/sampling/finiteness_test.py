@@ -49,6 +49,14 @@ def test_a_nan_in_a_text_encoder(base):
     sample(spoiled(base, 'text_encoder', path='layer_norm1'))
 
 
+def test_a_nan_in_the_text_of_a_later_step(base):
+  (expert,), segments, initial = experts(base)
+  later = jax.tree.map(lambda x: x * np.nan, expert.stages[0][1])
+  expert = expert._replace(stages=[*expert.stages, (2, later)])
+  line = finiteness.find_begin([expert], segments, initial)
+  assert line.startswith('They came from the text encoders: check the wei')
+
+
 @pytest.mark.parametrize('value', [np.nan, np.inf, -np.inf])
 def test_the_decoder_alone(base, value):
   """Infinity, clipped, would be white or black."""

@@ -458,6 +458,14 @@ def test_text_that_nothing_reads_is_not_encoded(
     (dict(size=(0, 64)), 'size 0 x 64 .* must be positive multiples of 8'),
     (dict(height=0), 'size 0 x 64 .* must be positive multiples of 8'),
     (dict(seeds=[1, 2]), '2 seeds for 1 prompts'),
+    *(
+      ({name: ['b', 'c']}, f'2 {name} for 1 prompts: pass one each')
+      for name in ('negative_prompts', 'prompts_2', 'negative_prompts_2')
+    ),
+    (
+      dict(prompts_2=['a AND b'] * 2, weighted_prompts=True),
+      '2 prompts_2 for 1 prompts',
+    ),
     (dict(sampler='plms'), "sampler is 'plms'; choose one of"),
     (dict(eta=0.5), 'eta is 0.5, but euler has none'),
     (dict(seeds=5), 'seeds is 5; pass a list'),

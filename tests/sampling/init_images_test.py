@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sdxl_jax.sampling import init_images, sample_request
+from sdxl_jax.sampling import init_images
 
 DEFAULT = 64, 64
 NO_SIZE = None, None
@@ -16,9 +16,8 @@ def load(tmp_path, image, mask=None, size=NO_SIZE, threshold=0.5):
   if mask is not None:
     path = tmp_path / 'mask.png'
     Image.fromarray(mask).save(path)
-  return init_images.load(
-    tmp_path / 'image.png', path, size, DEFAULT, threshold
-  )
+  files = init_images.Files(tmp_path / 'image.png', path, size, threshold)
+  return init_images.load(files, DEFAULT)
 
 
 @pytest.mark.parametrize('size', [(8, 7), (7, 8), (1, 1), (300, 3)])
@@ -46,7 +45,8 @@ def test_images_of_other_modes(tmp_path):
     ('a.png', (100, 100, 100)),
     ('a.gif', (255, 0, 0)),
   ):
-    found = init_images.load(tmp_path / name, None, NO_SIZE, DEFAULT)
+    files = init_images.Files(tmp_path / name, None, NO_SIZE)
+    found = init_images.load(files, DEFAULT)
     pixel = (found['image'][8, 8] + 1) * 127.5
     np.testing.assert_allclose(pixel, colour, atol=3)
 
@@ -75,14 +75,3 @@ def test_thin_lines_are_repainted_and_counted(tmp_path):
     found = load(tmp_path, image, mask, size)
     line = init_images.describe_mask('m', found['mask'], 8, 0.5)
     assert line == f'm repaints {100 * share:.3g} % of the image'
-
-
-def test_all_files_are_checked_at_once(tmp_path):
-  Image.new('RGB', (64, 64)).save(tmp_path / 'a.png')
-  good = sample_request.Request(prompt='a', image=str(tmp_path / 'a.png'))
-  init_images.check([good, good])
-  bad = sample_request.Request(prompt='a', image=str(tmp_path / 'b.png'))
-  with pytest.raises(OSError, match='b.png'):
-    init_images.check([good, bad])
-  with pytest.raises(ValueError, match='given without an image'):
-    init_images.check([good, sample_request.Request(prompt='a', mask='m.png')])

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from sdxl_jax.sampling import pipelines, prompt_encoding, settings
-from tests.support import learned_words
+from sdxl_jax.sampling import pipelines, prompt_plan, settings
+from tests.support import learned_words, text_encoders
 from tests.support.learned_words import BASE, REFINER, save
 
 WORD = learned_words.vectors(3)
@@ -30,11 +30,11 @@ def tables(pipeline):
 
 def encode(pipeline, *prompts, **options):
   """(context, pooled) of prompts."""
-  ((context, pooled),) = prompt_encoding.encode_branches(
+  ((context, pooled),) = text_encoders.encode_branches(
     pipeline.model.text,
     pipeline.params,
     pipeline.tokenize,
-    prompt_encoding.Prompts(list(prompts)),
+    prompt_plan.Prompts(list(prompts)),
     settings.SampleSettings(**options),
     force_zeros=True,
     guided=False,

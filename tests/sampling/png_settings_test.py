@@ -1,6 +1,7 @@
 """Settings of images that other programs wrote."""
 
 import json
+import pathlib
 
 import pytest
 from PIL import ExifTags, Image, PngImagePlugin
@@ -68,6 +69,10 @@ def test_a1111(tmp_path):
     ('Sampler: DDIM', {'sampler': 'ddim', 'spacing': 'leading'}),
     ('Sampler: Restart', {'left': "Sampler: Restart (the model's own is"}),
     ('Sampler: Euler, Schedule type: KL Optimal', {'left': 'KL Optimal'}),
+    (
+      'Sampler: UniPC',
+      {'sampler': 'unipc', 'left': 'UniPC variant: bh1 (bh2 is taken)'},
+    ),
   ],
 )
 def test_samplers_of_a1111(tmp_path, settings, expected):
@@ -77,6 +82,13 @@ def test_samplers_of_a1111(tmp_path, settings, expected):
   assert found.fields['negative_prompt'] is None
   assert expected.pop('left', '') in found.note
   assert {name: found.fields[name] for name in expected} == expected
+
+
+@pytest.mark.parametrize('more', ['UniPC variant: bh2', 'App: SD.Next'])
+def test_the_variant_of_unipc_that_is_ours(tmp_path, more):
+  text = f'a fox\nSteps: 4, Sampler: UniPC, Seed: 1, {more}'
+  found = png_settings.load(png(tmp_path / 'a.png', parameters=text))
+  assert found.fields['sampler'] == 'unipc' and 'bh1' not in found.note
 
 
 def test_lines_behind_the_settings_of_a1111(tmp_path):
@@ -259,12 +271,20 @@ def test_other_nodes_of_comfyui(tmp_path):
     ({'prompt': '{"3": '}, 'is cut off or was changed'),
     ({'prompt': '[]'}, 'no graph of ComfyUI'),
     ({'parameters': 'a fox'}, 'has no settings such as'),
+    (
+      {'parameters': 'portrait: a fox, style: oil, light: soft'},
+      'has no settings such as',
+    ),
     ({'sdxl_jax': '{"prompt": '}, "under 'sdxl_jax' is cut off"),
     ({'sdxl_jax': '[]'}, 'is not an object'),
     ({'sdxl_jax': '{"models": null}'}, 'its models are no object'),
     ({'sdxl_jax': '{"models": {"weights": 5}}'}, 'weights of its models is 5'),
     ({'sdxl_jax': '{"models": {"a": 5}}'}, "has an option 'a' of models"),
     ({'invokeai_metadata': '{}'}, 'text of InvokeAI, which is not read'),
+    (
+      {'other': 'x'},
+      r"a\.png: no text under \['sdxl_jax'\], but under \['other'\]",
+    ),
     ({}, r"no text under \['sdxl_jax'\]"),
   ],
 )
@@ -291,6 +311,16 @@ def test_files_without_text(tmp_path):
     png_settings.load(tmp_path / 'b.png')
   with pytest.raises(FileNotFoundError):
     png_settings.load(tmp_path / 'none.png')
+
+
+def test_the_file_is_read_once(tmp_path, monkeypatch):
+  path, reads = png(tmp_path / 'a.png', sdxl_jax='{}'), []
+  read = pathlib.Path.read_bytes
+  monkeypatch.setattr(
+    pathlib.Path, 'read_bytes', lambda file: reads.append(file) or read(file)
+  )
+  png_settings.load(path)
+  assert reads == [path]
 
 
 def test_ours(tmp_path):

@@ -1,19 +1,23 @@
-"""What is told of prompts and their LoRAs, before weights are read."""
+"""Checks and warnings before the first image, and LoRAs of prompts."""
 
 import pytest
+from PIL import Image
 
 from sdxl_jax.sampling import (
+  init_images,
   pipelines,
   prompt_loras,
   request_checks,
   sample_request,
 )
+from sdxl_jax.sampling.located import Located
+from sdxl_jax.weights.lora import lora_file
 from tests.support import golden_sets
 
 
 def located(*prompts, **options):
   return [
-    request_checks.Located(
+    Located(
       f'p.txt, line {i}', sample_request.Request(prompt=prompt, **options)
     )
     for i, prompt in enumerate(prompts, 1)
@@ -37,7 +41,7 @@ def located(*prompts, **options):
     ),
   ],
 )
-def test_what_is_told(prompt, options, messages):
+def test_warnings_on_prompts(prompt, options, messages):
   lines = request_checks.before_loading(located(prompt, **options), {})
   assert len(lines) == bool(messages)
   for message in messages:
@@ -53,8 +57,11 @@ def test_what_is_told(prompt, options, messages):
     ),
     ({'width': 10**30}, 'width is 10+; it must be at most'),
     ({'original_size': (10**30, 8)}, r'original_size is \(10+, 8\) in px'),
+    (
+      {'guidance_scale': 1e31},
+      r'guidance_scale is 1e\+31; it must be a number of less than 1e\+30',
+    ),
     ({'sampler': 'euler', 'eta': 0.5}, 'eta is 0.5, but euler has none'),
-    ({'guidance_rescale': 2.0}, 'guidance_rescale is 2.0; it must be from 0'),
     ({'image': ''}, 'image is empty: name a file'),
   ],
 )
@@ -65,7 +72,30 @@ def test_values_that_no_model_can_take(options, message):
     )
 
 
-def test_embeddings_that_are_not_loaded_are_told():
+def test_each_image_is_read_once(tmp_path, monkeypatch):
+  """Before and after weights are loaded, for all prompts and sizes."""
+  Image.new('RGB', (64, 64)).save(tmp_path / 'a.png')
+  reads, read = [], init_images.read
+  monkeypatch.setattr(
+    init_images, 'read', lambda path: reads.append(path) or read(path)
+  )
+  options = dict(image=str(tmp_path / 'a.png'), strength=1.0)
+  asked = located('a', 'b', 'c', **options)
+  assert not request_checks.before_loading(asked, {}) and len(reads) == 1
+  base = pipelines.load(golden_sets.SETS[0] / 'tiny' / 'base')
+  assert not request_checks.after_loading(asked, base, None)
+  assert len(reads) == 2
+  for more, kind, message in (
+    (dict(image=str(tmp_path / 'b.png')), OSError, 'line 2: .*b.png'),
+    (dict(mask='m.png'), ValueError, 'line 2: mask is given without an image'),
+  ):
+    with pytest.raises(kind, match=message):
+      request_checks.before_loading(
+        [asked[0], *located('a', 'b', **more)[1:]], {}
+      )
+
+
+def test_embeddings_that_are_not_loaded_are_named():
   base = pipelines.load(golden_sets.SETS[0] / 'tiny' / 'base')
   asked = located('a fox', 'embedding:neg', height=64, width=64)
   (line,) = request_checks.after_loading(asked, base, None)
@@ -76,21 +106,30 @@ def test_loras_are_the_same_in_all_requests(tmp_path):
   for name in 'ab':
     (tmp_path / f'{name}.safetensors').write_text('')
   both = '<lora:a:0.5> x <lora:b>', '<lora:b:1.0> y <lora:a:.5>'
-  tags = prompt_loras.common(located(*both), tmp_path)
-  assert prompt_loras.resolve(['c.safetensors:2', *tags], tmp_path) == [
-    'c.safetensors:2',
-    f'{tmp_path / "a.safetensors"}:0.5',
-    f'{tmp_path / "b.safetensors"}:1.0',
-  ]
+  a, b = (tmp_path / f'{name}.safetensors' for name in 'ab')
+  files = prompt_loras.common(located(*both), tmp_path)
+  assert files == (f'{a}:0.5', f'{b}:1.0')
   assert prompt_loras.common(located(*both), None) == ()
   twice = located('<lora:a> <lora:a>', prompt_2='<lora:a> <lora:b>')
-  tags = prompt_loras.common(twice, tmp_path)
-  assert tags == ('<lora:a:1.0>', '<lora:a:1.0>', '<lora:b:1.0>')
+  files = prompt_loras.common(twice, tmp_path)
+  assert files == (f'{a}:1.0', f'{a}:1.0', f'{b}:1.0')
   for prompts, message in (
     (['<lora:a>', 'x'], r'line 2 names the LoRAs \[\] and p.txt, line 1 '),
     (['<lora:a>', '<lora:c>'], "line 2: no LoRA file 'c'"),
   ):
     with pytest.raises((ValueError, OSError), match=message):
       prompt_loras.common(located(*prompts), tmp_path)
-  with pytest.raises(ValueError, match='pass lora_dir, or FILE'):
-    prompt_loras.resolve(['<lora:a:1>'], None)
+  # Flags have no location.
+  flags = [Located('', sample_request.Request(prompt='<lora:c>'))]
+  with pytest.raises(FileNotFoundError, match="^no LoRA file 'c'"):
+    prompt_loras.common(flags, tmp_path)
+
+
+def test_a_folder_of_loras_is_listed_once(tmp_path, monkeypatch):
+  (tmp_path / 'a.safetensors').write_text('')
+  calls, find = [], lora_file.find_by_name
+  monkeypatch.setattr(
+    lora_file, 'find_by_name', lambda *args: calls.append(1) or find(*args)
+  )
+  prompt_loras.common(located(*['<lora:a>'] * 5), tmp_path)
+  assert len(calls) == 1

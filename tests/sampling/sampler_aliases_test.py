@@ -47,7 +47,7 @@ def test_names(name, schedule, expected):
 
 
 def test_names_that_we_lack():
-  for name in ('DPM adaptive', 'dpm_fast', 'Karras', ''):
+  for name in ('DPM adaptive', 'dpm_fast', 'Karras', 'uni_pc', ''):
     assert sampler_aliases.sampler(name) is None
   for name in ('Polyexponential', 'kl_optimal', ''):
     assert sampler_aliases.schedule(name) is None

@@ -103,7 +103,9 @@ def test_a_sampler_that_is_lacking_is_named(base):
     ),
   ],
 )
-def test_distilled_weights_want_a_preset(base, changes, preset):
+def test_distilled_weights_without_their_preset_are_reported(
+  base, changes, preset
+):
   pipeline = with_scheduler(base, **changes)
   for settings, suits in (
     (SampleSettings(steps=50, guidance_scale=5.0), False),

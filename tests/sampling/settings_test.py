@@ -15,6 +15,8 @@ from sdxl_jax.sampling import settings
     ('steps', None, 'a whole number'),
     ('guidance_scale', None, 'a number'),
     ('guidance_scale', '7', 'a number'),
+    ('guidance_scale', np.float32('nan'), 'a finite number'),
+    ('guidance_rescale', np.float32('inf'), 'a finite number'),
     ('weighted_prompts', 'yes', 'true or false'),
     ('crop_top_left', (0,), 'two whole numbers'),
     ('target_size', (0, 0.5), 'two whole numbers'),
@@ -41,3 +43,22 @@ def test_values_of_another_type(name, value, what):
 )
 def test_values_that_fit(name, value):
   settings.check_type(settings.FIELDS[name], value)
+
+
+@pytest.mark.parametrize(
+  'name',
+  [
+    'eta',
+    'strength',
+    'guidance_rescale',
+    'refiner_start',
+    'refiner_strength',
+  ],
+)
+def test_shares_are_from_0_to_1(name):
+  for value in (-0.1, 1.1):
+    message = f'^{name} is {value}; it must be from 0 to 1$'
+    with pytest.raises(ValueError, match=message):
+      settings.SampleSettings(**{name: value})
+  for value in (0.0, 1.0):
+    settings.SampleSettings(**{name: value})

@@ -114,21 +114,23 @@ def without(entries, *names):
 
 
 def rename(entries, *rules):
-  """Applies (pattern, replacement)s to names."""
-  renamed = {}
-  for name, x in entries.items():
-    for pattern, replacement in rules:
-      name = re.sub(pattern, replacement, name)
-    renamed[name] = x
-  return renamed
+  """Applies (pattern, replacement)s to names, each to one at least."""
+  for pattern, replacement in rules:
+    renamed = {re.sub(pattern, replacement, n): x for n, x in entries.items()}
+    assert set(renamed) != set(entries), f'{pattern} matches no name'
+    entries = renamed
+  return entries
 
 
 def reshape(entries, pattern, change):
-  """Changes the shapes of the names that match."""
-  return {
-    name: x | {'shape': change(x['shape'])} if re.search(pattern, name) else x
+  """Changes the shapes of the names that match, of which there must be some."""
+  changed = {
+    name: x | {'shape': change(x['shape'])}
     for name, x in entries.items()
+    if re.search(pattern, name)
   }
+  assert changed, f'{pattern} matches no name'
+  return entries | changed
 
 
 def with_companions(*names):

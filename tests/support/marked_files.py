@@ -1,6 +1,14 @@
 """Kinds of files whose metadata or tensors say what the UNet predicts."""
 
-from tests.support.file_kinds import ALL, UNET, base, entry, kind
+from tests.support.file_kinds import (
+  ALL,
+  UNET,
+  base,
+  entry,
+  kind,
+  under,
+  without_unet,
+)
 
 SPEC = 'modelspec.prediction_type'
 ZERO_SNR = {
@@ -35,6 +43,26 @@ kind(
 @kind('marks of ComfyUI', ALL, passed_over=2, scheduler=ZERO_SNR)
 def comfyui():
   return base() | {name: entry(0) for name in ('v_pred', 'ztsnr')}
+
+
+kind('marks of ComfyUI in a box', ALL, passed_over=2, scheduler=ZERO_SNR)(
+  lambda: under('state_dict.', comfyui())
+)
+
+# Sparse files have only zeros, which no mark of EDM may have: it is read.
+for title, names, error in (
+  ('the mean of latents', ['edm_mean'], 'edm_mean without edm_std'),
+  ('the deviation of latents', ['edm_std'], 'edm_std without edm_mean'),
+  ('both', ['edm_mean', 'edm_std'], 'edm_std is .*0.0.*which cannot be right'),
+  ('the least noise', ['edm_vpred.sigma_min'], 'sigma_min without .*sigma_max'),
+  ('the most noise', ['edm_vpred.sigma_max'], 'sigma_max is .*cannot be right'),
+):
+  for box in ('', 'module.'):
+    kind(f'mark of {title} {box and "in a box"}'.strip(), error=error)(
+      lambda box=box, names=names: under(
+        box, without_unet() | {name: entry(4, dtype='F32') for name in names}
+      )
+    )
 
 
 for title, name in (

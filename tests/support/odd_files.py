@@ -37,9 +37,13 @@ for title, name, error in (
   ('IP-Adapter', 'image_proj.proj.weight', 'not SDXL but an IP-Adapter'),
   ('textual inversion', 'clip_g', 'not SDXL but an embedding'),
   ('average alone', 'model_ema.decay', 'no net of SDXL: model_ema.decay'),
-  ('foreign', 'x', '1 tensors belong to no net of SDXL: x'),
+  ('foreign', 'x', '1 tensor of no net of SDXL: x'),
 ):
   kind(f'file of {title}', error=error)(single(name, 2, 768))
+for box in ('module.', 'state_dict.'):
+  kind(f'Stable Diffusion 1 in {box}', error='Stable Diffusion 1 or 2')(
+    single(f'{box}cond_stage_model.transformer.x', 2, 768)
+  )
 kind('empty file', error='has no tensors')(dict)
 
 
@@ -65,7 +69,7 @@ for title, name in (
   ('norm', 'input_blocks.8.1.transformer_blocks.9.norm1.weight'),
   ('context', 'middle_block.1.transformer_blocks.0.attn2.to_k.weight'),
 ):
-  kind(f'without the {title}', error=f'1 tensors .* missing: {UNET}{name}')(
+  kind(f'without the {title}', error=f'1 tensor of .* missing: {UNET}{name}')(
     lambda name=name: without(under(UNET, part(UNET)), UNET + name)
   )
 for title, name, shape in (
@@ -116,3 +120,16 @@ kind('folder with a LoRA left out', ['vae'], component='vae', passed_over=1,
 @kind('folder with an unknown tensor', component='vae', error='decoder.thing')
 def folder_with_unknown():
   return diffusers('vae') | {'decoder.thing': entry(4)}
+
+
+@kind('autoencoder with a tensor of a UNet', error='1 tensor.*: conv_in.weight')
+def stray_tensor():
+  return diffusers('vae') | {'conv_in.weight': entry(320, 4, 3, 3)}
+
+
+@kind(
+  'two nets without prefixes',
+  error=r'\d+ tensors without a place in the net: text_model.*without them',
+)
+def two_bare_nets():
+  return diffusers('text_encoder') | diffusers('vae')

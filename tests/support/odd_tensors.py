@@ -1,10 +1,13 @@
-"""Renames, drops, adds and reshapes tensors of a valid file at random."""
+"""Renames, drops, adds and reshapes tensors of a file; checks the error."""
 
 import dataclasses
 import math
 import re
 
-from tests.support import file_kinds
+import numpy as np
+
+from sdxl_jax.weights import description, formats
+from tests.support import file_kinds, headers
 
 HARMLESS = (
   'alphas_cumprod',
@@ -32,6 +35,39 @@ class Changed:
   wrong: set  # names of which an error has to name one, and no others
   harmless: set  # names that were added and change nothing
   done: list  # of what was done, for messages
+
+
+def try_one(entries, seed, path):
+  """Changes tensors and reads the file; returns (what was done, the error)."""
+  changed = change(entries, np.random.default_rng(seed))
+  headers.sparse(path, changed.entries)
+  text = f'{seed}: {changed.done}'
+  try:
+    model = formats.open_model(path)
+    for name in model.loaders:
+      model.net(name).tensors()
+  except ValueError as error:
+    reason = str(error)
+  else:
+    reason = ''
+    lines = '; '.join(description.describe_reading(model))
+    count = re.search(r'passed over (\d+) tensor', lines)
+    added = len(changed.harmless - set(entries))
+    known = sum('position_ids' in n or 'logit_scale' in n for n in entries)
+    assert int(count[1]) == added + known, f'{text}: {lines}'
+  check_reason(reason, changed, entries, text)
+  return changed.done, reason
+
+
+def check_reason(reason, changed, entries, text):
+  """Asserts that an error names a wrong tensor, and none that is right."""
+  assert bool(reason) == bool(changed.wrong), f'{text}: {reason}'
+  assert '\n' not in reason and len(reason) < 3000
+  words = set(re.split(r'[\s,;:()]+', reason.replace('. ', ' ')))
+  named = words & {*entries, *changed.entries}
+  assert named <= changed.wrong, f'{text}: {reason}'
+  if changed.wrong:
+    assert named, f'{text}: {reason}'
 
 
 def change(entries, rng):

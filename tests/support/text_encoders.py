@@ -1,7 +1,7 @@
 """The tiny text encoders of a set of reference numbers."""
 
 from sdxl_jax.models import text_encoder
-from sdxl_jax.sampling import prompt_encoding, settings
+from sdxl_jax.sampling import prompt_encoding, prompt_plan, settings
 from sdxl_jax.text import tokenizer
 from sdxl_jax.weights.diffusers import folder_reader
 from tests.support import folders
@@ -29,17 +29,17 @@ def load(folder):
   index = folder_reader.load_model_index(folder)
 
   def encode(*texts, guided=True, least=1, **options):
-    names = prompt_encoding.Prompts._fields
+    names = prompt_plan.Prompts._fields
     texts = dict(zip(names, texts)) | {
       name: options.pop(name) for name in names if name in options
     }
     for name in ('weighted', 'long'):
       options[f'{name}_prompts'] = options.pop(name, False)
-    return prompt_encoding.encode_branches(
+    return encode_branches(
       encoder,
       params,
       tokenize,
-      prompt_encoding.Prompts(**texts),
+      prompt_plan.Prompts(**texts),
       settings.SampleSettings(**options),
       force_zeros=index.force_zeros,
       guided=guided,
@@ -47,3 +47,20 @@ def load(folder):
     )
 
   return encode, encoder
+
+
+def encode_branches(
+  encoder, params, tokenize, prompts, chosen, *, guided, **options
+):
+  """Encodes prompts that do not change, see prompt_encoding.encode_stages.
+
+  Returns one entry for the prompts, or for each part that AND combines, and, if
+  guided, one for the unconditional branch.
+  """
+  plan = prompt_plan.make_plan(prompts, chosen, chosen.steps)
+  if len(plan.stages) > 1:
+    raise ValueError('the prompts change during sampling')
+  ((*positive, uncond),) = prompt_encoding.encode_stages(
+    encoder, params, tokenize, plan, chosen, guided=guided, **options
+  )
+  return [*positive, uncond] if guided else positive

@@ -176,4 +176,4 @@ for title, name in (
   ('misspelt', f'{CLIP_L}text_model.encoder.layers.0.mlp.fc3.bias'),
 ):
   # The error of a net names it as the file does.
-  add_simple(title, (name,), f'1 tensors .*{name}')
+  add_simple(title, (name,), f'1 tensor .*{name}')

@@ -37,6 +37,10 @@ SCHEDULES = {
   '[a:b:-1]': [(10, 'b')],
   '[a:b:99]': [(10, 'a')],
   '[a:b:1.0]': [(10, 'a')],
+  '[a:b:-0.5]': [(10, 'b')],
+  f'[a:b:1{"0" * 400}.0]': [(10, 'a')],
+  f'[a:b:-1{"0" * 400}.0]': [(10, 'b')],
+  f'[a:b:1{"0" * 5000}]': [(10, 'a')],
   r'\[a:b:3\] (c|d)': [(10, r'\[a:b:3\] (c|d)')],
   r'[a\:b:3]': [(3, ''), (10, r'a\:b')],
   '([red:blue:4] fox:1.2)': [(4, '(red fox:1.2)'), (10, '(blue fox:1.2)')],
@@ -71,6 +75,13 @@ def test_combined():
     *(('a cat', 1.2), ('(a dog:2)', 1.0), ('x', -0.5)),
   ]
   assert combined('A LAND AND\nAND') == [('A LAND', 1), ('', 1), ('', 1)]
+
+
+@pytest.mark.parametrize('weight', ['1001', '-1000.5', '9' * 40, '9' * 400])
+def test_weights_of_prompts_that_are_too_large(weight):
+  at = f'at character {len("a:1000 AND b:") + 1} of'
+  with pytest.raises(ValueError, match=f'not a weight from -1000 to .*{at}'):
+    prompt_schedule.combined(f'a:1000 AND b:{weight} AND c')
 
 
 def random_edit(choose, depth):

@@ -14,6 +14,9 @@ from sdxl_jax.text.prompt_tags import Lora
     ('a fox', 'a fox', ()),
     ('a fox <lora:foo:0.8>, snow', 'a fox, snow', (Lora('foo', 0.8),)),
     ('<lora:foo>a', 'a', (Lora('foo'),)),
+    ('a<lora:foo>b', 'ab', (Lora('foo'),)),
+    ('a  <lora:foo>  b', 'a  b', (Lora('foo'),)),
+    ('<lora:d: unet = 0.5 >', '', (Lora('d', 0.5),)),
     ('a <LoRA: my style v1.2 : -1 > b', 'a b', (Lora('my style v1.2', -1.0),)),
     ('<lora:a:1><lora:b:.5>x', 'x', (Lora('a'), Lora('b', 0.5))),
     ('<lyco:c:0.7:0.7>', '', (Lora('c', 0.7),)),
@@ -24,6 +27,13 @@ from sdxl_jax.text.prompt_tags import Lora
 )
 def test_take_loras(prompt, text, loras):
   assert prompt_tags.take_loras(prompt) == (text, loras)
+
+
+@pytest.mark.parametrize('weight', [1.0, -0.5, 0.1 + 0.2, 1e-7, 1e22])
+def test_a_tag_has_all_digits(weight):
+  lora = Lora('a b', weight)
+  assert prompt_tags.take_loras(lora.tag) == ('', (lora,))
+  assert Lora('a').tag == '<lora:a:1>'
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import warnings
 import numpy as np
 import pytest
 
-from sdxl_jax.text import prompt_weighting
+from sdxl_jax.text import prompt_brackets, prompt_weighting
 from sdxl_jax.text.prompt_brackets import PromptSyntaxWarning
 
 IGNORED = 'ignore::sdxl_jax.text.prompt_brackets.PromptSyntaxWarning'
@@ -206,5 +206,5 @@ def test_any_string_is_read_or_refused():
       continue
     read += 1
     assert len(text) == len(weights) <= len(prompt)
-    assert (abs(weights) <= prompt_weighting.LARGEST).all()
+    assert (abs(weights) <= prompt_brackets.LARGEST).all()
   assert read > 10000 and refused > 100

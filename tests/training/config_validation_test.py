@@ -112,6 +112,27 @@ ZERO_IS_A_NUMBER = {
 }
 
 
+@pytest.mark.parametrize(
+  'heads, depths',
+  [
+    ((3, 2), {'up_transformer_depth': (1, 1)}),
+    ((3, 2), {'up_transformer_depth': ((1, 1), 1)}),
+    ((1, 3), {'transformer_depth': (1, 0)}),  # of the mid block
+  ],
+)
+def test_heads_of_levels_with_attention(heads, depths):
+  config = tiny_config.get_config()
+  config.unet.layers_per_block = 1
+  config.unet.num_heads = heads
+  config.unet.update(depths)
+  with pytest.raises(ValueError, match='no multiple of 3, its num_heads'):
+    config_validation.check(config)
+  # No other attention has these heads.
+  off = {'up_transformer_depth': None, 'mid_transformer_depth': 0}
+  config.unet.update(off)
+  config_validation.check(config)
+
+
 def test_a_section_in_place_of_a_value():
   config = tiny_config.get_config().unlock()
   with config.ignore_type():
@@ -394,14 +415,15 @@ def test_a_field_that_older_configs_lack():
     config_diff.check_changes(old, new.to_dict(), 'DIR', False, lines.append)
 
 
-def test_data_that_moved():
+@pytest.mark.parametrize('place', ['folder.path', 'tfds.dataset'])
+def test_data_that_moved(place):
   """Another place is no grave change where the data are compared as well."""
   old, new = tiny_config.get_config().to_dict(), tiny_config.get_config()
-  new.data.folder.path = '/elsewhere'
+  new.update_from_flattened_dict({f'data.{place}': '/elsewhere'})
   lines = []
-  with pytest.raises(ValueError, match='data.folder.path:'):
+  with pytest.raises(ValueError, match=f'data.{place}:'):
     config_diff.check_changes(old, new.to_dict(), 'DIR', False, lines.append)
   config_diff.check_changes(
     old, new.to_dict(), 'DIR', False, lines.append, lambda: True
   )
-  assert 'data.folder.path:  > /elsewhere' in lines[0]
+  assert f'data.{place}:  > /elsewhere' in lines[0]

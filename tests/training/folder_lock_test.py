@@ -16,14 +16,14 @@ SLEEP = [sys.executable, '-c', 'import time; time.sleep(600)']
 
 def acquire(workdir, lines=None):
   lines = [] if lines is None else lines
-  lock = folder_lock.FolderLock(workdir)
+  lock = folder_lock.FolderLock(workdir, '--workdir')
   lock.acquire(lines.append)
   return lock
 
 
 def write_holder(workdir, **changes):
   """Writes the lock of another process, as that process would."""
-  holder = folder_lock.FolderLock(workdir).holder
+  holder = folder_lock.FolderLock(workdir, '--workdir').holder
   holder |= {'token': 'other', **changes}
   (workdir / 'lock.json').write_text(json.dumps(holder))
   return holder

@@ -22,9 +22,7 @@ def check(workdir, data, source, accepted=False, streams='order'):
   new_pass = resuming.check_dataset(
     latest,
     workdir,
-    source,
-    fingerprint.of(source),
-    streams,
+    resuming.Dataset(source, fingerprint.of(source), streams),
     accepted,
     lines.append,
   )

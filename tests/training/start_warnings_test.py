@@ -1,25 +1,14 @@
-"""What a run starts from: its schedule, its variant, its autoencoder."""
+"""What is said of weights to start from that are read or trained otherwise."""
 
 import json
 import shutil
 
-import jax
-import numpy as np
 import pytest
-import safetensors.numpy
 
-from sdxl_jax.checkpoints import loading, run_sources
-from sdxl_jax.models import from_config
-from sdxl_jax.training import (
-  config_diff,
-  config_validation,
-  run_setup,
-  start_warnings,
-)
-from sdxl_jax.weights import checked_cast, read_options
-from tests.support import conversions, published_config
-
-FILE = 'diffusion_pytorch_model.safetensors'
+from sdxl_jax.checkpoints import run_sources
+from sdxl_jax.training import start_warnings
+from sdxl_jax.weights import prediction_words
+from tests.support import published_config
 
 
 @pytest.fixture
@@ -29,6 +18,14 @@ def config():
 
 def warnings(config):
   return list(start_warnings.of_schedule(config))
+
+
+def with_scheduler(config, folder, **changes):
+  """Lets a config start from a copy whose scheduler has other entries."""
+  shutil.copytree(config.init_from, folder)
+  path = folder / 'scheduler' / 'scheduler_config.json'
+  path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+  config.init_from = str(folder)
 
 
 def test_a_schedule_that_the_weights_were_not_trained_on(config):
@@ -46,105 +43,43 @@ def test_a_schedule_that_the_weights_were_not_trained_on(config):
 
 
 def test_a_header_with_an_unknown_word(config, tmp_path):
-  folder = tmp_path / 'model'
-  shutil.copytree(config.init_from, folder)
-  path = folder / 'scheduler' / 'scheduler_config.json'
-  scheduler = json.loads(path.read_text()) | {'prediction_type': 'vv'}
-  path.write_text(json.dumps(scheduler))
-  config.init_from = str(folder)
+  with_scheduler(config, tmp_path / 'model', prediction_type='vv')
   (line,) = warnings(config)
   assert "is 'vv', which is no known prediction" in line
+  assert '--prediction' not in line  # a flag of other commands
   assert "config.schedule.prediction is 'eps'" in line
   # The config decides, so that it can be trained from.
   assert run_sources.reading(config).prediction == 'eps'
 
 
-def load(config, name):
-  config_validation.check(config)
-  config = loading.with_latent_scaling(config, run_sources.vae_source(config))
-  model = from_config.make_model(config)
-  return config, loading.load_start(config, model, [name])[name]
+def test_a_schedule_that_is_not_known(config, tmp_path):
+  """The true reason is given, and not that of an unknown word."""
+  with_scheduler(config, tmp_path / 'model', interpolation_type='log_linear')
+  (line,) = warnings(config)
+  assert 'cannot be compared with config.schedule: interpolation_type' in line
+  assert 'prediction' not in line
 
 
-def first(params):
-  return np.asarray(jax.tree.leaves(params)[0])
+def test_weights_that_cannot_be_opened_end_the_run(config, tmp_path):
+  with_scheduler(config, tmp_path / 'model', beta_start='small')
+  with pytest.raises(ValueError, match="beta_start is 'small'") as info:
+    warnings(config)
+  assert not isinstance(info.value, prediction_words.UnknownPrediction)
 
 
-def test_variants(config, tmp_path):
-  """Both dtypes in one folder, so that the config has to choose."""
+def test_notes_on_how_files_are_read(config, tmp_path):
+  """Of the model, and of an autoencoder of its own."""
+  assert not list(start_warnings.of_files(config))
   folder = tmp_path / 'model'
-  conversions.run(config.init_from, folder, 'diffusers', variant='fp16')
-  for path in folder.rglob('*.fp16.safetensors'):
-    arrays = safetensors.numpy.load_file(path)
-    arrays = {name: -array for name, array in arrays.items()}
-    other = path.name.replace('fp16', 'bf16')
-    safetensors.numpy.save_file(arrays, path.with_name(other))
-  config.init_from = str(folder)
-  with pytest.raises(ValueError, match='bf16, fp16.*config.init_variant'):
-    load(config, 'vae')
-  config.init_variant = 'fp16'
-  _, positive = load(config, 'vae')
-  config.init_variant = 'bf16'
-  _, negative = load(config, 'vae')
-  assert np.array_equal(first(positive), -first(negative))
-  # A flag comes before it.
-  options = read_options.ReadOptions(variant='fp16')
-  assert run_sources.reading(config, options).variant == 'fp16'
-
-
-def test_another_autoencoder(config, tmp_path):
-  _, plain = load(config, 'vae')
-  folder = tmp_path / 'vae'
-  shutil.copytree(f'{config.init_from}/vae', folder)
-  arrays = safetensors.numpy.load_file(folder / FILE)
-  doubled = {name: 2 * array for name, array in arrays.items()}
-  safetensors.numpy.save_file(doubled, folder / FILE)
-  saved = json.loads((folder / 'config.json').read_text())
-  saved['scaling_factor'] = 0.5
-  (folder / 'config.json').write_text(json.dumps(saved))
-  config.init_vae = str(folder)
-  config.vae.scaling_factor = None
-  filled, params = load(config, 'vae')
-  assert np.array_equal(first(params), 2 * first(plain))
-  assert filled.vae.scaling_factor == 0.5
-  sources = run_sources.by_source(config, ['unet', 'vae'])
-  assert sources == {config.init_from: ['unet'], str(folder): ['vae']}
-  config.from_scratch = ('vae',)
-  assert run_sources.vae_source(config) == ''
-
-
-def test_numbers_that_cannot_be_right(config, tmp_path):
-  folder = tmp_path / 'model'
+  plain = shutil.copytree(f'{config.init_from}/vae', tmp_path / 'plain')
   shutil.copytree(config.init_from, folder)
-  path = folder / 'vae' / FILE
-  arrays = safetensors.numpy.load_file(path)
-  name = 'decoder.conv_in.weight'
-  arrays[name] = np.full_like(arrays[name], np.nan)
-  safetensors.numpy.save_file(arrays, path)
-  config.init_from = str(folder)
-  filled = loading.with_latent_scaling(config, config.init_from)
-  with pytest.raises(checked_cast.NotFiniteError, match=f'vae/{FILE}: {name}'):
-    run_setup.load_weights(filled, from_config.make_model(filled), None)
-
-
-def test_trees_of_parameters():
-  """Of arrays that devices share, too."""
-  mesh = jax.make_mesh((jax.device_count(),), ('x',))
-  sharding = jax.NamedSharding(mesh, jax.sharding.PartitionSpec('x'))
-  array = np.ones((jax.device_count(), 3), np.float32)
-  fine = {'a': {'b': jax.device_put(array, sharding), 'c': array}}
-  checked_cast.check_tree(fine, 'here')
-  array[-1, 2] = np.inf
-  for placed in (array, jax.device_put(array, sharding)):
-    with pytest.raises(ValueError, match='^here: a/b contains NaN or infinity'):
-      checked_cast.check_tree({'a': {'b': placed}}, 'here')
-
-
-def test_older_runs_have_no_such_fields(config):
-  fields = config.to_dict()
-  older = {n: x for n, x in fields.items() if not n.startswith('init_v')}
-  assert config_diff.differences(older, fields) == {}
-  with config.unlocked():
-    del config.init_variant, config.init_vae
-  assert run_sources.vae_source(config) == config.init_from
-  assert run_sources.reading(config).variant is None
+  for path in folder.rglob('*.safetensors'):
+    if path.parent.name != 'unet':
+      path.rename(path.with_suffix('.fp16.safetensors'))
+  config.update(init_from=str(folder), init_variant='fp16')
+  (line,) = start_warnings.of_files(config)
+  assert line == (
+    f'{folder}: unet: no variant fp16, so that plain files are read'
+  )
+  config.init_vae = str(plain)
+  assert list(start_warnings.of_files(config)) == [line]

@@ -12,6 +12,7 @@ import safetensors.numpy
 
 from sdxl_jax.weights import (
   checked_cast,
+  foreign_files,
   formats,
   safetensors_file,
   tensor_files,
@@ -78,6 +79,21 @@ def test_what_it_is(tmp_path, name):
     formats.open_model(tmp_path / name)
   text = str(info.value)
   assert text.startswith(str(tmp_path / name)) and text.isprintable()
+
+
+@pytest.mark.parametrize('length', [640, 896, 1152, 1408])
+def test_lengths_of_headers_that_begin_as_pickles(length, tmp_path):
+  header = {'x': {'dtype': 'F32', 'shape': [1], 'data_offsets': [0, 4]}}
+  text = json.dumps(header).encode().ljust(length)
+  path = tmp_path / 'a.safetensors'
+  path.write_bytes(struct.pack('<Q', length) + text + bytes(4))
+  assert path.read_bytes().startswith(foreign_files.PICKLE_MAGIC)
+  file = tensor_files.open_file(path)
+  assert np.array_equal(file.tensors['x'].read(), [0])
+  # Corrupt, it is no pickle either.
+  path.write_bytes(path.read_bytes()[:-1])
+  with pytest.raises(ValueError, match='the file has 3'):
+    tensor_files.open_file(path)
 
 
 @pytest.mark.parametrize('number', [np.nan, np.inf, -np.inf])

@@ -1,12 +1,17 @@
 """Files of learned words: every layout, and what is refused with which words"""
 
 import collections
+import pickle
 import re
 
 import numpy as np
 import pytest
 
-from sdxl_jax.weights import textual_inversion
+from sdxl_jax.weights import (
+  safetensors_file,
+  textual_inversion,
+  torch_pickle,
+)
 from tests.support import learned_words
 from tests.support.learned_words import WIDTHS, save
 
@@ -143,6 +148,49 @@ def test_a_refiner_takes_what_is_for_bigg(tmp_path):
   check(words, {'0': big, '<old>': {}, '<big>': big, '3': {}})
 
 
+def test_a_refiner_refuses_words_of_other_models(tmp_path):
+  for width, named in (1024, 'such as Stable D'), (4096, 'T5'), (20, 'another'):
+    file = save(tmp_path / 'x.safetensors', {'<cat>': np.ones((2, width))})
+    with pytest.raises(ValueError, match=f'have {width} numbers.*{named}'):
+      textual_inversion.load([file], {'text_encoder_2': 16})
+
+
+@pytest.mark.parametrize('suffix', ['.safetensors', '.ckpt'])
+def test_what_is_no_word_is_not_read(suffix, tmp_path, monkeypatch):
+  """A checkpoint that is passed by mistake may have gigabytes."""
+  tensors = {f'model.{i}.weight': np.zeros((3, 5), 'f4') for i in range(3)}
+  path = tmp_path / f'model{suffix}'
+  if suffix == '.ckpt':
+    torch = pytest.importorskip('torch')
+    state = {n: torch.tensor(x) for n, x in tensors.items()}
+    torch.save({'state_dict': state}, path)
+  else:
+    save(path, tensors)
+  reads = []
+  monkeypatch.setattr(
+    safetensors_file, 'read_array', lambda *a: reads.append(a)
+  )
+  monkeypatch.setattr(torch_pickle, 'read_stored', lambda *a: reads.append(a))
+  with pytest.raises(ValueError, match='it is no textual inversion: '):
+    textual_inversion.load([str(path)], WIDTHS)
+  assert not reads
+
+
+def test_a_word_without_vectors(tmp_path):
+  path = tmp_path / 'x.pt'
+  path.write_bytes(pickle.dumps({'string_to_param': {}, 'name': 'x'}))
+  with pytest.raises(ValueError, match="x.pt: it has no vectors for SDXL's"):
+    textual_inversion.load([str(path)], WIDTHS)
+
+
+def test_a_pickle_with_nan_is_named_once(tmp_path):
+  path = tmp_path / 'x.pt'
+  path.write_bytes(pickle.dumps({'string_to_param': {'*': NAN}}))
+  with pytest.raises(ValueError, match=r'\* contains NaN or inf') as caught:
+    textual_inversion.load([str(path)], WIDTHS)
+  assert str(caught.value).count('x.pt') == 1
+
+
 NAN = L.copy()
 NAN[1, 2] = np.nan
 REFUSED = {
@@ -157,6 +205,14 @@ REFUSED = {
     r'\(clip_g\) have 12 numbers, and the widths',
   ),
   'NaN': ({'clip_l': NAN, 'clip_g': G}, 'clip_l contains NaN or infinity'),
+  'beyond float32': (
+    {'emb_params': np.float64(L) * 1e300},
+    'overflows float32: re-down',
+  ),
+  'T5 alone in a bundle': (
+    {'bundle_emb.x.t5': np.zeros((2, 4096), 'f4')},
+    'it has no vectors for',
+  ),
   'infinity': ({'emb_params': NAN * 0 + np.inf}, 'contains NaN or infinity'),
   'whole numbers': ({'emb_params': np.zeros((2, 12), 'i4')}, 'no tensor of fl'),
   'three axes': ({'clip_l': L[None]}, r'has the shape \(1, 3, 12\)'),

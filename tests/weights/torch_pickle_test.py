@@ -144,6 +144,33 @@ def test_weights_of_a_pickle_that_has_none(tmp_path):
     assert '\n' not in str(info.value)
 
 
+def test_an_archive_is_opened_once(tmp_path, monkeypatch):
+  """Its directory has an entry for each tensor."""
+  torch = pytest.importorskip('torch')
+  path = tmp_path / 'a.ckpt'
+  torch.save({str(i): torch.tensor([i]) for i in range(9)}, path)
+  tensors = tensor_files.open_file(path).tensors
+  monkeypatch.setattr(torch_pickle.zipfile, 'ZipFile', None)
+  assert [int(tensor.read()[0]) for tensor in tensors.values()] == [*range(9)]
+
+
+@pytest.mark.parametrize('error', [PermissionError, MemoryError])
+def test_errors_of_the_system_say_nothing_of_the_file(
+  error, tmp_path, monkeypatch
+):
+  path = tmp_path / 'a.pth'
+  path.write_bytes(pickle.dumps(STATE))
+
+  def fail(*args):
+    raise error('of the system')
+
+  monkeypatch.setattr(torch_pickle.Unpickler, 'load', fail)
+  with pytest.raises(error, match='of the system'):
+    torch_pickle.load(path)
+  with pytest.raises(error, match='of the system'):
+    tensor_files.open_file(path)
+
+
 @pytest.mark.slow
 @pytest.mark.torch
 def test_a_model_in_pickles(tmp_path):

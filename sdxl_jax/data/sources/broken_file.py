@@ -2,7 +2,7 @@
 
 import fsspec
 
-LFS = b'version https://git-lfs'  # how a pointer in place of a file begins
+from sdxl_jax.data import foreign_files
 
 
 class BrokenFile(ValueError):
@@ -13,11 +13,9 @@ class BrokenFile(ValueError):
     cls, path: str, fs: fsspec.AbstractFileSystem, kind: str, error: Exception
   ) -> 'BrokenFile':
     """Makes the error of a file that cannot be read as its kind."""
-    if fs.cat_file(path, 0, len(LFS)) == LFS:
-      return cls(
-        f'{path} is a pointer of Git LFS in place of the {kind}: run '
-        '`git lfs pull` in its folder'
-      )
+    head = fs.cat_file(path, 0, foreign_files.HEAD)
+    if (what := foreign_files.describe(head, kind)) is not None:
+      return cls(f'{path}: {what}')
     return cls(
       f'{path} is a truncated or corrupt {kind} ({error}): re-download or '
       'remove it'

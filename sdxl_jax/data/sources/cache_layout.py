@@ -155,10 +155,12 @@ def pack(fields: Sequence[Field], values: dict[str, np.ndarray]) -> bytes:
     if array.shape != shape:
       raise ValueError(f'{name} has shape {array.shape}, not {shape}')
     if not np.isfinite(array).all():
+      remedy = 'check the weights'
+      if array.dtype == np.float16:
+        remedy += ', and pass --dtype=bfloat16, which has a larger range'
       raise ValueError(
         f'{name} has values that are not finite (NaN or infinity) in {dtype}: '
-        'check the weights, and where it is float16, write bfloat16, which '
-        'has a larger range'
+        f'{remedy}'
       )
     parts.append(array.tobytes())
   return b''.join(parts)

@@ -4,9 +4,9 @@ import math
 from typing import Any
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
-from sdxl_jax.data import images
+from sdxl_jax.data import image_formats, images
 from sdxl_jax.data.sources import captions, indexed
 
 # Models are conditioned on it in float32.
@@ -30,8 +30,6 @@ def measure(
   try:
     size = images.upright_size(file)
   except images.UnreadableImage as error:
-    if not file.seek(0, 2):
-      return indexed.Measured(name, None, indexed.UNREADABLE, 'empty')
     return unreadable(name, error)
   return indexed.Measured(
     name,
@@ -49,9 +47,8 @@ def unreadable(name: str, error: Exception) -> indexed.Measured:
   problem, detail = indexed.UNREADABLE, f'{type(cause).__name__}: {cause}'
   if isinstance(cause, Image.DecompressionBombError):
     problem = indexed.TOO_LARGE
-  elif isinstance(cause, UnidentifiedImageError):
-    # Pillow's message has the address of the file object.
-    detail = 'in no format that Pillow knows'
+  elif isinstance(cause, image_formats.UnknownFormat):
+    detail = str(cause)
   return indexed.Measured(name, None, problem, detail)
 
 

@@ -31,6 +31,8 @@ UNET = {
   'cross_attention_dim': 1280,
   'transformer_layers_per_block': 1,
   'attention_head_dim': 8,
+  'addition_embed_type': None,
+  'use_linear_projection': False,
 }
 VAE = {
   'in_channels': 3,

@@ -59,14 +59,12 @@ CLIP_FIXED = {
   'layer_norm_eps': 1e-5,
   'model_type': 'clip_text_model',
 }
-# Defaults of diffusers, for a missing option, that differ from our fixed value.
-DEFAULTS = {'addition_embed_type': None, 'use_linear_projection': False}
 ALIASES = {'swish': 'silu'}  # other names of the same
 # Without effect on the net: a hint for pipelines, and one for float16.
 IGNORED = {'sample_size', 'force_upcast', 'addition_embed_type_num_heads'}
-# Settings of an EMA in training, which diffusers saves with the averaged net.
 # Settings of training, and of the precision of attention in float16.
 IGNORED |= {'dropout', 'attention_dropout', 'upcast_attention'}
+# Settings of an EMA in training, which diffusers saves with the averaged net.
 IGNORED |= {'decay', 'min_decay', 'optimization_step', 'update_after_step'}
 IGNORED |= {'use_ema_warmup', 'inv_gamma', 'power'}
 
@@ -76,7 +74,7 @@ def check_fixed(published: Json, fixed: Json, location: str) -> None:
   for key, implemented in fixed.items():
     if key in IGNORED:
       continue
-    value = published.get(key, DEFAULTS.get(key, implemented))
+    value = published.get(key, implemented)
     value = ALIASES.get(value, value) if isinstance(value, str) else value
     # null and false both mean that an option is off.
     if (value or None) != (implemented or None):

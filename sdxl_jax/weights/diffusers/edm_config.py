@@ -1,16 +1,16 @@
 """Reads scheduler_config.json of nets on continuous noise levels (EDM).
 
-EDMEulerScheduler and EDMDPMSolverMultistepScheduler of diffusers, of which
-Playground v2.5 and CosXL are sampled with one each.
+CosXL is sampled with EDMEulerScheduler of diffusers, and Playground v2.5 with
+EDMDPMSolverMultistepScheduler.
 """
 
 import dataclasses
 from typing import Any
 
 from sdxl_jax.diffusion import noise_schedule, sampling_schedule
+from sdxl_jax.weights import prediction_words
 
 EULER, MULTISTEP = 'EDMEulerScheduler', 'EDMDPMSolverMultistepScheduler'
-PREDICTIONS = {'epsilon': 'eps', 'v_prediction': 'v'}
 # The defaults of both classes, for what a config lacks.
 DEFAULTS = {
   'sigma_min': 0.002,
@@ -23,7 +23,7 @@ DEFAULTS = {
   'final_sigmas_type': 'zero',
 }
 SUPPORTED = {
-  'prediction_type': tuple(PREDICTIONS),
+  'prediction_type': ('epsilon', 'v_prediction'),
   'sigma_schedule': ('karras', 'exponential'),
   'final_sigmas_type': ('zero', 'sigma_min'),
 }
@@ -93,7 +93,7 @@ def read(
   config = DEFAULTS | config
   schedule = noise_schedule.Schedule(
     num_train_timesteps=config['num_train_timesteps'],
-    prediction=PREDICTIONS[config['prediction_type']],
+    prediction=prediction_words.OURS[config['prediction_type']],
     sigma_data=float(config['sigma_data']),
     sigma_min=float(config['sigma_min']),
     sigma_max=float(config['sigma_max']),

@@ -112,7 +112,7 @@ def load_scheduler(
 
   Args:
     folder: of the model.
-    decided: whether the user says what the UNet predicts.
+    decided: whether the user sets what the UNet predicts.
 
   Raises:
     FileNotFoundError: if the folder has none.

@@ -7,11 +7,15 @@ from sdxl_jax.diffusion import (
   sampler_traits,
   sampling_schedule,
 )
-from sdxl_jax.weights.diffusers import edm_config, scheduler_support
+from sdxl_jax.weights import prediction_words
+from sdxl_jax.weights.diffusers import (
+  edm_config,
+  scheduler_defaults,
+  scheduler_support,
+)
 
 # Our names of the predictions of a net, and those of diffusers.
-PREDICTION_TYPES = {'eps': 'epsilon', 'v': 'v_prediction', 'x0': 'sample'}
-OUR_PREDICTIONS = {name: ours for ours, name in PREDICTION_TYPES.items()}
+PREDICTION_TYPES = {ours: n for n, ours in prediction_words.OURS.items()}
 # Our samplers by the classes of diffusers; see also SOLVER_VARIANTS.
 SAMPLER_CLASSES = {
   'EulerDiscreteScheduler': 'euler',
@@ -33,15 +37,6 @@ SAMPLER_CLASSES = {
   'TCDScheduler': 'tcd',
   edm_config.EULER: 'euler',
   edm_config.MULTISTEP: 'dpmpp_2m',
-}
-# Spacing where a config of a class has none; 'linspace' of the others.
-DEFAULT_SPACINGS = {
-  'DDIMScheduler': 'leading',
-  'DDIMParallelScheduler': 'leading',
-  'DDPMScheduler': 'leading',
-  'DDPMParallelScheduler': 'leading',
-  'LCMScheduler': 'leading',
-  'TCDScheduler': 'leading',
 }
 # Samplers whose reference schedulers cannot re-space their sigmas.
 TRAINED_ONLY = ('ddim', 'ddpm', 'euler_ancestral', 'lcm', 'tcd')
@@ -155,7 +150,9 @@ def read(
       beta_start=config['beta_start'],
       beta_end=config['beta_end'],
       beta_schedule=config['beta_schedule'],
-      prediction=OUR_PREDICTIONS[config.get('prediction_type', 'epsilon')],
+      prediction=prediction_words.OURS[
+        config.get('prediction_type', 'epsilon')
+      ],
       zero_terminal_snr=config.get('rescale_betas_zero_snr', False),
     )
   except KeyError as e:
@@ -174,7 +171,8 @@ def read(
 def _spacing(config: dict[str, Any], sampler: str) -> sampling_schedule.Spacing:
   """Reads the spacing of a sampler, as its class of diffusers does."""
   named = config.get('_class_name')
-  kind = config.get('timestep_spacing', DEFAULT_SPACINGS.get(named, 'linspace'))
+  defaults = scheduler_defaults.DEFAULTS.get(named, scheduler_defaults.COMMON)
+  kind = (defaults | config).get('timestep_spacing', 'linspace')
   # The last sigma is 0 or the smallest trained one, by the class.
   to_zero = config.get('final_sigmas_type', 'zero') == 'zero'
   to_zero = {
@@ -194,9 +192,7 @@ def _spacing(config: dict[str, Any], sampler: str) -> sampling_schedule.Spacing:
     steps_offset=config.get('steps_offset', 0),
     sigmas='trained' if sampler in TRAINED_ONLY else sigmas_of(config),
     final_sigma='zero' if to_zero else 'smallest',
-    solver_order=order
-    if sampler in ORDER_BY_CONFIG
-    else sampler_traits.NO_LIMIT,
+    solver_order=order,
     lower_order_final=lower_order_final,
     euler_at_final=config.get(at_final, sampler == 'unipc'),
   )

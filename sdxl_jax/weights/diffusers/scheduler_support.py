@@ -9,12 +9,13 @@ from typing import Any
 import numpy as np
 
 from sdxl_jax.diffusion import noise_schedule
+from sdxl_jax.weights import prediction_words
 from sdxl_jax.weights.diffusers import edm_config
 
 # The implemented values of options, where a config has them.
 SUPPORTED = {
   'trained_betas': (None,),
-  'prediction_type': ('epsilon', 'v_prediction', 'sample'),
+  'prediction_type': tuple(prediction_words.WORDS),
   'timestep_type': ('discrete',),
   'sigma_min': (None,),
   'sigma_max': (None,),

@@ -17,6 +17,8 @@ import re
 from collections.abc import Iterable
 from typing import NamedTuple
 
+from sdxl_jax.weights import companions
+
 # The stem of the names of a component's files.
 STEMS = {
   'unet': 'diffusion_pytorch_model',
@@ -159,7 +161,9 @@ def explain_absent(folder: pathlib.Path, stem: str) -> str:
     for path in folder.iterdir()
     if path.is_file() and path.suffix not in ('.json', '.txt', '.md')
   )
-  has = f'; nothing is read of {", ".join(others[:8])}' if others else ''
+  has = (
+    f'; nothing is read of {companions.format_list(others)}' if others else ''
+  )
   return (
     f'{folder} has no weights: neither {stem}.safetensors nor an index of it '
     f'was found{has}. Download the .safetensors of this model into it, or '

@@ -6,7 +6,7 @@ on weights in the published layout, [out, in] or [out, in, kh, kw].
 """
 
 import dataclasses
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
@@ -20,11 +20,15 @@ class Delta(Protocol):
     """Returns the weight, float32, changed with a strength."""
 
 
-class AdditiveDelta(Delta, Protocol):
-  """A change that does not depend on the weight."""
+class Additive(Delta, Protocol):
+  """A change that does not depend on the weight: it adds W' - W."""
 
   def product(self, shape: tuple[int, ...]) -> np.ndarray:
     """Returns W' - W, float32, of a shape."""
+
+  def merged(self, weight: np.ndarray, strength: float) -> np.ndarray:
+    """Returns W + s (W' - W)."""
+    return weight + np.float32(strength) * self.product(weight.shape)
 
 
 class Factors(NamedTuple):
@@ -60,18 +64,6 @@ def multiply_core(core: np.ndarray, a: np.ndarray, b: np.ndarray) -> np.ndarray:
   a, b = (np.float32(x).reshape(len(x), -1) for x in (a, b))
   half = np.tensordot(a, np.float32(core), ((0,), (0,)))  # [m, r, kh, kw]
   return np.einsum('mr...,rn->mn...', half, b, optimize=True)
-
-
-class Additive:
-  """Adds W' - W to a weight."""
-
-  def product(self, shape: tuple[int, ...]) -> np.ndarray:
-    """Returns W' - W, float32, of a shape."""
-    raise NotImplementedError
-
-  def merged(self, weight: np.ndarray, strength: float) -> np.ndarray:
-    """Returns W + s (W' - W)."""
-    return weight + np.float32(strength) * self.product(weight.shape)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,11 +106,6 @@ class Half(NamedTuple):
   a: np.ndarray | None = None  # [m, r]; with a core [r, m]
   b: np.ndarray | None = None  # [r, n]
   core: np.ndarray | None = None  # [r, r, kh, kw]
-
-  @property
-  def rank(self) -> int | None:
-    """r, or None of a half that is stored whole."""
-    return None if self.b is None else len(self.b)
 
   def value(self) -> np.ndarray:
     """Returns the half, float32."""
@@ -167,7 +154,7 @@ class Decomposed:
   W' = m (W + D) / |W + D|, eq. 5, with the norm of each output or each input.
   """
 
-  direction: Any  # AdditiveDelta
+  direction: Additive
   magnitude: np.ndarray  # m, [out, 1, ...] or [1, in, ...]
 
   def merged(self, weight: np.ndarray, strength: float) -> np.ndarray:

@@ -7,8 +7,8 @@ from typing import NamedTuple
 import numpy as np
 
 from sdxl_jax.weights.lora import deltas, lora_names, part_shapes
+from sdxl_jax.weights.lora.part_shapes import Shape
 
-Shape = tuple[int, ...]
 # The tensors that each method needs, and those that it may have besides.
 METHODS = {
   'LoRA': (('down', 'up'), ('mid', 'up_bias')),
@@ -38,6 +38,9 @@ class Layer(NamedTuple):
   bias: Shape | None = None
 
 
+Layers = dict[tuple[str, str], Layer]  # by (net, published name)
+
+
 class Misfit(NamedTuple):
   """The first part whose shape is not that which its layer needs."""
 
@@ -52,7 +55,6 @@ def method_of(parts: dict[str, Shape]) -> str | None:
   Raises:
     ValueError: if parts are missing, or belong to two methods.
   """
-  shared = {'alpha', *MAGNITUDES, 'diff_b'}
   methods = [
     method
     for method, (needed, optional) in METHODS.items()
@@ -62,7 +64,7 @@ def method_of(parts: dict[str, Shape]) -> str | None:
     raise ValueError(f'has parts of two methods, {" and ".join(methods)}')
   if not methods:
     if 'diff_b' not in parts or set(parts) & set(MAGNITUDES):
-      given = ' and '.join(part for part in parts if part in shared)
+      given = ' and '.join(parts)
       raise ValueError(f'has only {given}: the file is incomplete')
     return None
   if methods == ['OFT'] and set(parts) & set(MAGNITUDES):
@@ -169,7 +171,7 @@ def blocks_shape(found: Shape, outputs: int) -> part_shapes.Needed:
 
 def check_kronecker(parts: dict[str, Shape], weight: Shape) -> Misfit | None:
   """Checks that the sizes of two matrices multiply to those of a weight."""
-  sizes, largest = [], 'lokr_w1'
+  sizes, names = [], []
   for whole, (a, b) in PAIRS.items():
     if whole in parts:
       rows, *columns = parts[whole]
@@ -183,10 +185,18 @@ def check_kronecker(parts: dict[str, Shape], weight: Shape) -> Misfit | None:
       if rank != other:
         return Misfit(b, f'({rank}, ...)', True)
     sizes.append((rows, math.prod(columns)))
-    largest = whole if whole in parts else b
+    names.append(whole if whole in parts else b)
   (a, b), (c, d) = sizes
   if (a * c, b * d) != (weight[0], math.prod(weight[1:])):
-    return Misfit(largest, f'a product of {weight}, not {(a * c, b * d)}')
+    return Misfit(names[1], f'a product of {weight}, not {(a * c, b * d)}')
+  # The first matrix has no kernel; the second has that of the weight, or is
+  # flat.
+  if weight[1] % b:
+    return Misfit(names[0], f'a matrix whose columns divide {weight[1]}')
+  flat = part_shapes.pad(tuple(columns), 1)
+  kernel = part_shapes.pad(flat, len(weight) - 1)[1:]
+  if len(flat) > 1 and kernel != weight[2:]:
+    return Misfit(names[1], f'of the kernel {weight[2:]}, not {kernel}')
   return None
 
 
@@ -249,7 +259,7 @@ def make_deltas(
 
 def make_additive(
   method: str, parts: dict[str, np.ndarray], scale: float
-) -> deltas.AdditiveDelta:
+) -> deltas.Additive:
   """Makes the change of a weight by a method that does not depend on it."""
   if method == 'a whole difference':
     return deltas.Difference(parts['diff'])

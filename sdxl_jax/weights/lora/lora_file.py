@@ -6,7 +6,7 @@ import pathlib
 from collections.abc import Sequence
 from typing import Any
 
-from sdxl_jax.weights import companions, tensor_files
+from sdxl_jax.weights import checked_cast, companions, tensor_files
 from sdxl_jax.weights.lora import lora_reader, merge
 
 # The file in a folder that diffusers or PEFT wrote; older ones wrote pickles.
@@ -47,10 +47,10 @@ def load(
       adapter=adapter,
       skip_unsupported=skip_unsupported,
     )
+  except checked_cast.StoredError:
+    raise  # its message names the file
   except ValueError as error:
-    # A tensor that is not finite names its file.
-    named = str(error).startswith(f'{path}')
-    raise ValueError(f'{error}' if named else f'{path}: {error}') from None
+    raise ValueError(f'{path}: {error}') from None
 
 
 def load_all(
@@ -61,15 +61,6 @@ def load_all(
   """Loads [(Lora, weight)] of files, each as 'FILE' or 'FILE:WEIGHT'."""
   pairs = [parse(spec) for spec in specs]
   return [(load(file, params, skip_unsupported), w) for file, w in pairs]
-
-
-def add(
-  params: dict[str, Any],
-  specs: Sequence[str],
-  skip_unsupported: bool = False,
-) -> dict[str, Any]:
-  """Merges LoRA files, each as 'FILE' or 'FILE:WEIGHT', into parameters."""
-  return merge.merge(params, load_all(params, specs, skip_unsupported))
 
 
 def notes(specs: Sequence[str], loras: Loras) -> tuple[str, ...]:

@@ -102,6 +102,14 @@ ANY_NET = ('', 'lycoris_')  # of names that do not have their net
 ONE_TEXT_ENCODER = 'lora_te_'  # of kohya, for models that have one
 
 
+def names_by_net(layers: Collection[tuple[str, str]]) -> dict[str, list[str]]:
+  """Groups (net, layer) by net."""
+  names = collections.defaultdict(list)
+  for net, name in layers:
+    names[net].append(name)
+  return names
+
+
 def unet_block_layout(layers: Collection[str]) -> ldm_names.BlockLayout:
   """Infers the block layout of the UNet that has these published layers."""
   downs = (re.match(r'down_blocks\.(\d+)\..*\.conv1$', x) for x in layers)
@@ -129,7 +137,7 @@ def key_prefix(
 ) -> str:
   """Returns the beginning of the names of a layer's tensors."""
   if key_format == 'peft':
-    return f'base_model.model.{layer}'
+    return f'{PEFT}{layer}'
   if key_format.startswith('diffusers'):
     return f'{net}.{layer}'
   if key_format == 'kohya' and net == 'unet':
@@ -176,12 +184,6 @@ def parse(name: str) -> Name | None:
   if match['leaf'] == 'bias':
     part = 'up_bias' if part == 'up' else None
   return Name(match['prefix'], part, adapter) if part else None
-
-
-def split(name: str) -> tuple[str, str] | None:
-  """Splits a name into (prefix, part), or returns None."""
-  parsed = parse(name)
-  return parsed and parsed[:2]
 
 
 def key_prefixes(

@@ -1,6 +1,5 @@
 """Reads the changes of an open LoRA file, or explains why they do not fit."""
 
-import collections
 from collections.abc import Collection, Iterator
 from typing import Any
 
@@ -18,7 +17,6 @@ from sdxl_jax.weights.lora import (
   reading_notes,
 )
 
-Layers = dict[tuple[str, str], layer_parts.Layer]
 NO_BIAS = 'biases of layers that have none'
 
 
@@ -44,29 +42,33 @@ def read(
   """
   # Group the tensors by the layer that they belong to.
   layers = layers_of(locations)
-  known = lora_names.key_prefixes(names_by_net(layers), file.tensors)
+  known = lora_names.key_prefixes(lora_names.names_by_net(layers), file.tensors)
   contents = lora_tensors.sort(file.tensors, known, adapter)
   check_names(file, contents, layers, skip_unsupported)
+  matched = match_layers(file, contents, known, layers)
+  reading_notes.check_unsupported(contents, len(file.tensors), skip_unsupported)
   # Make the changes of each layer.
   key_format = lora_names.detect_key_format(file.tensors)
   is_peft = key_format == 'peft' or is_adapter_folder
   settings = alphas.read(file.path, is_peft, file.metadata)
   factors, others = {}, {}
-  for key, names in match_layers(file, contents, known, layers).items():
+  for key, names in matched.items():
     for leaf, delta in read_layer(file, key, names, layers[key], settings):
       if leaf == 'weight' and isinstance(delta, deltas.Factors):
         factors[key] = delta
       else:
         others[key[0], f'{key[1]}.{leaf}'] = delta
-  reading_notes.check_unsupported(contents, len(file.tensors), skip_unsupported)
   if not factors and not others:
-    raise ValueError('no tensor of it changes this base model: leave it out')
+    remedy = 'leave it out'
+    if contents.words:
+      remedy = 'it has learned words, pass it as --embedding instead'
+    raise ValueError(f'no tensor of it changes this base model: {remedy}')
   notes = reading_notes.describe(contents, factors)
   notes += reading_notes.describe_scale(file.metadata, factors)
   return merge.Lora(factors, key_format, file.metadata, others, notes)
 
 
-def layers_of(locations: merge.Locations) -> Layers:
+def layers_of(locations: merge.Locations) -> layer_parts.Layers:
   """Returns {(net, layer): shapes} of all layers with a weight."""
   layers = {}
   for (net, name), location in locations.items():
@@ -79,18 +81,10 @@ def layers_of(locations: merge.Locations) -> Layers:
   return layers
 
 
-def names_by_net(layers: Collection[tuple[str, str]]) -> dict[str, list[str]]:
-  """Groups (net, layer) by net."""
-  names = collections.defaultdict(list)
-  for net, name in layers:
-    names[net].append(name)
-  return names
-
-
 def check_names(
   file: safetensors_file.TensorFile,
   contents: lora_tensors.Contents,
-  layers: Layers,
+  layers: layer_parts.Layers,
   skip_unsupported: bool,
 ) -> None:
   """Raises ValueError, with the true reason, for names of no layer."""
@@ -120,7 +114,7 @@ def match_layers(
   file: safetensors_file.TensorFile,
   contents: lora_tensors.Contents,
   known: dict[str, set[tuple[str, str]]],
-  layers: Layers,
+  layers: layer_parts.Layers,
 ) -> dict[tuple[str, str], dict[str, str]]:
   """Returns {(net, layer): {part: name}}.
 
@@ -152,7 +146,7 @@ def match_layer(
   prefix: str,
   names: dict[str, str],
   candidates: Collection[tuple[str, str]],
-  layers: Layers,
+  layers: layer_parts.Layers,
 ) -> tuple[str, str]:
   """Returns the (net, layer) of the tensors with one prefix.
 
@@ -197,7 +191,7 @@ def read_layer(
 ) -> Iterator[tuple[str, Any]]:
   """Yields ('weight' or 'bias', change) of a layer."""
   parts = {
-    p: read_tensor(name, file.tensors[name]) for p, name in names.items()
+    p: read_tensor(p, name, file.tensors[name]) for p, name in names.items()
   }
   rank = layer_parts.rank_of({part: x.shape for part, x in parts.items()})
   if 'alpha' in parts:
@@ -211,29 +205,27 @@ def read_layer(
   yield from layer_parts.make_deltas(parts, scale, layer).items()
 
 
-def read_tensor(name: str, tensor: safetensors_file.LazyTensor) -> np.ndarray:
-  """Reads a tensor.
+def read_tensor(
+  part: str, name: str, tensor: safetensors_file.LazyTensor
+) -> np.ndarray:
+  """Reads a tensor that is some part of a layer.
 
   Raises:
-    ValueError: if it is quantised, or has NaN or infinity.
+    ValueError: if it is quantised, is not finite, or overflows float32.
   """
-  array = tensor.read()
-  is_alpha = lora_names.parse(name).part == 'alpha'
-  if not checked_cast.is_floating(tensor.dtype) and not is_alpha:
+  if not checked_cast.is_floating(tensor.dtype) and part != 'alpha':
     raise ValueError(
       f'{name} is stored as {tensor.dtype}: quantised weights are not '
       'supported, use those in float16 or longer'
     )
-  if not np.isfinite(array.astype(np.float32)).all():
-    raise ValueError(
-      f'{name} contains NaN or infinity: re-download the file, or use that of '
-      'an earlier step'
-    )
+  array = tensor.read()
+  if array.dtype.itemsize > 4:
+    checked_cast.check_finite(name, array, np.float32)
   return array
 
 
 def read_alpha(name: str, alpha: np.ndarray) -> np.ndarray:
-  """Returns an alpha as a scalar array, whatever its shape."""
+  """Returns an alpha as a scalar array."""
   if alpha.size != 1:
     raise ValueError(
       f'{name} has the shape {alpha.shape}, and an alpha is one number: write '

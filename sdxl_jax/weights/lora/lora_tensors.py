@@ -5,7 +5,7 @@ import dataclasses
 import re
 from collections.abc import Collection
 
-from sdxl_jax.weights import companions
+from sdxl_jax.weights import companions, textual_inversion
 from sdxl_jax.weights.lora import lora_names
 
 # Tensors that change nothing, beside those of whole models.
@@ -16,9 +16,6 @@ HARMLESS = re.compile(
 # What would change the image, and is not applied: methods by the names of
 # their tensors.
 UNSUPPORTED = {
-  r'bundle_emb\..*': (
-    'embeddings of new words, which --embedding reads from this file'
-  ),
   r'.*\.bias_(indices|values|size)': 'sparse differences of biases',
   r'.*\.oft_diag': 'OFT in the old form of LyCORIS',
   r'.*\.oft_[rR](\..*)?': 'OFT in the form of PEFT',
@@ -43,6 +40,7 @@ class Contents:
   # {prefix: {part: name}} of the layers of the base model
   layers: dict[str, dict[str, str]]
   harmless: list[str]  # change nothing
+  words: list[str]  # are of learned words, which --embedding reads
   unsupported: dict[str, str]  # {name: method}
   unknown: list[str]
 
@@ -61,7 +59,7 @@ def sort(
     ValueError: if there are several adapters and none is chosen, if the chosen
       one is absent, or if a tensor is there twice.
   """
-  contents = Contents(collections.defaultdict(dict), [], {}, [])
+  contents = Contents(collections.defaultdict(dict), [], [], {}, [])
   parsed = {name: lora_names.parse(name) for name in names}
   adapter = choose_adapter(parsed.values(), adapter)
   for name in names:
@@ -70,6 +68,8 @@ def sort(
       continue
     if part and part.prefix in known:
       add_part(contents.layers[part.prefix], part, name)
+    elif textual_inversion.BUNDLE.fullmatch(name):
+      contents.words.append(name)
     elif method := unsupported_method(name, known, names):
       contents.unsupported[name] = method
     elif is_harmless(name):

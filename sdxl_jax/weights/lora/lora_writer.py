@@ -10,7 +10,7 @@ import numpy as np
 
 from sdxl_jax import atomic_write
 from sdxl_jax.weights import safetensors_file
-from sdxl_jax.weights.lora import alphas, deltas, lora_names, lora_reader, merge
+from sdxl_jax.weights.lora import alphas, deltas, lora_names, merge
 
 
 def save(
@@ -36,7 +36,7 @@ def save(
   """
   path, key_format = pathlib.Path(path), key_format or lora.key_format
   check_key_format(key_format, lora)
-  names = lora_reader.names_by_net(merge.layers_of(params))
+  names = lora_names.names_by_net(merge.kernels_of(params))
   layout = lora_names.unet_block_layout(names['unet'])
   # Name the tensors.
   arrays = {}
@@ -52,7 +52,7 @@ def save(
   # Metadata of the source stays if its key format does.
   source = lora.metadata if key_format == lora.key_format else {}
   metadata = describe(key_format, lora) | source | (metadata or {})
-  metadata.pop('lora_adapter_metadata', None)  # alpha is in the tensors now
+  metadata.pop(alphas.METADATA, None)  # alpha is in the tensors now
   tensors = {n: safetensors_file.from_array(x) for n, x in arrays.items()}
   with atomic_write.atomic_path(path, overwrite) as partial:
     safetensors_file.write(partial, tensors, metadata=metadata)
@@ -101,11 +101,11 @@ def describe(key_format: str, lora: merge.Lora) -> dict[str, str]:
   if not key_format.startswith('kohya'):
     return {'format': 'pt'}
   ranks = {len(f.down) for f in lora.factors.values()}
-  alphas = {f.scale * len(f.down) for f in lora.factors.values()}
+  scaled = {f.scale * len(f.down) for f in lora.factors.values()}
   return {
     'ss_network_module': 'networks.lora',
     'ss_network_dim': one_or_dynamic(ranks),
-    'ss_network_alpha': one_or_dynamic(alphas),
+    'ss_network_alpha': one_or_dynamic(scaled),
     'ss_base_model_version': 'sdxl_base_v1-0',
     'ss_v2': 'False',
     'modelspec.sai_model_spec': '1.0.0',
@@ -123,17 +123,17 @@ def one_or_dynamic(values: set[int] | set[float]) -> str:
 
 def adapter_config(lora: merge.Lora) -> dict[str, Any]:
   """Returns PEFT's adapter_config.json for the factors of one net."""
-  ranks, alphas = {}, {}
+  ranks, scaled = {}, {}
   for (_, layer), factors in lora.factors.items():
     ranks[layer] = len(factors.down)
-    alphas[layer] = factors.scale * len(factors.down)
-  rank, alpha = most_common(ranks), most_common(alphas)
+    scaled[layer] = factors.scale * len(factors.down)
+  rank, alpha = most_common(ranks), most_common(scaled)
   return {
     'peft_type': 'LORA',
     'r': rank,
     'lora_alpha': alpha,
     'rank_pattern': {n: r for n, r in ranks.items() if r != rank},
-    'alpha_pattern': {n: a for n, a in alphas.items() if a != alpha},
+    'alpha_pattern': {n: a for n, a in scaled.items() if a != alpha},
     'target_modules': list(ranks),
     'lora_dropout': 0.0,
     'bias': 'none',

@@ -65,8 +65,8 @@ def tensors_of(params: dict[str, Any]) -> Locations:
   return tensors
 
 
-def layers_of(params: dict[str, Any]) -> Locations:
-  """Returns {(net, published name): location} of all layers with a kernel."""
+def kernels_of(params: dict[str, Any]) -> Locations:
+  """Returns {(net, published layer): location} of all layers with a kernel."""
   return {
     (net, name.removesuffix('.weight')): location
     for (net, name), location in tensors_of(params).items()
@@ -116,7 +116,8 @@ def merge(
     {net: parameters}.
   """
   locations = tensors_of(params)
-  flat = {n: traverse_util.flatten_dict(params[n]) for n, _ in locations}
+  nets = dict.fromkeys(net for net, _ in locations)
+  flat = {net: traverse_util.flatten_dict(params[net]) for net in nets}
   for (net, name), terms in terms_by_tensor(loras).items():
     location = locations[net, name]
     whole = jnp.asarray(flat[net][location.path])

@@ -1,15 +1,13 @@
-"""Says why a LoRA file does not fit a base model, as names and shapes show."""
+"""Explains by names and shapes why a LoRA file does not fit a base model."""
 
-import collections
 import difflib
 import itertools
 import re
 from collections.abc import Collection
 from typing import Any
 
+from sdxl_jax.weights import companions
 from sdxl_jax.weights.lora import layer_parts, lora_names
-
-Layers = dict[tuple[str, str], layer_parts.Layer]
 
 # The beginnings of names of a whole net in other dialects.
 NET = r'^(lora_unet_|lora_transformer_|lycoris_|diffusion_model\.|transformer\.'
@@ -67,7 +65,7 @@ def explain_unknown(
   unknown: Collection[str],
   tensors: dict[str, Any],
   metadata: dict[str, str],
-  layers: Layers,
+  layers: layer_parts.Layers,
 ) -> str:
   """Explains why names are of no layer, and says what to do.
 
@@ -86,7 +84,7 @@ def explain_unknown(
       f'Such names are of {architecture}{reason}: the file is for another '
       f'one{noted}'
     )
-  if any(is_textual_inversion(name) for name in unknown):
+  if any(re.fullmatch(companions.LEARNED_WORD, name) for name in unknown):
     return 'The file is a textual inversion, no LoRA: pass it as --embedding'
   if not any(map(lora_names.parse, tensors)):
     return (
@@ -105,7 +103,7 @@ def explain_unknown(
   )
 
 
-def explain_context(tensors: dict[str, Any], layers: Layers) -> str:
+def explain_context(tensors: dict[str, Any], layers: layer_parts.Layers) -> str:
   """Describes an input of cross-attention that is not the base model's."""
   needed = {
     layer.weight[1]
@@ -123,12 +121,7 @@ def explain_context(tensors: dict[str, Any], layers: Layers) -> str:
   )
 
 
-def is_textual_inversion(name: str) -> bool:
-  """Checks whether a name is of a textual inversion."""
-  return bool(re.fullmatch(r'clip_[lg]|emb_params|string_to_param.*', name))
-
-
-def missing_net(unknown: Collection[str], layers: Layers) -> str:
+def missing_net(unknown: Collection[str], layers: layer_parts.Layers) -> str:
   """Returns the net of the first name if the base model lacks it, or ''."""
   nets, first = {net for net, _ in layers}, next(iter(unknown))
   for net, heads in lora_names.HEADS.items():
@@ -137,13 +130,11 @@ def missing_net(unknown: Collection[str], layers: Layers) -> str:
   return ''
 
 
-def nearest(name: str, layers: Layers) -> str:
+def nearest(name: str, layers: layer_parts.Layers) -> str:
   """Describes how a name differs from the nearest one that is known."""
   parsed = lora_names.parse(name)
   prefix = parsed.prefix if parsed else name
-  by_net = collections.defaultdict(list)
-  for net, layer in layers:
-    by_net[net].append(layer)
+  by_net = lora_names.names_by_net(layers)
   known = lora_names.key_prefixes(by_net, [prefix])
   stems = itertools.accumulate(name.split('.'), '{}.{}'.format)
   for stem in stems:

@@ -1,6 +1,4 @@
-"""Says which tensors of a LoRA file are not applied, as error or as note."""
-
-import collections
+"""Describes the tensors of a LoRA file that are not applied."""
 
 from sdxl_jax.weights import companions
 from sdxl_jax.weights.lora import deltas, lora_tensors
@@ -13,21 +11,10 @@ def check_unsupported(
   if contents.unsupported and not skip_unsupported:
     raise ValueError(
       f'{len(contents.unsupported)} of {total} tensors would change the image, '
-      f'and cannot be applied: {list_methods(contents.unsupported)}. Go on '
-      'without them by --skip_unsupported, or merge the file into its base '
+      f'and cannot be applied: {companions.describe(contents.unsupported)}. Go '
+      'on without them by --skip_unsupported, or merge the file into its base '
       'model with the tool it is from and load the result'
     )
-
-
-def list_methods(unsupported: dict[str, str]) -> str:
-  """Lists methods, with the number and the first of their tensors."""
-  by_method = collections.defaultdict(list)
-  for name, method in unsupported.items():
-    by_method[method].append(name)
-  return '; '.join(
-    f'{method} ({companions.format_list(names, 1)})'
-    for method, names in by_method.items()
-  )
 
 
 def describe(
@@ -39,16 +26,22 @@ def describe(
   if contents.harmless:
     names = companions.format_list(contents.harmless, 3)
     notes.append(
-      f'passed over {len(contents.harmless)} tensors that change nothing: '
+      f'passed over {companions.count(contents.harmless)} that change nothing: '
       f'{names}'
+    )
+  if contents.words:
+    notes.append(
+      f'passed over {companions.count(contents.words)} of learned words '
+      f'({companions.format_list(contents.words, 1)}): pass this file as '
+      '--embedding, too'
     )
   left_out = contents.unsupported | {
     name: 'unknown names' for name in contents.unknown
   }
   if left_out:
     notes.append(
-      f'left out {len(left_out)} tensors that would change the image: '
-      f'{list_methods(left_out)}'
+      f'left out {companions.count(left_out)} that would change the image: '
+      f'{companions.describe(left_out)}'
     )
   zeros = [key for key, f in factors.items() if f.scale == 0]
   if zeros:

@@ -22,7 +22,7 @@ Tensors = dict[str, safetensors_file.LazyTensor]
 
 
 class Marks(NamedTuple):
-  """What the marks of a file say; empty without any."""
+  """The facts that a file is marked with; empty without any."""
 
   scheduler: dict[str, Any]  # scheduler_config.json
   latents: dict[str, Any]  # fields of the config.json of the autoencoder
@@ -54,6 +54,18 @@ def read(tensors: Tensors, location: str) -> Marks:
     limits = {name.split('.')[1]: x[0] for name, x in found.items()}
     return Marks(edm_config.COSXL | limits, {})
   return Marks({}, {})
+
+
+def is_of(config: dict[str, Any], marked: dict[str, Any]) -> bool:
+  """Whether a scheduler_config.json is of the net that the marks of a file are.
+
+  Args:
+    config: the parsed JSON, or {}.
+    marked: see Marks.scheduler.
+  """
+  if not marked or not edm_config.is_edm(config):
+    return False
+  return matches(edm_config.DEFAULTS | config, marked)
 
 
 def numbers(tensor: safetensors_file.LazyTensor) -> list[float]:

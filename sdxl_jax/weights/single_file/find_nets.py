@@ -86,7 +86,7 @@ FAMILIES = (
 # Modules of ComfyUI and of sgm around a text encoder.
 INNER = re.compile(r'^(?:transformer\.(?!resblocks)|model\.)')
 TEXT = FAMILIES[-1]
-# Widths of the tensors by which a text encoder is told from the other one.
+# Widths of the tensors that distinguish the text encoders.
 WIDTHS = {768: 'text_encoder', 1280: 'text_encoder_2'}
 WIDTH_OF = re.compile(
   r'(?:text_model\.)?(?:final_layer_norm|ln_final)\.(?:weight|bias)'
@@ -116,13 +116,24 @@ def find_nets(
     ValueError: for a text encoder of unknown kind, or a tensor that is stored
       twice.
   """
-  places = {}  # {component: (prefix, naming)}
-  for family in FAMILIES:
-    for prefix, naming in count_prefixes(tensors, family):
-      component = family.prefixes[prefix]
-      if component is None:
-        component = text_component(tensors, prefix, naming, text_encoder_of)
-      places.setdefault(component, (prefix, naming, family is TEXT))
+  counts = [
+    (count, family, prefix, naming)
+    for family in FAMILIES
+    for (prefix, naming), count in count_prefixes(tensors, family)
+  ]
+  # Tensors of another net below the same prefix have no place in the one that
+  # most of them are of.
+  owners = {}
+  for _, family, prefix, _ in sorted(counts, key=lambda row: -row[0]):
+    owners.setdefault(prefix, family)
+  places = {}  # {component: (prefix, naming, whether it is a text encoder)}
+  for _, family, prefix, naming in counts:
+    if owners[prefix] is not family:
+      continue
+    component = family.prefixes[prefix]
+    if component is None:
+      component = text_component(tensors, prefix, naming, text_encoder_of)
+    places.setdefault(component, (prefix, naming, family is TEXT))
   # Longer prefixes come first: any name starts with the empty one.
   nets, rest = [], dict(tensors)
   for component, (prefix, naming, is_text) in sorted(
@@ -130,6 +141,8 @@ def find_nets(
   ):
     part = {n: t for n, t in rest.items() if n.startswith(prefix)}
     rest = {n: t for n, t in rest.items() if n not in part}
+    if not part:  # all of them are below a longer prefix
+      continue
     short = {n.removeprefix(prefix): t for n, t in part.items()}
     inner = common_inner(short) if is_text else ''
     if is_text:
@@ -140,8 +153,8 @@ def find_nets(
 
 def count_prefixes(
   names: Iterable[str], family: Family
-) -> list[tuple[str, Naming]]:
-  """Lists the (prefix, naming)s in use, those of most tensors first."""
+) -> list[tuple[tuple[str, Naming], int]]:
+  """Lists ((prefix, naming), number of tensors), the most tensors first."""
   counts = collections.Counter()
   patterns = {n: re.compile(p) for n, p in family.beginnings.items()}
   prefixes = sorted(family.prefixes, key=len, reverse=True)
@@ -152,7 +165,7 @@ def count_prefixes(
     for naming, pattern in patterns.items():
       if pattern.match(inner):
         counts[prefix, naming] += 1
-  return [place for place, _ in counts.most_common()]
+  return counts.most_common()
 
 
 def common_inner(names: Iterable[str]) -> str:

@@ -1,4 +1,4 @@
-"""Reads SDXL from one safetensors file, as ComfyUI and others write it.
+"""Reads SDXL from one file, as ComfyUI and others write it.
 
 Such a file has the original names (see ldm_names) and no config. Facts that
 cannot be inferred from shapes come from metadata that this project writes, from
@@ -33,8 +33,13 @@ from sdxl_jax.weights.single_file import (
   tiny_names,
 )
 
-# Tensors that say what the UNet predicts, and those that sgm's loader requires.
-MARKERS = r'v_pred|ztsnr|edm_mean|edm_std|edm_vpred\.sigma_m(?:ax|in)'
+# Tensors that mark what the UNet predicts.
+MARKERS = (
+  prediction_markers.V_TENSOR,
+  prediction_markers.ZERO_SNR_TENSOR,
+  *edm_markers.NAMES,
+)
+# Tensors that sgm's loader requires.
 CONSTANTS = r'.*\.position_ids|.*logit_scale'
 OURS = 'sdxl_jax'  # metadata key of our configs and scheduler, as JSON
 SPEC = 'modelspec.'
@@ -46,10 +51,10 @@ def open_model(
   base: pretrained.Model | None = None,
   options: read_options.ReadOptions = read_options.DEFAULT,
 ) -> pretrained.Model:
-  """Opens a file and reads no tensor data.
+  """Opens a file and reads of its tensors only small ones that mark facts.
 
   Args:
-    path: of a safetensors file.
+    path: of a safetensors file, or of a state dict of PyTorch.
     base: whose configs complete what shapes do not determine.
     options: what the user decided.
 
@@ -59,13 +64,14 @@ def open_model(
   file = tensor_files.open_file(path)
   check_not_shard(pathlib.Path(path))
   if tiny_names.is_tiny(file.tensors):
-    return tiny_names.open_model(path)
-  marks = edm_markers.read(file.tensors, f'{path}')
+    return tiny_names.open_model(file)
+  file = unwrap(file)
+  tensors = file.tensors
+  other_models.check_is_sdxl(tensors, f'{path}')
+  marks = edm_markers.read(tensors, f'{path}')
   saved = read_our_metadata(file)
-  other_models.check_is_sdxl(file.tensors, str(path))
-  tensors = unwrap(file)
   # Find the nets; what is left must change nothing.
-  markers = {n: t for n, t in tensors.items() if re.fullmatch(MARKERS, n)}
+  markers = {n: t for n, t in tensors.items() if n in MARKERS}
   others = {n: t for n, t in tensors.items() if n not in markers}
   try:
     companions.check_not_quantised(others)
@@ -83,8 +89,12 @@ def open_model(
   index = None
   if {'unet', 'text_encoder_2'} <= set(loaders):  # a whole model
     index = read_index(file, saved, is_refiner(nets))
-  said = prediction_markers.read(file, options.prediction is not None)
-  scheduler = saved.get('scheduler', {}) | said.scheduler
+  predicted = prediction_markers.read(file, options.prediction is not None)
+  stored = saved.get('scheduler', {})
+  scheduler = stored | predicted.scheduler | marks.scheduler
+  # Marks have nothing of how their net is sampled.
+  if edm_markers.is_of(stored, marks.scheduler):
+    scheduler = stored
   kind = 'a file of ' + ' and '.join(loaders)
   constants = {n: t for n, t in tensors.items() if re.fullmatch(CONSTANTS, n)}
   return pretrained.Model(
@@ -92,14 +102,12 @@ def open_model(
     path=pathlib.Path(path),
     loaders={n: loaders[n] for n in pretrained.COMPONENTS if n in loaders},
     index=index,
-    scheduler=edm_config.join(
-      pretrained.SCHEDULER if index else {}, scheduler | marks.scheduler
-    ),
+    scheduler=edm_config.join(pretrained.SCHEDULER if index else {}, scheduler),
     added_tokens=saved.get('added_tokens', {}),
     metadata=file.metadata,
     unused_tensors=constants | markers,
     passed_over=passed_over,
-    notes=said.notes,
+    notes=predicted.notes,
   )
 
 
@@ -144,15 +152,16 @@ def check_not_shard(path: pathlib.Path) -> None:
     )
 
 
-def unwrap(file: safetensors_file.TensorFile) -> Tensors:
-  """Returns {name: tensor} without the names of modules that wrap others."""
+def unwrap(file: safetensors_file.TensorFile) -> safetensors_file.TensorFile:
+  """Renames tensors: without the names of modules that wrap others."""
   try:
-    return spellings.collect(
+    tensors = spellings.collect(
       (spellings.unwrap(name), dataclasses.replace(tensor, name=name))
       for name, tensor in file.tensors.items()
     )
   except ValueError as error:
     raise ValueError(f'{file.path}: {error}') from None
+  return dataclasses.replace(file, tensors=tensors)
 
 
 def check_rest(
@@ -174,7 +183,7 @@ def check_rest(
         'Whether they change the image is not known: use a file without them'
       )
     raise ValueError(
-      f'{len(unknown)} tensors belong to no net of SDXL: '
+      f'{companions.count(unknown)} of no net of SDXL: '
       f'{companions.format_list(unknown)}. {remedy}'
     )
   companions.check(found, skip_unsupported)
@@ -183,10 +192,11 @@ def check_rest(
 
 def like(base: pretrained.Model | None, width: int) -> str | None:
   """Returns the text encoder of a model that is as wide, or None."""
-  names = [n for n in ('text_encoder', 'text_encoder_2') if base is not None]
+  if base is None:
+    return None
   widths = {
     name: base.net(name).config().hidden_size
-    for name in names
+    for name in pretrained.TOKENIZERS
     if name in base.loaders
   }
   alike = [name for name in widths if widths[name] == width]

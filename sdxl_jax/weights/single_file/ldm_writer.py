@@ -15,11 +15,10 @@ from sdxl_jax.weights.single_file import (
   ldm_names,
   ldm_reader,
   open_nets,
+  prediction_markers,
 )
 
 SPEC = ldm_reader.SPEC
-# prediction_type in scheduler_config.json, and in modelspec.
-PREDICTIONS = {'epsilon': 'epsilon', 'v_prediction': 'v'}
 Tensors = dict[str, safetensors_file.LazyTensor]
 
 
@@ -51,9 +50,9 @@ def tensors(model: pretrained.Model) -> Tensors:
   if edm_config.is_edm(model.scheduler):
     converted |= edm_markers.write(model)
   elif model.scheduler['prediction_type'] == 'v_prediction':
-    converted['v_pred'] = empty
+    converted[prediction_markers.V_TENSOR] = empty
     if model.scheduler.get('rescale_betas_zero_snr'):
-      converted['ztsnr'] = empty
+      converted[prediction_markers.ZERO_SNR_TENSOR] = empty
   # Constants of a single file stay as they were stored.
   stored = {n: t for n, t in model.unused_tensors.items() if n in converted}
   return dict(sorted((converted | stored).items()))
@@ -72,10 +71,11 @@ def metadata(model: pretrained.Model, title: str) -> dict[str, str]:
   """
   predicted = model.scheduler.get('prediction_type', 'epsilon')
   is_edm = edm_config.is_edm(model.scheduler)
-  if predicted not in PREDICTIONS:
+  words = prediction_markers.SPEC_WORDS
+  if predicted not in words:
     raise ValueError(
       f'{model.path} predicts {predicted!r}, and a single file can express '
-      f'only {" and ".join(PREDICTIONS)}: write a diffusers folder'
+      f'only {" and ".join(words)}: write a diffusers folder'
     )
   configs = {
     'nets': {n: model.net(n).published for n in model.index.components},
@@ -91,9 +91,9 @@ def metadata(model: pretrained.Model, title: str) -> dict[str, str]:
     if name.startswith(SPEC) and not name.startswith(f'{SPEC}hash')
   }
   # modelspec has no word for continuous noise levels.
-  prediction = {f'{SPEC}prediction_type': PREDICTIONS[predicted]}
+  prediction = {prediction_markers.SPEC: words[predicted]}
   if is_edm:
-    spec.pop(f'{SPEC}prediction_type', None)
+    spec.pop(prediction_markers.SPEC, None)
     prediction = {}
   scale = model.net('vae').config().downscale
   height, width = (side * scale for side in model.sample_size)

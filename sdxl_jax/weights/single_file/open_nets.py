@@ -1,5 +1,6 @@
-"""Opens a net of a single file, in whosever names it is stored."""
+"""Opens a net of a single file, in the names of either library."""
 
+import dataclasses
 import functools
 from typing import Any
 
@@ -44,13 +45,12 @@ def open_net(
   style = found.component
   if is_original and style == 'text_encoder':  # in open_clip's names
     style = 'text_encoder_2'
-  net = pretrained.Net(found.component, {}, location, None)
   if is_original:
-    expect = functools.partial(original_shapes, net, style)
+    expect = functools.partial(original_shapes, location, style)
     layout = ldm_names.infer_block_layout(part)
     shape = functools.partial(original_shape, part, style, layout)
   else:
-    expect = functools.partial(diffusers_shapes, net)
+    expect = functools.partial(diffusers_shapes, location)
     shape = functools.partial(stored_shape, part)
   infer = functools.partial(
     infer_config.infer_config_json, found.component, shape
@@ -66,11 +66,9 @@ def open_net(
     )
   else:
     read = functools.partial(dict, part)
-  return pretrained.Net(
-    found.component,
-    config,
-    location,
-    read,
+  return dataclasses.replace(
+    net,
+    read=read,
     skip_unsupported=skip_unsupported,
     left_out=tuple(t.name or n for n, t in part.items() if n not in expected),
   )
@@ -89,19 +87,18 @@ def original_shape(
   return transform.to_diffusers(part[key]).shape if key in part else None
 
 
-def diffusers_shapes(
-  net: pretrained.Net, config: pretrained.NetConfig
-) -> Shapes:
+def diffusers_shapes(location: str, config: pretrained.NetConfig) -> Shapes:
   """Returns {name: shape} of the net of a config."""
-  places = tensor_names.locations(tensor_names.flat(net.shapes(config)))
+  shapes = pretrained.shapes_of(config, location)
+  places = tensor_names.locations(tensor_names.flat(shapes))
   return {name: place.shape for name, place in places.items()}
 
 
 def original_shapes(
-  net: pretrained.Net, style: str, config: pretrained.NetConfig
+  location: str, style: str, config: pretrained.NetConfig
 ) -> Shapes:
   """Returns {original name without prefix: shape} of the net of a config."""
-  shapes = diffusers_shapes(net, config)
+  shapes = diffusers_shapes(location, config)
   layout = ldm_names.block_layout(config)
   return {
     key: ldm_names.to_original(
@@ -162,6 +159,6 @@ def original_table(
     style: component in whose original names it is; None: its own.
   """
   config = net.config()
-  names = tensor_names.locations(tensor_names.flat(net.shapes(config)))
+  names = diffusers_shapes(net.location, config)
   layout = ldm_names.block_layout(config)
   return ldm_names.table(style or net.name, names, layout)

@@ -3,7 +3,7 @@
 import re
 from collections.abc import Collection
 
-from sdxl_jax.weights.diffusers import spellings
+from sdxl_jax.weights import companions
 from sdxl_jax.weights.single_file import find_nets
 
 # Parts of names of every net of SDXL, and of none that steers a UNet.
@@ -64,7 +64,7 @@ OTHERS = (
     'a LoRA, which goes on top of a model',
   ),
   (
-    r'^(?:emb_params|clip_[lg]|string_to_param\.?.*)$',
+    rf'^(?:{companions.LEARNED_WORD})$',
     NETS,
     'an embedding of textual inversion, which goes on top of a model',
   ),
@@ -75,7 +75,7 @@ def check_is_sdxl(names: Collection[str], location: str) -> None:
   """Refuses a file of another model.
 
   Args:
-    names: of its tensors.
+    names: of its tensors, without wrapping modules.
     location: of the file, for errors.
 
   Raises:
@@ -90,14 +90,13 @@ def check_is_sdxl(names: Collection[str], location: str) -> None:
     if unless is None or not any(re.search(unless, n) for n in names):
       raise ValueError(f'{location} is not SDXL but {model}: it has {name}')
   # The UNets of both have the same names, but for the size of the image.
-  unwrapped = {spellings.unwrap(name) for name in names}
   for prefix in find_nets.UNET_PREFIXES:
     for first, size in (
       ('input_blocks.1.0.in_layers.2.weight', 'label_emb'),
       ('down_blocks.0.resnets.0.conv1.weight', 'add_embedding'),
     ):
-      has_size = any(name.startswith(f'{prefix}{size}.') for name in unwrapped)
-      if prefix + first in unwrapped and not has_size:
+      has_size = any(name.startswith(f'{prefix}{size}.') for name in names)
+      if prefix + first in names and not has_size:
         raise ValueError(
           f'{location} is not SDXL but Stable Diffusion 1 or 2: its UNet has '
           f'no {prefix}{size}'

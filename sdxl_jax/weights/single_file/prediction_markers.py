@@ -11,13 +11,15 @@ from sdxl_jax.weights import prediction_words, safetensors_file
 # What the noise levels become where a file marks zero SNR.
 ZERO_SNR = {'rescale_betas_zero_snr': True, 'timestep_spacing': 'trailing'}
 SPEC = 'modelspec.prediction_type'
-NO_WORD = ('', 'none', 'null')  # of programs that have nothing to say
+# The words of modelspec, by the names of diffusers.
+SPEC_WORDS = {'epsilon': 'epsilon', 'v_prediction': 'v'}
+NO_WORD = ('', 'none', 'null')  # where a program knows no prediction
 V_TENSOR, ZERO_SNR_TENSOR = 'v_pred', 'ztsnr'
 V_SETTING, ZERO_SNR_SETTING = 'ss_v_parameterization', 'ss_zero_terminal_snr'
 
 
 class Markers(NamedTuple):
-  """What a file says of its noise schedule."""
+  """The noise schedule by the markers of a file."""
 
   scheduler: dict[str, Any]  # fields of scheduler_config.json
   notes: tuple[str, ...]  # for the user, where markers disagree
@@ -30,39 +32,39 @@ def read(file: safetensors_file.TensorFile, decided: bool = False) -> Markers:
 
   Args:
     file: whose tensors are not read.
-    decided: whether the user says what is predicted, so that no word counts.
+    decided: whether the user sets what is predicted, so that no word counts.
 
   Raises:
     ValueError: for a word of modelspec that is not known.
   """
-  said, zero_snr = [], ZERO_SNR_TENSOR in file.tensors
+  found, zero_snr = [], ZERO_SNR_TENSOR in file.tensors
   if V_TENSOR in file.tensors:
-    said.append((f'the tensor {V_TENSOR}', 'v_prediction'))
+    found.append((f'the tensor {V_TENSOR}', 'v_prediction'))
   word = file.metadata.get(SPEC, '').strip()
   if word.lower() not in NO_WORD and not decided:
     location = f'{SPEC} in the metadata of {file.path}'
     name, with_zero_snr = prediction_words.read(word, location)
-    said.append((f'{SPEC} = {word}', name))
+    found.append((f'{SPEC} = {word}', name))
     zero_snr |= with_zero_snr
   if prediction_words.read_truth(file.metadata.get(V_SETTING)):
-    said.append((V_SETTING, 'v_prediction'))
+    found.append((V_SETTING, 'v_prediction'))
   zero_snr |= prediction_words.read_truth(file.metadata.get(ZERO_SNR_SETTING))
-  return decide(said, zero_snr, decided)
+  return decide(found, zero_snr, decided)
 
 
 def decide(
-  said: list[tuple[str, str]], zero_snr: bool, decided: bool
+  found: list[tuple[str, str]], zero_snr: bool, decided: bool
 ) -> Markers:
-  """Returns the Markers of what a file says.
+  """Returns the Markers by what was found in a file.
 
   Args:
-    said: (marker, prediction) in the order of their precedence.
+    found: (marker, prediction) in the order of their precedence.
     zero_snr: whether zero terminal SNR is marked.
-    decided: whether the user says what is predicted.
+    decided: whether the user sets what is predicted.
   """
   fields, notes = {}, []
-  if said:
-    (marker, name), *rest = said
+  if found:
+    (marker, name), *rest = found
     fields['prediction_type'] = name
     against = [other for other, word in rest if word != name]
     if against and not decided:

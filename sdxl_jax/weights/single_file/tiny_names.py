@@ -6,7 +6,6 @@ layers; the decoder begins with a layer without parameters that diffusers does
 not count. ComfyUI puts a prefix before these names.
 """
 
-import pathlib
 import re
 from collections.abc import Collection
 
@@ -30,14 +29,13 @@ def is_tiny(names: Collection[str]) -> bool:
   return bool(names) and all(map(NAME.fullmatch, names))
 
 
-def open_model(path: str | pathlib.Path) -> pretrained.Model:
+def open_model(file: safetensors_file.TensorFile) -> pretrained.Model:
   """Opens a TAESD, and for one half also the other if it lies beside.
 
   Raises:
     ValueError: for an encoder without decoder, or missing layers.
   """
-  path = pathlib.Path(path)
-  file = tensor_files.open_file(path)
+  path = file.path
   tensors, notes = to_diffusers(file.tensors), ()
   # The other half has the same name but for one word.
   halves = {name.partition('.')[0] for name in tensors}
@@ -107,9 +105,20 @@ def infer_config(tensors: Tensors, location: str) -> tiny_vae.TinyConfig:
 
 
 def count_blocks(tensors: Tensors, half: str) -> tuple[int, ...]:
-  """Counts the blocks of each level of a half; () without this half."""
+  """Counts the blocks of each level of a half; () without this half.
+
+  A level of the encoder begins with a convolution and one of the decoder ends
+  with one; one more stands at the other end.
+  """
   pattern = re.compile(rf'{half}\.layers\.(\d+)\.(conv\.)?.*')
   found = [pattern.fullmatch(name) for name in tensors]
   is_block = {int(m[1]): m[2] is not None for m in found if m}
-  layers = [is_block[number] for number in sorted(is_block)]
-  return tiny_vae.count_blocks(layers) if layers and not layers[0] else ()
+  counts = []
+  for number in sorted(is_block):
+    if not is_block[number]:
+      counts.append(0)
+    elif counts:
+      counts[-1] += 1
+    else:  # no half begins with a block
+      return ()
+  return tuple(counts[:-1])

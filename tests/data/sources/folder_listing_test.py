@@ -99,7 +99,7 @@ def test_odd_files(tmp_path):
     'its suffix is not that of an image': 1,
   }
   left_out = '\n'.join(chosen.left_out())
-  assert 'empty.png: its header cannot be read (empty)' in left_out
+  assert 'empty.png: its header cannot be read (the file is empty' in left_out
   assert 'its pixels are floats' in left_out
   hidden = 'hidden files and folders, which are not read'
   assert chosen.account().beside[hidden] == 2

@@ -163,9 +163,10 @@ def test_paths_and_missing_images(tmp_path):
   used, left_out = load(tmp_path)
   assert used == {f'row {n}': f'{n}' for n in range(3)}
   none, broken = 'it has no image', 'its header cannot be read'
+  empty = 'the file is empty: copy it again'
   assert left_out == [
-    f'row 5, in group 2: {broken} (empty)',
-    f'row 8, in group 4: {broken} (empty)',
+    f'row 5, in group 2: {broken} ({empty})',
+    f'row 8, in group 4: {broken} ({empty})',
     f'row 3, in group 1: {none} (no file {tmp_path}/missing.png)',
     f'row 4, in group 2: {none} (null)',
     f'row 6, in group 3: {none} (null, HTTP Error 404)',
@@ -259,7 +260,8 @@ def test_pointers_of_git_lfs(tmp_path, kind):
   (tmp_path / f'a.{kind}').write_text(pointer)
   source = {'parquet': 'parquet', 'tar': 'webdataset'}[kind]
   name = {'parquet': 'files', 'tar': 'shards'}[kind]
-  with pytest.raises(ValueError, match=f'a.{kind} is a pointer of .*`git lfs'):
+  message = f'a.{kind}: it is a git-lfs pointer .*`git lfs pull`'
+  with pytest.raises(ValueError, match=message):
     kinds.make_source(source, {name: str(tmp_path)}, workers=0)
 
 

@@ -115,9 +115,11 @@ def test_leftovers_and_shapes_are_refused():
 
   assert read({})['conv']['kernel'].shape == (3, 3, 4, 8)
   assert read({'embeddings.position_ids': np.arange(77)})
-  with pytest.raises(ValueError, match='1 tensors have no place.*: extra.bias'):
+  with pytest.raises(
+    ValueError, match='1 tensor without a place.*: extra.bias'
+  ):
     read({'extra.bias': np.zeros(1)})
-  with pytest.raises(ValueError, match='1 tensors of the net.*: conv.bias'):
+  with pytest.raises(ValueError, match='1 tensor of the net.*: conv.bias'):
     read({'conv.bias': None})
   message = r'conv.weight has the shape \(8, 5, 3, 3\).*\(8, 4, 3, 3\)'
   with pytest.raises(ValueError, match=message):

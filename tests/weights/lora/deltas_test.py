@@ -15,7 +15,7 @@ def random(shape, seed, scale=0.3):
 
 def changed(tensors, weight, bias=None, strength=1.0, scale=None):
   """Returns the weight and the bias that {published name: tensor} make."""
-  parts = {lora_names.split(f'x.{name}')[1]: x for name, x in tensors.items()}
+  parts = {lora_names.parse(f'x.{name}').part: x for name, x in tensors.items()}
   layer = layer_parts.Layer(weight.shape, None if bias is None else bias.shape)
   shapes = {part: x.shape for part, x in parts.items()}
   assert layer_parts.check_shapes(shapes, layer) is None

@@ -24,6 +24,10 @@ FITTING = [
           'hada_w2_a': (2, 12), 'hada_w2_b': (2, 8), 'hada_t2': (2, 2, 3, 3)}),
   (CONV, {'lokr_w1': (2, 2), 'lokr_w2_a': (2, 6), 'lokr_w2_b': (2, 4),
           'lokr_t2': (2, 2, 3, 3)}),
+  (CONV, {'lokr_w1': (2, 2), 'lokr_w2': (6, 4, 3, 3)}),
+  (CONV, {'lokr_w1': (2, 2), 'lokr_w2': (6, 36)}),
+  (CONV, {'lokr_w1': (2, 2), 'lokr_w2': (6, 36, 1, 1)}),
+  (LAYER, {'lokr_w1': (4, 4), 'lokr_w2': (6, 5, 1, 1)}),
   (CONV, {'diff': (12, 8, 3, 3), 'diff_b': (12,)}),
 ]  # fmt: skip
 
@@ -48,6 +52,18 @@ def merge(layer, shapes, rng):
 def test_shapes_that_fit(layer, shapes):
   assert layer_parts.check_shapes(shapes, layer) is None
   merge(layer, shapes, np.random.default_rng(0))
+
+
+@pytest.mark.parametrize('shapes, part', [
+  ({'lokr_w1': (2, 9), 'lokr_w2': (6, 8)}, 'lokr_w1'),
+  ({'lokr_w1_a': (2, 1), 'lokr_w1_b': (1, 9), 'lokr_w2': (6, 8)}, 'lokr_w1_b'),
+  ({'lokr_w1': (2, 2), 'lokr_w2': (6, 4, 9, 1)}, 'lokr_w2'),
+  ({'lokr_w1': (2, 2), 'lokr_w2_a': (6, 2), 'lokr_w2_b': (2, 4, 1, 9)},
+   'lokr_w2_b'),
+])  # fmt: skip
+def test_products_across_a_kernel_do_not_fit(shapes, part):
+  """Their sizes multiply to those of the weight."""
+  assert layer_parts.check_shapes(shapes, CONV).part == part
 
 
 def test_random_shapes_fit_or_are_refused():

@@ -17,7 +17,6 @@ from sdxl_jax.weights.lora import (
   layer_parts,
   lora_file,
   lora_names,
-  lora_reader,
   lora_writer,
   merge,
 )
@@ -39,10 +38,10 @@ def full_size():
   """The layers of SDXL, and the layout of its UNet."""
   configs = unet.BASE, clip.VIT_L, clip.VIT_BIGG
   nets = 'unet', 'text_encoder', 'text_encoder_2'
-  layers = merge.layers_of(
+  layers = merge.kernels_of(
     {n: pretrained.abstract_params(c) for n, c in zip(nets, configs)}
   )
-  names = lora_reader.names_by_net(layers)
+  names = lora_names.names_by_net(layers)
   return layers, names, lora_names.unet_block_layout(names['unet'])
 
 
@@ -96,7 +95,7 @@ def test_full_size_names_and_shapes(keys, full_size, file):
   assert lora_names.detect_key_format(expected) == LISTS[file]
   known, parts = lora_names.key_prefixes(names), {}
   for name, entry in expected.items():
-    stem, part = lora_names.split(name)
+    stem, part, _ = lora_names.parse(name)
     ((net, layer),) = known[stem]
     parts.setdefault((net, layer), {})[part] = np.empty(entry['shape'])
     end = '.alpha'
@@ -124,12 +123,12 @@ def assert_same(actual, expected):
 
 def rename(dialect, base, tensors):
   """A file's tensors in another dialect, by its names alone."""
-  names = lora_reader.names_by_net(merge.layers_of(base))
+  names = lora_names.names_by_net(merge.kernels_of(base))
   known = lora_names.key_prefixes(names)
   layout = lora_names.unet_block_layout(names['unet'])
   renamed = {}
   for name, array in tensors.items():
-    stem, part = lora_names.split(name)
+    stem, part, _ = lora_names.parse(name)
     ((net, layer),) = known[stem]
     end = '.alpha'
     if part != 'alpha':
@@ -261,7 +260,7 @@ def test_merged_outputs(base, file, nets, weight, close, tolerances):
   recorded, applied = nets
   prefix = f'{file.stem}/{weight}'
   specs = [str(file) if weight == '1' else f'{file}:{weight}']
-  merged = lora_file.add(base, specs)
+  merged = merge.merge(base, lora_file.load_all(base, specs))
   limit = tolerances['lora_outputs']
   out = np.asarray(applied['unet'](merged['unet'])).transpose(0, 3, 1, 2)
   close(out, recorded[f'{prefix}/unet_out'], limit, 'unet')

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
+from sdxl_jax.weights import safetensors_file
 from sdxl_jax.weights.diffusers import folder_reader
 from sdxl_jax.weights.lora import lora_file, merge
 from tests.support import golden_sets
@@ -29,7 +30,7 @@ def shapes():
 
 @pytest.fixture(scope='module')
 def layers(shapes):
-  return {key: place.shape for key, place in merge.layers_of(shapes).items()}
+  return {key: place.shape for key, place in merge.kernels_of(shapes).items()}
 
 
 @pytest.fixture
@@ -214,7 +215,6 @@ def test_companions_are_passed_over(load, layers):
 
 
 @pytest.mark.parametrize('name, method', [
-  ('bundle_emb.cat.clip_l', 'embeddings of new words, which --embedding reads'),
   (f'{KOHYA}.bias_values', 'sparse differences of biases'),
   (f'{KOHYA}.set_weight', 'weights that replace a layer'),
   (f'{KOHYA}.oft_diag', 'OFT in the old form'),
@@ -234,9 +234,35 @@ def test_what_cannot_be_applied(load, layers, name, method):
   made = load(tensors, skip_unsupported=True)
   assert set(made.factors) == {('unet', LAYER)}
   assert (
-    f'left out 1 tensors that would change the image: {method}'
+    f'left out 1 tensor that would change the image: {method}'
     in (made.notes[0])
   )
+
+
+def test_learned_words_are_for_another_flag(load, layers):
+  words = {'bundle_emb.cat.clip_l': np.ones((1, 12), np.float32)}
+  made = load(named(KOHYA, factors(layers['unet', LAYER])) | words)
+  assert set(made.factors) == {('unet', LAYER)}
+  (note,) = made.notes
+  assert note == (
+    'passed over 1 tensor of learned words (bundle_emb.cat.clip_l): pass this '
+    'file as --embedding, too'
+  )
+  with pytest.raises(ValueError, match='words, pass it as --embedding instead'):
+    load(words)
+
+
+def test_what_cannot_be_applied_is_found_before_reading(
+  load, layers, monkeypatch
+):
+  reads = []
+  monkeypatch.setattr(
+    safetensors_file, 'read_array', lambda *a: reads.append(a)
+  )
+  tensors = named(KOHYA, factors(layers['unet', LAYER]))
+  with pytest.raises(ValueError, match='1 of 3 tensors would .*: IA3'):
+    load(tensors | {f'{KOHYA}.on_input': np.ones(1)})
+  assert not reads
 
 
 def test_a_bias_of_zeros_where_there_is_none(load, layers):
@@ -305,7 +331,7 @@ def test_unknown_names(load, layers, names, message):
     load(tensors)
   made = load(tensors, skip_unsupported=True)
   assert set(made.factors) == {('unet', LAYER)}
-  assert '1 tensors that would change the image: unknown' in made.notes[0]
+  assert '1 tensor that would change the image: unknown' in made.notes[0]
 
 
 def test_files_that_are_no_lora(load, layers):
@@ -327,6 +353,7 @@ def test_files_that_are_no_lora(load, layers):
 
 @pytest.mark.parametrize('changes, message', [
   ({'lora_down.weight': np.nan}, 'lora_down.weight contains NaN or infinity'),
+  ({'lora_up.weight': np.float64(1e300)}, 'overflows float32: re-download'),
   ({'alpha': np.inf}, r'\.alpha contains NaN or infinity'),
   ({'alpha': (2,)}, r'alpha has the shape \(2,\), and an alpha is one number'),
   ({'lora_down.weight': np.int8}, 'lora_down.weight is stored as int8: quant'),
@@ -346,7 +373,7 @@ def test_broken_files(load, layers, changes, message):
     if isinstance(value, tuple):
       tensors[name] = np.ones(value, np.float32)
     elif isinstance(value, float):
-      tensors[name] = np.float32(value) * tensors[name]
+      tensors[name] = np.asarray(value * tensors[name])
     elif value is None:
       del tensors[name]
     else:

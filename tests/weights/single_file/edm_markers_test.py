@@ -93,6 +93,20 @@ def test_marks_are_written_again(foreign, tmp_path, marks):
   assert json.dumps(metadata)
 
 
+def test_how_a_marked_net_is_sampled_stays(foreign, tmp_path):
+  """Our metadata has it; the marks of another net come before that."""
+  model, path = foreign(COSXL), tmp_path / 'a.safetensors'
+  chosen = model.scheduler | {'sigma_schedule': 'karras', 'rho': 5.0}
+  ldm_writer.save(path, dataclasses.replace(model, scheduler=chosen))
+  assert formats.open_model(path).scheduler == chosen
+  file = safetensors_file.load(path)
+  other = safetensors_file.from_array(np.float32(80.0))
+  tensors = file.tensors | {'edm_vpred.sigma_max': other}
+  safetensors_file.write(tmp_path / 'b', tensors, metadata=file.metadata)
+  scheduler = formats.open_model(tmp_path / 'b').scheduler
+  assert scheduler == edm_config.COSXL | {'sigma_max': 80.0}
+
+
 def test_other_levels_have_no_marks(foreign):
   model = foreign(COSXL)
   scheduler = model.scheduler | {'sigma_data': 0.7}
