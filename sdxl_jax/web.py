@@ -23,6 +23,7 @@ from sdxl_jax.distributed import device_mesh
 from sdxl_jax.sampling import (
   command_files,
   model_loading,
+  page_request,
   page_samples,
   png_settings,
   sample_flags,
@@ -39,15 +40,18 @@ def load(args):
   folder = pathlib.Path(args.output_dir).absolute()
   command_files.check_writable(folder / 'inputs' / '0.png', 'output_dir')
   models = sample_flags.model_options(args, png_settings.PngSettings({}, {}))
-  bounds = page_samples.Bounds(
-    args.most_steps, args.most_images, args.most_pixels
-  )
-  mesh = device_mesh.make_mesh(devices=jax.local_devices()[:1])
   read = {name: value for name, value in models.items() if name != 'lora_dir'}
+  mesh = device_mesh.make_mesh(devices=jax.local_devices()[:1])
   base, refiner = model_loading.load_models(mesh, read, args.offload)
-  return page_samples.Studio(
-    base, refiner, models, folder, bounds, args.preview_every
+  form = page_samples.make_form(
+    base,
+    models,
+    folder=folder,
+    steps=args.most_steps,
+    images=args.most_images,
+    pixels=args.most_pixels,
   )
+  return page_samples.Studio(base, refiner, models, form, args.preview_every)
 
 
 @contextlib.contextmanager
@@ -58,8 +62,13 @@ def told(gradio):
   except gradio.Error:
     raise
   except Exception as error:
-    line = html.escape(cli.in_one_line(cli.describe(error, MEMORY)))
+    line = escape(cli.in_one_line(cli.describe(error, MEMORY)))
     raise gradio.Error(line, print_exception=False) from None
+
+
+def escape(line):
+  """Escapes a line, which Gradio would read as HTML."""
+  return html.escape(line, quote=False)
 
 
 def bounded(gradio, component, most):
@@ -78,7 +87,7 @@ def bounded(gradio, component, most):
       parts = [payload.background, *payload.layers, payload.composite]
     with told(gradio):
       for part in filter(None, parts):
-        page_samples.check_upload(part.path, most)
+        page_request.check_upload(part.path, most)
       return decode(payload)
 
   component.preprocess = preprocess
@@ -102,7 +111,7 @@ def make_respond(gradio, studio, copy):
     layers = (editor and editor['layers']) or ()
     alpha = [np.asarray(layer.convert('RGBA'))[..., 3] for layer in layers]
     drawn = np.maximum.reduce(alpha) if alpha else np.zeros((1, 1))
-    fields = page_samples.Fields(
+    fields = page_request.Fields(
       *values,
       image=background and np.asarray(background.convert('RGB')),
       drawn=drawn[..., None].repeat(3, -1) if drawn.any() else None,
@@ -112,7 +121,7 @@ def make_respond(gradio, studio, copy):
     )
 
     def warn(line):
-      gradio.Warning(html.escape(line))
+      gradio.Warning(escape(line))
 
     with told(gradio):
       for line, pixels, file in page_samples.sample(studio, fields, warn):
@@ -125,9 +134,9 @@ def make_respond(gradio, studio, copy):
 
 def make_page(gradio, studio):
   """Lays out the page: what to sample on one side, images on the other."""
-  gr, most, first = gradio, studio.bounds, page_samples.Fields('')
+  gr, form, first = gradio, studio.form, page_request.Fields('')
 
-  def choose(label, initial, others):  # page_samples.read checks it
+  def choose(label, initial, others):  # page_request.read checks it
     choices = [initial, *others]
     return gr.Dropdown(choices, label=label, allow_custom_value=True)
 
@@ -136,29 +145,29 @@ def make_page(gradio, studio):
 
   def upload(kind, label, **options):
     component = kind(label=label, sources=['upload'], **options)
-    return bounded(gr, component, most.pixels)
+    return bounded(gr, component, form.pixels)
 
   white = gr.Brush(colors=['#fff'], color_mode='fixed')
   with gr.Blocks(
     title='sdxl_jax', analytics_enabled=False, delete_cache=(HOUR, 24 * HOUR)
   ) as page:
-    # The inputs, in the order of page_samples.Fields.
+    # The inputs, in the order of page_request.Fields.
     with gr.Row():
       with gr.Column():
         prompt = gr.Textbox(label='Prompt', lines=2)
         inputs = [prompt, gr.Textbox(label='Negative prompt')]
         with gr.Row():
           inputs += [
-            choose('Size (height x width)', first.size, studio.sizes),
-            count('Steps', first.steps, most.steps),
+            choose('Size (height x width)', first.size, form.sizes),
+            count('Steps', first.steps, form.steps),
             gr.Number(first.guidance_scale, label='Guidance scale'),
             choose('Sampler', first.sampler, samplers.SAMPLERS),
             gr.Textbox(first.seed, label='Seed (-1: drawn)'),
-            count('Images', first.count, most.images),
+            count('Images', first.count, form.images),
           ]
-        with gr.Row(visible=bool(studio.loras)):
+        with gr.Row(visible=bool(form.loras)):
           inputs += [
-            choose('LoRA', first.lora, studio.loras),
+            choose('LoRA', first.lora, form.loras),
             gr.Number(first.lora_weight, label='Weight of the LoRA'),
           ]
         with gr.Accordion('Start from an image', open=False):
@@ -247,7 +256,7 @@ def main(args):
 def define():
   """Defines the flags of the command."""
   sample_flags.define_models()
-  bounds = page_samples.Bounds()
+  bounds = page_request.Form(pathlib.Path(), {}, {})
   flags.DEFINE_bool('offload', False, "keep idle nets in the host's memory")
   flags.DEFINE_string('output_dir', 'images', 'folder to write images to')
   flags.DEFINE_string('host', '127.0.0.1', 'address to serve the page at')
