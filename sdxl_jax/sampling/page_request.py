@@ -15,7 +15,8 @@ from sdxl_jax.sampling.sample_request import Request
 
 # Choices of the size, the sampler and the LoRA besides those with a name.
 AUTO, OWN, NONE = 'automatic', 'of the model', 'none'
-LONGEST = {'prompt': 2000, 'negative_prompt': 2000, 'seed': 24}  # characters
+# Characters.
+LONGEST = {'prompt': 2000, 'negative_prompt': 2000, 'seed': 24, 'strength': 24}
 MOST_GUIDANCE, MOST_LORA = 50, 4
 
 
@@ -46,7 +47,7 @@ class Fields(NamedTuple):
   image: np.ndarray | None = None  # uint8 [h, w, 3] to start from
   drawn: np.ndarray | None = None  # uint8 [h, w, 3], white where painted
   mask: str | None = None  # file of an uploaded one
-  strength: float | None = None  # None: as of `sample`
+  strength: str = ''  # a number; '': as of `sample`
   refine: bool = False
 
 
@@ -56,15 +57,18 @@ def read(form: Form, fields: Fields) -> Request:
   Raises:
     ValueError: for a value out of bounds, whatever the page let through.
   """
-  for name, least, most in (
-    ('steps', 1, form.steps),
-    ('count', 1, form.images),
-    ('guidance_scale', 0, MOST_GUIDANCE),
-    ('lora_weight', -MOST_LORA, MOST_LORA),
+  for name, kind, least, most in (
+    ('steps', int, 1, form.steps),
+    ('count', int, 1, form.images),
+    ('guidance_scale', int | float, 0, MOST_GUIDANCE),
+    ('lora_weight', int | float, -MOST_LORA, MOST_LORA),
   ):
     value = getattr(fields, name)
-    if not (isinstance(value, (int, float)) and least <= value <= most):
-      raise ValueError(f'{name} is {value}; it must be from {least} to {most}')
+    if not (isinstance(value, kind) and least <= value <= most):
+      noun = 'whole number' if kind is int else 'number'
+      raise ValueError(
+        f'{name} is {value}; it must be a {noun} from {least} to {most}'
+      )
   for name, most in LONGEST.items():
     if len(getattr(fields, name) or '') > most:
       raise ValueError(f'{name} is longer than {most} characters: shorten it')
@@ -95,9 +99,19 @@ def read(form: Form, fields: Fields) -> Request:
     guidance_scale=float(fields.guidance_scale),
     sampler=None if fields.sampler == OWN else fields.sampler,
     seed=image_seeds.check(seed),
-    strength=fields.strength,
+    strength=read_strength(fields.strength),
     **keep_files(form, fields),
   )
+
+
+def read_strength(text: str | None) -> float | None:
+  """Returns a number, or None for no text."""
+  try:
+    return float(text) if text else None
+  except ValueError:
+    raise ValueError(
+      f'strength is {text!r}; it must be a number from 0 to 1, or empty'
+    ) from None
 
 
 def keep_files(form: Form, fields: Fields) -> dict[str, str | None]:
