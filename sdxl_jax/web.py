@@ -83,11 +83,11 @@ def make_respond(gradio, studio, copy):
     *values, image, editor, mask, strength, refine, kept = values
     layers = (editor and editor['layers']) or ()
     alpha = [np.asarray(layer.convert('RGBA'))[..., 3] for layer in layers]
-    drawn = np.maximum.reduce(alpha) if alpha else np.zeros((1, 1))
+    drawn = alpha and np.uint8(255) * (np.maximum.reduce(alpha) > 127)
     fields = page_request.Fields(
       *values,
       image=image and np.asarray(image),
-      drawn=drawn[..., None].repeat(3, -1) if drawn.any() else None,
+      drawn=drawn[..., None].repeat(3, -1) if np.any(drawn) else None,
       mask=mask,
       strength=strength,
       refine=refine,
@@ -152,7 +152,7 @@ def make_image_inputs(gradio, form):
     label='Paint what to repaint',
     type='pil',
     sources=[],
-    brush=gr.Brush(colors=['#fff'], color_mode='fixed'),
+    brush=gr.Brush(colors=['#ff3030'], color_mode='fixed'),
     layers=False,
     transforms=[],
   )
@@ -181,7 +181,9 @@ def make_page(gradio, studio):
           stop = gr.Button('Stop')
       with gr.Column():
         line = gr.Textbox(label='Progress', interactive=False)
-        preview = gr.Image(label='Preview', interactive=False, buttons=[])
+        preview = gr.Image(
+          label='Preview', interactive=False, buttons=[], height=360
+        )
         gallery = gr.Gallery(
           label='Images',
           format='png',
@@ -230,7 +232,7 @@ def main(args):
     raise ValueError(
       "the page is built with Gradio: pip install 'gradio>=6.31,<7'"
     ) from None
-  auth = page_flags.read_auth(args)
+  auth = page_flags.read_auth(args.host, args.auth, args.auth_file)
   serve(make_page(gradio, page_flags.load(args)), args, auth)
 
 

@@ -56,22 +56,27 @@ def load(args: flags.FlagValues) -> page_samples.Studio:
   return page_samples.Studio(base, refiner, models, form, args.preview_every)
 
 
-def read_auth(args: flags.FlagValues) -> list[tuple[str, ...]] | None:
-  """Returns [(user, password)] of the flags, or None.
+def read_auth(
+  host: str, auth: str | None, file: str | None
+) -> list[tuple[str, str]] | None:
+  """Returns [(user, password)] of --auth and --auth_file, or None.
+
+  Warns where others than this machine need none.
 
   Raises:
     ValueError: for a line that is none.
     OSError: for a file that cannot be read.
   """
-  lines = [args.auth] if args.auth else []
-  if args.auth_file:
-    lines += pathlib.Path(args.auth_file).read_text('utf-8').split('\n')
-  pairs = [tuple(line.strip().split(':', 1)) for line in lines if line.strip()]
-  if not all(len(pair) == 2 and all(pair) for pair in pairs):
+  lines = [auth] if auth else []
+  if file:
+    lines += pathlib.Path(file).read_text('utf-8').split('\n')
+  parts = [line.strip().partition(':') for line in lines if line.strip()]
+  pairs = [(user, password) for user, _, password in parts]
+  if not all(user and password for user, password in pairs):
     raise ValueError('--auth and lines of --auth_file must be USER:PASSWORD')
-  if args.auth_file and not pairs:
-    raise ValueError(f'--auth_file={args.auth_file} has no USER:PASSWORD')
-  if not pairs and args.host not in THIS_MACHINE:
-    line = f'whoever reaches {args.host} may sample: pass --auth_file'
+  if file and not pairs:
+    raise ValueError(f'--auth_file={file} has no USER:PASSWORD')
+  if not pairs and host not in THIS_MACHINE:
+    line = f'whoever reaches {host} may sample: pass --auth_file'
     print(f'warning: {line}', file=sys.stderr)
   return pairs or None
