@@ -2,8 +2,10 @@
 
 import dataclasses
 import pathlib
+import shutil
 import socket
 import types
+from urllib import parse
 
 import numpy as np
 import pytest
@@ -43,7 +45,12 @@ DEFAULTS = {
 
 
 @pytest.fixture(scope='module')
-def studio(tmp_path_factory):
+def gradio():
+  return pytest.importorskip('gradio', reason='the page needs Gradio')
+
+
+@pytest.fixture(scope='module')
+def studio(gradio, tmp_path_factory):
   folder = tmp_path_factory.mktemp('page')
   (folder / 'loras').mkdir()
   file = folder / 'loras' / 'style.safetensors'
@@ -61,11 +68,8 @@ def studio(tmp_path_factory):
 
 
 @pytest.fixture(scope='module')
-def client(studio):
-  """Returns a function that fills in the page and presses the button."""
-  gradio = pytest.importorskip('gradio', reason='the page needs Gradio')
-  import gradio_client
-
+def address(gradio, studio):
+  """Serves the page, and returns where."""
   with socket.socket() as free:
     free.bind(('127.0.0.1', 0))
     port = free.getsockname()[1]
@@ -75,14 +79,37 @@ def client(studio):
   page = web.make_page(gradio, studio)
   options = {'prevent_thread_lock': True, 'quiet': True}
   web.serve(page, args, None, **options)
-  caller = gradio_client.Client(f'http://127.0.0.1:{port}', verbose=False)
+  yield f'http://127.0.0.1:{port}'
+  page.close()
+
+
+@pytest.fixture(scope='module')
+def client(address):
+  """Returns a function that fills in the page and presses the button."""
+  import gradio_client
+
+  caller = gradio_client.Client(address, verbose=False)
 
   def submit(**values):
     return caller.submit(*(DEFAULTS | values).values(), api_name='/sample')
 
   submit.file = gradio_client.handle_file
-  yield submit
-  page.close()
+  return submit
+
+
+@pytest.fixture
+def browser(address):
+  """Starts a headless Chromium."""
+  reason = 'a browser needs playwright and Chromium'
+  api = pytest.importorskip('playwright.sync_api', reason=reason)
+  paths = map(shutil.which, ('chromium-headless-shell', 'chromium'))
+  path = next(filter(None, paths), None)
+  if path is None:
+    pytest.skip(reason)
+  with api.sync_playwright() as driver:
+    options = {'executable_path': path, 'args': ['--no-sandbox']}
+    with driver.chromium.launch(**options) as started:
+      yield started
 
 
 def settings_of(result):
@@ -180,3 +207,54 @@ def test_nobody_may_enter_by_mistake(tmp_path, capsys):
   for auth, file in (('me', None), (':x', None), (None, str(empty))):
     with pytest.raises(ValueError, match='USER:PASSWORD'):
       page_flags.read_auth('0.0.0.0', auth, file)
+
+
+@pytest.mark.slow
+def test_in_a_browser(browser, address, tmp_path):
+  """What is wrong is told; previews, gallery and download; two visitors."""
+  hosts, page, other = set(), browser.new_page(), browser.new_page()
+  page.on('request', lambda request: hosts.add(parse.urlsplit(request.url)[1]))
+  for each in (page, other):
+    each.set_default_timeout(200_000)
+    each.goto(address)
+  prompt, steps = page.get_by_label('Prompt', exact=True), 'Steps (1 to 150)'
+  size, button = page.get_by_label('Size (height x width)'), 'Generate'
+
+  def told(message):
+    page.get_by_text(message).wait_for()
+    page.locator('.toast-close').last.click()
+
+  def press(each):
+    each.get_by_role('button', name=button).click()
+
+  press(page)
+  told('the prompt is empty: describe what to show')
+  prompt.fill('a red fox')
+  for value, message in (('63', "size is '63', which is not"), ('64 x 96', '')):
+    size.fill(value)
+    size.press('Enter')
+    if message:
+      press(page)
+      told(message)
+  page.get_by_label(steps).fill('200')
+  press(page)
+  told('steps is 200; it must be a whole number from 1 to 150')
+  page.get_by_text('Start from an image').click()
+  (text := tmp_path / 'text.txt').write_text('no image')
+  page.locator('input[type=file]').first.set_input_files(str(text))
+  told('Invalid file type')
+
+  # Two at once: one waits. Both get their image.
+  other.get_by_label('Prompt', exact=True).fill('a blue pig')
+  for each in (page, other):
+    each.get_by_label(steps).fill('2')
+    press(each)
+  other.get_by_text('queue: ').first.wait_for()
+  for each in (page, other):
+    each.locator('button.thumbnail-lg').first.click()
+    with each.expect_download() as download:
+      each.get_by_label('Download').first.click()
+    download.value.save_as(tmp_path / 'saved.png')
+    asked = each.get_by_label('Prompt', exact=True).input_value()
+    assert png_settings.load(tmp_path / 'saved.png').fields['prompt'] == asked
+  assert hosts == {parse.urlsplit(address)[1]}  # and nobody else
