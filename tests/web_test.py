@@ -127,6 +127,7 @@ def test_an_image_with_its_settings(client, studio):
   assert lines[-1].endswith(f'seed {fields["seed"]}')
   assert fields['prompt'] == 'a fox' and fields['steps'] == 2
   assert models['weights'] == str(TINY / 'base')
+  assert models['refiner'] is None
   # The same as the library makes, and as was written to the folder.
   written = studio.form.folder / pathlib.Path(path).name
   assert written.read_bytes() == pathlib.Path(path).read_bytes()

@@ -93,8 +93,9 @@ def sample(
   """
   request = page_request.read(studio.form, fields)
   refiner = studio.refiner if fields.refine else None
-  # The LoRA that was chosen stands in the PNG beside those of the command.
+  # The PNG holds what is used: the LoRA too, and no refiner that is not.
   models = dict(studio.models)
+  models['refiner'] = models['refiner'] if refiner else None
   if fields.lora != page_request.NONE:
     spec = f'{studio.form.loras[fields.lora]}:{float(fields.lora_weight)!r}'
     models['lora'] = (*models['lora'], spec)
