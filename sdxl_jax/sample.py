@@ -16,7 +16,6 @@ import tqdm
 from absl import flags
 
 from sdxl_jax import cli
-from sdxl_jax.checkpoints import loading
 from sdxl_jax.data import figures, images
 from sdxl_jax.distributed import device_mesh, gpu_memory
 from sdxl_jax.programs import program_cache
@@ -26,8 +25,7 @@ from sdxl_jax.sampling import (
   finiteness,
   generation,
   init_images,
-  model_flags,
-  offload_choice,
+  model_loading,
   pairs,
   phase_clock,
   pipelines,
@@ -41,8 +39,6 @@ from sdxl_jax.sampling import (
   watermark,
 )
 from sdxl_jax.text import prompt_brackets
-from sdxl_jax.weights import formats, textual_inversion
-from sdxl_jax.weights.lora import lora_file
 
 load, load_pair = pipelines.load, pairs.load_pair
 generate = generation.generate
@@ -214,73 +210,13 @@ def load_for(located, models, mesh, offload, workload_of):
   loaded = dict(models)
   loras = prompt_loras.common(located, loaded.pop('lora_dir'))
   loaded['lora'] = *models['lora'], *loras
-  base, refiner = load_models(mesh, loaded, offload, workload_of)
+  base, refiner = model_loading.load_models(mesh, loaded, offload, workload_of)
   warn(request_checks.after_loading(located, base, refiner))
   # So that a PNG names the sampler and the tiles it was made with.
   requests = [generation.resolve(base, request) for _, request in located]
   for request in requests:
     sampler_choice.advise(base, request)
   return requests, base, refiner
-
-
-def load_models(mesh, models, offload, workload_of=offload_choice.Workload):
-  """Loads (base, refiner or None); a mesh of one device is left out."""
-  mesh = mesh if mesh.size > 1 else None
-  options = dict(models)
-  weights, refiner = options.pop('weights'), options.pop('refiner')
-  # Find faults in all paths before one of them takes minutes to load.
-  for folder in filter(None, (weights, refiner)):
-    loading.check_source(folder)
-  for spec in options['lora']:
-    lora_file.find(lora_file.parse(spec)[0])
-  for spec in options['embedding']:
-    textual_inversion.find(textual_inversion.parse(spec)[1])
-  experts = [(weights, load_settings(options))]
-  if refiner is not None:
-    shared = {name: options[name] for name in model_flags.REFINER_OPTIONS}
-    variant = shared['variant']
-    if variant and not formats.has_variant(refiner, variant):
-      shared['variant'] = None
-      print(f'note: {refiner} has no variant {variant!r}: it is read without')
-    # Only a workdir has averages to choose from.
-    if not formats.is_published(refiner):
-      shared['average'] = options['average']
-    experts.append((refiner, load_settings(shared)))
-  # Choose where the nets of both are held, then load them.
-  choice = None
-  if offload == 'auto':
-    choice = pairs.choose(experts, workload_of, mesh)
-    for note in choice.notes:
-      print(f'note: {note}')
-  experts = [(path, {'offload': offload} | fields) for path, fields in experts]
-  loaded = [
-    load_expert(path, mesh, fields)
-    for path, fields in pairs.with_offload(experts, choice)
-  ]
-  if choice is not None:
-    loaded[0] = pairs.with_choice(loaded[0], choice)
-  return loaded[0], loaded[1] if refiner is not None else None
-
-
-def load_settings(options):
-  """Returns {flag: value} under the names that `pipelines.load` has."""
-  names = model_flags.LOAD_OPTIONS
-  return {names.get(name, name): x for name, x in options.items()}
-
-
-def load_expert(weights, mesh, options):
-  """Loads a base or a refiner, and prints how its weights were read.
-
-  Args:
-    weights: path of it.
-    mesh: whose devices share a batch, or None.
-    options: see pipelines.load.
-  """
-  print(f'loading {weights}', flush=True)
-  pipeline = pipelines.load(weights, mesh=mesh, **options)
-  for note in pipeline.notes:
-    print(f'note: {note}')
-  return pipeline
 
 
 def print_mask(request, mask, base, printed):

@@ -16,6 +16,7 @@ COMMANDS = {
   'precompute',
   'plan',
   'preview_data',
+  'web',
 }
 # Files beside the commands, with what they import of ours.
 SHARED = {
@@ -52,6 +53,8 @@ ROOMS['planning'] = {*ROOMS}
 # Which of our files alone may import a library.
 OWNERS = {
   'transformers': {'text/tokenizer.py'},
+  'gradio': {'web.py'},
+  'huggingface_hub': {'weights/hub'},
   'safetensors': set(),
   'grain': {'data/'},
   'tensorflow_datasets': {'data/'},

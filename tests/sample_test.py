@@ -22,6 +22,7 @@ from sdxl_jax.sampling import (
   command_files,
   finiteness,
   init_images,
+  model_loading,
   phase_clock,
   pipelines,
   png_settings,
@@ -494,13 +495,20 @@ def test_files_that_are_not_finite_are_named(tmp_path, flags, monkeypatch):
 
 
 def test_a_variant_that_a_refiner_lacks_is_named(capsys, monkeypatch):
-  monkeypatch.setattr(sample, 'load_expert', lambda *args: args)
+  calls = []
+
+  def load_expert(*args):
+    calls.append(args)
+    return object.__new__(pipelines.Pipeline)
+
+  monkeypatch.setattr(model_loading, 'load_expert', load_expert)
   options = {name: option.default for name, option in MODEL_OPTIONS.items()}
   del options['lora_dir']
   base, refiner = str(TINY / 'base'), str(TINY / 'refiner')
   options |= {'weights': base, 'refiner': refiner, 'variant': 'fp16'}
   mesh = device_mesh.make_mesh(devices=jax.local_devices()[:1])
-  _, (_, _, used) = sample.load_models(mesh, options, offload=False)
+  model_loading.load_models(mesh, options, offload=False)
+  _, (_, _, used) = calls
   assert used['variant'] is None
   line = f"note: {refiner} has no variant 'fp16': it is read without\n"
   assert capsys.readouterr().out == line

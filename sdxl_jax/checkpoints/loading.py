@@ -24,6 +24,7 @@ from sdxl_jax.models import autoencoder_gan, from_config, latent_scaling, sdxl
 from sdxl_jax.weights import (
   checked_cast,
   formats,
+  hub,
   lpips_weights,
   net_loading,
   other_vae,
@@ -40,8 +41,16 @@ Tree = dict[str, Any]  # of arrays, or of jax.ShapeDtypeStruct
 Mesh = jax.sharding.Mesh
 
 
-def check_source(folder: Source) -> None:
-  """Raises FileNotFoundError for a path without weights."""
+def check_source(
+  folder: Source,
+  options: read_options.ReadOptions = read_options.DEFAULT,
+  nets: Collection[str] | None = None,
+) -> None:
+  """Raises FileNotFoundError for a path without weights.
+
+  Weights of the Hugging Face hub are downloaded; see hub.locate.
+  """
+  hub.locate(folder, options, nets)
   if not formats.is_published(folder):
     orbax_checkpoint.find(folder)
 
@@ -62,10 +71,13 @@ def saved_config(folder: Source) -> config_dict.ConfigDict:
 
 
 def base_weights(source: Source | None) -> Source | None:
-  """Returns the pretrained weights that a chain of runs started from."""
+  """Returns the pretrained weights that a chain of runs started from.
+
+  Of weights on the Hugging Face hub, the folder may have the tokenizers alone.
+  """
   while source and not formats.is_published(source):
     source = saved_config(source).init_from
-  return source or None
+  return hub.resolve(source) if source else None
 
 
 def with_latent_scaling(
@@ -139,6 +151,7 @@ def load_params(
     return load_run_params(source, nets, names, mesh, average, memory, options)
   # Pretrained weights have all nets, and no averages.
   check_published(source, average)
+  source, options = hub.locate(source, options, names)
   model = formats.open_model(source, options=options)
   if 'unet' in names:
     source_checks.check_timesteps(model)

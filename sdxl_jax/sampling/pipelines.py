@@ -69,8 +69,8 @@ def load(
   those that take long are shown.
 
   Args:
-    folder: diffusers folder, single file or orbax export; workdir, or one of
-      its checkpoints.
+    folder: diffusers folder, single file or orbax export, or their name on the
+      Hugging Face hub (owner/name); workdir, or one of its checkpoints.
     dtype: see load_options.LoadOptions.
     average: see load_options.LoadOptions.
     mesh: whose devices share a batch; the default device without it.

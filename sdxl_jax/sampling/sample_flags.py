@@ -26,14 +26,7 @@ def define() -> None:
   """Defines the flags of the command."""
   for field in sample_request.FIELDS.values():
     define_field(field)
-  define_by_kind = {
-    str: flags.DEFINE_string,
-    bool: flags.DEFINE_bool,
-    list: flags.DEFINE_multi_string,
-  }
-  for name, option in model_flags.MODEL_OPTIONS.items():
-    # None: a flag that is not passed must not hide the value of a PNG.
-    define_by_kind[option.kind](name, None, option.help)
+  define_models()
   flags.DEFINE_enum(
     'preset',
     None,
@@ -74,6 +67,18 @@ def define() -> None:
   flags.DEFINE_integer('preview_every', 5, 'steps between two previews', 1)
   flags.DEFINE_bool('watermark', False, "embed SDXL's invisible watermark")
   flags.DEFINE_string('save_latents', None, '.npy to write the latents to')
+
+
+def define_models() -> None:
+  """Defines the flags of the models."""
+  define_by_kind = {
+    str: flags.DEFINE_string,
+    bool: flags.DEFINE_bool,
+    list: flags.DEFINE_multi_string,
+  }
+  for name, option in model_flags.MODEL_OPTIONS.items():
+    # None: a flag that is not passed must not hide the value of a PNG.
+    define_by_kind[option.kind](name, None, option.help)
 
 
 def define_field(field: dataclasses.Field, default: Any = None) -> None:
