@@ -206,11 +206,17 @@ def plan_sampling(args: flags.FlagValues) -> None:
 
 def main(args: flags.FlagValues) -> None:
   """Plans as the flags ask."""
-  # JAX writes programs for absent devices, but cannot read them.
   if args.topology == 'here':
     program_cache.turn_on()
-  else:
-    program_cache.turn_off()
+    write_plans(args)
+    return
+  # JAX writes programs for absent devices, but cannot read them.
+  with program_cache.unused():
+    write_plans(args)
+
+
+def write_plans(args: flags.FlagValues) -> None:
+  """Plans what `main` is for, and prints and saves it."""
   if args.sample:
     plan_sampling(args)
     return

@@ -8,6 +8,7 @@ import subprocess
 import sys
 
 import pytest
+from absl import flags
 
 from configs import stage3
 from sdxl_jax import plan
@@ -17,7 +18,8 @@ from sdxl_jax.planning import (
   training_plan,
   training_report,
 )
-from tests.support import tiny_config
+from sdxl_jax.programs import program_cache
+from tests.support import commands, tiny_config
 
 
 @pytest.fixture(scope='module')
@@ -99,6 +101,19 @@ def test_choose_buckets():
   assert choose('640x1536,1024x1024') == [(640, 1536), (1024, 1024)]
   with pytest.raises(ValueError, match='has 64x64, which .*buckets lacks'):
     choose('64x64')
+
+
+@pytest.mark.parametrize(
+  ('topology', 'kept'), [('here', True), ('t4x1', False)]
+)
+def test_programs_for_absent_devices_are_not_kept(topology, kept, monkeypatch):
+  found = []
+  monkeypatch.setattr(
+    plan, 'write_plans', lambda args: found.append(program_cache.folder())
+  )
+  with commands.parsed('sdxl_jax.plan', [f'--topology={topology}']):
+    plan.main(flags.FLAGS)
+  assert [folder is not None for folder in found] == [kept]
 
 
 def test_command_names_an_unknown_topology():
