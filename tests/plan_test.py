@@ -108,10 +108,11 @@ def test_choose_buckets():
 )
 def test_programs_for_absent_devices_are_not_kept(topology, kept, monkeypatch):
   found = []
+  arguments = ['--config=configs/stage3.py', f'--topology={topology}']
   monkeypatch.setattr(
     plan, 'write_plans', lambda args: found.append(program_cache.folder())
   )
-  with commands.parsed('sdxl_jax.plan', [f'--topology={topology}']):
+  with commands.parsed('sdxl_jax.plan', arguments):
     plan.main(flags.FLAGS)
   assert [folder is not None for folder in found] == [kept]
 
