@@ -163,6 +163,11 @@ def get_config():
   config.optimizer.weight_decay = 0.01  # of kernels only
   # Limit of the gradient's norm over all parameters; 0: no clipping.
   config.optimizer.clip_norm = 1.0
+  # Where a net computes in float16, its loss is multiplied by a power of two,
+  # this one at first. A step whose gradients overflow is left out and halves
+  # it; so many steps without an overflow double it.
+  config.optimizer.loss_scale = 2.0**15
+  config.optimizer.loss_scale_steps = 2000
   config.optimizer.ema_decay = 0.9999  # 0: the last parameters, not averaged
   # Widths of one or two power-function averages in place of ema_decay, as
   # shares of the training, such as (0.05, 0.1); the first one is sampled from
@@ -189,7 +194,11 @@ def get_config():
   config.schedule.prediction = 'eps'  # or 'v', 'x0'
   config.schedule.zero_terminal_snr = False  # True: with 'v' or 'x0' only
 
-  # The nets. dtype is that of activations, param_dtype that of parameters.
+  # The nets. dtype is that of activations, param_dtype that of parameters. Both
+  # are 'float32', 'bfloat16', 'float16', or 'auto', which the first start of a
+  # run decides: as dtype bfloat16 on TPUs and GPUs that multiply it, float16 on
+  # older GPUs (then float32 for the autoencoder), and float32 on CPUs; as
+  # param_dtype float32 of what is trained, else the dtype.
   config.unet = config_dict.ConfigDict()
   config.unet.in_channels = 4
   config.unet.out_channels = 4

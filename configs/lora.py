@@ -29,7 +29,9 @@ images, each of the 20 is used ten times as often.
 
 Rank 16 in all attention layers of the UNet: 23 M of 2567 M parameters, 93 MB in
 float32 as in a file, four times that with moments and EMA in a checkpoint. UNet
-and text encoders are stored in bfloat16: with the autoencoder they take 7.1 GB.
+and text encoders compute and are stored in bfloat16, or in float16 on GPUs that
+do not multiply bfloat16, such as T4 and V100: with the autoencoder, which stays
+in float32, they take 7.1 GB. On a CPU it is float32, and 13.9 GB.
 
 This config has not been trained at full size yet. In miniature
 (configs/tiny.py:lora, images by tests/benchmarks/one_object.py), 200 steps of 8
@@ -65,9 +67,9 @@ def get_config(kind=''):
   config.checkpoint.every = 250
   config.samples.every = 250
 
-  # Frozen nets compute in bfloat16, and are stored in the same precision.
+  # Frozen nets compute in the type that suits the device, and are stored in it.
   for net in (config.unet, config.text_encoder, config.text_encoder_2):
-    net.param_dtype = 'bfloat16'
+    net.dtype = net.param_dtype = 'auto'
 
   if kind == 'prior':
     config.data.source = 'mixture'

@@ -18,6 +18,7 @@ from absl import app, flags
 from absl import logging as absl_logging
 
 from sdxl_jax.distributed import multihost
+from sdxl_jax.programs import compile_progress, program_cache
 
 # So that flags defined here are listed by --help as those of the command.
 flags.disclaim_key_flags()
@@ -30,6 +31,8 @@ FAULT = 'this is a fault of the program or of a library'
 
 def run(main: Callable, *names: str, memory: str = '') -> None:
   """Runs main(flags, *arguments); an error ends the command with one line.
+
+  A command that compiles programs defines the flag of `define_cache_dir`.
 
   Args:
     main: raises ValueError or OSError with a message that names the remedy.
@@ -49,6 +52,9 @@ def run(main: Callable, *names: str, memory: str = '') -> None:
       signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
       check_arguments(argv[1:], names)
+      if 'cache_dir' in flags.FLAGS:
+        program_cache.choose(flags.FLAGS.cache_dir)
+        compile_progress.show()
       main(flags.FLAGS, *argv[1:])
       sys.stdout.flush()
     except KeyboardInterrupt as error:
@@ -57,6 +63,16 @@ def run(main: Callable, *names: str, memory: str = '') -> None:
       end(error, memory)
 
   app.run(run_main, flags_parser=parse_flags)
+
+
+def define_cache_dir() -> None:
+  """Defines the flag of the folder of compiled programs."""
+  flags.DEFINE_string(
+    'cache_dir',
+    None,
+    'folder that keeps compiled programs; empty: none; default: the one of '
+    f'{program_cache.VARIABLE}, or ~/.cache/sdxl_jax',
+  )
 
 
 def silence_orbax() -> None:

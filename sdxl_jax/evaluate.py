@@ -264,4 +264,5 @@ if __name__ == '__main__':
   flags.DEFINE_integer('batch_size', 8, 'images at once, per device', 1)
   flags.DEFINE_string('average', 'ema', run_params.HELP)
   flags.mark_flags_as_required(['config', 'weights', 'output'])
+  cli.define_cache_dir()
   cli.run(main, memory='pass a smaller --batch_size')

@@ -32,6 +32,7 @@ from sdxl_jax.planning import (
   training_plan,
   training_report,
 )
+from sdxl_jax.programs import program_cache
 from sdxl_jax.sampling import offload_flag, sample_flags, settings
 from sdxl_jax.sampling.settings import SampleSettings
 from sdxl_jax.training import config_validation, tasks
@@ -205,6 +206,11 @@ def plan_sampling(args: flags.FlagValues) -> None:
 
 def main(args: flags.FlagValues) -> None:
   """Plans as the flags ask."""
+  # JAX writes programs for absent devices, but cannot read them.
+  if args.topology == 'here':
+    program_cache.turn_on()
+  else:
+    program_cache.turn_off()
   if args.sample:
     plan_sampling(args)
     return
@@ -263,4 +269,5 @@ def define_sampling() -> None:
 if __name__ == '__main__':
   define_training()
   define_sampling()
+  cli.define_cache_dir()
   cli.run(main)

@@ -115,4 +115,5 @@ def define_flags():
 
 if __name__ == '__main__':
   define_flags()
+  cli.define_cache_dir()
   cli.run(main, memory='pass a smaller --batch_size')

@@ -10,23 +10,19 @@ import functools
 import sys
 import warnings
 
-import jax
 import numpy as np
 import tqdm
 from absl import flags
 
 from sdxl_jax import cli
-from sdxl_jax.checkpoints import loading
 from sdxl_jax.data import figures, images
-from sdxl_jax.distributed import device_mesh, gpu_memory
+from sdxl_jax.programs import program_cache
 from sdxl_jax.sampling import (
   command_files,
-  dtype_choice,
   finiteness,
   generation,
   init_images,
-  model_flags,
-  offload_choice,
+  model_loading,
   pairs,
   phase_clock,
   pipelines,
@@ -40,8 +36,6 @@ from sdxl_jax.sampling import (
   watermark,
 )
 from sdxl_jax.text import prompt_brackets
-from sdxl_jax.weights import formats, textual_inversion
-from sdxl_jax.weights.lora import lora_file
 
 load, load_pair = pipelines.load, pairs.load_pair
 generate = generation.generate
@@ -63,41 +57,17 @@ def sample(located, names, models, noise, args):
     args: the other flags.
   """
   command_files.check_arrays([request for _, request in located], noise, args)
-  gpu_memory.enlarge()
-  mesh = device_mesh.make_mesh(devices=jax.local_devices())
-  # So that a PNG holds the types that it was made with.
-  dtypes, notes = dtype_choice.resolve(
-    models['dtype'], models['vae_dtype'], dtype_choice.device_of(mesh)
-  )
-  models = models | dtypes
-  for note in notes:
-    print(note)
+  mesh, models = model_loading.prepare(models)
   clock = phase_clock.PhaseClock()
-  size, for_grid, latents = args.batch or mesh.size, [], []
-  workload_of = functools.partial(
-    request_workload.largest,
-    [request for _, request in located],
-    batch=-(-min(size, len(located)) // mesh.size),
-    previews=args.preview is not None,
-  )
   requests, base, refiner = load_for(
-    located, models, mesh, args.offload, workload_of
+    located, models, mesh, args.offload, workload_of(located, mesh, args)
   )
   clock.stop('loading')
-  load_files = init_images.cached_load()
+  for_grid, latents = [], []
   printed = set()  # masks, by the settings that change them
-  for batch in request_batches.batches(
-    requests, size, base.tokenize, base.text_chunks
-  ):
+  size = args.batch or mesh.size
+  for batch, kwargs in batches_of(requests, size, noise, base):
     done = len(latents)
-    # Fill the last batch: a program for fewer images would have to be compiled.
-    surplus = size - len(batch) if done else 0
-    kwargs = sample_request.to_generate_kwargs(
-      [*batch, *[batch[-1]] * surplus], base.size, load_files
-    )
-    if noise is not None:
-      rows = noise[done : done + len(batch)]
-      kwargs['init_noise'] = [*rows, *[rows[-1]] * surplus]
     print_mask(batch[0], kwargs['mask'], base, printed)
     zoom = args.zoom or base.zoom
     if args.watermark:
@@ -151,6 +121,67 @@ def describe_files(names):
   return names[0] if len(names) == 1 else f'{names[0]} ... {names[-1]}'
 
 
+def warm_up(located, models, noise, args):
+  """Compiles the programs that `sample` would need, and draws no image."""
+  mesh, models = model_loading.prepare(models)
+  clock = phase_clock.PhaseClock()
+  requests, base, refiner = load_for(
+    located, models, mesh, args.offload, workload_of(located, mesh, args)
+  )
+  clock.stop('loading')
+  folder = program_cache.folder()
+  if folder is None:
+    raise ValueError(
+      '--warm_up keeps programs for later starts, and no folder keeps them: '
+      'name one by --cache_dir'
+    )
+  # Batches that differ in texts and seeds have the same programs.
+  size, kinds = args.batch or mesh.size, []
+  for batch, kwargs in batches_of(requests, size, noise, base):
+    key = request_batches.batch_key(batch[0], base.tokenize, base.text_chunks)
+    if (kind := (key, len(kwargs['prompts']))) not in kinds:
+      kinds.append(kind)
+      generate(base, **kwargs, refiner=refiner, warm_up=True)
+  batches = 'batch' if len(kinds) == 1 else 'batches'
+  print(f'{folder} has the programs of {len(kinds)} {batches}')
+  print(clock.before_sampling())
+
+
+def batches_of(requests, size, noise, base):
+  """Yields batches of requests, and the arguments of `generate` for each.
+
+  Args:
+    requests: from load_for.
+    size: of a batch, at most.
+    noise: see `sample`.
+    base: that samples them.
+  """
+  done, load_files = 0, init_images.cached_load()
+  for batch in request_batches.batches(
+    requests, size, base.tokenize, base.text_chunks
+  ):
+    # Fill the last batch: a program for fewer images would have to be compiled.
+    surplus = size - len(batch) if done else 0
+    kwargs = sample_request.to_generate_kwargs(
+      [*batch, *[batch[-1]] * surplus], base.size, load_files
+    )
+    if noise is not None:
+      rows = noise[done : done + len(batch)]
+      kwargs['init_noise'] = [*rows, *[rows[-1]] * surplus]
+    yield batch, kwargs
+    done += len(batch)
+
+
+def workload_of(located, mesh, args):
+  """Makes (size) -> what is sampled at once, see pairs.choose."""
+  return functools.partial(
+    request_workload.largest,
+    [request for _, request in located],
+    batch=-(-min(args.batch or mesh.size, len(located)) // mesh.size),
+    previews=args.preview is not None,
+  )
+
+
 def load_for(located, models, mesh, offload, workload_of):
   """Loads the models for some requests, and checks these by them.
 
@@ -168,73 +199,13 @@ def load_for(located, models, mesh, offload, workload_of):
   loaded = dict(models)
   loras = prompt_loras.common(located, loaded.pop('lora_dir'))
   loaded['lora'] = *models['lora'], *loras
-  base, refiner = load_models(mesh, loaded, offload, workload_of)
+  base, refiner = model_loading.load_models(mesh, loaded, offload, workload_of)
   warn(request_checks.after_loading(located, base, refiner))
   # So that a PNG names the sampler and the tiles it was made with.
   requests = [generation.resolve(base, request) for _, request in located]
   for request in requests:
     sampler_choice.advise(base, request)
   return requests, base, refiner
-
-
-def load_models(mesh, models, offload, workload_of=offload_choice.Workload):
-  """Loads (base, refiner or None); a mesh of one device is left out."""
-  mesh = mesh if mesh.size > 1 else None
-  options = dict(models)
-  weights, refiner = options.pop('weights'), options.pop('refiner')
-  # Find faults in all paths before one of them takes minutes to load.
-  for folder in filter(None, (weights, refiner)):
-    loading.check_source(folder)
-  for spec in options['lora']:
-    lora_file.find(lora_file.parse(spec)[0])
-  for spec in options['embedding']:
-    textual_inversion.find(textual_inversion.parse(spec)[1])
-  experts = [(weights, load_settings(options))]
-  if refiner is not None:
-    shared = {name: options[name] for name in model_flags.REFINER_OPTIONS}
-    variant = shared['variant']
-    if variant and not formats.has_variant(refiner, variant):
-      shared['variant'] = None
-      print(f'note: {refiner} has no variant {variant!r}: it is read without')
-    # Only a workdir has averages to choose from.
-    if not formats.is_published(refiner):
-      shared['average'] = options['average']
-    experts.append((refiner, load_settings(shared)))
-  # Choose where the nets of both are held, then load them.
-  choice = None
-  if offload == 'auto':
-    choice = pairs.choose(experts, workload_of, mesh)
-    for note in choice.notes:
-      print(f'note: {note}')
-  experts = [(path, {'offload': offload} | fields) for path, fields in experts]
-  loaded = [
-    load_expert(path, mesh, fields)
-    for path, fields in pairs.with_offload(experts, choice)
-  ]
-  if choice is not None:
-    loaded[0] = pairs.with_choice(loaded[0], choice)
-  return loaded[0], loaded[1] if refiner is not None else None
-
-
-def load_settings(options):
-  """Returns {flag: value} under the names that `pipelines.load` has."""
-  names = model_flags.LOAD_OPTIONS
-  return {names.get(name, name): x for name, x in options.items()}
-
-
-def load_expert(weights, mesh, options):
-  """Loads a base or a refiner, and prints how its weights were read.
-
-  Args:
-    weights: path of it.
-    mesh: whose devices share a batch, or None.
-    options: see pipelines.load.
-  """
-  print(f'loading {weights}', flush=True)
-  pipeline = pipelines.load(weights, mesh=mesh, **options)
-  for note in pipeline.notes:
-    print(f'note: {note}')
-  return pipeline
 
 
 def print_mask(request, mask, base, printed):
@@ -271,7 +242,8 @@ def main(args):
   png = sample_flags.load_png(args)
   located = sample_flags.read(args, png)
   names = sample_flags.file_names(args.output, [r for _, r in located])
-  command_files.check_outputs(names, args)
+  if not args.warm_up:
+    command_files.check_outputs(names, args)
   noise = (
     None
     if args.init_noise is None
@@ -281,10 +253,14 @@ def main(args):
   warn(request_checks.before_loading(located, models))
   with warnings.catch_warnings():  # those that were just printed
     warnings.simplefilter('ignore', prompt_brackets.PromptSyntaxWarning)
-    sample(located, names, models, noise, args)
+    if args.warm_up:
+      warm_up(located, models, noise, args)
+    else:
+      sample(located, names, models, noise, args)
 
 
 if __name__ == '__main__':
   sample_flags.define()
   flags.adopt_module_key_flags(sample_flags)  # so that --help lists them
+  cli.define_cache_dir()
   cli.run(main, memory=MEMORY)

@@ -32,6 +32,7 @@ from sdxl_jax.training import (
   config_warnings,
   latent_statistics,
   loop,
+  loss_scaling,
   resuming,
   run_setup,
   run_start,
@@ -188,6 +189,8 @@ def prepare(start: run_start.Start) -> tuple[loop.Run, train_state.State]:
     state = resuming.restore(
       checkpoints, shapes, data.batches, buckets_per_step, data.new_pass, say
     )
+    scale = config.optimizer.loss_scale
+    state = loss_scaling.with_scale(state, shapes, scale)
   run = loop.Run(
     config=config,
     workdir=start.workdir,
@@ -255,4 +258,5 @@ def define_flags() -> None:
 
 if __name__ == '__main__':
   define_flags()
+  cli.define_cache_dir()
   cli.run(main, memory=MEMORY)

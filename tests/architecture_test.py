@@ -16,15 +16,24 @@ COMMANDS = {
   'precompute',
   'plan',
   'preview_data',
+  'web',
 }
 # Files beside the commands, with what they import of ours.
-SHARED = {'cli': {'distributed.multihost'}, 'atomic_write': set()}
+SHARED = {
+  'cli': {
+    'distributed.multihost',
+    'programs.compile_progress',
+    'programs.program_cache',
+  },
+  'atomic_write': set(),
+}
 # What each room may import of ours, itself besides.
 ROOMS = {
   'text': set(),
   'diffusion': set(),
   'ema': set(),
   'distributed': set(),
+  'programs': set(),
   'data': {'text', 'atomic_write'},
   'models': {'text', 'diffusion', 'distributed'},
   'weights': {'models', 'diffusion', 'atomic_write'},
@@ -44,6 +53,8 @@ ROOMS['planning'] = {*ROOMS}
 # Which of our files alone may import a library.
 OWNERS = {
   'transformers': {'text/tokenizer.py'},
+  'gradio': {'web.py'},
+  'huggingface_hub': {'weights/hub'},
   'safetensors': set(),
   'grain': {'data/'},
   'tensorflow_datasets': {'data/'},

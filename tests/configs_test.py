@@ -8,7 +8,7 @@ from configs import lora, refiner, stage0, stage1, stage2, stage3, tiny
 from sdxl_jax import plan
 from sdxl_jax.data.sources import synthetic
 from sdxl_jax.distributed import device_mesh, sharding
-from sdxl_jax.models import from_config
+from sdxl_jax.models import compute_dtype, from_config, net_types
 from sdxl_jax.training import compilation, config_validation, tasks
 
 FULL_SIZE = {
@@ -85,6 +85,7 @@ def test_full_size_of_stage_0():
 def test_full_size_of_lora(kind):
   config = lora.get_config(kind)
   config_validation.check(config)
+  config = net_types.resolve(config, compute_dtype.Kind('tpu'))
   four = device_mesh.make_mesh(1, 4, devices=jax.devices()[:4])
   nets = from_config.make_model(config, 'cpu')
   task = tasks.make_task(config, nets)

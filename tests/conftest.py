@@ -10,6 +10,8 @@ import tempfile
 from tests.support import xla_flags
 
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')
+# No test asks the Hugging Face hub.
+os.environ.setdefault('HF_HUB_OFFLINE', '1')
 os.environ.setdefault('XLA_FLAGS', xla_flags.flags(devices=4))
 # Programs are compiled once for all workers, and for the commands they start.
 if 'JAX_COMPILATION_CACHE_DIR' not in os.environ:

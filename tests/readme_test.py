@@ -105,14 +105,16 @@ def dry_run(words):
 
 def check_pip(words):
   """Checks that files and extras exist, and that names can be installed."""
-  extras = PYPROJECT['project']['optional-dependencies'].values()
-  known = {requirement for extra in extras for requirement in extra}
+  extras = PYPROJECT['project']['optional-dependencies']
+  known = {requirement for extra in extras.values() for requirement in extra}
   assert words[1] == 'install'
   arguments = iter(words[2:])
   for word in arguments:
     if word == '-r':
       assert (ROOT / next(arguments)).is_file()
-    elif word != '--no-deps':
+    elif word.startswith('.['):
+      assert word[2:-1] in extras
+    elif word not in ('-e', '--no-deps'):
       assert requirements.Requirement(word).name
       assert '[' not in word or word in known
 
@@ -172,7 +174,7 @@ RULES = (
   (r'python -m sdxl_jax\.(sample|convert|preview_data) ', run),
   (r'python -m sdxl_jax\.(evaluate|precompute) ', run),
   (r'python -m sdxl_jax\.train --config configs/tiny.py --w', run),
-  (r'python -m sdxl_jax\.(train|plan) ', check),
+  (r'python -m sdxl_jax\.(train|plan|web) ', check),
 )
 
 

@@ -6,6 +6,7 @@ import json
 import re
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -16,10 +17,12 @@ from PIL import Image
 from sdxl_jax import sample
 from sdxl_jax.data import images
 from sdxl_jax.distributed import device_mesh
+from sdxl_jax.programs import program_cache
 from sdxl_jax.sampling import (
   command_files,
   finiteness,
   init_images,
+  model_loading,
   phase_clock,
   pipelines,
   png_settings,
@@ -294,6 +297,45 @@ def flags():
   return values
 
 
+def test_a_warm_up_needs_no_prompt(tmp_path, flags):
+  flags(['sample', '--warm_up', '--height=64'])
+  ((_, request),) = sample_flags.read(flags)
+  assert request.prompt == '' and request.height == 64
+  flags.unparse_flags()
+  (tmp_path / 'a.txt').write_text('a fox\na pig\n')
+  flags(['sample', '--warm_up', f'--prompts_file={tmp_path / "a.txt"}'])
+  assert [r.prompt for _, r in sample_flags.read(flags)] == ['a fox', 'a pig']
+
+
+def test_a_warm_up_needs_a_folder(flags, monkeypatch):
+  flags(['sample', '--warm_up'])
+  monkeypatch.setattr(sample, 'load_for', lambda *args: ([], None, None))
+  with program_cache.unused(), pytest.raises(ValueError, match='--cache_dir'):
+    sample.warm_up([], {}, None, flags)
+
+
+def test_a_warm_up_compiles_each_kind_of_batch_once(
+  flags, monkeypatch, tmp_path, capsys
+):
+  flags(['sample', '--warm_up', '--batch=2'])
+  base = SimpleNamespace(tokenize=None, text_chunks=1, size=(64, 64))
+  asked = [
+    sample_request.Request(prompt='a', seed=i, height=64 + 64 * (i > 4))
+    for i in range(8)
+  ]
+  calls = []
+  monkeypatch.setattr(sample, 'load_for', lambda *args: (asked, base, None))
+  monkeypatch.setattr(
+    sample, 'generate', lambda base, **kwargs: calls.append(kwargs)
+  )
+  monkeypatch.setattr(program_cache, 'folder', lambda: tmp_path)
+  sample.warm_up([], {}, None, flags)
+  assert all(call['warm_up'] and len(call['prompts']) == 2 for call in calls)
+  assert [call['size'] for call in calls] == [(64, 64), (128, 64)]
+  said = capsys.readouterr().out
+  assert 'programs of 2 batches' in said and 'from the cache)' in said
+
+
 def test_flags_of_the_models(tmp_path, flags):
   """Flags come before a PNG, which may be of an earlier version."""
 
@@ -453,13 +495,20 @@ def test_files_that_are_not_finite_are_named(tmp_path, flags, monkeypatch):
 
 
 def test_a_variant_that_a_refiner_lacks_is_named(capsys, monkeypatch):
-  monkeypatch.setattr(sample, 'load_expert', lambda *args: args)
+  calls = []
+
+  def load_expert(*args):
+    calls.append(args)
+    return object.__new__(pipelines.Pipeline)
+
+  monkeypatch.setattr(model_loading, 'load_expert', load_expert)
   options = {name: option.default for name, option in MODEL_OPTIONS.items()}
   del options['lora_dir']
   base, refiner = str(TINY / 'base'), str(TINY / 'refiner')
   options |= {'weights': base, 'refiner': refiner, 'variant': 'fp16'}
   mesh = device_mesh.make_mesh(devices=jax.local_devices()[:1])
-  _, (_, _, used) = sample.load_models(mesh, options, offload=False)
+  model_loading.load_models(mesh, options, offload=False)
+  _, (_, _, used) = calls
   assert used['variant'] is None
   line = f"note: {refiner} has no variant 'fp16': it is read without\n"
   assert capsys.readouterr().out == line
@@ -475,7 +524,12 @@ def test_the_clock_separates_compiling(monkeypatch):
   clock.listen('/jax/something_else_duration', 5.0)
   clock.stop('sampling')
   assert clock.spent == {'loading': 2.0, 'sampling': 2.0}
-  assert 'compiling 6.0 s, sampling 2.0 s: 0.50 s per image' in clock.summary(4)
+  clock.count('/jax/compilation_cache/cache_hits')
+  clock.count('/jax/compilation_cache/cache_misses')
+  assert clock.summary(4) == (
+    'loading 2.0 s, compiling 6.0 s (2 programs, 1 from the cache), sampling '
+    '2.0 s: 0.50 s per image'
+  )
 
 
 def test_batches_share_their_settings():

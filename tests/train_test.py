@@ -62,11 +62,13 @@ class Compilations:
 
 
 @pytest.fixture(scope='module', autouse=True)
-def caches_of_workdirs():
+def caches_of_workdirs(tmp_path_factory):
   """Compiles to the default cache, as for a user who names none."""
   before = jax.config.jax_compilation_cache_dir
+  jax.config.update('jax_compilation_cache_dir', None)
   with pytest.MonkeyPatch.context() as patch:
     patch.delenv('JAX_COMPILATION_CACHE_DIR')
+    patch.setenv('XDG_CACHE_HOME', str(tmp_path_factory.mktemp('home')))
     yield
   jax.config.update('jax_compilation_cache_dir', before)
   compilation_cache.reset_cache()
@@ -76,6 +78,7 @@ def caches_of_workdirs():
 def run(tmp_path_factory):
   """A workdir after training, what was compiled for it, and what was said."""
   workdir = tmp_path_factory.mktemp('straight')
+  (workdir / 'compiled').mkdir()  # so that the programs go there
   jax.jit(lambda x: x + 1)(1)  # as in a notebook, not the first to compile
   config = tiny_config.get_config()
   config.samples.every = 4

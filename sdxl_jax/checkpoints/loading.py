@@ -24,7 +24,9 @@ from sdxl_jax.models import autoencoder_gan, from_config, latent_scaling, sdxl
 from sdxl_jax.weights import (
   checked_cast,
   formats,
+  hub,
   lpips_weights,
+  net_loading,
   other_vae,
   pretrained,
   read_options,
@@ -39,8 +41,16 @@ Tree = dict[str, Any]  # of arrays, or of jax.ShapeDtypeStruct
 Mesh = jax.sharding.Mesh
 
 
-def check_source(folder: Source) -> None:
-  """Raises FileNotFoundError for a path without weights."""
+def check_source(
+  folder: Source,
+  options: read_options.ReadOptions = read_options.DEFAULT,
+  nets: Collection[str] | None = None,
+) -> None:
+  """Raises FileNotFoundError for a path without weights.
+
+  Weights of the Hugging Face hub are downloaded; see hub.locate.
+  """
+  hub.locate(folder, options, nets)
   if not formats.is_published(folder):
     orbax_checkpoint.find(folder)
 
@@ -61,10 +71,13 @@ def saved_config(folder: Source) -> config_dict.ConfigDict:
 
 
 def base_weights(source: Source | None) -> Source | None:
-  """Returns the pretrained weights that a chain of runs started from."""
+  """Returns the pretrained weights that a chain of runs started from.
+
+  Of weights on the Hugging Face hub, the folder may have the tokenizers alone.
+  """
   while source and not formats.is_published(source):
     source = saved_config(source).init_from
-  return source or None
+  return hub.resolve(source) if source else None
 
 
 def with_latent_scaling(
@@ -138,12 +151,11 @@ def load_params(
     return load_run_params(source, nets, names, mesh, average, memory, options)
   # Pretrained weights have all nets, and no averages.
   check_published(source, average)
+  source, options = hub.locate(source, options, names)
   model = formats.open_model(source, options=options)
   if 'unet' in names:
     source_checks.check_timesteps(model)
-  return {
-    name: load_pretrained_net(model, nets, name, mesh, memory) for name in names
-  }
+  return load_pretrained_nets(model, nets, names, mesh, memory)
 
 
 def load_start(
@@ -207,20 +219,24 @@ def load_run_params(
   return params
 
 
-def load_pretrained_net(
+def load_pretrained_nets(
   model: pretrained.Model,
   nets: Nets,
-  name: str,
+  names: Collection[str],
   mesh: Mesh | None,
   memory: str = 'device',
-) -> Tree:
-  """Loads one net of pretrained weights; see load_params."""
-  net, fields = model.net(name), runtime_fields(nets, name)
-  source_checks.check_same(
-    name, nets.configs[name], net.config(**fields), net.location
-  )
-  _, params = net.load(make_sharding_fn(mesh, memory), **fields)
-  return params
+) -> dict[str, Tree]:
+  """Loads some nets of pretrained weights; see load_params."""
+  opened = {name: model.net(name) for name in names}
+  fields = {name: runtime_fields(nets, name) for name in names}
+  # Another architecture is refused before anything is read.
+  for name, net in opened.items():
+    source_checks.check_same(
+      name, nets.configs[name], net.config(**fields[name]), net.location
+    )
+  shards = dict.fromkeys(opened, make_sharding_fn(mesh, memory))
+  loaded = net_loading.load_all(opened, shards, fields)
+  return {name: params for name, (_, params) in loaded.items()}
 
 
 def load_trained_lora(

@@ -1,5 +1,6 @@
 """Saves State, data position and config together in one orbax checkpoint."""
 
+import dataclasses
 import pathlib
 import shutil
 from collections.abc import Callable
@@ -13,6 +14,7 @@ from sdxl_jax.weights import unknown_paths
 
 FOLDER = 'checkpoints'
 ITEMS = ('state', 'data', 'config')
+NOT_READ = ocp.PLACEHOLDER  # in place of a leaf that is not restored
 Json = dict[str, Any]
 
 
@@ -84,7 +86,7 @@ class Checkpoints:
       self._manager.save,
       step,
       args=ocp.args.Composite(
-        state=ocp.args.PyTreeSave(state),
+        state=ocp.args.PyTreeSave(fields_of(state)),
         data=ocp.args.JsonSave(data),
         config=ocp.args.JsonSave(config),
       ),
@@ -94,6 +96,10 @@ class Checkpoints:
   def restore(self, state: Any) -> tuple[Any, Json]:
     """Restores (State, data position) of the latest step; see `restore`."""
     return restore(self.folder / str(self.latest_step), state)
+
+  def read_shapes(self) -> Json:
+    """Reads the shapes of the latest State; see `read_shapes`."""
+    return read_shapes(self.folder / str(self.latest_step))
 
   def read_data(self) -> Json:
     """Reads what the latest checkpoint says of the data; see `restore`."""
@@ -165,7 +171,7 @@ def restore(folder: pathlib.Path, state: Any) -> tuple[Any, Json]:
   Args:
     folder: of one checkpoint.
     state: tree of jax.ShapeDtypeStruct with shardings, possibly of another mesh
-      than the one that saved; `ocp.PLACEHOLDER` leaves are not read.
+      than the one that saved; leaves that are NOT_READ stay so.
 
   Returns:
     (State, data position).
@@ -173,12 +179,28 @@ def restore(folder: pathlib.Path, state: Any) -> tuple[Any, Json]:
   Raises:
     ValueError: if the checkpoint does not match; it is left as it is.
   """
+  tree = fields_of(state)
   items = {
-    'state': ocp.args.PyTreeRestore(state, restore_args(state)),
+    'state': ocp.args.PyTreeRestore(tree, restore_args(tree)),
     'data': ocp.args.JsonRestore(),
   }
   restored = restore_items(folder, items)
-  return restored['state'], restored['data']
+  found = restored['state']
+  if dataclasses.is_dataclass(state):
+    found = dataclasses.replace(state, **found)
+  return found, restored['data']
+
+
+def fields_of(state: Any) -> Any:
+  """Returns {field: value} of a dataclass, without those that are None.
+
+  orbax would restore a None only where one was saved, and so no checkpoint from
+  before there was such a field. Another tree is returned as it is.
+  """
+  if not dataclasses.is_dataclass(state):
+    return state
+  values = {f.name: getattr(state, f.name) for f in dataclasses.fields(state)}
+  return {name: x for name, x in values.items() if x is not None}
 
 
 def read_shapes(folder: pathlib.Path) -> dict[str, Any]:
@@ -188,8 +210,8 @@ def read_shapes(folder: pathlib.Path) -> dict[str, Any]:
     folder: of one checkpoint.
 
   Returns:
-    {'step', 'params', 'opt_state'} of nested dicts and lists, as orbax saves
-    dataclasses and tuples, with a jax.ShapeDtypeStruct for each array.
+    {'step', 'params', 'opt_state', ...} of nested dicts and lists, as orbax
+    saves tuples, with a jax.ShapeDtypeStruct for each array.
 
   Raises:
     ValueError: if the metadata cannot be read.

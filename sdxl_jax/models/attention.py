@@ -4,7 +4,7 @@
   cudnn   cuDNN's fused kernel, on NVIDIA GPUs; float32, which cuDNN lacks, by
           xla
   splash  JAX's fused Pallas kernel, on TPUs, for self-attention over many
-          pixels; all else by xla
+          pixels; all else, and float16, by xla
 
 The fused kernels never write the n x m weights of pixels to memory, which for
 xla is most of the traffic of a block at 1024 px. For larger images xla takes
@@ -81,7 +81,8 @@ def head_attention(
   # Each fused kernel covers some shapes and types only.
   if implementation == 'splash':
     n, m = q.shape[1], k.shape[1]
-    if n == m >= SPLASH_PIXELS and not causal:
+    is_float16 = q.dtype == jnp.float16  # of which TPUs have no vectors
+    if n == m >= SPLASH_PIXELS and not causal and not is_float16:
       return splash_attention(q, k, v)
     implementation = 'xla'
   if implementation == 'cudnn' and q.dtype == jnp.float32:

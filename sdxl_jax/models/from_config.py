@@ -11,9 +11,11 @@ from sdxl_jax.distributed import device_mesh
 from sdxl_jax.models import (
   autoencoder_gan,
   clip,
+  compute_dtype,
   discriminator,
   lora,
   lpips,
+  net_types,
   sdxl,
   text_encoder,
   unet,
@@ -32,8 +34,11 @@ def make_model(
   Args:
     config: see configs/default.py.
     platform: 'tpu', 'gpu' or 'cpu', which decides what attention = 'auto'
-      stands for; by default the platform of this process.
+      stands for, and types of 'auto' that net_types.resolve has not replaced;
+      by default the platform of this process.
   """
+  kind = compute_dtype.Kind(platform) if platform else jax.local_devices()[0]
+  config = net_types.resolve(config, kind)
   fields = with_tuples(config.to_dict())
   # The platform decides which kernel 'auto' is.
   for net in ('unet', 'vae', 'text_encoder', 'text_encoder_2'):

@@ -105,6 +105,17 @@ KOALA_1B = dataclasses.replace(
 PRUNED = SSD_1B, VEGA, KOALA_700M, KOALA_1B
 
 
+def embedding_config(config: UNetConfig) -> UNetConfig:
+  """Returns the config of the embeddings of timestep and vector.
+
+  They are float32 in a UNet of float16: every block depends on them, and they
+  are four small matmuls.
+  """
+  if config.dtype != 'float16':
+    return config
+  return dataclasses.replace(config, dtype='float32')
+
+
 Pixels = Float[ArrayLike, 'b h w c']
 Context = Float[ArrayLike, 'b m context'] | None
 
@@ -247,8 +258,9 @@ class UNet(nn.Module):
       guidance = guidance_sinusoid(scale, config.guidance_embed_dim)
     else:
       guidance = None
-    temb = Embedding(config, name='time_embedding')(t, guidance)
-    temb = temb + Embedding(config, name='add_embedding')(vector)
+    embedding = embedding_config(config)
+    temb = Embedding(embedding, name='time_embedding')(t, guidance)
+    temb = temb + Embedding(embedding, name='add_embedding')(vector)
     channels = config.block_out_channels[0]
     x = layers.conv(config, channels, 'conv_in')(latents)
 

@@ -8,7 +8,7 @@ import jax
 import ml_collections
 
 from sdxl_jax.distributed import device_mesh, sharding
-from sdxl_jax.models import from_config
+from sdxl_jax.models import from_config, net_types
 from sdxl_jax.planning import cost, machines
 from sdxl_jax.training import compilation, tasks
 
@@ -40,6 +40,8 @@ class Planner:
   def __init__(self, config: ml_collections.ConfigDict, name: str):
     axes = config.mesh.data, config.mesh.fsdp, config.mesh.tensor
     self.machine = machines.make_machine(name, *axes)
+    given, config = config, net_types.resolve(config, self.machine.kind)
+    self.types = net_types.describe(given, config)  # lines on what was 'auto'
     self.mesh = self.machine.mesh
     tasks.check_mesh(config, self.mesh)
     self.config = config

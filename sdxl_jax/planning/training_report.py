@@ -63,6 +63,7 @@ def to_text(plan: training_plan.TrainingPlan) -> str:
       f'{machines.bytes_of(state.params) / GIB:.2f} GiB, moments and EMA '
       f'{machines.bytes_of(state.opt_state) / GIB:.2f}, frozen nets '
       f'{frozen / GIB:.2f}; the update peaks at {plan.update_peak / GIB:.1f}',
+      *plan.planner.types,
       report.table(COLUMNS, plan.buckets),
       estimate_method(machine),
       verdict(plan),

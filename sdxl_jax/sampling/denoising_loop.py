@@ -17,8 +17,9 @@ from sdxl_jax.diffusion import (
   samplers,
   sampling_schedule,
 )
-from sdxl_jax.distributed import device_mesh
+from sdxl_jax.distributed import device_mesh, sharding
 from sdxl_jax.models import sdxl
+from sdxl_jax.programs import compile_progress
 from sdxl_jax.sampling import (
   initial_latents,
   pipelines,
@@ -107,6 +108,7 @@ def run(
   x: Latents,
   watch: Watch | None = None,
   watch_every: int = 1,
+  warm_up: bool = False,
 ) -> Latents:
   """Takes all steps of all segments.
 
@@ -116,6 +118,7 @@ def run(
     x: initial latents at the noise level of the first segment's start.
     watch: called as watch(steps done, steps in all, state of the sampler).
     watch_every: steps between two calls.
+    warm_up: whether to take no step, but to compile what takes them.
 
   Returns:
     The latents of the images.
@@ -133,7 +136,7 @@ def run(
     report = None
     if watch is not None:
       report = functools.partial(report_step, watch, done, total)
-    x = run_segment(expert, segment, x, report, watch_every)
+    x = run_segment(expert, segment, x, report, watch_every, warm_up)
     done, inputs = done + segment.steps, expert.inputs
   return finish(inputs.schedule, inputs.known, x)
 
@@ -155,6 +158,7 @@ def run_segment(
   x: Latents,
   report: Callable[[int, samplers.SamplerState], None] | None,
   report_every: int,
+  warm_up: bool,
 ) -> Latents:
   """Takes the steps of one segment.
 
@@ -164,6 +168,7 @@ def run_segment(
     x: latents at the noise level of its start.
     report: called as report(steps of the segment done, state).
     report_every: steps between two calls.
+    warm_up: see `run`.
   """
   pipeline, inputs, stages = expert
   params = pipeline.on_device('unet')
@@ -171,7 +176,10 @@ def run_segment(
   # stages may come back.
   contexts = {}
   state = samplers.init_state(samplers.SAMPLERS[segment.sampler], x)
+  state = place_state(state, params, pipeline.mesh)
   stride = report_every if report else max(1, segment.steps)
+  height, width = (side * pipeline.model.vae.downscale for side in x.shape[1:3])
+  name = f'the steps of {height} x {width} px'
   for start, stop, conditioning in prompt_encoding.stretches(
     stages, segment.start, segment.stop, stride
   ):
@@ -182,14 +190,14 @@ def run_segment(
       )
     conditioning = conditioning._replace(context=contexts[key])
     inputs = dataclasses.replace(inputs, conditioning=conditioning)
-    with device_mesh.use(pipeline.mesh):
+    with device_mesh.use(pipeline.mesh), compile_progress.naming(name):
       state = take_steps(
         pipeline.model,
         params,
         state,
         inputs,
         np.int32(start),
-        np.int32(stop),
+        np.int32(start if warm_up else stop),
         sampler=segment.sampler,
         guided=validation.uses_cfg(pipeline.model, inputs.guidance.scale),
       )
@@ -198,6 +206,23 @@ def run_segment(
       report(stop - segment.start, state)
   # An offloaded UNet's parameters leave the device after this.
   return state.x.block_until_ready()
+
+
+def place_state(
+  state: samplers.SamplerState,
+  params: dict[str, Any],
+  mesh: jax.sharding.Mesh | None,
+) -> samplers.SamplerState:
+  """Returns the state where `take_steps` leaves it.
+
+  Otherwise the second call would compile another program than the first: on a
+  single device the first state is bound to none, and what is computed with
+  loaded parameters is.
+  """
+  place = getattr(jax.tree.leaves(params)[0], 'sharding', None)
+  if mesh is None and isinstance(place, jax.sharding.NamedSharding):
+    return jax.device_put(state, sharding.replicated(place.mesh))
+  return state
 
 
 @functools.partial(jax.jit, static_argnames='model')

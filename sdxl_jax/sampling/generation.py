@@ -54,6 +54,7 @@ def generate(
   refiner: pipelines.Pipeline | None = None,
   watch: Callable[[int, int, Callable[[], Any]], None] | None = None,
   watch_every: int = 1,
+  warm_up: bool = False,
   **options: Any,
 ) -> tuple[Float[np.ndarray, 'b H W 3'], Float[np.ndarray, 'b h w c']]:
   """Generates one image per prompt, from noise or from another image.
@@ -68,6 +69,9 @@ def generate(
     watch: called as watch(steps done, steps in all, preview) while sampling;
       preview() returns the images as the model predicts them at that step.
     watch_every: steps between two calls.
+    warm_up: whether to compile all programs of such a call and take no step; no
+      value of a prompt, seed, image or guidance changes them. The result is no
+      image.
     **options: fields of `Inputs` (negative_prompts, seeds, image, mask, ...)
       and of `settings.SampleSettings` (steps, sampler, guidance_scale, ...).
       `size` stands for (height, width), and `negative_sizes` for a dict of
@@ -132,10 +136,11 @@ def generate(
   )
   watch_steps = watch_latents if watch else None
   latents = denoising_loop.run(
-    experts, segments, initial.x, watch_steps, watch_every
+    experts, segments, initial.x, watch_steps, watch_every, warm_up
   )
   samples = decode(latents), rows.fetch(latents)
-  finiteness.check_samples(experts, segments, initial, samples)
+  if not warm_up:  # noise may be beyond what the autoencoder can decode
+    finiteness.check_samples(experts, segments, initial, samples)
   return samples
 
 

@@ -18,7 +18,9 @@ class ModelOption(NamedTuple):
 # By the names of the flags.
 MODEL_OPTIONS = {
   'weights': ModelOption(
-    None, 'diffusers folder, single file, orbax export or workdir'
+    None,
+    'diffusers folder, single file, orbax export or workdir; or owner/name on '
+    'the Hugging Face hub',
   ),
   'refiner': ModelOption(None, 'the same for a refiner'),
   'dtype': ModelOption(

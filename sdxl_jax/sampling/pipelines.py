@@ -11,6 +11,7 @@ import jax
 from sdxl_jax.checkpoints import loading
 from sdxl_jax.distributed import gpu_memory, sharding
 from sdxl_jax.models import sdxl
+from sdxl_jax.programs import compile_progress, program_cache
 from sdxl_jax.sampling import (
   dtype_choice,
   learned_words,
@@ -20,7 +21,7 @@ from sdxl_jax.sampling import (
 )
 from sdxl_jax.sampling.load_options import LoadOptions
 from sdxl_jax.text import chunking, tokenizer
-from sdxl_jax.weights import description, formats, pretrained
+from sdxl_jax.weights import description, formats, net_loading, pretrained
 from sdxl_jax.weights.diffusers import scheduler_config
 from sdxl_jax.weights.lora import lora_file, merge
 
@@ -64,9 +65,12 @@ def load(
 ) -> Pipeline:
   """Loads the Pipeline of pretrained weights or of a run's workdir.
 
+  From here on compiled programs are kept, see programs/program_cache.py, and
+  those that take long are shown.
+
   Args:
-    folder: diffusers folder, single file or orbax export; workdir, or one of
-      its checkpoints.
+    folder: diffusers folder, single file or orbax export, or their name on the
+      Hugging Face hub (owner/name); workdir, or one of its checkpoints.
     dtype: see load_options.LoadOptions.
     average: see load_options.LoadOptions.
     mesh: whose devices share a batch; the default device without it.
@@ -77,6 +81,8 @@ def load(
     TypeError: for an option that does not exist.
     ValueError: for weights that cannot be read, or do not fit each other.
   """
+  program_cache.turn_on()
+  compile_progress.show()
   chosen, notes = resolve({'dtype': dtype, 'average': average} | options, mesh)
   source, tile = sources.open_source(pathlib.Path(folder), chosen), None
   if chosen.offload == 'auto':
@@ -164,13 +170,12 @@ def load_nets(
   mesh: jax.sharding.Mesh | None,
 ) -> dict[str, Any]:
   """Loads {net: parameters} of some nets into the memory of the options."""
-  params = {}
-  for memory, group in options.by_memory(names).items():
-    shard = loading.make_sharding_fn(mesh, memory)
-    for name in group:
-      fields = sources.runtime_fields_of(name, options)
-      _, params[name] = opened.net(name).load(shard, **fields)
-  return params
+  loaded = net_loading.load_all(
+    {name: opened.net(name) for name in names},
+    {n: loading.make_sharding_fn(mesh, options.memory(n)) for n in names},
+    {n: sources.runtime_fields_of(n, options) for n in names},
+  )
+  return {name: params for name, (_, params) in loaded.items()}
 
 
 def load_pretrained(

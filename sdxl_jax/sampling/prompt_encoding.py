@@ -12,6 +12,7 @@ from jaxtyping import Array, Float, Float32, Int32
 from sdxl_jax.diffusion import guidance
 from sdxl_jax.distributed import batch_padding
 from sdxl_jax.models import sdxl, text_encoder
+from sdxl_jax.programs import compile_progress
 from sdxl_jax.sampling import pipelines, prompt_plan, validation
 from sdxl_jax.sampling.settings import SampleSettings
 from sdxl_jax.text import chunking, tokenizer
@@ -62,17 +63,18 @@ def make_conditioning(
   model = pipeline.model
   guided = validation.uses_cfg(model, settings.guidance_scale)
   validation.check_combined(plan.weights, guided)
-  encoded = encode_stages(
-    model.text,
-    pipeline.on_device('text_encoder', 'text_encoder_2'),
-    pipeline.tokenize,
-    plan,
-    settings,
-    force_zeros=pipeline.force_zeros,
-    guided=guided,
-    least=pipeline.text_chunks,
-    place=rows.place,
-  )
+  with compile_progress.naming('the text encoders'):
+    encoded = encode_stages(
+      model.text,
+      pipeline.on_device('text_encoder', 'text_encoder_2'),
+      pipeline.tokenize,
+      plan,
+      settings,
+      force_zeros=pipeline.force_zeros,
+      guided=guided,
+      least=pipeline.text_chunks,
+      place=rows.place,
+    )
   made = {}
   for stage, (*positive, uncond) in zip(plan.stages, encoded):
     branches = [(encoding, conditions[0]) for encoding in positive]

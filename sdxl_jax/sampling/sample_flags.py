@@ -26,14 +26,7 @@ def define() -> None:
   """Defines the flags of the command."""
   for field in sample_request.FIELDS.values():
     define_field(field)
-  define_by_kind = {
-    str: flags.DEFINE_string,
-    bool: flags.DEFINE_bool,
-    list: flags.DEFINE_multi_string,
-  }
-  for name, option in model_flags.MODEL_OPTIONS.items():
-    # None: a flag that is not passed must not hide the value of a PNG.
-    define_by_kind[option.kind](name, None, option.help)
+  define_models()
   flags.DEFINE_enum(
     'preset',
     None,
@@ -55,6 +48,11 @@ def define() -> None:
     'init_noise', None, '.npy, N(0, 1) [n, h/8, w/8, 4] instead of the seeds'
   )
   flags.DEFINE_flag(offload_flag.make())
+  flags.DEFINE_bool(
+    'warm_up',
+    False,
+    'compile the programs of these images, for later starts, and draw none',
+  )
   # What is written.
   flags.DEFINE_string('output', 'out.png', 'PNG; {i} and {seed} may be in it')
   flags.DEFINE_integer(
@@ -69,6 +67,18 @@ def define() -> None:
   flags.DEFINE_integer('preview_every', 5, 'steps between two previews', 1)
   flags.DEFINE_bool('watermark', False, "embed SDXL's invisible watermark")
   flags.DEFINE_string('save_latents', None, '.npy to write the latents to')
+
+
+def define_models() -> None:
+  """Defines the flags of the models."""
+  define_by_kind = {
+    str: flags.DEFINE_string,
+    bool: flags.DEFINE_bool,
+    list: flags.DEFINE_multi_string,
+  }
+  for name, option in model_flags.MODEL_OPTIONS.items():
+    # None: a flag that is not passed must not hide the value of a PNG.
+    define_by_kind[option.kind](name, None, option.help)
 
 
 def define_field(field: dataclasses.Field, default: Any = None) -> None:
@@ -131,6 +141,8 @@ def read(args: flags.FlagValues, png: PngSettings) -> list[Located]:
   lines = [prompts_file.Line('', {})]
   if args.prompts_file:
     lines = prompts_file.read(args.prompts_file)
+  if args.warm_up and not args.prompts_file:
+    common.setdefault('prompt', '')  # no prompt changes a program
   if args.prompts_file and 'prompt' in passed:
     raise ValueError(
       '--prompt and --prompts_file are both given: leave one out'

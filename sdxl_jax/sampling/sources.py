@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 from sdxl_jax.checkpoints import export, loading, source_checks
 from sdxl_jax.models import from_config, sdxl, text_encoder
 from sdxl_jax.sampling.load_options import LoadOptions, runtime_fields
-from sdxl_jax.weights import formats, other_vae, pretrained
+from sdxl_jax.weights import formats, hub, other_vae, pretrained
 from sdxl_jax.weights.diffusers import scheduler_config
 
 
@@ -42,7 +42,8 @@ def open_source(path: pathlib.Path, options: LoadOptions) -> Source:
 
 def open_pretrained(path: pathlib.Path, options: LoadOptions) -> Source:
   """Opens pretrained weights, see `open_source`."""
-  opened = formats.open_model(path, options=options.reading)
+  path, reading = hub.locate(path, options.reading, needed_nets(options.vae))
+  opened = formats.open_model(path, options=reading)
   opened = other_vae.replace(opened, options.vae, options.reading)
   pretrained.check_complete(opened)
   configs = {
@@ -62,6 +63,11 @@ def open_pretrained(path: pathlib.Path, options: LoadOptions) -> Source:
   height, width = opened.sample_size
   size = height * model.vae.downscale, width * model.vae.downscale
   return Source(path, model, size, opened)
+
+
+def needed_nets(vae: Any) -> list[str]:
+  """Returns the nets that are read of weights beside another autoencoder."""
+  return [n for n in pretrained.COMPONENTS if n != 'vae' or vae is None]
 
 
 def open_run(path: pathlib.Path, options: LoadOptions) -> Source:

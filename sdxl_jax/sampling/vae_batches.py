@@ -11,6 +11,7 @@ from jaxtyping import Array, Float, Key
 from sdxl_jax.diffusion import samplers
 from sdxl_jax.distributed import batch_padding, multihost
 from sdxl_jax.models import latent_scaling, sdxl, tiled_decoding
+from sdxl_jax.programs import compile_progress
 from sdxl_jax.sampling import pipelines
 from sdxl_jax.sampling.noise_streams import NoiseStream
 
@@ -31,12 +32,13 @@ def encode_all(
   """
   vae = pipeline.on_device('vae')
   rows = batch_padding.Rows(pipeline.mesh, len(image))
-  latents = [
-    multihost.fetch(
-      encode(pipeline.model, vae, rows.place(image), rows.place(keys), stream)
-    )
-    for image, keys in slices(rows, image, keys)
-  ]
+  with compile_progress.naming('the encoder of images'):
+    latents = [
+      multihost.fetch(
+        encode(pipeline.model, vae, rows.place(image), rows.place(keys), stream)
+      )
+      for image, keys in slices(rows, image, keys)
+    ]
   return rows.place(np.concatenate(latents))
 
 
@@ -54,10 +56,11 @@ def decode_all(
   """
   vae = pipeline.on_device('vae')
   rows = batch_padding.Rows(pipeline.mesh, len(latents))
-  images = [
-    multihost.fetch(decode(pipeline.model, vae, rows.place(z), tile))
-    for (z,) in slices(rows, multihost.fetch(latents))
-  ]
+  with compile_progress.naming('the decoder of images'):
+    images = [
+      multihost.fetch(decode(pipeline.model, vae, rows.place(z), tile))
+      for (z,) in slices(rows, multihost.fetch(latents))
+    ]
   return np.concatenate(images)
 
 

@@ -1,6 +1,7 @@
 """Compiles each bucket's program once, in threads that run during training."""
 
 import concurrent.futures
+import contextlib
 import threading
 import time
 from collections.abc import Callable
@@ -11,6 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from sdxl_jax.distributed import device_mesh, sharding
+from sdxl_jax.programs import compile_progress
 from sdxl_jax.training import train_state
 
 # Compiler options by platform. By default the TPU's compiler turns each product
@@ -79,33 +81,31 @@ class Programs:
       self._gradients[bucket] = future
 
   def _compile_bucket(self, bucket):
-    started = time.monotonic()
-    program = compile_gradients(
-      self._task, self._mesh, self._state.params, self._frozen, bucket
-    )
-    self._report(f'{bucket[0]}x{bucket[1]}', started, buckets=1)
-    return program
+    params, frozen = self._state.params, self._frozen
+    with self._reporting(f'{bucket[0]}x{bucket[1]}', buckets=1):
+      return compile_gradients(self._task, self._mesh, params, frozen, bucket)
 
   def _compile_update(self):
-    started = time.monotonic()
-    program = compile_update(self._task, self._mesh, self._state)
-    self._report('the update', started)
-    return program
+    with self._reporting('the update'):
+      return compile_update(self._task, self._mesh, self._state)
 
   def _compile_add(self):
-    started = time.monotonic()
-    program = compile_add(self._state.params)
-    self._report('the sum', started)
-    return program
+    with self._reporting('the sum'):
+      return compile_add(self._state.params)
 
-  def _report(self, name, started, buckets=0):
+  @contextlib.contextmanager
+  def _reporting(self, name, buckets=0):
     """Prints a line about a compiled program; `buckets` of them are new."""
+    started = time.monotonic()
+    with compile_progress.naming(name, is_reported=True) as stage:
+      yield
     seconds = time.monotonic() - started
+    made = 'read' if stage.was_kept else 'compiled'
     # Under a lock, so that the numbers in the lines ascend.
     with self._lock:
       self._ready += buckets
       self._say(
-        f'compiled {name} in {seconds:.0f} s; buckets ready: {self._ready} of '
+        f'{made} {name} in {seconds:.0f} s; buckets ready: {self._ready} of '
         f'{self._total}'
       )
 
@@ -174,8 +174,8 @@ def compile_gradients(
     options: {name: value} for the compiler, in addition to OPTIONS.
 
   Returns:
-    gradients(params, frozen, batch, key, micro_step), which accepts the shapes
-    of this bucket only.
+    gradients(params, frozen, batch, key, micro_step), and the scale where the
+    task is scaled, which accepts the shapes of this bucket only.
   """
   options = OPTIONS.get(device_mesh.platform(mesh), {}) | (options or {})
   traced = trace_gradients(task, mesh, params, frozen, bucket)
@@ -194,17 +194,21 @@ def trace_gradients(
     task.gradients,
     out_shardings=(shardings_of(params), sharding.replicated(mesh)),
   )
-  batch, key, micro_step = example_batch(task, mesh, bucket)
+  batch, *others = example_batch(task, mesh, bucket)
   # Fused kernels need the mesh as a context; activations keep their sharding.
   keep_rows = sharding.keep_rows(mesh, len(batch['target_size']))
   with jax.set_mesh(mesh), nn.intercept_methods(keep_rows):
-    return gradients.trace(params, frozen, batch, key, micro_step)
+    return gradients.trace(params, frozen, batch, *others)
 
 
 def example_batch(
   task: train_state.Task, mesh: jax.sharding.Mesh, bucket: Bucket
-) -> tuple[Any, jax.ShapeDtypeStruct, jax.ShapeDtypeStruct]:
-  """Shapes and shardings of (batch, key, micro_step) for `gradients`."""
+) -> tuple[Any, ...]:
+  """Shapes and shardings of what follows (params, frozen) in `gradients`.
+
+  Returns:
+    (batch, key, micro_step), and the scale where the task is scaled.
+  """
 
   def placed(shapes, place):
     return jax.tree.map(
@@ -215,10 +219,11 @@ def example_batch(
   replicated = sharding.replicated(mesh)
   key = jax.eval_shape(lambda: jax.random.key(0))
   micro_step = jax.ShapeDtypeStruct((), jnp.int32)
+  scale = jax.ShapeDtypeStruct((), jnp.float32)
+  scalars = (key, micro_step, scale) if task.is_scaled else (key, micro_step)
   return (
     placed(task.batch_spec(bucket), sharding.batch_sharding(mesh)),
-    placed(key, replicated),
-    placed(micro_step, replicated),
+    *placed(scalars, replicated),
   )
 
 

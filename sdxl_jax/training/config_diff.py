@@ -49,6 +49,8 @@ RUNTIME = (
 ADDED = {
   'init_variant': '',
   'init_vae': '',
+  'optimizer.loss_scale': 2.0**15,
+  'optimizer.loss_scale_steps': 2000,
   'data.folder.caption': 'text',
   'data.folder.encoding': '',
   'data.webdataset.encoding': '',

@@ -7,7 +7,9 @@ have in addition. 0 stands for 'off' wherever a kind begins at 0.
 from sdxl_jax.data import cut_captions
 from sdxl_jax.data.sources import kinds
 from sdxl_jax.diffusion import noise_schedule, samplers
+from sdxl_jax.models import compute_dtype
 from sdxl_jax.sampling import settings
+from sdxl_jax.training import loss_scaling
 from sdxl_jax.training.field_kinds import (
   INF,
   Anything,
@@ -18,6 +20,7 @@ from sdxl_jax.training.field_kinds import (
   Items,
   Number,
   Optional,
+  PowerOfTwo,
   Text,
   Whole,
 )
@@ -32,7 +35,7 @@ SIZE = Items(COUNT, '(1024, 1024)', length=2)  # (height, width)
 DEPTHS = Items(
   Either(SWITCHED, Items(COUNT, '(2, 1, 1)', least=1)), '(0, 2, 10)', least=1
 )
-DTYPE = Choice(('float32', 'bfloat16', 'float16'))
+DTYPE = Choice(compute_dtype.CHOICES)
 ATTENTION = Choice(('auto', 'xla', 'cudnn', 'splash'))
 REMAT = Choice(('none', 'full', 'dots'))
 NETS = (
@@ -180,6 +183,8 @@ SECTIONS = {
     'eps': Number(0, 1, excludes=0),
     'weight_decay': WEIGHT,
     'clip_norm': Number(0, INF),  # infinity: off, as 0
+    'loss_scale': PowerOfTwo(loss_scaling.SMALLEST, loss_scaling.LARGEST),
+    'loss_scale_steps': COUNT,
     'ema_decay': SHARE,
     'ema_widths': Items(FACTOR, '(0.05, 0.1)'),
     'ema_snapshots': SWITCHED,

@@ -10,7 +10,7 @@ from jaxtyping import Array, Float
 
 from sdxl_jax.diffusion import losses
 from sdxl_jax.models import latent_scaling, sdxl, text_encoder
-from sdxl_jax.training import batch_specs, train_state
+from sdxl_jax.training import batch_specs, loss_scaling, train_state
 
 Params = dict[str, Any]
 Batch = dict[str, jax.Array]
@@ -34,10 +34,15 @@ class DiffusionLoss:
     batch: Batch,
     key: jax.Array,
     micro_step: jax.Array,
+    scale: jax.Array | None = None,
   ) -> tuple[Params, Metrics]:
     """Returns (gradients, metrics), as train_state.Task describes them."""
     key = jax.random.fold_in(key, micro_step)
-    return jax.grad(self.loss, has_aux=True)(params, frozen, batch, key)
+
+    def loss(params):
+      return self.loss(params, frozen, batch, key)
+
+    return loss_scaling.scaled_gradients(loss, params, scale)
 
   def loss(
     self, params: Params, frozen: Params, batch: Batch, key: jax.Array

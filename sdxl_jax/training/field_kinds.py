@@ -5,6 +5,7 @@ end of an error, such as 'it must be at least 1'.
 """
 
 import dataclasses
+import math
 import numbers
 from collections.abc import Sequence
 from typing import Any
@@ -59,6 +60,16 @@ class Whole(Number):
     found = super().remedy(value)
     if found is None and self.high == INF and value > LARGEST:
       return f'it must be at most {LARGEST:,}'
+    return found
+
+
+class PowerOfTwo(Number):
+  """A power of two in an interval, by which products are exact."""
+
+  def remedy(self, value: Any) -> str | None:
+    found = super().remedy(value)
+    if found is None and math.frexp(value)[0] != 0.5:
+      return 'it must be a power of two, such as 1024.0'
     return found
 
 

@@ -126,7 +126,12 @@ def take_step(
 
     # Programs run asynchronously: nothing here waits for their results.
     gradients, result = run.programs.gradients(bucket, interrupted)(
-      state.params, run.frozen, batch, run.key, np.int32(micro_step)
+      state.params,
+      run.frozen,
+      batch,
+      run.key,
+      np.int32(micro_step),
+      *state.scale,
     )
     reporter.add_micro_batch(micro_step, bucket, result)
     if gradients_sum is None:

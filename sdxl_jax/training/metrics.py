@@ -17,9 +17,11 @@ import numpy as np
 
 from sdxl_jax import atomic_write
 from sdxl_jax.data import pipeline
-from sdxl_jax.training import board, progress
+from sdxl_jax.training import board, loss_scaling, progress
 
 MAX_NAMES = 100  # of records, in an error
+# Metrics of a step that a line holds as they are after its last step.
+LATEST = {'skipped': int, 'loss_scale': float}
 
 
 class NonFiniteLoss(ValueError):
@@ -36,18 +38,30 @@ def check_finite(
   step: int,
   bucket: Any,
   names: Sequence[str],
+  is_scaled: bool = False,
 ) -> None:
-  """Raises NonFiniteLoss, naming the step, its bucket and its records."""
+  """Raises NonFiniteLoss, naming the step, its bucket and its records.
+
+  Args:
+    metrics: {name: value} of the step, or of one of its micro-batches.
+    step: its number.
+    bucket: (height, width), or several of them.
+    names: of the records.
+    is_scaled: whether a net computes in float16.
+  """
   bad = {k: float(v) for k, v in metrics.items() if not math.isfinite(v)}
   if bad:
     more = len(names) - MAX_NAMES
     shown = [*map(str, names[:MAX_NAMES]), *([f'{more} more'] * (more > 0))]
     listed = ''.join(f'\n  {name}' for name in shown)
+    wider = (
+      ', compute in a type of wider range than float16 (config.unet.dtype)'
+    )
     raise NonFiniteLoss(
       f'step {step} gave {bad}. Bucket (height, width): {bucket}; records:'
       f'{listed}\nLook at these records, lower the learning rate or the '
-      'clip_norm, or leave out such steps (config.skip_non_finite); the last '
-      'checkpoint is intact'
+      f'clip_norm{wider if is_scaled else ""}, or leave out such steps '
+      '(config.skip_non_finite); the last checkpoint is intact'
     )
 
 
@@ -135,6 +149,7 @@ class Reporter:
     learning_rate: step -> learning rate.
     batches: source of the records' names and counts.
     skip_non_finite: steps in a row that may be not finite; the task skips them.
+      Those whose gradients overflow at a loss scale do not count.
   """
 
   def __init__(
@@ -148,7 +163,7 @@ class Reporter:
     skip_non_finite: int = 0,
   ):
     self.skip_non_finite = skip_non_finite
-    self._skipped, self._counts = 0, {}  # in a row; in all
+    self._skipped, self._latest = 0, {}  # in a row; see LATEST
     self.writer, self.every, self.batch_size = writer, every, batch_size
     self.learning_rate, self.batches = learning_rate, batches
     self._pending, self._micro_batches = None, []
@@ -191,9 +206,15 @@ class Reporter:
     self._pending = None
     micro_batches, metrics = jax.device_get((micro_batches, metrics))
 
-    if 'skipped' in metrics:  # a count, of which there is no mean
-      self._counts = {'skipped': int(metrics.pop('skipped'))}
-    if not self._is_skipped(step, micro_batches, metrics):
+    # Of the last step: a count and a state have no mean.
+    latest = {
+      name: kind(metrics.pop(name))
+      for name, kind in LATEST.items()
+      if name in metrics
+    }
+    self._latest |= latest
+    scale = latest.get('loss_scale')
+    if not self._is_skipped(step, micro_batches, metrics, scale):
       self._add(micro_batches, metrics)
     self._taken, self._last_step = self._taken + 1, step
     self.writer.advance()
@@ -220,12 +241,20 @@ class Reporter:
     if self._steps:  # else nothing, or all were skipped
       means = {name: total / self._steps for name, total in self._sums.items()}
       rates = self._rates(self._last_step)
-      self.writer.write(self._last_step + 1, means | self._counts | rates)
+      self.writer.write(self._last_step + 1, means | self._latest | rates)
 
-  def _is_skipped(self, step, micro_batches, metrics):
+  def _is_skipped(self, step, micro_batches, metrics, scale):
     """Whether the task has skipped a step, as it may so many in a row."""
+    # Overflow is no fault of the records, and the next step mends it.
+    has_loss = all(is_finite(result) for _, _, result in micro_batches)
+    if has_loss and loss_scaling.can_fall(scale) and not is_finite(metrics):
+      self.writer.say(
+        f'step {step} left out: its gradients overflow at the loss scale '
+        f'{scale:g}; the next has {scale / loss_scaling.FACTOR:g}'
+      )
+      return True
     try:
-      self._check(step, micro_batches, metrics)
+      self._check(step, micro_batches, metrics, scale is not None)
     except NonFiniteLoss as error:
       self._skipped += 1
       if self._skipped > self.skip_non_finite:
@@ -238,13 +267,13 @@ class Reporter:
     self._skipped = 0
     return False
 
-  def _check(self, step, micro_batches, metrics):
+  def _check(self, step, micro_batches, metrics, is_scaled):
     """Checks each micro-batch, then the whole step."""
     # Names take time, and are made only if they are needed.
     for micro_step, bucket, result in micro_batches:
       if not is_finite(result):
         names = self.batches.record_names(micro_step)
-        check_finite(result, step, bucket, names)
+        check_finite(result, step, bucket, names, is_scaled)
     if not is_finite(metrics):
       buckets = [bucket for _, bucket, _ in micro_batches]
       names = [
@@ -252,7 +281,7 @@ class Reporter:
         for micro_step, _, _ in micro_batches
         for name in self.batches.record_names(micro_step)
       ]
-      check_finite(metrics, step, buckets, names)
+      check_finite(metrics, step, buckets, names, is_scaled)
 
   def _rates(self, step):
     """Returns speed, learning rate and counts of the data."""

@@ -28,7 +28,8 @@ class Check:
   Args:
     mesh: of the run.
     nets: names of the nets to compare.
-    start, end: optimizer steps done when they are taken.
+    start, end: optimizer steps done when they are taken; the end moves on
+      where updates are left out.
   """
 
   def __init__(
@@ -39,6 +40,7 @@ class Check:
     end: int,
   ):
     self.nets, self.start, self.end = tuple(nets), start, end
+    self.updates = end - start
     self._take = jax.jit(take, out_shardings=sharding.replicated(mesh))
     self._before = None
 
@@ -57,19 +59,23 @@ class Check:
       return []
     after = self._take(values_of(state, self.nets))
     before, after = jax.device_get((self._before, after))
+    # Steps that were left out moved nothing: as many more are waited for.
+    missing = self.updates - int(after['updates'] - before['updates'])
+    if missing > 0:
+      self.end += missing
+      return []
     self._before = None
     sizes = {path: x.size for path, x in flat(state.params).items()}
     nets = [compare(name, before, after, sizes) for name in self.nets]
     return [net for net in nets if net.arrays]
 
 
-def values_of(
-  state: train_state.State, nets: Sequence[str]
-) -> dict[str, dict[str, jax.Array]]:
+def values_of(state: train_state.State, nets: Sequence[str]) -> dict[str, Any]:
   """Returns {'params', 'ema', 'square': {path: array}} of some nets of a State.
 
   `square` is Adam's mean of the squared gradient, which parameters that are
   frozen on purpose do not have; it is above 0 if there was any gradient.
+  'updates' is the number of those that were taken.
   """
   squares = {}
   for node in jax.tree.leaves(state.opt_state, is_leaf=is_adam):
@@ -80,7 +86,7 @@ def values_of(
     'ema': flat(transform.ema_params(state.opt_state)),
     'square': squares,
   }
-  return {
+  chosen = {
     field: {
       path: x
       for path, x in arrays.items()
@@ -88,6 +94,7 @@ def values_of(
     }
     for field, arrays in found.items()
   }
+  return chosen | {'updates': transform.updates(state.opt_state)}
 
 
 def is_adam(node: Any) -> bool:
@@ -104,7 +111,7 @@ def flat(tree: Any) -> dict[str, Any]:
   }
 
 
-def take(values: dict[str, dict[str, jax.Array]]) -> Any:
+def take(values: dict[str, Any]) -> Any:
   """Returns some elements of each array, evenly spaced, the last included.
 
   The last row of a table of tokens is the token that pads all captions.
@@ -120,8 +127,8 @@ def take(values: dict[str, dict[str, jax.Array]]) -> Any:
 
 def compare(
   name: str,
-  before: dict[str, dict[str, np.ndarray]],
-  after: dict[str, dict[str, np.ndarray]],
+  before: dict[str, Any],
+  after: dict[str, Any],
   sizes: dict[str, int],
 ) -> movement_report.Net:
   """Compares the elements of a net, each array weighed by its size.
@@ -243,7 +250,7 @@ class Movement:
     for check in self._checks:
       nets = check.follow(done, state)
       rate = float(self._rates[check.start : check.end].max(initial=0.0))
-      for line in movement_report.report(nets, check.end - check.start, rate):
+      for line in movement_report.report(nets, check.updates, rate):
         self._say(line)
     # Steps after the last check cost nothing.
     self._checks = [check for check in self._checks if check.end > done]

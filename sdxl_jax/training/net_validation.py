@@ -30,6 +30,7 @@ def check(config: config_dict.ConfigDict) -> None:
       'would stay random; add them to trained, or remove them from from_scratch'
     )
   check_vae_dtype(config)
+  check_trained_types(config)
   check_levels(config)
   check_depths(config)
   if config.task == 'diffusion':
@@ -53,6 +54,18 @@ def check_vae_dtype(config: config_dict.ConfigDict) -> None:
       "config.vae.dtype is 'float16', in which SDXL's autoencoder overflows to "
       "NaN: set it to 'bfloat16' or 'float32'"
     )
+
+
+def check_trained_types(config: config_dict.ConfigDict) -> None:
+  """Raises ValueError for parameters that Adam cannot train."""
+  for name in config.trained:
+    net = config.get(name)
+    if net and net.get('param_dtype') == 'float16':
+      raise ValueError(
+        f"config.{name}.param_dtype is 'float16', in which Adam's moments and "
+        f'eps vanish, but config.trained has {name!r}: set it to '
+        "'float32'; its dtype may be 'float16'"
+      )
 
 
 def check_levels(config: config_dict.ConfigDict) -> None:

@@ -4,6 +4,8 @@ import pathlib
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import jax
+
 from sdxl_jax.checkpoints import orbax_checkpoint
 from sdxl_jax.data import fingerprint, pipeline
 from sdxl_jax.distributed import multihost
@@ -96,6 +98,19 @@ def compare_dataset(
   return new_pass
 
 
+def saved_scale(
+  checkpoints: orbax_checkpoint.Checkpoints, shapes: train_state.State
+) -> Any:
+  """Returns what to restore of the loss scale, None where it was not saved."""
+  saved = checkpoints.read_shapes().get('loss_scale')
+  if saved is None:
+    return None
+  # What was saved must be named, also where no net computes in float16 now.
+  if shapes.loss_scale is None:
+    return jax.tree.map(lambda x: orbax_checkpoint.NOT_READ, saved)
+  return shapes.loss_scale
+
+
 def restore(
   checkpoints: orbax_checkpoint.Checkpoints,
   shapes: train_state.State,
@@ -113,8 +128,14 @@ def restore(
     buckets_per_step: batches of the schedule in an optimizer step.
     new_pass: of `check_dataset`.
     say: prints a line for the user.
+
+  Returns:
+    The State; its loss_scale is None where the checkpoint has none.
   """
-  state, position = checkpoints.restore(shapes)
+  target = shapes.replace(loss_scale=saved_scale(checkpoints, shapes))
+  state, position = checkpoints.restore(target)
+  if shapes.loss_scale is None:
+    state = state.replace(loss_scale=None)
   # Earlier versions did not save the size of the batches.
   if 'batch_size' not in position:
     saved = checkpoints.read_config()

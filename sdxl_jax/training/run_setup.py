@@ -11,7 +11,8 @@ from sdxl_jax import atomic_write
 from sdxl_jax.checkpoints import loading
 from sdxl_jax.data import buckets, dataset
 from sdxl_jax.distributed import device_mesh, multihost
-from sdxl_jax.models import autoencoder_gan, from_config, sdxl
+from sdxl_jax.models import autoencoder_gan, from_config, net_types, sdxl
+from sdxl_jax.programs import program_cache
 from sdxl_jax.text import tokenizer
 from sdxl_jax.training import (
   cache_check,
@@ -46,11 +47,16 @@ def set_up_locally(
     weights: source of the autoencoder, for the latent scaling.
     say: prints a line for the user.
   """
-  # The scaling belongs to the autoencoder's weights.
-  config = loading.with_latent_scaling(config, weights)
-  source = dataset.make_source(config, say)
+  program_cache.turn_on()
   # Each process works for itself: there are no gradients to share.
   mesh = device_mesh.make_mesh(devices=jax.local_devices())
+  # The scaling belongs to the autoencoder's weights, the types to the devices.
+  config = loading.with_latent_scaling(config, weights)
+  chosen = net_types.resolve(config, mesh.devices.flat[0])
+  for line in net_types.describe(config, chosen):
+    say(line)
+  config = chosen
+  source = dataset.make_source(config, say)
   model = from_config.make_model(config, device_mesh.platform(mesh))
   return LocalSetup(config, source, mesh, model)
 

@@ -4,10 +4,13 @@ import contextlib
 import dataclasses
 import pathlib
 
+import jax
 from ml_collections import config_dict
 
 from sdxl_jax.checkpoints import orbax_checkpoint
 from sdxl_jax.distributed import multihost, stop_notice
+from sdxl_jax.models import net_types
+from sdxl_jax.programs import compile_progress
 from sdxl_jax.training import (
   config_warnings,
   folder_lock,
@@ -41,6 +44,21 @@ def open_checkpoints(
   )
 
 
+def choose_types(
+  config: config_dict.ConfigDict, workdir: pathlib.Path
+) -> config_dict.ConfigDict:
+  """Replaces 'auto' types: by those of the run so far, else by the device's.
+
+  So a run that goes on elsewhere computes as it did.
+  """
+  earlier = None
+  if net_types.open_fields(config):
+    with contextlib.closing(open_checkpoints(config, workdir)) as checkpoints:
+      if checkpoints.latest_step is not None:
+        earlier = checkpoints.read_config()
+  return net_types.resolve(config, jax.devices()[0], earlier)
+
+
 def open_workdir(
   config: config_dict.ConfigDict,
   workdir: str | pathlib.Path,
@@ -56,6 +74,9 @@ def open_workdir(
   notice.end_at_once(
     'before its first step; the checkpoints are as they were', lock.release
   )
+  workdirs.cache_compilations(workdir)
+  compile_progress.show()
+  given, config = config, choose_types(config, workdir)
   if from_step is not None:
     # Refuse another config before anything is moved; it is compared, and its
     # changes are printed, again below.
@@ -71,11 +92,12 @@ def open_workdir(
   )
   stack.callback(writer.close)
   writer.say(multihost.describe())
+  for line in net_types.describe(given, config):
+    writer.say(line)
   run_setup.warn(config_warnings.of_config(config), writer.say)
   workdirs.write_config(
     config, workdir, checkpoints, accept_changes, writer.say
   )
-  workdirs.cache_compilations(workdir)
   return Start(
     config=config,
     workdir=workdir,

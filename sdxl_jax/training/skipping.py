@@ -1,4 +1,4 @@
-"""Steps that leave the state as it is where the loss is not finite."""
+"""Steps that leave the state as it is where loss or gradient are not finite."""
 
 import dataclasses
 from typing import Any
@@ -20,8 +20,8 @@ def skip_non_finite(task: train_state.Task) -> train_state.Task:
   since the start of the run.
   """
 
-  def gradients(params, frozen, batch, key, micro_step):
-    values, metrics = task.gradients(params, frozen, batch, key, micro_step)
+  def gradients(*arguments):
+    values, metrics = task.gradients(*arguments)
     finite = jnp.array([jnp.isfinite(x).all() for x in metrics.values()]).all()
     # The gradient of an infinite loss may be finite.
     values = jax.tree.map(lambda x: jnp.where(finite, x, jnp.nan), values)
@@ -35,7 +35,7 @@ def skip_non_finite(task: train_state.Task) -> train_state.Task:
     )
     # Averages count the updates.
     skipped = new.step - transform.updates(opt_state)
-    new = train_state.State(new.step, params, opt_state)
+    new = new.replace(params=params, opt_state=opt_state)
     return new, metrics | {'skipped': skipped}
 
   return dataclasses.replace(task, gradients=gradients, update=update)

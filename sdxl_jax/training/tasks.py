@@ -18,6 +18,7 @@ from sdxl_jax.training import (
   batch_specs,
   config_validation,
   diffusion_task,
+  loss_scaling,
   movement,
   optimizer,
   skipping,
@@ -36,7 +37,16 @@ def make_task(
     task = make_autoencoder_task(config, model)
   else:
     task = make_diffusion_task(config, model)
-  return skipping.skip_non_finite(task) if config.skip_non_finite else task
+  # What float16 computes may overflow: such an update is never taken.
+  is_scaled = 'float16' in {
+    getattr(net, 'dtype', None) for net in model.configs.values()
+  }
+  if config.skip_non_finite or is_scaled:
+    task = skipping.skip_non_finite(task)
+  if is_scaled:
+    c = config.optimizer
+    task = loss_scaling.scale_loss(task, c.loss_scale, c.loss_scale_steps)
+  return task
 
 
 def make_diffusion_task(

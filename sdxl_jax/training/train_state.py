@@ -10,6 +10,14 @@ import optax
 
 
 @flax.struct.dataclass
+class LossScale:
+  """What dynamic loss scaling goes on from; see loss_scaling."""
+
+  scale: jax.Array  # float32 [], a power of two
+  finite: jax.Array  # int32 [], steps without overflow since it last changed
+
+
+@flax.struct.dataclass
 class State:
   """All that changes from step to step.
 
@@ -19,6 +27,12 @@ class State:
   step: jax.Array  # int32 [], optimizer steps done
   params: Any  # the trained nets, by name
   opt_state: Any  # of optax, EMA included
+  loss_scale: LossScale | None = None  # of float16; None: no scaling
+
+  @property
+  def scale(self) -> tuple[jax.Array, ...]:
+    """What `gradients` of a Task take besides: the scale, if there is one."""
+    return () if self.loss_scale is None else (self.loss_scale.scale,)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,7 +47,8 @@ class Task:
   as they are and the others initialised from the key.
   gradients(params, frozen, batch, key, micro_step) -> (gradients, metrics),
   where `frozen` holds the nets that are not trained, by name, `key` is the
-  run's and `micro_step` counts the micro-batches of the whole run.
+  run's and `micro_step` counts the micro-batches of the whole run. If the task
+  `is_scaled`, the State's `scale` follows them.
   update(state, gradients) -> (State, metrics), from the gradients' sum over the
   micro-batches.
   batch_spec(bucket) -> {name: ShapeDtypeStruct} of a micro-batch of all hosts.
@@ -44,6 +59,7 @@ class Task:
   update: Callable
   batch_spec: Callable
   micro_batches: int = 1
+  is_scaled: bool = False  # see loss_scaling
 
 
 def make_update(
@@ -59,6 +75,7 @@ def make_update(
     )
     params = optax.apply_updates(state.params, updates)
     metrics = {'grad_norm': optax.tree.norm(gradients)}
-    return State(state.step + 1, params, opt_state), metrics
+    new = state.replace(step=state.step + 1, params=params, opt_state=opt_state)
+    return new, metrics
 
   return update

@@ -7,12 +7,12 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-from jax.experimental.compilation_cache import compilation_cache
 from ml_collections import config_dict
 
 from sdxl_jax import atomic_write
 from sdxl_jax.checkpoints import orbax_checkpoint
 from sdxl_jax.distributed import multihost
+from sdxl_jax.programs import program_cache
 from sdxl_jax.training import config_diff
 
 CONFIG = 'config.json'  # in the workdir
@@ -116,18 +116,12 @@ def read_config(
 
 
 def cache_compilations(workdir: pathlib.Path) -> None:
-  """Makes JAX cache compiled programs, so that a resumed run starts at once.
+  """Keeps compiled programs, so that a resumed run starts at once.
 
-  The cache is WORKDIR/compiled, or the folder that JAX_COMPILATION_CACHE_DIR
-  names.
+  Where the user has named no folder, it is WORKDIR/compiled in a workdir that
+  has one, and for several processes: only the first of them writes programs, so
+  that all must share the folder.
   """
-  if os.environ.get('JAX_COMPILATION_CACHE_DIR'):
-    return
-  jax.config.update('jax_compilation_cache_dir', str(workdir / 'compiled'))
-  jax.config.update('jax_persistent_cache_min_compile_time_secs', 1.0)
-  # XLA's own caches write the folder's path into the key of every program, so
-  # that a workdir that was copied or moved would compile all of them again.
-  jax.config.update('jax_persistent_cache_enable_xla_caches', 'none')
-  # JAX opens its cache once: without this, programs would go where an earlier
-  # run in this process put them, or nowhere if it compiled without a cache.
-  compilation_cache.reset_cache()
+  own = workdir / 'compiled'
+  is_own = own.is_dir() or jax.process_count() > 1
+  program_cache.turn_on(own if is_own else None)

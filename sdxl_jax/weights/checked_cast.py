@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 BLOCK = 2**20  # numbers that are cast and checked at once
 CHECKED = 2**18  # numbers that are checked at once: they stay in the cache
+EXTENDED = 2**16  # numbers of float16 that are extended at once, see `cast`
 # Exponents of short types, all of whose bits are set in NaN and infinity;
 # np.isfinite takes five times as long for these types.
 EXPONENTS = {
@@ -36,7 +37,7 @@ def is_floating(dtype: npt.DTypeLike) -> bool:
 def is_finite(array: np.ndarray) -> bool:
   """Checks that all numbers are finite; those of other types than floats are.
 
-  Takes about 2 % of the time that loading takes.
+  Takes less than 5 % of the time that loading takes.
   """
   if not is_floating(array.dtype):
     return True
@@ -52,6 +53,41 @@ def is_finite(array: np.ndarray) -> bool:
     if not fine:
       return False
   return True
+
+
+def cast(array: np.ndarray, dtype: npt.DTypeLike) -> np.ndarray:
+  """Casts as numpy does; from float16 in a third of its time.
+
+  Args:
+    array: of any shape.
+    dtype: of the result, float32 or shorter.
+  """
+  dtype = np.dtype(dtype)
+  if array.dtype == dtype:
+    return array
+  # An overflow becomes infinity, which callers look for.
+  with np.errstate(over='ignore', invalid='ignore'):
+    if array.dtype != np.float16 or not is_finite(array):
+      return array.astype(dtype)
+    flat, result = array.reshape(-1), np.empty(array.size, dtype)
+    for i in range(0, len(flat), EXTENDED):
+      result[i : i + EXTENDED] = extend(flat[i : i + EXTENDED])
+  return result.reshape(array.shape)
+
+
+def extend(array: np.ndarray) -> np.ndarray:
+  """Extends finite float16 to float32 by whole registers, without branches.
+
+  The bits move to where float32 has the sign, the end of its exponent, and the
+  beginning of its mantissa; the product corrects the exponent, whose bias is
+  127 in place of 15, and is exact for subnormal numbers, too.
+  """
+  bits = array.view(np.int16).astype(np.int32)  # repeats the sign
+  bits <<= 13
+  bits &= ~0x70000000
+  numbers = bits.view(np.float32)
+  numbers *= np.float32(2.0**112)
+  return numbers
 
 
 def check_stored(name: str, array: np.ndarray, location: str) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 from sdxl_jax.weights import (
   foreign_files,
+  hub,
   pretrained,
   read_options,
   tensor_files,
@@ -37,8 +38,11 @@ def detect_format(path: str | pathlib.Path) -> Format | None:
 
 
 def is_published(path: str | pathlib.Path) -> bool:
-  """Checks whether a path holds pretrained weights, rather than a workdir."""
-  return detect_format(path) is not None
+  """Checks whether a path holds pretrained weights, rather than a workdir.
+
+  A name on the Hugging Face hub does.
+  """
+  return hub.is_name(path) or detect_format(path) is not None
 
 
 def open_model(
@@ -49,7 +53,8 @@ def open_model(
   """Opens the weights at a path and reads no tensor data.
 
   Args:
-    path: folder of a model or of one of its nets, or a file of either.
+    path: folder of a model or of one of its nets, or a file of either; or their
+      name on the Hugging Face hub.
     base: whose configs are used where the path has none.
     options: what the user decided.
 
@@ -57,8 +62,8 @@ def open_model(
     FileNotFoundError: if the path holds no known format.
     ValueError: if the weights are broken.
   """
-  path = pathlib.Path(path)
-  model = open_format(path, base, options)
+  path, options = hub.locate(path, options)
+  model = open_format(pathlib.Path(path), base, options)
   return dataclasses.replace(model, scheduler=options.schedule(model.scheduler))
 
 
@@ -98,6 +103,8 @@ def added_tokens(
 
 def has_variant(path: str | pathlib.Path, variant: str) -> bool:
   """Checks whether a net of a folder is stored as a variant."""
+  if hub.is_name(path):
+    return variant in hub.variants(path)
   path = pathlib.Path(path)
   match detect_format(path):
     case Format.DIFFUSERS_FOLDER:

@@ -5,7 +5,7 @@ import pathlib
 from typing import Any
 
 from sdxl_jax.models import latent_scaling, tiny_vae
-from sdxl_jax.weights import formats, pretrained, read_options
+from sdxl_jax.weights import formats, hub, pretrained, read_options
 
 
 def replace(
@@ -59,7 +59,8 @@ def open_vae(
   """Opens the autoencoder at a path.
 
   Args:
-    path: folder of an autoencoder or of a model, or a file of either.
+    path: folder of an autoencoder or of a model, or a file of either; or their
+      name on the Hugging Face hub.
     model: whose autoencoder's config completes a file without one, if the
       shapes are the same.
     options: of the model; its variant is read where the path has it.
@@ -69,6 +70,7 @@ def open_vae(
     ValueError: if it is broken.
   """
   options = formats.for_other(path, options)
+  path, options = hub.locate(path, options, ('vae',))
   try:
     return net_of(formats.open_model(path, model, options))
   except ValueError as error:

@@ -83,22 +83,25 @@ class Net:
 
   def tensors(self) -> Tensors:
     """Opens {canonical published name: tensor} of all that the net has."""
-    return self._convert(
-      tensor_names.match_to_model, self.shapes(self.config())
-    )
+    shapes = self.shapes(self.config())
+    return self._convert(tensor_names.match_to_model, shapes)
 
   def shapes(self, config: NetConfig) -> Tree:
     """Returns the tree of shapes of the net of a config; see `shapes_of`."""
     return shapes_of(config, self.location)
 
   def load(
-    self, shard: Callable[[Tree], Tree] = lambda target: target, **fields: Any
+    self,
+    shard: Callable[[Tree], Tree] = lambda target: target,
+    watch: Callable[[int], Any] = lambda count: None,
+    **fields: Any,
   ) -> tuple[NetConfig, Tree]:
     """Loads (config, params), each array directly into its sharding.
 
     Args:
       shard: adds to the leaves of a tree of jax.ShapeDtypeStruct the shardings
         that their arrays get; arrays without one stay in numpy.
+      watch: called with the bytes of each array that was loaded.
       **fields: of the config; arrays are cast to its param_dtype.
     """
     config = self.config(**fields)
@@ -106,8 +109,10 @@ class Net:
     if self.restore:
       params = self.restore(target)
       checked_cast.check_tree(params, self.location)
+      watch(sum(x.nbytes for x in jax.tree.leaves(params)))
       return config, params
-    return config, self._convert(tensor_names.from_published, target)
+    convert = functools.partial(tensor_names.from_published, watch=watch)
+    return config, self._convert(convert, target)
 
   def passed_over(self) -> tuple[str, ...]:
     """Lists the names of tensors beside the net that it does not read."""

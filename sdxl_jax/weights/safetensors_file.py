@@ -8,7 +8,6 @@ here a header is checked to the last offset before a tensor is read.
 """
 
 import dataclasses
-import functools
 import json
 import math
 import os
@@ -21,7 +20,7 @@ import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 
-from sdxl_jax.weights import checked_cast, foreign_files
+from sdxl_jax.weights import checked_cast, foreign_files, stored_array
 
 DTYPES = {
   'F64': np.dtype('<f8'),
@@ -55,6 +54,30 @@ class LazyTensor:
   dtype: np.dtype
   read: Callable[[], np.ndarray]
   name: str = ''  # in the file that it comes from, for errors
+
+  @property
+  def has_rows(self) -> bool:
+    """Whether a part of the first axis is read without the others."""
+    return isinstance(self.read, stored_array.StoredArray)
+
+  def rows(self, start: int, stop: int) -> 'LazyTensor':
+    """Returns a range of the first axis."""
+
+    def read():
+      return self.read()[start:stop]
+
+    shape = (stop - start, *self.shape[1:])
+    read = self.read.rows(start, stop) if self.has_rows else read
+    return dataclasses.replace(self, shape=shape, read=read)
+
+  def reshape(self, shape: tuple[int, ...]) -> 'LazyTensor':
+    """Returns the same numbers in another shape."""
+
+    def read():
+      return self.read().reshape(shape)
+
+    read = self.read.reshape(shape) if self.has_rows else read
+    return dataclasses.replace(self, shape=tuple(shape), read=read)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,9 +123,7 @@ def load(path: str | pathlib.Path) -> TensorFile:
     ) from None
   tensors = {}
   for name, (dtype, shape, begin, _) in entries.items():
-    read = functools.partial(
-      read_checked, name, path, dtype, shape, start + begin
-    )
+    read = stored_array.StoredArray(path, name, dtype, shape, start + begin)
     tensors[name] = LazyTensor(shape, dtype, read, name)
   return TensorFile(path, tensors, metadata)
 
@@ -202,37 +223,6 @@ def check_ends(entries: dict[str, tuple], size: int) -> None:
     raise ValueError(
       f'the header describes {last} bytes of tensor data, the file has {size}'
     )
-
-
-def read_checked(
-  name: str,
-  path: pathlib.Path,
-  dtype: np.dtype,
-  shape: tuple[int, ...],
-  offset: int,
-) -> np.ndarray:
-  """Reads a tensor as `read_array` does, and refuses NaN and infinity."""
-  array = read_array(path, dtype, shape, offset)
-  checked_cast.check_stored(name, array, str(path))
-  return array
-
-
-def read_array(
-  path: pathlib.Path, dtype: np.dtype, shape: tuple[int, ...], offset: int
-) -> np.ndarray:
-  """Reads a tensor that begins at an offset of a file."""
-  data = np.empty(math.prod(shape) * dtype.itemsize, np.uint8)
-  view = memoryview(data)
-  with path.open('rb', buffering=0) as file:
-    file.seek(offset)
-    while len(view):
-      count = file.readinto(view)
-      if not count:
-        raise checked_cast.StoredError(
-          f'{path} was truncated after it was opened: re-download it'
-        )
-      view = view[count:]
-  return data.view(dtype).reshape(shape)
 
 
 def write(

@@ -62,8 +62,8 @@ STEPS = {
 REPORT = "print(*open('/proc/self/status'), sep='')"
 
 
-def make(folder):
-  """Writes a diffusers folder of random weights, tensor by tensor."""
+def make(folder, dtype=None):
+  """Writes a diffusers folder of random weights, float32 or of another dtype"""
   model = pretrained.Model(
     kind='random',
     path=folder,
@@ -75,7 +75,7 @@ def make(folder):
       for name in tokenizer.PADS
     },
   )
-  folder_writer.save(folder, model)
+  folder_writer.save(folder, model, dtype=dtype)
 
 
 def random_net(name):
@@ -100,8 +100,8 @@ def field(text, name):
   return int(lines[0].split()[1]) * 1024 / 1e9 if lines else 0.0
 
 
-def measure(code, cwd):
-  """Runs a Python program; returns (seconds, VmHWM, peak RssAnon)."""
+def run(code, cwd):
+  """Runs a Python program: (seconds, output, VmHWM, peak RssAnon)."""
   root = pathlib.Path(__file__).parents[2]
   code = f'import sys; sys.path.insert(0, {str(root)!r}); {code}; {REPORT}'
   started = time.monotonic()
@@ -123,7 +123,8 @@ def measure(code, cwd):
     if process.returncode:
       errors.seek(0)
       raise RuntimeError(errors.read()[-2000:])
-  return time.monotonic() - started, field(output, 'VmHWM'), anonymous
+  seconds = time.monotonic() - started
+  return seconds, output, field(output, 'VmHWM'), anonymous
 
 
 def is_same(one, other):
@@ -141,7 +142,7 @@ def main(argv):
   try:
     make(folder / 'folder')
     for name in flags.FLAGS.steps or STEPS:
-      seconds, peak, anonymous = measure(STEPS[name], folder)
+      seconds, _, peak, anonymous = run(STEPS[name], folder)
       print(
         f'{name:20} {seconds:6.1f} s  VmHWM {peak:6.2f} GB  RssAnon '
         f'{anonymous:6.2f} GB',

@@ -208,7 +208,7 @@ def test_splash_on_a_mesh(close):
 
 
 def test_what_splash_leaves_to_xla(monkeypatch, close):
-  """Few pixels, words, and causal attention."""
+  """Few pixels, words, causal attention, and float16."""
   monkeypatch.setattr(attention, 'splash_attention', None)
   q, k, v = inputs(2, 600, 32)
 
@@ -219,6 +219,7 @@ def test_what_splash_leaves_to_xla(monkeypatch, close):
     ((q, short(k), short(v)), False),
     ((short(q), short(k), short(v)), False),
     ((q, k, v), True),
+    ([x.astype(jnp.float16) for x in (q, k, v)], False),
   ):
     actual, expected = (
       attention.attention(*args, 2, name, causal) for name in ('splash', 'xla')

@@ -21,13 +21,17 @@ def test_sinusoid(width):
   assert error[:1000].max() < 1e-4 and error.max() < 5e-4
 
 
-def test_norm_statistics_are_float32():
-  """Around 100 bfloat16 has steps of 0.5: a mean that coarse would show."""
+@pytest.mark.parametrize('dtype, mean', [('bfloat16', 100), ('float16', 800)])
+def test_norm_statistics_are_float32(dtype, mean):
+  """The type has steps of 0.5 there: a mean that coarse would show.
+
+  And float16 ends below the square of 800.
+  """
   config = types.SimpleNamespace(
-    dtype='bfloat16', param_dtype='float32', norm_num_groups=2
+    dtype=dtype, param_dtype='float32', norm_num_groups=2
   )
-  x = np.random.default_rng(0).normal(100, 1, (1, 32, 32, 64))
-  x = jnp.asarray(x, 'bfloat16')
+  x = np.random.default_rng(0).normal(mean, 1, (1, 32, 32, 64))
+  x = jnp.asarray(x, dtype)
   norms = {
     (1, 2, 4): layers.group_norm(config, 1e-5, None),
     (4,): layers.layer_norm(config, None),
@@ -37,7 +41,7 @@ def test_norm_statistics_are_float32():
     y = groups if axes == (1, 2, 4) else groups.reshape(1, 32, 32, 1, 64)
     y = (y - y.mean(axes, keepdims=True)) / y.std(axes, keepdims=True)
     out = norm.init_with_output(jax.random.key(0), x)[0]
-    assert out.dtype == jnp.bfloat16
+    assert out.dtype == dtype
     # A bfloat16 between 4 and 8 is right to 1/64.
     np.testing.assert_allclose(
       np.asarray(out, np.float64), y.reshape(x.shape), atol=0.02

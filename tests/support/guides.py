@@ -12,6 +12,7 @@ NAMES = (
   'sdxl_jax/sampling/README.md',
   'launch/README.md',
   'tests/README.md',
+  'tests/benchmarks/results/README.md',
 )
 LANGUAGES = {'bash', 'python', 'json', 'text'}
 FENCE = re.compile(r'^```(\w*)\n(.*?)^```$', re.MULTILINE | re.DOTALL)

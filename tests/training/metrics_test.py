@@ -18,8 +18,20 @@ class Batches:
     return {'substituted': 7}
 
 
-def report(workdir, losses, *, every, start=0, total=100, skip=0):
-  """Reports steps of two micro-batches each, and ends as a run does."""
+def report(
+  workdir, losses, *, every, start=0, total=100, skip=0, scale=None, norms=()
+):
+  """Reports steps of two micro-batches each, and ends as a run does.
+
+  Args:
+    workdir: of the metrics.
+    losses: of both micro-batches of each step.
+    every: steps between two lines.
+    start, total: steps of the run.
+    skip: config.skip_non_finite.
+    scale: of the first step in float16; it is halved as the program does.
+    norms: {step: norm of the gradient}, where it is not the step.
+  """
   writer = metrics.Writer(workdir, start, total)
   reporter = metrics.Reporter(
     writer,
@@ -39,7 +51,12 @@ def report(workdir, losses, *, every, start=0, total=100, skip=0):
     if skip:  # as the program of such a task counts them
       skipped += not np.isfinite(pair).all()
       more = {'skipped': np.int32(skipped)}
-    reporter.end_step(step, {'grad_norm': np.float32(step)} | more)
+    norm = dict(norms).get(step, step)
+    if scale is not None:
+      more = {'loss_scale': np.float32(scale)}
+      is_good = np.isfinite([*pair, norm]).all()
+      scale = scale if is_good else max(1.0, scale / 2)
+    reporter.end_step(step, {'grad_norm': np.float32(norm)} | more)
   reporter.close()
   writer.close()
   lines = (workdir / 'metrics.jsonl').read_text().splitlines()
@@ -127,3 +144,42 @@ def test_too_many_in_a_row(tmp_path):
   losses = [(1, 1), (NAN, 1), (2, 2), (NAN, 1), (NAN, 1), (NAN, 1)]
   with pytest.raises(metrics.NonFiniteLoss, match='step 5 '):
     report(tmp_path, losses, every=1, skip=2)
+
+
+def test_an_overflow_is_no_fault_of_the_records(tmp_path, capsys):
+  """It is named, is in no mean, and is not one of the steps that may fail."""
+  norms = {1: np.inf, 2: NAN, 4: np.inf}
+  losses = [(1, 1), (9, 9), (9, 9), (3, 3), (9, 9), (5, 7)]
+  lines = report(tmp_path, losses, every=2, scale=8.0, norms=norms)
+  assert [(line['step'], line['loss']) for line in lines] == [
+    (2, 1.0),
+    (4, 3.0),
+    (6, 6.0),
+  ]
+  assert [line['loss_scale'] for line in lines] == [8.0, 2.0, 1.0]
+  said = capsys.readouterr().out
+  assert 'step 1 left out: its gradients overflow at the loss scale 8;' in said
+  assert 'step 4 left out' in said and 'scale 2; the next has 1\n' in said
+  assert '.png' not in said
+
+
+@pytest.mark.parametrize(
+  'losses, scale, norms',
+  [
+    ([(1, 1), (2, 2)], 1.0, {1: np.inf}),  # no smaller scale is left
+    ([(1, 1), (NAN, 2)], 2.0**15, {1: NAN}),  # a loss is not scaled yet
+  ],
+)
+def test_what_no_scale_mends(tmp_path, losses, scale, norms):
+  message = (
+    r'step 1 gave .*\n  4.png\n  5.png\n(.|\n)*'
+    r'wider range than float16 \(config.unet.dtype\)'
+  )
+  with pytest.raises(metrics.NonFiniteLoss, match=message):
+    report(tmp_path, losses, every=1, scale=scale, norms=norms)
+
+
+def test_an_overflow_ends_no_row_of_steps_that_fail(tmp_path):
+  losses = [(1, 1), (NAN, 1), (2, 2), (NAN, 1)]
+  with pytest.raises(metrics.NonFiniteLoss, match='step 3 '):
+    report(tmp_path, losses, every=1, skip=1, scale=2.0**15, norms={2: np.inf})

@@ -97,15 +97,29 @@ def test_a_config_that_is_lost(tmp_path, content):
     workdirs.write_config(config, tmp_path, latest, False, lines.append)
 
 
-def test_a_cache_that_the_user_named_is_kept(tmp_path, monkeypatch):
+def test_where_programs_are_kept(tmp_path, monkeypatch):
   before = jax.config.jax_compilation_cache_dir
-  monkeypatch.setenv('JAX_COMPILATION_CACHE_DIR', str(before))
   workdirs.cache_compilations(tmp_path)
-  assert jax.config.jax_compilation_cache_dir == before
-  monkeypatch.delenv('JAX_COMPILATION_CACHE_DIR')
+  assert jax.config.jax_compilation_cache_dir == before  # as the user named it
+  monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path / 'home'))
+  default = tmp_path / 'home' / 'sdxl_jax'
+  workdir = tmp_path / 'run'
+  workdir.mkdir()
   try:
-    workdirs.cache_compilations(tmp_path)
-    assert jax.config.jax_compilation_cache_dir == str(tmp_path / 'compiled')
+    jax.config.update('jax_compilation_cache_dir', None)
+    workdirs.cache_compilations(workdir)
+    assert jax.config.jax_compilation_cache_dir == str(default)
+    # Several processes share the folder of the workdir, which stays in use.
+    with monkeypatch.context() as patch:
+      patch.setattr(jax, 'process_count', lambda: 2)
+      workdirs.cache_compilations(workdir)
+    for _ in range(2):
+      own = str(workdir / 'compiled')
+      assert jax.config.jax_compilation_cache_dir == own
+      workdirs.cache_compilations(workdir)
+    monkeypatch.setenv('SDXL_JAX_CACHE', str(tmp_path / 'named'))
+    workdirs.cache_compilations(workdir)
+    assert jax.config.jax_compilation_cache_dir == str(tmp_path / 'named')
   finally:
     jax.config.update('jax_compilation_cache_dir', before)
     compilation_cache.reset_cache()

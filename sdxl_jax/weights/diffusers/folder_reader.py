@@ -5,8 +5,8 @@
   DIR/vae  text_encoder  text_encoder_2  scheduler  tokenizer  tokenizer_2
 
 The same folder may hold a net's weights as our own tree instead, an orbax
-checkpoint DIR/unet/params. Tensors are read one at a time, so that the host
-needs memory for one of them; for our own tree, for one net.
+checkpoint DIR/unet/params. Tensors are read when their array is filled, so that
+the host needs memory for a few of them; for our own tree, for one net.
 """
 
 import functools

@@ -18,7 +18,7 @@ from sdxl_jax.weights.diffusers import (
 )
 
 MAX_SHARD_BYTES = 10 * 10**9  # the default of diffusers
-Watch = Callable[[int], Any]
+Watch = Callable[[float], Any]
 
 
 def save(
@@ -135,12 +135,17 @@ def save_orbax(
   """Writes the weights of a net as our own tree, of one dtype."""
   # orbax casts all arrays to one dtype.
   dtype = dtype or orbax_params.common_dtype(net.tensors()).name
-  _, params = net.load(orbax_params.on_host, param_dtype=dtype)
+
+  # Each byte counts half when it is read, and half when it is written.
+  def watch_half(count):
+    watch(count / 2)
+
+  _, params = net.load(orbax_params.on_host, watch_half, param_dtype=dtype)
   tensors = tensor_names.tensors(params)
   for name, tensor in tensors.items():
     checked_cast.check_finite(name, tensor.read(), dtype)
   orbax_params.save(folder, params)
-  watch(sum(safetensors_file.sizes(tensors).values()))
+  watch_half(sum(safetensors_file.sizes(tensors).values()))
 
 
 def split(sizes: dict[str, int], max_bytes: int) -> list[list[str]]:

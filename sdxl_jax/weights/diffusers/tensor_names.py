@@ -17,11 +17,15 @@ import re
 from collections.abc import Callable
 from typing import Any
 
-import jax
 import numpy as np
 from flax import traverse_util
 
-from sdxl_jax.weights import checked_cast, leftovers, safetensors_file
+from sdxl_jax.weights import (
+  array_filling,
+  checked_cast,
+  leftovers,
+  safetensors_file,
+)
 from sdxl_jax.weights.diffusers import spellings
 
 Path = tuple[str, ...]
@@ -158,9 +162,12 @@ def surplus(published: Tensors, target: Tree) -> list[str]:
 
 
 def from_published(
-  published: Tensors, target: Tree, skip_unsupported: bool = False
+  published: Tensors,
+  target: Tree,
+  skip_unsupported: bool = False,
+  watch: Callable[[int], Any] = lambda count: None,
 ) -> Tree:
-  """Loads published tensors into our tree, one array at a time.
+  """Loads published tensors into our tree, a few arrays at a time.
 
   Args:
     published: {name: tensor}.
@@ -168,6 +175,7 @@ def from_published(
       its dtypes, and each array is placed on the `sharding` of its leaf;
       without one it stays in numpy.
     skip_unsupported: see companions.check.
+    watch: called with the bytes of each array of the tree that was loaded.
 
   Raises:
     ValueError: as `match_to_model`, before any tensor is read; or if a number
@@ -175,45 +183,24 @@ def from_published(
   """
   # All names and shapes are checked before the first, slow read.
   matched = match_to_model(published, target, skip_unsupported)
-  parts = collections.defaultdict(list)
-  for name, location in locations(flat(target)).items():
+  leaves, parts = flat(target), collections.defaultdict(list)
+  for name, location in locations(leaves).items():
     parts[location.path].append((matched[name], location))
-  tree = {}
-  # One array is in the host's memory at a time.
-  for path, leaf in flat(target).items():
-    array = np.empty(leaf.shape, leaf.dtype)
-    for part, location in parts[path]:
-      store(part, tensor({path: array}, location))
-    tree[path] = put(array, getattr(leaf, 'sharding', None))
-  return traverse_util.unflatten_dict(tree)
 
+  def views(path, array):
+    return [(part, tensor({path: array}, at)) for part, at in parts[path]]
 
-def store(part: safetensors_file.LazyTensor, array: np.ndarray) -> None:
-  """Reads a tensor into an array of another dtype.
-
-  Raises:
-    ValueError: if a number overflows in it.
-  """
-  given = part.read()
-  # An overflow becomes infinity, which is found below.
-  with np.errstate(over='ignore'):
-    array[...] = given
-  may_overflow = checked_cast.narrows(given.dtype, array.dtype)
-  if may_overflow and not checked_cast.is_finite(array):
-    raise ValueError(
-      checked_cast.explain_not_finite(part.name, given, array.dtype)
+  wanted = [
+    array_filling.Wanted(
+      leaf.shape,
+      leaf.dtype,
+      getattr(leaf, 'sharding', None),
+      functools.partial(views, path),
     )
-
-
-def put(
-  array: np.ndarray, sharding: jax.sharding.Sharding | None
-) -> np.ndarray | jax.Array:
-  """Places an array, which is the same in every process, on its sharding."""
-  if sharding is None:
-    return array
-  return jax.make_array_from_callback(
-    array.shape, sharding, lambda index: array[index]
-  )
+    for path, leaf in leaves.items()
+  ]
+  arrays = array_filling.fill(wanted, watch)
+  return traverse_util.unflatten_dict(dict(zip(leaves, arrays)))
 
 
 def fit(
@@ -230,13 +217,4 @@ def fit(
       f'{stored.name or name} is stored as {stored.dtype}: quantised weights '
       'are not supported, use those in float16 or longer'
     )
-  return stored if stored.shape == shape else reshape(stored, shape)
-
-
-def reshape(
-  stored: safetensors_file.LazyTensor, shape: tuple[int, ...]
-) -> safetensors_file.LazyTensor:
-  """Returns a tensor that is reshaped when it is read."""
-  return dataclasses.replace(
-    stored, shape=tuple(shape), read=lambda: stored.read().reshape(shape)
-  )
+  return stored if stored.shape == shape else stored.reshape(shape)

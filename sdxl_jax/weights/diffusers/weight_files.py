@@ -14,6 +14,7 @@ Where there are no safetensors, state dicts of PyTorch are read (.bin).
 
 import pathlib
 import re
+from collections.abc import Iterable
 from typing import NamedTuple
 
 from sdxl_jax.weights import companions
@@ -48,6 +49,17 @@ def find_variants(folder: pathlib.Path, stem: str) -> dict[str, pathlib.Path]:
     folder: of the net.
     stem: of the names of its files.
   """
+  names = [p.name for p in folder.glob('*') if p.is_file()]
+  return {tag: folder / n for tag, n in variants_in(names, stem).items()}
+
+
+def variants_in(names: Iterable[str], stem: str) -> dict[str, str]:
+  """Finds {variant: name of a file or an index}; PLAIN comes first.
+
+  Args:
+    names: of the files in the folder of a net.
+    stem: of the names of its weights.
+  """
   name, pickled = re.escape(stem), re.escape(PICKLED.get(stem, stem))
   patterns = (
     rf'{name}(?:\.(?P<tag>[^.]+))?\.safetensors',
@@ -57,14 +69,13 @@ def find_variants(folder: pathlib.Path, stem: str) -> dict[str, pathlib.Path]:
     rf'{pickled}\.bin\.index(?:\.(?P<tag>[^.]+))?\.json',
   )
   # A file comes before an index of the same variant, and safetensors first.
-  files = sorted(p for p in folder.glob('*') if p.is_file())
-  found = {}
+  names, found = sorted(names), {}
   for pattern in patterns:
-    for path in files:
-      match = re.fullmatch(pattern, path.name)
+    for name in names:
+      match = re.fullmatch(pattern, name)
       tag = match and (match['tag'] or PLAIN)
-      if match and not SHARD.search(path.name):
-        found.setdefault(tag, path)
+      if match and not SHARD.search(name):
+        found.setdefault(tag, name)
   return dict(sorted(found.items()))
 
 

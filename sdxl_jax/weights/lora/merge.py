@@ -136,6 +136,24 @@ def merge(
   return params | merged
 
 
+def with_copies(
+  params: dict[str, Any], loras: Sequence[tuple[Lora, float]]
+) -> dict[str, Any]:
+  """Copies the arrays that `merge` would donate, so that `params` stay.
+
+  Args:
+    params, loras: see `merge`.
+  """
+  locations = tensors_of(params)
+  paths = {(n, locations[n, name].path) for n, name in terms_by_tensor(loras)}
+  flat = {n: traverse_util.flatten_dict(params[n]) for n, _ in paths}
+  for net, path in paths:
+    array = flat[net][path]
+    flat[net][path] = jax.device_put(array, array.sharding, may_alias=False)
+  copied = {n: traverse_util.unflatten_dict(tree) for n, tree in flat.items()}
+  return params | copied
+
+
 def terms_by_tensor(
   loras: Sequence[tuple[Lora, float]],
 ) -> dict[tuple[str, str], Terms]:

@@ -20,7 +20,7 @@ import numpy as np
 
 from sdxl_jax.models import unet
 from sdxl_jax.weights import safetensors_file
-from sdxl_jax.weights.diffusers import spellings, tensor_names
+from sdxl_jax.weights.diffusers import spellings
 
 Tensor = safetensors_file.LazyTensor
 # Of the names of each net; the refiner has one text encoder.
@@ -94,18 +94,13 @@ def keep(tensor: Tensor) -> Tensor:
 
 def expand_hw(tensor: Tensor) -> Tensor:
   """Turns a matrix into a convolution of size one."""
-  return tensor_names.reshape(tensor, (*tensor.shape, 1, 1))
+  return tensor.reshape((*tensor.shape, 1, 1))
 
 
 def take_third(tensor: Tensor, part: int) -> Tensor:
   """Takes the rows of q, k or v (part 0, 1 or 2) of a fused tensor."""
   rows = tensor.shape[0] // 3
-  start = part * rows
-  return dataclasses.replace(
-    tensor,
-    shape=(rows, *tensor.shape[1:]),
-    read=lambda: tensor.read()[start : start + rows],
-  )
+  return tensor.rows(part * rows, (part + 1) * rows)
 
 
 class Transform(NamedTuple):

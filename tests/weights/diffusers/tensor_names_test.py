@@ -11,7 +11,7 @@ from flax import traverse_util
 
 from sdxl_jax.distributed import device_mesh, sharding
 from sdxl_jax.models import clip, unet, vae
-from sdxl_jax.weights import pretrained, safetensors_file
+from sdxl_jax.weights import array_filling, pretrained, safetensors_file
 from sdxl_jax.weights.diffusers import config_json, tensor_names
 from tests.support import folders
 
@@ -157,9 +157,9 @@ def test_numbers_that_overflow_are_refused():
   array = np.zeros((2, 3), np.float16)
   for value in 2.0, 65504.0:
     given = np.full((2, 3), value, np.float32)
-    tensor_names.store(safetensors_file.from_array(given), array)
+    array_filling.store(safetensors_file.from_array(given), array)
     assert np.array_equal(array, given)
   given[1, 2] = 1e6
   tensor = dataclasses.replace(safetensors_file.from_array(given), name='x')
   with pytest.raises(ValueError, match='x has 1e.06, which overflows float16'):
-    tensor_names.store(tensor, array)
+    array_filling.store(tensor, array)
