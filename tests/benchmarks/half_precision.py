@@ -46,7 +46,7 @@ from sdxl_jax.diffusion import (
   sampling_schedule,
 )
 from sdxl_jax.models import clip, unet, vae
-from sdxl_jax.weights import pretrained
+from sdxl_jax.weights import net_shapes
 
 DTYPES = 'float32', 'float16', 'bfloat16'
 FULL = {
@@ -95,7 +95,7 @@ def draw(config, dtype, gain):
     gain: of residual branches.
   """
   rng, params = np.random.default_rng(0), {}
-  shapes = traverse_util.flatten_dict(pretrained.abstract_params(config))
+  shapes = traverse_util.flatten_dict(net_shapes.abstract_params(config))
   for path, leaf in shapes.items():
     array = rng.standard_normal(leaf.shape, np.float32)
     if path[-1] in ('kernel', 'embedding'):
