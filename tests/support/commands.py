@@ -9,6 +9,7 @@ import pytest
 from absl import app, flags
 
 from sdxl_jax import cli
+from sdxl_jax.data import pipeline  # noqa: F401, grain's flags outlast a command
 
 ROOT = pathlib.Path(__file__).parents[2]
 
