@@ -206,11 +206,17 @@ def plan_sampling(args: flags.FlagValues) -> None:
 
 def main(args: flags.FlagValues) -> None:
   """Plans as the flags ask."""
-  # JAX writes programs for absent devices, but cannot read them.
   if args.topology == 'here':
     program_cache.turn_on()
-  else:
-    program_cache.turn_off()
+    print_plan(args)
+    return
+  # JAX writes programs for absent devices, but cannot read them.
+  with program_cache.unused():
+    print_plan(args)
+
+
+def print_plan(args: flags.FlagValues) -> None:
+  """Plans sampling or training, and prints what is found."""
   if args.sample:
     plan_sampling(args)
     return
