@@ -208,15 +208,15 @@ def main(args: flags.FlagValues) -> None:
   """Plans as the flags ask."""
   if args.topology == 'here':
     program_cache.turn_on()
-    write_plans(args)
+    print_plan(args)
     return
   # JAX writes programs for absent devices, but cannot read them.
   with program_cache.unused():
-    write_plans(args)
+    print_plan(args)
 
 
-def write_plans(args: flags.FlagValues) -> None:
-  """Plans what `main` is for, and prints and saves it."""
+def print_plan(args: flags.FlagValues) -> None:
+  """Plans sampling or training, and prints what is found."""
   if args.sample:
     plan_sampling(args)
     return

@@ -10,18 +10,15 @@ import functools
 import sys
 import warnings
 
-import jax
 import numpy as np
 import tqdm
 from absl import flags
 
 from sdxl_jax import cli
 from sdxl_jax.data import figures, images
-from sdxl_jax.distributed import device_mesh, gpu_memory
 from sdxl_jax.programs import program_cache
 from sdxl_jax.sampling import (
   command_files,
-  dtype_choice,
   finiteness,
   generation,
   init_images,
@@ -60,15 +57,7 @@ def sample(located, names, models, noise, args):
     args: the other flags.
   """
   command_files.check_arrays([request for _, request in located], noise, args)
-  gpu_memory.enlarge()
-  mesh = device_mesh.make_mesh(devices=jax.local_devices())
-  # So that a PNG holds the types that it was made with.
-  dtypes, notes = dtype_choice.resolve(
-    models['dtype'], models['vae_dtype'], dtype_choice.device_of(mesh)
-  )
-  models = models | dtypes
-  for note in notes:
-    print(note)
+  mesh, models = model_loading.prepare(models)
   clock = phase_clock.PhaseClock()
   requests, base, refiner = load_for(
     located, models, mesh, args.offload, workload_of(located, mesh, args)
@@ -134,7 +123,7 @@ def describe_files(names):
 
 def warm_up(located, models, noise, args):
   """Compiles the programs that `sample` would need, and draws no image."""
-  mesh = device_mesh.make_mesh(devices=jax.local_devices())
+  mesh, models = model_loading.prepare(models)
   clock = phase_clock.PhaseClock()
   requests, base, refiner = load_for(
     located, models, mesh, args.offload, workload_of(located, mesh, args)

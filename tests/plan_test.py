@@ -110,7 +110,7 @@ def test_programs_for_absent_devices_are_not_kept(topology, kept, monkeypatch):
   found = []
   arguments = ['--config=configs/stage3.py', f'--topology={topology}']
   monkeypatch.setattr(
-    plan, 'write_plans', lambda args: found.append(program_cache.folder())
+    plan, 'print_plan', lambda args: found.append(program_cache.folder())
   )
   with commands.parsed('sdxl_jax.plan', arguments):
     plan.main(flags.FLAGS)

@@ -297,21 +297,25 @@ def flags():
   return values
 
 
+AUTO = {'dtype': 'auto', 'vae_dtype': 'auto'}
+
+
 def test_a_warm_up_needs_no_prompt(tmp_path, flags):
   flags(['sample', '--warm_up', '--height=64'])
-  ((_, request),) = sample_flags.read(flags)
+  ((_, request),) = sample_flags.read(flags, NO_PNG)
   assert request.prompt == '' and request.height == 64
   flags.unparse_flags()
   (tmp_path / 'a.txt').write_text('a fox\na pig\n')
   flags(['sample', '--warm_up', f'--prompts_file={tmp_path / "a.txt"}'])
-  assert [r.prompt for _, r in sample_flags.read(flags)] == ['a fox', 'a pig']
+  located = sample_flags.read(flags, NO_PNG)
+  assert [r.prompt for _, r in located] == ['a fox', 'a pig']
 
 
 def test_a_warm_up_needs_a_folder(flags, monkeypatch):
   flags(['sample', '--warm_up'])
   monkeypatch.setattr(sample, 'load_for', lambda *args: ([], None, None))
   with program_cache.unused(), pytest.raises(ValueError, match='--cache_dir'):
-    sample.warm_up([], {}, None, flags)
+    sample.warm_up([], AUTO, None, flags)
 
 
 def test_a_warm_up_compiles_each_kind_of_batch_once(
@@ -329,7 +333,7 @@ def test_a_warm_up_compiles_each_kind_of_batch_once(
     sample, 'generate', lambda base, **kwargs: calls.append(kwargs)
   )
   monkeypatch.setattr(program_cache, 'folder', lambda: tmp_path)
-  sample.warm_up([], {}, None, flags)
+  sample.warm_up([], AUTO, None, flags)
   assert all(call['warm_up'] and len(call['prompts']) == 2 for call in calls)
   assert [call['size'] for call in calls] == [(64, 64), (128, 64)]
   said = capsys.readouterr().out

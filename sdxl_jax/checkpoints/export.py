@@ -16,7 +16,13 @@ from sdxl_jax.checkpoints import (
   source_checks,
 )
 from sdxl_jax.models import clip, from_config, lora, sdxl, unet
-from sdxl_jax.weights import formats, other_vae, pretrained, read_options
+from sdxl_jax.weights import (
+  formats,
+  net_shapes,
+  other_vae,
+  pretrained,
+  read_options,
+)
 from sdxl_jax.weights.diffusers import config_json, scheduler_config
 from sdxl_jax.weights.lora import lora_file, merge
 from sdxl_jax.weights.single_file import prediction_markers
@@ -235,4 +241,4 @@ def base_shapes(base: Source | None) -> dict[str, Any]:
     model = open_source(base)
     names = [n for n in lora.NETS if n in model.loaders]
     configs = {name: model.net(name).config() for name in names}
-  return {n: pretrained.abstract_params(c) for n, c in configs.items()}
+  return {n: net_shapes.abstract_params(c) for n, c in configs.items()}

@@ -207,7 +207,9 @@ def load_run_params(
     for name in trained:
       checked_cast.check_tree(restored[name], f'{folder}, {name}')
       dtype = nets.configs[name].param_dtype
-      params[name] = cast_params(restored.pop(name), dtype, f'{folder}, {name}')
+      params[name] = checked_cast.cast_params(
+        restored.pop(name), dtype, f'{folder}, {name}'
+      )
       if offload:
         params[name] = put_params(params[name], make_sharding_fn(mesh, memory))
   if frozen:
@@ -259,24 +261,6 @@ def load_lpips(
   """Loads the parameters of LPIPS from the files of config.autoencoder.lpips"""
   paths = config.autoencoder.lpips
   return lpips_weights.load_lpips(paths, nets.lpips, make_sharding_fn(mesh))
-
-
-def cast_params(params: Tree, dtype: str, location: str) -> Tree:
-  """Casts all arrays, which are finite, to a dtype.
-
-  Args:
-    params: of a net.
-    dtype: of all of its arrays.
-    location: of the net, for the error.
-
-  Raises:
-    ValueError: if a number overflows in the dtype.
-  """
-  # An overflow becomes infinity, which is found below.
-  with np.errstate(over='ignore'):
-    cast = jax.tree.map(lambda x: x.astype(dtype), params)
-  checked_cast.check_range(params, cast, location)
-  return cast
 
 
 def put_params(params: Tree, shard: Callable[[Tree], Tree]) -> Tree:

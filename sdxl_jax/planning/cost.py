@@ -157,8 +157,8 @@ def flops_by_kernel(jaxpr: Jaxpr) -> collections.Counter:
     if not (body := sum(bodies, collections.Counter())):
       continue
     if e.primitive.name == 'pallas_call':
-      stack = str(e.source_info.name_stack).split('/')[-1]
-      body = {e.params['name'] or stack or UNNAMED: body.total()}
+      scope = str(e.source_info.name_stack).split('/')[-1]
+      body = {scope or UNNAMED: body.total()}
     n = repetitions(e)
     totals.update({name: n * count for name, count in body.items()})
   return totals
@@ -182,8 +182,10 @@ def repetitions(e: jax.extend.core.JaxprEqn) -> int:
   if name == 'scan':
     return e.params['length']
   if name == 'shard_map':
-    shape = e.params['mesh'].shape
-    return math.prod(shape[axis] for axis in e.params['newly_manual_axes'])
+    shape, params = e.params['mesh'].shape, e.params
+    # JAX 0.7 has the axes under the older name.
+    axes = params.get('newly_manual_axes', params.get('manual_axes'))
+    return math.prod(shape[axis] for axis in axes)
   if name == 'pallas_call':
     grid = e.params['grid_mapping'].grid
     if all(isinstance(side, int) for side in grid):

@@ -94,7 +94,10 @@ def moves_nothing(i: hlo.Instruction) -> bool:
 def bytes_read(
   program: hlo.Program, computation: str, i: hlo.Instruction
 ) -> int:
-  """Returns the bytes of its operands that an instruction reads."""
+  """Returns the bytes of its operands that an instruction reads.
+
+  An operand that is given twice is read once.
+  """
   # An asynchronous operation reads at its -start and writes at its -done.
   if moves_nothing(i) or i.opcode.endswith('-done'):
     return 0
@@ -109,7 +112,7 @@ def bytes_read(
       parameter_bytes_read(program, fused, n, size)
       for n, size in enumerate(operands)
     )
-  return sum(operands)
+  return sum(dict(zip(i.operands, operands)).values())
 
 
 def parameter_bytes_read(

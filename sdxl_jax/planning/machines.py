@@ -8,7 +8,7 @@ import jax
 
 from sdxl_jax.distributed import device_mesh
 from sdxl_jax.models import compute_dtype, from_config, sdxl
-from sdxl_jax.planning import cost, topology
+from sdxl_jax.planning import chips, cost, topology
 from sdxl_jax.sampling import offload_choice
 
 # Fraction of the memory that is kept free for fragmentation and for other
@@ -38,7 +38,7 @@ ESTIMATE_METHOD = {
 class Machine:
   """Devices of one kind, arranged as a mesh."""
 
-  chip: topology.Chip
+  chip: chips.Chip
   mesh: jax.sharding.Mesh
 
   @property

@@ -3,6 +3,10 @@
 Text encoding, denoising steps and decoding follow one another. While one of
 them runs, the parameters of all nets are on the device but for those that wait
 in host memory: the ones that `sample` would choose on that machine, or all.
+
+SDXL's base and refiner in float16, their autoencoder in float32, with guidance
+at 1024 px, take 11.9 of the 13.6 GiB that JAX allocates of a T4, and 2.9 GiB of
+host memory (--topology t4x1 --refiner configs/refiner.py --host_memory 12).
 """
 
 import dataclasses

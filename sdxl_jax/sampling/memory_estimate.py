@@ -16,6 +16,10 @@ from sdxl_jax.models import attention, sdxl, unet, vae
 MARGIN = 1.25
 # Of code, and of small arrays.
 FIXED = 2**27
+# Of parameters in other layouts on a TPU: steps at 1024 px in bfloat16 are
+# planned with 1.7 GiB beside parameters for v5e, and the refiner's with no more
+# than 1.9; both by 1.4 GiB more than their arrays.
+TPU_COPIES = int(1.4 * 2**30)
 TEXT = 2**28  # of the text encoders: their arrays have 77 rows a prompt
 BORDER = 32  # px by which a tile with its margins is larger; see tiled_decoding
 
@@ -43,10 +47,9 @@ def steps(
   walk.mid()
   walk.up()
   context = count * words * context_width(config)
-  copies = 0
-  if platform == 'gpu':
-    # cuDNN has kernels in another order, copied once before the first step.
-    copies = walk.kernels * jnp.dtype(config.dtype).itemsize
+  # cuDNN has kernels in another order, copied once before the first step.
+  kernels = walk.kernels * jnp.dtype(config.dtype).itemsize
+  copies = {'gpu': kernels, 'tpu': TPU_COPIES}.get(platform, 0)
   return with_margin(max(walk.blocks) + context) + copies
 
 
@@ -184,10 +187,10 @@ def decoding(
   pixels, width = math.prod(size), config.block_out_channels[-1]
   mid = attend(config, 1, pixels, width, 1, platform)
   if tile is None:
-    blocks = blocks_of(config, pixels, platform)
+    blocks = blocks_of(config, pixels)
     return with_margin(max(mid, *blocks) + image)
   # Arrays before and after a part wait in full while its tiles are computed.
-  inside = blocks_of(config, pixels, platform, (tile + BORDER) ** 2)
+  inside = blocks_of(config, pixels, (tile + BORDER) ** 2)
   return with_margin(max(mid, stored(config, pixels) + max(inside)) + image)
 
 
@@ -198,24 +201,22 @@ def encoding(model: sdxl.SDXL, size: tuple[int, int], platform: str) -> int:
 
 
 def blocks_of(
-  config: vae.VAEConfig, pixels: int, platform: str, most: float = math.inf
+  config: vae.VAEConfig, pixels: int, most: float = math.inf
 ) -> list[int]:
   """Returns the bytes of the blocks of the decoder.
 
   Args:
     config: of the autoencoder.
     pixels: of the latents.
-    platform: 'gpu', 'tpu' or 'cpu'.
     most: pixels of a tile, at every resolution.
   """
   itemsize, before = jnp.dtype(config.dtype).itemsize, None
-  outputs = 1 if platform == 'gpu' else 3
   found = []
   for i, after in enumerate(config.block_out_channels[::-1]):
     area = itemsize * min(pixels * 4**i, most)
     if i:  # a quarter of the pixels, then twice all of them
       found.append(area * 9 * before // 4)
-    found.append(area * (2 * (before or after) + outputs * after))
+    found.append(area * (2 * (before or after) + after))
     before = after
   return found
 

@@ -6,7 +6,9 @@ from typing import Any
 import jax
 
 from sdxl_jax.checkpoints import loading
+from sdxl_jax.distributed import device_mesh, gpu_memory
 from sdxl_jax.sampling import (
+  dtype_choice,
   model_flags,
   offload_choice,
   pairs,
@@ -15,6 +17,31 @@ from sdxl_jax.sampling import (
 )
 from sdxl_jax.weights import formats, read_options, textual_inversion
 from sdxl_jax.weights.lora import lora_file
+
+
+def prepare(
+  models: dict[str, Any], count: int | None = None
+) -> tuple[jax.sharding.Mesh, dict[str, Any]]:
+  """Finds the devices that sample, and the types that they compute in.
+
+  Args:
+    models: {flag: value} of model_flags.MODEL_OPTIONS.
+    count: of devices at most; None: all of this process.
+
+  Returns:
+    (mesh, models with the types that a PNG holds), of which lines are printed.
+
+  Raises:
+    ValueError: for an unknown type.
+  """
+  gpu_memory.enlarge()
+  mesh = device_mesh.make_mesh(devices=jax.local_devices()[:count])
+  dtypes, notes = dtype_choice.resolve(
+    models['dtype'], models['vae_dtype'], dtype_choice.device_of(mesh)
+  )
+  for note in notes:
+    print(note)
+  return mesh, models | dtypes
 
 
 def load_models(

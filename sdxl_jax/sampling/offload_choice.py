@@ -13,7 +13,7 @@ import numpy as np
 from sdxl_jax.models import sdxl, vae
 from sdxl_jax.sampling import free_memory, memory_estimate, placement
 from sdxl_jax.text import chunking
-from sdxl_jax.weights import pretrained
+from sdxl_jax.weights import net_shapes, pretrained
 
 # Fraction of a device's free memory that is left for fragments and libraries.
 HEADROOM = 0.05
@@ -137,7 +137,7 @@ def list_nets(models: Sequence[sdxl.SDXL], devices: int) -> list[placement.Net]:
 
 def count_bytes(config: pretrained.NetConfig) -> int:
   """Returns the bytes of a net's parameters."""
-  leaves = jax.tree.leaves(pretrained.abstract_params(config))
+  leaves = jax.tree.leaves(net_shapes.abstract_params(config))
   return sum(x.size * np.dtype(x.dtype).itemsize for x in leaves)
 
 

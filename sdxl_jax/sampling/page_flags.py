@@ -4,10 +4,8 @@ import functools
 import pathlib
 import sys
 
-import jax
 from absl import flags
 
-from sdxl_jax.distributed import device_mesh, gpu_memory
 from sdxl_jax.sampling import (
   command_files,
   model_loading,
@@ -45,9 +43,8 @@ def load(args: flags.FlagValues) -> page_samples.Studio:
   folder = pathlib.Path(args.output_dir).absolute()
   command_files.check_writable(folder / 'inputs' / '0.png', 'output_dir')
   models = sample_flags.model_options(args, png_settings.PngSettings({}, {}))
+  mesh, models = model_loading.prepare(models, count=1)
   read = {name: value for name, value in models.items() if name != 'lora_dir'}
-  gpu_memory.enlarge()
-  mesh = device_mesh.make_mesh(devices=jax.local_devices()[:1])
   # All sizes of the page have about the area of the model's own.
   workload_of = functools.partial(
     offload_choice.Workload, encodes=True, previews=args.preview_every > 0

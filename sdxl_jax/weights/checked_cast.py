@@ -117,6 +117,26 @@ def check_tree(params: dict[str, Any], location: str) -> None:
       check_stored(join_path(path), part, location)
 
 
+def cast_params(
+  params: dict[str, Any], dtype: str, location: str
+) -> dict[str, Any]:
+  """Casts all arrays, which are finite, to a dtype.
+
+  Args:
+    params: of a net.
+    dtype: of all of its arrays.
+    location: of the net, for the error.
+
+  Raises:
+    ValueError: if a number overflows in the dtype.
+  """
+  # An overflow becomes infinity, which is found below.
+  with np.errstate(over='ignore'):
+    narrowed = jax.tree.map(lambda x: x.astype(dtype), params)
+  check_range(params, narrowed, location)
+  return narrowed
+
+
 def check_range(
   given: dict[str, Any], cast: dict[str, Any], location: str
 ) -> None:

@@ -10,10 +10,8 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 
-from sdxl_jax.models import clip, unet, vae
-from sdxl_jax.weights import checked_cast, safetensors_file
+from sdxl_jax.weights import checked_cast, net_shapes, safetensors_file
 from sdxl_jax.weights.diffusers import (
   config_defaults,
   config_json,
@@ -22,9 +20,9 @@ from sdxl_jax.weights.diffusers import (
   tensor_names,
 )
 
-NetConfig = unet.UNetConfig | vae.AnyConfig | clip.CLIPTextConfig
+NetConfig = net_shapes.NetConfig
 Tensors = dict[str, safetensors_file.LazyTensor]
-Tree = dict[str, Any]  # of arrays, or of jax.ShapeDtypeStruct
+Tree = net_shapes.Tree
 
 COMPONENTS = ('unet', 'vae', 'text_encoder', 'text_encoder_2')
 TOKENIZERS = {'text_encoder': 'tokenizer', 'text_encoder_2': 'tokenizer_2'}
@@ -87,8 +85,8 @@ class Net:
     return self._convert(tensor_names.match_to_model, shapes)
 
   def shapes(self, config: NetConfig) -> Tree:
-    """Returns the tree of shapes of the net of a config; see `shapes_of`."""
-    return shapes_of(config, self.location)
+    """Returns the tree of shapes of the net of a config; see net_shapes.py."""
+    return net_shapes.shapes_of(config, self.location)
 
   def load(
     self,
@@ -264,7 +262,7 @@ def from_params(
     config: ours.
     restore: (target) -> params, of the config's param_dtype.
   """
-  target = abstract_params(config)
+  target = net_shapes.abstract_params(config)
   return Net(
     name=name,
     published=config_json.write(name, config),
@@ -272,42 +270,3 @@ def from_params(
     read=lambda: tensor_names.lazy(target, lambda: restore(target)),
     restore=restore,
   )
-
-
-def shapes_of(config: NetConfig, location: str) -> Tree:
-  """Returns the shapes of a config's net; `location` names it in errors."""
-  try:
-    return abstract_params(config)
-  except Exception as error:  # a layer's own, of any type
-    reason = ' '.join(str(error).split())[:200]
-    raise ValueError(
-      f'{location}: no net can be built from its config ({reason})'
-    ) from error
-
-
-def abstract_params(config: NetConfig) -> Tree:
-  """Returns the tree of shapes and dtypes of the net of a config."""
-  # They do not depend on the attention, which may need a GPU to be traced.
-  if hasattr(config, 'attention'):
-    config = dataclasses.replace(config, attention='xla')
-  return trace_params(config)
-
-
-@functools.cache  # tracing a net takes seconds
-def trace_params(config: NetConfig) -> Tree:
-  """Returns `abstract_params` of a config with attention by XLA."""
-  if isinstance(config, unet.UNetConfig):
-    net = unet.UNet(config)
-    inputs = (
-      jnp.zeros((1, 8, 8, config.in_channels)),
-      jnp.zeros(1),
-      jnp.zeros((1, 77, config.context_dim)),
-      jnp.zeros((1, config.vector_dim)),
-    )
-  elif isinstance(config, clip.CLIPTextConfig):
-    net = clip.CLIPText(config)
-    inputs = (jnp.zeros((1, config.max_position_embeddings), jnp.int32),)
-  else:
-    net = vae.make_vae(config)
-    inputs = (jnp.zeros((1, 64, 64, config.in_channels)),)
-  return jax.eval_shape(net.init, jax.random.key(0), *inputs).get('params', {})

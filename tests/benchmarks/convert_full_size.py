@@ -23,7 +23,7 @@ from absl import app, flags
 
 from sdxl_jax.models import clip, unet, vae
 from sdxl_jax.text import clip_vocabulary, tokenizer
-from sdxl_jax.weights import pretrained, safetensors_file
+from sdxl_jax.weights import net_shapes, pretrained, safetensors_file
 from sdxl_jax.weights.diffusers import config_json, folder_writer, tensor_names
 
 CONFIGS = {
@@ -88,7 +88,7 @@ def random_net(name):
       shape, np.dtype('f4'), lambda: np.resize(0.02 * noise, shape)
     )
 
-  shapes = tensor_names.tensors(pretrained.abstract_params(config))
+  shapes = tensor_names.tensors(net_shapes.abstract_params(config))
   tensors = {n: tensor(t.shape) for n, t in shapes.items()}
   content = config_json.write(name, config)
   return pretrained.Net(name, content, 'random', lambda: tensors)

@@ -7,7 +7,7 @@ that activations are of order one, and grow by what residual blocks add. --gain
 multiplies all residual branches, to see how far the range of float16 is. For
 each net and type it prints the largest output of any layer, whether all is
 finite, the error against float32 (largest, of the largest; and RMS, of the
-RMS), seconds of the second call, and the peak memory of the process so far.
+RMS), and the peak memory of the process so far.
 Weights are drawn in float32 and rounded to the type, as loading does.
 
 A UNet takes --steps steps of Euler's method with guidance, of latents of
@@ -25,7 +25,6 @@ import dataclasses
 import functools
 import os
 import resource
-import time
 
 # Before JAX starts: results are rounded to the type after every operation.
 os.environ['XLA_FLAGS'] = (
@@ -47,7 +46,7 @@ from sdxl_jax.diffusion import (
   sampling_schedule,
 )
 from sdxl_jax.models import clip, unet, vae
-from sdxl_jax.weights import pretrained
+from sdxl_jax.weights import net_shapes
 
 DTYPES = 'float32', 'float16', 'bfloat16'
 FULL = {
@@ -96,7 +95,7 @@ def draw(config, dtype, gain):
     gain: of residual branches.
   """
   rng, params = np.random.default_rng(0), {}
-  shapes = traverse_util.flatten_dict(pretrained.abstract_params(config))
+  shapes = traverse_util.flatten_dict(net_shapes.abstract_params(config))
   for path, leaf in shapes.items():
     array = rng.standard_normal(leaf.shape, np.float32)
     if path[-1] in ('kernel', 'embedding'):
@@ -202,17 +201,14 @@ MAKERS = {
 
 
 def measure(name, config, dtype, args):
-  """Runs a net in a type; returns (output, Outputs, seconds)."""
+  """Runs a net in a type; returns (output, Outputs)."""
   config = dataclasses.replace(config, dtype=dtype, param_dtype=dtype)
   run, inputs = MAKERS[name](config, args.size, args.steps)
   params, outputs = draw(config, dtype, args.gain), Outputs()
   with nn.intercept_methods(outputs.intercept):
-    watched = jax.jit(run).lower(params, *inputs).compile()
-  found = np.asarray(watched(params, *inputs))
+    found = np.asarray(jax.jit(run)(params, *inputs))
   jax.effects_barrier()
-  started = time.monotonic()
-  np.asarray(watched(params, *inputs))
-  return found, outputs, time.monotonic() - started
+  return found, outputs
 
 
 def describe(found, expected):
@@ -247,13 +243,13 @@ def main(_):
   for name in args.nets:
     config, expected = (SMALL if args.small else FULL)[name], None
     for dtype in DTYPES:
-      found, outputs, seconds = measure(name, config, dtype, args)
+      found, outputs = measure(name, config, dtype, args)
       expected = found if expected is None else expected
       size, layer = outputs.top()
       peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
       print(
         f'{name} {dtype}: largest output {size:.3g} ({layer}), '
-        f'{describe(found, expected)}; {seconds:.1f} s, peak {peak:.1f} GiB',
+        f'{describe(found, expected)}; peak {peak:.1f} GiB',
         flush=True,
       )
       jax.clear_caches()

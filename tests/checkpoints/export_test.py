@@ -14,7 +14,7 @@ from sdxl_jax.checkpoints import completion, export
 from sdxl_jax.ema import transform
 from sdxl_jax.models import from_config
 from sdxl_jax.sampling import pipelines
-from sdxl_jax.weights import pretrained, read_options
+from sdxl_jax.weights import net_shapes, pretrained, read_options
 from sdxl_jax.weights.diffusers import (
   folder_reader,
   folder_writer,
@@ -65,7 +65,7 @@ def write_random(config, folder):
   nets = from_config.make_model(config)
 
   def random_net(name):
-    shapes = pretrained.abstract_params(nets.configs[name])
+    shapes = net_shapes.abstract_params(nets.configs[name])
     zeros = jax.tree.map(lambda x: np.zeros(x.shape), shapes)
     params = jax.tree.map(np.float32, random_params.draw(zeros))
     return pretrained.from_params(

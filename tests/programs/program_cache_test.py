@@ -32,7 +32,8 @@ def home(tmp_path, monkeypatch):
   monkeypatch.setattr(program_cache, '_used', set())
   monkeypatch.setattr(warnings, 'showwarning', warnings.showwarning)
   for name in ('JAX_COMPILATION_CACHE_DIR', 'SDXL_JAX_CACHE'):
-    monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv(name, '')  # so that what a test sets is undone
+    monkeypatch.delenv(name)
   monkeypatch.setenv('HOME', str(tmp_path))
   monkeypatch.delenv('XDG_CACHE_HOME', raising=False)
   yield tmp_path

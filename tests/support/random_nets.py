@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 from flax import traverse_util
 
-from sdxl_jax.weights import pretrained
+from sdxl_jax.weights import net_shapes, pretrained
 from tests.support import folders, golden_sets
 
 TINY = golden_sets.SETS[0] / 'tiny'
@@ -15,7 +15,7 @@ def fill(config, params=None):
   """The parameters of a config: given ones where they fit, random others."""
   given, rng = params or {}, np.random.default_rng(0)
   flat = dict(traverse_util.flatten_dict(given))
-  shapes = traverse_util.flatten_dict(pretrained.abstract_params(config))
+  shapes = traverse_util.flatten_dict(net_shapes.abstract_params(config))
   for path, leaf in shapes.items():
     if path not in flat or flat[path].shape != leaf.shape:
       scale = max(1, np.prod(leaf.shape[:-1])) ** -0.5

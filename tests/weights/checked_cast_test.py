@@ -6,13 +6,13 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from sdxl_jax.checkpoints import loading
 from sdxl_jax.weights import checked_cast, orbax_params
 
 LARGE = {'conv': {'kernel': np.array([[1, -7e4]], np.float32)}}
 OVERFLOW = (
   'place: conv/kernel has 7e.04, which overflows float16: choose bfloat'
 )
+HALVES = np.arange(2**16, dtype=np.uint16)
 
 
 def test_which_casts_may_overflow():
@@ -24,12 +24,12 @@ def test_which_casts_may_overflow():
 
 
 def test_parameters_that_overflow():
-  loading.cast_params(LARGE, 'bfloat16', 'place')
+  checked_cast.cast_params(LARGE, 'bfloat16', 'place')
   with pytest.raises(ValueError, match=OVERFLOW):
-    loading.cast_params(LARGE, 'float16', 'place')
+    checked_cast.cast_params(LARGE, 'float16', 'place')
   arrays = jax.tree.map(jnp.asarray, LARGE)
   with pytest.raises(ValueError, match=OVERFLOW):
-    loading.cast_params(arrays, 'float16', 'place')
+    checked_cast.cast_params(arrays, 'float16', 'place')
 
 
 @pytest.mark.parametrize('place', [orbax_params.on_host, lambda tree: tree])
@@ -57,9 +57,6 @@ def test_trees_of_parameters():
   for placed in (array, jax.device_put(array, sharding)):
     with pytest.raises(ValueError, match='^here: a/b contains NaN or infinity'):
       checked_cast.check_tree({'a': {'b': placed}}, 'here')
-
-
-HALVES = np.arange(2**16, dtype=np.uint16)
 
 
 @pytest.mark.parametrize('dtype', [np.float32, ml_dtypes.bfloat16])

@@ -11,7 +11,7 @@ import pytest
 
 from sdxl_jax import sample
 from sdxl_jax.checkpoints import export, loading
-from sdxl_jax.sampling import pipelines
+from sdxl_jax.sampling import sources
 from sdxl_jax.weights import formats, hub, hub_files, other_vae, read_options
 from tests.support import golden_sets, hub_server
 
@@ -183,7 +183,7 @@ def test_only_nets_that_are_needed(online):
   ).is_dir()
   assert not online.loaded
   # Another autoencoder replaces that of the repository.
-  assert 'vae' not in pipelines.needed_nets('tiny/vae')
+  assert 'vae' not in sources.needed_nets('tiny/vae')
 
 
 def test_one_file(online):

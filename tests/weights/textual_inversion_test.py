@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from sdxl_jax.weights import (
-  safetensors_file,
+  stored_array,
   textual_inversion,
   torch_pickle,
 )
@@ -167,9 +167,7 @@ def test_what_is_no_word_is_not_read(suffix, tmp_path, monkeypatch):
   else:
     save(path, tensors)
   reads = []
-  monkeypatch.setattr(
-    safetensors_file, 'read_array', lambda *a: reads.append(a)
-  )
+  monkeypatch.setattr(stored_array, 'read_array', lambda *a: reads.append(a))
   monkeypatch.setattr(torch_pickle, 'read_stored', lambda *a: reads.append(a))
   with pytest.raises(ValueError, match='it is no textual inversion: '):
     textual_inversion.load([str(path)], WIDTHS)

@@ -4,20 +4,24 @@ from typing import Any
 
 import pyarrow as pa
 
+NANOSECONDS = 'timestamp[ns'
 LISTS = (pa.ListScalar, pa.LargeListScalar, pa.FixedSizeListScalar)
 
 
 def to_rows(table: pa.Table | pa.RecordBatch) -> list[dict[str, Any]]:
   """Converts a table to {column: value} of each row, see `to_python`."""
-  try:
-    return table.to_pylist()
-  # One value of a row spoils all.
-  except (ValueError, OverflowError):
-    columns = {name: table[name] for name in table.column_names}
-    return [
-      {name: to_python(column[i]) for name, column in columns.items()}
-      for i in range(len(table))
-    ]
+  columns = {name: table[name] for name in table.column_names}
+  # Where pandas is installed, these become objects of its own.
+  has_nanoseconds = any(NANOSECONDS in str(c.type) for c in columns.values())
+  if not has_nanoseconds:
+    try:
+      return table.to_pylist()
+    except (ValueError, OverflowError):  # one value of a row spoils all
+      pass
+  return [
+    {name: to_python(column[i]) for name, column in columns.items()}
+    for i in range(len(table))
+  ]
 
 
 def to_python(scalar: pa.Scalar) -> Any:
@@ -27,7 +31,10 @@ def to_python(scalar: pa.Scalar) -> Any:
   that is no datetime, in nanoseconds or after the year 9999, becomes text.
   """
   try:
-    return scalar.as_py()
+    if isinstance(scalar, pa.TimestampScalar) and scalar.type.unit == 'ns':
+      scalar = scalar.cast(pa.timestamp('us', scalar.type.tz))
+    if NANOSECONDS not in str(scalar.type):
+      return scalar.as_py()
   except (ValueError, OverflowError):
     pass
   if isinstance(scalar, LISTS):

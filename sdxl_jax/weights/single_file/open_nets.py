@@ -8,6 +8,7 @@ from sdxl_jax.weights import (
   infer_config,
   leftovers,
   nearest_config,
+  net_shapes,
   pretrained,
   safetensors_file,
 )
@@ -89,7 +90,7 @@ def original_shape(
 
 def diffusers_shapes(location: str, config: pretrained.NetConfig) -> Shapes:
   """Returns {name: shape} of the net of a config."""
-  shapes = pretrained.shapes_of(config, location)
+  shapes = net_shapes.shapes_of(config, location)
   places = tensor_names.locations(tensor_names.flat(shapes))
   return {name: place.shape for name, place in places.items()}
 

@@ -3,8 +3,8 @@
 import jax
 
 from sdxl_jax.models import from_config
-from sdxl_jax.planning import cost, machines, sampling_plan
-from sdxl_jax.sampling import generation, pipelines
+from sdxl_jax.planning import cost, machines, sampling_programs
+from sdxl_jax.sampling import generation, load_options, pipelines
 from sdxl_jax.sampling.settings import SampleSettings
 from tests.benchmarks.gpu import nets, peaks, settings
 
@@ -61,7 +61,7 @@ def make_pipeline(setting, dtype, attention):
   model = from_config.make_model(config)
   model = model.replace_each(
     {
-      name: pipelines.runtime_fields(
+      name: load_options.runtime_fields(
         name, dtype, vae_dtype_of(dtype), attention
       )
       for name in model.configs
@@ -91,7 +91,7 @@ def sampler(setting, pipeline, batch):
 def count_flops(setting, dtype):
   """Counts the FLOPs of one image: text, all steps with guidance, decoding."""
   height, width = setting.size
-  workload = sampling_plan.SampleWorkload(
+  workload = sampling_programs.SampleWorkload(
     SampleSettings(
       height=height,
       width=width,
@@ -104,7 +104,7 @@ def count_flops(setting, dtype):
   )
   machine = machines.make_machine('here')
   config = nets.get_config('stage3', setting)
-  expert = sampling_plan.make_expert(config, machine, workload)
+  expert = sampling_programs.make_expert(config, machine, workload)
 
   def count(trace):
     traced = trace(machine.mesh, workload, expert, expert.params)
@@ -112,7 +112,7 @@ def count_flops(setting, dtype):
 
   # The negative prompt is encoded like the prompt.
   return (
-    2 * count(sampling_plan.trace_text)
-    + count(sampling_plan.trace_steps)
-    + count(sampling_plan.trace_decoding)
+    2 * count(sampling_programs.trace_text)
+    + count(sampling_programs.trace_steps)
+    + count(sampling_programs.trace_decoding)
   )

@@ -3,14 +3,14 @@
 import jax
 import jax.monitoring
 
-from sdxl_jax.planning import topology
+from sdxl_jax.planning import chips
 
 GB = 1e9
 
 
 def peak():
   """Returns the card's dense bfloat16 FLOPs per second; None: not known."""
-  known = {chip.name: chip.flops for chip in topology.GPUS.values()}
+  known = {chip.name: chip.flops for chip in chips.GPUS.values()}
   return known.get(jax.devices()[0].device_kind)
 
 

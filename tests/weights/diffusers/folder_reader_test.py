@@ -11,7 +11,7 @@ import pytest
 import safetensors.numpy
 
 from sdxl_jax.models import clip, layers, unet, vae
-from sdxl_jax.weights import pretrained
+from sdxl_jax.weights import net_shapes, pretrained
 from sdxl_jax.weights.diffusers import config_json, folder_reader, folder_writer
 from tests.support import folders
 
@@ -190,7 +190,9 @@ def test_weights_of_another_architecture(folder):
   shutil.copy(
     folder / 'vae' / 'diffusion_pytorch_model.safetensors', folder / 'unet'
   )
-  with pytest.raises(ValueError, match='unet: .*no place.*missing'):
+  with pytest.raises(
+    ValueError, match='unet: .*without a place in the net.*missing'
+  ):
     folders.load_component(folder, 'unet')
   path = folder / 'text_encoder' / 'config.json'
   published = json.loads(path.read_text())
@@ -313,7 +315,7 @@ def test_tensors_pass_one_at_a_time(tmp_path):
     num_hidden_layers=8,
     num_attention_heads=2,
   )
-  shapes = pretrained.abstract_params(config)
+  shapes = net_shapes.abstract_params(config)
   params = jax.tree.map(lambda x: np.ones(x.shape, x.dtype), shapes)
   sizes = [leaf.nbytes for leaf in jax.tree.leaves(params)]
   folder = tmp_path / 'text_encoder'

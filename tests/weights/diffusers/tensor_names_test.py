@@ -11,7 +11,7 @@ from flax import traverse_util
 
 from sdxl_jax.distributed import device_mesh, sharding
 from sdxl_jax.models import clip, unet, vae
-from sdxl_jax.weights import array_filling, pretrained, safetensors_file
+from sdxl_jax.weights import array_filling, net_shapes, safetensors_file
 from sdxl_jax.weights.diffusers import config_json, tensor_names
 from tests.support import folders
 
@@ -28,7 +28,7 @@ LAYOUTS += [('base.unet', False), ('refiner.unet', False)]
 
 
 def flat_params(config):
-  return traverse_util.flatten_dict(pretrained.abstract_params(config))
+  return traverse_util.flatten_dict(net_shapes.abstract_params(config))
 
 
 @pytest.mark.parametrize('name,scan', LAYOUTS)
@@ -96,7 +96,7 @@ def test_an_old_autoencoder_reads_alike(golden, conv):
     ]:
       name = name.replace(f'.{today}.', f'.{then}.')
     old[name] = safetensors_file.from_array(array)
-  target = pretrained.abstract_params(config)
+  target = net_shapes.abstract_params(config)
   read = tensor_names.from_published(old, target)
   jax.tree.map(np.testing.assert_array_equal, read, params)
 

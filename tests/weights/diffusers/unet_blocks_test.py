@@ -7,7 +7,7 @@ import math
 import pytest
 
 from sdxl_jax.models import unet
-from sdxl_jax.weights import infer_config, nearest_config, pretrained
+from sdxl_jax.weights import infer_config, nearest_config, net_shapes
 from sdxl_jax.weights.diffusers import config_json, tensor_names, unet_blocks
 from sdxl_jax.weights.lora import lora_names
 from sdxl_jax.weights.single_file import ldm_names
@@ -82,7 +82,7 @@ def kind(keys, request):
 
 def shapes(config):
   """{diffusers name: shape} of our net."""
-  flat = tensor_names.flat(pretrained.abstract_params(config))
+  flat = tensor_names.flat(net_shapes.abstract_params(config))
   return {n: x.shape for n, x in tensor_names.locations(flat).items()}
 
 

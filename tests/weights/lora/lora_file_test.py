@@ -12,7 +12,7 @@ import safetensors.numpy
 from flax import traverse_util
 
 from sdxl_jax.models import clip, layers, unet
-from sdxl_jax.weights import pretrained, safetensors_file
+from sdxl_jax.weights import net_shapes, safetensors_file
 from sdxl_jax.weights.lora import (
   layer_parts,
   lora_file,
@@ -39,7 +39,7 @@ def full_size():
   configs = unet.BASE, clip.VIT_L, clip.VIT_BIGG
   nets = 'unet', 'text_encoder', 'text_encoder_2'
   layers = merge.kernels_of(
-    {n: pretrained.abstract_params(c) for n, c in zip(nets, configs)}
+    {n: net_shapes.abstract_params(c) for n, c in zip(nets, configs)}
   )
   names = lora_names.names_by_net(layers)
   return layers, names, lora_names.unet_block_layout(names['unet'])

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from sdxl_jax.weights import safetensors_file
+from sdxl_jax.weights import stored_array
 from sdxl_jax.weights.diffusers import folder_reader
 from sdxl_jax.weights.lora import lora_file, merge
 from tests.support import golden_sets
@@ -256,9 +256,7 @@ def test_what_cannot_be_applied_is_found_before_reading(
   load, layers, monkeypatch
 ):
   reads = []
-  monkeypatch.setattr(
-    safetensors_file, 'read_array', lambda *a: reads.append(a)
-  )
+  monkeypatch.setattr(stored_array, 'read_array', lambda *a: reads.append(a))
   tensors = named(KOHYA, factors(layers['unet', LAYER]))
   with pytest.raises(ValueError, match='1 of 3 tensors would .*: IA3'):
     load(tensors | {f'{KOHYA}.on_input': np.ones(1)})

@@ -1,0 +1,52 @@
+"""The parameters of a net: their shapes and dtypes, by its config."""
+
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from sdxl_jax.models import clip, unet, vae
+
+NetConfig = unet.UNetConfig | vae.AnyConfig | clip.CLIPTextConfig
+Tree = dict[str, Any]  # of arrays, or of jax.ShapeDtypeStruct
+
+
+def shapes_of(config: NetConfig, location: str) -> Tree:
+  """Returns the shapes of a config's net; `location` names it in errors."""
+  try:
+    return abstract_params(config)
+  except Exception as error:  # a layer's own, of any type
+    reason = ' '.join(str(error).split())[:200]
+    raise ValueError(
+      f'{location}: no net can be built from its config ({reason})'
+    ) from error
+
+
+def abstract_params(config: NetConfig) -> Tree:
+  """Returns the tree of shapes and dtypes of the net of a config."""
+  # They do not depend on the attention, which may need a GPU to be traced.
+  if hasattr(config, 'attention'):
+    config = dataclasses.replace(config, attention='xla')
+  return trace_params(config)
+
+
+@functools.cache  # tracing a net takes seconds
+def trace_params(config: NetConfig) -> Tree:
+  """Returns `abstract_params` of a config with attention by XLA."""
+  if isinstance(config, unet.UNetConfig):
+    net = unet.UNet(config)
+    inputs = (
+      jnp.zeros((1, 8, 8, config.in_channels)),
+      jnp.zeros(1),
+      jnp.zeros((1, 77, config.context_dim)),
+      jnp.zeros((1, config.vector_dim)),
+    )
+  elif isinstance(config, clip.CLIPTextConfig):
+    net = clip.CLIPText(config)
+    inputs = (jnp.zeros((1, config.max_position_embeddings), jnp.int32),)
+  else:
+    net = vae.make_vae(config)
+    inputs = (jnp.zeros((1, 64, 64, config.in_channels)),)
+  return jax.eval_shape(net.init, jax.random.key(0), *inputs).get('params', {})
