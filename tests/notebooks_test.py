@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tempfile
 import types
 
 import pytest
@@ -47,6 +48,7 @@ def run_notebook(tmp_path, monkeypatch):
   monkeypatch.setitem(sys.modules, 'IPython.display', display)
   monkeypatch.setitem(sys.modules, 'IPython', types.ModuleType('IPython'))
   monkeypatch.setattr(sys, 'path', [*sys.path])
+  monkeypatch.setattr(tempfile, 'tempdir', None)
   monkeypatch.chdir(tmp_path)
   # As after an earlier start in Colab.
   (tmp_path / 'sdxl_jax_repository').symlink_to(ROOT)
