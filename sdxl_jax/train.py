@@ -230,9 +230,7 @@ def next_command(config: config_dict.ConfigDict, workdir: str) -> str:
 
 def main(args: flags.FlagValues) -> None:
   done = train(args.config, args.workdir, args.accept_changes, args.from_step)
-  if done < args.config.total_steps:
-    multihost.end(0)
-  elif multihost.is_primary():
+  if done == args.config.total_steps and multihost.is_primary():
     print(next_command(args.config, args.workdir))
 
 
