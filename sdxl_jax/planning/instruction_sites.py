@@ -70,10 +70,10 @@ def spread(
   operands = {
     i.name: [o for o in i.operands if o in instructions]
     for i in instructions.values()
-    if i.opcode not in ('tuple', 'parameter')
   }
   for name, sources in operands.items():
-    if names[name] is None:
+    # A tuple has operands of many places.
+    if names[name] is None and instructions[name].opcode != 'tuple':
       names[name] = next((names[o] for o in sources if names[o]), None)
   for name, sources in reversed(operands.items()):
     for source in sources:

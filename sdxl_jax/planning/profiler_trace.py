@@ -21,7 +21,8 @@ METADATA_PLANE = '/host:metadata'
 class Event(NamedTuple):
   """An instruction that ran once."""
 
-  program: int | str | None  # id, or name where the event has no id
+  program: int | None  # its id
+  module: str | None  # its name
   instruction: str | None
   seconds: float
 
@@ -132,7 +133,7 @@ def events_of(
         for key in wanted
       )
       seconds = integer(event[3]) * 1e-12
-      yield Event(module if program is None else program, op, seconds)
+      yield Event(program, module, op, seconds)
 
 
 def stat_value(
@@ -150,21 +151,41 @@ def attribute(
   events: list[Event], protos: dict[int, tuple[str, memoryview]]
 ) -> tuple[list[Timed], float]:
   """Returns the programs, and the seconds of events that belong to none."""
-  by_name = {name.partition('(')[0]: key for key, (name, _) in protos.items()}
   durations = collections.defaultdict(lambda: collections.defaultdict(list))
-  unknown = 0.0
   for event in events:
-    key = by_name.get(event.program, event.program)
-    if key in protos and event.instruction:
-      durations[key][event.instruction].append(event.seconds)
-    else:
-      unknown += event.seconds
-  timed = []
-  for key, seconds in durations.items():
-    name, proto = protos[key]
-    timed.append(time_program(name, hlo_proto.program(proto), seconds))
+    key = event.program, event.module
+    durations[key][event.instruction].append(event.seconds)
+  timed, unknown = [], 0.0
+  programs = {}
+  for (number, module), seconds in durations.items():
+    unknown += sum(seconds.pop(None, ()))
+    alike = [n for n, (name, _) in protos.items() if is_named(name, module)]
+    # A program that was read from a cache has another id in its events.
+    alike = [number] if number in alike else alike
+    for n in alike:
+      programs[n] = programs.get(n) or hlo_proto.program(protos[n][1])
+    found = max(
+      alike,
+      key=lambda n: len(names_of(programs[n]) & set(seconds)),
+      default=None,
+    )
+    if found is None:
+      unknown += sum(map(sum, seconds.values()))
+    elif seconds:
+      name = protos[found][0]
+      timed.append(time_program(name, programs[found], seconds))
   timed.sort(key=lambda t: -t.runs * sum(t.seconds.values()))
   return timed, unknown
+
+
+def is_named(name: str, module: str | None) -> bool:
+  """Returns whether a program, as 'jit_step(7)', has the name of a module."""
+  return module is not None and name.rpartition('(')[0] == module
+
+
+def names_of(program: hlo.Program) -> set[str]:
+  """Returns the names of all instructions of a program."""
+  return {n for found in program.computations.values() for n in found}
 
 
 def time_program(
