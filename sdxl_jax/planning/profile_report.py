@@ -23,7 +23,7 @@ METHOD = {
   f'{machines.ATTENTION_PEAK_SHARE} of the peak, collectives over the links',
   'gpu': ROOFLINE + '; together that is {ratio:.2f} times the seconds of the '
   'plan, to which all is scaled',
-  'cpu': 'FLOPs of each instruction or its memory traffic at 10 FLOPs per '
+  'unknown': 'FLOPs of each instruction or its memory traffic at 10 FLOPs per '
   'byte, whichever takes longer; the speed of this machine is not known',
 }
 
@@ -35,8 +35,17 @@ def to_text(profile: Profile, platform: str) -> str:
   lines = [f'profile of {profile.name}{seconds}']
   for title, key in TABLES.items():
     lines.append(report.table(columns(title, phases), rows(profile, key)))
-  method = METHOD[platform].format(ratio=1 / profile.scale)
-  return '\n'.join([*lines, f'shares of the estimated time: {method}'])
+  lines.append(f'shares of the estimated time: {method(profile, platform)}')
+  return '\n'.join(lines)
+
+
+def method(profile: Profile, platform: str) -> str:
+  """Describes how the times of the instructions were estimated."""
+  if profile.seconds is None:
+    return METHOD['unknown']
+  # Of a CPU whose speed is known, the same as of a GPU.
+  text = METHOD['tpu' if platform == 'tpu' else 'gpu']
+  return text.format(ratio=1 / profile.scale)
 
 
 def phases_of(profile: Profile) -> list[str]:
@@ -97,7 +106,7 @@ def to_json(profile: Profile, platform: str) -> dict[str, Any]:
   found = {
     'program': profile.name,
     'seconds': profile.seconds,
-    'method': METHOD[platform].format(ratio=1 / profile.scale),
+    'method': method(profile, platform),
   }
   for title, key in keys.items():
     found[f'{title}s'] = {

@@ -109,7 +109,7 @@ def profile(
     ValueError: if a loop has an unknown trip count, or the text is not HLO.
   """
   found = parts(
-    Clock(machine.platform, machine.chip, dtype, cost.kernel_flops(jaxpr)),
+    Speed(machine.platform, machine.chip, dtype, cost.kernel_flops(jaxpr)),
     hlo.parse(text),
   )
   return scaled(
@@ -140,7 +140,7 @@ def scaled(found: Profile, seconds: float | None) -> Profile:
   return Profile(found.name, parts, seconds, factor)
 
 
-class Clock(NamedTuple):
+class Speed(NamedTuple):
   """What decides the time of an instruction."""
 
   platform: str
@@ -148,7 +148,7 @@ class Clock(NamedTuple):
   dtype: str | None  # of products; None: that of their results
   kernel_flops: Mapping[kernels.Call, int]  # of Pallas kernels, each run
 
-  def of(
+  def times(
     self, program: hlo.Program, computation: str, i: hlo.Instruction
   ) -> dict[str, float]:
     """Returns {kind: seconds} of one run; None: the kind of the instruction.
@@ -165,7 +165,7 @@ class Clock(NamedTuple):
     if kernels.is_kernel(i):
       call = kernels.call_of(program, computation, i)
       flops = kernels.flops_of_call(call, self.kernel_flops)
-    if self.platform == 'tpu':
+    if self.platform == 'tpu' and self.chip.flops:
       own = cost.estimated_cycles(i) / chip.clock
       own += flops / (machines.ATTENTION_PEAK_SHARE * chip.flops)
     else:
@@ -182,7 +182,7 @@ class Clock(NamedTuple):
     return max(flops / peak, traffic / chip.bandwidth)
 
 
-def parts(clock: Clock, program: hlo.Program) -> Iterator[Part]:
+def parts(speed: Speed, program: hlo.Program) -> Iterator[Part]:
   """Yields the parts of a program that take time, as executed.
 
   Raises:
@@ -191,6 +191,6 @@ def parts(clock: Clock, program: hlo.Program) -> Iterator[Part]:
   places = instruction_sites.Places(program)
   for computation, i, runs in hlo_trip_counts.top_level(program):
     place = places.find(computation, i)
-    for kind, seconds in clock.of(program, computation, i).items():
+    for kind, seconds in speed.times(program, computation, i).items():
       if seconds:
         yield Part(i.name, kind or place.kind, place.site, runs * seconds, runs)

@@ -76,9 +76,9 @@ def estimate(
 ) -> Profile | None:
   """Returns the estimate of a program, None if it cannot be counted."""
   chip = chip or program_profile.NOMINAL
-  clock = program_profile.Clock(platform, chip, None, {})
+  speed = program_profile.Speed(platform, chip, None, {})
   try:
-    parts = list(program_profile.parts(clock, timed.program))
+    parts = list(program_profile.parts(speed, timed.program))
   except ValueError:
     return None
   return Profile(timed.name, parts, sum(part.seconds for part in parts))
@@ -165,7 +165,7 @@ def describe_estimate(found: Compared, platform: str) -> str:
   if found.estimate is None:
     return 'no estimate: the trip count of a loop is not in the program'
   if found.is_nominal:
-    return f'estimate: {profile_report.METHOD["cpu"]}'
+    return f'estimate: {profile_report.METHOD["unknown"]}'
   ratio = found.estimate.total / found.clock.total
   return (
     f'estimate: {profile_report.ROOFLINE}; all in all '

@@ -316,3 +316,18 @@ def test_long_tables_are_shortened(tpu):
   assert len(rows) == profile_report.MOST_ROWS
   assert rows[-1][0] == '7 more'
   assert sum(share.whole for _, share in rows) == pytest.approx(1)
+
+
+@pytest.mark.parametrize('platform', ['cpu', 'gpu', 'tpu'])
+def test_a_machine_whose_speed_is_not_known(platform, monkeypatch):
+  """As `here`: there are shares, and no seconds."""
+  as_platform(monkeypatch, platform)
+  here = machine(chips.Chip('here'))
+  found = program_profile.profile(here, 'step', PROGRAM, jaxpr_with_kernel())
+  assert found.seconds is None and found.total > 0
+  text = profile_report.to_text(found, platform)
+  assert text.startswith('profile of step\n')
+  assert 'the speed of this machine is not known' in text
+  joined = program_profile.joined('both', [found, found.repeated(2)])
+  assert joined.seconds is None
+  assert joined.total == pytest.approx(3 * found.total)
