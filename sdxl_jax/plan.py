@@ -291,5 +291,6 @@ if __name__ == '__main__':
   define_training()
   define_sampling()
   profile_output.define_flags()
+  flags.adopt_module_key_flags(profile_output)  # so that --help lists them
   cli.define_cache_dir()
   cli.run(main)

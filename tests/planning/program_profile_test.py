@@ -18,6 +18,7 @@ from sdxl_jax.planning import (
   hlo,
   hlo_flops,
   hlo_kinds,
+  hlo_traffic,
   hlo_trip_counts,
   instruction_sites,
   machines,
@@ -216,13 +217,16 @@ def test_flops_of_cudnn(call, operands, result):
   x, y = operands
   text = (
     f'HloModule m\n\nENTRY %main (x: f32[]) -> f32[] {{\n  %x = {x} '
-    f'parameter(0)\n  %y = {y} parameter(1)\n  ROOT %c = ({result}, u8[0]) '
+    f'parameter(0)\n  %y = {y} parameter(1)\n  ROOT %c = ({result}, u8[99]) '
     'custom-call(%x, %y), window={size=3x3}, dim_labels=b01f_01io->b01f, '
     f'custom_call_target="__cudnn$conv{call}"\n}}\n'
   )
   program = hlo.parse(text)
   conv = program.root('main')
   assert hlo_flops.flops(program, 'main', conv) == ONE
+  # The workspace that it may use is no result.
+  written = hlo_traffic.bytes_written(program, 'main', conv)
+  assert written == hlo.shape_bytes(result)
   assert hlo_kinds.kind(program, 'main', conv)[0] == hlo_kinds.CONVOLUTIONS
 
 
