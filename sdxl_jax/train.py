@@ -242,9 +242,7 @@ def main(args: flags.FlagValues) -> None:
     args.from_step,
     args.record_profile,
   )
-  if done < args.config.total_steps:
-    multihost.end(0)
-  elif multihost.is_primary():
+  if done == args.config.total_steps and multihost.is_primary():
     print(next_command(args.config, args.workdir))
 
 

@@ -195,6 +195,23 @@ def run_code(body, *args, **settings):
   )
 
 
+@pytest.mark.parametrize(
+  'last, code, words',
+  [('pass', 0, ''), ('raise ValueError("b: pass c")', 1, 'b')],
+)
+def test_a_command_ends_although_its_threads_run(last, code, words):
+  """Python's exit would wait for them, or abort where one needs Python then."""
+  run = run_code(
+    'import atexit, threading, time\n'
+    '  threading.Thread(target=time.sleep, args=[60]).start()\n'
+    '  atexit.register(print, "the exit of Python")\n'
+    f'  print("done")\n  {last}',
+    timeout=50,
+  )
+  assert run.returncode == code and run.stdout == 'done\n'
+  assert run.stderr == (f'error: {words}: pass c\n' if words else '')
+
+
 def test_nobody_reads_the_output():
   """As with `| head`: no message, and the code that shells expect."""
   code = 'from sdxl_jax import cli\ncli.run(lambda flags: print("a" * 10**6))'
