@@ -108,11 +108,13 @@ def programs_of(
   """Returns {id: (name, HloProto)} of a plane of metadata."""
   names = {key: text(fields[2]) for key, fields in entries(plane[5])}
   found = {}
-  for _, fields in entries(plane[4]):
+  for key, fields in entries(plane[4]):
     stats = {names.get(integer(s[1])): s for s in map(message, fields[5])}
-    if 'Hlo Proto' in stats and 'program_id' in stats:
-      program = stat_value(stats['program_id'], names)
-      found[program] = text(fields[2]), stats['Hlo Proto'][6][-1]
+    if 'Hlo Proto' in stats:
+      # Older versions of JAX have no statistic of the id: it is the key.
+      number = stats.get('program_id')
+      number = key if number is None else stat_value(number, names)
+      found[number] = text(fields[2]), stats['Hlo Proto'][6][-1]
   return found
 
 
