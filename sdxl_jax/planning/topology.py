@@ -53,6 +53,22 @@ def make_devices(name: str) -> tuple[list[jax.Device], chips.Chip]:
   raise ValueError(f'no topology is named {name!r}; there are {EXAMPLES}')
 
 
+def chip_of(name: str) -> chips.Chip | None:
+  """Returns the chip of a topology's name, None for the devices here.
+
+  Raises:
+    ValueError: for a name that does not exist.
+  """
+  if name == 'here':
+    return None
+  model = re.fullmatch(r'(\w+):[\dx]+|([a-z]\d+(?:-\d+gb)?)x[\dx]+', name)
+  known = chips.TPUS | chips.GPUS
+  found = model and known.get(model.group(1) or model.group(2))
+  if found is None:
+    raise ValueError(f'no topology is named {name!r}; there are {EXAMPLES}')
+  return found
+
+
 def local_devices() -> tuple[list[jax.Device], chips.Chip]:
   """Returns the devices of this process, whose speed is not known."""
   devices = jax.devices()

@@ -20,6 +20,7 @@ from sdxl_jax.training import (
   latent_statistics,
   metrics,
   sample_grid,
+  step_profile,
   tasks,
   train_state,
 )
@@ -50,6 +51,7 @@ def loop(
   checkpoints: orbax_checkpoint.Checkpoints,
   writer: metrics.Writer,
   notice: stop_notice.PreemptionNotice,
+  recorder: step_profile.Recorder,
 ) -> int:
   """Trains from step `done` on; returns the number of steps done at the end."""
   config, total = run.config, run.config.total_steps
@@ -67,6 +69,7 @@ def loop(
   stopping, saved = False, done
   while done < total and not stopping:
     run.check_workdir()
+    recorder.before_step(state)
     try:
       state = take_step(run, state, done, reporter, notice.interrupts)
     except compilation.Interrupted:  # the gradients of the step are dropped
@@ -93,6 +96,7 @@ def loop(
     if is_due(done, config.samples.every, total) and not stopping:
       reporter.flush()
       write_samples(run, state, done, writer)
+  recorder.close(state)
   reporter.close()
   return done
 

@@ -55,12 +55,12 @@ def measure(config, devices, chip):
   compiled = compilation.compile_gradients(*arguments)
   seconds = time.monotonic() - started[0], time.process_time() - started[1]
   # Fused attention has no estimate by the compiler.
-  kernels = cost.flops_by_kernel(compilation.trace_gradients(*arguments).jaxpr)
-  kernels.pop(None)
-  flops = sum(kernels.values()) / len(devices)
+  text = compiled.as_text()
+  jaxpr = compilation.trace_gradients(*arguments).jaxpr
+  flops = cost.compiled_kernel_flops(text, jaxpr)
   in_kernels = flops / (machines.ATTENTION_PEAK_SHARE * chip.flops) * chip.clock
   peak = cost.memory(compiled).peak + machines.bytes_of(state.opt_state)
-  cycles = cost.cycles(compiled.as_text()).estimated
+  cycles = cost.cycles(text).estimated
   update = cost.memory(compilation.compile_update(task, mesh, state)).peak
   print(
     f'  peak {max(peak, update) / 2**30:.1f} GiB per chip, moments and EMA '
