@@ -3,10 +3,9 @@
 from typing import Any
 
 import flax.linen as nn
-import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float
 
-from sdxl_jax.models import attention, layers
+from sdxl_jax.models import attention, layers, written_gradients
 
 Pixels = Float[ArrayLike, 'b h w c']
 Tokens = Float[Array, 'b n c']
@@ -27,18 +26,24 @@ class Attention(nn.Module):
   @nn.compact
   def __call__(self, x: Tokens, context: Context) -> Tokens:
     c = x.shape[-1]
-    q = layers.dense(self.config, c, 'to_q', use_bias=False)(x)
+    q = self.project('to_q', c, x)
     # Keys and values of a constant context are computed once.
     if context is None:
       k, v = (self.get_variable('context', name) for name in 'kv')
     else:
-      k = layers.dense(self.config, c, 'to_k', use_bias=False)(context)
-      v = layers.dense(self.config, c, 'to_v', use_bias=False)(context)
+      k, v = (self.project(f'to_{name}', c, context) for name in 'kv')
     if self.cache_kv and self.is_mutable_collection('context'):
       self.put_variable('context', 'k', k)
       self.put_variable('context', 'v', v)
     x = attention.attention(q, k, v, self.num_heads, self.config.attention)
-    return layers.dense(self.config, c, 'to_out_0')(x)
+    return layers.keep(layers.dense(self.config, c, 'to_out_0')(x))
+
+  def project(
+    self, name: str, features: int, x: Float[ArrayLike, 'b n inputs']
+  ) -> Float[Array, 'b n {features}']:
+    """Applies a linear layer without bias."""
+    dense = layers.dense(self.config, features, name, use_bias=False)
+    return layers.keep(dense(x))
 
 
 class GEGLU(nn.Module):
@@ -50,8 +55,7 @@ class GEGLU(nn.Module):
   @nn.compact
   def __call__(self, x: Tokens) -> Float[Array, 'b n {self.features}']:
     x = layers.dense(self.config, 2 * self.features, 'proj')(x)
-    value, gate = jnp.split(x, 2, axis=-1)
-    return value * layers.gelu(gate)
+    return written_gradients.geglu(layers.keep(x))
 
 
 class FeedForward(nn.Module):
@@ -63,7 +67,7 @@ class FeedForward(nn.Module):
   def __call__(self, x: Tokens) -> Tokens:
     c = x.shape[-1]
     x = GEGLU(self.config, 4 * c, name='net_0')(x)
-    return layers.dense(self.config, c, 'net_2')(x)
+    return layers.keep(layers.dense(self.config, c, 'net_2')(x))
 
 
 class BasicTransformerBlock(nn.Module):
@@ -74,12 +78,12 @@ class BasicTransformerBlock(nn.Module):
 
   @nn.compact
   def __call__(self, x: Tokens, context: Context) -> tuple[Tokens, None]:
-    h = layers.layer_norm(self.config, 'norm1')(x)
+    h = layers.LayerNorm(self.config, name='norm1')(x)
     x = x + Attention(self.config, self.num_heads, name='attn1')(h, h)
-    h = layers.layer_norm(self.config, 'norm2')(x)
+    h = layers.LayerNorm(self.config, name='norm2')(x)
     cross = Attention(self.config, self.num_heads, cache_kv=True, name='attn2')
     x = x + cross(h, context)
-    h = layers.layer_norm(self.config, 'norm3')(x)
+    h = layers.LayerNorm(self.config, name='norm3')(x)
     x = x + FeedForward(self.config, name='ff')(h)
     return x, None
 

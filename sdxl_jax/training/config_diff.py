@@ -37,6 +37,7 @@ RUNTIME = (
   'data.max_upscale',
   'unet.attention',
   'unet.remat',
+  'unet.scan_unroll',
   'vae.attention',
   'vae.remat',
   'text_encoder.attention',

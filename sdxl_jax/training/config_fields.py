@@ -228,6 +228,7 @@ SECTIONS = {
     'guidance_embed_dim': Optional(COUNT),
     'norm_num_groups': COUNT,
     'scan_blocks': Flag(),
+    'scan_unroll': COUNT,
   },
   'vae': RUNTIME
   | {
