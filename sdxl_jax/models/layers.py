@@ -139,6 +139,16 @@ def maybe_remat(
   return nn.remat(module, policy=REMAT_POLICIES[policy], **kwargs)
 
 
+def maybe_checkpoint(function: Callable, policy: str) -> Callable:
+  """Returns a function with the remat policy, for the body of a loop."""
+  if policy == 'none':
+    return function
+  # Between two rounds of a loop there is nothing that XLA could merge.
+  return jax.checkpoint(
+    function, policy=REMAT_POLICIES[policy], prevent_cse=False
+  )
+
+
 def scan_blocks(
   block: type[nn.Module], config: Any, depth: int
 ) -> type[nn.Module]:

@@ -5,8 +5,14 @@ from typing import Any
 import flax.linen as nn
 from jaxtyping import Array, ArrayLike, Float
 
-from sdxl_jax.models import attention, layers, written_gradients
+from sdxl_jax.models import (
+  attention,
+  block_stack,
+  layers,
+  written_gradients,
+)
 
+STACK = 'transformer_blocks'
 Pixels = Float[ArrayLike, 'b h w c']
 Tokens = Float[Array, 'b n c']
 Context = Float[ArrayLike, 'b m context'] | None
@@ -110,17 +116,41 @@ class Transformer2D(nn.Module):
     return x + tokens.reshape(b, h, w, c)
 
   def blocks(self, x: Tokens, context: Context) -> Tokens:
-    """Applies the stack, as one scan or block by block."""
+    """Applies the stack, as one loop or block by block."""
     block = BasicTransformerBlock
-    # A scan compiles one block instead of `depth`.
+    # A loop compiles one block instead of `depth`.
+    if self.config.scan_blocks and self.is_plain_call(context):
+      return self.loop(x, context)
     if self.config.scan_blocks:
       block = layers.scan_blocks(block, self.config, self.depth)
-      x, _ = block(self.config, self.num_heads, name='transformer_blocks')(
-        x, context
-      )
+      x, _ = block(self.config, self.num_heads, name=STACK)(x, context)
       return x
     block = layers.maybe_remat(block, self.config.remat)
     for i in range(self.depth):
-      name = f'transformer_blocks_{i}'
-      x, _ = block(self.config, self.num_heads, name=name)(x, context)
+      x, _ = block(self.config, self.num_heads, name=f'{STACK}_{i}')(x, context)
     return x
+
+  def is_plain_call(self, context: Context) -> bool:
+    """Returns whether a call neither makes nor reads anything but parameters.
+
+    And whether its blocks are not written out.
+    """
+    makes = self.is_initializing() or self.is_mutable_collection('context')
+    return not makes and context is not None and self.config.scan_unroll == 1
+
+  def loop(self, x: Tokens, context: Context) -> Tokens:
+    """Applies the stack as a loop with a backward pass of its own."""
+    block = BasicTransformerBlock(
+      self.config, self.num_heads, parent=None, name=STACK
+    )
+
+    def apply(variables, x, context):
+      return block.apply(variables, x, context)[0]
+
+    variables = {
+      collection: tree[STACK]
+      for collection, tree in self.variables.items()
+      if STACK in tree
+    }
+    apply = layers.maybe_checkpoint(apply, self.config.remat)
+    return block_stack.apply(apply, variables, x, context)
