@@ -119,7 +119,7 @@ class Transformer2D(nn.Module):
     """Applies the stack, as one loop or block by block."""
     block = BasicTransformerBlock
     # A loop compiles one block instead of `depth`.
-    if self.config.scan_blocks and self.is_plain_call(context):
+    if self.config.scan_blocks and is_plain_call(self, context):
       return self.loop(x, context)
     if self.config.scan_blocks:
       block = layers.scan_blocks(block, self.config, self.depth)
@@ -129,14 +129,6 @@ class Transformer2D(nn.Module):
     for i in range(self.depth):
       x, _ = block(self.config, self.num_heads, name=f'{STACK}_{i}')(x, context)
     return x
-
-  def is_plain_call(self, context: Context) -> bool:
-    """Returns whether a call neither makes nor reads anything but parameters.
-
-    And whether its blocks are not written out.
-    """
-    makes = self.is_initializing() or self.is_mutable_collection('context')
-    return not makes and context is not None and self.config.scan_unroll == 1
 
   def loop(self, x: Tokens, context: Context) -> Tokens:
     """Applies the stack as a loop with a backward pass of its own."""
@@ -154,3 +146,9 @@ class Transformer2D(nn.Module):
     }
     apply = layers.maybe_checkpoint(apply, self.config.remat)
     return block_stack.apply(apply, variables, x, context)
+
+
+def is_plain_call(module: Transformer2D, context: Context) -> bool:
+  """Returns whether a call makes and reads parameters only, in one loop."""
+  makes = module.is_initializing() or module.is_mutable_collection('context')
+  return not makes and context is not None and module.config.scan_unroll == 1
