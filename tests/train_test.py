@@ -116,6 +116,7 @@ def test_what_a_run_leaves(straight):
     'images_per_s',
     'step_s',
     'data_wait_s',
+    'host_s',
     'substituted',
     'cut_captions',
   }

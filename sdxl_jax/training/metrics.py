@@ -171,7 +171,8 @@ class Reporter:
     self._restart()
 
   def _restart(self):
-    self._started, self._waited, self._taken = time.monotonic(), 0.0, 0
+    self._started, self._taken = time.monotonic(), 0
+    self._waited, self._computed = 0.0, 0.0  # s for data, for the device
     self._sums, self._steps = {}, 0  # of the steps that were not skipped
 
   def waited(self, seconds: float) -> None:
@@ -204,7 +205,9 @@ class Reporter:
       return
     step, micro_batches, metrics = self._pending
     self._pending = None
+    started = time.monotonic()
     micro_batches, metrics = jax.device_get((micro_batches, metrics))
+    self._computed += time.monotonic() - started
 
     # Of the last step: a count and a state have no mean.
     latest = {
@@ -287,12 +290,15 @@ class Reporter:
     """Returns speed, learning rate and counts of the data."""
     # Speed since the last line; then the next interval begins.
     elapsed = time.monotonic() - self._started
-    steps, waited = self._taken, self._waited
+    steps, waited, computed = self._taken, self._waited, self._computed
     self._restart()
     return {
       'learning_rate': float(self.learning_rate(step)),
       'images_per_s': steps * self.batch_size / elapsed,
       'step_s': elapsed / steps,
       'data_wait_s': waited / steps,
+      # What is left is the host's own time: the device idles only if it is
+      # about as long as the step.
+      'host_s': (elapsed - waited - computed) / steps,
       **self.batches.counts(),
     }
