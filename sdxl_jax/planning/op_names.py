@@ -28,6 +28,7 @@ ARGUMENTS = {
 }
 PROGRAMS = {'update': 'optimizer, EMA', 'add': 'sum of micro-batches'}
 NO_NET = 'outside of nets'
+SEVERAL = 'several modules'  # of operations that the compiler has joined
 BLOCK = re.compile(
   r'(down_blocks_\d+|mid_block|up_blocks_\d+|encoder|decoder)$'
 )
@@ -72,6 +73,10 @@ def site(name: str | None) -> Site:
     head = ARGUMENTS.get(arguments[0])
     path = (head, *arguments[1:-1]) if head else ()
     return Site(FORWARD, block(path, name), layer(path), path)
+  # The names of joined collectives follow one another: a/dot:b/add:b/dot.
+  first, *others = name.split(':')
+  if any('/' in other for other in others):
+    return Site(phase(first), SEVERAL, REST, ())
   parts = [unwrapped(part) for part in split(name)[:-1]]
   parts = [part for part in parts if not STRUCTURE.match(part)]
   # What is recomputed repeats the path of its net.

@@ -51,6 +51,13 @@ UP = 'up_blocks_0/attentions_1'
       'UNet up_blocks_1',
       'ResnetBlock2D',
     ),
+    (
+      'jit(gradients)/transpose(jvp(UNet))/conv_in/reduce_sum:transpose('
+      'jvp(UNet))/conv_out/reduce_sum',
+      BACKWARD,
+      op_names.SEVERAL,
+      'others',
+    ),
     ('jit(update)/sqrt', FORWARD, 'optimizer, EMA', 'others'),
     ('jit(gradients)/jvp()/cos', FORWARD, op_names.NO_NET, 'others'),
   ],
