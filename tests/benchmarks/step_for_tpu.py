@@ -2,11 +2,11 @@
 
   python -m tests.benchmarks.step_for_tpu --topology v5p:2x2x1
 
-One image per chip (--rows) at 1024 x 1024, from VAE moments and encoded text; float32
-parameters, moments and EMA are sharded over all chips. Prints peak memory,
-cycles per image and compile seconds of both, and the same figures of
+One image per chip (--rows) at 1024 x 1024, from VAE moments and encoded text;
+float32 parameters, moments and EMA are sharded over all chips. Prints peak
+memory, cycles per image and compile seconds of both, and the same figures of
 maxdiffusion at 7cfb880 (with jax 0.10.2 and libtpu 0.0.42.1; without EMA).
-Needs jax[tpu], but no TPU; half an hour on two cores.
+Needs jax[tpu], but no TPU; an hour of CPU.
 """
 
 import dataclasses
