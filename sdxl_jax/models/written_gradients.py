@@ -43,12 +43,16 @@ def center(x: Rows, epsilon: float) -> tuple[Array, Array]:
   return centered, jax.lax.rsqrt(variance + epsilon)
 
 
-def layer_norm_forward(x, scale, bias, epsilon, dtype):
+def layer_norm_forward(
+  x: Rows, scale: Channels, bias: Channels, epsilon: float, dtype: str
+) -> tuple[Float[Array, '*rows c'], tuple]:
   """Returns (result, residuals); the statistics are computed again."""
   return layer_norm(x, scale, bias, epsilon, dtype), (x, scale, bias)
 
 
-def layer_norm_backward(epsilon, dtype, residuals, gradient):
+def layer_norm_backward(
+  epsilon: float, dtype: str, residuals: tuple, gradient: Rows
+) -> tuple[Array, Array, Array]:
   """Returns the gradients by x, scale and bias.
 
   With y = (x - mean) gain: dx = gain (dy - mean(dy) - y mean(dy y)).
@@ -89,12 +93,14 @@ def geglu(x: Halves) -> Float[Array, '*rows c']:
   return value * gelu(gate)
 
 
-def geglu_forward(x):
+def geglu_forward(x: Halves) -> tuple[Float[Array, '*rows c'], Halves]:
   """Returns (result, residuals)."""
   return geglu(x), x
 
 
-def geglu_backward(x, gradient):
+def geglu_backward(
+  x: Halves, gradient: Rows
+) -> tuple[Float[Array, '*rows two_c']]:
   """Returns the gradient by x, float32 until it is whole.
 
   The derivative of gelu is Phi(x) + x N(x; 0, 1).
