@@ -18,6 +18,14 @@ Tokens = Float[Array, 'b n c']
 Context = Float[ArrayLike, 'b m context'] | None
 
 
+def project(
+  config: Any, name: str, features: int, x: Float[ArrayLike, 'b n inputs']
+) -> Float[Array, 'b n {features}']:
+  """Applies a linear layer without bias."""
+  dense = layers.dense(config, features, name, use_bias=False)
+  return layers.keep(dense(x))
+
+
 class Attention(nn.Module):
   """Multi-head attention of x to context; q, k, v have no bias.
 
@@ -32,24 +40,17 @@ class Attention(nn.Module):
   @nn.compact
   def __call__(self, x: Tokens, context: Context) -> Tokens:
     c = x.shape[-1]
-    q = self.project('to_q', c, x)
+    q = project(self.config, 'to_q', c, x)
     # Keys and values of a constant context are computed once.
     if context is None:
       k, v = (self.get_variable('context', name) for name in 'kv')
     else:
-      k, v = (self.project(f'to_{name}', c, context) for name in 'kv')
+      k, v = (project(self.config, f'to_{n}', c, context) for n in 'kv')
     if self.cache_kv and self.is_mutable_collection('context'):
       self.put_variable('context', 'k', k)
       self.put_variable('context', 'v', v)
     x = attention.attention(q, k, v, self.num_heads, self.config.attention)
     return layers.keep(layers.dense(self.config, c, 'to_out_0')(x))
-
-  def project(
-    self, name: str, features: int, x: Float[ArrayLike, 'b n inputs']
-  ) -> Float[Array, 'b n {features}']:
-    """Applies a linear layer without bias."""
-    dense = layers.dense(self.config, features, name, use_bias=False)
-    return layers.keep(dense(x))
 
 
 class GEGLU(nn.Module):
