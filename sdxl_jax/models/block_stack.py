@@ -17,15 +17,17 @@ X = Num[ArrayLike, '*dims']
 Block = Callable[[Any, Any, Any], Any]
 
 
-def apply(block: Block, params: Any, x: X, shared: Any) -> Num[Array, '*dims']:
-  """Applies one block after another: x = block(params[i], x, shared).
+def apply(
+  function: Block, params: Any, x: X, shared: Any
+) -> Num[Array, '*dims']:
+  """Applies one block after another: x = function(params[i], x, shared).
 
   What the backward pass needs of a block is stored, its input too; a
   rematerialisation policy of the block decides how much that is. There is no
   forward mode (jax.jvp).
 
   Args:
-    block: of results that have the shape and type of x.
+    function: a block, whose results have the shape and type of x.
     params: tree of arrays, stacked along the first axis.
     x: input of the first block.
     shared: tree of arrays, the same for all blocks.
@@ -34,6 +36,13 @@ def apply(block: Block, params: Any, x: X, shared: Any) -> Num[Array, '*dims']:
     The result of the last block.
   """
   depth = len(jax.tree.leaves(params)[0])
+  # Traced once, here: JAX asks for the backward pass after this call, when what
+  # surrounds it, such as Flax's interceptors, is gone.
+  traced, constants = jax.closure_convert(function, at(params, 0), x, shared)
+  shared = shared, constants
+
+  def block(params, x, shared):
+    return traced(params, x, shared[0], *shared[1])
 
   # Under jit all arguments are tracers, by which `linearize` knows them.
   @jax.jit
@@ -43,8 +52,8 @@ def apply(block: Block, params: Any, x: X, shared: Any) -> Num[Array, '*dims']:
 
   @jax.jit
   def pull(params, kept, shared, gradient):
-    # The block is traced again, and only its residuals are replaced: the
-    # compiler drops what computes those of the trace.
+    # The block is linearized again, and only its residuals are replaced: the
+    # compiler drops what computes those of this time.
     x, *own = kept
     _, _, make_vjp = linearize(block, params, x, shared)
     return make_vjp(own)(gradient)

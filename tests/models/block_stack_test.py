@@ -90,6 +90,34 @@ def test_gradients_that_nobody_wants_are_not_computed():
   assert counts[1] == counts[0] - 4  # of w, v, u and shared
 
 
+def test_what_surrounds_the_call_is_in_the_backward_pass():
+  """As interceptors of Flax are, by which low-rank factors are added."""
+  params, x, shared = draw()
+  factor = [1.0]
+
+  def scaled(params, x, shared):
+    return block(params, factor[0] * x, shared)
+
+  def loss(params):
+    factor[0] = 2.0
+    try:
+      return jnp.sum(block_stack.apply(scaled, params, x, shared) ** 2)
+    finally:
+      factor[0] = 1.0
+
+  def expected(params):
+    y = x
+    for i in range(DEPTH):
+      y = block(block_stack.at(params, i), 2 * y, shared)
+    return jnp.sum(y**2)
+
+  for ours, theirs in zip(
+    jax.tree.leaves(jax.grad(loss)(params)),
+    jax.tree.leaves(jax.grad(expected)(params)),
+  ):
+    np.testing.assert_allclose(ours, theirs, rtol=1e-4)
+
+
 def test_no_forward_mode():
   ours, _ = make('none')
   with pytest.raises(TypeError, match='forward-mode'):
