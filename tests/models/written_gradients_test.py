@@ -35,7 +35,7 @@ def gradients(function, weights, *inputs):
   def loss(*inputs):
     return jnp.sum(weights * function(*inputs).astype(jnp.float32))
 
-  return jax.value_and_grad(loss, range(len(inputs)))(*inputs)
+  return jax.jit(jax.value_and_grad(loss, range(len(inputs))))(*inputs)
 
 
 CASES = {
