@@ -95,30 +95,46 @@ def train(
       run, state = prepare(start)
 
     # Train until the last step or a signal.
-    checkpoints, done = start.checkpoints, start.checkpoints.latest_step or 0
     recorder = step_profile.Recorder(record_profile, start.writer.say)
-    try:
-      with notice.interruptible():
-        done = loop.loop(
-          run, state, done, checkpoints, start.writer, notice, recorder
-        )
-      checkpoints.close()
-    except Exception as error:
-      # Finish what is being saved, which is good, unless JAX's error may be of
-      # a process that is gone, for which this one would wait.
-      is_of_jax = isinstance(error, jax.errors.JaxRuntimeError)
-      if not is_of_jax or jax.process_count() == 1:
-        with contextlib.suppress(OSError):
-          checkpoints.close()
-      if isinstance(error, OSError):
-        raise checkpoints.explain(error) from error
-      raise
+    done = run_loop(start, run, state, notice, recorder)
     if done < config.total_steps:
-      is_saved = checkpoints.latest_step == done
+      is_saved = start.checkpoints.latest_step == done
       saved = 'checkpoint saved' if is_saved else 'nothing to save'
       start.writer.say(f'stopped by {notice.reason} after step {done}; {saved}')
       if notice.reason == stop_notice.INTERRUPT:
         raise stop_notice.Interrupted
+  return done
+
+
+def run_loop(
+  start: run_start.Start,
+  run: loop.Run,
+  state: train_state.State,
+  notice: stop_notice.PreemptionNotice,
+  recorder: step_profile.Recorder,
+) -> int:
+  """Trains, and finishes what is being saved whatever ends that.
+
+  Returns:
+    Steps done.
+  """
+  checkpoints, done = start.checkpoints, start.checkpoints.latest_step or 0
+  try:
+    with notice.interruptible():
+      done = loop.loop(
+        run, state, done, checkpoints, start.writer, notice, recorder
+      )
+    checkpoints.close()
+  except Exception as error:
+    # Finish what is being saved, which is good, unless JAX's error may be of a
+    # process that is gone, for which this one would wait.
+    is_of_jax = isinstance(error, jax.errors.JaxRuntimeError)
+    if not is_of_jax or jax.process_count() == 1:
+      with contextlib.suppress(OSError):
+        checkpoints.close()
+    if isinstance(error, OSError):
+      raise checkpoints.explain(error) from error
+    raise
   return done
 
 

@@ -19,6 +19,7 @@ from sdxl_jax.training import (
   compilation,
   latent_statistics,
   metrics,
+  metrics_writer,
   sample_grid,
   step_profile,
   tasks,
@@ -49,7 +50,7 @@ def loop(
   state: train_state.State,
   done: int,
   checkpoints: orbax_checkpoint.Checkpoints,
-  writer: metrics.Writer,
+  writer: metrics_writer.Writer,
   notice: stop_notice.PreemptionNotice,
   recorder: step_profile.Recorder,
 ) -> int:
@@ -184,7 +185,7 @@ def is_due(done: int, every: int, total: int) -> bool:
 
 
 def write_samples(
-  run: Run, state: train_state.State, done: int, writer: metrics.Writer
+  run: Run, state: train_state.State, done: int, writer: metrics_writer.Writer
 ) -> None:
   """Writes the sample grid of the EMA parameters as a PNG, to TensorBoard.
 

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from sdxl_jax.training import metrics
+from sdxl_jax.training import metrics, metrics_writer
 
 
 class Batches:
@@ -32,7 +32,7 @@ def report(
     scale: of the first step in float16; it is halved as the program does.
     norms: {step: norm of the gradient}, where it is not the step.
   """
-  writer = metrics.Writer(workdir, start, total)
+  writer = metrics_writer.Writer(workdir, start, total)
   reporter = metrics.Reporter(
     writer,
     every=every,
@@ -195,7 +195,7 @@ def test_the_host_has_what_data_and_device_leave(tmp_path, monkeypatch):
 
   monkeypatch.setattr(metrics.time, 'monotonic', lambda: now[0])
   monkeypatch.setattr(metrics.jax, 'device_get', fetch)
-  writer = metrics.Writer(tmp_path, 0, 4)
+  writer = metrics_writer.Writer(tmp_path, 0, 4)
   reporter = metrics.Reporter(
     writer,
     every=4,
