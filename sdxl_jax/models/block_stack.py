@@ -5,6 +5,7 @@ gradients with zeros, before each is overwritten. Here they are allocated only,
 on TPUs and GPUs.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -35,20 +36,55 @@ def apply(
   Returns:
     The result of the last block.
   """
-  depth = len(jax.tree.leaves(params)[0])
   # Traced once, here: JAX asks for the backward pass after this call, when what
   # surrounds it, such as Flax's interceptors, is gone.
   traced, constants = jax.closure_convert(function, at(params, 0), x, shared)
-  shared = shared, constants
 
   def block(params, x, shared):
     return traced(params, x, shared[0], *shared[1])
+
+  return stack(block, params, x, (shared, constants))
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def stack(block: Block, params: Any, x: X, shared: Any) -> Num[Array, '*dims']:
+  """Applies the blocks; see apply."""
+
+  def body(i, x):
+    return block(at(params, i), x, shared)
+
+  return jax.lax.fori_loop(0, depth_of(params), body, x)
+
+
+def forward(
+  block: Block, params: Any, x: X, shared: Any
+) -> tuple[Num[Array, '*dims'], tuple]:
+  """Applies the blocks, and returns what `backward` needs of them as well."""
 
   # Under jit all arguments are tracers, by which `linearize` knows them.
   @jax.jit
   def keep(params, x, shared):
     x_next, own, _ = linearize(block, params, x, shared)
     return x_next, [x, *own]
+
+  def body(i, carry):
+    x, buffers = carry
+    x, kept = keep(at(params, i), x, shared)
+    return x, put(buffers, i, kept)
+
+  depth = depth_of(params)
+  _, shapes = jax.eval_shape(keep, at(params, 0), x, shared)
+  carry = x, allocate(depth, shapes)
+  out, buffers = jax.lax.fori_loop(0, depth, body, carry)
+  return out, (params, shared, buffers)
+
+
+def backward(
+  block: Block, residuals: tuple, gradient: X
+) -> tuple[Any, Num[Array, '*dims'], Any]:
+  """Returns the gradients by params, x and shared."""
+  params, shared, buffers = residuals
+  depth = depth_of(params)
 
   @jax.jit
   def pull(params, kept, shared, gradient):
@@ -58,45 +94,29 @@ def apply(
     _, _, make_vjp = linearize(block, params, x, shared)
     return make_vjp(own)(gradient)
 
-  @jax.custom_vjp
-  def stack(params, x, shared):
-    def body(i, x):
-      return block(at(params, i), x, shared)
-
-    return jax.lax.fori_loop(0, depth, body, x)
-
-  def forward(params, x, shared):
-    def body(i, carry):
-      x, buffers = carry
-      x, kept = keep(at(params, i), x, shared)
-      return x, put(buffers, i, kept)
-
-    _, shapes = jax.eval_shape(keep, at(params, 0), x, shared)
-    carry = x, allocate(depth, shapes)
-    out, buffers = jax.lax.fori_loop(0, depth, body, carry)
-    return out, (params, shared, buffers)
-
-  def backward(residuals, gradient):
-    params, shared, buffers = residuals
-
-    def body(j, carry):
-      gradient, by_params, by_shared = carry
-      i = depth - 1 - j
-      by_block, gradient, more = pull(
-        at(params, i), at(buffers, i), shared, gradient
-      )
-      by_shared = jax.tree.map(jnp.add, by_shared, more)
-      return gradient, put(by_params, i, by_block), by_shared
-
-    by_params = allocate(depth, at(params, 0))
-    by_shared = jax.tree.map(jnp.zeros_like, shared)
-    gradient, by_params, by_shared = jax.lax.fori_loop(
-      0, depth, body, (gradient, by_params, by_shared)
+  def body(j, carry):
+    gradient, by_params, by_shared = carry
+    i = depth - 1 - j
+    by_block, gradient, more = pull(
+      at(params, i), at(buffers, i), shared, gradient
     )
-    return by_params, gradient, by_shared
+    by_shared = jax.tree.map(jnp.add, by_shared, more)
+    return gradient, put(by_params, i, by_block), by_shared
 
-  stack.defvjp(forward, backward)
-  return stack(params, x, shared)
+  by_params = allocate(depth, at(params, 0))
+  by_shared = jax.tree.map(jnp.zeros_like, shared)
+  gradient, by_params, by_shared = jax.lax.fori_loop(
+    0, depth, body, (gradient, by_params, by_shared)
+  )
+  return by_params, gradient, by_shared
+
+
+stack.defvjp(forward, backward)
+
+
+def depth_of(params: Any) -> int:
+  """Returns the number of blocks."""
+  return len(jax.tree.leaves(params)[0])
 
 
 def linearize(

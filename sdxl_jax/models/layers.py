@@ -25,10 +25,10 @@ PRODUCT = 'product'
 
 
 def keep(x: Float[Array, '*dims']) -> Float[Array, '*dims']:
-  """Names a product with its bias, which 'dots' stores as it is.
+  """Names a product with its bias, so that the policy 'dots' stores it.
 
-  What the matmul alone gives is stored beside its sum with the bias, and the
-  backward pass adds the bias again.
+  A policy that stores the results of matmuls would store them without the bias,
+  which the backward pass would have to add again.
   """
   return checkpoint_name(x, PRODUCT)
 
@@ -150,15 +150,14 @@ def maybe_checkpoint(function: Callable, policy: str) -> Callable:
 
 
 def scan_blocks(
-  block: type[nn.Module], config: Any, depth: int
+  block: type[nn.Module], config: Any, depth: int, unroll: int = 1
 ) -> type[nn.Module]:
   """Returns a class that applies `depth` blocks as one scan.
 
   The block maps (x, *broadcast) to (x, y). Parameters gain a leading axis, and
-  as many copies of the block are compiled as each round of the scan has, of
-  config.scan_unroll, instead of `depth`.
+  `unroll` copies of the block are compiled instead of `depth`.
   """
-  unroll = min(depth, getattr(config, 'scan_unroll', 1))
+  unroll = min(depth, unroll)
   # XLA undoes the rematerialisation of blocks that stand side by side.
   block = maybe_remat(block, config.remat, prevent_cse=unroll > 1)
   return nn.scan(

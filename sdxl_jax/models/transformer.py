@@ -123,7 +123,9 @@ class Transformer2D(nn.Module):
     if self.config.scan_blocks and is_plain_call(self, context):
       return self.loop(x, context)
     if self.config.scan_blocks:
-      block = layers.scan_blocks(block, self.config, self.depth)
+      block = layers.scan_blocks(
+        block, self.config, self.depth, self.config.scan_unroll
+      )
       x, _ = block(self.config, self.num_heads, name=STACK)(x, context)
       return x
     block = layers.maybe_remat(block, self.config.remat)

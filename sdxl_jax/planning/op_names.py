@@ -14,7 +14,7 @@ PASSES = (FORWARD, RECOMPUTED, BACKWARD)
 STRUCTURE = re.compile(
   r'(while|body|cond|closed_call|checkpoint|rematted_computation|remat\d*|'
   r'shard_map|pjit|branch_\d+_fun|custom_[jv]jvp_call\w*|custom_vjp_call\w*|'
-  r'.*\.blocks|jit\(.*|vmap\(.*|jvp\(\)|transpose\(.*|)$'
+  r'\w+_\d+\.\w+|jit\(.*|vmap\(.*|jvp\(\)|transpose\(.*|)$'
 )
 NETS = ('UNet', 'VAE', 'PatchVAE', 'TinyVAE', 'CLIPText', 'Discriminator')
 NETS += ('LPIPS',)

@@ -1,4 +1,4 @@
-"""A stack of blocks as a loop of its own, beside jax.lax.scan."""
+"""Compares the loop over a stack of blocks with jax.lax.scan."""
 
 import jax
 import jax.numpy as jnp
@@ -81,7 +81,7 @@ def test_buffers_are_not_filled_with_zeros(platform):
 
 
 def test_gradients_that_nobody_wants_are_not_computed():
-  """As those of frozen parameters beside low-rank factors."""
+  """Such as those of frozen parameters, where LoRA is trained."""
   ours, _ = make('names')
   counts = []
   for wanted in (0, 1, 2), (1,):

@@ -1,4 +1,4 @@
-"""Gradients that are written out, beside those that JAX derives."""
+"""Compares the gradients that are written out with those that JAX derives."""
 
 import functools
 
