@@ -84,7 +84,7 @@ def show(
 
 
 def show_recorded(folder: str, name: str | None) -> dict[str, Any]:
-  """Prints where the time of a recorded profile went, beside the estimate.
+  """Prints where the time of a recorded profile went, and the estimate of it.
 
   Args:
     folder: of jax.profiler.trace.

@@ -60,7 +60,7 @@ class Profile(NamedTuple):
     return self._replace(parts=parts, seconds=seconds)
 
   def preceded_by(self, kind: str, seconds: float) -> 'Profile':
-    """Returns a profile of which something else is the first part."""
+    """Returns the profile with another part in front."""
     if not seconds:
       return self
     part = Part(kind, kind, op_names.UNKNOWN, seconds, 1)

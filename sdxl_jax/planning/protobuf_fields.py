@@ -1,4 +1,4 @@
-"""Reads the fields of protocol buffers of which only a few are needed.
+"""Reads single fields of protocol buffers, without their definitions.
 
 The wire format is that of protobuf.dev/programming-guides/encoding.
 """

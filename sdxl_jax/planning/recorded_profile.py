@@ -1,7 +1,7 @@
 """Compares a profile that JAX recorded with the estimate of its programs.
 
-Both have the same kinds, blocks and layers. Which instructions a kernel by
-Pallas consists of is not in a recording, so that its estimate is its traffic.
+Both have the same kinds, blocks and layers. A recording does not have the
+products inside a Pallas kernel, so that its estimate is its traffic.
 """
 
 from collections.abc import Callable

@@ -33,7 +33,7 @@ def stored_as(
     return transformation
 
   def init(params):
-    # Copies of parameters, of which an EMA begins, are rounded too.
+    # An EMA begins as a copy of the parameters, which is rounded too.
     return narrow(transformation.init(params))
 
   def update(updates, state, params=None):
