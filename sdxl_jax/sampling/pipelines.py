@@ -4,6 +4,7 @@ import dataclasses
 import os
 import pathlib
 from collections.abc import Collection
+from concurrent import futures
 from typing import Any
 
 import jax
@@ -183,12 +184,16 @@ def load_pretrained(
 ) -> Pipeline:
   """Loads the Pipeline of pretrained weights, see `load`."""
   model, opened = source.model, source.opened
+  # Importing the tokenizers' library takes seconds; nets are read meanwhile.
+  with futures.ThreadPoolExecutor(1) as thread:
+    tokenize = thread.submit(
+      tokenizer.load, source.path, opened.added_tokens, model.text.vocab_sizes
+    )
+    params = load_nets(opened, opened.index.components, options, mesh)
   return Pipeline(
     model=model,
-    params=load_nets(opened, opened.index.components, options, mesh),
-    tokenize=tokenizer.load(
-      source.path, opened.added_tokens, model.text.vocab_sizes
-    ),
+    params=params,
+    tokenize=tokenize.result(),
     scheduler=opened.scheduler,
     force_zeros=opened.index.force_zeros,
     size=source.size,
