@@ -23,7 +23,7 @@ from ml_collections import config_flags
 
 from sdxl_jax import cli
 from sdxl_jax.distributed import device_mesh, gpu_memory
-from sdxl_jax.models import compute_dtype
+from sdxl_jax.models import compute_dtype, stored_kernels
 from sdxl_jax.planning import (
   machines,
   sampling_plan,
@@ -188,11 +188,15 @@ def plan_sampling(args: flags.FlagValues) -> None:
       steps=args.steps,
       sampler=args.sampler,
       guidance_scale=args.guidance_scale,
+      guidance_interval=sample_flags.parse(
+        settings.FIELDS['guidance_interval'], args.guidance_interval
+      ),
       tile=args.tile,
     ),
     batch=args.batch,
     dtype=compute_dtype.choose(args.dtype, machine.kind),
     vae_dtype=compute_dtype.choose_vae(args.vae_dtype, machine.kind),
+    weights_dtype=args.weights_dtype,
     offload=args.offload,
     host_memory=args.host_memory and int(args.host_memory * GIB),
   )
@@ -259,12 +263,15 @@ def define_sampling() -> None:
   flags.DEFINE_list('size', None, 'H,W in px; default: config.samples.size')
   workload = sampling_programs.SampleWorkload()
   defaults = {'steps': workload.settings.steps, 'sampler': workload.sampler}
-  for name in ('steps', 'sampler', 'guidance_scale', 'tile'):
+  for name in (*defaults, 'guidance_scale', 'guidance_interval', 'tile'):
     field = settings.FIELDS[name]
     sample_flags.define_field(field, defaults.get(name, field.default))
   dtypes = list(compute_dtype.CHOICES)
   flags.DEFINE_enum('dtype', 'auto', dtypes, 'of UNet and text encoders')
   flags.DEFINE_enum('vae_dtype', 'auto', dtypes, 'of the autoencoder')
+  flags.DEFINE_enum(
+    'weights_dtype', None, list(stored_kernels.LARGEST), 'of their kernels'
+  )
   flags.DEFINE_flag(offload_flag.make())
   flags.DEFINE_float(
     'host_memory', None, 'GiB of each host for --offload; default: no limit', 0

@@ -117,6 +117,8 @@ def test_watermark(tmp_path):
   'args, message',
   [
     (['--crop_top_left', '3'], 'two whole numbers in px, as 1024,1024'),
+    (['--guidance_interval=5'], '--guidance_interval=5 must be two numbers'),
+    (['--guidance_interval=5,1'], 'guidance_interval is 5,1; it must be two'),
     (['--prompts_file', 'none.txt'], "No such file or directory: 'none.txt'"),
     (['--prompts_file', 'empty.txt'], 'empty.txt has no prompts'),
     (['--prompts_file', 'prompts.txt'], 'both given: leave one out'),
@@ -585,7 +587,11 @@ def test_batches_combine_one_number_of_prompts():
 
 def test_a_png_holds_its_request(tmp_path):
   asked = sample_request.Request(
-    prompt='ein "Fuchs"\n🦊', seed=3, target_size=(8, 9), long_prompts=True
+    prompt='ein "Fuchs"\n🦊',
+    seed=3,
+    target_size=(8, 9),
+    long_prompts=True,
+    guidance_interval=(0.28, 5.0),
   )
   path = tmp_path / 'a.png'
   text = sample_request.to_png_metadata(asked, {'weights': 'W'}, (8, 8, 3))

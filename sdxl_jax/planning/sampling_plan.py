@@ -30,8 +30,9 @@ class PhaseCost:
   memory: int  # bytes at the peak, of all that is on the device then
   parameters: int  # bytes, those of idle nets that stay there included
   flops: float  # per image
-  seconds: float | None  # per batch, with copies of nets from the host
+  seconds: float | None  # of a run, with copies of nets from the host
   compile_seconds: float
+  runs: float = 1.0  # of a batch, see sampling_programs.Phase
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,26 +53,10 @@ class SamplingPlan:
 
   @property
   def seconds(self) -> float | None:
-    """Time of a batch; None if the speed of the machine is not known.
-
-    The refiner takes its share of the steps, text is encoded once more for
-    guidance, and each device decodes its images one after another.
-    """
-    settings, total = self.workload.settings, 0.0
-    has_refiner = any(p.name == 'refiner steps' for p in self.phases)
-    share = settings.refiner_start if has_refiner else 1.0
-    runs = {
-      'text': 2 if settings.guidance_scale > 1 else 1,
-      'steps': share,
-      'refiner steps': 1 - share,
-      'decoding': self.workload.batch,
-    }
-    runs['refiner text'] = runs['text']
-    for phase in self.phases:
-      if phase.seconds is None:
-        return None
-      total += runs[phase.name] * phase.seconds
-    return total
+    """Time of a batch; None if the speed of the machine is not known."""
+    if any(phase.seconds is None for phase in self.phases):
+      return None
+    return sum(phase.runs * phase.seconds for phase in self.phases)
 
 
 def plan(
@@ -91,7 +76,7 @@ def plan(
     for config in configs
   ]
   experts, workload, notes = place(machine, experts, workload)
-  phases = sampling_programs.list_phases(experts)
+  phases = sampling_programs.list_phases(experts, workload)
   bar = tqdm.tqdm(phases, desc='compiling', unit='program')
   costs = [measure(machine, workload, phase, experts) for phase in bar]
   waiting = [
@@ -197,4 +182,5 @@ def measure(
     flops=cost.flops(traced.jaxpr) / (workload.batch * machine.size),
     seconds=seconds,
     compile_seconds=compile_seconds,
+    runs=phase.runs,
   )

@@ -68,11 +68,13 @@ class Expert(NamedTuple):
     pipeline: of the model.
     inputs: of the first step.
     stages: the first step of each conditioning, in order from step 0 on.
+    guided: of each step, whether the unconditional branch is computed too.
   """
 
   pipeline: pipelines.Pipeline
   inputs: StepInputs
   stages: list[tuple[int, Conditioning]]
+  guided: np.ndarray  # bool [n]
 
 
 def make_expert(
@@ -99,7 +101,11 @@ def make_expert(
     known=None if is_inpainting else initial.known,
     concat_channels=initial.concat_channels if is_inpainting else None,
   )
-  return Expert(pipeline, inputs, stages)
+  guided = step_segments.guided_steps(
+    schedule.sigmas, settings.guidance_interval
+  )
+  guided &= validation.uses_cfg(pipeline.model, scale)
+  return Expert(pipeline, inputs, stages, guided)
 
 
 def run(
@@ -170,7 +176,7 @@ def run_segment(
     report_every: steps between two calls.
     warm_up: see `run`.
   """
-  pipeline, inputs, stages = expert
+  pipeline, inputs, stages, guided = expert
   params = pipeline.on_device('unet')
   # Cross-attention's keys and values are the same at every step of a stage, and
   # stages may come back.
@@ -180,8 +186,8 @@ def run_segment(
   stride = report_every if report else max(1, segment.steps)
   height, width = (side * pipeline.model.vae.downscale for side in x.shape[1:3])
   name = f'the steps of {height} x {width} px'
-  for start, stop, conditioning in prompt_encoding.stretches(
-    stages, segment.start, segment.stop, stride
+  for start, stop, conditioning, is_guided in step_segments.stretches(
+    stages, guided, segment.start, segment.stop, stride
   ):
     key = id(conditioning.context)
     if key not in contexts:
@@ -199,7 +205,7 @@ def run_segment(
         np.int32(start),
         np.int32(start if warm_up else stop),
         sampler=segment.sampler,
-        guided=validation.uses_cfg(pipeline.model, inputs.guidance.scale),
+        guided=is_guided,
       )
     if report and (stop == segment.stop or not (stop - segment.start) % stride):
       state.x.block_until_ready()  # dispatched steps are not done yet
@@ -244,10 +250,8 @@ def denoise_steps(
   sampler: str,
   guided: bool,
 ) -> samplers.SamplerState:
-  """Takes steps `start` to `stop` of a segment."""
-  net = model.denoiser(params, *inputs.conditioning, inputs.guidance.scale)
-  if guided:
-    net = guidance.classifier_free_guidance(net, *inputs.guidance)
+  """Takes steps `start` to `stop` of a segment, guided or not."""
+  net = make_net(model, params, inputs, len(state.x), guided)
   if inputs.concat_channels is not None:
     net = denoiser.concat_channels(net, inputs.concat_channels)
   denoise = denoiser.make_denoiser(net, inputs.schedule)
@@ -264,7 +268,35 @@ def denoise_steps(
   )
 
 
-# Compiled once per shape, sampler and number of all steps.
+def make_net(
+  model: sdxl.SDXL,
+  params: dict[str, Any],
+  inputs: StepInputs,
+  count: int,
+  guided: bool,
+) -> Callable:
+  """Makes net(x, timestep) of one prediction for each image.
+
+  Args:
+    model: base or refiner.
+    params: of its UNet.
+    inputs: of the steps.
+    count: images.
+    guided: whether by classifier-free guidance. If not, of the conditioning
+      only the conditional rows are computed.
+  """
+  conditioning, (scale, _, weights) = inputs.conditioning, inputs.guidance
+  branches = len(conditioning.vector) // count
+  if branches > 1 and not guided:
+    conditioning = prompt_encoding.conditional(conditioning, branches)
+  net = model.denoiser(params, *conditioning, scale)
+  if guided:
+    return guidance.classifier_free_guidance(net, *inputs.guidance)
+  return net if weights is None else guidance.average_net(net, weights)
+
+
+# Compiled once per shape, sampler, number of all steps, and with guidance or
+# without.
 take_steps = jax.jit(
   denoise_steps, static_argnames=('model', 'sampler', 'guided')
 )

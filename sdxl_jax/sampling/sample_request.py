@@ -19,7 +19,7 @@ from sdxl_jax.sampling import (
   settings,
   validation,
 )
-from sdxl_jax.sampling.settings import Pair, SampleSettings, option
+from sdxl_jax.sampling.settings import Levels, Pair, SampleSettings, option
 from sdxl_jax.text import prompt_tags
 
 PNG_KEY = 'sdxl_jax'  # of the text chunk that holds a Request
@@ -57,6 +57,7 @@ KINDS = {
   bool: 'true or false',
   str: 'text in quotation marks',
   Pair: 'two whole numbers, as [1024, 1024]',
+  Levels: 'two numbers, as [0.28, 5.42]',
 }
 # Settings that models distilled to few steps need.
 PRESETS = {
@@ -99,7 +100,7 @@ def check(fields: Any, location: str) -> dict[str, Any]:
         f'{location}: no setting {name!r}; there are {list(FIELDS)}'
       )
     kind = settings.value_type(FIELDS[name])
-    if kind == Pair and isinstance(value, list):
+    if kind in (Pair, Levels) and isinstance(value, list):
       value = tuple(value)
     is_optional = FIELDS[name].default is None
     if not (is_of_type(value, kind) or (value is None and is_optional)):
@@ -158,9 +159,10 @@ def is_of_type(value: Any, kind: Any) -> bool:
     return is_integer
   if kind is float:
     return is_integer or isinstance(value, float)
-  if kind == Pair:
+  if kind in (Pair, Levels):
     is_pair = isinstance(value, tuple) and len(value) == 2
-    return is_pair and all(is_of_type(x, int) for x in value)
+    side = int if kind == Pair else float
+    return is_pair and all(is_of_type(x, side) for x in value)
   return isinstance(value, kind)
 
 

@@ -8,6 +8,7 @@ import pytest
 from sdxl_jax.distributed import device_mesh
 from sdxl_jax.models import compute_dtype, from_config
 from sdxl_jax.planning import (
+  cost,
   machines,
   sampling_plan,
   sampling_programs,
@@ -110,6 +111,49 @@ def test_bfloat16_without_guidance_takes_half(phases, machine, configs):
   steps = {p.name: p for p in phases}['steps']
   assert {p.name: p for p in fewer}['steps'].flops == steps.flops / 2
   assert fewer[0].parameters < steps.parameters / 2
+
+
+def test_steps_outside_of_the_interval_are_a_program_of_half_the_cost(
+  machine, configs
+):
+  settings = dataclasses.replace(
+    WORKLOAD.settings, steps=10, guidance_interval=(0.5, 4.0)
+  )
+  limited = dataclasses.replace(WORKLOAD, settings=settings)
+  experts = [
+    sampling_programs.make_expert(config, machine, limited)
+    for config in configs
+  ]
+
+  def phases(index, workload=limited):
+    found = sampling_programs.step_phases(
+      experts[index], workload, index, has_refiner=True
+    )
+    return {phase.name: phase for phase in found}
+
+  def flops(phase):
+    expert = phase.expert
+    params = {'unet': expert.params['unet']}
+    with device_mesh.use(machine.mesh):
+      traced = phase.trace(machine.mesh, limited, expert, params)
+    return cost.flops(traced.jaxpr) / phase.trace.keywords['steps']
+
+  base, refiner = phases(0), phases(1)
+  assert set(base) == set(refiner) == {'steps', 'unguided steps'}
+  counts = [p.trace.keywords['steps'] for p in base.values()]
+  assert sum(counts) == 10 and min(counts) > 2
+  # Beside the steps there are the keys and values of the words, in both.
+  ratio = flops(base['steps']) / flops(base['unguided steps'])
+  assert 1.9 < ratio < 2
+  # Each of the steps is taken by one of the two.
+  for name in base:
+    assert base[name].runs + refiner[name].runs == 1
+  taken = [base[n].runs * k for n, k in zip(base, counts)]
+  assert sum(taken) == 8  # to refiner_start
+  # Without guidance there is nothing to leave out.
+  plain = dataclasses.replace(settings, guidance_scale=1.0)
+  (only,) = phases(0, dataclasses.replace(limited, settings=plain)).values()
+  assert only.name == 'steps' and not only.trace.keywords['guided']
 
 
 def test_an_old_gpu_takes_float16(machine, phases):
