@@ -135,6 +135,7 @@ def test_watermark(tmp_path):
     (['--output', '{k}.png'], "'k'; braces may hold i and seed"),
     (['--repeat=2', '--output', 'a{seed:.1}.png'], 'Precision not allowed'),
     (['--dtype=int8'], "--dtype is 'int8'; pass auto, float32, bfloat16 or f"),
+    (['--weights_dtype=int4'], "--weights_dtype is 'int4'; pass int8 or flo"),
     (['--vae_dtype=float16'], "float16 overflows in SDXL's own autoencoder: p"),
     (['--from_png', 'plain.png'], "no text under ['sdxl_jax']"),
     (['--init_noise=two.npy'], 'noise for 2 images, and 1 are to be sampled'),
@@ -297,6 +298,21 @@ def flags():
       )
     sample_flags.define()
   return values
+
+
+def test_the_fast_preset_says_what_it_trades(flags, capsys):
+  flags(['sample', '--preset=fast', '--prompt=a', '--steps=15'])
+  ((_, request),) = sample_flags.read(flags, NO_PNG)
+  assert request.steps == 15 and request.sampler == 'dpmpp_2m'
+  assert request.guidance_interval == (0.28, 5.42)
+  line = capsys.readouterr().out
+  assert 'fast: 15 steps of dpmpp_2m, karras, in place of 50' in line
+  assert 'guided from noise level 5.42 to 0.28 alone' in line
+  assert line.count('\n') == 1
+  flags.unparse_flags()
+  flags(['sample', '--preset=lcm', '--prompt=a'])
+  ((_, request),) = sample_flags.read(flags, NO_PNG)
+  assert request.guidance_interval is None and not capsys.readouterr().out
 
 
 AUTO = {'dtype': 'auto', 'vae_dtype': 'auto'}

@@ -31,7 +31,7 @@ def define() -> None:
     'preset',
     None,
     list(sample_request.PRESETS),
-    'settings for distilled models',
+    'settings for distilled models; or fast: fewer steps, not all guided',
   )
   # Which images.
   flags.DEFINE_string(
@@ -137,6 +137,9 @@ def read(args: flags.FlagValues, png: PngSettings) -> list[Located]:
   for name in passed:
     passed[name] = parse(sample_request.FIELDS[name], passed[name])
   common = png.fields | sample_request.PRESETS.get(args.preset, {}) | passed
+  trade = sample_request.describe_trade(args.preset, common)
+  if trade:
+    print(trade)
   lines = [prompts_file.Line('', {})]
   if args.prompts_file:
     lines = prompts_file.read(args.prompts_file)

@@ -59,8 +59,16 @@ KINDS = {
   Pair: 'two whole numbers, as [1024, 1024]',
   Levels: 'two numbers, as [0.28, 5.42]',
 }
-# Settings that models distilled to few steps need.
+# Settings that models distilled to few steps need; and `fast`, which trades the
+# images of the defaults for time, with any model. Its interval is that of
+# Kynkaanniemi et al. 2024 for SDXL, in which 9 of its 20 steps begin.
 PRESETS = {
+  'fast': {
+    'sampler': 'dpmpp_2m',
+    'sigmas': 'karras',
+    'steps': 20,
+    'guidance_interval': (0.28, 5.42),
+  },
   'turbo': {
     'sampler': 'euler_ancestral',
     'spacing': 'trailing',
@@ -76,6 +84,26 @@ PRESETS = {
   'lcm': {'sampler': 'lcm', 'steps': 4, 'guidance_scale': 1.0},
   'tcd': {'sampler': 'tcd', 'steps': 4, 'guidance_scale': 1.0},
 }
+
+
+def describe_trade(preset: str | None, fields: dict[str, Any]) -> str | None:
+  """Returns a line on what a preset trades; None for one that trades nothing.
+
+  Args:
+    preset: one of PRESETS, or None.
+    fields: of a Request, as they are used: flags may replace the preset's.
+  """
+  if preset != 'fast':
+    return None
+  low, high = fields['guidance_interval']
+  return (
+    f'preset fast: {fields["steps"]} steps of {fields["sampler"]}, '
+    f'{fields["sigmas"]}, in place of {FIELDS["steps"].default} of the '
+    f"model's own sampler, guided from noise level {high:g} to {low:g} alone: "
+    'for less time, images differ from those of the defaults, in composition '
+    'by the steps before that, which no guidance moves towards the prompt, and '
+    'in details'
+  )
 
 
 def check(fields: Any, location: str) -> dict[str, Any]:

@@ -156,6 +156,22 @@ def test_steps_outside_of_the_interval_are_a_program_of_half_the_cost(
   assert only.name == 'steps' and not only.trace.keywords['guided']
 
 
+def test_kernels_in_8_bits_take_a_quarter_of_float32(machine, configs):
+  def count(weights_dtype):
+    workload = dataclasses.replace(WORKLOAD, weights_dtype=weights_dtype)
+    expert = sampling_programs.make_expert(configs[0], machine, workload)
+    kernels = [
+      path
+      for path, _ in jax.tree_util.tree_leaves_with_path(expert.params['unet'])
+      if path[-1].key == 'kernel_scale'
+    ]
+    return machines.bytes_of(expert.params['unet']), len(kernels)
+
+  full, none = count(None)
+  small, kernels = count('int8')
+  assert not none and kernels and small < 0.5 * full
+
+
 def test_an_old_gpu_takes_float16(machine, phases):
   """By the machine that is planned for, not by the devices here."""
   assert machine.kind == ('cpu', None)

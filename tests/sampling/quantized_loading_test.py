@@ -89,6 +89,16 @@ def test_in_host_memory(stored):
     np.testing.assert_array_equal(x, flat(stored, 'unet')[path])
 
 
+@pytest.mark.slow
+def test_a_run():
+  run = golden_sets.SETS[0].parent / 'compat' / 'run'
+  found = pipelines.load(run, weights_dtype='int8')
+  assert check_quantised(found, pipelines.load(run)) > 0
+  # The autoencoder, and what is not quantised, are on the device.
+  for x in jax.tree.leaves(found.params):
+    assert x.sharding.memory_kind != 'pinned_host'
+
+
 def test_an_unknown_type():
   with pytest.raises(ValueError, match="weights_dtype is 'int4'; pass int8 or"):
     pipelines.load(TINY / 'base', weights_dtype='int4')
