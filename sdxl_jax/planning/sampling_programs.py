@@ -19,6 +19,7 @@ from sdxl_jax.sampling import (
   initial_latents,
   load_options,
   prompt_encoding,
+  step_net,
   step_segments,
   vae_batches,
   validation,
@@ -236,9 +237,7 @@ def trace_steps(
       conditioning._replace(context=context),
       schedule,
       keys,
-      denoising_loop.Guidance(
-        settings.guidance_scale, settings.guidance_rescale
-      ),
+      step_net.Guidance(settings.guidance_scale, settings.guidance_rescale),
     )
     # The number of steps is static, so that their cost can be multiplied.
     return denoising_loop.denoise_steps(

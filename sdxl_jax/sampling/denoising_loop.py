@@ -12,7 +12,6 @@ from jaxtyping import Array, Float, Int, Key
 
 from sdxl_jax.diffusion import (
   denoiser,
-  guidance,
   img2img,
   samplers,
   sampling_schedule,
@@ -23,27 +22,17 @@ from sdxl_jax.programs import compile_progress
 from sdxl_jax.sampling import (
   initial_latents,
   pipelines,
-  prompt_encoding,
+  step_net,
   step_segments,
   validation,
 )
 from sdxl_jax.sampling.noise_streams import NoiseStream
 from sdxl_jax.sampling.prompt_encoding import Conditioning
 from sdxl_jax.sampling.settings import SampleSettings
+from sdxl_jax.sampling.step_net import Guidance
 
 Latents = Float[Array, 'b h w c']
 Watch = Callable[[int, int, samplers.SamplerState], None]
-
-
-class Guidance(NamedTuple):
-  """Scale and rescale of classifier-free guidance, as arrays or floats.
-
-  And the weights, [b, n], of the n prompts that AND combines, if there are any.
-  """
-
-  scale: Any
-  rescale: Any
-  weights: Any = None
 
 
 # No type check, since a tree of it may hold shapes or shardings.
@@ -251,7 +240,14 @@ def denoise_steps(
   guided: bool,
 ) -> samplers.SamplerState:
   """Takes steps `start` to `stop` of a segment, guided or not."""
-  net = make_net(model, params, inputs, len(state.x), guided)
+  net = step_net.make(
+    model,
+    params,
+    inputs.conditioning,
+    inputs.guidance,
+    count=len(state.x),
+    guided=guided,
+  )
   if inputs.concat_channels is not None:
     net = denoiser.concat_channels(net, inputs.concat_channels)
   denoise = denoiser.make_denoiser(net, inputs.schedule)
@@ -266,33 +262,6 @@ def denoise_steps(
     stop,
     keys=inputs.keys,
   )
-
-
-def make_net(
-  model: sdxl.SDXL,
-  params: dict[str, Any],
-  inputs: StepInputs,
-  count: int,
-  guided: bool,
-) -> Callable:
-  """Makes net(x, timestep) of one prediction for each image.
-
-  Args:
-    model: base or refiner.
-    params: of its UNet.
-    inputs: of the steps.
-    count: images.
-    guided: whether by classifier-free guidance. If not, of the conditioning
-      only the conditional rows are computed.
-  """
-  conditioning, (scale, _, weights) = inputs.conditioning, inputs.guidance
-  branches = len(conditioning.vector) // count
-  if branches > 1 and not guided:
-    conditioning = prompt_encoding.conditional(conditioning, branches)
-  net = model.denoiser(params, *conditioning, scale)
-  if guided:
-    return guidance.classifier_free_guidance(net, *inputs.guidance)
-  return net if weights is None else guidance.average_net(net, weights)
 
 
 # Compiled once per shape, sampler, number of all steps, and with guidance or

@@ -82,6 +82,7 @@ def test_loras_are_merged_before(plain, stored):
       change(stored.params, loras)
 
 
+@pytest.mark.slow
 def test_in_host_memory(stored):
   found = pipelines.load(TINY / 'base', weights_dtype='int8', offload=['unet'])
   for path, x in flat(found, 'unet').items():
