@@ -1,10 +1,10 @@
-"""Kernels that are stored in 8 bits, and scaled to the type of products.
+"""Kernels that are stored in 8 bits, and multiplied in the type of a net.
 
 A kernel W [..., out] is stored as q, of 8 bits, and a float32 scale of each
-output channel, W = q * scale. Both lie in the parameters of its layer, as
-`kernel` and `kernel_scale`. Biases, norms and embeddings stay as they are, and
-so do the first and the last layer of the UNet and its embeddings, which are
-few.
+output channel, W = q * scale, by which products with q are multiplied. Both lie
+in the parameters of its layer, as `kernel` and `kernel_scale`. Biases, norms
+and embeddings stay as they are, and so do the first and the last layer of the
+UNet and its embeddings, which are few.
 
   int8           whole numbers up to 127, symmetric about 0
   float8_e4m3fn  floats up to 448 with 3 binary digits
@@ -44,8 +44,10 @@ class StoredLayer(nn.Module):
   param_dtype: Any
   stored: str
 
-  def scaled(self, x: Array, shape: tuple[int, ...]) -> tuple[Array, Array]:
-    """Returns the input and the kernel, both in the type of products.
+  def stored_kernel(
+    self, x: Array, shape: tuple[int, ...]
+  ) -> tuple[Array, Array, Array]:
+    """Returns input and stored kernel in the type of products, and the scale.
 
     Args:
       x: input of the layer.
@@ -55,15 +57,13 @@ class StoredLayer(nn.Module):
     shape = (*shape, self.features)
     q = self.param('kernel', zeros, shape, jnp.dtype(self.stored))
     scale = self.param(SCALE, ones, (self.features,), jnp.float32)
-    # All steps of a sampler share the kernels, and the compiler would scale
-    # those of all layers before the first: a kernel has to wait for its input.
-    x, q = jax.lax.optimization_barrier((x, q))
-    return x.astype(self.dtype), (q.astype(jnp.float32) * scale).astype(
-      self.dtype
-    )
+    x, q = wait(x, jnp.asarray(q))
+    scale = jnp.asarray(scale)
+    return x.astype(self.dtype), q.astype(self.dtype), scale
 
-  def biased(self, y: Array) -> Array:
-    """Returns the output with the bias."""
+  def finish(self, product: Array, scale: Array) -> Array:
+    """Returns the output of a product, float32, with the stored kernel."""
+    y = (product * scale).astype(self.dtype)
     if not self.use_bias:
       return y
     zeros = nn.initializers.zeros
@@ -71,13 +71,29 @@ class StoredLayer(nn.Module):
     return y + bias.astype(self.dtype)
 
 
+def wait(x: Array, q: Array) -> tuple[Array, Array]:
+  """Makes a kernel wait for the input of its layer, but on TPUs.
+
+  All steps of a sampler share the kernels, and compilers of other devices would
+  convert those of all layers before the first step. A TPU's converts a kernel
+  within its product, unless it has to wait.
+  """
+  return jax.lax.platform_dependent(
+    x,
+    q,
+    tpu=lambda x, q: (x, q),
+    default=lambda x, q: tuple(jax.lax.optimization_barrier((x, q))),
+  )
+
+
 class StoredDense(StoredLayer):
   """A linear layer, as nn.Dense."""
 
   @nn.compact
   def __call__(self, x: Float[ArrayLike, '*b c']) -> Float[Array, '*b f']:
-    x, kernel = self.scaled(jnp.asarray(x), (x.shape[-1],))
-    return self.biased(jnp.dot(x, kernel))
+    x, q, scale = self.stored_kernel(jnp.asarray(x), (x.shape[-1],))
+    product = jnp.dot(x, q, preferred_element_type=jnp.float32)
+    return self.finish(product, scale)
 
 
 class StoredConv(StoredLayer):
@@ -96,19 +112,20 @@ class StoredConv(StoredLayer):
   def __call__(
     self, x: Float[ArrayLike, 'b height width c']
   ) -> Float[Array, 'b h w f']:
-    x, kernel = self.scaled(jnp.asarray(x), (self.size, self.size, x.shape[-1]))
+    shape = self.size, self.size, x.shape[-1]
+    x, q, scale = self.stored_kernel(jnp.asarray(x), shape)
     padding = self.padding
     if isinstance(padding, int):
       padding = [(padding, padding)] * 2
-    return self.biased(
-      jax.lax.conv_general_dilated(
-        x,
-        kernel,
-        (self.stride, self.stride),
-        padding,
-        dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
-      )
+    product = jax.lax.conv_general_dilated(
+      x,
+      q,
+      (self.stride, self.stride),
+      padding,
+      dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
+      preferred_element_type=jnp.float32,
     )
+    return self.finish(product, scale)
 
 
 def type_of(config: Any) -> str | None:
