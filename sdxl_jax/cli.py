@@ -57,6 +57,7 @@ def run(main: Callable, *names: str, memory: str = '') -> None:
         compile_progress.show()
       main(flags.FLAGS, *argv[1:])
       sys.stdout.flush()
+      multihost.end(0)
     except KeyboardInterrupt as error:
       multihost.interrupt(error)
     except Exception as error:

@@ -6,6 +6,8 @@ The machine need not be at hand. Prints for the step of each bucket, per device:
 memory, FLOPs, traffic and an estimate of the time; then whether all steps fit,
 and what to change if not. --search looks for the largest batch and the least
 rematerialisation that fit. --sample plans sampling with the config's nets.
+--profile shows where the time goes, --trace FILE draws it; --from_trace DIR
+shows the same of a profile that JAX recorded.
 """
 
 import concurrent.futures
@@ -26,6 +28,7 @@ from sdxl_jax.distributed import device_mesh, gpu_memory
 from sdxl_jax.models import compute_dtype, stored_kernels
 from sdxl_jax.planning import (
   machines,
+  profile_output,
   sampling_plan,
   sampling_programs,
   sampling_report,
@@ -74,6 +77,7 @@ def plan(
   name: str,
   choice: str = 'extremes',
   threads: int = 1,
+  profiled: bool = False,
 ) -> training_plan.TrainingPlan:
   """Plans the training of a config.
 
@@ -82,6 +86,7 @@ def plan(
     name: of the topology.
     choice: of buckets, see choose_buckets.
     threads: programs compiled at once.
+    profiled: whether to find out where the time goes.
 
   Raises:
     ValueError: for a config that cannot run on the machine, or an unknown
@@ -89,7 +94,7 @@ def plan(
   """
   config_validation.check(config)
   buckets = choose_buckets(config, choice)
-  planner = training_plan.Planner(config, name)
+  planner = training_plan.Planner(config, name, profiled)
   bar = tqdm.tqdm(total=len(buckets) + 1, desc='compiling', unit='program')
   with concurrent.futures.ThreadPoolExecutor(threads) as pool:
     jobs = [pool.submit(planner.gradients, bucket) for bucket in buckets]
@@ -101,7 +106,7 @@ def plan(
         bar.write(training_report.one_line(job.result()))
   bar.close()
   return training_plan.TrainingPlan(
-    planner, [job.result() for job in jobs], update.result()
+    planner, [job.result() for job in jobs], *update.result()
   )
 
 
@@ -202,14 +207,21 @@ def plan_sampling(args: flags.FlagValues) -> None:
   )
   # Compile the programs of the base and, if there is one, of the refiner.
   configs = [c for c in (args.config, args.refiner) if c is not None]
-  planned = sampling_plan.plan(machine, configs, workload)
+  profiled = profile_output.is_wanted(args)
+  planned = sampling_plan.plan(machine, configs, workload, profiled)
   print(sampling_report.to_text(planned))
+  profile_output.show_sampling(args, planned)
   if args.json:
     save_json(args.json, sampling_report.to_json(planned))
 
 
 def main(args: flags.FlagValues) -> None:
   """Plans as the flags ask."""
+  if args.from_trace:
+    figures = profile_output.show_recorded(args.from_trace, args.topology)
+    if args.json:
+      save_json(args.json, figures)
+    return
   if args.topology == 'here':
     program_cache.turn_on()
     print_plan(args)
@@ -224,8 +236,12 @@ def print_plan(args: flags.FlagValues) -> None:
   if args.sample:
     plan_sampling(args)
     return
-  planned = plan(args.config, args.topology, args.buckets, args.threads)
+  profiled = profile_output.is_wanted(args)
+  planned = plan(
+    args.config, args.topology, args.buckets, args.threads, profiled
+  )
   print(training_report.to_text(planned))
+  profile_output.show_training(args, planned)
   if args.json:
     save_json(args.json, training_report.to_json(planned))
   if args.search:
@@ -253,7 +269,6 @@ def define_training() -> None:
   flags.DEFINE_integer(
     'threads', 1, 'programs compiled at once, each in up to 10 GB'
   )
-  flags.mark_flags_as_required(['config', 'topology'])
 
 
 def define_sampling() -> None:
@@ -282,5 +297,7 @@ def define_sampling() -> None:
 if __name__ == '__main__':
   define_training()
   define_sampling()
+  profile_output.define_flags()
+  flags.adopt_module_key_flags(profile_output)  # so that --help lists them
   cli.define_cache_dir()
   cli.run(main)

@@ -38,6 +38,7 @@ from sdxl_jax.training import (
   run_start,
   sample_grid,
   start_warnings,
+  step_profile,
   tasks,
   train_state,
 )
@@ -56,6 +57,7 @@ def train(
   workdir: str | pathlib.Path,
   accept_changes: bool = False,
   from_step: int | None = None,
+  record_profile: str | None = None,
 ) -> int:
   """Trains as the config describes; everything is written to workdir.
 
@@ -65,6 +67,7 @@ def train(
     accept_changes: whether the run may go on with a config or a dataset that
       changes the order of its data or what it trains.
     from_step: of an earlier checkpoint to resume from; None: the latest.
+    record_profile: folder for the profile of a few steps; None: none.
 
   Returns:
     Steps done: config.total_steps, or fewer if SIGTERM stopped the run.
@@ -92,27 +95,46 @@ def train(
       run, state = prepare(start)
 
     # Train until the last step or a signal.
-    checkpoints, done = start.checkpoints, start.checkpoints.latest_step or 0
-    try:
-      with notice.interruptible():
-        done = loop.loop(run, state, done, checkpoints, start.writer, notice)
-      checkpoints.close()
-    except Exception as error:
-      # Finish what is being saved, which is good, unless JAX's error may be of
-      # a process that is gone, for which this one would wait.
-      is_of_jax = isinstance(error, jax.errors.JaxRuntimeError)
-      if not is_of_jax or jax.process_count() == 1:
-        with contextlib.suppress(OSError):
-          checkpoints.close()
-      if isinstance(error, OSError):
-        raise checkpoints.explain(error) from error
-      raise
+    recorder = step_profile.Recorder(record_profile, start.writer.say)
+    done = run_loop(start, run, state, notice, recorder)
     if done < config.total_steps:
-      is_saved = checkpoints.latest_step == done
+      is_saved = start.checkpoints.latest_step == done
       saved = 'checkpoint saved' if is_saved else 'nothing to save'
       start.writer.say(f'stopped by {notice.reason} after step {done}; {saved}')
       if notice.reason == stop_notice.INTERRUPT:
         raise stop_notice.Interrupted
+  return done
+
+
+def run_loop(
+  start: run_start.Start,
+  run: loop.Run,
+  state: train_state.State,
+  notice: stop_notice.PreemptionNotice,
+  recorder: step_profile.Recorder,
+) -> int:
+  """Trains, and finishes what is being saved whatever ends that.
+
+  Returns:
+    Steps done.
+  """
+  checkpoints, done = start.checkpoints, start.checkpoints.latest_step or 0
+  try:
+    with notice.interruptible():
+      done = loop.loop(
+        run, state, done, checkpoints, start.writer, notice, recorder
+      )
+    checkpoints.close()
+  except Exception as error:
+    # Finish what is being saved, which is good, unless JAX's error may be of a
+    # process that is gone, for which this one would wait.
+    is_of_jax = isinstance(error, jax.errors.JaxRuntimeError)
+    if not is_of_jax or jax.process_count() == 1:
+      with contextlib.suppress(OSError):
+        checkpoints.close()
+    if isinstance(error, OSError):
+      raise checkpoints.explain(error) from error
+    raise
   return done
 
 
@@ -229,10 +251,14 @@ def next_command(config: config_dict.ConfigDict, workdir: str) -> str:
 
 
 def main(args: flags.FlagValues) -> None:
-  done = train(args.config, args.workdir, args.accept_changes, args.from_step)
-  if done < args.config.total_steps:
-    multihost.end(0)
-  elif multihost.is_primary():
+  done = train(
+    args.config,
+    args.workdir,
+    args.accept_changes,
+    args.from_step,
+    args.record_profile,
+  )
+  if done == args.config.total_steps and multihost.is_primary():
     print(next_command(args.config, args.workdir))
 
 
@@ -251,6 +277,12 @@ def define_flags() -> None:
     None,
     'resume from the checkpoint of this step; later ones are moved to '
     'WORKDIR/set_aside',
+  )
+  flags.DEFINE_string(
+    'record_profile',
+    None,
+    'folder for a profile of the third to fifth step of this start, which '
+    '`plan --from_trace` shows',
   )
   config_flags.DEFINE_config_file('config', None, 'a file with get_config()')
   flags.mark_flags_as_required(['config', 'workdir'])

@@ -165,7 +165,9 @@ def test_devices_without_memory(end, text):
   assert 'device is exhausted: pass a smaller --batch. JAX reports: ' in line
   # Another error of JAX is not taken for it.
   line, _ = end(jax.errors.JaxRuntimeError('INTERNAL: x'), memory='pass')
-  assert 'JaxRuntimeError: INTERNAL: x (this is a fault' in line
+  # JAX 0.7 calls it XlaRuntimeError.
+  name = jax.errors.JaxRuntimeError.__name__
+  assert f'{name}: INTERNAL: x (this is a fault' in line
 
 
 def test_a_host_without_memory(end):
@@ -193,6 +195,23 @@ def run_code(body, *args, **settings):
     env=os.environ | {'JAX_PLATFORMS': 'cpu'},
     **settings,
   )
+
+
+@pytest.mark.parametrize(
+  'last, code, words',
+  [('pass', 0, ''), ('raise ValueError("b: pass c")', 1, 'b')],
+)
+def test_a_command_ends_although_its_threads_run(last, code, words):
+  """Python's exit would wait for them, or abort where one needs Python then."""
+  run = run_code(
+    'import atexit, threading, time\n'
+    '  threading.Thread(target=time.sleep, args=[60]).start()\n'
+    '  atexit.register(print, "the exit of Python")\n'
+    f'  print("done")\n  {last}',
+    timeout=50,
+  )
+  assert run.returncode == code and run.stdout == 'done\n'
+  assert run.stderr == (f'error: {words}: pass c\n' if words else '')
 
 
 def test_nobody_reads_the_output():

@@ -14,6 +14,7 @@ from configs import stage3
 from sdxl_jax import plan
 from sdxl_jax.planning import (
   machines,
+  profile_output,
   topology,
   training_plan,
   training_report,
@@ -26,7 +27,41 @@ from tests.support import commands, tiny_config
 def planned():
   config = tiny_config.get_config()
   config.mesh.data, config.mesh.fsdp = 1, -1
-  return plan.plan(config, 'here', 'all')
+  return plan.plan(config, 'here', 'all', profiled=True)
+
+
+def test_profile(planned, tmp_path, capsys):
+  arguments = ['--config=configs/stage3.py', '--topology=here']
+  path = tmp_path / 'trace.json'
+  with commands.parsed('sdxl_jax.plan', [*arguments, f'--trace={path}']):
+    profile_output.show_training(flags.FLAGS, planned)
+  text = capsys.readouterr().out
+  assert 'profile of 16x16' in text and 'profile of the update' in text
+  assert 'UNet up_blocks_0' in text and 'self-attention' in text
+  assert 'optimizer, EMA' in text and '10 FLOPs per byte' in text
+  events = json.loads(path.read_text())['traceEvents']
+  assert {'16x16', 'the update', 'backward'} <= {e['name'] for e in events}
+  # The same figures, of all buckets, under the keys of --json.
+  figures = training_report.to_json(planned)
+  for found in [b['profile'] for b in figures['buckets']] + [figures['update']]:
+    for table in ('kinds', 'blocks', 'layers', 'modules'):
+      shares = [row['share'] for row in found[table].values()]
+      assert sum(shares) == pytest.approx(1)
+  json.dumps(figures)
+  # Gathers of the parameters are in it.
+  assert figures['buckets'][0]['profile']['kinds']['collectives']['share'] > 0
+
+
+def test_a_recorded_profile_needs_no_config(tmp_path, monkeypatch):
+  monkeypatch.setattr(profile_output, 'show_recorded', lambda *given: given)
+  path = tmp_path / 'recorded.json'
+  arguments = ['--from_trace=DIR', f'--json={path}']
+  with commands.parsed('sdxl_jax.plan', arguments) as start:
+    start()
+  assert json.loads(path.read_text()) == ['DIR', None]
+  with pytest.raises(flags.Error, match='give --config and --topology'):
+    with commands.parsed('sdxl_jax.plan', ['--config=configs/stage3.py']):
+      pass
 
 
 def test_plan(planned, tmp_path):

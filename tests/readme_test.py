@@ -84,6 +84,8 @@ def check(words):
     if 'config' not in flags.FLAGS:
       return
     config = flags.FLAGS.config
+    if config is None:  # of `plan --from_trace`
+      return
     config_validation.check(config)
     # Data that lie in the folder of the guide are opened.
     if config.data.source not in ('scenes', 'precomputed', 'mixture'):

@@ -24,7 +24,14 @@ from sdxl_jax.sampling import (
   prompt_plan,
   settings,
 )
-from sdxl_jax.training import loop, metrics, run_setup, sample_grid, tasks
+from sdxl_jax.training import (
+  loop,
+  metrics,
+  metrics_writer,
+  run_setup,
+  sample_grid,
+  tasks,
+)
 from tests.support import (
   autoencoder_config,
   datasets,
@@ -116,6 +123,7 @@ def test_what_a_run_leaves(straight):
     'images_per_s',
     'step_s',
     'data_wait_s',
+    'host_s',
     'substituted',
     'cut_captions',
   }
@@ -338,7 +346,7 @@ def test_non_finite_loss_names_the_records():
 def test_metrics_of_a_lost_stretch_are_dropped(tmp_path):
   path = tmp_path / 'metrics.jsonl'
   path.write_text('{"step": 1}\n{"step": 2}\n{"step": 3}\n{"st')
-  metrics.drop_lines_after(path, 2)
+  metrics_writer.drop_lines_after(path, 2)
   assert path.read_text() == '{"step": 1}\n{"step": 2}\n'
 
 

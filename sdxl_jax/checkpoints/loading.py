@@ -34,7 +34,14 @@ from sdxl_jax.weights import (
 from sdxl_jax.weights.lora import merge
 
 # Fields of a net's config that do not belong to its architecture.
-RUNTIME = ('dtype', 'param_dtype', 'attention', 'remat', 'scan_blocks')
+RUNTIME = (
+  'dtype',
+  'param_dtype',
+  'attention',
+  'remat',
+  'scan_blocks',
+  'scan_unroll',
+)
 Source = str | pathlib.Path
 Nets = sdxl.SDXL | autoencoder_gan.AutoencoderGAN
 Tree = dict[str, Any]  # of arrays, or of jax.ShapeDtypeStruct

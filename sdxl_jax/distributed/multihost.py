@@ -3,7 +3,6 @@
 import hashlib
 import os
 import signal
-import sys
 from collections.abc import Callable, Mapping
 from typing import NoReturn
 
@@ -143,12 +142,12 @@ def on_primary(action: Callable[[], None]) -> None:
 
 
 def end(code: int) -> NoReturn:
-  """Ends a run that was stopped, in order, with an exit code.
+  """Ends this process in order, with the others, with an exit code.
 
-  One process alone does not wait for its threads, which may be compiling.
+  It does not wait for its threads, see stop_notice.end_process.
   """
   if jax.distributed.is_initialized():
-    sys.exit(code)
+    jax.distributed.shutdown()
   stop_notice.end_process(code)
 
 
@@ -157,19 +156,17 @@ def interrupt(error: KeyboardInterrupt) -> NoReturn:
   code = 128 + signal.SIGINT
   if isinstance(error, stop_notice.Interrupted):
     end(code)
-  stop_notice.end_process(code, f'stopped by {stop_notice.INTERRUPT}')
+  stop_notice.end_process(code, f'\nstopped by {stop_notice.INTERRUPT}')
 
 
 def abort(message: str, code: int = 1) -> NoReturn:
   """Ends this process with an error, at once and without the others.
 
-  A regular exit would wait for the others, which may wait for this process.
+  To end in order would be to wait for the others, which may wait for this one.
   """
-  if not jax.distributed.is_initialized():
-    sys.exit(message)
-  print(f'process {jax.process_index()}: {message}', file=sys.stderr)
-  sys.stderr.flush()
-  os._exit(code)
+  if jax.distributed.is_initialized():
+    message = f'process {jax.process_index()}: {message}'
+  stop_notice.end_process(code, message)
 
 
 def fetch(array: jax.Array) -> np.ndarray:

@@ -114,7 +114,7 @@ class PreemptionNotice:
     if self._cleanup:
       with contextlib.suppress(OSError):  # the workdir may be gone
         self._cleanup()
-    end_process(128 + number, text)
+    end_process(128 + number, f'\n{text}')
 
   def end_at_once(self, message: str, cleanup: Callable[[], Any]) -> None:
     """Makes signals end the process within seconds: nothing is to be saved.
@@ -182,7 +182,15 @@ class PreemptionNotice:
 
 
 def end_process(code: int, text: str = '') -> NoReturn:
-  """Ends this process without waiting for its threads, which may compile."""
+  """Ends this process, and not by way of Python's exit.
+
+  That waits for threads, which may be compiling; and it aborts the process if
+  one of a library, which runs what JAX has dispatched, asks for Python then.
+
+  Args:
+    code: of the exit.
+    text: printed before.
+  """
   # Another Ctrl-C changes nothing any more.
   if threading.current_thread() is threading.main_thread():
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -191,7 +199,7 @@ def end_process(code: int, text: str = '') -> NoReturn:
   # Ctrl-C ends a command that reads the output, such as tee, as well.
   with contextlib.suppress(OSError):
     if text:
-      print(f'\n{text}', file=sys.stderr)
+      print(text, file=sys.stderr)
     sys.stderr.flush()
   with contextlib.suppress(OSError):
     sys.stdout.flush()

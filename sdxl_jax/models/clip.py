@@ -6,7 +6,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float, Int
 
-from sdxl_jax.models import attention, layers
+from sdxl_jax.models import attention, layers, written_gradients
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,7 +39,7 @@ VIT_BIGG = CLIPTextConfig(
   projection_dim=1280,
 )
 LARGEST_ID = 2  # as eos_token_id
-ACTIVATIONS = {'quick_gelu': layers.quick_gelu, 'gelu': layers.gelu}
+ACTIVATIONS = {'quick_gelu': layers.quick_gelu, 'gelu': written_gradients.gelu}
 
 
 def end_of_text(
@@ -109,14 +109,17 @@ class SelfAttention(nn.Module):
   def __call__(self, x: Float[Array, 'b n c']) -> Float[Array, 'b n c']:
     config, c = self.config, x.shape[-1]
     q, k, v = (
-      layers.dense(config, c, f'{n}_proj', kernel_init=normal(c**-0.5))(x)
+      layers.keep(
+        layers.dense(config, c, f'{n}_proj', kernel_init=normal(c**-0.5))(x)
+      )
       for n in 'qkv'
     )
     x = attention.attention(
       q, k, v, config.num_attention_heads, config.attention, causal=True
     )
     scale = c**-0.5 * (2 * config.num_hidden_layers) ** -0.5
-    return layers.dense(config, c, 'out_proj', kernel_init=normal(scale))(x)
+    out = layers.dense(config, c, 'out_proj', kernel_init=normal(scale))(x)
+    return layers.keep(out)
 
 
 class MLP(nn.Module):
@@ -131,9 +134,9 @@ class MLP(nn.Module):
     init_1 = normal((2 * c) ** -0.5)
     init_2 = normal(c**-0.5 * (2 * config.num_hidden_layers) ** -0.5)
     width = config.intermediate_size
-    x = layers.dense(config, width, 'fc1', kernel_init=init_1)(x)
+    x = layers.keep(layers.dense(config, width, 'fc1', kernel_init=init_1)(x))
     x = ACTIVATIONS[config.hidden_act](x)
-    return layers.dense(config, c, 'fc2', kernel_init=init_2)(x)
+    return layers.keep(layers.dense(config, c, 'fc2', kernel_init=init_2)(x))
 
 
 class EncoderLayer(nn.Module):
@@ -146,9 +149,9 @@ class EncoderLayer(nn.Module):
     self, x: Float[Array, 'b n c']
   ) -> tuple[Float[Array, 'b n c'], Float[Array, 'b n c']]:
     before = x
-    h = layers.layer_norm(self.config, 'layer_norm1')(x)
+    h = layers.LayerNorm(self.config, name='layer_norm1')(x)
     x = x + SelfAttention(self.config, name='self_attn')(h)
-    h = layers.layer_norm(self.config, 'layer_norm2')(x)
+    h = layers.LayerNorm(self.config, name='layer_norm2')(x)
     x = x + MLP(self.config, name='mlp')(h)
     return x, before
 
@@ -178,7 +181,8 @@ class TextModel(nn.Module):
   ) -> tuple[Float[Array, 'states b n c'], Float[Array, 'b c']]:
     x = Embeddings(self.config, name='embeddings')(ids)
     hidden_states = Encoder(self.config, name='encoder')(x)
-    last = layers.layer_norm(self.config, 'final_layer_norm')(hidden_states[-1])
+    norm = layers.LayerNorm(self.config, name='final_layer_norm')
+    last = norm(hidden_states[-1])
     end = end_of_text(self.config, ids)
     return hidden_states, last[jnp.arange(len(ids)), end]
 

@@ -12,23 +12,30 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, ArrayLike, Float, Num
 
-from sdxl_jax.models import attention, stored_kernels
+from sdxl_jax.models import attention, stored_kernels, written_gradients
 
 # Uniform in +-1/sqrt(fan_in), PyTorch's default for Linear and Conv2d.
 fan_in_uniform = nn.initializers.variance_scaling(1 / 3, 'fan_in', 'uniform')
 zeros = nn.initializers.zeros
 
 
-def is_product(primitive: Any, *_: Any, **params: Any) -> bool:
-  """Returns whether a primitive is a convolution or an unbatched matmul.
+PRODUCT = 'product'
 
-  The matmuls of attention are batched.
+
+def keep(x: Float[Array, '*dims']) -> Float[Array, '*dims']:
+  """Names a product with its bias, so that the policy 'dots' stores it.
+
+  A policy that stores the results of matmuls would store them without the bias,
+  which the backward pass would have to add again.
   """
-  if primitive is jax.lax.dot_general_p:
-    _, (batch, _) = params['dimension_numbers']
-    return not batch
+  return checkpoint_name(x, PRODUCT)
+
+
+def is_convolution(primitive: Any, *_: Any, **params: Any) -> bool:
+  """Returns whether a primitive is a convolution."""
   return primitive is jax.lax.conv_general_dilated_p
 
 
@@ -37,8 +44,8 @@ def is_product(primitive: Any, *_: Any, **params: Any) -> bool:
 REMAT_POLICIES = {
   'full': jax.checkpoint_policies.nothing_saveable,
   'dots': jax.checkpoint_policies.save_from_both_policies(
-    is_product,
-    jax.checkpoint_policies.save_only_these_names(attention.SAVED),
+    is_convolution,
+    jax.checkpoint_policies.save_only_these_names(PRODUCT, attention.SAVED),
   ),
 }
 
@@ -118,15 +125,17 @@ def group_norm(config: Any, epsilon: float, name: str | None) -> nn.GroupNorm:
   )
 
 
-def layer_norm(config: Any, name: str | None) -> nn.LayerNorm:
-  """Makes a layer norm."""
-  return nn.LayerNorm(
-    epsilon=1e-5,
-    dtype=config.dtype,
-    param_dtype=config.param_dtype,
-    use_fast_variance=False,
-    name=name,
-  )
+class LayerNorm(nn.Module):
+  """Normalises each pixel or token over its channels."""
+
+  config: Any
+
+  @nn.compact
+  def __call__(self, x: Float[ArrayLike, '*rows c']) -> Float[Array, '*rows c']:
+    config, c = self.config, x.shape[-1:]
+    scale = self.param('scale', nn.initializers.ones, c, config.param_dtype)
+    bias = self.param('bias', zeros, c, config.param_dtype)
+    return written_gradients.layer_norm(x, scale, bias, 1e-5, config.dtype)
 
 
 def maybe_remat(
@@ -138,21 +147,34 @@ def maybe_remat(
   return nn.remat(module, policy=REMAT_POLICIES[policy], **kwargs)
 
 
+def maybe_checkpoint(function: Callable, policy: str) -> Callable:
+  """Returns a function with the remat policy, for the body of a loop."""
+  if policy == 'none':
+    return function
+  # Between two rounds of a loop there is nothing that XLA could merge.
+  return jax.checkpoint(
+    function, policy=REMAT_POLICIES[policy], prevent_cse=False
+  )
+
+
 def scan_blocks(
-  block: type[nn.Module], config: Any, depth: int
+  block: type[nn.Module], config: Any, depth: int, unroll: int = 1
 ) -> type[nn.Module]:
   """Returns a class that applies `depth` blocks as one scan.
 
   The block maps (x, *broadcast) to (x, y). Parameters gain a leading axis, and
-  one copy of the block is compiled instead of `depth`.
+  `unroll` copies of the block are compiled instead of `depth`.
   """
-  block = maybe_remat(block, config.remat, prevent_cse=False)
+  unroll = min(depth, unroll)
+  # XLA undoes the rematerialisation of blocks that stand side by side.
+  block = maybe_remat(block, config.remat, prevent_cse=unroll > 1)
   return nn.scan(
     block,
     variable_axes={'params': 0, 'context': 0, 'lora': 0},
     split_rngs={'params': True},
     in_axes=nn.broadcast,
     length=depth,
+    unroll=unroll,
   )
 
 
@@ -212,12 +234,6 @@ class Upsample2D(nn.Module):
     if size is not None:
       x = x[:, : size[0], : size[1]]
     return conv(self.config, x.shape[-1], 'conv')(x)
-
-
-def gelu(x: Float[Array, '*dims']) -> Float[Array, '*dims']:
-  """Returns x Phi(x) by erf, like the reference; erfc would be slower."""
-  wide = x.astype(jnp.float32)  # bfloat16 has too few digits for 1 + erf
-  return (0.5 * wide * (1 + jax.lax.erf(wide * 0.5**0.5))).astype(x.dtype)
 
 
 def quick_gelu(x: Float[Array, '*dims']) -> Float[Array, '*dims']:

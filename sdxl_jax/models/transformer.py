@@ -3,14 +3,27 @@
 from typing import Any
 
 import flax.linen as nn
-import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float
 
-from sdxl_jax.models import attention, layers
+from sdxl_jax.models import (
+  attention,
+  block_stack,
+  layers,
+  written_gradients,
+)
 
+STACK = 'transformer_blocks'
 Pixels = Float[ArrayLike, 'b h w c']
 Tokens = Float[Array, 'b n c']
 Context = Float[ArrayLike, 'b m context'] | None
+
+
+def project(
+  config: Any, name: str, features: int, x: Float[ArrayLike, 'b n inputs']
+) -> Float[Array, 'b n {features}']:
+  """Applies a linear layer without bias."""
+  dense = layers.dense(config, features, name, use_bias=False)
+  return layers.keep(dense(x))
 
 
 class Attention(nn.Module):
@@ -27,18 +40,17 @@ class Attention(nn.Module):
   @nn.compact
   def __call__(self, x: Tokens, context: Context) -> Tokens:
     c = x.shape[-1]
-    q = layers.dense(self.config, c, 'to_q', use_bias=False)(x)
+    q = project(self.config, 'to_q', c, x)
     # Keys and values of a constant context are computed once.
     if context is None:
       k, v = (self.get_variable('context', name) for name in 'kv')
     else:
-      k = layers.dense(self.config, c, 'to_k', use_bias=False)(context)
-      v = layers.dense(self.config, c, 'to_v', use_bias=False)(context)
+      k, v = (project(self.config, f'to_{n}', c, context) for n in 'kv')
     if self.cache_kv and self.is_mutable_collection('context'):
       self.put_variable('context', 'k', k)
       self.put_variable('context', 'v', v)
     x = attention.attention(q, k, v, self.num_heads, self.config.attention)
-    return layers.dense(self.config, c, 'to_out_0')(x)
+    return layers.keep(layers.dense(self.config, c, 'to_out_0')(x))
 
 
 class GEGLU(nn.Module):
@@ -50,8 +62,7 @@ class GEGLU(nn.Module):
   @nn.compact
   def __call__(self, x: Tokens) -> Float[Array, 'b n {self.features}']:
     x = layers.dense(self.config, 2 * self.features, 'proj')(x)
-    value, gate = jnp.split(x, 2, axis=-1)
-    return value * layers.gelu(gate)
+    return written_gradients.geglu(layers.keep(x))
 
 
 class FeedForward(nn.Module):
@@ -63,7 +74,7 @@ class FeedForward(nn.Module):
   def __call__(self, x: Tokens) -> Tokens:
     c = x.shape[-1]
     x = GEGLU(self.config, 4 * c, name='net_0')(x)
-    return layers.dense(self.config, c, 'net_2')(x)
+    return layers.keep(layers.dense(self.config, c, 'net_2')(x))
 
 
 class BasicTransformerBlock(nn.Module):
@@ -74,12 +85,12 @@ class BasicTransformerBlock(nn.Module):
 
   @nn.compact
   def __call__(self, x: Tokens, context: Context) -> tuple[Tokens, None]:
-    h = layers.layer_norm(self.config, 'norm1')(x)
+    h = layers.LayerNorm(self.config, name='norm1')(x)
     x = x + Attention(self.config, self.num_heads, name='attn1')(h, h)
-    h = layers.layer_norm(self.config, 'norm2')(x)
+    h = layers.LayerNorm(self.config, name='norm2')(x)
     cross = Attention(self.config, self.num_heads, cache_kv=True, name='attn2')
     x = x + cross(h, context)
-    h = layers.layer_norm(self.config, 'norm3')(x)
+    h = layers.LayerNorm(self.config, name='norm3')(x)
     x = x + FeedForward(self.config, name='ff')(h)
     return x, None
 
@@ -106,17 +117,41 @@ class Transformer2D(nn.Module):
     return x + tokens.reshape(b, h, w, c)
 
   def blocks(self, x: Tokens, context: Context) -> Tokens:
-    """Applies the stack, as one scan or block by block."""
+    """Applies the stack, as one loop or block by block."""
     block = BasicTransformerBlock
-    # A scan compiles one block instead of `depth`.
+    # A loop compiles one block instead of `depth`.
+    if self.config.scan_blocks and is_plain_call(self, context):
+      return self.loop(x, context)
     if self.config.scan_blocks:
-      block = layers.scan_blocks(block, self.config, self.depth)
-      x, _ = block(self.config, self.num_heads, name='transformer_blocks')(
-        x, context
+      block = layers.scan_blocks(
+        block, self.config, self.depth, self.config.scan_unroll
       )
+      x, _ = block(self.config, self.num_heads, name=STACK)(x, context)
       return x
     block = layers.maybe_remat(block, self.config.remat)
     for i in range(self.depth):
-      name = f'transformer_blocks_{i}'
-      x, _ = block(self.config, self.num_heads, name=name)(x, context)
+      x, _ = block(self.config, self.num_heads, name=f'{STACK}_{i}')(x, context)
     return x
+
+  def loop(self, x: Tokens, context: Context) -> Tokens:
+    """Applies the stack as a loop with a backward pass of its own."""
+    block = BasicTransformerBlock(
+      self.config, self.num_heads, parent=None, name=STACK
+    )
+
+    def apply(variables, x, context):
+      return block.apply(variables, x, context)[0]
+
+    variables = {
+      collection: tree[STACK]
+      for collection, tree in self.variables.items()
+      if STACK in tree
+    }
+    apply = layers.maybe_checkpoint(apply, self.config.remat)
+    return block_stack.apply(apply, variables, x, context)
+
+
+def is_plain_call(module: Transformer2D, context: Context) -> bool:
+  """Returns whether a call makes and reads parameters only, in one loop."""
+  makes = module.is_initializing() or module.is_mutable_collection('context')
+  return not makes and context is not None and module.config.scan_unroll == 1

@@ -41,7 +41,8 @@ class UNetConfig:
   weights_dtype: str | None = None
   attention: str = 'xla'  # or 'cudnn', 'splash'; see models/attention.py
   remat: str = 'none'  # or 'full', 'dots': see layers.REMAT_POLICIES
-  scan_blocks: bool = True  # one compiled transformer block per stack
+  scan_blocks: bool = True  # transformer blocks of a stack as a loop
+  scan_unroll: int = 1  # blocks that are compiled for each round of it
 
   def layers(self, level: int) -> int:
     """Residual blocks of a level on the way down."""

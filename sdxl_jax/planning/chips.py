@@ -19,6 +19,12 @@ class Chip:
   float32_flops: float | None = None  # peak of float32 on a GPU, or of TF32
   host_link: float | None = None  # bytes/s that it receives from its host
 
+  def peak(self, dtype: str) -> float | None:
+    """Returns the peak FLOPs per second of products of a type."""
+    if dtype == 'float32' and self.float32_flops is not None:
+      return self.float32_flops
+    return self.flops
+
 
 # FLOPs, bandwidths and links: cloud.google.com/tpu/docs/v4, v5p, v5e and v6e;
 # links are one way, half of the "bidirectional" bandwidth there.

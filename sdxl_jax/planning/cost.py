@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import jax.extend
 import numpy as np
 
-from sdxl_jax.planning import hlo, hlo_traffic, hlo_trip_counts
+from sdxl_jax.planning import hlo, hlo_traffic, hlo_trip_counts, kernels
 
 Jaxpr = jax.extend.core.Jaxpr | jax.extend.core.ClosedJaxpr
 
@@ -44,22 +44,11 @@ def memory(compiled: jax.stages.Compiled) -> Memory:
   return Memory(arguments, outputs, aliased, temporaries, peak)
 
 
-UNNAMED = 'pallas_call'
-
-
-class Kernel(NamedTuple):
-  """A Pallas kernel of the program."""
-
-  name: str
-  runs: int
-  bytes: int  # read and written in each run
-
-
 class Cycles(NamedTuple):
   """Cycles of a TPU program."""
 
   estimated: int
-  kernels: list[Kernel]  # not part of the estimate
+  kernels: list[kernels.Kernel]  # not part of the estimate
 
 
 def cycles(text: str) -> Cycles:
@@ -73,20 +62,20 @@ def cycles(text: str) -> Cycles:
   """
   program = hlo.parse(text)
   estimated = 0
-  kernels = []
+  called = []
   for name, i, runs in hlo_trip_counts.top_level(program):
-    if match := re.search(r'"estimated_cycles":"(\d+)"', i.attributes):
-      estimated += int(match.group(1)) * runs
-    if 'custom_call_target="tpu_custom_call"' in i.attributes:
+    estimated += estimated_cycles(i) * runs
+    if kernels.is_kernel(i):
       size = i.bytes + sum(program.operand_bytes(name, i))
-      kernels.append(Kernel(kernel_name(i), runs, size))
-  return Cycles(estimated, kernels)
+      call = kernels.call_of(program, name, i)
+      called.append(kernels.Kernel(call, runs, size))
+  return Cycles(estimated, called)
 
 
-def kernel_name(i: hlo.Instruction) -> str:
-  """Returns the name of a Pallas kernel, the same as in flops_by_kernel."""
-  match = re.search(r'op_name="[^"]*?([^"/]+)/pallas_call', i.attributes)
-  return match.group(1) if match and '(' not in match.group(1) else UNNAMED
+def estimated_cycles(i: hlo.Instruction) -> int:
+  """Returns the TPU compiler's estimate of one run, 0 where it has none."""
+  match = re.search(r'"estimated_cycles":"(\d+)"', i.attributes)
+  return int(match.group(1)) if match else 0
 
 
 def collectives(text: str) -> dict[str, float]:
@@ -157,11 +146,56 @@ def flops_by_kernel(jaxpr: Jaxpr) -> collections.Counter:
     if not (body := sum(bodies, collections.Counter())):
       continue
     if e.primitive.name == 'pallas_call':
-      scope = str(e.source_info.name_stack).split('/')[-1]
-      body = {scope or UNNAMED: body.total()}
+      body = {scope_of(e): body.total()}
     n = repetitions(e)
     totals.update({name: n * count for name, count in body.items()})
   return totals
+
+
+def scope_of(e: jax.extend.core.JaxprEqn) -> str:
+  """Returns the name of a Pallas kernel: that of the scope it stands in."""
+  return str(e.source_info.name_stack).split('/')[-1] or kernels.UNNAMED
+
+
+def kernel_flops(jaxpr: Jaxpr) -> dict[kernels.Call, int]:
+  """Returns {call of a Pallas kernel: FLOPs of one run on one device}.
+
+  Raises:
+    ValueError: for a kernel with a grid of unknown size.
+  """
+  found = {}
+  for e in getattr(jaxpr, 'jaxpr', jaxpr).eqns:
+    if e.primitive.name != 'pallas_call':
+      for body in subjaxprs(e.params):
+        found |= kernel_flops(body)
+    elif body := sum(map(flops, subjaxprs(e.params))):
+      shapes = [tuple(x.aval.shape for x in e.invars)]
+      shapes.append(tuple(x.aval.shape for x in e.outvars))
+      found[kernels.Call(scope_of(e), *shapes)] = body * repetitions(e)
+  return found
+
+
+def compiled_kernel_flops(text: str, jaxpr: Jaxpr) -> int:
+  """Returns the FLOPs of the kernels that one device runs.
+
+  What a run costs is in the jaxpr, and how often it runs in the compiled text:
+  of the forward runs that rematerialisation repeats in the jaxpr, the compiler
+  removes those whose results are kept.
+
+  Raises:
+    ValueError: if the text has a kernel whose cost is ambiguous, a loop of
+      unknown trip count, or is not HLO.
+  """
+  each = kernel_flops(jaxpr)
+  return sum(
+    k.runs * kernels.flops_of_call(k.call, each) for k in cycles(text).kernels
+  )
+
+
+def compiled_flops(text: str, jaxpr: Jaxpr, devices: int) -> int:
+  """Counts the FLOPs of all devices, of kernels those that the text runs."""
+  in_kernels = devices * compiled_kernel_flops(text, jaxpr)
+  return flops_by_kernel(jaxpr)[None] + in_kernels
 
 
 def subjaxprs(params: Mapping[str, Any]) -> list[Jaxpr]:

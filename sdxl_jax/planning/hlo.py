@@ -134,6 +134,14 @@ def shape_bytes(shape: str) -> int:
   return total
 
 
+def dimensions(shape: str) -> list[tuple[int, ...]]:
+  """Returns the dimensions of an array, or of each array of a tuple."""
+  return [
+    tuple(map(int, re.findall(r'\d+', dims)))
+    for _, dims in ARRAY.findall(shape)
+  ]
+
+
 def item_bits(dtype: str) -> int:
   """Returns bits per element: bf16 16, f8e4m3fn 8, pred 8, token 0."""
   if dtype == 'pred':

@@ -3,6 +3,7 @@
 Functions take a Program, the name of a computation and an instruction in it.
 """
 
+import re
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -86,6 +87,10 @@ FREE = {
 }  # fmt: skip
 
 
+# Memory that cuBLAS or cuDNN may use, the last result of their calls.
+WORKSPACE = re.compile(r'[su]8\[\d+\](?:\{0\})?\)$')
+
+
 def moves_nothing(i: hlo.Instruction) -> bool:
   """Returns whether an instruction neither reads nor writes memory."""
   return i.opcode in FREE or '"AllocateBuffer"' in i.attributes
@@ -155,6 +160,8 @@ def bytes_written(
   while i.opcode == 'fusion':
     computation = i.called('calls')
     i = program.root(computation)
+  if i.opcode == 'custom-call' and (space := WORKSPACE.search(i.shape)):
+    return i.bytes - hlo.shape_bytes(space.group())
   results = [i]
   if i.opcode == 'tuple':
     results = [program.computations[computation][o] for o in i.operands]

@@ -36,19 +36,29 @@ class ExitTest(NamedTuple):
 def top_level(
   program: hlo.Program,
 ) -> Iterator[tuple[str, hlo.Instruction, int]]:
-  """Yields (computation, instruction, runs) of all that a device executes."""
-  for scope, count in runs(program):
-    for i in program.computations[scope.name].values():
-      yield scope.name, i, count
+  """Yields (computation, instruction, runs) of all that a device executes.
+
+  In the order of the text, which of a compiled program is that of execution;
+  what a loop runs comes after the loop.
+
+  Raises:
+    ValueError: if the trip count of a loop is not in the text.
+  """
+  yield from executed(program, Scope(program.entry), 1)
+
+
+def executed(
+  program: hlo.Program, scope: Scope, count: int
+) -> Iterator[tuple[str, hlo.Instruction, int]]:
+  """Yields the same of one computation that runs `count` times."""
+  for i in program.computations[scope.name].values():
+    yield scope.name, i, count
+    for called, trips in entered(program, scope, i):
+      yield from executed(program, called, count * trips)
 
 
 def runs(program: hlo.Program) -> Iterator[tuple[Scope, int]]:
   """Yields (Scope, runs) of all computations that control flow reaches.
-
-  The body of a loop runs its trip count times the runs of the loop. Of a
-  conditional each branch is counted, which is an upper bound. Computations
-  inside a fusion, or applied by a reduction, are part of one instruction and
-  not yielded.
 
   Raises:
     ValueError: if the trip count of a loop is not in the text.
@@ -58,18 +68,35 @@ def runs(program: hlo.Program) -> Iterator[tuple[Scope, int]]:
     scope, count = pending.pop()
     yield scope, count
     for i in program.computations[scope.name].values():
-      if i.opcode == 'while':
-        trips = trip_count(program, scope, i)
-        loop = scope, i.name
-        pending.append((Scope(i.called('body'), loop), count * trips))
-        # The condition is evaluated once more, when it ends the loop.
-        pending.append(
-          (Scope(i.called('condition'), loop), count * (trips + 1))
-        )
-      elif i.opcode == 'call':
-        pending.append((Scope(i.called('to_apply')), count))
-      elif i.opcode == 'conditional':
-        pending += [(Scope(branch), count) for branch in branches(i)]
+      for called, trips in entered(program, scope, i):
+        pending.append((called, count * trips))
+
+
+def entered(
+  program: hlo.Program, scope: Scope, i: hlo.Instruction
+) -> list[tuple[Scope, int]]:
+  """Returns (Scope, times) of what an instruction of control flow runs.
+
+  The body of a loop runs its trip count times. Of a conditional each branch is
+  counted, which is an upper bound. Computations inside a fusion, or applied by
+  a reduction, are part of one instruction.
+
+  Raises:
+    ValueError: if the trip count of a loop is not in the text.
+  """
+  if i.opcode == 'while':
+    trips = trip_count(program, scope, i)
+    loop = scope, i.name
+    # The condition is evaluated once more, when it ends the loop.
+    return [
+      (Scope(i.called('condition'), loop), trips + 1),
+      (Scope(i.called('body'), loop), trips),
+    ]
+  if i.opcode == 'call':
+    return [(Scope(i.called('to_apply')), 1)]
+  if i.opcode == 'conditional':
+    return [(Scope(branch), 1) for branch in branches(i)]
+  return []
 
 
 def branches(conditional: hlo.Instruction) -> list[str]:

@@ -118,9 +118,8 @@ class Machine:
     if chip.flops is None:
       return None
     # FLOPs per device, in fused kernels and outside of them.
-    kernels = cost.flops_by_kernel(jaxpr)
-    matmul_flops = kernels.pop(None, 0) / self.size
-    kernel_flops = sum(kernels.values()) / self.size
+    matmul_flops = cost.flops_by_kernel(jaxpr)[None] / self.size
+    kernel_flops = cost.compiled_kernel_flops(text, jaxpr)
     # A single chip has no links and receives nothing.
     received = sum(cost.collectives(text).values())
     transfer = received / chip.link if received else 0.0
@@ -128,8 +127,7 @@ class Machine:
       estimated = cost.cycles(text).estimated / chip.clock
       attention = kernel_flops / (ATTENTION_PEAK_SHARE * chip.flops)
       return estimated + attention + transfer
-    peak = chip.float32_flops if dtype == 'float32' else chip.flops
-    compute = matmul_flops / (GPU_SHARE * peak)
+    compute = (matmul_flops + kernel_flops) / (GPU_SHARE * chip.peak(dtype))
     return max(compute, cost.bytes_accessed(text) / chip.bandwidth) + transfer
 
 

@@ -17,7 +17,13 @@ import ml_collections
 import tqdm
 
 from sdxl_jax.distributed import device_mesh
-from sdxl_jax.planning import cost, machines, sampling_programs
+from sdxl_jax.planning import (
+  cost,
+  hlo_kinds,
+  machines,
+  program_profile,
+  sampling_programs,
+)
 from sdxl_jax.planning.sampling_programs import Expert, SampleWorkload
 from sdxl_jax.sampling import offload_choice, validation
 
@@ -33,6 +39,7 @@ class PhaseCost:
   seconds: float | None  # of a run, with copies of nets from the host
   compile_seconds: float
   runs: float = 1.0  # of a batch, see sampling_programs.Phase
+  profile: program_profile.Profile | None = None  # of a run; see `plan`
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,11 +65,21 @@ class SamplingPlan:
       return None
     return sum(phase.runs * phase.seconds for phase in self.phases)
 
+  @property
+  def profiles(self) -> list[program_profile.Profile]:
+    """Where the time of a batch goes, by phase, in the order of the phases."""
+    return [
+      phase.profile.repeated(phase.runs)
+      for phase in self.phases
+      if phase.profile is not None
+    ]
+
 
 def plan(
   machine: machines.Machine,
   configs: Sequence[ml_collections.ConfigDict],
   workload: SampleWorkload,
+  profiled: bool = False,
 ) -> SamplingPlan:
   """Plans a run of `generate`.
 
@@ -70,6 +87,7 @@ def plan(
     machine: its devices split the images.
     configs: of the base and, if there is one, of the refiner.
     workload: what to sample.
+    profiled: whether to find out where the time goes.
   """
   experts = [
     sampling_programs.make_expert(config, machine, workload)
@@ -78,7 +96,9 @@ def plan(
   experts, workload, notes = place(machine, experts, workload)
   phases = sampling_programs.list_phases(experts, workload)
   bar = tqdm.tqdm(phases, desc='compiling', unit='program')
-  costs = [measure(machine, workload, phase, experts) for phase in bar]
+  costs = [
+    measure(machine, workload, phase, experts, profiled) for phase in bar
+  ]
   waiting = [
     (offload_choice.prefix(i) + name, expert.params[name])
     for i, expert in enumerate(experts)
@@ -147,6 +167,7 @@ def measure(
   workload: SampleWorkload,
   phase: sampling_programs.Phase,
   experts: Sequence[Expert],
+  profiled: bool = False,
 ) -> PhaseCost:
   """Compiles the program of a phase and returns its cost.
 
@@ -155,6 +176,7 @@ def measure(
     workload: what to sample.
     phase: the program.
     experts: all, with what of them is offloaded.
+    profiled: whether to find out where the time goes.
   """
   expert = phase.expert
   params = {n: expert.params[n] for n in phase.nets if n in expert.params}
@@ -171,16 +193,24 @@ def measure(
     if name not in other.offloaded and not (other is expert and name in params)
   )
   dtype = workload.vae_dtype if 'vae' in phase.nets else workload.dtype
-  seconds = machine.seconds(compiled.as_text(), traced.jaxpr, dtype)
+  arguments = compiled.as_text(), traced.jaxpr, dtype
+  seconds = machine.seconds(*arguments)
+  name, profile = expert.name + phase.name, None
+  if profiled:
+    profile = program_profile.profile(machine, name, *arguments)
   if seconds is not None and machine.chip.host_link:
     copied = {n: x for n, x in params.items() if n in expert.offloaded}
-    seconds += machines.bytes_of(copied) / machine.chip.host_link
+    copying = machines.bytes_of(copied) / machine.chip.host_link
+    seconds += copying
+    profile = profile and profile.preceded_by(hlo_kinds.HOST, copying)
   return PhaseCost(
-    name=expert.name + phase.name,
+    name=name,
     memory=cost.memory(compiled).peak + idle,
     parameters=machines.bytes_of(params) + idle,
-    flops=cost.flops(traced.jaxpr) / (workload.batch * machine.size),
+    flops=cost.compiled_flops(*arguments[:2], machine.size)
+    / (workload.batch * machine.size),
     seconds=seconds,
     compile_seconds=compile_seconds,
     runs=phase.runs,
+    profile=profile,
   )

@@ -4,7 +4,12 @@ import dataclasses
 from typing import Any
 
 from sdxl_jax.models import compute_dtype
-from sdxl_jax.planning import machines, report, sampling_plan
+from sdxl_jax.planning import (
+  machines,
+  profile_report,
+  report,
+  sampling_plan,
+)
 
 GIB = 2**30
 
@@ -68,7 +73,8 @@ def describe_time(plan: sampling_plan.SamplingPlan) -> list[str]:
 
 def to_json(plan: sampling_plan.SamplingPlan) -> dict[str, Any]:
   """Returns the figures of a plan under the keys of --json."""
-  phases = [dataclasses.asdict(phase) for phase in plan.phases]
+  platform = plan.machine.platform
+  phases = [profile_report.figures(phase, platform) for phase in plan.phases]
   workload = dataclasses.asdict(plan.workload)
   settings = workload.pop('settings')
   workload |= {name: settings[name] for name in JSON_SETTINGS}

@@ -24,6 +24,9 @@ SMALL_BLOCKS = ('2x2x1', '2x2x2', '2x2x4', '2x4x4')
 PLANES = ('1x1', '2x2', '2x4', '4x4', '4x8', '8x8', '8x16', '16x16')
 LARGEST_BLOCK = {'v4': 4096, 'v5p': 6144}  # chips
 
+# Names: (chip, sides of a slice), (chip, of a node, nodes).
+TPU = re.compile(r'(\w+):(\d+(?:x\d+)*)')
+GPU = re.compile(r'([a-z]\d+(?:-\d+gb)?)x(\d+)(?:x(\d+))?')
 EXAMPLES = (
   'v4:2x2x2, v5p:4x4x4, v5e:4x4 and v6e:4x4 (TPU slices), h100x8, h200x8, '
   'a100x8, a100-40gbx8, l4x1 and t4x2 (nodes of GPUs), h100x8x2 (two such '
@@ -43,13 +46,32 @@ def make_devices(name: str) -> tuple[list[jax.Device], chips.Chip]:
   """
   if name == 'here':
     return local_devices()
-  tpu = re.fullmatch(r'(\w+):(\d+(?:x\d+)*)', name)
-  gpu = re.fullmatch(r'([a-z]\d+(?:-\d+gb)?)x(\d+)(?:x(\d+))?', name)
-  if tpu and tpu.group(1) in chips.TPUS:
-    return make_tpu_devices(*tpu.groups())
-  if gpu and gpu.group(1) in chips.GPUS:
-    chip, per_node, nodes = gpu.groups()
-    return make_gpu_devices(name, chip, int(per_node), int(nodes or 1))
+  found, _ = parse(name)
+  if found.re is TPU:
+    return make_tpu_devices(*found.groups())
+  chip, per_node, nodes = found.groups()
+  return make_gpu_devices(name, chip, int(per_node), int(nodes or 1))
+
+
+def chip_of(name: str) -> chips.Chip | None:
+  """Returns the chip of a topology's name, None for the devices here.
+
+  Raises:
+    ValueError: for a name that does not exist.
+  """
+  return None if name == 'here' else parse(name)[1]
+
+
+def parse(name: str) -> tuple[re.Match, chips.Chip]:
+  """Returns (match of TPU or GPU, chip) of a topology's name.
+
+  Raises:
+    ValueError: for a name that does not exist.
+  """
+  for pattern, known in (TPU, chips.TPUS), (GPU, chips.GPUS):
+    found = pattern.fullmatch(name)
+    if found and found.group(1) in known:
+      return found, known[found.group(1)]
   raise ValueError(f'no topology is named {name!r}; there are {EXAMPLES}')
 
 

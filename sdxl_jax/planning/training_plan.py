@@ -2,14 +2,14 @@
 
 import dataclasses
 import time
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import ml_collections
 
 from sdxl_jax.distributed import device_mesh, sharding
 from sdxl_jax.models import from_config, net_types
-from sdxl_jax.planning import cost, machines
+from sdxl_jax.planning import cost, machines, program_profile
 from sdxl_jax.training import compilation, tasks
 
 # Compiles in a fifth of the time; the programs need as much memory.
@@ -32,12 +32,29 @@ class BucketCost:
   seconds: float | None  # for the gradients of one micro-batch
   utilisation: float | None  # model FLOPs over the chip's peak (MFU)
   compile_seconds: float
+  profile: program_profile.Profile | None = None  # if it was asked for
+
+
+class UpdateCost(NamedTuple):
+  """What the update of the parameters needs, per device."""
+
+  memory: int  # bytes at the peak, frozen nets included
+  profile: program_profile.Profile | None  # if it was asked for
 
 
 class Planner:
-  """Compiles the steps of a config for the devices of a topology."""
+  """Compiles the steps of a config for the devices of a topology.
 
-  def __init__(self, config: ml_collections.ConfigDict, name: str):
+  Args:
+    config: of a run.
+    name: of the topology.
+    profiled: whether to find out where the time goes.
+  """
+
+  def __init__(
+    self, config: ml_collections.ConfigDict, name: str, profiled: bool = False
+  ):
+    self.profiled = profiled
     axes = config.mesh.data, config.mesh.fsdp, config.mesh.tensor
     self.machine = machines.make_machine(name, *axes)
     given, config = config, net_types.resolve(config, self.machine.kind)
@@ -70,17 +87,25 @@ class Planner:
       sharding.with_shardings(frozen, self.mesh),
     )
 
-  def update(self, options: dict[str, Any] | None = None) -> int:
-    """Returns the peak of the update in bytes, frozen nets included.
+  def update(self, options: dict[str, Any] | None = None) -> UpdateCost:
+    """Compiles the update and returns its cost.
 
     Args:
       options: {name: value} for the compiler.
     """
     options = self.machine.options | (options or {})
-    compiled = compilation.compile_update(
-      self.task, self.mesh, self.state, options
+    args = self.task, self.mesh, self.state
+    compiled = compilation.compile_update(*args, options)
+    peak = cost.memory(compiled).peak + machines.bytes_of(self.frozen)
+    if not self.profiled:
+      return UpdateCost(peak, None)
+    jaxpr = compilation.trace_update(*args).jaxpr
+    return UpdateCost(
+      peak,
+      program_profile.profile(
+        self.machine, 'the update', compiled.as_text(), jaxpr
+      ),
     )
-    return cost.memory(compiled).peak + machines.bytes_of(self.frozen)
 
   def gradients(
     self, bucket: tuple[int, int], options: dict[str, Any] | None = None
@@ -111,17 +136,21 @@ class Planner:
     model_flops = cost.flops(plain)
     text = compiled.as_text()
     seconds = self.machine.seconds(text, jaxpr)
+    name, profile = f'{bucket[0]}x{bucket[1]}', None
+    if self.profiled:
+      profile = program_profile.profile(self.machine, name, text, jaxpr)
     return BucketCost(
-      bucket=f'{bucket[0]}x{bucket[1]}',
+      bucket=name,
       batch=rows // device_mesh.row_devices(self.mesh),
       memory=peak,
       fits=self.machine.fits(peak),
       model_flops=model_flops / rows,
-      flops=cost.flops(jaxpr) / rows,
+      flops=cost.compiled_flops(text, jaxpr, self.machine.size) / rows,
       collectives=cost.collectives(text),
       seconds=seconds,
       utilisation=self._utilisation(model_flops, seconds),
       compile_seconds=compile_seconds,
+      profile=profile,
     )
 
   def _utilisation(self, model_flops, seconds):
@@ -138,6 +167,13 @@ class TrainingPlan:
   planner: Planner
   buckets: list[BucketCost]
   update_peak: int  # bytes per device, while the update runs
+  update_profile: program_profile.Profile | None = None
+
+  @property
+  def profiles(self) -> list[program_profile.Profile]:
+    """Where the time goes, of each bucket and of the update."""
+    found = [bucket.profile for bucket in self.buckets]
+    return [p for p in (*found, self.update_profile) if p is not None]
 
   @property
   def worst(self) -> BucketCost:

@@ -4,7 +4,12 @@ import dataclasses
 from typing import Any
 
 from sdxl_jax.distributed import device_mesh
-from sdxl_jax.planning import machines, report, training_plan
+from sdxl_jax.planning import (
+  machines,
+  profile_report,
+  report,
+  training_plan,
+)
 from sdxl_jax.training import config_validation, tasks
 
 GIB = 2**30
@@ -74,7 +79,7 @@ def to_text(plan: training_plan.TrainingPlan) -> str:
 def to_json(plan: training_plan.TrainingPlan) -> dict[str, Any]:
   """Returns the figures of a plan under the keys of --json."""
   machine, state = plan.planner.machine, plan.planner.state
-  return {
+  figures = {
     'chip': dataclasses.asdict(machine.chip) | {'count': machine.size},
     'mesh': dict(machine.mesh.shape),
     'parameter_bytes': machines.bytes_of(state.params),
@@ -82,8 +87,16 @@ def to_json(plan: training_plan.TrainingPlan) -> dict[str, Any]:
     'frozen_bytes': machines.bytes_of(plan.planner.frozen),
     'update_peak': plan.update_peak,
     'method': estimate_method(machine),
-    'buckets': [dataclasses.asdict(bucket) for bucket in plan.buckets],
+    'buckets': [
+      profile_report.figures(bucket, machine.platform)
+      for bucket in plan.buckets
+    ],
   }
+  if plan.update_profile is not None:
+    figures['update'] = profile_report.to_json(
+      plan.update_profile, machine.platform
+    )
+  return figures
 
 
 def estimate_method(machine: machines.Machine) -> str:

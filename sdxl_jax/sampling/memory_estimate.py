@@ -16,10 +16,10 @@ from sdxl_jax.models import attention, sdxl, unet, vae
 MARGIN = 1.25
 # Of code, and of small arrays.
 FIXED = 2**27
-# Of parameters in other layouts on a TPU: steps at 1024 px in bfloat16 are
-# planned with 1.7 GiB beside parameters for v5e, and the refiner's with no more
-# than 1.9; both by 1.4 GiB more than their arrays.
-TPU_COPIES = int(1.4 * 2**30)
+# Of parameters in other layouts on a TPU. Besides parameters, a v5e's compiler
+# allots 1.1 GiB to steps at 1024 px in bfloat16, 1.0 to the refiner's, and 1.2
+# to decoding: up to 0.6 GiB more than their arrays.
+TPU_COPIES = 2**30
 TEXT = 2**28  # of the text encoders: their arrays have 77 rows a prompt
 BORDER = 32  # px by which a tile with its margins is larger; see tiled_decoding
 

@@ -4,6 +4,7 @@ import dataclasses
 import os
 import pathlib
 from collections.abc import Collection
+from concurrent import futures
 from typing import Any
 
 import jax
@@ -205,12 +206,16 @@ def load_pretrained(
   if is_merged:
     source, notes = quantized_loading.with_loras(source, options)
   model, opened = source.model, source.opened
+  # Importing the tokenizers' library takes seconds; nets are read meanwhile.
+  with futures.ThreadPoolExecutor(1) as thread:
+    tokenize = thread.submit(
+      tokenizer.load, source.path, opened.added_tokens, model.text.vocab_sizes
+    )
+    params = load_nets(opened, opened.index.components, options, mesh)
   pipeline = Pipeline(
     model=model,
-    params=load_nets(opened, opened.index.components, options, mesh),
-    tokenize=tokenizer.load(
-      source.path, opened.added_tokens, model.text.vocab_sizes
-    ),
+    params=params,
+    tokenize=tokenize.result(),
     scheduler=opened.scheduler,
     force_zeros=opened.index.force_zeros,
     size=source.size,

@@ -246,12 +246,19 @@ def compile_update(
   options: dict[str, str] | None = None,
 ) -> jax.stages.Compiled:
   """Compiles task.update ahead of time; the state is donated."""
+  return trace_update(task, mesh, state).lower().compile(options)
+
+
+def trace_update(
+  task: train_state.Task, mesh: jax.sharding.Mesh, state: train_state.State
+) -> jax.stages.Traced:
+  """Traces task.update, without compiling it."""
   update = jax.jit(
     task.update,
     out_shardings=(shardings_of(state), sharding.replicated(mesh)),
     donate_argnums=0,
   )
-  return update.lower(state, state.params).compile(options)
+  return update.trace(state, state.params)
 
 
 def shardings_of(shapes: Any) -> Any:

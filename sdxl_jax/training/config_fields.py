@@ -9,7 +9,7 @@ from sdxl_jax.data.sources import kinds
 from sdxl_jax.diffusion import noise_schedule, samplers
 from sdxl_jax.models import compute_dtype
 from sdxl_jax.sampling import settings
-from sdxl_jax.training import loss_scaling
+from sdxl_jax.training import loss_scaling, stochastic_rounding
 from sdxl_jax.training.field_kinds import (
   INF,
   Anything,
@@ -183,9 +183,11 @@ SECTIONS = {
     'eps': Number(0, 1, excludes=0),
     'weight_decay': WEIGHT,
     'clip_norm': Number(0, INF),  # infinity: off, as 0
+    'moments_dtype': Choice(stochastic_rounding.DTYPES),
     'loss_scale': PowerOfTwo(loss_scaling.SMALLEST, loss_scaling.LARGEST),
     'loss_scale_steps': COUNT,
     'ema_decay': SHARE,
+    'ema_dtype': Choice(stochastic_rounding.DTYPES),
     'ema_widths': Items(FACTOR, '(0.05, 0.1)'),
     'ema_snapshots': SWITCHED,
   },
@@ -228,6 +230,7 @@ SECTIONS = {
     'guidance_embed_dim': Optional(COUNT),
     'norm_num_groups': COUNT,
     'scan_blocks': Flag(),
+    'scan_unroll': COUNT,
   },
   'vae': RUNTIME
   | {

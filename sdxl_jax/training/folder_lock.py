@@ -26,6 +26,7 @@ FIELDS = ('pid', 'host', 'since', 'machine', 'started', 'token')
 BEAT_S = 5  # between two touches
 DEAD_S = 60  # without a touch, of a holder on another machine
 POLL_S = 1  # between two looks at a file that may be touched
+SETTLE_S = 0.2  # in which a file that was moved is back
 WRITE_S = 2  # in which a new file has its content
 
 
@@ -65,7 +66,7 @@ class FolderLock:
     Raises:
       ValueError: if a living process holds it, which is named.
     """
-    while not self._create():
+    while not self._has_settled():
       holder = self._read()
       if holder is None:  # released just now
         continue
@@ -91,6 +92,17 @@ class FolderLock:
     with contextlib.suppress(OSError):
       if self._is_own(self._read()):
         self.path.unlink()
+
+  def _has_settled(self) -> bool:
+    """Creates the file, if there is none; returns whether it is our own.
+
+    Of several that take over at once, one may have moved the file of another
+    for a moment, in which a third one creates its own: the last to lie there
+    counts.
+    """
+    if self._create():
+      time.sleep(SETTLE_S)
+    return self._is_own(self._read())
 
   def _create(self) -> bool:
     """Creates the file, unless it exists."""

@@ -19,7 +19,9 @@ from sdxl_jax.training import (
   compilation,
   latent_statistics,
   metrics,
+  metrics_writer,
   sample_grid,
+  step_profile,
   tasks,
   train_state,
 )
@@ -48,8 +50,9 @@ def loop(
   state: train_state.State,
   done: int,
   checkpoints: orbax_checkpoint.Checkpoints,
-  writer: metrics.Writer,
+  writer: metrics_writer.Writer,
   notice: stop_notice.PreemptionNotice,
+  recorder: step_profile.Recorder,
 ) -> int:
   """Trains from step `done` on; returns the number of steps done at the end."""
   config, total = run.config, run.config.total_steps
@@ -67,6 +70,7 @@ def loop(
   stopping, saved = False, done
   while done < total and not stopping:
     run.check_workdir()
+    recorder.before_step(state)
     try:
       state = take_step(run, state, done, reporter, notice.interrupts)
     except compilation.Interrupted:  # the gradients of the step are dropped
@@ -93,6 +97,7 @@ def loop(
     if is_due(done, config.samples.every, total) and not stopping:
       reporter.flush()
       write_samples(run, state, done, writer)
+  recorder.close(state)
   reporter.close()
   return done
 
@@ -180,7 +185,7 @@ def is_due(done: int, every: int, total: int) -> bool:
 
 
 def write_samples(
-  run: Run, state: train_state.State, done: int, writer: metrics.Writer
+  run: Run, state: train_state.State, done: int, writer: metrics_writer.Writer
 ) -> None:
   """Writes the sample grid of the EMA parameters as a PNG, to TensorBoard.
 

@@ -1,13 +1,9 @@
-"""Writes the metrics of a run: progress bar, JSON lines, TensorBoard.
+"""Reports the metrics of a run, one step late, to a metrics_writer.Writer.
 
 A line holds means over the steps since the line before it.
 """
 
-import contextlib
-import json
 import math
-import os
-import pathlib
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -15,9 +11,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from sdxl_jax import atomic_write
 from sdxl_jax.data import pipeline
-from sdxl_jax.training import board, loss_scaling, progress
+from sdxl_jax.training import loss_scaling, metrics_writer
 
 MAX_NAMES = 100  # of records, in an error
 # Metrics of a step that a line holds as they are after its last step.
@@ -65,80 +60,6 @@ def check_finite(
     )
 
 
-class Writer:
-  """Writes metrics and images to the workdir, and lines to the screen.
-
-  On resuming at `start_step` the lines of later steps, which a stopped run
-  left behind, are removed from metrics.jsonl, so that no step is there twice.
-  In a run of several processes only the primary one writes.
-  """
-
-  def __init__(
-    self,
-    workdir: str | pathlib.Path,
-    start_step: int,
-    total_steps: int,
-    is_primary: bool = True,
-  ):
-    folder = pathlib.Path(workdir)
-    path = folder / 'metrics.jsonl'
-    # Steps after the checkpoint are taken, and written, a second time.
-    if is_primary:
-      drop_lines_after(path, start_step)
-    self._file = open(path if is_primary else os.devnull, 'a')
-    self._board = None
-    if is_primary:
-      self._board = board.Board(folder / 'tensorboard', start_step)
-    self._progress = progress.Progress(start_step, total_steps, is_primary)
-
-  def write(self, step: int, metrics: dict[str, float]) -> None:
-    """Writes the metrics after `step` optimizer steps."""
-    # Six digits are more than a metric's noise, and keep the file small.
-    line = {'step': step, **{k: float(f'{v:.6g}') for k, v in metrics.items()}}
-    self._file.write(json.dumps(line) + '\n')
-    self._file.flush()
-    if self._board:
-      self._board.scalars(metrics, step)
-    self._progress.show(metrics['loss'], metrics['images_per_s'])
-
-  def image(self, name: str, image: np.ndarray, step: int) -> None:
-    """Writes an image, uint8 [h, w, 3], to TensorBoard."""
-    if self._board:
-      self._board.image(name, image, step)
-
-  def advance(self) -> None:
-    """Advances the progress by one step."""
-    self._progress.advance()
-
-  def say(self, text: str) -> None:
-    """Prints a line, above the progress bar if there is one."""
-    self._progress.say(text)
-
-  def close(self) -> None:
-    self._progress.close()
-    # A disk that is full here was full before, when `write` reported it.
-    for file in filter(None, (self._board, self._file)):
-      with contextlib.suppress(OSError):
-        file.close()
-
-
-def drop_lines_after(path: pathlib.Path, step: int) -> None:
-  """Removes the JSON lines after `step`, and a line that a crash cut short."""
-  if not path.exists():
-    return
-  lines = []
-  for line in path.read_text().splitlines(keepends=True):
-    try:
-      if json.loads(line)['step'] <= step:
-        lines.append(line)
-    # A line without an end: the process was killed while it wrote.
-    except json.JSONDecodeError:
-      continue
-
-  # Atomically, so that a crash here loses no metrics.
-  atomic_write.write_text(path, ''.join(lines))
-
-
 class Reporter:
   """Fetches metrics one step late, so that the device never waits for the host.
 
@@ -154,7 +75,7 @@ class Reporter:
 
   def __init__(
     self,
-    writer: Writer,
+    writer: metrics_writer.Writer,
     *,
     every: int,
     batch_size: int,
@@ -171,7 +92,8 @@ class Reporter:
     self._restart()
 
   def _restart(self):
-    self._started, self._waited, self._taken = time.monotonic(), 0.0, 0
+    self._started, self._taken = time.monotonic(), 0
+    self._waited, self._computed = 0.0, 0.0  # s for data, for the device
     self._sums, self._steps = {}, 0  # of the steps that were not skipped
 
   def waited(self, seconds: float) -> None:
@@ -204,7 +126,9 @@ class Reporter:
       return
     step, micro_batches, metrics = self._pending
     self._pending = None
+    started = time.monotonic()
     micro_batches, metrics = jax.device_get((micro_batches, metrics))
+    self._computed += time.monotonic() - started
 
     # Of the last step: a count and a state have no mean.
     latest = {
@@ -287,12 +211,15 @@ class Reporter:
     """Returns speed, learning rate and counts of the data."""
     # Speed since the last line; then the next interval begins.
     elapsed = time.monotonic() - self._started
-    steps, waited = self._taken, self._waited
+    steps, waited, computed = self._taken, self._waited, self._computed
     self._restart()
     return {
       'learning_rate': float(self.learning_rate(step)),
       'images_per_s': steps * self.batch_size / elapsed,
       'step_s': elapsed / steps,
       'data_wait_s': waited / steps,
+      # What is left is the host's own time: the device idles only if it is
+      # about as long as the step.
+      'host_s': (elapsed - waited - computed) / steps,
       **self.batches.counts(),
     }

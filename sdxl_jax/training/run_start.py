@@ -14,7 +14,7 @@ from sdxl_jax.programs import compile_progress
 from sdxl_jax.training import (
   config_warnings,
   folder_lock,
-  metrics,
+  metrics_writer,
   run_setup,
   set_back,
   workdirs,
@@ -29,7 +29,7 @@ class Start:
   workdir: pathlib.Path
   lock: folder_lock.FolderLock
   checkpoints: orbax_checkpoint.Checkpoints
-  writer: metrics.Writer
+  writer: metrics_writer.Writer
   accept_changes: bool  # of the config and the dataset
   stack: contextlib.ExitStack  # closes threads and files at the end
 
@@ -87,7 +87,7 @@ def open_workdir(
     set_back.set_back(workdir, from_step, print)
   checkpoints = open_checkpoints(config, workdir)
   done = checkpoints.latest_step or 0
-  writer = metrics.Writer(
+  writer = metrics_writer.Writer(
     workdir, done, config.total_steps, multihost.is_primary()
   )
   stack.callback(writer.close)

@@ -22,6 +22,7 @@ from sdxl_jax.training import (
   movement,
   optimizer,
   skipping,
+  stochastic_rounding,
   train_state,
 )
 
@@ -105,9 +106,10 @@ def make_optimizer(
     average = transform.power_ema(*c.ema_widths)
   else:
     average = transform.ema(c.ema_decay)
+  average = stochastic_rounding.stored_as(average, c.ema_dtype)
 
   def make_chain():
-    return optimizer.make_adamw(
+    adamw = optimizer.make_adamw(
       make_learning_rate(config),
       b1=c.b1,
       b2=c.b2,
@@ -115,6 +117,7 @@ def make_optimizer(
       weight_decay=c.weight_decay,
       clip_norm=c.clip_norm,
     )
+    return stochastic_rounding.stored_as(adamw, c.moments_dtype)
 
   # The average is last in the chain, since it follows the updated parameters.
   if config.task == 'diffusion':

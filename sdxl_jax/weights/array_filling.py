@@ -1,8 +1,9 @@
 """Fills new arrays with tensors that are read, by several threads.
 
 Reading, checking, casting and copying leave Python to other threads, and happen
-in blocks that stay in a core's cache. Arrays are filled in order and handed on
-one by one, so that the host needs memory for a few of them.
+in blocks that a cache holds. Arrays are filled in order and handed on one by
+one, so that the host needs memory for a few of them. A tensor is one thread's:
+two that write columns of the same rows would fault its pages twice.
 """
 
 import collections
@@ -19,12 +20,13 @@ import numpy as np
 
 from sdxl_jax.weights import checked_cast, safetensors_file
 
-BLOCK = 2**21  # bytes that a thread reads, casts and copies at once
+BLOCK = 2**22  # bytes that a thread reads, casts and copies at once
 AHEAD = 2**29  # bytes of the arrays that are filled at once, or a larger one
 MOST_THREADS = 8  # of which each may hold a whole tensor of a pickle
 LINE = 64  # bytes that a core writes to memory at once, at least
 SMALL = 2**14  # numbers below which numpy is the fastest to transpose
 BITS = {2: np.uint16, 4: np.uint32}
+PAGE = 4096  # bytes, or a fraction of a page of this machine
 Part = tuple[safetensors_file.LazyTensor, np.ndarray]
 
 
@@ -94,9 +96,8 @@ def start(pool: futures.Executor, wanted: Wanted) -> Filling:
   """Makes an array that threads fill from now on."""
   array = empty_aligned(wanted.shape, wanted.dtype)
   jobs = [
-    pool.submit(store, part, view, tensor)
-    for tensor, whole in wanted.parts(array)
-    for part, view in split(tensor, whole)
+    pool.submit(store_tensor, tensor, view)
+    for tensor, view in wanted.parts(array)
   ]
   finish = functools.partial(put, sharding=wanted.sharding)
   return Filling(array, wanted.finish or finish, jobs)
@@ -111,6 +112,24 @@ def empty_aligned(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
   size = math.prod(shape) * np.dtype(dtype).itemsize
   pages = mmap.mmap(-1, max(1, size), mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
   return np.frombuffer(pages, np.uint8, size).view(dtype).reshape(shape)
+
+
+def store_tensor(tensor: safetensors_file.LazyTensor, view: np.ndarray) -> None:
+  """Reads a tensor block by block into an array; see `store`."""
+  touch_pages(view)
+  for part, rows in split(tensor, view):
+    store(part, rows, tensor)
+
+
+def touch_pages(view: np.ndarray) -> None:
+  """Makes the system provide new memory in order, at half the price.
+
+  Rows that are turned into columns would ask for each page by itself, and wait.
+  """
+  order = np.argsort([-stride for stride in view.strides], kind='stable')
+  memory = view.transpose(order)
+  if memory.flags.c_contiguous:
+    memory.reshape(-1).view(np.uint8)[::PAGE] = 0
 
 
 def split(

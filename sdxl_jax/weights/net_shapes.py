@@ -11,6 +11,15 @@ from sdxl_jax.models import clip, unet, vae
 
 NetConfig = unet.UNetConfig | vae.AnyConfig | clip.CLIPTextConfig
 Tree = dict[str, Any]  # of arrays, or of jax.ShapeDtypeStruct
+MARK = 'float16'  # a type that no layer chooses for itself
+# Fields on which no shape depends; other attention may need a GPU to be traced.
+TRACED = {
+  'attention': 'xla',
+  'dtype': 'float32',
+  'param_dtype': MARK,
+  'remat': 'none',
+  'scan_unroll': 1,
+}
 
 
 def shapes_of(config: NetConfig, location: str) -> Tree:
@@ -26,15 +35,19 @@ def shapes_of(config: NetConfig, location: str) -> Tree:
 
 def abstract_params(config: NetConfig) -> Tree:
   """Returns the tree of shapes and dtypes of the net of a config."""
-  # They do not depend on the attention, which may need a GPU to be traced.
-  if hasattr(config, 'attention'):
-    config = dataclasses.replace(config, attention='xla')
-  return trace_params(config)
+  runtime = {k: v for k, v in TRACED.items() if hasattr(config, k)}
+  shapes = trace_params(dataclasses.replace(config, **runtime))
+
+  def typed(x):
+    dtype = config.param_dtype if x.dtype == MARK else x.dtype
+    return jax.ShapeDtypeStruct(x.shape, dtype)
+
+  return jax.tree.map(typed, shapes)
 
 
 @functools.cache  # tracing a net takes seconds
 def trace_params(config: NetConfig) -> Tree:
-  """Returns `abstract_params` of a config with attention by XLA."""
+  """Returns `abstract_params` of a config with the fields of TRACED."""
   if isinstance(config, unet.UNetConfig):
     net = unet.UNet(config)
     inputs = (

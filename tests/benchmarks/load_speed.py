@@ -41,7 +41,7 @@ END = (
 )
 OURS = (
   'import jax; from sdxl_jax import sample; ',
-  "x = sample.load('{folder}', '{dtype}', vae_dtype='{dtype}'); "
+  "x = sample.load('{folder}', '{dtype}', vae_dtype='{vae_dtype}'); "
   'jax.block_until_ready(x.params)',
 )
 OUR_PART = (
@@ -90,6 +90,8 @@ def program(steps, folder, part, dtype):
     folder=folder,
     part=part or '',
     dtype=dtype,
+    # float16 is refused, since the published autoencoder overflows in it.
+    vae_dtype='bfloat16' if dtype == 'float16' else dtype,
     library=library,
     net_class=net_class,
   )

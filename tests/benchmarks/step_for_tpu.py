@@ -1,12 +1,12 @@
-"""Compiles the base UNet's training step for a TPU, scanned and unrolled.
+"""Compiles the base UNet's training step for a TPU, as loops and written out.
 
   python -m tests.benchmarks.step_for_tpu --topology v5p:2x2x1
 
-One image per chip at 1024 x 1024, from VAE moments and encoded text; float32
-parameters, moments and EMA are sharded over all chips. Prints peak memory,
-cycles per image and compile seconds of both, and the same figures of
+One image per chip (--rows) at 1024 x 1024, from VAE moments and encoded text;
+float32 parameters, moments and EMA are sharded over all chips. Prints peak
+memory, cycles per image and compile seconds of both, and the same figures of
 maxdiffusion at 7cfb880 (with jax 0.10.2 and libtpu 0.0.42.1; without EMA).
-Needs jax[tpu], but no TPU; half an hour on two cores.
+Needs jax[tpu], but no TPU; an hour of CPU.
 """
 
 import dataclasses
@@ -55,17 +55,19 @@ def measure(config, devices, chip):
   compiled = compilation.compile_gradients(*arguments)
   seconds = time.monotonic() - started[0], time.process_time() - started[1]
   # Fused attention has no estimate by the compiler.
-  kernels = cost.flops_by_kernel(compilation.trace_gradients(*arguments).jaxpr)
-  kernels.pop(None)
-  flops = sum(kernels.values()) / len(devices)
+  text = compiled.as_text()
+  jaxpr = compilation.trace_gradients(*arguments).jaxpr
+  flops = cost.compiled_kernel_flops(text, jaxpr)
   in_kernels = flops / (machines.ATTENTION_PEAK_SHARE * chip.flops) * chip.clock
   peak = cost.memory(compiled).peak + machines.bytes_of(state.opt_state)
-  cycles = cost.cycles(compiled.as_text()).estimated
+  rows = config.global_batch_size // len(devices)
+  cycles = cost.cycles(text).estimated / rows
   update = cost.memory(compilation.compile_update(task, mesh, state)).peak
   print(
     f'  peak {max(peak, update) / 2**30:.1f} GiB per chip, moments and EMA '
     f'included (gradients {peak / 2**30:.1f}, update {update / 2**30:.1f}); '
-    f'{cycles / 1e6:.0f} M cycles and {in_kernels / 1e6:.0f} M in kernels at '
+    f'{cycles / 1e6:.0f} M cycles per image and '
+    f'{in_kernels / rows / 1e6:.0f} M in kernels at '
     f'{machines.ATTENTION_PEAK_SHARE} of the peak; compiled in '
     f'{seconds[0]:.0f} s ({seconds[1]:.0f} s of CPU)',
     flush=True,
@@ -79,16 +81,18 @@ def main(argv):
     'maxdiffusion on v5p:2x2x1: peak {memory} GiB per chip, {cycles} M cycles, '
     'compiled in {seconds} s'.format(**PEER)
   )
-  for scan in (True, False):
+  for unroll in map(int, flags.FLAGS.unroll):
     config = stage3.get_config()
-    config.global_batch_size = len(devices)
+    config.global_batch_size = flags.FLAGS.rows * len(devices)
     config.unet.remat = flags.FLAGS.remat
-    config.unet.scan_blocks = scan
-    print('ours, scanned:' if scan else 'ours, unrolled:', flush=True)
+    config.unet.scan_unroll = unroll
+    print(f'ours, scan_unroll={unroll}:', flush=True)
     measure(config, devices, chip)
 
 
 if __name__ == '__main__':
   flags.DEFINE_string('topology', 'v5p:2x2x1', 'a TPU slice')
   flags.DEFINE_string('remat', 'dots', "'none', 'dots' or 'full'")
+  flags.DEFINE_list('unroll', ['1', '10'], 'blocks written out, scan_unroll')
+  flags.DEFINE_integer('rows', 1, 'images per chip')
   app.run(main)

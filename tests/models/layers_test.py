@@ -34,7 +34,7 @@ def test_norm_statistics_are_float32(dtype, mean):
   x = jnp.asarray(x, dtype)
   norms = {
     (1, 2, 4): layers.group_norm(config, 1e-5, None),
-    (4,): layers.layer_norm(config, None),
+    (4,): layers.LayerNorm(config),
   }
   groups = np.asarray(x, np.float64).reshape(1, 32, 32, 2, 32)
   for axes, norm in norms.items():

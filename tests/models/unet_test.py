@@ -163,13 +163,19 @@ def test_scan_and_remat_change_nothing(close, jit):
   params = jax.tree.map(lambda leaf: 0.3 * draw(leaf.shape), stacked)
   value, grads = grad(params)
   expected = traverse_util.flatten_dict(grads, sep='/')
-  for remat, scan in ('full', True), ('dots', True), ('dots', False):
-    grad, tree = make(remat=remat, scan_blocks=scan)
+  for remat, scan, unroll in (
+    ('full', True, 1),
+    ('dots', True, 1),
+    ('dots', True, 2),
+    ('dots', False, 1),
+  ):
+    grad, tree = make(remat=remat, scan_blocks=scan, scan_unroll=unroll)
     other, grads = grad(restack(params, tree))
     np.testing.assert_allclose(other, value, rtol=1e-5)
     grads = traverse_util.flatten_dict(restack(grads, stacked), sep='/')
     for name, ours in grads.items():
-      close(ours, expected[name], 1e-4, f'{remat}, {scan}: {name}')
+      setting = f'{remat}, {scan}, {unroll}'
+      close(ours, expected[name], 1e-4, f'{setting}: {name}')
 
 
 def test_guidance_scale(close, jit):

@@ -12,11 +12,13 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from sdxl_jax.models import attention
 from sdxl_jax.planning import (
   cost,
   hlo,
   hlo_traffic,
   hlo_trip_counts,
+  kernels,
   topology,
 )
 
@@ -424,15 +426,54 @@ def test_kernels_on_tpu():
 
   def f(x, w):
     def body(x, _):
-      return kernel(jnp.sin(x), w, 'named'), None
+      with jax.named_scope('named'):
+        return kernel(jnp.sin(x), w), None
 
     return lax.scan(body, x, length=5)[0]
 
-  lowered = jax.jit(f).trace(x, w).lower(lowering_platforms=('tpu',))
-  cycles = cost.cycles(lowered.compile().as_text())
+  traced = jax.jit(f).trace(x, w)
+  text = traced.lower(lowering_platforms=('tpu',)).compile().as_text()
+  cycles = cost.cycles(text)
   size = 4 * (2 * 512 * 128 + 128 * 128)
-  assert cycles.kernels == [cost.Kernel('named', 5, size)]
+  call = kernels.Call('named', ((512, 128), (128, 128)), ((512, 128),))
+  assert cycles.kernels == [kernels.Kernel(call, 5, size)]
   assert cycles.estimated > 0
+  one = 2 * 512 * 128 * 128
+  assert cost.kernel_flops(traced.jaxpr) == {call: one}
+  assert cost.compiled_kernel_flops(text, traced.jaxpr) == 5 * one
+
+
+def test_kernels_that_remat_repeats_in_the_jaxpr_alone():
+  """The compiler removes the second forward run of what a policy keeps."""
+  pytest.importorskip('libtpu')
+  devices, _ = topology.make_devices('v5p:2x2x1')
+  one = jax.sharding.SingleDeviceSharding(devices[0])
+  x = jax.ShapeDtypeStruct((1, 1024, 128), jnp.bfloat16, sharding=one)
+  w = jax.ShapeDtypeStruct((3, 128, 128), jnp.bfloat16, sharding=one)
+  policies = jax.checkpoint_policies
+  keep = policies.save_from_both_policies(
+    policies.dots_with_no_batch_dims_saveable,
+    policies.save_only_these_names(attention.SAVED),
+  )
+
+  def block(x, w):
+    h = x @ w
+    return x + attention.attention(h, h, h, 2, 'splash'), None
+
+  def loss(w, x):
+    layer = jax.checkpoint(block, policy=keep, prevent_cse=False)
+    return lax.scan(layer, x, w)[0].astype(jnp.float32).sum()
+
+  # As in runs; the tests' own precision is one that bfloat16 lacks.
+  with jax.default_matmul_precision('default'):
+    traced = jax.jit(jax.grad(loss)).trace(w, x)
+    text = traced.lower(lowering_platforms=('tpu',)).compile().as_text()
+  product = 2 * 2 * 1024 * 1024 * 64  # of two heads
+  in_jaxpr = cost.flops_by_kernel(traced.jaxpr)
+  in_jaxpr.pop(None)
+  assert sum(in_jaxpr.values()) == 3 * (2 * 2 + 5) * product
+  assert cost.compiled_kernel_flops(text, traced.jaxpr) == 3 * 7 * product
+  assert [kernel.runs for kernel in cost.cycles(text).kernels] == [3, 3]
 
 
 def test_on_gpu():

@@ -8,7 +8,9 @@ import pytest
 from sdxl_jax.distributed import device_mesh
 from sdxl_jax.models import compute_dtype, from_config
 from sdxl_jax.planning import (
+  hlo_kinds,
   machines,
+  program_profile,
   sampling_plan,
   sampling_programs,
   sampling_report,
@@ -228,8 +230,14 @@ def test_offloaded_nets_take_time_and_host_memory(machine, configs, no_reserve):
   speed = dict.fromkeys(('flops', 'float32_flops', 'bandwidth', 'link'), 1e12)
   size = machines.bytes_of(place(machine, configs[:1])[0][0].params)
   slow = limited(machine, size, host_link=1e6, **speed)
-  planned = sampling_plan.plan(slow, configs[:1], WORKLOAD)
+  planned = sampling_plan.plan(slow, configs[:1], WORKLOAD, profiled=True)
   assert planned.offloaded and planned.host_bytes
+  # What the profile says of all phases adds up to the time of the plan.
+  whole = program_profile.joined('sampling', planned.profiles)
+  assert whole.total == pytest.approx(planned.seconds)
+  assert whole.seconds == pytest.approx(planned.seconds)
+  copies = whole.grouped(lambda part: part.kind)[hlo_kinds.HOST].whole
+  assert 0.9 < copies < 1
   text = sampling_report.to_text(planned)
   assert f'In host memory wait: {", ".join(planned.offloaded)}, ' in text
   assert f'{planned.seconds:.1f} s for 4 images, of all phases.' in text

@@ -20,6 +20,7 @@ MIB = 2**20
 COMPILED = {
   ('gpu', 'float16', 'xla', 'float32', 1024): (1039, 2000, 2442),  # t4x1
   ('gpu', 'bfloat16', 'xla', 'bfloat16', 1024): (1049, 2011, 1227),  # l4x1
+  ('tpu', 'bfloat16', 'splash', 'bfloat16', 1024): (1115, 1002, 1237),  # v5e
 }
 
 

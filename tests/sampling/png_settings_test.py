@@ -102,7 +102,7 @@ def test_exif_of_a1111(tmp_path):
   for order, kind in (('utf-16-be', 'jpg'), ('utf-16-le', 'webp')):
     exif = Image.Exif()
     comment = b'UNICODE\0' + A1111.encode(order)
-    exif.get_ifd(ExifTags.IFD.Exif)[0x9286] = comment
+    exif[ExifTags.IFD.Exif] = {0x9286: comment}
     path = tmp_path / f'a.{kind}'
     Image.new('RGB', (8, 8)).save(path, exif=exif)
     assert png_settings.load(path).fields['steps'] == 20

@@ -10,6 +10,7 @@ NAMES = (
   'sdxl_jax/data/README.md',
   'sdxl_jax/weights/README.md',
   'sdxl_jax/sampling/README.md',
+  'sdxl_jax/planning/README.md',
   'launch/README.md',
   'tests/README.md',
   'tests/benchmarks/results/README.md',

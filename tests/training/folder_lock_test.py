@@ -120,6 +120,25 @@ def test_of_many_that_start_at_once_one_runs(tmp_path):
   held[0].release()
 
 
+def test_a_file_that_is_put_back(tmp_path, monkeypatch):
+  """Over the lock of one that a third process had moved for a moment."""
+  first = acquire(tmp_path)
+  file = tmp_path / folder_lock.FILE
+  content = file.read_bytes()
+  file.unlink()  # moved: another one creates its own meanwhile
+  settle = time.sleep
+  monkeypatch.setattr(
+    folder_lock.time,
+    'sleep',
+    lambda seconds: (file.write_bytes(content), settle(0)),
+  )
+  with pytest.raises(ValueError, match='is in use by'):
+    acquire(tmp_path)
+  monkeypatch.undo()
+  first.check()
+  first.release()
+
+
 def test_a_workdir_that_is_lost(tmp_path, monkeypatch):
   """Removed, or taken over while this process slept: it writes no more."""
   monkeypatch.setattr(folder_lock, 'BEAT_S', 0.02)

@@ -7,7 +7,7 @@ import pytest
 from sdxl_jax.evaluation import reconstruction
 from sdxl_jax.models import autoencoder_gan
 from sdxl_jax.sampling import finiteness
-from sdxl_jax.training import loop, metrics, sample_grid, train_state
+from sdxl_jax.training import loop, metrics_writer, sample_grid, train_state
 from tests.support import autoencoder_config
 
 
@@ -17,12 +17,12 @@ def test_samples_that_are_not_finite_are_left_out(tmp_path, monkeypatch):
   grid = object.__new__(sample_grid.SampleGrid)
   for name, value in (('sample_grid', grid), ('workdir', tmp_path)):
     object.__setattr__(run, name, value)
-  writer = object.__new__(metrics.Writer)
+  writer = object.__new__(metrics_writer.Writer)
   monkeypatch.setattr(
-    metrics.Writer, 'say', lambda self, line: said.append(line)
+    metrics_writer.Writer, 'say', lambda self, line: said.append(line)
   )
   monkeypatch.setattr(
-    metrics.Writer, 'image', lambda *args: said.append('shown')
+    metrics_writer.Writer, 'image', lambda *args: said.append('shown')
   )
   monkeypatch.setattr(loop.transform, 'ema_params', lambda opt_state: {})
   state = train_state.State(jnp.int32(7), {}, ())

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from sdxl_jax.training import metrics
+from sdxl_jax.training import metrics, metrics_writer
 
 
 class Batches:
@@ -32,7 +32,7 @@ def report(
     scale: of the first step in float16; it is halved as the program does.
     norms: {step: norm of the gradient}, where it is not the step.
   """
-  writer = metrics.Writer(workdir, start, total)
+  writer = metrics_writer.Writer(workdir, start, total)
   reporter = metrics.Reporter(
     writer,
     every=every,
@@ -183,3 +183,34 @@ def test_an_overflow_ends_no_row_of_steps_that_fail(tmp_path):
   losses = [(1, 1), (NAN, 1), (2, 2), (NAN, 1)]
   with pytest.raises(metrics.NonFiniteLoss, match='step 3 '):
     report(tmp_path, losses, every=1, skip=1, scale=2.0**15, norms={2: np.inf})
+
+
+def test_the_host_has_what_data_and_device_leave(tmp_path, monkeypatch):
+  """On a clock by which fetching a result takes 5 s, and a step 2 s more."""
+  now = [100.0]
+
+  def fetch(result):
+    now[0] += 5
+    return result
+
+  monkeypatch.setattr(metrics.time, 'monotonic', lambda: now[0])
+  monkeypatch.setattr(metrics.jax, 'device_get', fetch)
+  writer = metrics_writer.Writer(tmp_path, 0, 4)
+  reporter = metrics.Reporter(
+    writer,
+    every=4,
+    batch_size=6,
+    learning_rate=lambda step: 0.1,
+    batches=Batches(),
+  )
+  for step in range(4):
+    now[0] += 3
+    reporter.waited(3)
+    now[0] += 2
+    reporter.add_micro_batch(step, (16, 16), {'loss': np.float32(1)})
+    reporter.end_step(step, {'grad_norm': np.float32(1)})
+  reporter.close()
+  writer.close()
+  line = json.loads((tmp_path / 'metrics.jsonl').read_text())
+  names = 'step_s', 'data_wait_s', 'host_s', 'images_per_s'
+  assert [line[name] for name in names] == [10, 3, 2, 0.6]

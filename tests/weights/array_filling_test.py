@@ -193,3 +193,17 @@ def test_arrays_of_the_cpu_are_not_copied():
   device = jax.sharding.SingleDeviceSharding(jax.devices('cpu')[0])
   put = array_filling.put(array, device)
   assert put.unsafe_buffer_pointer() == array.ctypes.data
+
+
+def test_each_page_of_new_memory_is_touched(monkeypatch):
+  """Of rows that become columns, too; what is no whole range stays as it is."""
+  monkeypatch.setattr(array_filling, 'PAGE', 8)
+  stack = np.ones((3, 4, 6), np.uint16)
+  array_filling.touch_pages(stack[1].T)
+  numbers = stack[1].reshape(-1)
+  assert not numbers.view(np.uint8)[::8].any() and numbers.any()
+  assert stack[0].all() and stack[2].all()
+  columns = np.ones((4, 6), np.uint16)
+  array_filling.touch_pages(columns[:, :3])
+  array_filling.touch_pages(np.ones((), np.float32))
+  assert columns.all()

@@ -1,0 +1,93 @@
+"""State in bfloat16, rounded at random."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from sdxl_jax.ema import transform
+from sdxl_jax.training import optimizer, stochastic_rounding
+
+
+def rounded(x, count=1):
+  """Rounds copies of an array, with other random bits for each."""
+  keys = jax.random.split(jax.random.key(0), count)
+  function = jax.vmap(stochastic_rounding.round_stochastically, (0, None))
+  return np.float64(jax.jit(function)(keys, jnp.float32(x)))
+
+
+@pytest.mark.parametrize('x', [1.003, -0.7512, 3.2e-5, 6.1e37])
+def test_the_two_nearest_with_the_right_mean(x):
+  samples = rounded(x, 40_000)
+  step = 2.0 ** (np.floor(np.log2(abs(x))) - 7)
+  low = np.floor(x / step) * step
+  assert set(samples) == {low, low + step}
+  # Four standard errors of a coin.
+  assert abs(samples.mean() - np.float32(x)) < 4 * 0.5 * step / 200
+
+
+def test_numbers_that_stay():
+  x = [0.0, -0.0, 1.5, -(2.0**-126), np.inf, -np.inf, np.nan]
+  largest = float(jnp.finfo(jnp.float32).max)
+  out = rounded([*x, largest, -largest], 100)
+  np.testing.assert_array_equal(out[:, :7], [np.float32(x)] * 100)
+  # bfloat16 ends a little below float32: the nearest there is infinity.
+  assert set(np.abs(out[:, 7:]).ravel()) <= {
+    np.inf,
+    float(jnp.finfo(jnp.bfloat16).max),
+  }
+
+
+def run(dtype, steps, moments='float32'):
+  """Averages and moments of a parameter that moves by 1e-5 a step."""
+  chain = optax.chain(
+    stochastic_rounding.stored_as(
+      optimizer.make_adamw(lambda _: 1e-5, weight_decay=0.0), moments
+    ),
+    stochastic_rounding.stored_as(transform.ema(0.999), dtype),
+  )
+  params = {'kernel': jnp.ones(5000)}
+  gradients = {'kernel': jnp.linspace(-1, 1, 5000) / 5000}
+
+  def step(carry, _):
+    params, state = carry
+    updates, state = chain.update(gradients, state, params)
+    return (optax.apply_updates(params, updates), state), None
+
+  (params, state), _ = jax.jit(
+    lambda carry: jax.lax.scan(step, carry, None, steps)
+  )((params, chain.init(params)))
+  return params['kernel'], state
+
+
+def test_an_average_moves_that_rounding_to_the_nearest_would_hold():
+  _, expected = run('float32', 2000)
+  _, state = run('bfloat16', 2000)
+  exact = transform.ema_params(expected)['kernel']
+  ours = transform.ema_params(state)['kernel']
+  assert ours.dtype == jnp.bfloat16
+  # No step is a hundredth of bfloat16's, and all together are two of them.
+  assert 2 * 2**-7 < abs(float(exact[0]) - 1) < 2000 * 2**-7 / 100
+  error = np.float64(ours) - np.float64(exact)
+  assert np.abs(error).max() < 4 * 2**-7
+  for side in error[:2500], error[2500:]:
+    assert abs(side.mean()) < 2e-4
+
+
+def test_moments_give_the_same_updates():
+  expected, _ = run('float32', 500)
+  params, state = run('float32', 500, 'bfloat16')
+  moved = np.float64(params) - 1, np.float64(expected) - 1
+  assert {x.dtype for x in jax.tree.leaves(state[0])} == {
+    jnp.dtype('bfloat16'),
+    jnp.dtype('int32'),
+  }
+  # Each by at most 4 %, and together by nothing: rounding has no bias.
+  ratio = moved[0] / moved[1]
+  assert np.abs(ratio - 1).max() < 0.04 and abs(ratio.mean() - 1) < 1e-3
+
+
+def test_the_tree_does_not_depend_on_the_type():
+  states = [run(dtype, 1, dtype)[1] for dtype in stochastic_rounding.DTYPES]
+  assert jax.tree.structure(states[0]) == jax.tree.structure(states[1])
