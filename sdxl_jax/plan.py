@@ -15,8 +15,7 @@ import json
 import math
 import os
 import pathlib
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import ml_collections
 import tqdm
@@ -24,9 +23,10 @@ from absl import flags
 from ml_collections import config_flags
 
 from sdxl_jax import cli
-from sdxl_jax.distributed import device_mesh, gpu_memory
-from sdxl_jax.models import compute_dtype
+from sdxl_jax.distributed import gpu_memory
+from sdxl_jax.models import compute_dtype, stored_kernels
 from sdxl_jax.planning import (
+  batch_search,
   machines,
   profile_output,
   sampling_plan,
@@ -38,7 +38,7 @@ from sdxl_jax.planning import (
 from sdxl_jax.programs import program_cache
 from sdxl_jax.sampling import offload_flag, sample_flags, settings
 from sdxl_jax.sampling.settings import SampleSettings
-from sdxl_jax.training import config_validation, tasks
+from sdxl_jax.training import config_validation
 
 GIB = 2**30
 
@@ -110,77 +110,6 @@ def plan(
   )
 
 
-class Candidate(NamedTuple):
-  """A setting that fits."""
-
-  fields: dict[str, Any]  # of the config
-  cost: training_plan.BucketCost
-
-  @property
-  def seconds_per_image(self) -> float:
-    """Time per image of a device."""
-    return self.cost.seconds / self.cost.batch
-
-
-def search(
-  config: ml_collections.ConfigDict,
-  name: str,
-  bucket: tuple[int, int],
-  say: Callable[[str], None],
-) -> Candidate | None:
-  """Searches for the batch size and rematerialisation with the least time.
-
-  Doubles the batch under each rematerialisation until it no longer fits.
-  Compiles with little optimisation, so that the times can be compared with one
-  another only.
-
-  Args:
-    config: of the run.
-    name: of the topology.
-    bucket: (height, width) in px.
-    say: takes a line for the user.
-
-  Returns:
-    the fastest Candidate, or None if nothing fits.
-
-  Raises:
-    ValueError: for a machine whose memory and speed are not known.
-  """
-  planner = training_plan.Planner(config, name)
-  if planner.machine.chip.memory is None:
-    raise ValueError(
-      f'--search needs the memory of the devices, and that of {name!r} is not '
-      'known: name a machine'
-    )
-  # One row per device and micro-batch.
-  smallest = device_mesh.row_devices(planner.mesh) * tasks.micro_batches_of(
-    config
-  )
-  candidates = []
-  for remat in ('none', 'dots', 'full'):
-    size = smallest
-    while True:
-      fields = {
-        training_plan.REMAT[config.task]: remat,
-        'global_batch_size': size,
-      }
-      planner = training_plan.Planner(
-        training_plan.changed(config, fields), name
-      )
-      cost = planner.gradients(bucket, training_plan.QUICK)
-      say(f'  {as_flags(fields)}: {cost.memory / GIB:.1f} GiB')
-      if not cost.fits:
-        break
-      candidates.append(Candidate(fields, cost))
-      size *= 2
-  return min(candidates, key=lambda c: c.seconds_per_image, default=None)
-
-
-def as_flags(fields: dict[str, Any]) -> str:
-  """Formats {field: value} as flags of the command line."""
-  return ' '.join(f'--config.{name}={value}' for name, value in fields.items())
-
-
 def plan_sampling(args: flags.FlagValues) -> None:
   """Prints what sampling with the config's nets needs."""
   gpu_memory.enlarge()  # as `sample` does
@@ -193,11 +122,15 @@ def plan_sampling(args: flags.FlagValues) -> None:
       steps=args.steps,
       sampler=args.sampler,
       guidance_scale=args.guidance_scale,
+      guidance_interval=sample_flags.parse(
+        settings.FIELDS['guidance_interval'], args.guidance_interval
+      ),
       tile=args.tile,
     ),
     batch=args.batch,
     dtype=compute_dtype.choose(args.dtype, machine.kind),
     vae_dtype=compute_dtype.choose_vae(args.vae_dtype, machine.kind),
+    weights_dtype=args.weights_dtype,
     offload=args.offload,
     host_memory=args.host_memory and int(args.host_memory * GIB),
   )
@@ -244,8 +177,11 @@ def print_plan(args: flags.FlagValues) -> None:
     bucket = planned.worst.bucket
     print(f'searching for the best batch at {bucket}')
     height, width = map(int, bucket.split('x'))
-    best = search(args.config, args.topology, (height, width), print)
-    print(f'best: {as_flags(best.fields)}' if best else 'nothing fits')
+    best = batch_search.search(
+      args.config, args.topology, (height, width), print
+    )
+    found = f'best: {batch_search.as_flags(best.fields)}' if best else None
+    print(found or 'nothing fits')
 
 
 def save_json(path: str | os.PathLike, content: dict[str, Any]) -> None:
@@ -274,12 +210,15 @@ def define_sampling() -> None:
   flags.DEFINE_list('size', None, 'H,W in px; default: config.samples.size')
   workload = sampling_programs.SampleWorkload()
   defaults = {'steps': workload.settings.steps, 'sampler': workload.sampler}
-  for name in ('steps', 'sampler', 'guidance_scale', 'tile'):
+  for name in (*defaults, 'guidance_scale', 'guidance_interval', 'tile'):
     field = settings.FIELDS[name]
     sample_flags.define_field(field, defaults.get(name, field.default))
   dtypes = list(compute_dtype.CHOICES)
   flags.DEFINE_enum('dtype', 'auto', dtypes, 'of UNet and text encoders')
   flags.DEFINE_enum('vae_dtype', 'auto', dtypes, 'of the autoencoder')
+  flags.DEFINE_enum(
+    'weights_dtype', None, list(stored_kernels.LARGEST), 'of their kernels'
+  )
   flags.DEFINE_flag(offload_flag.make())
   flags.DEFINE_float(
     'host_memory', None, 'GiB of each host for --offload; default: no limit', 0

@@ -123,11 +123,6 @@ def test_verdict_where_the_update_takes_most(planned):
   assert text.startswith('It fits: the update takes 50%')
 
 
-def test_search_needs_a_machine(planned):
-  with pytest.raises(ValueError, match="memory of .* that of 'here'"):
-    plan.search(planned.planner.config, 'here', (16, 16), print)
-
-
 def test_choose_buckets():
   config = stage3.get_config()
   choose = functools.partial(plan.choose_buckets, config)

@@ -117,6 +117,8 @@ def test_watermark(tmp_path):
   'args, message',
   [
     (['--crop_top_left', '3'], 'two whole numbers in px, as 1024,1024'),
+    (['--guidance_interval=5'], '--guidance_interval=5 must be two numbers'),
+    (['--guidance_interval=5,1'], 'guidance_interval is 5,1; it must be two'),
     (['--prompts_file', 'none.txt'], "No such file or directory: 'none.txt'"),
     (['--prompts_file', 'empty.txt'], 'empty.txt has no prompts'),
     (['--prompts_file', 'prompts.txt'], 'both given: leave one out'),
@@ -133,6 +135,7 @@ def test_watermark(tmp_path):
     (['--output', '{k}.png'], "'k'; braces may hold i and seed"),
     (['--repeat=2', '--output', 'a{seed:.1}.png'], 'Precision not allowed'),
     (['--dtype=int8'], "--dtype is 'int8'; pass auto, float32, bfloat16 or f"),
+    (['--weights_dtype=int4'], "--weights_dtype is 'int4'; pass int8 or flo"),
     (['--vae_dtype=float16'], "float16 overflows in SDXL's own autoencoder: p"),
     (['--from_png', 'plain.png'], "no text under ['sdxl_jax']"),
     (['--init_noise=two.npy'], 'noise for 2 images, and 1 are to be sampled'),
@@ -295,6 +298,21 @@ def flags():
       )
     sample_flags.define()
   return values
+
+
+def test_the_fast_preset_says_what_it_trades(flags, capsys):
+  flags(['sample', '--preset=fast', '--prompt=a', '--steps=15'])
+  ((_, request),) = sample_flags.read(flags, NO_PNG)
+  assert request.steps == 15 and request.sampler == 'dpmpp_2m'
+  assert request.guidance_interval == (0.28, 5.42)
+  line = capsys.readouterr().out
+  assert 'fast: 15 steps of dpmpp_2m, karras, in place of 50' in line
+  assert 'guided from noise level 5.42 to 0.28 alone' in line
+  assert line.count('\n') == 1
+  flags.unparse_flags()
+  flags(['sample', '--preset=lcm', '--prompt=a'])
+  ((_, request),) = sample_flags.read(flags, NO_PNG)
+  assert request.guidance_interval is None and not capsys.readouterr().out
 
 
 AUTO = {'dtype': 'auto', 'vae_dtype': 'auto'}
@@ -585,7 +603,11 @@ def test_batches_combine_one_number_of_prompts():
 
 def test_a_png_holds_its_request(tmp_path):
   asked = sample_request.Request(
-    prompt='ein "Fuchs"\n🦊', seed=3, target_size=(8, 9), long_prompts=True
+    prompt='ein "Fuchs"\n🦊',
+    seed=3,
+    target_size=(8, 9),
+    long_prompts=True,
+    guidance_interval=(0.28, 5.0),
   )
   path = tmp_path / 'a.png'
   text = sample_request.to_png_metadata(asked, {'weights': 'W'}, (8, 8, 3))

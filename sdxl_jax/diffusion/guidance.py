@@ -59,6 +59,35 @@ def combine_rows(
   )
 
 
+def average_net(net: Callable, weights: Float[ArrayLike, 'b n']) -> Callable:
+  """Makes one net without guidance from a net over several conditional rows.
+
+  Args:
+    net: (x, timestep) -> prediction over n b rows, see `interleave_rows`.
+    weights: of each image's n rows; those below 0, away from which guidance
+      leads, are left out, so that at least one must be above.
+
+  Returns:
+    net: (x, timestep) -> the mean by weight over b rows, float32.
+  """
+  weights = jnp.maximum(jnp.asarray(weights), 0)
+  shares = weights / weights.sum(1, keepdims=True)
+
+  def averaged_net(
+    x: Float[ArrayLike, 'b h w c'], timestep: Float[ArrayLike, ' b']
+  ) -> Float[Array, 'b h w k']:
+    count = shares.shape[1]
+    rows = net(
+      interleave_rows([x] * count), interleave_rows([timestep] * count)
+    )
+    conds = split_rows(rows.astype(jnp.float32), count)
+    return sum(
+      shares[:, i, None, None, None] * cond for i, cond in enumerate(conds)
+    )
+
+  return averaged_net
+
+
 def interleave_rows(
   batches: Sequence[Shaped[ArrayLike, ' b *dims']],
 ) -> Shaped[Array, ' kb *dims']:

@@ -24,6 +24,7 @@ class CLIPTextConfig:
   eos_token_id: int = 2  # where the text is pooled, see `end_of_text`
   dtype: str = 'float32'
   param_dtype: str = 'float32'
+  weights_dtype: str | None = None  # of kernels, see unet.UNetConfig
   attention: str = 'xla'
   remat: str = 'none'
 

@@ -1,8 +1,9 @@
 """Layers that UNet, autoencoder and text encoders share; NHWC throughout.
 
 Each net's frozen config has `dtype` (compute), `param_dtype` (storage),
-`attention` (implementation) and `remat`; layers take the config and read only
-these fields. Norm statistics and softmax are float32 whatever the dtype.
+`attention` (implementation) and `remat`, and some `weights_dtype` (storage of
+kernels, see stored_kernels.py); layers take the config and read only these
+fields. Norm statistics and softmax are float32 whatever the dtype.
 """
 
 from collections.abc import Callable, Sequence
@@ -14,7 +15,7 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, ArrayLike, Float, Num
 
-from sdxl_jax.models import attention, written_gradients
+from sdxl_jax.models import attention, stored_kernels, written_gradients
 
 # Uniform in +-1/sqrt(fan_in), PyTorch's default for Linear and Conv2d.
 fan_in_uniform = nn.initializers.variance_scaling(1 / 3, 'fan_in', 'uniform')
@@ -69,16 +70,14 @@ def dense(
   name: str | None,
   use_bias: bool = True,
   kernel_init: Callable = fan_in_uniform,
-) -> nn.Dense:
+) -> nn.Module:
   """Makes a linear layer."""
-  return nn.Dense(
-    features,
-    use_bias,
-    dtype=config.dtype,
-    param_dtype=config.param_dtype,
-    kernel_init=kernel_init,
-    name=name,
-  )
+  types = dict(dtype=config.dtype, param_dtype=config.param_dtype, name=name)
+  if stored := stored_kernels.type_of(config):
+    return stored_kernels.StoredDense(
+      features, use_bias=use_bias, stored=stored, **types
+    )
+  return nn.Dense(features, use_bias, kernel_init=kernel_init, **types)
 
 
 def conv(
@@ -90,18 +89,27 @@ def conv(
   padding: int | Sequence[tuple[int, int]] = 1,
   kernel_init: Callable = fan_in_uniform,
   use_bias: bool = True,
-) -> nn.Conv:
+) -> nn.Module:
   """Makes a convolution with a square kernel."""
+  types = dict(dtype=config.dtype, param_dtype=config.param_dtype, name=name)
+  if stored := stored_kernels.type_of(config):
+    return stored_kernels.StoredConv(
+      features,
+      use_bias=use_bias,
+      stored=stored,
+      size=size,
+      stride=stride,
+      padding=padding,
+      **types,
+    )
   return nn.Conv(
     features,
     (size, size),
     stride,
     padding,
     use_bias=use_bias,
-    dtype=config.dtype,
-    param_dtype=config.param_dtype,
     kernel_init=kernel_init,
-    name=name,
+    **types,
   )
 
 

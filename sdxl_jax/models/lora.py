@@ -18,6 +18,8 @@ import jax.numpy as jnp
 from flax import traverse_util
 from jaxtyping import PRNGKeyArray
 
+from sdxl_jax.models import stored_kernels
+
 NETS = ('unet', 'text_encoder', 'text_encoder_2')
 
 
@@ -146,6 +148,13 @@ def add_product(
 ) -> Any:
   """Intercepts a layer with factors: x W becomes x W + (x a) b."""
   layer, y = context.module, method(*args, **kwargs)
+  if isinstance(layer, stored_kernels.StoredLayer):
+    if layer.has_variable('lora', 'a'):
+      raise ValueError(
+        f'{layer.name} has low-rank factors, and its kernel is stored in 8 '
+        'bits: leave weights_dtype out'
+      )
+    return y
   if not isinstance(layer, nn.Dense | nn.Conv):
     return y
   if not layer.has_variable('lora', 'a'):

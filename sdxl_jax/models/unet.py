@@ -37,6 +37,8 @@ class UNetConfig:
   norm_num_groups: int = 32
   dtype: str = 'float32'  # compute
   param_dtype: str = 'float32'  # storage
+  # Of kernels: 'int8' or 'float8_e4m3fn', to sample; None: param_dtype.
+  weights_dtype: str | None = None
   attention: str = 'xla'  # or 'cudnn', 'splash'; see models/attention.py
   remat: str = 'none'  # or 'full', 'dots': see layers.REMAT_POLICIES
   scan_blocks: bool = True  # transformer blocks of a stack as a loop
@@ -109,9 +111,10 @@ PRUNED = SSD_1B, VEGA, KOALA_700M, KOALA_1B
 def embedding_config(config: UNetConfig) -> UNetConfig:
   """Returns the config of the embeddings of timestep and vector.
 
-  They are float32 in a UNet of float16: every block depends on them, and they
-  are four small matmuls.
+  They are float32 in a UNet of float16, and in none stored in 8 bits: every
+  block depends on them, and they are four small matmuls.
   """
+  config = dataclasses.replace(config, weights_dtype=None)
   if config.dtype != 'float16':
     return config
   return dataclasses.replace(config, dtype='float32')
@@ -259,11 +262,12 @@ class UNet(nn.Module):
       guidance = guidance_sinusoid(scale, config.guidance_embed_dim)
     else:
       guidance = None
+    ends = dataclasses.replace(config, weights_dtype=None)
     embedding = embedding_config(config)
     temb = Embedding(embedding, name='time_embedding')(t, guidance)
     temb = temb + Embedding(embedding, name='add_embedding')(vector)
     channels = config.block_out_channels[0]
-    x = layers.conv(config, channels, 'conv_in')(latents)
+    x = layers.conv(ends, channels, 'conv_in')(latents)
 
     # Down, with every output kept for the way up.
     skips = [x]
@@ -287,6 +291,6 @@ class UNet(nn.Module):
     # Out.
     x = nn.silu(layers.group_norm(config, 1e-5, 'conv_norm_out')(x))
     x = layers.conv(
-      config, config.out_channels, 'conv_out', kernel_init=layers.zeros
+      ends, config.out_channels, 'conv_out', kernel_init=layers.zeros
     )(x)
     return x.astype(jnp.float32)

@@ -36,9 +36,10 @@ class PhaseCost:
   memory: int  # bytes at the peak, of all that is on the device then
   parameters: int  # bytes, those of idle nets that stay there included
   flops: float  # per image
-  seconds: float | None  # per batch, with copies of nets from the host
+  seconds: float | None  # of a run, with copies of nets from the host
   compile_seconds: float
-  profile: program_profile.Profile | None = None  # if it was asked for
+  runs: float = 1.0  # of a batch, see sampling_programs.Phase
+  profile: program_profile.Profile | None = None  # of a run; see `plan`
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,37 +59,17 @@ class SamplingPlan:
     return max(self.phases, key=lambda phase: phase.memory)
 
   @property
-  def runs(self) -> dict[str, float]:
-    """{phase: how often it runs for a batch}.
-
-    The refiner takes its share of the steps, text is encoded once more for
-    guidance, and each device decodes its images one after another.
-    """
-    settings = self.workload.settings
-    has_refiner = any(p.name == 'refiner steps' for p in self.phases)
-    share = settings.refiner_start if has_refiner else 1.0
-    texts = 2 if settings.guidance_scale > 1 else 1
-    runs = {
-      'text': texts,
-      'refiner text': texts,
-      'steps': share,
-      'refiner steps': 1 - share,
-      'decoding': self.workload.batch,
-    }
-    return {phase.name: runs[phase.name] for phase in self.phases}
-
-  @property
   def seconds(self) -> float | None:
     """Time of a batch; None if the speed of the machine is not known."""
     if any(phase.seconds is None for phase in self.phases):
       return None
-    return sum(self.runs[phase.name] * phase.seconds for phase in self.phases)
+    return sum(phase.runs * phase.seconds for phase in self.phases)
 
   @property
   def profiles(self) -> list[program_profile.Profile]:
     """Where the time of a batch goes, by phase, in the order of the phases."""
     return [
-      phase.profile.repeated(self.runs[phase.name])
+      phase.profile.repeated(phase.runs)
       for phase in self.phases
       if phase.profile is not None
     ]
@@ -113,7 +94,7 @@ def plan(
     for config in configs
   ]
   experts, workload, notes = place(machine, experts, workload)
-  phases = sampling_programs.list_phases(experts)
+  phases = sampling_programs.list_phases(experts, workload)
   bar = tqdm.tqdm(phases, desc='compiling', unit='program')
   costs = [
     measure(machine, workload, phase, experts, profiled) for phase in bar
@@ -230,5 +211,6 @@ def measure(
     / (workload.batch * machine.size),
     seconds=seconds,
     compile_seconds=compile_seconds,
+    runs=phase.runs,
     profile=profile,
   )

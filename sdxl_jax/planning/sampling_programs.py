@@ -1,12 +1,14 @@
 """The programs of `generate`, traced for a machine: text, steps, decoding."""
 
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import ml_collections
+import numpy as np
 
 from sdxl_jax.diffusion import samplers, sampling_schedule
 from sdxl_jax.distributed import sharding
@@ -17,6 +19,8 @@ from sdxl_jax.sampling import (
   initial_latents,
   load_options,
   prompt_encoding,
+  step_net,
+  step_segments,
   vae_batches,
   validation,
 )
@@ -35,6 +39,7 @@ class SampleWorkload:
   batch: int = 1  # images per device
   dtype: str = 'float32'
   vae_dtype: str = 'float32'
+  weights_dtype: str | None = None
   # See load_options.LoadOptions; without names of nets.
   offload: str | bool = 'auto'
   host_memory: int | None = None  # bytes of each host; None: no limit
@@ -69,13 +74,73 @@ class Phase(NamedTuple):
   nets: Sequence[str]  # names of the nets that run
   # Traces the program: (mesh, workload, expert, params of the nets).
   trace: Callable[..., jax.stages.Traced]
+  runs: float = 1.0  # of a batch; of the steps, the share that the net takes
 
 
-def list_phases(experts: Sequence[Expert]) -> list[Phase]:
-  """Lists the programs of a base and, if there is one, its refiner."""
-  phases = [Phase('text', e, TEXT_ENCODERS, trace_text) for e in experts]
-  phases += [Phase('steps', e, ('unet',), trace_steps) for e in experts]
-  return [*phases, Phase('decoding', experts[0], ('vae',), trace_decoding)]
+def list_phases(
+  experts: Sequence[Expert], workload: SampleWorkload
+) -> list[Phase]:
+  """Lists the programs of a base and, if there is one, its refiner.
+
+  Text is encoded once more for guidance, and each device decodes its images one
+  after another.
+  """
+  texts = 2 if workload.settings.guidance_scale > 1 else 1
+  phases = [Phase('text', e, TEXT_ENCODERS, trace_text, texts) for e in experts]
+  for i, expert in enumerate(experts):
+    phases += step_phases(expert, workload, i, len(experts) > 1)
+  return [
+    *phases,
+    Phase('decoding', experts[0], ('vae',), trace_decoding, workload.batch),
+  ]
+
+
+def step_phases(
+  expert: Expert, workload: SampleWorkload, index: int, has_refiner: bool
+) -> list[Phase]:
+  """Lists the programs of an expert's steps: those guided, and the others.
+
+  Args:
+    expert: whose steps.
+    workload: what to sample.
+    index: of the expert; 1: the refiner.
+    has_refiner: whether the steps are divided.
+  """
+  settings = workload.settings
+  schedule = make_schedule(expert.model, workload)
+  guided = step_segments.guided_steps(
+    schedule.sigmas, settings.guidance_interval
+  )
+  guided &= validation.uses_cfg(expert.model, settings.guidance_scale)
+  # Which of the steps are its own.
+  taken = np.ones(len(guided), bool)
+  if has_refiner:
+    cut = sampling_schedule.steps_until(schedule, settings.refiner_start)
+    taken = (np.arange(len(guided)) >= cut) == (index == 1)
+  uses_both = guided.any() and not guided.all()
+  phases = []
+  for is_guided in (True, False):
+    chosen = guided == is_guided
+    if chosen.any():
+      name = 'unguided steps' if uses_both and not is_guided else 'steps'
+      trace = functools.partial(
+        trace_steps, guided=is_guided, steps=int(chosen.sum())
+      )
+      share = (chosen & taken).sum() / chosen.sum()
+      phases.append(Phase(name, expert, ('unet',), trace, float(share)))
+  return phases
+
+
+def make_schedule(
+  model: sdxl.SDXL, workload: SampleWorkload
+) -> sampling_schedule.SamplingSchedule:
+  """Returns the noise levels of a run, spaced as without a scheduler's file."""
+  return sampling_schedule.make_sampling_schedule(
+    model.schedule,
+    sampling_schedule.Spacing(),
+    workload.sampler,
+    workload.settings.steps,
+  )
 
 
 def make_expert(
@@ -100,7 +165,11 @@ def make_expert(
   model = model.replace_each(
     {
       name: load_options.runtime_fields(
-        name, workload.dtype, workload.vae_dtype, attention
+        name,
+        workload.dtype,
+        workload.vae_dtype,
+        attention,
+        workload.weights_dtype,
       )
       for name in model.configs
     }
@@ -144,27 +213,31 @@ def trace_steps(
   workload: SampleWorkload,
   expert: Expert,
   params: dict[str, Any],
+  guided: bool,
+  steps: int,
 ) -> jax.stages.Traced:
-  """Traces all steps, as if one of base and refiner took them alone."""
+  """Traces some steps, as if one of base and refiner took them alone.
+
+  Args:
+    mesh: of the devices.
+    workload: what to sample.
+    expert: whose UNet runs.
+    params: of the UNet.
+    guided: whether with classifier-free guidance.
+    steps: how many.
+  """
   model, settings = expert.model, workload.settings
   count = workload.batch * mesh.size
   shape = count, *initial_latents.latent_shape(model, workload.size)
-  schedule = sampling_schedule.make_sampling_schedule(
-    model.schedule,
-    sampling_schedule.Spacing(),
-    workload.sampler,
-    settings.steps,
-  )
+  schedule = make_schedule(model, workload)
 
-  def steps(params, x, conditioning, schedule, keys):
+  def take(params, x, conditioning, schedule, keys):
     context = model.precompute_cross_attention_kv(params, conditioning.context)
     inputs = denoising_loop.StepInputs(
       conditioning._replace(context=context),
       schedule,
       keys,
-      denoising_loop.Guidance(
-        settings.guidance_scale, settings.guidance_rescale
-      ),
+      step_net.Guidance(settings.guidance_scale, settings.guidance_rescale),
     )
     # The number of steps is static, so that their cost can be multiplied.
     return denoising_loop.denoise_steps(
@@ -173,9 +246,9 @@ def trace_steps(
       samplers.init_state(samplers.SAMPLERS[workload.sampler], x),
       inputs,
       start=0,
-      stop=settings.steps,
+      stop=steps,
       sampler=workload.sampler,
-      guided=validation.uses_cfg(model, settings.guidance_scale),
+      guided=guided,
     )
 
   def replicated(x):
@@ -183,7 +256,7 @@ def trace_steps(
 
   schedule = jax.eval_shape(lambda: jax.tree.map(jnp.asarray, schedule))
   keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), count))
-  return jax.jit(steps).trace(
+  return jax.jit(take).trace(
     params,
     rows(mesh, shape),
     conditioning_shapes(mesh, workload, expert),

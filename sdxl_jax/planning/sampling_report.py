@@ -13,6 +13,8 @@ from sdxl_jax.planning import (
 
 GIB = 2**30
 
+# Of the settings, those that decide the cost.
+JSON_SETTINGS = 'steps', 'guidance_interval', 'tile'
 # Of a PhaseCost.
 COLUMNS = (
   report.Column('phase', lambda p: p.name),
@@ -28,12 +30,18 @@ def to_text(plan: sampling_plan.SamplingPlan) -> str:
   """Formats a plan as the command prints it."""
   workload, settings = plan.workload, plan.workload.settings
   guidance = ' with guidance' if settings.guidance_scale > 1 else ''
+  if guidance and settings.guidance_interval:
+    low, high = settings.guidance_interval
+    guidance += f' at noise levels from {low:g} to {high:g}'
+  stored = ''
+  if workload.weights_dtype:
+    stored = f' with kernels in {workload.weights_dtype}'
   return '\n'.join(
     [
       f'{report.describe_machine(plan.machine)}; {workload.batch} x '
       f'{settings.height} x {settings.width} px on each, {settings.steps} '
-      f'steps of {workload.sampler}{guidance}, {workload.dtype}, autoencoder '
-      f'{workload.vae_dtype}',
+      f'steps of {workload.sampler}{guidance}, {workload.dtype}{stored}, '
+      f'autoencoder {workload.vae_dtype}',
       report.table(COLUMNS, plan.phases),
       machines.ESTIMATE_METHOD[plan.machine.platform],
       *plan.notes,
@@ -69,8 +77,7 @@ def to_json(plan: sampling_plan.SamplingPlan) -> dict[str, Any]:
   phases = [profile_report.figures(phase, platform) for phase in plan.phases]
   workload = dataclasses.asdict(plan.workload)
   settings = workload.pop('settings')
-  # Of the settings, those that decide the cost.
-  workload |= {name: settings[name] for name in ('steps', 'tile')}
+  workload |= {name: settings[name] for name in JSON_SETTINGS}
   workload |= {
     'sampler': plan.workload.sampler,
     'size': plan.workload.size,

@@ -12,7 +12,6 @@ from jaxtyping import Array, Float, Int, Key
 
 from sdxl_jax.diffusion import (
   denoiser,
-  guidance,
   img2img,
   samplers,
   sampling_schedule,
@@ -23,27 +22,17 @@ from sdxl_jax.programs import compile_progress
 from sdxl_jax.sampling import (
   initial_latents,
   pipelines,
-  prompt_encoding,
+  step_net,
   step_segments,
   validation,
 )
 from sdxl_jax.sampling.noise_streams import NoiseStream
 from sdxl_jax.sampling.prompt_encoding import Conditioning
 from sdxl_jax.sampling.settings import SampleSettings
+from sdxl_jax.sampling.step_net import Guidance
 
 Latents = Float[Array, 'b h w c']
 Watch = Callable[[int, int, samplers.SamplerState], None]
-
-
-class Guidance(NamedTuple):
-  """Scale and rescale of classifier-free guidance, as arrays or floats.
-
-  And the weights, [b, n], of the n prompts that AND combines, if there are any.
-  """
-
-  scale: Any
-  rescale: Any
-  weights: Any = None
 
 
 # No type check, since a tree of it may hold shapes or shardings.
@@ -68,11 +57,13 @@ class Expert(NamedTuple):
     pipeline: of the model.
     inputs: of the first step.
     stages: the first step of each conditioning, in order from step 0 on.
+    guided: of each step, whether the unconditional branch is computed too.
   """
 
   pipeline: pipelines.Pipeline
   inputs: StepInputs
   stages: list[tuple[int, Conditioning]]
+  guided: np.ndarray  # bool [n]
 
 
 def make_expert(
@@ -99,7 +90,11 @@ def make_expert(
     known=None if is_inpainting else initial.known,
     concat_channels=initial.concat_channels if is_inpainting else None,
   )
-  return Expert(pipeline, inputs, stages)
+  guided = step_segments.guided_steps(
+    schedule.sigmas, settings.guidance_interval
+  )
+  guided &= validation.uses_cfg(pipeline.model, scale)
+  return Expert(pipeline, inputs, stages, guided)
 
 
 def run(
@@ -170,7 +165,7 @@ def run_segment(
     report_every: steps between two calls.
     warm_up: see `run`.
   """
-  pipeline, inputs, stages = expert
+  pipeline, inputs, stages, guided = expert
   params = pipeline.on_device('unet')
   # Cross-attention's keys and values are the same at every step of a stage, and
   # stages may come back.
@@ -180,8 +175,8 @@ def run_segment(
   stride = report_every if report else max(1, segment.steps)
   height, width = (side * pipeline.model.vae.downscale for side in x.shape[1:3])
   name = f'the steps of {height} x {width} px'
-  for start, stop, conditioning in prompt_encoding.stretches(
-    stages, segment.start, segment.stop, stride
+  for start, stop, conditioning, is_guided in step_segments.stretches(
+    stages, guided, segment.start, segment.stop, stride
   ):
     key = id(conditioning.context)
     if key not in contexts:
@@ -199,7 +194,7 @@ def run_segment(
         np.int32(start),
         np.int32(start if warm_up else stop),
         sampler=segment.sampler,
-        guided=validation.uses_cfg(pipeline.model, inputs.guidance.scale),
+        guided=is_guided,
       )
     if report and (stop == segment.stop or not (stop - segment.start) % stride):
       state.x.block_until_ready()  # dispatched steps are not done yet
@@ -244,10 +239,15 @@ def denoise_steps(
   sampler: str,
   guided: bool,
 ) -> samplers.SamplerState:
-  """Takes steps `start` to `stop` of a segment."""
-  net = model.denoiser(params, *inputs.conditioning, inputs.guidance.scale)
-  if guided:
-    net = guidance.classifier_free_guidance(net, *inputs.guidance)
+  """Takes steps `start` to `stop` of a segment, guided or not."""
+  net = step_net.make(
+    model,
+    params,
+    inputs.conditioning,
+    inputs.guidance,
+    count=len(state.x),
+    guided=guided,
+  )
   if inputs.concat_channels is not None:
     net = denoiser.concat_channels(net, inputs.concat_channels)
   denoise = denoiser.make_denoiser(net, inputs.schedule)
@@ -264,7 +264,8 @@ def denoise_steps(
   )
 
 
-# Compiled once per shape, sampler and number of all steps.
+# Compiled once per shape, sampler, number of all steps, and with guidance or
+# without.
 take_steps = jax.jit(
   denoise_steps, static_argnames=('model', 'sampler', 'guided')
 )

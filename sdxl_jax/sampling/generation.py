@@ -93,6 +93,7 @@ def generate(
   seeds = image_seeds.choose(inputs.seeds, len(prompts))
   size = choose_size(pipeline, inputs, chosen)
   schedule = make_schedule(pipeline, chosen)
+  sampler_choice.advise_interval(pipeline, chosen, schedule)
   rows = batch_padding.Rows(pipeline.mesh, len(prompts))
   keys = rows.put(random_keys.make_keys(seeds))
 

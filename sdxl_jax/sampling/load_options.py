@@ -5,7 +5,7 @@ import os
 from collections.abc import Collection, Sequence
 from typing import Any
 
-from sdxl_jax.models import from_config
+from sdxl_jax.models import from_config, stored_kernels
 from sdxl_jax.weights import pretrained, read_options
 
 
@@ -24,6 +24,9 @@ class LoadOptions:
   # Files to merge, each as 'FILE' or 'FILE:WEIGHT'.
   loras: Sequence[str] = ()
   vae_dtype: str = 'auto'  # of the autoencoder, see compute_dtype.choose_vae
+  # Of the kernels of UNet and text encoders: one of stored_kernels.LARGEST;
+  # None: dtype.
+  weights_dtype: str | None = None
   attention: str = 'auto'  # see models/attention.py; 'auto': the fastest here
   # Where idle nets wait. 'auto': some of them in host memory, if not all fit on
   # the device; True: all of them; False: none; or their names.
@@ -74,6 +77,7 @@ def parse(options: dict[str, Any]) -> LoadOptions:
       raise TypeError(f'load has no option {name!r}; there are {known}')
   chosen = LoadOptions(**options)
   check_offload(chosen.offload)
+  stored_kernels.check('weights_dtype', chosen.weights_dtype)
   return chosen
 
 
@@ -90,11 +94,20 @@ def check_offload(offload: Any) -> None:
 
 
 def runtime_fields(
-  name: str, dtype: str, vae_dtype: str, attention: str
+  name: str,
+  dtype: str,
+  vae_dtype: str,
+  attention: str,
+  weights_dtype: str | None = None,
 ) -> dict[str, Any]:
   """Returns the fields of a net's config that decide how sampling runs it."""
-  dtype = vae_dtype if name == 'vae' else dtype
-  fields = {'dtype': dtype, 'param_dtype': dtype}
+  if name == 'vae':
+    return {'dtype': vae_dtype, 'param_dtype': vae_dtype}
+  fields = {
+    'dtype': dtype,
+    'param_dtype': dtype,
+    'weights_dtype': weights_dtype,
+  }
   if name != 'unet':
     return fields
   if attention == 'auto':

@@ -3,7 +3,7 @@
 from typing import Any, NamedTuple
 
 from sdxl_jax.checkpoints import run_params
-from sdxl_jax.models import compute_dtype
+from sdxl_jax.models import compute_dtype, stored_kernels
 from sdxl_jax.weights import read_options
 
 
@@ -29,6 +29,11 @@ MODEL_OPTIONS = {
     f'{", ".join(compute_dtype.CHOICES)}; auto: the fastest of the device',
   ),
   'vae_dtype': ModelOption('auto', 'the same for the autoencoder'),
+  'weights_dtype': ModelOption(
+    None,
+    'storage of the kernels of UNet and text encoders, in 8 bits: '
+    f'{", ".join(stored_kernels.LARGEST)}; default: as --dtype',
+  ),
   'average': ModelOption('ema', run_params.HELP),
   'variant': ModelOption(
     None, "mark in the names of a folder's files: fp16, bf16, non_ema"
@@ -63,6 +68,7 @@ LOAD_OPTIONS = {'lora': 'loras', 'embedding': 'embeddings'}
 REFINER_OPTIONS = (
   'dtype',
   'vae_dtype',
+  'weights_dtype',
   'variant',
   'vae',
   'embedding',

@@ -18,6 +18,7 @@ from sdxl_jax.sampling import (
   learned_words,
   load_options,
   offload_choice,
+  quantized_loading,
   sources,
 )
 from sdxl_jax.sampling.load_options import LoadOptions
@@ -99,17 +100,20 @@ def load(
   pipeline = dataclasses.replace(
     pipeline, tile=tile, notes=notes + pipeline.notes
   )
-  if chosen.embeddings:
-    pipeline = with_words(pipeline, chosen)
-  if not chosen.loras:
+  return with_words(pipeline, chosen) if chosen.embeddings else pipeline
+
+
+def with_loras(pipeline: Pipeline, options: LoadOptions) -> Pipeline:
+  """Returns a pipeline with the changes of LoRA files."""
+  if not options.loras:
     return pipeline
   loras = lora_file.load_all(
-    pipeline.params, chosen.loras, chosen.skip_unsupported
+    pipeline.params, options.loras, options.skip_unsupported
   )
   return dataclasses.replace(
     pipeline,
     params=merge.merge(pipeline.params, loras),
-    notes=pipeline.notes + lora_file.notes(chosen.loras, loras),
+    notes=pipeline.notes + lora_file.notes(options.loras, loras),
   )
 
 
@@ -149,19 +153,33 @@ def load_run(
   source: sources.Source, options: LoadOptions, mesh: jax.sharding.Mesh | None
 ) -> Pipeline:
   """Loads the Pipeline of a run's workdir, see `load`."""
-  model, params = source.model, {}
+  model, params, notes = source.model, {}, ()
   names = [n for n in model.configs if not (source.with_vae and n == 'vae')]
-  for memory, group in options.by_memory(names).items():
-    params |= loading.load_params(
-      source.path, model, group, mesh, options.average, memory, options.reading
-    )
-  pipeline = make_pipeline(source.config, model, params, mesh)
-  if source.with_vae is None:
-    return pipeline
-  params |= load_nets(source.with_vae, ['vae'], options, mesh)
-  return dataclasses.replace(
-    pipeline, params=params, notes=pipeline.notes + source.with_vae.notes
+  # What is quantised at the end waits in host memory.
+  quantized = quantized_loading.quantized_nets(model)
+  reading = dataclasses.replace(
+    options, offload=(*options.offloaded, *quantized)
   )
+  for memory, group in reading.by_memory(names).items():
+    params |= loading.load_params(
+      source.path,
+      quantized_loading.unquantized(model),
+      group,
+      mesh,
+      options.average,
+      memory,
+      options.reading,
+    )
+  if source.with_vae is not None:
+    params |= load_nets(source.with_vae, ['vae'], options, mesh)
+    notes = source.with_vae.notes
+  pipeline = make_pipeline(source.config, model, params, mesh)
+  pipeline = dataclasses.replace(pipeline, notes=pipeline.notes + notes)
+  pipeline = with_loras(pipeline, options)
+  if not quantized:
+    return pipeline
+  params = quantized_loading.quantize(model, pipeline.params, options, mesh)
+  return dataclasses.replace(pipeline, params=params)
 
 
 def load_nets(
@@ -183,6 +201,10 @@ def load_pretrained(
   source: sources.Source, options: LoadOptions, mesh: jax.sharding.Mesh | None
 ) -> Pipeline:
   """Loads the Pipeline of pretrained weights, see `load`."""
+  notes = ()
+  is_merged = quantized_loading.quantized_nets(source.model) and options.loras
+  if is_merged:
+    source, notes = quantized_loading.with_loras(source, options)
   model, opened = source.model, source.opened
   # Importing the tokenizers' library takes seconds; nets are read meanwhile.
   with futures.ThreadPoolExecutor(1) as thread:
@@ -190,7 +212,7 @@ def load_pretrained(
       tokenizer.load, source.path, opened.added_tokens, model.text.vocab_sizes
     )
     params = load_nets(opened, opened.index.components, options, mesh)
-  return Pipeline(
+  pipeline = Pipeline(
     model=model,
     params=params,
     tokenize=tokenize.result(),
@@ -198,8 +220,9 @@ def load_pretrained(
     force_zeros=opened.index.force_zeros,
     size=source.size,
     mesh=mesh,
-    notes=description.describe_reading(opened),
+    notes=description.describe_reading(opened) + notes,
   )
+  return pipeline if is_merged else with_loras(pipeline, options)
 
 
 def make_pipeline(

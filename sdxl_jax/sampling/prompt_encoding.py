@@ -1,7 +1,7 @@
 """Encodes prompts into the conditioning of the denoising loop."""
 
 import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -62,7 +62,7 @@ def make_conditioning(
   """
   model = pipeline.model
   guided = validation.uses_cfg(model, settings.guidance_scale)
-  validation.check_combined(plan.weights, guided)
+  validation.check_combined(plan.weights, guided, settings.guidance_interval)
   with compile_progress.naming('the text encoders'):
     encoded = encode_stages(
       model.text,
@@ -102,21 +102,25 @@ def join_branches(
   return jax.tree.map(lambda *rows: guidance.interleave_rows(rows), *joined)
 
 
-def stretches(
-  stages: Sequence[tuple[int, Conditioning]], start: int, stop: int, stride: int
-) -> Iterator[tuple[int, int, Conditioning]]:
-  """Yields consecutive steps with one conditioning, as (start, stop, it).
+def conditional(conditioning: Conditioning, branches: int) -> Conditioning:
+  """Returns the conditioning without the unconditional rows.
 
   Args:
-    stages: of `make_conditioning`.
-    start, stop: of all steps.
-    stride: steps between two reports, where a stretch ends too.
+    conditioning: as made for guidance.
+    branches: rows of each image.
   """
-  begins = {*range(start, stop, stride)}
-  begins = sorted(begins | {b for b, _ in stages if start < b < stop})
-  for begin, end in zip(begins, [*begins[1:], stop]):
-    *_, conditioning = (c for first, c in stages if first <= begin)
-    yield begin, end, conditioning
+
+  def without_first(rows, axis):
+    shape = rows.shape
+    rows = rows.reshape(*shape[:axis], -1, branches, *shape[axis + 1 :])
+    rows = jax.lax.slice_in_dim(rows, 1, branches, axis=axis + 1)
+    return rows.reshape(*shape[:axis], -1, *shape[axis + 1 :])
+
+  # Of a scanned stack, keys and values have the axis of its blocks first.
+  context = jax.tree.map(
+    lambda rows: without_first(rows, rows.ndim - 3), conditioning.context
+  )
+  return Conditioning(context, without_first(conditioning.vector, 0))
 
 
 def encode_stages(

@@ -179,7 +179,7 @@ def check_with(
   plan = prompt_plan.make_plan(prompt_plan.prompts_of(request), chosen, steps)
   for expert in filter(None, (pipeline, refiner)):
     guided = validation.uses_cfg(expert.model, chosen.guidance_scale)
-    validation.check_combined(plan.weights, guided)
+    validation.check_combined(plan.weights, guided, chosen.guidance_interval)
     expert.model.text.check_clip_skip(chosen.clip_skip)
     prompt_encoding.tokenize_branches(
       expert.tokenize, plan.branches, chosen, expert.text_chunks

@@ -6,7 +6,7 @@ from typing import Any
 
 from absl import flags
 
-from sdxl_jax.models import compute_dtype
+from sdxl_jax.models import compute_dtype, stored_kernels
 from sdxl_jax.sampling import (
   dtype_choice,
   image_seeds,
@@ -31,7 +31,7 @@ def define() -> None:
     'preset',
     None,
     list(sample_request.PRESETS),
-    'settings for distilled models',
+    'settings for distilled models; or fast: fewer steps, not all guided',
   )
   # Which images.
   flags.DEFINE_string(
@@ -135,9 +135,11 @@ def read(args: flags.FlagValues, png: PngSettings) -> list[Located]:
   passed = {name: args[name].value for name in sample_request.FIELDS}
   passed = {name: value for name, value in passed.items() if value is not None}
   for name in passed:
-    if settings.value_type(sample_request.FIELDS[name]) == settings.Pair:
-      passed[name] = parse_pair(name, passed[name])
+    passed[name] = parse(sample_request.FIELDS[name], passed[name])
   common = png.fields | sample_request.PRESETS.get(args.preset, {}) | passed
+  trade = sample_request.describe_trade(args.preset, common)
+  if trade:
+    print(trade)
   lines = [prompts_file.Line('', {})]
   if args.prompts_file:
     lines = prompts_file.read(args.prompts_file)
@@ -193,18 +195,29 @@ def model_options(args: flags.FlagValues, png: PngSettings) -> dict[str, Any]:
     raise ValueError(f'no model to sample from: pass --weights{source}')
   for name in ('dtype', 'vae_dtype'):
     compute_dtype.check(f'--{name}', options[name])
+  stored_kernels.check('--weights_dtype', options['weights_dtype'])
   dtype_choice.check_vae(options['vae_dtype'], options['vae'])
   return options
 
 
-def parse_pair(name: str, value: list[str]) -> settings.Pair:
-  """Parses two whole numbers of a flag."""
+def parse(field: dataclasses.Field, value: Any) -> Any:
+  """Returns the value of a field's flag, of two numbers as a pair.
+
+  Raises:
+    ValueError: unless they are two numbers of the field's type.
+  """
+  kind = settings.value_type(field)
+  number, example = {
+    settings.Pair: (int, 'two whole numbers in px, as 1024,1024'),
+    settings.Levels: (float, 'two numbers, as 0.28,5.42'),
+  }.get(kind, (None, ''))
+  if number is None or value is None:
+    return value
   try:
-    first, second = map(int, value)
+    first, second = map(number, value)
   except ValueError:
     raise ValueError(
-      f'--{name}={",".join(value)} must be two whole numbers in px, as '
-      '1024,1024'
+      f'--{field.name}={",".join(value)} must be {example}'
     ) from None
   return first, second
 

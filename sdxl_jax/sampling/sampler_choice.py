@@ -4,7 +4,8 @@ import dataclasses
 import warnings
 from typing import TypeVar
 
-from sdxl_jax.sampling import pipelines, validation
+from sdxl_jax.diffusion import sampling_schedule
+from sdxl_jax.sampling import pipelines, step_segments, validation
 from sdxl_jax.sampling.settings import SampleSettings
 from sdxl_jax.weights.diffusers import scheduler_config
 
@@ -54,6 +55,37 @@ def advise(pipeline: pipelines.Pipeline, chosen: SampleSettings) -> None:
     f'{chosen.steps} steps with guidance_scale {chosen.guidance_scale}: the '
     'scheduler_config.json or the UNet is one of weights distilled to few '
     f'steps, which --preset {preset} has the settings for',
+    SamplerWarning,
+    stacklevel=3,  # the caller of generate
+  )
+
+
+def advise_interval(
+  pipeline: pipelines.Pipeline,
+  chosen: SampleSettings,
+  schedule: sampling_schedule.SamplingSchedule,
+) -> None:
+  """Warns of a guidance_interval in which no step is guided."""
+  interval = chosen.guidance_interval
+  if interval is None:
+    return
+  if not validation.uses_cfg(pipeline.model, chosen.guidance_scale):
+    reason = (
+      f'guidance is off at guidance_scale {chosen.guidance_scale:g}, or the '
+      'model is distilled with guidance'
+    )
+  elif not step_segments.guided_steps(schedule.sigmas, interval).any():
+    first, last = schedule.sigmas[0], schedule.sigmas[-2]
+    reason = (
+      'no step begins in it, so that none is guided and no negative prompt is '
+      f'read: the {chosen.steps} steps begin at noise levels from {first:.3g} '
+      f'to {last:.3g}'
+    )
+  else:
+    return
+  low, high = interval
+  warnings.warn(
+    f'guidance_interval {low:g},{high:g} is of no use: {reason}',
     SamplerWarning,
     stacklevel=3,  # the caller of generate
   )

@@ -14,6 +14,7 @@ from sdxl_jax.diffusion import samplers, sampling_schedule
 from sdxl_jax.text import prompt_weighting
 
 Pair = tuple[int, int]
+Levels = tuple[float, float]
 LARGEST_PX = 10**6  # of micro-conditioning in requests of the command
 # What the values of a field are.
 KINDS = {
@@ -21,6 +22,7 @@ KINDS = {
   float: 'a number',
   bool: 'true or false',
   Pair: 'two whole numbers',
+  Levels: 'two numbers',
 }
 
 
@@ -95,6 +97,12 @@ class SampleSettings:
   )
   guidance_rescale: float = option(
     0.0, '0..1, Lin et al. 2023, equation 16; 0: off', share=True
+  )
+  # Kynkaanniemi et al. 2024, arXiv 2404.07724.
+  guidance_interval: Levels | None = option(
+    None,
+    'LO,HI, noise levels (sigma): steps that begin above LO and up to HI are '
+    'guided, the others are of half the cost; default: all',
   )
 
   # Micro-conditioning (SDXL, section 2.2), and that of the negative branch.
@@ -171,6 +179,13 @@ class SampleSettings:
         f'mask_threshold is {self.mask_threshold}; it must be above 0 and at '
         'most 1'
       )
+    if self.guidance_interval is not None:
+      low, high = self.guidance_interval
+      if not 0 <= low < high:
+        raise ValueError(
+          f'guidance_interval is {low:g},{high:g}; it must be two noise levels '
+          'from 0 on, the lower one first, as 0.28,5.42'
+        )
 
 
 FIELDS = {f.name: f for f in dataclasses.fields(SampleSettings)}
@@ -197,19 +212,30 @@ def check_type(field: dataclasses.Field, value: Any) -> None:
   if is_absent or kind not in KINDS:
     return
   try:
-    if kind is bool:
-      fits = isinstance(value, bool) or value in (0, 1)
-    elif kind == Pair:
-      fits = len([operator.index(side) for side in value]) == 2
-    else:
-      fits = not isinstance(value, (bool, str))
-      (operator.index if kind is int else float)(value)
+    fits = is_of_kind(value, kind)
   except (TypeError, ValueError, OverflowError):
     fits = False
   if not fits:
     raise ValueError(f'{field.name} is {value!r}; it must be {KINDS[kind]}')
   if kind is float and not math.isfinite(value):
     raise ValueError(f'{field.name} is {value}; it must be a finite number')
+  if kind == Levels and not all(map(math.isfinite, value)):
+    raise ValueError(f'{field.name} is {value}; both must be finite numbers')
+
+
+def is_of_kind(value: Any, kind: Any) -> bool:
+  """Returns whether a value of Python is of one of KINDS.
+
+  Raises:
+    TypeError, ValueError, OverflowError: for some of those that are not.
+  """
+  if kind is bool:
+    return isinstance(value, bool) or value in (0, 1)
+  if kind in (Pair, Levels):
+    side = int if kind == Pair else float
+    return len(value) == 2 and all(is_of_kind(x, side) for x in value)
+  (operator.index if kind is int else float)(value)
+  return not isinstance(value, (bool, str))
 
 
 def check_limits(field: dataclasses.Field, value: Any) -> None:

@@ -91,5 +91,9 @@ def open_run(path: pathlib.Path, options: LoadOptions) -> Source:
 def runtime_fields_of(name: str, options: LoadOptions) -> dict[str, Any]:
   """Returns `runtime_fields` of a net by the options."""
   return runtime_fields(
-    name, options.dtype, options.vae_dtype, options.attention
+    name,
+    options.dtype,
+    options.vae_dtype,
+    options.attention,
+    options.weights_dtype,
   )

@@ -79,9 +79,23 @@ def check_count(name: str, values: Any, count: int) -> None:
     raise ValueError(f'{len(values)} {name} for {count} prompts: pass one each')
 
 
-def check_combined(weights: Any, guided: bool) -> None:
-  """Raises ValueError where AND combines prompts that no guidance adds up."""
-  if weights is not None and not guided:
+def check_combined(weights: Any, guided: bool, interval: Any = None) -> None:
+  """Raises ValueError where AND combines prompts that cannot be added up.
+
+  Args:
+    weights: [b, n] of prompt_plan.Plan.
+    guided: whether there is guidance, which adds them up.
+    interval: of SampleSettings; in steps outside they are averaged.
+  """
+  if weights is None:
+    return
+  if interval is not None and (weights.max(1) <= 0).any():
+    raise ValueError(
+      'steps outside of guidance_interval average the prompts that AND '
+      'combines by their weights, and those of a prompt are all 0 or below: '
+      'leave guidance_interval out, or give one of them a weight above 0'
+    )
+  if not guided:
     raise ValueError(
       'AND combines prompts by classifier-free guidance, which is off: pass a '
       'guidance_scale above 1 and a model that is not distilled with guidance, '

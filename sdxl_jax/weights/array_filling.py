@@ -38,20 +38,22 @@ class Wanted(NamedTuple):
   sharding: jax.sharding.Sharding | None  # None: the array stays in numpy
   # (array) -> its tensors, and the view of the array that each of them fills.
   parts: Callable[[np.ndarray], list[Part]]
+  # Of the filled array, what is made of it and placed; None: itself.
+  finish: Callable[[np.ndarray], Any] | None = None
 
 
 class Filling(NamedTuple):
   """An array that threads fill."""
 
   array: np.ndarray
-  sharding: jax.sharding.Sharding | None
+  finish: Callable[[np.ndarray], Any]
   jobs: list[futures.Future]
 
 
 def fill(
   arrays: Sequence[Wanted], watch: Callable[[int], Any] = lambda count: None
-) -> list[np.ndarray | jax.Array]:
-  """Makes arrays, each on its sharding.
+) -> list[Any]:
+  """Makes arrays, each on its sharding, or what is made of them.
 
   Args:
     arrays: to make, in this order.
@@ -69,7 +71,7 @@ def fill(
     for job in filling.jobs:
       job.result()
     watch(filling.array.nbytes)
-    made.append(put(filling.array, filling.sharding))
+    made.append(filling.finish(filling.array))
 
   try:
     for wanted in arrays:
@@ -97,7 +99,8 @@ def start(pool: futures.Executor, wanted: Wanted) -> Filling:
     pool.submit(store_tensor, tensor, view)
     for tensor, view in wanted.parts(array)
   ]
-  return Filling(array, wanted.sharding, jobs)
+  finish = functools.partial(put, sharding=wanted.sharding)
+  return Filling(array, wanted.finish or finish, jobs)
 
 
 def empty_aligned(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:

@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import tqdm
 
+from sdxl_jax.models import stored_kernels
 from sdxl_jax.weights import pretrained
 
 DELAY = 2  # seconds; what loads in less shows no bar
@@ -44,6 +45,7 @@ def load_all(
 
 
 def size(net: pretrained.Net, fields: dict[str, Any]) -> int:
-  """Returns the bytes of a net's parameters as they are loaded."""
-  leaves = jax.tree.leaves(net.shapes(net.config(**fields)))
+  """Returns the bytes of a net's parameters as they are read."""
+  shapes = net.shapes(net.config(**fields))
+  leaves = jax.tree.leaves(stored_kernels.without_scales(shapes))
   return sum(math.prod(x.shape) * x.dtype.itemsize for x in leaves)

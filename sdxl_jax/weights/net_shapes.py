@@ -11,12 +11,12 @@ from sdxl_jax.models import clip, unet, vae
 
 NetConfig = unet.UNetConfig | vae.AnyConfig | clip.CLIPTextConfig
 Tree = dict[str, Any]  # of arrays, or of jax.ShapeDtypeStruct
+MARK = 'float16'  # a type that no layer chooses for itself
 # Fields on which no shape depends; other attention may need a GPU to be traced.
-# All parameters of a net have its param_dtype.
 TRACED = {
   'attention': 'xla',
   'dtype': 'float32',
-  'param_dtype': 'float32',
+  'param_dtype': MARK,
   'remat': 'none',
   'scan_unroll': 1,
 }
@@ -37,8 +37,12 @@ def abstract_params(config: NetConfig) -> Tree:
   """Returns the tree of shapes and dtypes of the net of a config."""
   runtime = {k: v for k, v in TRACED.items() if hasattr(config, k)}
   shapes = trace_params(dataclasses.replace(config, **runtime))
-  dtype = getattr(config, 'param_dtype', None)  # None: a net without any
-  return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, dtype), shapes)
+
+  def typed(x):
+    dtype = config.param_dtype if x.dtype == MARK else x.dtype
+    return jax.ShapeDtypeStruct(x.shape, dtype)
+
+  return jax.tree.map(typed, shapes)
 
 
 @functools.cache  # tracing a net takes seconds

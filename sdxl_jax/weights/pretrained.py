@@ -11,6 +11,7 @@ from typing import Any
 
 import jax
 
+from sdxl_jax.models import stored_kernels
 from sdxl_jax.weights import checked_cast, net_shapes, safetensors_file
 from sdxl_jax.weights.diffusers import (
   config_defaults,
@@ -105,10 +106,10 @@ class Net:
     config = self.config(**fields)
     target = shard(self.shapes(config))
     if self.restore:
-      params = self.restore(target)
+      params = self.restore(stored_kernels.without_scales(target))
       checked_cast.check_tree(params, self.location)
       watch(sum(x.nbytes for x in jax.tree.leaves(params)))
-      return config, params
+      return config, stored_kernels.quantize_tree(params, target)
     convert = functools.partial(tensor_names.from_published, watch=watch)
     return config, self._convert(convert, target)
 

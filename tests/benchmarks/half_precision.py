@@ -1,4 +1,4 @@
-"""Measures SDXL's nets in float16 and bfloat16 beside float32, at full size.
+"""Measures SDXL's nets in 16 and 8 bits beside float32, at full size.
 
   python -m tests.benchmarks.half_precision --nets vae,text_encoder_2,unet
 
@@ -8,7 +8,8 @@ multiplies all residual branches, to see how far the range of float16 is. For
 each net and type it prints the largest output of any layer, whether all is
 finite, the error against float32 (largest, of the largest; and RMS, of the
 RMS), and the peak memory of the process so far.
-Weights are drawn in float32 and rounded to the type, as loading does.
+Weights are drawn in float32 and rounded to the type, as loading does; int8 and
+float8_e4m3fn are types of kernels, with products in float32.
 
 A UNet takes --steps steps of Euler's method with guidance, of latents of
 --size px; the error is that of the latents. One net of one type is in memory
@@ -45,10 +46,11 @@ from sdxl_jax.diffusion import (
   samplers,
   sampling_schedule,
 )
-from sdxl_jax.models import clip, unet, vae
+from sdxl_jax.models import clip, stored_kernels, unet, vae
 from sdxl_jax.weights import net_shapes
 
 DTYPES = 'float32', 'float16', 'bfloat16'
+STORED = tuple(stored_kernels.LARGEST)
 FULL = {
   'vae': vae.VAEConfig(),
   'text_encoder': clip.VIT_L,
@@ -202,9 +204,15 @@ MAKERS = {
 
 def measure(name, config, dtype, args):
   """Runs a net in a type; returns (output, Outputs)."""
+  stored = dtype if dtype in STORED else None
+  dtype = 'float32' if stored else dtype
   config = dataclasses.replace(config, dtype=dtype, param_dtype=dtype)
-  run, inputs = MAKERS[name](config, args.size, args.steps)
   params, outputs = draw(config, dtype, args.gain), Outputs()
+  if stored:
+    config = dataclasses.replace(config, weights_dtype=stored)
+    target = net_shapes.abstract_params(config)
+    params = stored_kernels.quantize_tree(params, target)
+  run, inputs = MAKERS[name](config, args.size, args.steps)
   with nn.intercept_methods(outputs.intercept):
     found = np.asarray(jax.jit(run)(params, *inputs))
   jax.effects_barrier()
@@ -242,7 +250,10 @@ def main(_):
   show_overflow()
   for name in args.nets:
     config, expected = (SMALL if args.small else FULL)[name], None
-    for dtype in DTYPES:
+    dtypes = dict.fromkeys(['float32', *args.dtypes])  # float32 comes first
+    for dtype in dtypes:
+      if dtype in STORED and name == 'vae':
+        continue
       found, outputs = measure(name, config, dtype, args)
       expected = found if expected is None else expected
       size, layer = outputs.top()
@@ -257,6 +268,7 @@ def main(_):
 
 if __name__ == '__main__':
   flags.DEFINE_list('nets', list(FULL), 'which of them, in order')
+  flags.DEFINE_list('dtypes', [*DTYPES, *STORED], 'beside float32')
   flags.DEFINE_integer('size', 256, 'px of an image', 64)
   flags.DEFINE_integer('steps', 2, 'of the UNets, of 20', 1)
   flags.DEFINE_float('gain', 1.0, 'of residual branches')

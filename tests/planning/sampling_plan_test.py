@@ -114,6 +114,56 @@ def test_bfloat16_without_guidance_takes_half(phases, machine, configs):
   assert fewer[0].parameters < steps.parameters / 2
 
 
+def test_steps_outside_of_the_interval_are_a_program_of_their_own(
+  machine, configs
+):
+  settings = dataclasses.replace(
+    WORKLOAD.settings, steps=10, guidance_interval=(0.5, 4.0)
+  )
+  limited = dataclasses.replace(WORKLOAD, settings=settings)
+  experts = [
+    sampling_programs.make_expert(config, machine, limited)
+    for config in configs
+  ]
+
+  def phases(index, workload=limited):
+    found = sampling_programs.step_phases(
+      experts[index], workload, index, has_refiner=True
+    )
+    return {phase.name: phase for phase in found}
+
+  base, refiner = phases(0), phases(1)
+  assert set(base) == set(refiner) == {'steps', 'unguided steps'}
+  counts = [p.trace.keywords['steps'] for p in base.values()]
+  assert sum(counts) == 10 and min(counts) > 2
+  assert [p.trace.keywords['guided'] for p in base.values()] == [True, False]
+  # Each of the steps is taken by one of the two.
+  for name in base:
+    assert base[name].runs + refiner[name].runs == 1
+  taken = [base[n].runs * k for n, k in zip(base, counts)]
+  assert sum(taken) == 8  # to refiner_start
+  # Without guidance there is nothing to leave out.
+  plain = dataclasses.replace(settings, guidance_scale=1.0)
+  (only,) = phases(0, dataclasses.replace(limited, settings=plain)).values()
+  assert only.name == 'steps' and not only.trace.keywords['guided']
+
+
+def test_kernels_in_8_bits_take_a_quarter_of_float32(machine, configs):
+  def count(weights_dtype):
+    workload = dataclasses.replace(WORKLOAD, weights_dtype=weights_dtype)
+    expert = sampling_programs.make_expert(configs[0], machine, workload)
+    kernels = [
+      path
+      for path, _ in jax.tree_util.tree_leaves_with_path(expert.params['unet'])
+      if path[-1].key == 'kernel_scale'
+    ]
+    return machines.bytes_of(expert.params['unet']), len(kernels)
+
+  full, none = count(None)
+  small, kernels = count('int8')
+  assert not none and kernels and small < 0.5 * full
+
+
 def test_an_old_gpu_takes_float16(machine, phases):
   """By the machine that is planned for, not by the devices here."""
   assert machine.kind == ('cpu', None)

@@ -5,8 +5,7 @@ import warnings
 import numpy as np
 import pytest
 
-from sdxl_jax.sampling import prompt_encoding, prompt_plan
-from sdxl_jax.sampling.prompt_encoding import Conditioning
+from sdxl_jax.sampling import prompt_plan
 from sdxl_jax.sampling.settings import SampleSettings
 
 WEIGHTED = SampleSettings(weighted_prompts=True)
@@ -79,18 +78,3 @@ def test_tags_are_taken_out():
   with warnings.catch_warnings():
     warnings.simplefilter('error')
     plan(['a <b>'])
-
-
-def test_stretches():
-  """Steps between two changes of the text, and between two reports."""
-  a, b, c = (Conditioning(name, np.zeros((1, 1), np.float32)) for name in 'abc')
-
-  def stretches(stages, stride):
-    found = prompt_encoding.stretches(stages, 2, 10, stride)
-    return [(start, stop, used.context) for start, stop, used in found]
-
-  found = stretches([(0, a), (3, b), (6, c)], 4)
-  assert found == [(2, 3, 'a'), (3, 6, 'b'), (6, 10, 'c')]
-  found = stretches([(0, a)], 3)
-  assert found == [(2, 5, 'a'), (5, 8, 'a'), (8, 10, 'a')]
-  assert stretches([(0, a), (12, b)], 8) == [(2, 10, 'a')]

@@ -76,6 +76,7 @@ def test_marks_within_a_file(tmp_path):
     ('{"prompt": "a", "seed": null}', 'seed is None'),
     ('{"prompt": "a", "weighted_prompts": 1}', 'weighted_prompts is 1'),
     ('{"prompt": "a", "target_size": [1]}', 'target_size is'),
+    ('{"prompt": "a", "guidance_interval": 5}', 'two numbers, as .0.28, 5.42.'),
     ('{"prompt": "a", "cfg": 1}', "no setting 'cfg'; there are"),
     ('{"prompt": "a", "guidance_scale": NaN}', 'NaN is no number of JSON'),
     (

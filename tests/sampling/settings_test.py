@@ -21,6 +21,9 @@ from sdxl_jax.sampling import settings
     ('crop_top_left', (0,), 'two whole numbers'),
     ('target_size', (0, 0.5), 'two whole numbers'),
     ('target_size', 5, 'two whole numbers'),
+    ('guidance_interval', 0.5, 'two numbers'),
+    ('guidance_interval', (1, 2, 3), 'two numbers'),
+    ('guidance_interval', (1, 'x'), 'two numbers'),
   ],
 )
 def test_values_of_another_type(name, value, what):
@@ -39,6 +42,7 @@ def test_values_of_another_type(name, value, what):
     ('long_prompts', np.bool_(True)),
     ('target_size', (np.int32(8), 8)),
     ('sampler', 'euler'),
+    ('guidance_interval', (0, np.float32(5.42))),
   ],
 )
 def test_values_that_fit(name, value):

@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 from flax import traverse_util
 
+from sdxl_jax.models import stored_kernels
 from sdxl_jax.weights import (
   array_filling,
   checked_cast,
@@ -74,6 +75,8 @@ def locations(flat: dict[Path, Any]) -> dict[str, TensorLocation]:
   """Returns {published name: location} of a flat tree {path: leaf}."""
   by_name = {}
   for path, leaf in flat.items():
+    if path[-1] == stored_kernels.SCALE:
+      continue  # published is what it scales
     depth = stack_depth(path, leaf)
     shape = leaf.shape if depth is None else leaf.shape[1:]
     shape = tuple(shape[axis] for axis in axes(path, len(shape)))
@@ -173,7 +176,8 @@ def from_published(
     published: {name: tensor}.
     target: our tree of shapes and dtypes, stacked or not. Tensors are cast to
       its dtypes, and each array is placed on the `sharding` of its leaf;
-      without one it stays in numpy.
+      without one it stays in numpy. Kernels with a scale are quantised one by
+      one.
     skip_unsupported: see companions.check.
     watch: called with the bytes of each array of the tree that was loaded.
 
@@ -190,17 +194,30 @@ def from_published(
   def views(path, array):
     return [(part, tensor({path: array}, at)) for part, at in parts[path]]
 
-  wanted = [
-    array_filling.Wanted(
-      leaf.shape,
-      leaf.dtype,
-      getattr(leaf, 'sharding', None),
-      functools.partial(views, path),
-    )
-    for path, leaf in leaves.items()
-  ]
-  arrays = array_filling.fill(wanted, watch)
-  return traverse_util.unflatten_dict(dict(zip(leaves, arrays)))
+  quantized = stored_kernels.stored_layers(leaves)
+
+  def finish(path, array):
+    targets = [leaves[p] for p in stored_kernels.pair(path)]
+    arrays = stored_kernels.quantize(array, *targets)
+    return [array_filling.put(x, t.sharding) for x, t in zip(arrays, targets)]
+
+  wanted = {}
+  for path, leaf in leaves.items():
+    sharding = getattr(leaf, 'sharding', None)
+    read = functools.partial(views, path)
+    if path[-1] == 'kernel' and path[:-1] in quantized:
+      wanted[path] = array_filling.Wanted(
+        leaf.shape, np.float32, None, read, functools.partial(finish, path)
+      )
+    elif path[-1] != stored_kernels.SCALE:
+      wanted[path] = array_filling.Wanted(
+        leaf.shape, leaf.dtype, sharding, read
+      )
+  made = dict(zip(wanted, array_filling.fill(list(wanted.values()), watch)))
+  for layer in quantized:
+    kernel, scale = stored_kernels.pair((*layer, 'kernel'))
+    made[kernel], made[scale] = made[kernel]
+  return traverse_util.unflatten_dict({path: made[path] for path in leaves})
 
 
 def fit(

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
 
-from sdxl_jax.models import lora
+from sdxl_jax.models import lora, stored_kernels
 from sdxl_jax.weights import pretrained, safetensors_file
 from sdxl_jax.weights.diffusers import tensor_names
 from sdxl_jax.weights.lora import deltas
@@ -115,6 +115,7 @@ def merge(
   Returns:
     {net: parameters}.
   """
+  check_stored(params)
   locations = tensors_of(params)
   nets = dict.fromkeys(net for net, _ in locations)
   flat = {net: traverse_util.flatten_dict(params[net]) for net in nets}
@@ -136,6 +137,18 @@ def merge(
   return params | merged
 
 
+def check_stored(params: dict[str, Any]) -> None:
+  """Raises ValueError for kernels in 8 bits, into which no LoRA is merged."""
+  for net in lora.NETS:
+    flat = traverse_util.flatten_dict(params.get(net, {}))
+    if stored_kernels.stored_layers(flat):
+      raise ValueError(
+        f'the kernels of {net} are stored in 8 bits, which have too few digits '
+        'for the changes of a LoRA: load them with the LoRA (--lora), which is '
+        'then merged first, or leave weights_dtype out'
+      )
+
+
 def with_copies(
   params: dict[str, Any], loras: Sequence[tuple[Lora, float]]
 ) -> dict[str, Any]:
@@ -144,6 +157,7 @@ def with_copies(
   Args:
     params, loras: see `merge`.
   """
+  check_stored(params)
   locations = tensors_of(params)
   paths = {(n, locations[n, name].path) for n, name in terms_by_tensor(loras)}
   flat = {n: traverse_util.flatten_dict(params[n]) for n, _ in paths}

@@ -1,0 +1,47 @@
+"""The net of a step: one prediction for each image, guided or not."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from sdxl_jax.diffusion import guidance
+from sdxl_jax.models import sdxl
+from sdxl_jax.sampling import prompt_encoding
+
+
+class Guidance(NamedTuple):
+  """Scale and rescale of classifier-free guidance, as arrays or floats.
+
+  And the weights, [b, n], of the n prompts that AND combines, if there are any.
+  """
+
+  scale: Any
+  rescale: Any
+  weights: Any = None
+
+
+def make(
+  model: sdxl.SDXL,
+  params: dict[str, Any],
+  conditioning: prompt_encoding.Conditioning,
+  how: Guidance,
+  count: int,
+  guided: bool,
+) -> Callable:
+  """Makes net(x, timestep) of one prediction for each image.
+
+  Args:
+    model: base or refiner.
+    params: of its UNet.
+    conditioning: of all rows that guidance takes, or of the prompt alone.
+    how: to guide.
+    count: images.
+    guided: whether by classifier-free guidance. If not, only the conditional
+      rows are computed.
+  """
+  branches = len(conditioning.vector) // count
+  if branches > 1 and not guided:
+    conditioning = prompt_encoding.conditional(conditioning, branches)
+  net = model.denoiser(params, *conditioning, how.scale)
+  if guided:
+    return guidance.classifier_free_guidance(net, *how)
+  return net if how.weights is None else guidance.average_net(net, how.weights)
