@@ -163,6 +163,9 @@ def get_config():
   config.optimizer.weight_decay = 0.01  # of kernels only
   # Limit of the gradient's norm over all parameters; 0: no clipping.
   config.optimizer.clip_norm = 1.0
+  # 'bfloat16': parameters are rounded before the nets, which compute in it, so
+  # that gradients are summed over devices in it and move half the bytes.
+  config.optimizer.gradients_dtype = 'float32'
   # Of Adam's two moments, and of the EMA: 'bfloat16' takes half the memory and
   # is rounded at random, since most of their steps are smaller than its own.
   config.optimizer.moments_dtype = 'float32'

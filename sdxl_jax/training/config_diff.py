@@ -52,6 +52,7 @@ ADDED = {
   'init_vae': '',
   'optimizer.loss_scale': 2.0**15,
   'optimizer.loss_scale_steps': 2000,
+  'optimizer.gradients_dtype': 'float32',
   'optimizer.moments_dtype': 'float32',
   'optimizer.ema_dtype': 'float32',
   'unet.scan_unroll': 1,

@@ -9,7 +9,11 @@ from sdxl_jax.data.sources import kinds
 from sdxl_jax.diffusion import noise_schedule, samplers
 from sdxl_jax.models import compute_dtype
 from sdxl_jax.sampling import settings
-from sdxl_jax.training import loss_scaling, stochastic_rounding
+from sdxl_jax.training import (
+  gradient_dtype,
+  loss_scaling,
+  stochastic_rounding,
+)
 from sdxl_jax.training.field_kinds import (
   INF,
   Anything,
@@ -183,6 +187,7 @@ SECTIONS = {
     'eps': Number(0, 1, excludes=0),
     'weight_decay': WEIGHT,
     'clip_norm': Number(0, INF),  # infinity: off, as 0
+    'gradients_dtype': Choice(gradient_dtype.DTYPES),
     'moments_dtype': Choice(stochastic_rounding.DTYPES),
     'loss_scale': PowerOfTwo(loss_scaling.SMALLEST, loss_scaling.LARGEST),
     'loss_scale_steps': COUNT,

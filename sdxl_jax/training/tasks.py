@@ -18,6 +18,7 @@ from sdxl_jax.training import (
   batch_specs,
   config_validation,
   diffusion_task,
+  gradient_dtype,
   loss_scaling,
   movement,
   optimizer,
@@ -38,6 +39,12 @@ def make_task(
     task = make_autoencoder_task(config, model)
   else:
     task = make_diffusion_task(config, model)
+  c = config.optimizer
+  dtypes = {
+    n: getattr(model.configs.get(n), 'dtype', None) for n in config.trained
+  }
+  gradient_dtype.check(dtypes, c.gradients_dtype)
+  task = gradient_dtype.gradients_in(task, c.gradients_dtype)
   # What float16 computes may overflow: such an update is never taken.
   is_scaled = 'float16' in {
     getattr(net, 'dtype', None) for net in model.configs.values()
@@ -45,7 +52,6 @@ def make_task(
   if config.skip_non_finite or is_scaled:
     task = skipping.skip_non_finite(task)
   if is_scaled:
-    c = config.optimizer
     task = loss_scaling.scale_loss(task, c.loss_scale, c.loss_scale_steps)
   return task
 
