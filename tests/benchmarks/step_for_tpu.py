@@ -86,6 +86,7 @@ def main(argv):
     config.global_batch_size = flags.FLAGS.rows * len(devices)
     config.unet.remat = flags.FLAGS.remat
     config.unet.scan_unroll = unroll
+    config.optimizer.gradients_dtype = flags.FLAGS.gradients
     print(f'ours, scan_unroll={unroll}:', flush=True)
     measure(config, devices, chip)
 
@@ -94,5 +95,6 @@ if __name__ == '__main__':
   flags.DEFINE_string('topology', 'v5p:2x2x1', 'a TPU slice')
   flags.DEFINE_string('remat', 'dots', "'none', 'dots' or 'full'")
   flags.DEFINE_list('unroll', ['1', '10'], 'blocks written out, scan_unroll')
+  flags.DEFINE_string('gradients', 'float32', 'or bfloat16: gradients_dtype')
   flags.DEFINE_integer('rows', 1, 'images per chip')
   app.run(main)

@@ -2,7 +2,6 @@
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import pytest
 
 from sdxl_jax.models import from_config
@@ -45,9 +44,6 @@ def test_they_differ_by_the_digits_of_the_type():
   assert {x.dtype for x in found} == {jnp.dtype('float32')}
   distance = norm([a - b for a, b in zip(found, expected)]) / norm(expected)
   assert 1e-4 < distance < 3e-2
-  # Each number of the sum is one of bfloat16.
-  for x in found:
-    np.testing.assert_array_equal(x, x.astype(jnp.bfloat16))
 
 
 def test_the_nets_are_called_with_rounded_parameters():
