@@ -4,9 +4,10 @@
 
 Both runs are configs/tiny.py from the same seed, on the same images and noise.
 One computes in float32 and keeps Adam's moments and the EMA in it; the other
-computes in bfloat16, keeps both in bfloat16, rounded stochastically, and
-rematerialises. Prints both losses, line by line, and the mean of the distances
-relative to float32; draws them. Ten minutes on two cores; needs matplotlib.
+computes in bfloat16, its gradients too, keeps moments and EMA in bfloat16,
+rounded stochastically, and rematerialises. Prints both losses, line by line,
+and the mean of the distances relative to float32; draws them. Ten minutes on
+two cores; needs matplotlib.
 """
 
 import json
@@ -29,6 +30,7 @@ RUNS = {
   'bfloat16': {f'{net}.dtype': 'bfloat16' for net in NETS}
   | {
     'unet.remat': 'dots',
+    'optimizer.gradients_dtype': 'bfloat16',
     'optimizer.moments_dtype': 'bfloat16',
     'optimizer.ema_dtype': 'bfloat16',
   },
