@@ -7,7 +7,8 @@ memory, FLOPs, traffic and an estimate of the time; then whether all steps fit,
 and what to change if not. --search looks for the largest batch and the least
 rematerialisation that fit. --sample plans sampling with the config's nets.
 --profile shows where the time goes, --trace FILE draws it; --from_trace DIR
-shows the same of a profile that JAX recorded.
+shows the same of a profile that JAX recorded. --recipe plans all stages of the
+paper: days, chip-hours, what limits them.
 """
 
 import concurrent.futures
@@ -29,6 +30,8 @@ from sdxl_jax.planning import (
   batch_search,
   machines,
   profile_output,
+  recipe_plan,
+  recipe_report,
   sampling_plan,
   sampling_programs,
   sampling_report,
@@ -106,7 +109,7 @@ def plan(
         bar.write(training_report.one_line(job.result()))
   bar.close()
   return training_plan.TrainingPlan(
-    planner, [job.result() for job in jobs], *update.result()
+    planner, [job.result() for job in jobs], update.result()
   )
 
 
@@ -144,6 +147,14 @@ def plan_sampling(args: flags.FlagValues) -> None:
     save_json(args.json, sampling_report.to_json(planned))
 
 
+def plan_recipe(args: flags.FlagValues) -> None:
+  """Prints what the stages of the paper's recipe take."""
+  planned = recipe_plan.plan(args.topology, args.stages, print)
+  print(recipe_report.to_text(planned, args.host_images, args.host_gb))
+  if args.json:
+    save_json(args.json, recipe_report.to_json(planned, args.host_images))
+
+
 def main(args: flags.FlagValues) -> None:
   """Plans as the flags ask."""
   if args.from_trace:
@@ -162,6 +173,9 @@ def main(args: flags.FlagValues) -> None:
 
 def print_plan(args: flags.FlagValues) -> None:
   """Plans sampling or training, and prints what is found."""
+  if args.recipe:
+    plan_recipe(args)
+    return
   if args.sample:
     plan_sampling(args)
     return
@@ -226,9 +240,21 @@ def define_sampling() -> None:
   config_flags.DEFINE_config_file('refiner', None, "the refiner's config")
 
 
+def define_recipe() -> None:
+  """Defines the flags of --recipe."""
+  stages = list(recipe_plan.STAGES)
+  flags.DEFINE_bool('recipe', False, "plan the paper's stages, on its batches")
+  flags.DEFINE_multi_enum('stages', stages, stages, 'those to plan')
+  flags.DEFINE_float(
+    'host_images', None, "images/s that a host's pipeline delivers", 0
+  )
+  flags.DEFINE_float('host_gb', 1.0, 'GB that a host writes in a second', 0)
+
+
 if __name__ == '__main__':
   define_training()
   define_sampling()
+  define_recipe()
   profile_output.define_flags()
   flags.adopt_module_key_flags(profile_output)  # so that --help lists them
   cli.define_cache_dir()

@@ -73,7 +73,7 @@ def test_plan(planned, tmp_path):
   assert square.collectives['all-gather'] > 0
   state = machines.bytes_of(planned.planner.state)
   assert state < square.memory <= wide.memory
-  assert planned.update_peak > state
+  assert planned.update.memory > state
   text = training_report.to_text(planned)
   assert '4 x cpu, no limit known; mesh data=1, fsdp=4, tensor=1' in text
   plan.save_json(tmp_path / 'plan.json', training_report.to_json(planned))
@@ -117,8 +117,9 @@ def test_verdict_when_it_fits(planned):
 
 
 def test_verdict_where_the_update_takes_most(planned):
-  update = planned.update_peak
-  planned = dataclasses.replace(planned, update_peak=2 * update)
+  update = planned.update.memory
+  larger = planned.update._replace(memory=2 * update)
+  planned = dataclasses.replace(planned, update=larger)
   text = training_report.verdict(with_memory(planned, 4 * update, {}))
   assert text.startswith('It fits: the update takes 50%')
 

@@ -30,15 +30,16 @@ def define_flags() -> None:
     'folder of a jax.profiler.trace to show instead of a plan',
   )
   flags.register_multi_flags_validator(
-    ['config', 'topology', 'from_trace'],
+    ['config', 'topology', 'recipe', 'from_trace'],
     is_complete,
-    'give --config and --topology, or --from_trace',
+    'give --config and --topology, --recipe and --topology, or --from_trace',
   )
 
 
 def is_complete(values: dict[str, Any]) -> bool:
   """Returns whether the flags name what to plan or what to show."""
-  plans = values['config'] is not None and values['topology'] is not None
+  is_chosen = values['config'] is not None or values['recipe']
+  plans = is_chosen and values['topology'] is not None
   return plans or values['from_trace'] is not None
 
 

@@ -7,6 +7,7 @@ here        the devices of this process
 """
 
 import dataclasses
+import itertools
 import math
 import os
 import re
@@ -73,6 +74,40 @@ def parse(name: str) -> tuple[re.Match, chips.Chip]:
     if found and found.group(1) in known:
       return found, known[found.group(1)]
   raise ValueError(f'no topology is named {name!r}; there are {EXAMPLES}')
+
+
+def parts(name: str) -> dict[int, str]:
+  """Returns {devices: topology} of the machines that a machine contains.
+
+  Of several with as many devices, the one whose sides differ least.
+
+  Raises:
+    ValueError: for a name that does not exist.
+  """
+  if name == 'here':
+    return {len(jax.devices()): name}
+  found, _ = parse(name)
+  if found.re is GPU:
+    chip, per_node, nodes = found.groups()
+    per_node, nodes = int(per_node), int(nodes or 1)
+    inside = {n: f'{chip}x{n}' for n in range(1, per_node + 1)}
+    more = range(2, nodes + 1)
+    return inside | {n * per_node: f'{chip}x{per_node}x{n}' for n in more}
+  generation, shape = found.groups()
+  sides = [int(side) for side in shape.split('x')]
+  smaller = PLANES
+  if generation in LARGEST_BLOCK:
+    cubes = itertools.product(*(range(4, side + 1, 4) for side in sides))
+    smaller = *SMALL_BLOCKS, *('x'.join(map(str, cube)) for cube in cubes)
+  contained = {}
+  for part in smaller:
+    lengths = [int(side) for side in part.split('x')]
+    if all(a <= b for a, b in zip(sorted(lengths), sorted(sides))):
+      contained.setdefault(math.prod(lengths), []).append((lengths, part))
+  return {
+    count: f'{generation}:{min(those, key=lambda p: max(p[0]))[1]}'
+    for count, those in sorted(contained.items())
+  }
 
 
 def local_devices() -> tuple[list[jax.Device], chips.Chip]:

@@ -40,6 +40,7 @@ class UpdateCost(NamedTuple):
 
   memory: int  # bytes at the peak, frozen nets included
   profile: program_profile.Profile | None  # if it was asked for
+  seconds: float | None = None
 
 
 class Planner:
@@ -97,15 +98,11 @@ class Planner:
     args = self.task, self.mesh, self.state
     compiled = compilation.compile_update(*args, options)
     peak = cost.memory(compiled).peak + machines.bytes_of(self.frozen)
-    if not self.profiled:
-      return UpdateCost(peak, None)
+    text, profile = compiled.as_text(), None
     jaxpr = compilation.trace_update(*args).jaxpr
-    return UpdateCost(
-      peak,
-      program_profile.profile(
-        self.machine, 'the update', compiled.as_text(), jaxpr
-      ),
-    )
+    if self.profiled:
+      profile = program_profile.profile(self.machine, 'the update', text, jaxpr)
+    return UpdateCost(peak, profile, self.machine.seconds(text, jaxpr))
 
   def gradients(
     self, bucket: tuple[int, int], options: dict[str, Any] | None = None
@@ -166,14 +163,13 @@ class TrainingPlan:
 
   planner: Planner
   buckets: list[BucketCost]
-  update_peak: int  # bytes per device, while the update runs
-  update_profile: program_profile.Profile | None = None
+  update: UpdateCost
 
   @property
   def profiles(self) -> list[program_profile.Profile]:
     """Where the time goes, of each bucket and of the update."""
     found = [bucket.profile for bucket in self.buckets]
-    return [p for p in (*found, self.update_profile) if p is not None]
+    return [p for p in (*found, self.update.profile) if p is not None]
 
   @property
   def worst(self) -> BucketCost:

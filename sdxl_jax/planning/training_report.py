@@ -67,7 +67,7 @@ def to_text(plan: training_plan.TrainingPlan) -> str:
       'of each device: parameters '
       f'{machines.bytes_of(state.params) / GIB:.2f} GiB, moments and EMA '
       f'{machines.bytes_of(state.opt_state) / GIB:.2f}, frozen nets '
-      f'{frozen / GIB:.2f}; the update peaks at {plan.update_peak / GIB:.1f}',
+      f'{frozen / GIB:.2f}; the update peaks at {plan.update.memory / GIB:.1f}',
       *plan.planner.types,
       report.table(COLUMNS, plan.buckets),
       estimate_method(machine),
@@ -85,16 +85,16 @@ def to_json(plan: training_plan.TrainingPlan) -> dict[str, Any]:
     'parameter_bytes': machines.bytes_of(state.params),
     'optimizer_bytes': machines.bytes_of(state.opt_state),
     'frozen_bytes': machines.bytes_of(plan.planner.frozen),
-    'update_peak': plan.update_peak,
+    'update_peak': plan.update.memory,
     'method': estimate_method(machine),
     'buckets': [
       profile_report.figures(bucket, machine.platform)
       for bucket in plan.buckets
     ],
   }
-  if plan.update_profile is not None:
+  if plan.update.profile is not None:
     figures['update'] = profile_report.to_json(
-      plan.update_profile, machine.platform
+      plan.update.profile, machine.platform
     )
   return figures
 
@@ -108,7 +108,7 @@ def estimate_method(machine: machines.Machine) -> str:
 def verdict(plan: training_plan.TrainingPlan) -> str:
   """States whether the plan fits, and otherwise what to change."""
   worst = plan.worst
-  peak = max(worst.memory, plan.update_peak)
+  peak = max(worst.memory, plan.update.memory)
   part = worst.bucket if peak == worst.memory else 'the update'
   return report.verdict(plan.planner.machine, part, peak, remedy(plan.planner))
 
