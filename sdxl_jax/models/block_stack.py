@@ -19,7 +19,7 @@ Block = Callable[[Any, Any, Any], Any]
 
 
 def apply(
-  function: Block, params: Any, x: X, shared: Any
+  function: Block, params: Any, x: X, shared: Any, unroll: int = 1
 ) -> Num[Array, '*dims']:
   """Applies one block after another: x = function(params[i], x, shared).
 
@@ -32,6 +32,7 @@ def apply(
     params: tree of arrays, stacked along the first axis.
     x: input of the first block.
     shared: tree of arrays, the same for all blocks.
+    unroll: blocks that are compiled for each round of the loop.
 
   Returns:
     The result of the last block.
@@ -43,21 +44,23 @@ def apply(
   def block(params, x, shared):
     return traced(params, x, shared[0], *shared[1])
 
-  return stack(block, params, x, (shared, constants))
+  return stack(block, unroll, params, x, (shared, constants))
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def stack(block: Block, params: Any, x: X, shared: Any) -> Num[Array, '*dims']:
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def stack(
+  block: Block, unroll: int, params: Any, x: X, shared: Any
+) -> Num[Array, '*dims']:
   """Applies the blocks; see apply."""
 
   def body(i, x):
     return block(at(params, i), x, shared)
 
-  return jax.lax.fori_loop(0, depth_of(params), body, x)
+  return repeat(depth_of(params), unroll, body, x)
 
 
 def forward(
-  block: Block, params: Any, x: X, shared: Any
+  block: Block, unroll: int, params: Any, x: X, shared: Any
 ) -> tuple[Num[Array, '*dims'], tuple]:
   """Applies the blocks, and returns what `backward` needs of them as well."""
 
@@ -75,12 +78,12 @@ def forward(
   depth = depth_of(params)
   _, shapes = jax.eval_shape(keep, at(params, 0), x, shared)
   carry = x, allocate(depth, shapes)
-  out, buffers = jax.lax.fori_loop(0, depth, body, carry)
+  out, buffers = repeat(depth, unroll, body, carry)
   return out, (params, shared, buffers)
 
 
 def backward(
-  block: Block, residuals: tuple, gradient: X
+  block: Block, unroll: int, residuals: tuple, gradient: X
 ) -> tuple[Any, Num[Array, '*dims'], Any]:
   """Returns the gradients by params, x and shared."""
   params, shared, buffers = residuals
@@ -105,13 +108,18 @@ def backward(
 
   by_params = allocate(depth, at(params, 0))
   by_shared = jax.tree.map(jnp.zeros_like, shared)
-  gradient, by_params, by_shared = jax.lax.fori_loop(
-    0, depth, body, (gradient, by_params, by_shared)
+  gradient, by_params, by_shared = repeat(
+    depth, unroll, body, (gradient, by_params, by_shared)
   )
   return by_params, gradient, by_shared
 
 
 stack.defvjp(forward, backward)
+
+
+def repeat(count: int, unroll: int, body: Callable, carry: Any) -> Any:
+  """Returns carry = body(i, carry), from i = 0 to count - 1."""
+  return jax.lax.fori_loop(0, count, body, carry, unroll=unroll)
 
 
 def depth_of(params: Any) -> int:

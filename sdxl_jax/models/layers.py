@@ -147,13 +147,22 @@ def maybe_remat(
   return nn.remat(module, policy=REMAT_POLICIES[policy], **kwargs)
 
 
-def maybe_checkpoint(function: Callable, policy: str) -> Callable:
-  """Returns a function with the remat policy, for the body of a loop."""
+def maybe_checkpoint(
+  function: Callable, policy: str, unroll: int = 1
+) -> Callable:
+  """Returns a function with the remat policy, for the body of a loop.
+
+  Args:
+    function: the body.
+    policy: as of maybe_remat.
+    unroll: bodies that are compiled for each round of the loop.
+  """
   if policy == 'none':
     return function
-  # Between two rounds of a loop there is nothing that XLA could merge.
+  # What a loop computes again, XLA cannot take from another loop; what stands
+  # beside the first time, it would.
   return jax.checkpoint(
-    function, policy=REMAT_POLICIES[policy], prevent_cse=False
+    function, policy=REMAT_POLICIES[policy], prevent_cse=unroll > 1
   )
 
 

@@ -147,11 +147,12 @@ class Transformer2D(nn.Module):
       for collection, tree in self.variables.items()
       if STACK in tree
     }
-    apply = layers.maybe_checkpoint(apply, self.config.remat)
-    return block_stack.apply(apply, variables, x, context)
+    unroll = min(self.depth, self.config.scan_unroll)
+    apply = layers.maybe_checkpoint(apply, self.config.remat, unroll)
+    return block_stack.apply(apply, variables, x, context, unroll)
 
 
 def is_plain_call(module: Transformer2D, context: Context) -> bool:
-  """Returns whether a call makes and reads parameters only, in one loop."""
+  """Returns whether a call reads parameters, and no stored context, only."""
   makes = module.is_initializing() or module.is_mutable_collection('context')
-  return not makes and context is not None and module.config.scan_unroll == 1
+  return not makes and context is not None

@@ -35,14 +35,14 @@ def draw():
   return params, normal(3, 4), normal(7, 5)
 
 
-def make(policy):
+def make(policy, unroll=1):
   """Returns losses of our loop and of a scan, of (params, x, shared)."""
   body = block
   if POLICIES[policy]:
     body = jax.checkpoint(block, policy=POLICIES[policy], prevent_cse=False)
 
   def ours(params, x, shared):
-    return jnp.sum(block_stack.apply(body, params, x, shared) ** 2)
+    return jnp.sum(block_stack.apply(body, params, x, shared, unroll) ** 2)
 
   def scan(params, x, shared):
     out, _ = jax.lax.scan(
@@ -53,17 +53,19 @@ def make(policy):
   return ours, scan
 
 
+@pytest.mark.parametrize('unroll', [1, 2, DEPTH])
 @pytest.mark.parametrize('policy', POLICIES)
-def test_value_and_gradients_are_those_of_a_scan(policy):
+def test_value_and_gradients_are_those_of_a_scan(policy, unroll):
   arguments = draw()
   ours, scan = (
-    jax.jit(jax.value_and_grad(loss, (0, 1, 2))) for loss in make(policy)
+    jax.jit(jax.value_and_grad(loss, (0, 1, 2)))
+    for loss in make(policy, unroll)
   )
   results = jax.tree.leaves(ours(*arguments))
   for result, expected in zip(results, jax.tree.leaves(scan(*arguments))):
     np.testing.assert_array_equal(result, expected)
   # Arguments that are no tracers, and a second derivative's outer jit.
-  grads = jax.grad(make(policy)[0])(*arguments)
+  grads = jax.grad(make(policy, unroll)[0])(*arguments)
   np.testing.assert_allclose(grads['w'], results[1 + 3], rtol=1e-5)
 
 
