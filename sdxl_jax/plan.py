@@ -188,14 +188,20 @@ def print_plan(args: flags.FlagValues) -> None:
   if args.json:
     save_json(args.json, training_report.to_json(planned))
   if args.search:
-    bucket = planned.worst.bucket
-    print(f'searching for the best batch at {bucket}')
-    height, width = map(int, bucket.split('x'))
-    best = batch_search.search(
-      args.config, args.topology, (height, width), print
-    )
-    found = f'best: {batch_search.as_flags(best.fields)}' if best else None
-    print(found or 'nothing fits')
+    height, width = map(int, planned.worst.bucket.split('x'))
+    search(args, (height, width))
+
+
+def search(args: flags.FlagValues, bucket: tuple[int, int]) -> None:
+  """Prints the fastest settings for the bucket that takes the most memory."""
+  print(f'searching for the best batch at {bucket[0]}x{bucket[1]}')
+  best = batch_search.search(args.config, args.topology, bucket, print)
+  if best is None:
+    print('nothing fits')
+    return
+  print(f'best: {batch_search.as_flags(best.fields)}')
+  unrolling = batch_search.unroll(args.config, args.topology, bucket, best)
+  print(batch_search.describe(unrolling, args.config.total_steps))
 
 
 def save_json(path: str | os.PathLike, content: dict[str, Any]) -> None:

@@ -13,6 +13,7 @@ from sdxl_jax.planning import cost, machines, program_profile
 from sdxl_jax.training import compilation, tasks
 
 # Compiles in a fifth of the time; the programs need as much memory.
+QUICK_SHARE = 0.2
 QUICK = {'exec_time_optimization_effort': -1.0}
 # The field that sets the rematerialisation of a task.
 REMAT = {'diffusion': 'unet.remat', 'autoencoder': 'vae.remat'}
