@@ -79,6 +79,7 @@ def main(argv):
       config = dataclasses.replace(
         unet.BASE,
         dtype='bfloat16',
+        param_dtype=FLAGS.params,
         attention='splash',
         remat=remat,
         scan_unroll=unroll,
@@ -101,5 +102,6 @@ if __name__ == '__main__':
   flags.DEFINE_string('topology', 'v5p:2x2x1', 'a TPU slice')
   flags.DEFINE_list('remat', ['dots'], "of 'none', 'dots', 'full'")
   flags.DEFINE_list('unroll', ['1', '10'], 'blocks written out')
+  flags.DEFINE_string('params', 'float32', 'their type; as gradients_dtype')
   flags.DEFINE_integer('rows', 1, 'images per chip')
   app.run(main)
