@@ -226,7 +226,7 @@ def get_config():
   config.unet.remat = 'full'  # or 'dots', 'none': rematerialisation
   config.unet.scan_blocks = True  # transformer blocks of a stack as a loop
   # Blocks compiled for each round of the loop. 10, all of a stack, make it 6 %
-  # faster on a TPU by plan, with a third more activations, and compile for three
+  # faster on a TPU by plan, with a third more activations, and compile three
   # times as long; `plan --search` says whether a run is long enough.
   config.unet.scan_unroll = 1
 

@@ -93,3 +93,15 @@ def test_large_means_do_not_cancel_in_the_gradient(close):
   _, (grad,) = gradients(norm, weights, x + 3000)
   _, (expected,) = gradients(norm, weights, x)
   close(grad, expected, 2e-3, 'gradient')
+
+
+def test_statistics_of_bfloat16_are_float32():
+  """With a mean far from 0, in which bfloat16 has no digits left."""
+  (x,) = draw((4, 64), mean=100.0)
+  x = jnp.asarray(x, jnp.bfloat16)
+  ones, zeros = jnp.ones(64), jnp.zeros(64)
+  found = written_gradients.layer_norm(x, ones, zeros, 1e-5, 'float32')
+  wide = np.asarray(x, np.float64)
+  centered = wide - wide.mean(-1, keepdims=True)
+  expected = centered / np.sqrt((centered**2).mean(-1, keepdims=True) + 1e-5)
+  np.testing.assert_allclose(found, expected, atol=1e-4)

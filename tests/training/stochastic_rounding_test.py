@@ -39,6 +39,14 @@ def test_numbers_that_stay():
   }
 
 
+def test_random_bits_carry_into_no_other_kind_of_number():
+  """What is near the largest stays finite, and all kinds of NaN stay NaN."""
+  largest = float(jnp.finfo(jnp.bfloat16).max)
+  assert set(rounded([largest * (1 + 2**-11)], 100).ravel()) == {largest}
+  nan = np.array([0x7FFFFFFF, 0xFFFFFFFF, 0x7F800001], np.uint32)
+  assert np.isnan(rounded(nan.view(np.float32), 100)).all()
+
+
 def run(dtype, steps, moments='float32'):
   """Averages and moments of a parameter that moves by 1e-5 a step."""
   chain = optax.chain(
