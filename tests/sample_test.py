@@ -381,6 +381,7 @@ def test_flags_of_the_models(tmp_path, flags):
     'refiner': None,
     'dtype': 'auto',
     'vae_dtype': 'auto',
+    'weights_dtype': None,
     'average': 'ema',
     'variant': 'bf16',
     'vae': 'v',

@@ -218,7 +218,8 @@ def quantize_tree(
   """Quantises the kernels of a net on the host, one by one.
 
   Args:
-    params: of the net, on devices or in numpy; its kernels are deleted.
+    params: of the net, on devices or in numpy; its kernels are deleted. Those
+      of a target without scales are returned as they are.
     target: tree of shapes with scales, and with the shardings of its arrays;
       without one they stay in numpy.
 
@@ -226,13 +227,21 @@ def quantize_tree(
     The parameters as the target has them.
   """
   flat, shapes = map(traverse_util.flatten_dict, (params, target))
+  if not (layers := stored_layers(shapes)):
+    return params
   del params
-  for layer in stored_layers(shapes):
+  for layer in layers:
     paths = pair((*layer, 'kernel'))
     kernel, specs = flat.pop(paths[0]), [shapes[path] for path in paths]
     arrays = quantize(np.asarray(kernel), *specs)
     del kernel
     for path, array, spec in zip(paths, arrays, specs):
-      place = spec.sharding
-      flat[path] = array if place is None else jax.device_put(array, place)
-  return traverse_util.unflatten_dict({path: flat[path] for path in shapes})
+      flat[path] = put(array, spec.sharding)
+  # What is not quantised waited beside it.
+  placed = {path: put(flat[path], x.sharding) for path, x in shapes.items()}
+  return traverse_util.unflatten_dict(placed)
+
+
+def put(array: Any, place: jax.sharding.Sharding | None) -> Any:
+  """Returns an array on a sharding; None: where it is."""
+  return array if place is None else jax.device_put(array, place)

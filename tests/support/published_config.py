@@ -11,7 +11,9 @@ def get_config():
   config = tiny_config.get_config()
   config.unlock()
   for name in ('unet', 'vae', 'text_encoder', 'text_encoder_2'):
-    config[name] = dataclasses.asdict(folders.load_config(WEIGHTS, name))
+    fields = dataclasses.asdict(folders.load_config(WEIGHTS, name))
+    fields.pop('weights_dtype', None)  # of sampling alone
+    config[name] = fields
   config.vae.kind = 'kl'
   config.update(init_from=str(WEIGHTS), trained=('unet',))
   config.data.buckets = ((32, 48), (48, 32))

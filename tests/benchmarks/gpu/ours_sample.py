@@ -106,13 +106,8 @@ def count_flops(setting, dtype):
   config = nets.get_config('stage3', setting)
   expert = sampling_programs.make_expert(config, machine, workload)
 
-  def count(trace):
-    traced = trace(machine.mesh, workload, expert, expert.params)
-    return cost.flops(traced.jaxpr) / machine.size
+  def count(phase):
+    traced = phase.trace(machine.mesh, workload, expert, expert.params)
+    return phase.runs * cost.flops(traced.jaxpr) / machine.size
 
-  # The negative prompt is encoded like the prompt.
-  return (
-    2 * count(sampling_programs.trace_text)
-    + count(sampling_programs.trace_steps)
-    + count(sampling_programs.trace_decoding)
-  )
+  return sum(map(count, sampling_programs.list_phases([expert], workload)))
