@@ -16,7 +16,7 @@ from sdxl_jax.checkpoints import loading
 from sdxl_jax.models import sdxl, stored_kernels
 from sdxl_jax.sampling import sources
 from sdxl_jax.sampling.load_options import LoadOptions
-from sdxl_jax.weights import net_shapes
+from sdxl_jax.weights import net_shapes, quantization
 from sdxl_jax.weights.lora import lora_file, merge
 
 
@@ -87,5 +87,5 @@ def quantize(
   for name in quantized_nets(model):
     shard = loading.make_sharding_fn(mesh, options.memory(name))
     target = shard(net_shapes.abstract_params(model.configs[name]))
-    params[name] = stored_kernels.quantize_tree(params.pop(name), target)
+    params[name] = quantization.quantize_tree(params.pop(name), target)
   return params

@@ -7,8 +7,7 @@ from typing import Any
 import jax
 import tqdm
 
-from sdxl_jax.models import stored_kernels
-from sdxl_jax.weights import pretrained
+from sdxl_jax.weights import pretrained, quantization
 
 DELAY = 2  # seconds; what loads in less shows no bar
 
@@ -47,5 +46,5 @@ def load_all(
 def size(net: pretrained.Net, fields: dict[str, Any]) -> int:
   """Returns the bytes of a net's parameters as they are read."""
   shapes = net.shapes(net.config(**fields))
-  leaves = jax.tree.leaves(stored_kernels.without_scales(shapes))
+  leaves = jax.tree.leaves(quantization.without_scales(shapes))
   return sum(math.prod(x.shape) * x.dtype.itemsize for x in leaves)

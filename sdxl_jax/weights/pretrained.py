@@ -11,8 +11,12 @@ from typing import Any
 
 import jax
 
-from sdxl_jax.models import stored_kernels
-from sdxl_jax.weights import checked_cast, net_shapes, safetensors_file
+from sdxl_jax.weights import (
+  checked_cast,
+  net_shapes,
+  quantization,
+  safetensors_file,
+)
 from sdxl_jax.weights.diffusers import (
   config_defaults,
   config_json,
@@ -106,10 +110,10 @@ class Net:
     config = self.config(**fields)
     target = shard(self.shapes(config))
     if self.restore:
-      params = self.restore(stored_kernels.without_scales(target))
+      params = self.restore(quantization.without_scales(target))
       checked_cast.check_tree(params, self.location)
       watch(sum(x.nbytes for x in jax.tree.leaves(params)))
-      return config, stored_kernels.quantize_tree(params, target)
+      return config, quantization.quantize_tree(params, target)
     convert = functools.partial(tensor_names.from_published, watch=watch)
     return config, self._convert(convert, target)
 

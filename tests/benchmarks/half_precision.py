@@ -47,7 +47,7 @@ from sdxl_jax.diffusion import (
   sampling_schedule,
 )
 from sdxl_jax.models import clip, stored_kernels, unet, vae
-from sdxl_jax.weights import net_shapes
+from sdxl_jax.weights import net_shapes, quantization
 
 DTYPES = 'float32', 'float16', 'bfloat16'
 STORED = tuple(stored_kernels.LARGEST)
@@ -211,7 +211,7 @@ def measure(name, config, dtype, args):
   if stored:
     config = dataclasses.replace(config, weights_dtype=stored)
     target = net_shapes.abstract_params(config)
-    params = stored_kernels.quantize_tree(params, target)
+    params = quantization.quantize_tree(params, target)
   run, inputs = MAKERS[name](config, args.size, args.steps)
   with nn.intercept_methods(outputs.intercept):
     found = np.asarray(jax.jit(run)(params, *inputs))

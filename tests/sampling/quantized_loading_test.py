@@ -7,6 +7,7 @@ from flax import traverse_util
 
 from sdxl_jax.models import stored_kernels
 from sdxl_jax.sampling import generation, offload_choice, pipelines
+from sdxl_jax.weights import quantization
 from sdxl_jax.weights.lora import lora_file, merge
 from tests.support import golden_sets
 
@@ -41,7 +42,7 @@ def check_quantised(found, expected):
         np.testing.assert_array_equal(ours[path], x)
         continue
       quantised += x.size
-      expected_pair = stored_kernels.quantize(np.asarray(x), ours[path], scale)
+      expected_pair = quantization.quantize(np.asarray(x), ours[path], scale)
       np.testing.assert_allclose(scale, expected_pair[1], rtol=1e-5)
       # Rounded to another step where the sum of a merge is rounded otherwise.
       steps = np.int32(ours[path]) - np.int32(expected_pair[0])

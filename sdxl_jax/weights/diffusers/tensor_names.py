@@ -25,6 +25,7 @@ from sdxl_jax.weights import (
   array_filling,
   checked_cast,
   leftovers,
+  quantization,
   safetensors_file,
 )
 from sdxl_jax.weights.diffusers import spellings
@@ -76,7 +77,7 @@ def locations(flat: dict[Path, Any]) -> dict[str, TensorLocation]:
   by_name = {}
   for path, leaf in flat.items():
     if path[-1] == stored_kernels.SCALE:
-      continue  # published is what it scales
+      continue  # files do not have the scales
     depth = stack_depth(path, leaf)
     shape = leaf.shape if depth is None else leaf.shape[1:]
     shape = tuple(shape[axis] for axis in axes(path, len(shape)))
@@ -194,11 +195,11 @@ def from_published(
   def views(path, array):
     return [(part, tensor({path: array}, at)) for part, at in parts[path]]
 
-  quantized = stored_kernels.stored_layers(leaves)
+  quantized = quantization.stored_layers(leaves)
 
   def finish(path, array):
-    targets = [leaves[p] for p in stored_kernels.pair(path)]
-    arrays = stored_kernels.quantize(array, *targets)
+    targets = [leaves[p] for p in quantization.pair(path)]
+    arrays = quantization.quantize(array, *targets)
     return [array_filling.put(x, t.sharding) for x, t in zip(arrays, targets)]
 
   wanted = {}
@@ -215,7 +216,7 @@ def from_published(
       )
   made = dict(zip(wanted, array_filling.fill(list(wanted.values()), watch)))
   for layer in quantized:
-    kernel, scale = stored_kernels.pair((*layer, 'kernel'))
+    kernel, scale = quantization.pair((*layer, 'kernel'))
     made[kernel], made[scale] = made[kernel]
   return traverse_util.unflatten_dict({path: made[path] for path in leaves})
 

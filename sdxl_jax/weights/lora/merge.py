@@ -15,8 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
 
-from sdxl_jax.models import lora, stored_kernels
-from sdxl_jax.weights import pretrained, safetensors_file
+from sdxl_jax.models import lora
+from sdxl_jax.weights import pretrained, quantization, safetensors_file
 from sdxl_jax.weights.diffusers import tensor_names
 from sdxl_jax.weights.lora import deltas
 
@@ -141,7 +141,7 @@ def check_stored(params: dict[str, Any]) -> None:
   """Raises ValueError for kernels in 8 bits, into which no LoRA is merged."""
   for net in lora.NETS:
     flat = traverse_util.flatten_dict(params.get(net, {}))
-    if stored_kernels.stored_layers(flat):
+    if quantization.stored_layers(flat):
       raise ValueError(
         f'the kernels of {net} are stored in 8 bits, which have too few digits '
         'for the changes of a LoRA: load them with the LoRA (--lora), which is '
