@@ -113,7 +113,7 @@ def run_loop(
   notice: stop_notice.PreemptionNotice,
   recorder: step_profile.Recorder,
 ) -> int:
-  """Trains, and finishes what is being saved whatever ends that.
+  """Runs the training loop; after an error waits for a checkpoint in writing.
 
   Returns:
     Steps done.

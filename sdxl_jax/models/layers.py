@@ -3,7 +3,7 @@
 Each net's frozen config has `dtype` (compute), `param_dtype` (storage),
 `attention` (implementation) and `remat`, and some `weights_dtype` (storage of
 kernels, see stored_kernels.py); layers take the config and read only these
-fields. Norm statistics and softmax are float32 whatever the dtype.
+fields. Norm statistics and softmax are always float32.
 """
 
 from collections.abc import Callable, Sequence
@@ -159,8 +159,8 @@ def maybe_checkpoint(
   """
   if policy == 'none':
     return function
-  # What a loop computes again, XLA cannot take from another loop; what stands
-  # beside the first time, it would.
+  # XLA merges the recomputation with the first computation where no loop keeps
+  # them apart, as in a stack that is wholly unrolled.
   return jax.checkpoint(
     function, policy=REMAT_POLICIES[policy], prevent_cse=unroll > 1
   )

@@ -88,27 +88,32 @@ class StagePlan(NamedTuple):
     transfer = received / self.planner.machine.chip.link if received else 0.0
     return Links(self.gradients.seconds - transfer, transfer)
 
-  def most_chips(self, host_images: float | None = None) -> dict[str, float]:
-    """Returns {what limits the stage: chips beyond which it is no faster}.
+  @property
+  def most_chips(self) -> dict[str, float]:
+    """{limit: chips beyond which it makes more of them useless}.
 
-    A chip must have an image. What the chips compute shrinks with their number,
-    what they exchange, parameters and gradients, does not: more chips than make
-    the two equal gain less than half of what they add. A host's pipeline keeps
-    up with so many chips, or limits the stage whatever their number.
-
-    Args:
-      host_images: images per second that the pipeline of a host delivers; None:
-        not known.
+    Each chip needs an image of the batch. Computing takes less time on more
+    chips, and exchanging parameters and gradients does not: where both take as
+    long, further chips gain less than half of what they add.
     """
     limits = {'batch': float(self.config.global_batch_size)}
     computing, transfer = self.links
     if transfer:
       limits['links'] = self.chips * computing / transfer
-    if host_images is not None and host_images < self.host_images_per_second:
-      limits['data pipeline'] = (
-        self.chips * host_images / self.host_images_per_second
-      )
     return limits
+
+  def slowdown(self, host_images: float | None) -> float:
+    """Returns how many times as long a stage takes that waits for its data.
+
+    Every host reads for its own chips, so that their number does not matter.
+
+    Args:
+      host_images: images per second that the pipeline of a host delivers; None:
+        not known, and taken to be enough.
+    """
+    if host_images is None:
+      return 1.0
+    return max(1.0, self.host_images_per_second / host_images)
 
 
 def plan(
@@ -139,10 +144,10 @@ def plan(
 
 
 def stage_config(name: str) -> ml_collections.ConfigDict:
-  """Imports the config of a stage from configs/ beside the package.
+  """Imports the config of a stage from the folder configs/.
 
   Raises:
-    ValueError: if there is no such folder here.
+    ValueError: if this folder cannot be imported.
   """
   try:
     module = importlib.import_module(f'configs.{name}')
@@ -173,17 +178,13 @@ def plan_stage(
   Raises:
     ValueError: if nothing fits.
   """
-  part = share_of(name, config.global_batch_size)
+  micro_batches = tasks.micro_batches_of(config)
+  part, chips = share_of(name, config.global_batch_size // micro_batches)
   # The square bucket, as the others need the same.
   bucket = min(config.data.buckets, key=lambda b: abs(math.log(b[0] / b[1])))
   bucket = tuple(map(int, bucket))
-  for fields in choices(config, training_plan.REMAT[config.task]):
-    try:
-      planner = training_plan.Planner(
-        training_plan.changed(config, fields), part
-      )
-    except ValueError:  # more micro-batches than a chip has images
-      break
+  for fields in choices(config, training_plan.REMAT[config.task], chips):
+    planner = training_plan.Planner(training_plan.changed(config, fields), part)
     found = planner.gradients(bucket, training_plan.QUICK)
     described = ' '.join(f'{k}={v}' for k, v in fields.items())
     say(f'  {stage} on {part}, {described}: {found.memory / GIB:.1f} GiB')
@@ -203,19 +204,40 @@ def plan_stage(
   )
 
 
-def share_of(name: str, batch: int) -> str:
-  """Returns the largest part of a machine that can share a batch evenly."""
+def share_of(name: str, batch: int) -> tuple[str, int]:
+  """Returns the largest part of a machine that shares a batch evenly.
+
+  Returns:
+    (its topology, its chips).
+
+  Raises:
+    ValueError: for a name that does not exist, or if no part does.
+  """
   parts = topology.parts(name)
-  return parts[max(n for n in parts if batch % n == 0)]
+  counts = [n for n in parts if batch % n == 0]
+  if not counts:
+    raise ValueError(
+      f'a micro-batch of {batch} images cannot be shared evenly by '
+      f'{", ".join(map(str, parts))} chips of {name}: name another machine'
+    )
+  return parts[max(counts)], max(counts)
 
 
 def choices(
-  config: ml_collections.ConfigDict, field: str
+  config: ml_collections.ConfigDict, field: str, chips: int
 ) -> Iterator[dict[str, Any]]:
-  """Yields fields that need less and less memory, and more and more time."""
+  """Yields fields that need less and less memory, and more and more time.
+
+  Args:
+    config: of the stage.
+    field: that sets the rematerialisation.
+    chips: that share each micro-batch evenly.
+  """
   for remat in ('none', 'dots', 'full'):
     yield {field: remat}
   parts = 2 * config.accumulation_steps
-  while parts * config.buckets_per_step <= config.global_batch_size:
+  while not config.global_batch_size % (
+    parts * config.buckets_per_step * chips
+  ):
     yield {field: 'full', 'accumulation_steps': parts}
     parts *= 2

@@ -43,41 +43,47 @@ def to_text(
   machine = stages[0].planner.machine
   days = sum(stage.seconds for stage in stages) / DAY
   hours = sum(stage.chip_hours for stage in stages)
-  return '\n'.join(
-    [
-      report.table(COLUMNS, stages),
-      f'all: {days:.1f} days, {hours:,.0f} chip-hours; without starts, samples '
-      'and checkpoints',
-      *[
-        line
-        for stage in stages
-        for line in describe(stage, host_images, host_gb)
-      ],
-      machines.ESTIMATE_METHOD[machine.platform],
+  lines = [
+    report.table(COLUMNS, stages),
+    f'all: {days:.1f} days, {hours:,.0f} chip-hours; without starts, samples '
+    'and checkpoints',
+  ]
+  for stage in stages:
+    lines += [
+      describe_limits(stage, host_images),
+      describe_checkpoints(stage, host_gb),
     ]
-  )
+  return '\n'.join([*lines, machines.ESTIMATE_METHOD[machine.platform]])
 
 
-def describe(
-  stage: StagePlan, host_images: float | None, host_gb: float
-) -> list[str]:
-  """Returns lines on what limits a stage, and on its checkpoints."""
-  limits = stage.most_chips(host_images)
+def describe_limits(stage: StagePlan, host_images: float | None) -> str:
+  """Returns a line on what keeps a stage from being faster on more chips."""
+  limits = stage.most_chips
   first = min(limits, key=limits.get)
   found = ', '.join(f'{name} {n:,.0f}' for name, n in limits.items())
   fields = ' '.join(f'--config.{k}={v}' for k, v in stage.fields.items())
-  needed = f'{stage.host_images_per_second:,.0f} images/s of each host'
-  if host_images is not None:
-    needed += f', whose pipeline delivers {host_images:,.0f}'
+  text = (
+    f'{stage.name} ({fields}): useful chips by {found}; more are stopped by '
+    f'the {first} first'
+  )
+  if (slowdown := stage.slowdown(host_images)) > 1:
+    text += (
+      f'. It waits for data already: a pipeline delivers {host_images:,.0f} of '
+      f'{stage.host_images_per_second:,.0f} images/s, so that it takes '
+      f'{slowdown * stage.seconds / DAY:.1f} days'
+    )
+  return text
+
+
+def describe_checkpoints(stage: StagePlan, host_gb: float) -> str:
+  """Returns a line on how long a checkpoint takes, and how often."""
   seconds = stage.checkpoint_bytes / 1e9 / host_gb / hosts_of(stage)
-  return [
-    f'{stage.name} ({fields}): useful chips by {found}; the {first} stops it '
-    'first',
-    f'  needs {needed}; a checkpoint takes {seconds:.1f} s at {host_gb:g} GB/s '
-    f'of each of {hosts_of(stage):.0f} hosts, every '
-    f'{stage.config.checkpoint.every:,} steps '
-    f'({stage.config.checkpoint.every * stage.step_seconds:,.0f} s)',
-  ]
+  every = stage.config.checkpoint.every
+  return (
+    f'  a checkpoint takes {seconds:.1f} s at {host_gb:g} GB/s of each of '
+    f'{hosts_of(stage):.0f} hosts, every {every:,} steps, which take '
+    f'{every * stage.step_seconds:,.0f} s'
+  )
 
 
 def hosts_of(stage: StagePlan) -> float:
@@ -104,7 +110,8 @@ def to_json(
       'images_per_second': stage.images_per_second,
       'host_images_per_second': stage.host_images_per_second,
       'checkpoint_bytes': stage.checkpoint_bytes,
-      'most_chips': stage.most_chips(host_images),
+      'most_chips': stage.most_chips,
+      'slowdown': stage.slowdown(host_images),
     }
     for stage in stages
   }

@@ -82,7 +82,7 @@ def parts(name: str) -> dict[int, str]:
   Of several with as many devices, the one whose sides differ least.
 
   Raises:
-    ValueError: for a name that does not exist.
+    ValueError: for a machine that does not exist.
   """
   if name == 'here':
     return {len(jax.devices()): name}
@@ -95,9 +95,11 @@ def parts(name: str) -> dict[int, str]:
     return inside | {n * per_node: f'{chip}x{per_node}x{n}' for n in more}
   generation, shape = found.groups()
   sides = [int(side) for side in shape.split('x')]
+  check_slice(generation, shape, sides)
   smaller = PLANES
   if generation in LARGEST_BLOCK:
-    cubes = itertools.product(*(range(4, side + 1, 4) for side in sides))
+    x, y, z = (range(4, side + 1, 4) for side in sides)
+    cubes = itertools.product(x, y, z)
     smaller = *SMALL_BLOCKS, *('x'.join(map(str, cube)) for cube in cubes)
   contained = {}
   for part in smaller:

@@ -13,8 +13,8 @@ from sdxl_jax.planning import cost, machines, program_profile
 from sdxl_jax.training import compilation, tasks
 
 # Compiles in a fifth of the time; the programs need as much memory.
-QUICK_SHARE = 0.2
 QUICK = {'exec_time_optimization_effort': -1.0}
+QUICK_SHARE = 0.2  # of the time that a program takes to compile otherwise
 # The field that sets the rematerialisation of a task.
 REMAT = {'diffusion': 'unet.remat', 'autoencoder': 'vae.remat'}
 
@@ -40,8 +40,8 @@ class UpdateCost(NamedTuple):
   """What the update of the parameters needs, per device."""
 
   memory: int  # bytes at the peak, frozen nets included
-  profile: program_profile.Profile | None  # if it was asked for
-  seconds: float | None = None
+  seconds: float | None
+  profile: program_profile.Profile | None = None  # if it was asked for
 
 
 class Planner:
@@ -96,14 +96,13 @@ class Planner:
       options: {name: value} for the compiler.
     """
     options = self.machine.options | (options or {})
-    args = self.task, self.mesh, self.state
-    compiled = compilation.compile_update(*args, options)
+    traced = compilation.trace_update(self.task, self.mesh, self.state)
+    compiled = traced.lower().compile(options)
     peak = cost.memory(compiled).peak + machines.bytes_of(self.frozen)
-    text, profile = compiled.as_text(), None
-    jaxpr = compilation.trace_update(*args).jaxpr
+    text, jaxpr, profile = compiled.as_text(), traced.jaxpr, None
     if self.profiled:
       profile = program_profile.profile(self.machine, 'the update', text, jaxpr)
-    return UpdateCost(peak, profile, self.machine.seconds(text, jaxpr))
+    return UpdateCost(peak, self.machine.seconds(text, jaxpr), profile)
 
   def gradients(
     self, bucket: tuple[int, int], options: dict[str, Any] | None = None

@@ -43,10 +43,14 @@ def check(dtypes: dict[str, str | None], dtype: str) -> None:
   """Raises ValueError if a net would not compute in the type.
 
   Args:
-    dtypes: {trained net: type that it computes in, None if it has no such}.
+    dtypes: {trained net: type that it computes in; None: it has none}.
     dtype: one of DTYPES.
   """
-  others = [f'{n} in {d}' for n, d in dtypes.items() if d != dtype]
+  others = [
+    f'{n} in {d}' if d else f'{n}, which has no type of its own'
+    for n, d in dtypes.items()
+    if d != dtype
+  ]
   if dtype != 'float32' and others:
     raise ValueError(
       f'config.optimizer.gradients_dtype is {dtype!r}, but config.trained '

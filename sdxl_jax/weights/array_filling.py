@@ -2,8 +2,8 @@
 
 Reading, checking, casting and copying leave Python to other threads, and happen
 in blocks that a cache holds. Arrays are filled in order and handed on one by
-one, so that the host needs memory for a few of them. A tensor is one thread's:
-two that write columns of the same rows would fault its pages twice.
+one, so that the host needs memory for a few of them. One thread fills a tensor:
+two that write columns of the same rows would both fault the same pages.
 """
 
 import collections

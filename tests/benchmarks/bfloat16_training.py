@@ -1,4 +1,4 @@
-"""Trains in bfloat16 with every option on, beside float32: losses, one figure.
+"""Compares the losses of training in bfloat16 and in float32, in one figure.
 
   python -m tests.benchmarks.bfloat16_training --folder NEW --figure losses.png
 

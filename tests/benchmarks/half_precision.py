@@ -1,4 +1,4 @@
-"""Measures SDXL's nets in 16 and 8 bits beside float32, at full size.
+"""Measures the error of SDXL's nets in 16 and 8 bits against float32.
 
   python -m tests.benchmarks.half_precision --nets vae,text_encoder_2,unet
 
@@ -268,7 +268,7 @@ def main(_):
 
 if __name__ == '__main__':
   flags.DEFINE_list('nets', list(FULL), 'which of them, in order')
-  flags.DEFINE_list('dtypes', [*DTYPES, *STORED], 'beside float32')
+  flags.DEFINE_list('dtypes', [*DTYPES, *STORED], 'compared with float32')
   flags.DEFINE_integer('size', 256, 'px of an image', 64)
   flags.DEFINE_integer('steps', 2, 'of the UNets, of 20', 1)
   flags.DEFINE_float('gain', 1.0, 'of residual branches')

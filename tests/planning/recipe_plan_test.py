@@ -32,6 +32,9 @@ def test_the_parts_of_a_machine():
   assert 12 not in nodes and max(nodes) == 256
   with pytest.raises(ValueError, match='no topology is named'):
     topology.parts('v9:1x1')
+  for name in ('v5p:3x3x3', 'v5p:4x4', 'v5e:3x3'):
+    with pytest.raises(ValueError, match='is not a slice'):
+      topology.parts(name)
 
 
 @pytest.mark.parametrize(
@@ -45,15 +48,24 @@ def test_the_parts_of_a_machine():
   ],
 )
 def test_a_batch_is_shared_evenly(name, batch, expected):
-  assert recipe_plan.share_of(name, batch) == expected
+  found, chips = recipe_plan.share_of(name, batch)
+  assert found == expected and topology.parts(name)[chips] == found
+
+
+def test_a_batch_that_no_part_shares():
+  with pytest.raises(ValueError, match='of 3 images .* by 4, 8 chips of v5p'):
+    recipe_plan.share_of('v5p:2x2x2', 3)
 
 
 def test_choices_save_more_and_more():
   config = stage1.get_config()
   config.global_batch_size = 8
-  found = list(recipe_plan.choices(config, 'unet.remat'))
+  found = list(recipe_plan.choices(config, 'unet.remat', 1))
   assert [f['unet.remat'] for f in found[:3]] == ['none', 'dots', 'full']
   assert [f['accumulation_steps'] for f in found[3:]] == [2, 4, 8]
+  # Each of two chips needs an image of each micro-batch.
+  found = list(recipe_plan.choices(config, 'unet.remat', 2))
+  assert [f['accumulation_steps'] for f in found[3:]] == [2, 4]
 
 
 @pytest.fixture(scope='module')
@@ -70,7 +82,7 @@ def stage():
     chip=chip, size=4, devices_of_a_host=2, platform='tpu'
   )
   planner.machine = machine
-  update = training_plan.UpdateCost(2 * 10**9, None, 1.0)
+  update = training_plan.UpdateCost(2 * 10**9, 1.0)
   fields = {'unet.remat': 'dots'}
   return recipe_plan.StagePlan(
     'stage1', 'made:up', fields, planner, gradients, update
@@ -91,20 +103,28 @@ def test_days(stage):
 
 
 def test_what_limits_it(stage):
-  limits = stage.most_chips()
+  limits = stage.most_chips
   # One second of three is transfer: as much as computing on 8 chips.
   assert limits == {'batch': stage.config.global_batch_size, 'links': 8.0}
+
+
+def test_a_slow_pipeline_slows_it_down(stage):
   needed = stage.host_images_per_second
-  assert stage.most_chips(needed) == limits
-  assert stage.most_chips(needed / 4)['data pipeline'] == 1.0
+  assert stage.slowdown(None) == stage.slowdown(needed) == 1
+  assert stage.slowdown(4 * needed) == 1
+  assert stage.slowdown(needed / 4) == 4
 
 
 def test_report(stage):
-  text = recipe_report.to_text([stage], 0.01, 0.5)
-  first = text.splitlines()
-  assert first[0].split()[:3] == ['stage', 'on', 'px']
-  assert 'all: ' in text and 'the data pipeline stops it first' in text
-  assert 'whose pipeline delivers 0' in text and 'at 0.5 GB/s' in text
+  needed = stage.host_images_per_second
+  text = recipe_report.to_text([stage], needed / 4, 0.5)
+  assert text.split()[:3] == ['stage', 'on', 'px']
+  assert f'all: {stage.seconds / 86400:.1f} days' in text
+  assert 'links 8; more are stopped by the batch first' in text
+  assert f'so that it takes {4 * stage.seconds / 86400:.1f} days' in text
+  seconds = stage.checkpoint_bytes / 1e9 / 0.5 / 2
+  assert f'takes {seconds:.1f} s at 0.5 GB/s of each of 2 hosts' in text
+  assert 'waits for data' not in recipe_report.to_text([stage], None, 0.5)
   figures = recipe_report.to_json([stage], None)['stage1']
   assert figures['chips'] == 4 and figures['peak'] == 2 * 10**9
   assert figures['most_chips']['links'] == 8.0

@@ -66,3 +66,8 @@ def test_a_net_must_compute_in_the_type():
     ValueError, match="'bfloat16', but config.trained has unet in float32: set"
   ):
     tasks.make_task(config, from_config.make_model(config))
+  with pytest.raises(
+    ValueError, match='has lora, which has no type of its own'
+  ):
+    gradient_dtype.check({'lora': None}, 'bfloat16')
+  gradient_dtype.check({'lora': None}, 'float32')
