@@ -75,6 +75,15 @@ def test_long_runs_are_written_out(config):
   assert ', so worth it for the 500 ' in batch_search.describe(found, 500)
 
 
+def test_every_micro_batch_of_a_step_saves(config):
+  with config.unlocked():
+    config.accumulation_steps = 2
+  best = batch_search.search(config, 'made up', (16, 16), lambda line: None)
+  found = batch_search.unroll(config, 'made up', (16, 16), best)
+  once = best.cost.seconds - found.cost.seconds
+  assert found.saved == pytest.approx(2 * once) and once > 0
+
+
 def test_what_saves_nothing(config, monkeypatch):
   best = batch_search.search(config, 'made up', (16, 16), lambda line: None)
   monkeypatch.setattr(Planner, 'gain', -0.1)
