@@ -41,6 +41,7 @@ def check_cache(
     say(f'{cache.folder}: {cache_settings.EARLY}')
     return
   check_config(config, cache)
+  check_captions(config, cache)
   # One process looks at all files; the others trust it.
   if not multihost.is_primary():
     return
@@ -80,6 +81,27 @@ def check_config(
       f'{cache.folder} was computed with other nets (cache > config):'
       f'{config_diff.as_lines(differences)}\nSet these fields as they were, or '
       'precompute with this config into another folder'
+    )
+
+
+def check_captions(
+  config: config_dict.ConfigDict, cache: precomputed.Precomputed
+) -> None:
+  """Raises ValueError if a config makes other texts of captions than a cache.
+
+  The cache has applied its settings already.
+  """
+  saved = cache.layout.facts.get('captions', {})
+  now = dataset.make_captioning(config).facts
+  unset = config_diff.ADDED['data.captions']
+  differences = config_diff.differences(
+    unset | saved, unset | now, 'data.captions.'
+  )
+  if differences:
+    raise ValueError(
+      f'{cache.folder} was computed with other settings of captions (cache > '
+      f'config):{config_diff.as_lines(differences)}\nSet these fields as they '
+      'were, or precompute with this config into another folder'
     )
 
 

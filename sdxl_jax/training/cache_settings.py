@@ -10,11 +10,12 @@ from typing import Any
 import numpy as np
 from ml_collections import config_dict
 
+from sdxl_jax.data import dataset
 from sdxl_jax.data.sources import cache_layout, precomputed, record_changes
 from sdxl_jax.distributed import multihost
 from sdxl_jax.models import sdxl
 from sdxl_jax.text import chunking
-from sdxl_jax.training import config_diff
+from sdxl_jax.training import config_diff, data_validation
 
 VERSION = 2  # of what is computed of a record; a change makes other caches
 NETS = ('vae', 'text_encoder', 'text_encoder_2')
@@ -38,12 +39,13 @@ EARLY = (
 
 
 def check_images(config: config_dict.ConfigDict) -> None:
-  """Raises ValueError if the config's data are precomputed already."""
+  """Raises ValueError for data that cannot be precomputed."""
   if config.data.source == 'precomputed':
     raise ValueError(
       "config.data.source is 'precomputed'; name the source of the images that "
       'are to be precomputed'
     )
+  data_validation.check_tags_stay(config)
 
 
 def make_layout(
@@ -70,6 +72,9 @@ def make_layout(
   facts = {name: fields[name] for name in FIELDS}
   for name in NETS:
     facts[name] = without_runtime(facts[name])
+  # Caches of captions as they are have no such fact.
+  if captions := dataset.make_captioning(config).facts:
+    facts['captions'] = captions
   return cache_layout.Layout(
     buckets=tuple(map(tuple, data['buckets'])),
     crops=crops,

@@ -23,10 +23,43 @@ def check(config: config_dict.ConfigDict) -> None:
   if config.data.source == 'mixture':
     for name, part in config.data.mixture.items():
       check_part(config, name, part)
+  check_captions(config)
   check_buckets(config)
   if config.refiner:
     for place, kind, settings in sources(config):
       check_scores(place, kind, settings)
+
+
+def check_captions(config: config_dict.ConfigDict) -> None:
+  """Raises ValueError for settings of captions that cannot be used."""
+  c = config.data.captions
+  if not c.caption_separator:
+    raise ValueError(
+      "config.data.captions.caption_separator is '': name what is between two "
+      "tags, such as ','"
+    )
+  n = c.caption_dropout_every_n_epochs
+  if n and config.uncond == 'zeros' and config.task == 'diffusion':
+    raise ValueError(
+      f'config.data.captions.caption_dropout_every_n_epochs is {n}, but with '
+      "config.uncond = 'zeros' the step on the device drops encoded text, and "
+      "does not know of passes: set config.uncond to 'empty', as kohya's "
+      'scripts train, or use config.caption_dropout'
+    )
+  if config.data.source == 'precomputed':
+    check_tags_stay(config)
+
+
+def check_tags_stay(config: config_dict.ConfigDict) -> None:
+  """Raises ValueError if encoded text would depend on chance too much."""
+  c = config.data.captions
+  for name in 'shuffle_caption', 'caption_tag_dropout_rate':
+    if c[name]:
+      raise ValueError(
+        f'config.data.captions.{name} is {c[name]}, which makes as good as '
+        'every pass a text of its own, and a cache holds the encoded texts of '
+        'all passes: set it to its default, or train on the images themselves'
+      )
 
 
 def sources(
