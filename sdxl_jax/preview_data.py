@@ -193,7 +193,7 @@ def show_captions(
     say: takes a line for the user.
   """
   captions = dataset.make_captioning(config)
-  if not (captions.changes or captions.caption_dropout_every_n_epochs):
+  if not captions.has_effect:
     return
   blocks = []
   for i in dict.fromkeys(ids):
@@ -201,9 +201,10 @@ def show_captions(
     try:
       example = source[i]
       lines += [f'  data: {c!r}' for c in captioning.captions_of(example)]
+      fields = captions.of(example)
       for data_pass in range(PASSES):
-        text = captions.choose(example, config.seed, data_pass, i)['caption']
-        shown = '(none)' if captions.is_dropped(data_pass) else repr(text)
+        text = fields.choose(example, config.seed, data_pass, i)['caption']
+        shown = '(none)' if fields.is_dropped(data_pass) else repr(text)
         lines.append(f'  pass {data_pass}: {shown}')
     except images.UnreadableImage as error:
       lines.append(f'  {error}')

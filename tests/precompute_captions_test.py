@@ -6,10 +6,12 @@ import json
 import numpy as np
 import pytest
 
+from sdxl_jax import precompute
 from sdxl_jax.data import batch_rows, buckets, captioning, dataset, pipeline
 from sdxl_jax.data.sources import cache_layout, precomputed
+from sdxl_jax.text import tokenizer
 from sdxl_jax.training import cache_check, config_validation, run_setup
-from tests.support import caches
+from tests.support import caches, datasets
 
 COUNT = 9
 FIELDS = {'enable_wildcard': True, 'caption_prefix': 'p,'}
@@ -186,6 +188,86 @@ def test_chance_that_no_cache_can_hold_is_refused(cache, tmp_path, fields):
   config = run_config(folder, FIELDS | fields)
   with pytest.raises(ValueError, match='a cache holds the encoded texts'):
     config_validation.check(config)
+
+
+def mix(images, parts):
+  """A config of a mixture of one folder, in parts with other settings."""
+  config = caches.config_of('nowhere').unlock()
+  part = dict(source='folder', share=1.0, path=str(images))
+  config.data.source = 'mixture'
+  config.data.mixture = {name: part | own for name, own in parts.items()}
+  return config
+
+
+def test_parts_of_a_mixture(cache, tmp_path, monkeypatch):
+  """Are read, checked and precomputed with settings of their own."""
+  _, images, _ = cache
+  parts = {'a': {'caption_suffix': 's'}, 'b': FIELDS}
+  config = mix(images, parts)
+  config_validation.check(config)
+  source = dataset.make_source(config, str)
+  captions = dataset.make_captioning(config)
+  texts = [
+    captions.of(e).longest([e['caption']])[0]
+    for e in map(source.__getitem__, (1, COUNT + 1))
+  ]
+  assert texts == ['picture 1\na {red|blue} one s', 'p, picture 1']
+  report = dataset.check_records(config, source, tokenizer.load())
+  assert report.records == 2 * COUNT
+  caches.make(monkeypatch, config, tmp_path / 'mixed')
+  table = precomputed.Precomputed(tmp_path / 'mixed', 'float16').table
+  counts = [len(texts) for texts in table['texts'].to_pylist()]
+  assert sorted(counts) == [1] * (COUNT + 1) + [3] * (COUNT - 1)
+  (tmp_path / 'run').mkdir()
+  config = run_config(tmp_path / 'mixed', {})
+  run_setup.make_source(config, tmp_path / 'run', str)
+
+
+@pytest.mark.parametrize(
+  'own, words',
+  [
+    ({'shuffle_caption': 1}, 'mixture.a.shuffle_caption is 1; it must'),
+    ({'keep_token': 1}, 'a folder has a share and some of .*keep_tokens'),
+    ({'caption_separator': ''}, "mixture.a.caption_separator is ''"),
+    ({'caption_dropout_every_n_epochs': 2}, 'mixture.a.caption_dropout_ever'),
+    ({'source': 'captions'}, "mixture.a.source is 'captions', which cannot"),
+  ],
+)
+def test_parts_that_cannot_be(tmp_path, own, words):
+  with pytest.raises(ValueError, match=words):
+    config_validation.check(mix(tmp_path, {'a': own}))
+
+
+@pytest.mark.parametrize(
+  'own, words',
+  [
+    ({'shuffle_caption': True}, 'mixture.a.shuffle_caption is True'),
+    ({'caption_dropout_every_n_epochs': 2}, 'which part of the mixture'),
+  ],
+)
+def test_parts_that_cannot_be_precomputed(tmp_path, own, words):
+  config = mix(tmp_path, {'a': own})
+  config.uncond = 'empty'
+  config_validation.check(config)
+  with pytest.raises(ValueError, match=words):
+    precompute.precompute(config, tmp_path / 'cache')
+  assert not (tmp_path / 'cache').exists()
+
+
+def test_lists_of_captions(tmp_path, monkeypatch):
+  examples = [datasets.example(i, (32, 48)) for i in range(3)]
+  for i, example in enumerate(examples):
+    example['text'] = [f'{i}', 'x', 'y'][: i + 1]
+  datasets.write_folder(tmp_path / 'images', examples)
+  config = caches.config_of(tmp_path / 'images')
+  config.data.captions.several = 'random'
+  caches.make(monkeypatch, config, tmp_path / 'cache')
+  table = precomputed.Precomputed(tmp_path / 'cache', 'float16').table
+  assert sorted(table['texts'].to_pylist()) == [
+    ['0'],
+    ['1', 'x'],
+    ['2', 'x', 'y'],
+  ]
 
 
 def test_a_record_with_too_many_texts_is_named(cache, tmp_path):

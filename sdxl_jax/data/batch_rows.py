@@ -124,10 +124,11 @@ class BatchRows(grain.MapDataset):
     """
     run_seed, options = self.schedule.seed, self.options
     seed = [run_seed, seeds.Stream.TRANSFORM, data_pass, record]
-    is_dropped = options.captions.is_dropped(data_pass)
     with images.unreadable_if_raised(lambda: self.source.name(record)):
       example = self.source[record]
-      example = options.captions.choose(example, run_seed, data_pass, record)
+      captions = options.captions.of(example)
+      example = captions.choose(example, run_seed, data_pass, record)
+      is_dropped = captions.is_dropped(data_pass)
       # The same row on any host, thread and batch size.
       row = transforms.transform(
         example,

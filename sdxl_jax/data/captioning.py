@@ -31,7 +31,10 @@ Parts = list[list[str]]  # of a text: the options of each part of it, in turn
 
 @dataclasses.dataclass(frozen=True)
 class Captioning:
-  """How captions are chosen and changed: the fields of config.data.captions."""
+  """How captions are chosen and changed: the fields of config.data.captions.
+
+  `parts` has those of the parts of a mixture that have fields of their own.
+  """
 
   several: str = 'first'
   enable_wildcard: bool = False
@@ -44,6 +47,11 @@ class Captioning:
   secondary_separator: str = ''
   caption_tag_dropout_rate: float = 0.0
   caption_dropout_every_n_epochs: int = 0
+  parts: tuple[tuple[str, 'Captioning'], ...] = ()  # (name of the part, its)
+
+  def of(self, example: indexed.Example) -> 'Captioning':
+    """Returns the fields for an example: those of its part of a mixture."""
+    return dict(self.parts).get(example.get('part'), self)
 
   @property
   def has_tags(self) -> bool:
@@ -54,6 +62,18 @@ class Captioning:
   def changes(self) -> bool:
     """Whether a caption may become another text."""
     return bool(self.has_tags or self.facts)
+
+  @property
+  def has_effect(self) -> bool:
+    """Whether captions are trained on otherwise than as they are."""
+    here = self.changes or self.caption_dropout_every_n_epochs > 0
+    return here or any(part.has_effect for _, part in self.parts)
+
+  @property
+  def all_facts(self) -> dict[str, Any]:
+    """The facts, with those of each part of a mixture that has fields."""
+    parts = {name: part.facts for name, part in self.parts}
+    return self.facts | ({'parts': parts} if parts else {})
 
   @functools.cached_property
   def facts(self) -> dict[str, str | bool]:
@@ -203,6 +223,11 @@ class Captioning:
 
 
 DEFAULT = Captioning()
+FIELDS = tuple(
+  field.name
+  for field in dataclasses.fields(Captioning)
+  if field.name != 'parts'
+)
 
 
 def pick(options: Sequence[Any], rng: np.random.Generator) -> Any:

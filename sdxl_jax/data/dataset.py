@@ -37,6 +37,8 @@ def make_source(
   if c.source == 'precomputed':
     settings['max_token_length'] = config.max_token_length
   several = c.captions.several == 'random'
+  if c.source == 'mixture':
+    settings = {name: without_captions(part) for name, part in settings.items()}
   return kinds.make_source(
     c.source, settings, filters, c.index_workers, say, several
   )
@@ -96,11 +98,25 @@ def make_tokenize(
   return functools.partial(tokenize.captions, count=count)
 
 
+def without_captions(part: dict[str, Any]) -> dict[str, Any]:
+  """Returns the settings of a part of a mixture, but for those of captions."""
+  settings = {n: v for n, v in part.items() if n not in captioning.FIELDS}
+  if 'several' in part and part['source'] in kinds.INDEXED:
+    settings['several'] = part['several'] == 'random'
+  return settings
+
+
 def make_captioning(
   config: ml_collections.ConfigDict,
 ) -> captioning.Captioning:
   """Returns how a config's captions are chosen and changed."""
-  return captioning.Captioning(**config.data.captions.to_dict())
+  fields, parts = config.data.captions.to_dict(), []
+  mixture_parts = config.data.mixture if config.data.source == 'mixture' else {}
+  for name, part in mixture_parts.items():
+    own = {n: part[n] for n in captioning.FIELDS if n in part}
+    if own:
+      parts.append((name, captioning.Captioning(**fields | own)))
+  return captioning.Captioning(**fields, parts=tuple(parts))
 
 
 def options_of(config: ml_collections.ConfigDict) -> batch_rows.BatchOptions:

@@ -118,9 +118,9 @@ def write_shard(
   crops = take_images(examples, made)
   moments = [m.astype(dtype) for m in encoder.moments(crops)]
   readable = [e for e in made if not isinstance(e, images.UnreadableImage)]
-  if captions.facts:
+  if captions.all_facts:
     for example in readable:
-      set_texts(example, captions)
+      set_texts(example, captions.of(example))
   text = encoder.text([t for example in readable for t in texts_of(example)])
   computed = pack_rows(shard, layout, readable, moments, text)
   # All records in their order.

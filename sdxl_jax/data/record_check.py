@@ -153,7 +153,9 @@ def read_record(
       image = read_image(example, bucket, options.background)
   except images.UnreadableImage as error:
     return Record(name, str(error))
-  return Record(name, '', texts_of(example, options.captions), image)
+  return Record(
+    name, '', texts_of(example, options.captions.of(example)), image
+  )
 
 
 def texts_of(

@@ -8,7 +8,7 @@ from typing import Any
 from ml_collections import config_dict
 
 from sdxl_jax.checkpoints import params_digest
-from sdxl_jax.data import dataset
+from sdxl_jax.data import captioning, dataset
 from sdxl_jax.data.sources import cache_layout, precomputed, record_changes
 from sdxl_jax.distributed import multihost
 from sdxl_jax.training import cache_settings, config_diff, config_fields
@@ -91,9 +91,11 @@ def check_captions(
 
   The cache has applied its settings already.
   """
-  saved = cache.layout.facts.get('captions', {})
+  # Those of parts of a mixture are of no part of a run on the cache.
+  saved = dict(cache.layout.facts.get('captions', {}))
+  saved.pop('parts', None)
   now = dataset.make_captioning(config).facts
-  unset = config_diff.ADDED['data.captions']
+  unset = {n: getattr(captioning.DEFAULT, n) for n in captioning.FIELDS}
   differences = config_diff.differences(
     unset | saved, unset | now, 'data.captions.'
   )

@@ -15,7 +15,7 @@ from sdxl_jax.data.sources import cache_layout, precomputed, record_changes
 from sdxl_jax.distributed import multihost
 from sdxl_jax.models import sdxl
 from sdxl_jax.text import chunking
-from sdxl_jax.training import config_diff, data_validation
+from sdxl_jax.training import config_diff
 
 VERSION = 2  # of what is computed of a record; a change makes other caches
 NETS = ('vae', 'text_encoder', 'text_encoder_2')
@@ -39,13 +39,12 @@ EARLY = (
 
 
 def check_images(config: config_dict.ConfigDict) -> None:
-  """Raises ValueError for data that cannot be precomputed."""
+  """Raises ValueError if the config's data are precomputed already."""
   if config.data.source == 'precomputed':
     raise ValueError(
       "config.data.source is 'precomputed'; name the source of the images that "
       'are to be precomputed'
     )
-  data_validation.check_tags_stay(config)
 
 
 def make_layout(
@@ -73,7 +72,7 @@ def make_layout(
   for name in NETS:
     facts[name] = without_runtime(facts[name])
   # Caches of captions as they are have no such fact.
-  if captions := dataset.make_captioning(config).facts:
+  if captions := dataset.make_captioning(config).all_facts:
     facts['captions'] = captions
   return cache_layout.Layout(
     buckets=tuple(map(tuple, data['buckets'])),

@@ -1,6 +1,5 @@
 """Differences between two configs, and those that a resumed run refuses."""
 
-import dataclasses
 import functools
 import pathlib
 from collections.abc import Callable
@@ -64,7 +63,9 @@ ADDED = {
   'data.folder.num_repeats_in_names': False,
   'data.webdataset.encoding': '',
   # A section that came later: what it holds by itself are its fields' defaults.
-  'data.captions': dataclasses.asdict(captioning.DEFAULT),
+  'data.captions': {
+    name: getattr(captioning.DEFAULT, name) for name in captioning.FIELDS
+  },
   'text_encoder.eos_token_id': 2,
   'text_encoder_2.eos_token_id': 2,
 }

@@ -230,6 +230,20 @@ def test_too_many_texts_for_a_cache():
     c.alternatives(['{a|b}{c|d}{e|f}{g|h}{i|j}\nk'])
 
 
+def test_parts_of_a_mixture_have_fields_of_their_own():
+  """As kohya's subsets; a part without any has those of all."""
+  own = captioning.Captioning(caption_suffix='own')
+  c = captioning.Captioning(caption_suffix='all', parts=(('mine', own),))
+  found = {
+    part: c.of({'caption': 'x', 'part': part}).caption_suffix
+    for part in ('mine', 'others')
+  }
+  assert found == {'mine': 'own', 'others': 'all'}
+  assert c.of({'caption': 'x'}) is c and c.has_effect
+  plain = captioning.Captioning(parts=(('mine', own),))
+  assert plain.has_effect and not plain.changes
+
+
 # The same through the pipeline.
 
 FIELDS = {

@@ -60,6 +60,7 @@ class Source(Protocol):
     image            encoded bytes, or uint8 [h, w, 3]
     caption          string
     captions         strings, optional: all of several, of which one is chosen
+    part             name of its source within a mixture, optional
     original_size    (height, width) in px, upright
     name             path or id, for error messages
     aesthetic_score  float, optional

@@ -88,7 +88,7 @@ def open_source(
   # An index holds the columns by which filters choose.
   if kind in INDEXED:
     settings = dict(settings, columns=filters.names, workers=workers)
-    settings['several'] = several
+    settings.setdefault('several', several)
   module_name, class_name = KINDS[kind]
   module = importlib.import_module(f'sdxl_jax.data.sources.{module_name}')
   make = getattr(module, class_name)

@@ -68,16 +68,20 @@ class Mixture:
 
   def __getitem__(self, i: int) -> indexed.Example:
     source, place = self.find(i)
-    return source[place]
+    return source[place] | {'part': self.names[self.part_of(i)]}
 
   def name(self, i: int) -> str:
     """Names a record in reports."""
     source, place = self.find(i)
     return source.name(place)
 
+  def part_of(self, i: int) -> int:
+    """Returns the number of the source of a record."""
+    return int(np.searchsorted(self.ends, i, side='right'))
+
   def find(self, i: int) -> tuple[Part, int]:
     """Finds the source of a record, and the record's number there."""
-    which = int(np.searchsorted(self.ends, i, side='right'))
+    which = self.part_of(i)
     source = self.sources[which]
     start = self.ends[which] - self.lengths[which]
     return source, int(i - start) % len(source)
