@@ -117,16 +117,17 @@ def keep_rows(mesh: jax.sharding.Mesh, batch_size: int) -> Callable:
 
   Args:
     mesh: of the devices.
-    batch_size: rows; outputs with another first axis are not constrained.
+    batch_size: rows; arrays with another first axis are not constrained.
 
   Returns:
-    an interceptor for flax.linen.intercept_methods. It constrains the outputs
-    of all modules, and so their gradients.
+    an interceptor for flax.linen.intercept_methods. It constrains inputs and
+    outputs of all modules, and so their gradients.
   """
   free = PartitionSpec.UNCONSTRAINED
 
   def constrain(x):
-    if x is None or x.ndim < 2 or x.shape[0] != batch_size:
+    is_array = isinstance(x, jax.Array)
+    if not is_array or x.ndim < 2 or x.shape[0] != batch_size:
       return x
     # Rows are fixed; the compiler chooses the sharding of the other axes.
     spec = PartitionSpec(*ROWS, *[free] * (x.ndim - 1))
@@ -134,6 +135,7 @@ def keep_rows(mesh: jax.sharding.Mesh, batch_size: int) -> Callable:
 
   def interceptor(method, args, kwargs, context):
     del context
+    args, kwargs = jax.tree.map(constrain, (args, kwargs))
     return jax.tree.map(constrain, method(*args, **kwargs))
 
   return interceptor

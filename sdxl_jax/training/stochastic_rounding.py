@@ -33,8 +33,13 @@ def stored_as(
     return transformation
 
   def init(params):
-    # An EMA begins as a copy of the parameters, which is rounded too.
-    return narrow(transformation.init(params))
+    # Moments begin at 0 and an EMA as a copy of the parameters: to the nearest,
+    # since nothing adds up yet, and random bits of update 0, a constant, would
+    # be computed for all arrays while the program compiles.
+    return jax.tree.map(
+      lambda x: x.astype(jnp.bfloat16) if x.dtype == jnp.float32 else x,
+      transformation.init(params),
+    )
 
   def update(updates, state, params=None):
     updates, state = transformation.update(updates, widen(state), params)

@@ -99,3 +99,13 @@ def test_moments_give_the_same_updates():
 def test_the_tree_does_not_depend_on_the_type():
   states = [run(dtype, 1, dtype)[1] for dtype in stochastic_rounding.DTYPES]
   assert jax.tree.structure(states[0]) == jax.tree.structure(states[1])
+
+
+def test_a_first_average_is_the_nearest():
+  """Random bits of constant keys would be computed by the compiler."""
+  params = {'kernel': jax.random.normal(jax.random.key(0), (100,))}
+  init = stochastic_rounding.stored_as(transform.ema(0.99), 'bfloat16').init
+  average = transform.ema_params(init(params))['kernel']
+  nearest = params['kernel'].astype(jnp.bfloat16)
+  np.testing.assert_array_equal(np.float32(average), np.float32(nearest))
+  assert 'random_bits' not in str(jax.make_jaxpr(init)(params))
