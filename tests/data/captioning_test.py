@@ -187,6 +187,22 @@ def test_a_text_of_one_record_and_pass_is_one_text():
   assert [text(*key) for key in keys] == [text(*key) for key in keys]
 
 
+def test_what_a_seed_chooses_never_changes():
+  """The order of the draws decides the captions of every run."""
+  c = captioning.Captioning(
+    several='random',
+    enable_wildcard=True,
+    shuffle_caption=True,
+    keep_tokens=1,
+    caption_tag_dropout_rate=0.25,
+  )
+  captions = 'k, a, {b|c}, d', 'l, e\nm, f, g'
+  example = {'caption': captions[0], 'captions': captions}
+  found = [c.choose(example, 3, p, 5)['caption'] for p in range(6)]
+  expected = ['k, a, d', 'k, d, a, c', 'm, f, g', 'l', 'm, g, f', 'm, g, f']
+  assert found == expected
+
+
 def within(count, n, p):
   """Whether a count of n draws is within five deviations of n p."""
   return abs(count - n * p) < 5 * np.sqrt(n * p * (1 - p))
