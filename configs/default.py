@@ -67,6 +67,30 @@ def get_config():
   # Metric `upscaled` counts images that are enlarged by more than this factor.
   config.data.max_upscale = 1.0
 
+  # How the captions of a record become the text that is trained on, in this
+  # order; each pass chooses anew. The fields are kohya's, but for `several`,
+  # see sdxl_jax/data/README.md.
+  config.data.captions = config_dict.ConfigDict()
+  # Of the captions in a list: the 'first', or one of them at 'random'.
+  config.data.captions.several = 'first'
+  # One of the lines of a caption, and one of the options of each {a|b|c} in it;
+  # {{ and }} are braces. False: captions stay as they are, all their lines.
+  config.data.captions.enable_wildcard = False
+  config.data.captions.caption_prefix = ''  # and a space, before each
+  config.data.captions.caption_suffix = ''  # after each, behind a space
+  config.data.captions.shuffle_caption = False  # put tags in random order
+  config.data.captions.keep_tokens = 0  # first tags, which stay where they are
+  # Mark behind the tags that stay, in place of their number, such as '|||'; a
+  # second one is before the tags that stay at the end. '': there is none.
+  config.data.captions.keep_tokens_separator = ''
+  config.data.captions.caption_separator = ','  # between tags
+  # Mark between tags that stay together, which becomes caption_separator.
+  config.data.captions.secondary_separator = ''
+  # Probability that a tag is left out, but for those that stay.
+  config.data.captions.caption_tag_dropout_rate = 0.0
+  # Every so many passes one has no captions; 0: none. Needs uncond 'empty'.
+  config.data.captions.caption_dropout_every_n_epochs = 0
+
   # Rules that a record must fulfil to be used. The number of records that each
   # rule leaves out is printed at the start.
   config.data.filters = config_dict.ConfigDict()
@@ -83,6 +107,10 @@ def get_config():
   config.data.folder.caption = 'text'  # column of a table
   # Of text files without a byte order mark, such as 'cp932'; '': UTF-8.
   config.data.folder.encoding = ''
+  config.data.folder.caption_extension = ''  # '': .txt, or else .caption
+  # True: folders directly below the path are named as 10_dog is. A pass takes
+  # their images 10 times, and those without a caption have the caption 'dog'.
+  config.data.folder.num_repeats_in_names = False
   config.data.webdataset = config_dict.ConfigDict()
   config.data.webdataset.shards = ''  # /data/{000..127}.tar, gs://bucket/*.tar
   # Suffix of the member with the caption; where a record has none, a field of

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from ml_collections import config_dict
 
+from sdxl_jax.data import dataset
 from sdxl_jax.data.sources import cache_layout, precomputed, record_changes
 from sdxl_jax.distributed import multihost
 from sdxl_jax.models import sdxl
@@ -70,6 +71,9 @@ def make_layout(
   facts = {name: fields[name] for name in FIELDS}
   for name in NETS:
     facts[name] = without_runtime(facts[name])
+  # Caches of captions as they are have no such fact.
+  if captions := dataset.make_captioning(config).all_facts:
+    facts['captions'] = captions
   return cache_layout.Layout(
     buckets=tuple(map(tuple, data['buckets'])),
     crops=crops,

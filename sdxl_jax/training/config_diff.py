@@ -5,6 +5,7 @@ import pathlib
 from collections.abc import Callable
 from typing import Any
 
+from sdxl_jax.data import captioning
 from sdxl_jax.training import config_fields
 
 # Fields and sections that decide the order of the data.
@@ -58,7 +59,13 @@ ADDED = {
   'unet.scan_unroll': 1,
   'data.folder.caption': 'text',
   'data.folder.encoding': '',
+  'data.folder.caption_extension': '',
+  'data.folder.num_repeats_in_names': False,
   'data.webdataset.encoding': '',
+  # A section that came later: what it holds by itself are its fields' defaults.
+  'data.captions': {
+    name: getattr(captioning.DEFAULT, name) for name in captioning.FIELDS
+  },
   'text_encoder.eos_token_id': 2,
   'text_encoder_2.eos_token_id': 2,
 }

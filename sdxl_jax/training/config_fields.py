@@ -4,7 +4,7 @@ It has a row for each field of configs/default.py, and for those that other nets
 have in addition. 0 stands for 'off' wherever a kind begins at 0.
 """
 
-from sdxl_jax.data import cut_captions
+from sdxl_jax.data import captioning, cut_captions
 from sdxl_jax.data.sources import kinds
 from sdxl_jax.diffusion import noise_schedule, samplers
 from sdxl_jax.models import compute_dtype
@@ -108,6 +108,19 @@ SECTIONS = {
     'background': Colour(),
     'max_upscale': FACTOR,
   },
+  'data.captions': {
+    'several': Choice(captioning.SEVERAL),
+    'enable_wildcard': Flag(),
+    'caption_prefix': Text(),
+    'caption_suffix': Text(),
+    'shuffle_caption': Flag(),
+    'keep_tokens': SWITCHED,
+    'keep_tokens_separator': Text(),
+    'caption_separator': Text(),
+    'secondary_separator': Text(),
+    'caption_tag_dropout_rate': SHARE,
+    'caption_dropout_every_n_epochs': SWITCHED,
+  },
   'data.filters': {
     'min_side': SWITCHED,
     'min_aspect': WEIGHT,
@@ -120,6 +133,8 @@ SECTIONS = {
     'captions': Flag(),
     'caption': Text(),
     'encoding': Text(),
+    'caption_extension': Text(),
+    'num_repeats_in_names': Flag(),
   },
   'data.webdataset': {
     'shards': Text(),

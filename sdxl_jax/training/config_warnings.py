@@ -168,6 +168,15 @@ def ignored(config: config_dict.ConfigDict) -> Iterator[str]:
       f'config.data.mixture has {list(config.data.mixture)}, but '
       f'config.data.source is {source!r}: they will not be read'
     )
+  captions = config.data.captions
+  if not (captions.shuffle_caption or captions.caption_tag_dropout_rate):
+    for name in 'keep_tokens', 'keep_tokens_separator':
+      if captions[name]:
+        yield (
+          f'config.data.captions.{name} is {captions[name]!r}, but neither '
+          'shuffle_caption nor caption_tag_dropout_rate is set: captions stay '
+          'as they are'
+        )
   if 0 < config.data.prefetch < config.data.num_threads:
     yield (
       f'config.data.num_threads is {config.data.num_threads}, but '

@@ -1,5 +1,7 @@
 """Configs that must be refused, and what may change on resuming."""
 
+import re
+
 import pytest
 
 from configs import default, refiner
@@ -89,6 +91,9 @@ def test_an_autoencoder_in_float16():
 # What 0 means in each field that holds a number: off, or nothing at all.
 ZERO_IS_OFF = {
   'caption_dropout',
+  'data.captions.caption_dropout_every_n_epochs',
+  'data.captions.caption_tag_dropout_rate',
+  'data.captions.keep_tokens',
   'data.flip_probability',
   'data.index_workers',
   'data.num_threads',
@@ -425,6 +430,36 @@ def test_a_field_that_older_configs_lack():
   new.data.folder.encoding = 'cp932'
   with pytest.raises(ValueError, match='data.folder.encoding:  > cp932'):
     config_diff.check_changes(old, new.to_dict(), 'DIR', False, lines.append)
+
+
+def test_a_section_that_older_configs_lack():
+  """Captions as they are: the run goes on, and another setting is grave."""
+  old, new = tiny_config.get_config().to_dict(), tiny_config.get_config()
+  del old['data']['captions']
+  lines = []
+  config_diff.check_changes(old, new.to_dict(), 'DIR', False, lines.append)
+  assert not lines
+  new.data.captions.shuffle_caption = True
+  with pytest.raises(ValueError, match='captions.shuffle_caption: False > Tr'):
+    config_diff.check_changes(old, new.to_dict(), 'DIR', False, lines.append)
+
+
+@pytest.mark.parametrize(
+  'changes, words',
+  [
+    ({'caption_separator': ''}, "caption_separator is ''"),
+    ({'caption_dropout_every_n_epochs': 2}, "set config.uncond to 'empty'"),
+  ],
+)
+def test_settings_of_captions_that_cannot_be(changes, words):
+  config = tiny_config.get_config()
+  config.uncond = 'zeros'
+  config.data.captions.update(changes)
+  with pytest.raises(ValueError, match=re.escape(words)):
+    config_validation.check(config)
+  if 'caption_separator' not in changes:
+    config.uncond = 'empty'
+    config_validation.check(config)
 
 
 @pytest.mark.parametrize('place', ['folder.path', 'tfds.dataset'])

@@ -63,6 +63,7 @@ def test_the_tiny_stages_are_meant(stage):
     ({'data.folder.path': 'IMAGES'},
      "folder.path is 'IMAGES', but config.data.source is 'scenes'"),
     ({'data.num_threads': 9, 'data.prefetch': 8}, 'num_threads is 9, .* is 8:'),
+    ({'data.captions.keep_tokens': 2}, 'keep_tokens is 2, but neither shuffle'),
     ({'data.parquet.files': '*.parquet'}, 'parquet.files is .* not be read'),
   ],
 )  # fmt: skip

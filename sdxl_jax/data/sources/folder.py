@@ -7,6 +7,7 @@ import pathlib
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import tqdm
 
@@ -15,6 +16,7 @@ from sdxl_jax.data.sources import (
   captions,
   folder_listing,
   folder_records,
+  folder_repeats,
   index,
   indexed,
   measuring,
@@ -42,6 +44,10 @@ class Folder(indexed.IndexedSource):
     captions: whether images have captions; otherwise all captions are ''.
     caption: column of the captions in tables.
     encoding: of text files that have no mark; '': UTF-8.
+    caption_extension: of caption files; '': .txt, or else .caption.
+    num_repeats_in_names: whether names of folders have repeats and a caption,
+      see `folder_repeats`.
+    several: whether all captions of a list in a table are used.
     columns: other columns of the tables, by which filters choose.
     workers: processes that read headers to index them.
 
@@ -56,6 +62,9 @@ class Folder(indexed.IndexedSource):
     captions: bool = True,
     caption: str = 'text',
     encoding: str = '',
+    caption_extension: str = '',
+    num_repeats_in_names: bool = False,
+    several: bool = False,
     columns: tuple[str, ...] = (),
     workers: int = 8,
   ):
@@ -64,12 +73,19 @@ class Folder(indexed.IndexedSource):
         'config.data.folder.path is empty: name the folder of the images'
       )
     text_decoding.check(encoding, 'config.data.folder.encoding')
+    folder_records.check_extension(caption_extension)
     self.folder = pathlib.Path(path).expanduser().absolute()
-    self.captions = captions
+    self.captions, self.several = captions, several
+    self.num_repeats_in_names = num_repeats_in_names
     # Find the images, and what cannot be one.
     listing = folder_listing.list_files(self.folder)
     settings = folder_records.Settings(
-      caption if captions else '', encoding, columns
+      caption if captions else '',
+      encoding,
+      columns,
+      several,
+      caption_extension,
+      num_repeats_in_names,
     )
     found = folder_records.find(self.folder, listing, settings)
     if not found.has_images:
@@ -81,7 +97,12 @@ class Folder(indexed.IndexedSource):
       build_options = {'columns': list(columns), 'encoding': encoding}
       table = index.load(
         self.folder,
-        {'source': 'folder', 'caption': settings.caption, **build_options},
+        {'source': 'folder', 'caption': settings.caption, **build_options}
+        | indexed.if_set(
+          several=several,
+          caption_extension=caption_extension,
+          num_repeats_in_names=num_repeats_in_names,
+        ),
         list(chunks(found.items, self.folder)),
         functools.partial(measure, folder=self.folder, **build_options),
         workers,
@@ -93,8 +114,18 @@ class Folder(indexed.IndexedSource):
     super().__init__(index.join(tables), found.fields, found.beside)
 
   @property
+  def repeats(self) -> np.ndarray | None:
+    """int64 [n], how often a pass takes each image; None: once."""
+    if not self.num_repeats_in_names:
+      return None
+    paths = self.table['path'].to_pylist()
+    return folder_repeats.repeats_of([os.fsdecode(path) for path in paths])
+
+  @property
   def remedy(self) -> str:
     """What to do where no image of the folder can be used."""
+    if self.num_repeats_in_names:
+      return folder_repeats.REMEDY
     if not self.captions:
       return ''
     return (
@@ -116,7 +147,10 @@ class Folder(indexed.IndexedSource):
         image = file.read()
     except OSError as error:
       raise images.UnreadableImage(self.name(i), error) from error
-    return {'image': image, 'caption': self.value('caption', i)}
+    example = {'image': image, 'caption': self.value('caption', i)}
+    if 'texts' in self.table.column_names and self.value('texts', i):
+      example['captions'] = tuple(self.value('texts', i))
+    return example
 
 
 def no_images(path: str | os.PathLike, files: Sequence[str]) -> str:
@@ -166,22 +200,25 @@ def measure(
   encoding: str,
 ) -> pa.Table:
   """Measures a part of the index: some images and their captions."""
-  measured, texts, scores = [], [], []
+  measured, found, scores = [], [], []
   for item in items:
     caption = read_caption(item, folder, encoding)
     score, wrong = measuring.parse_score(column_of(item, SCORE))
     measured.append(measure_item(item['path'], folder, caption, score, wrong))
-    texts.append(caption.text)
+    found.append(caption)
     scores.append(score)
   values = {name: [column_of(item, name) for item in items] for name in columns}
   if SCORE in values:
     values[SCORE] = scores
-  return indexed.make_table(
-    measured,
-    values,
-    path=paths_of([item['path'] for item in items]),
-    caption=pa.array(texts, pa.string()),
-  )
+  locations = {
+    'path': paths_of([item['path'] for item in items]),
+    'caption': pa.array([caption.text for caption in found], pa.string()),
+  }
+  # All captions of those that have several.
+  if any(caption.texts for caption in found):
+    texts = [caption.texts or None for caption in found]
+    locations['texts'] = pa.array(texts, pa.list_(pa.string()))
+  return indexed.make_table(measured, values, **locations)
 
 
 def column_of(item: Item, name: str) -> Any:

@@ -1,5 +1,6 @@
 """Measures an item of a dataset for its index, from the header of its image."""
 
+import json
 import math
 from typing import Any
 
@@ -31,12 +32,14 @@ def measure(
     size = images.upright_size(file)
   except images.UnreadableImage as error:
     return unreadable(name, error)
+  # Where all captions are used, each of them decides the content.
+  text = json.dumps(caption.texts) if caption.texts else caption.text
   return indexed.Measured(
     name,
     size,
     caption.problem,
     caption.detail,
-    indexed.stamp(file, caption.text, score),
+    indexed.stamp(file, text, score),
     caption.count,
   )
 

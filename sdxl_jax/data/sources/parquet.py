@@ -35,6 +35,7 @@ class Parquet(indexed.IndexedSource):
     caption: column of text, or of lists of texts, or of Hugging Face's labels,
       with dots for a field within a struct; '': captions are ''.
     score: column of aesthetic_score; '': none.
+    several: whether all captions of a list are used.
     columns: other columns, by which filters choose.
     workers: processes that read the files to index them.
 
@@ -50,16 +51,18 @@ class Parquet(indexed.IndexedSource):
     image: str = 'image',
     caption: str = 'text',
     score: str = '',
+    several: bool = False,
     columns: tuple[str, ...] = (),
     workers: int = 8,
   ):
     found = file_patterns.find(files, '.parquet')
     self.fs, self.image, self.caption = found.fs, image, caption
+    self.several = several
     # One part of the index for each file.
     columns = indexed.index_columns(columns, score)
     build_options = dict(
       base=found.base, image=image, caption=caption, columns=columns
-    )
+    ) | indexed.if_set(several=several)
     super().__init__(
       index.load_files(
         'parquet',
@@ -93,7 +96,9 @@ class Parquet(indexed.IndexedSource):
     try:
       with self.fs.open(path, 'rb') as file:
         parquet = pq.ParquetFile(file, metadata=self._metadata(path))
-        columns = parquet_rows.Columns(parquet, path, self.image, self.caption)
+        columns = parquet_rows.Columns(
+          parquet, path, self.image, self.caption, several=self.several
+        )
         table = parquet.read_row_group(self.value('group', i), columns.names)
       (row,) = columns.rows(table.slice(self.value('place', i), 1))
       value = captions.look_up(row, self.image)
@@ -101,7 +106,7 @@ class Parquet(indexed.IndexedSource):
         image = file.read()
     except (OSError, pa.ArrowException) as error:
       raise images.UnreadableImage(self.name(i), error) from error
-    return {'image': image, 'caption': columns.caption(row).text}
+    return {'image': image} | captions.of_example(columns.caption(row))
 
   def _metadata(self, path):
     """Reads the footer of a file, without which no row group can be read."""
@@ -116,6 +121,7 @@ def measure(
   image: str,
   caption: str,
   columns: dict[str, str],
+  several: bool = False,
 ) -> pa.Table:
   """Measures a part of the index: one file.
 
@@ -125,6 +131,7 @@ def measure(
     base: folder to which names of records are relative.
     image, caption: names of columns; caption '': none.
     columns: {name in the index: name in the file}.
+    several: whether all captions of a list are used.
   """
   try:
     with fs.open(path, 'rb') as file:
@@ -134,7 +141,7 @@ def measure(
       parquet_columns.check(schema, path, image, caption, others)
       check_urls(parquet, path, image)
       names = parquet_rows.Columns(
-        parquet, path, image, caption, (*others, *parquet_rows.STATUS)
+        parquet, path, image, caption, (*others, *parquet_rows.STATUS), several
       )
       reader = parquet_rows.Reader(
         fs, path, path.removeprefix(base), names, image, columns

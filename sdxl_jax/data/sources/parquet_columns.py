@@ -187,7 +187,7 @@ def label_names(schema: pa.Schema, name: str) -> list[str]:
 
 
 def caption_of(
-  row: dict[str, Any], name: str, names: Sequence[str]
+  row: dict[str, Any], name: str, names: Sequence[str], several: bool = False
 ) -> captions.Caption:
   """Finds the caption of a row.
 
@@ -195,9 +195,9 @@ def caption_of(
     row: {column: value}.
     name: of the column, or a path with dots; '': there are no captions.
     names: of labels, if the column holds labels.
+    several: whether all captions of a list are used.
   """
   if not name:
     return captions.Caption('')
-  return captions.parse(
-    captions.name_labels(captions.look_up(row, name), names)
-  )
+  value = captions.name_labels(captions.look_up(row, name), names)
+  return captions.parse(value, several=several)

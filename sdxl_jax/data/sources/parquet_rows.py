@@ -31,6 +31,7 @@ class Columns:
     path: of it.
     image, caption: names of columns; caption '': none.
     others: names of further columns.
+    several: whether all captions of a list are used.
   """
 
   def __init__(
@@ -40,8 +41,9 @@ class Columns:
     image: str,
     caption: str,
     others: tuple[str, ...] = (),
+    several: bool = False,
   ):
-    schema = parquet.schema_arrow
+    schema, self.several = parquet.schema_arrow, several
     self.folders = parquet_columns.of_folders(path)
     self.caption_name = caption
     tops = {
@@ -60,7 +62,9 @@ class Columns:
 
   def caption(self, row: dict[str, Any]) -> captions.Caption:
     """Finds the caption of a row."""
-    return parquet_columns.caption_of(row, self.caption_name, self.labels)
+    return parquet_columns.caption_of(
+      row, self.caption_name, self.labels, self.several
+    )
 
 
 class NoImage(FileNotFoundError):

@@ -11,6 +11,7 @@ import pyarrow as pa
 import tensorflow_datasets as tfds
 
 from sdxl_jax.data.sources import (
+  captions,
   index,
   indexed,
   measuring,
@@ -32,6 +33,7 @@ class TFDS(indexed.IndexedSource):
     caption: feature of the caption, of text, labels or sequences of them;
       'captions/text' is a feature within another; '': captions are ''.
     score: feature of aesthetic_score; '': none.
+    several: whether all captions of a sequence are used.
     columns: other features, by which filters choose.
     workers: processes that read headers to index them.
 
@@ -48,6 +50,7 @@ class TFDS(indexed.IndexedSource):
     image: str = 'image',
     caption: str = 'caption',
     score: str = '',
+    several: bool = False,
     columns: tuple[str, ...] = (),
     workers: int = 8,
   ):
@@ -58,7 +61,8 @@ class TFDS(indexed.IndexedSource):
     check_features(builder, names)
     features = builder.info.features
     labels = tfds_features.check(features, image, caption)
-    self.reads = tfds_features.Fields(image, caption, labels)
+    self.reads = tfds_features.Fields(image, caption, labels, several)
+    self.several = several
     self.texts = tfds_features.choose(features, tfds_features.is_text)
     self.title = f'{builder.info.full_name} {split}'
     decoders = tfds.decode.SkipDecoding()
@@ -72,6 +76,7 @@ class TFDS(indexed.IndexedSource):
       ) from error
     # Index it, in its own folder if that is local.
     build_options = dict(image=image, caption=caption, columns=columns)
+    build_options |= indexed.if_set(several=several)
     folder = os.fspath(builder.data_dir)
     super().__init__(
       index.load(
@@ -99,7 +104,8 @@ class TFDS(indexed.IndexedSource):
   def read(self, i: int) -> indexed.Example:
     example = self.source[self.value('record', i)]
     image = self.reads.image_of(example)
-    return {'image': image, 'caption': self.reads.caption_of(example).text}
+    caption = self.reads.caption_of(example)
+    return {'image': image} | captions.of_example(caption)
 
 
 def make_builder(dataset: str, data_dir: str) -> tfds.core.DatasetBuilder:

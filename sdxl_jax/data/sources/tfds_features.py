@@ -120,6 +120,7 @@ class Fields(NamedTuple):
   image: str
   caption: str  # '': captions are ''
   labels: tuple[str, ...] = ()  # names, if the captions are labels
+  several: bool = False  # whether all captions of a sequence are used
 
   def look_up(self, example: dict[str, Any], name: str) -> Any:
     """Finds the value of a feature."""
@@ -136,4 +137,5 @@ class Fields(NamedTuple):
     if not self.caption:
       return captions.Caption('')
     value = self.look_up(example, self.caption)
-    return captions.parse(captions.name_labels(value, self.labels))
+    value = captions.name_labels(value, self.labels)
+    return captions.parse(value, several=self.several)

@@ -7,7 +7,6 @@ one is used.
 
 import collections
 import io
-import json
 import os
 from typing import IO, Any, NamedTuple
 
@@ -23,6 +22,7 @@ from sdxl_jax.data.sources import (
   index,
   indexed,
   measuring,
+  tar_fields,
   tar_members,
   tar_records,
   text_decoding,
@@ -43,6 +43,7 @@ class WebDataset(indexed.IndexedSource):
       within a field; '': captions are ''.
     score: field of the json member for aesthetic_score.
     encoding: of captions without a byte order mark; '': UTF-8.
+    several: whether all captions of a list in the json member are used.
     columns: other fields of the json member, by which filters choose.
     workers: processes that read the tars to index them.
 
@@ -57,11 +58,12 @@ class WebDataset(indexed.IndexedSource):
     caption: str = 'txt',
     score: str = 'aesthetic_score',
     encoding: str = '',
+    several: bool = False,
     columns: tuple[str, ...] = (),
     workers: int = 8,
   ):
     text_decoding.check(encoding, 'config.data.webdataset.encoding')
-    self.caption, self.encoding = caption, encoding
+    self.caption, self.encoding, self.several = caption, encoding, several
     found = file_patterns.find(shards, '.tar')
     self.fs = found.fs
     # One part of the index for each tar.
@@ -71,6 +73,7 @@ class WebDataset(indexed.IndexedSource):
       caption=caption,
       encoding=encoding,
       columns=columns,
+      **indexed.if_set(several=several),
     )
     table = index.load_files(
       'webdataset',
@@ -103,11 +106,12 @@ class WebDataset(indexed.IndexedSource):
       return {'image': image, 'caption': ''}
     # A caption is a member of its own, or a field of the json one.
     if self.value('in_json', i):
-      fields = parse_json(text, self.encoding)
-      caption = captions.parse(captions.look_up(fields, self.caption))
+      fields = tar_fields.parse(text, self.encoding)
+      value = captions.look_up(fields, self.caption)
+      caption = captions.parse(value, several=self.several)
     else:
       caption = captions.parse(text, self.encoding)
-    return {'image': image, 'caption': caption.text}
+    return {'image': image} | captions.of_example(caption)
 
   def member(self, kind: str, i: int) -> bytes:
     """Reads the 'image' or the 'text' of a record."""
@@ -145,6 +149,7 @@ def measure(
   caption: str,
   encoding: str,
   columns: dict[str, str],
+  several: bool = False,
 ) -> pa.Table:
   """Measures a part of the index: one tar.
 
@@ -152,13 +157,13 @@ def measure(
     path: of the tar, on `fs`.
     fs: file system.
     base: folder to which names of records are relative.
-    caption, encoding: as for `WebDataset`.
+    caption, encoding, several: as for `WebDataset`.
     columns: {name in the index: field of the json member}.
   """
   with fs.open(path, 'rb') as file:
     members = tar_members.read_members(file, path, fs)
     items = tar_records.items(members, caption)
-    reader = TarReader(file, caption, encoding, columns)
+    reader = TarReader(file, caption, encoding, columns, several)
     prefix = path.removeprefix(base)
     rows = [reader.row(item, f'{prefix}: {item.name}') for item in items]
   return make_table(path, rows, columns)
@@ -189,34 +194,12 @@ def make_table(path: str, rows: list[Row], columns: dict[str, str]) -> pa.Table:
   )
 
 
-class BadFields(ValueError):
-  """Raised for a json member that is not a JSON object."""
-
-
-def parse_json(data: bytes, encoding: str) -> dict[str, Any]:
-  """Parses a json member.
-
-  Raises:
-    text_decoding.BadEncoding: if it is not text.
-    BadFields: if it is not a JSON object.
-  """
-  text = text_decoding.decode(data, encoding)
-  try:
-    fields = json.loads(text)
-  # Of brackets within brackets, the parser runs out of stack.
-  except (ValueError, RecursionError) as error:
-    raise BadFields(f'{error}: {text!r:.60}') from error
-  if not isinstance(fields, dict):
-    raise BadFields(f'it holds {type(fields).__name__}, not an object')
-  return fields
-
-
 class TarReader:
   """Measures the items of an open tar.
 
   Args:
     file: the tar.
-    caption, encoding, columns: as for `measure`.
+    caption, encoding, columns, several: as for `measure`.
   """
 
   def __init__(
@@ -225,9 +208,10 @@ class TarReader:
     caption: str,
     encoding: str,
     columns: dict[str, str],
+    several: bool = False,
   ):
     self.file, self.caption, self.encoding = file, caption, encoding
-    self.columns = columns
+    self.columns, self.several = columns, several
 
   def row(self, item: tar_records.Item, name: str) -> Row:
     """Measures an item; `name` is relative to the dataset."""
@@ -241,7 +225,7 @@ class TarReader:
       detail = f'its .json: {error}'
       measured = indexed.Measured(name, None, indexed.BAD_ENCODING, detail)
       return Row(item, measured)
-    except BadFields as error:
+    except tar_fields.BadFields as error:
       measured = indexed.Measured(name, None, indexed.BAD_JSON, str(error))
       return Row(item, measured)
     values = {
@@ -269,8 +253,8 @@ class TarReader:
     if item.fields is None or not (self.columns or caption_in_json):
       return {}
     if item.fields.problem:
-      raise BadFields(item.fields.detail)
-    return parse_json(self.read(item.fields), self.encoding)
+      raise tar_fields.BadFields(item.fields.detail)
+    return tar_fields.parse(self.read(item.fields), self.encoding)
 
   def read_caption(
     self, item: tar_records.Item, fields: dict[str, Any]
@@ -279,7 +263,8 @@ class TarReader:
     if not self.caption:
       return captions.Caption(''), False
     if item.text is None:
-      caption = captions.parse(captions.look_up(fields, self.caption))
+      value = captions.look_up(fields, self.caption)
+      caption = captions.parse(value, several=self.several)
       if caption == captions.NONE:
         caption = caption._replace(detail=self.explain(item, fields))
       return caption, True
