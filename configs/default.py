@@ -129,9 +129,39 @@ def get_config():
   config.lora = config_dict.ConfigDict()
 
   config.loss = config_dict.ConfigDict()
+  # Names are those of kohya's sd-scripts, where it has the same.
+  config.loss.loss_type = 'l2'  # or 'huber', 'smooth_l1', 'l1'
+  # Of the constant c of both Huber losses, from which on errors count less:
+  # 'snr' or 'exponential', falling with the noise to huber_c, or 'constant'.
+  config.loss.huber_schedule = 'snr'
+  config.loss.huber_c = 0.1
+  config.loss.huber_scale = 1.0  # multiplies c, except with 'snr'
+  # Weights of timesteps, one at most. 0: all timesteps have the same weight.
+  config.loss.min_snr_gamma = 0.0  # 5 is usual
+  config.loss.soft_min_snr_gamma = 0.0  # Min-SNR without its corner; 4
+  config.loss.p2_gamma = 0.0  # 1 / (p2_k + snr)^p2_gamma; 0.5 or 1
+  config.loss.p2_k = 1.0
+  config.loss.debiased_estimation_loss = False  # 1 / sqrt(snr), for eps
+  config.loss.scale_v_pred_loss_like_noise_pred = False  # with 'v' only
+  # Noise beside the white one.
   config.loss.offset_noise = 0.0  # 0.05 in the paper's last stage
-  config.loss.min_snr_gamma = 0.0  # 0: all timesteps have the same weight
-  config.loss.timestep_range = (0, 1000)  # first, last + 1; refiner: (0, 200)
+  config.loss.adaptive_noise_scale = 0.0  # by which |channel mean| adds to it
+  config.loss.multires_noise_iterations = 0  # octaves of large structures; 6
+  config.loss.multires_noise_discount = 0.3  # of each, next to the one before
+  config.loss.ip_noise_gamma = 0.0  # noise of the input alone; 0.1
+  # Timesteps that are trained, first and last + 1; refiner: (0, 200). A rule
+  # says how often each: 'uniform', 'logit_normal', 'sigmoid' or 'weights'.
+  config.loss.timestep_range = (0, 1000)
+  config.loss.timestep_sampling = 'uniform'
+  config.loss.logit_mean = 0.0  # of 'logit_normal'; below 0 is less noise
+  config.loss.logit_std = 1.0
+  config.loss.sigmoid_scale = 1.0  # of 'sigmoid'
+  config.loss.timestep_weights = ()  # of equal parts of the range: (1, 3)
+  # With 'uniform': the first ('earlier', of little noise) or last timesteps
+  # ('later') come so many times as often, and are this share of the range.
+  config.loss.timestep_bias_strategy = 'none'
+  config.loss.timestep_bias_multiplier = 1.0
+  config.loss.timestep_bias_portion = 0.25
 
   config.autoencoder = config_dict.ConfigDict()
   config.autoencoder.perceptual_weight = 1.0  # of LPIPS; 0: without LPIPS

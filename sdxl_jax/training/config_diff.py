@@ -5,7 +5,7 @@ import pathlib
 from collections.abc import Callable
 from typing import Any
 
-from sdxl_jax.training import config_fields
+from sdxl_jax.training import config_fields, loss_fields
 
 # Fields and sections that decide the order of the data.
 DATA_ORDER = ('seed', 'global_batch_size', 'buckets_per_step', 'data')
@@ -61,6 +61,11 @@ ADDED = {
   'data.webdataset.encoding': '',
   'text_encoder.eos_token_id': 2,
   'text_encoder_2.eos_token_id': 2,
+}
+# As JSON has them.
+ADDED |= {
+  f'loss.{name}': list(value) if isinstance(value, tuple) else value
+  for name, value in loss_fields.DEFAULTS.items()
 }
 
 

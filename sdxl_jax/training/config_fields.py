@@ -11,6 +11,7 @@ from sdxl_jax.models import compute_dtype
 from sdxl_jax.sampling import settings
 from sdxl_jax.training import (
   gradient_dtype,
+  loss_fields,
   loss_scaling,
   stochastic_rounding,
 )
@@ -158,11 +159,7 @@ SECTIONS = {
     'jitter': SHARE,
     'scored': Flag(),
   },
-  'loss': {
-    'offset_noise': SHARE,
-    'min_snr_gamma': WEIGHT,
-    'timestep_range': Items(Whole(), '(0, 1000)', length=2),
-  },
+  'loss': loss_fields.KINDS,
   'autoencoder': {
     'perceptual_weight': WEIGHT,
     'lpips': Items(Text(), "('vgg.pth', 'lin.pth')"),

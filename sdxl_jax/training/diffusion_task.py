@@ -23,9 +23,7 @@ class DiffusionLoss:
 
   model: sdxl.SDXL
   text_dropout: float = 0.1  # share of examples whose encoded text is zeroed
-  offset_noise: float = 0.0  # 0.05 in stage 3
-  min_snr_gamma: float | None = None  # None: every timestep weighs the same
-  timestep_range: tuple[int, int] | None = None  # (0, 200) for the refiner
+  settings: losses.LossSettings = losses.LossSettings()
 
   def gradients(
     self,
@@ -69,9 +67,7 @@ class DiffusionLoss:
       x,
       loss_key,
       self.model.schedule,
-      timestep_range=self.timestep_range,
-      offset_noise=self.offset_noise,
-      min_snr_gamma=self.min_snr_gamma,
+      self.settings,
     )
 
   def sample_latents(

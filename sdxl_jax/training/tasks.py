@@ -19,6 +19,7 @@ from sdxl_jax.training import (
   config_validation,
   diffusion_task,
   gradient_dtype,
+  loss_fields,
   loss_scaling,
   movement,
   optimizer,
@@ -69,9 +70,7 @@ def make_diffusion_task(
     diffusion_task.DiffusionLoss(
       model,
       text_dropout=text_dropout,
-      offset_noise=config.loss.offset_noise,
-      min_snr_gamma=config.loss.min_snr_gamma or None,  # 0 means off
-      timestep_range=tuple(config.loss.timestep_range),
+      settings=loss_fields.make_settings(config),
     ),
     make_optimizer(config),
     global_batch_size=config.global_batch_size,
