@@ -83,6 +83,10 @@ def get_config():
   config.data.folder.caption = 'text'  # column of a table
   # Of text files without a byte order mark, such as 'cp932'; '': UTF-8.
   config.data.folder.encoding = ''
+  # Where masks are for config.loss.masked_loss, in all sources; '': the alpha
+  # channel of the image. Here the end of the names of masks beside the images,
+  # '.mask.png' or '-masklabel.png', or a folder of masks, relative to `path`.
+  config.data.folder.mask = ''
   config.data.webdataset = config_dict.ConfigDict()
   config.data.webdataset.shards = ''  # /data/{000..127}.tar, gs://bucket/*.tar
   # Suffix of the member with the caption; where a record has none, a field of
@@ -92,11 +96,13 @@ def get_config():
   config.data.webdataset.score = 'aesthetic_score'  # field of the json member
   # Of captions without a byte order mark, such as 'cp1252'; '': UTF-8.
   config.data.webdataset.encoding = ''
+  config.data.webdataset.mask = ''  # suffix of a member, such as 'mask.png'
   config.data.parquet = config_dict.ConfigDict()
   config.data.parquet.files = ''  # /data/*.parquet, s3://bucket/*.parquet
   config.data.parquet.image = 'image'  # column
   config.data.parquet.caption = 'text'  # column; 'captions.en': field of one
   config.data.parquet.score = ''  # column of the aesthetic score
+  config.data.parquet.mask = ''  # column of images
   config.data.tfds = config_dict.ConfigDict()
   config.data.tfds.dataset = ''  # name, or the folder of a built dataset
   config.data.tfds.split = 'train'  # or 'train[:60%]'
@@ -104,6 +110,7 @@ def get_config():
   config.data.tfds.image = 'image'  # feature
   config.data.tfds.caption = 'caption'  # feature; 'captions/text' within one
   config.data.tfds.score = ''  # feature of the aesthetic score
+  config.data.tfds.mask = ''  # feature of images
   config.data.precomputed = config_dict.ConfigDict()
   config.data.precomputed.path = ''  # --output of sdxl_jax.precompute
   config.data.precomputed.dtype = 'bfloat16'  # its --dtype
@@ -136,6 +143,9 @@ def get_config():
   config.loss.huber_schedule = 'snr'
   config.loss.huber_c = 0.1
   config.loss.huber_scale = 1.0  # multiplies c, except with 'snr'
+  # Errors are multiplied by a mask of the image: its alpha channel, or what
+  # the setting `mask` of the source names; 255 counts fully, 0 not at all.
+  config.loss.masked_loss = False
   # Weights of timesteps, one at most. 0: all timesteps have the same weight.
   config.loss.min_snr_gamma = 0.0  # 5 is usual
   config.loss.soft_min_snr_gamma = 0.0  # Min-SNR without its corner; 4

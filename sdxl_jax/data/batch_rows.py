@@ -26,6 +26,7 @@ class BatchOptions:
   caption_dropout: float = 0.0  # probability of the caption ''
   aesthetic_score: bool = False  # whether rows have one
   background: str = 'white'  # colour behind transparent images
+  mask_downscale: int = 0  # px per latent of masks of the loss; 0: no masks
   max_upscale: float = 1.0  # rows whose image is enlarged more are counted
   max_token_length: int = 75  # tokens of a caption, for the warning
   num_threads: int = 4  # batches made at once
@@ -55,6 +56,7 @@ class BatchRows(grain.MapDataset):
     self.lock = threading.Lock()
     self.substituted = collections.Counter()  # by name of the unreadable
     self.upscaled = 0  # rows enlarged more than max_upscale
+    self.unmasked = 0  # rows whose mask leaves out nothing
     self.cut_captions = cut_captions.CutCaptions(options.max_token_length)
     self.set_schedule(schedule)
 
@@ -126,8 +128,12 @@ class BatchRows(grain.MapDataset):
         flip_probability=self.options.flip_probability,
         caption_dropout=self.options.caption_dropout,
         background=self.options.background,
+        mask_downscale=self.options.mask_downscale,
       )
       self.count_upscale(example['original_size'], bucket)
+      if self.options.mask_downscale and (row['mask'] == 1).all():
+        with self.lock:
+          self.unmasked += 1
       return row
 
   def report(self, error: images.UnreadableImage) -> None:

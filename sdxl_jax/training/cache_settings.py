@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from ml_collections import config_dict
 
+from sdxl_jax.data import dataset
 from sdxl_jax.data.sources import cache_layout, precomputed, record_changes
 from sdxl_jax.distributed import multihost
 from sdxl_jax.models import sdxl
@@ -82,7 +83,13 @@ def make_layout(
       model.unet.context_dim,
     ),
     pooled=model.text.text_encoder_2.projection_dim,
-    facts={'version': VERSION, 'background': data['background'], **facts},
+    facts={
+      'version': VERSION,
+      'background': data['background'],
+      **facts,
+      # Caches of earlier versions have no such fact.
+      **({'masked_loss': True} if dataset.has_masks(config) else {}),
+    },
     records=record_changes.of_source(source).digest(),
     origin={
       'directory': os.getcwd(),

@@ -59,6 +59,10 @@ ADDED = {
   'data.folder.caption': 'text',
   'data.folder.encoding': '',
   'data.webdataset.encoding': '',
+  'data.folder.mask': '',
+  'data.webdataset.mask': '',
+  'data.parquet.mask': '',
+  'data.tfds.mask': '',
   'text_encoder.eos_token_id': 2,
   'text_encoder_2.eos_token_id': 2,
 }

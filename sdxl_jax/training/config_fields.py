@@ -121,18 +121,21 @@ SECTIONS = {
     'captions': Flag(),
     'caption': Text(),
     'encoding': Text(),
+    'mask': Text(),
   },
   'data.webdataset': {
     'shards': Text(),
     'caption': Text(),
     'score': Text(),
     'encoding': Text(),
+    'mask': Text(),
   },
   'data.parquet': {
     'files': Text(),
     'image': Text(),
     'caption': Text(),
     'score': Text(),
+    'mask': Text(),
   },
   'data.tfds': {
     'dataset': Text(),
@@ -141,6 +144,7 @@ SECTIONS = {
     'image': Text(),
     'caption': Text(),
     'score': Text(),
+    'mask': Text(),
   },
   'data.precomputed': {
     'path': Text(),

@@ -117,6 +117,7 @@ def of_loss(config: config_dict.ConfigDict) -> Iterator[str]:
     return
   yield from loss_validation.unseen(config)
   yield from loss_validation.unused(config)
+  yield from loss_validation.unused_masks(config)
   if config.refiner and loss.timestep_range[1] == 1000:
     yield (
       f'config.loss.timestep_range is {tuple(loss.timestep_range)}, but '

@@ -68,6 +68,7 @@ class DiffusionLoss:
       loss_key,
       self.model.schedule,
       self.settings,
+      batch.get('mask'),
     )
 
   def sample_latents(
@@ -93,6 +94,7 @@ def make_diffusion_task(
   micro_batches: int = 1,  # per optimizer step, see train_state.Task
   precomputed_dtype: str | None = None,  # of moments and text; None: no cache
   text_chunks: int = 1,  # of each caption
+  masked: bool = False,  # whether batches have masks of the loss
 ) -> train_state.Task:
   """Makes the Task of denoising latents given text and sizes.
 
@@ -109,11 +111,14 @@ def make_diffusion_task(
     return train_state.State(step, params, optimizer.init(params))
 
   def batch_spec(bucket):
+    masks = {}
+    if masked:
+      masks = batch_specs.mask_spec(bucket, rows, model.vae.downscale)
     if precomputed_dtype is None:
-      return batch_specs.image_batch_spec(
+      return masks | batch_specs.image_batch_spec(
         bucket, rows, model.refiner, text_chunks
       )
-    return batch_specs.precomputed_batch_spec(
+    return masks | batch_specs.precomputed_batch_spec(
       bucket, rows, model, precomputed_dtype, text_chunks
     )
 

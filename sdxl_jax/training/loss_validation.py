@@ -8,6 +8,7 @@ from sdxl_jax.diffusion import loss_kinds
 from sdxl_jax.training import loss_fields
 
 TIMESTEPS = 1000  # of the noise schedule
+MASKED = ('folder', 'webdataset', 'parquet', 'tfds')  # sources with masks
 
 # Fields that have an effect only with another: {field: (what it needs, whether
 # a config.loss has that)}.
@@ -71,6 +72,11 @@ def check(config: config_dict.ConfigDict) -> None:
     )
   check_timesteps(config)
   check_weighting(config)
+  if c.masked_loss and config.data.source == 'scenes':
+    raise ValueError(
+      "config.loss.masked_loss is True, but config.data.source is 'scenes', "
+      'which have no masks: set masked_loss to False, or name another source'
+    )
   # As sd-scripts, whose authors found both at once to be too much.
   if c.offset_noise and c.multires_noise_iterations:
     raise ValueError(
@@ -136,6 +142,18 @@ def unused(config: config_dict.ConfigDict) -> Iterator[str]:
           f'config.loss.{name} is {value!r}, which has an effect with {need} '
           'only'
         )
+
+
+def unused_masks(config: config_dict.ConfigDict) -> Iterator[str]:
+  """Yields a warning for masks that are named, but not read."""
+  if config.loss.masked_loss:
+    return
+  for kind in MASKED:
+    if value := config.data[kind].mask:
+      yield (
+        f'config.data.{kind}.mask is {value!r}, but config.loss.masked_loss is '
+        'False: no masks will be read'
+      )
 
 
 def unseen(config: config_dict.ConfigDict) -> Iterator[str]:

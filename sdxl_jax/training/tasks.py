@@ -8,7 +8,7 @@ import numpy as np
 import optax
 from ml_collections import config_dict
 
-from sdxl_jax.data import buckets
+from sdxl_jax.data import buckets, dataset
 from sdxl_jax.distributed import device_mesh
 from sdxl_jax.ema import transform
 from sdxl_jax.models import autoencoder_gan, sdxl
@@ -78,6 +78,7 @@ def make_diffusion_task(
     micro_batches=micro_batches_of(config),
     precomputed_dtype=precomputed_dtype,
     text_chunks=chunking.count_for(config.max_token_length),
+    masked=dataset.has_masks(config),
   )
 
 

@@ -83,6 +83,7 @@ def test_configs_without_the_fields_are_the_same():
       'needs 1 to 2 numbers',
     ),
     ({'timestep_weights': (-1.0,)}, 'it must be a tuple such as'),
+    ({'masked_loss': True}, "source is 'scenes', which have no masks: set mas"),
   ],
 )
 def test_refused(changes, message):
@@ -113,6 +114,17 @@ def test_warned_of(changes, message):
   config_validation.check(config)
   (line,) = set(config_warnings.of_config(config)) - set(before)
   assert re.search(message, line), line
+
+
+def test_masks_that_are_not_read():
+  config = tiny_config.get_config()
+  config.data.source = 'folder'
+  config.data.folder.update(path='x', mask='.mask.png')
+  before = config_warnings.of_config(config)
+  (line,) = [line for line in before if 'mask' in line]
+  assert "folder.mask is '.mask.png', but config.loss.masked_loss is F" in line
+  config.loss.masked_loss = True
+  assert set(before) - {line} == set(config_warnings.of_config(config))
 
 
 def test_usual_settings_pass():

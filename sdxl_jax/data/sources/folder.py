@@ -1,6 +1,7 @@
 """Images in a folder, with captions in text files or in metadata tables."""
 
 import collections
+import contextlib
 import functools
 import os
 import pathlib
@@ -42,6 +43,8 @@ class Folder(indexed.IndexedSource):
     captions: whether images have captions; otherwise all captions are ''.
     caption: column of the captions in tables.
     encoding: of text files that have no mark; '': UTF-8.
+    mask: end of the names of masks beside images, such as '.mask.png', or a
+      folder of masks, see folder_masks; '': none.
     columns: other columns of the tables, by which filters choose.
     workers: processes that read headers to index them.
 
@@ -56,6 +59,7 @@ class Folder(indexed.IndexedSource):
     captions: bool = True,
     caption: str = 'text',
     encoding: str = '',
+    mask: str = '',
     columns: tuple[str, ...] = (),
     workers: int = 8,
   ):
@@ -69,8 +73,9 @@ class Folder(indexed.IndexedSource):
     # Find the images, and what cannot be one.
     listing = folder_listing.list_files(self.folder)
     settings = folder_records.Settings(
-      caption if captions else '', encoding, columns
+      caption if captions else '', encoding, columns, mask
     )
+    self.mask = mask
     found = folder_records.find(self.folder, listing, settings)
     if not found.has_images:
       raise ValueError(no_images(path, listing.files))
@@ -79,6 +84,8 @@ class Folder(indexed.IndexedSource):
     tables = []
     if found.items:
       build_options = {'columns': list(columns), 'encoding': encoding}
+      if mask:  # an index without masks is that of earlier versions
+        build_options['mask'] = mask
       table = index.load(
         self.folder,
         {'source': 'folder', 'caption': settings.caption, **build_options},
@@ -114,9 +121,19 @@ class Folder(indexed.IndexedSource):
     try:
       with open(self.path(i), 'rb') as file:
         image = file.read()
+      mask = self.read_mask(i) if self.mask else None
     except OSError as error:
       raise images.UnreadableImage(self.name(i), error) from error
-    return {'image': image, 'caption': self.value('caption', i)}
+    example = {'image': image, 'caption': self.value('caption', i)}
+    return example | {'mask': mask} if self.mask else example
+
+  def read_mask(self, i: int) -> bytes | None:
+    """Reads the file of a record's mask; None if it has none."""
+    path = self.value('mask', i)
+    if path is None:
+      return None
+    with open(os.path.join(self.folder, os.fsdecode(path)), 'rb') as file:
+      return file.read()
 
 
 def no_images(path: str | os.PathLike, files: Sequence[str]) -> str:
@@ -140,7 +157,7 @@ def chunks(
   versions = [
     [
       version(os.path.join(folder, item[name]))
-      for name in ('path', 'caption_file')
+      for name in ('path', 'caption_file', 'mask')
       if name in item
     ]
     for item in progress
@@ -164,24 +181,26 @@ def measure(
   folder: pathlib.Path,
   columns: Sequence[str],
   encoding: str,
+  mask: str = '',
 ) -> pa.Table:
   """Measures a part of the index: some images and their captions."""
   measured, texts, scores = [], [], []
   for item in items:
     caption = read_caption(item, folder, encoding)
     score, wrong = measuring.parse_score(column_of(item, SCORE))
-    measured.append(measure_item(item['path'], folder, caption, score, wrong))
+    measured.append(measure_item(item, folder, caption, score, wrong))
     texts.append(caption.text)
     scores.append(score)
   values = {name: [column_of(item, name) for item in items] for name in columns}
   if SCORE in values:
     values[SCORE] = scores
-  return indexed.make_table(
-    measured,
-    values,
-    path=paths_of([item['path'] for item in items]),
-    caption=pa.array(texts, pa.string()),
-  )
+  locations = {
+    'path': paths_of([item['path'] for item in items]),
+    'caption': pa.array(texts, pa.string()),
+  }
+  if mask:
+    locations['mask'] = paths_of([item.get('mask') for item in items])
+  return indexed.make_table(measured, values, **locations)
 
 
 def column_of(item: Item, name: str) -> Any:
@@ -213,24 +232,32 @@ def read_caption(
 
 
 def measure_item(
-  path: str,
+  item: Item,
   folder: pathlib.Path,
   caption: captions.Caption,
   score: float | None,
   wrong: str,
 ) -> indexed.Measured:
   """Measures an image; `wrong` says what is wrong with its score."""
+  path = item['path']
   try:
-    with open(os.path.join(folder, path), 'rb') as file:
-      measured = measuring.measure(path, file, caption, score)
+    with contextlib.ExitStack() as stack:
+      file, mask = (
+        stack.enter_context(open(os.path.join(folder, item[name]), 'rb'))
+        if name in item
+        else None
+        for name in ('path', 'mask')
+      )
+      measured = measuring.measure(path, file, caption, score, mask)
   except OSError as error:
     return measuring.unreadable(path, error)
   return measuring.check_score(measured, wrong)
 
 
-def paths_of(paths: Sequence[str]) -> pa.Array:
+def paths_of(paths: Sequence[str | None]) -> pa.Array:
   """Makes a column of paths, which need not be text."""
-  return pa.array([encode_path(path) for path in paths], pa.binary())
+  encoded = [None if path is None else encode_path(path) for path in paths]
+  return pa.array(encoded, pa.binary())
 
 
 def encode_path(path: str) -> bytes:

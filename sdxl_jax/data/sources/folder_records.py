@@ -1,6 +1,7 @@
 """Finds the records of a folder: images and where their captions are."""
 
 import collections
+import dataclasses
 import os
 import pathlib
 from collections.abc import Iterable, Sequence
@@ -10,6 +11,7 @@ from sdxl_jax.data import image_formats
 from sdxl_jax.data.sources import (
   captions,
   folder_listing,
+  folder_masks,
   indexed,
   metadata_table,
 )
@@ -18,7 +20,8 @@ CAPTION_SUFFIXES = ('.txt', '.caption')  # in the order of preference
 REPLACED = 'caption files, in place of which a table is read'
 
 # Of an image to measure, as JSON: `path` relative to the folder, `columns`, and
-# `caption_file` or `caption`, the fields of a captions.Caption.
+# `caption_file` or `caption`, the fields of a captions.Caption; `mask` where it
+# has one.
 Item = dict[str, Any]
 
 
@@ -28,6 +31,7 @@ class Settings(NamedTuple):
   caption: str  # column of tables; '': images have no captions
   encoding: str  # of text files without a mark; '': UTF-8
   columns: Sequence[str]  # by which filters choose
+  mask: str = ''  # where masks are, see folder_masks; '': nowhere
 
 
 class Found(NamedTuple):
@@ -60,6 +64,10 @@ def find(
   Raises:
     ValueError: for two tables in one folder, or one that cannot be read.
   """
+  masks = folder_masks.Masks({}, listing.files)
+  if settings.mask:
+    masks = folder_masks.find(folder, listing.files, settings.mask)
+    listing = dataclasses.replace(listing, files=masks.files)
   # Each file belongs to the table of the nearest folder above it, if any.
   tables = find_tables(folder, listing.files)
   listed, unlisted = split(listing.files, tables)
@@ -70,6 +78,7 @@ def find(
     read_rows(folder, name, settings, files, seen, found)
   pair(unlisted, settings, seen, found)
   account_for_listed(listed, seen, found)
+  folder_masks.add(masks, found.items, found.beside)
   found.beside['metadata files'] += len(tables)
   found.beside['hidden files and folders, which are not read'] += listing.hidden
   beside = {what: count for what, count in found.beside.items() if count}

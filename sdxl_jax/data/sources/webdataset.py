@@ -7,7 +7,6 @@ one is used.
 
 import collections
 import io
-import json
 import os
 from typing import IO, Any, NamedTuple
 
@@ -22,6 +21,7 @@ from sdxl_jax.data.sources import (
   file_patterns,
   index,
   indexed,
+  json_members,
   measuring,
   tar_members,
   tar_records,
@@ -43,6 +43,8 @@ class WebDataset(indexed.IndexedSource):
       within a field; '': captions are ''.
     score: field of the json member for aesthetic_score.
     encoding: of captions without a byte order mark; '': UTF-8.
+    mask: suffix of the member that holds the mask, such as 'mask.png'; '':
+      none.
     columns: other fields of the json member, by which filters choose.
     workers: processes that read the tars to index them.
 
@@ -57,11 +59,12 @@ class WebDataset(indexed.IndexedSource):
     caption: str = 'txt',
     score: str = 'aesthetic_score',
     encoding: str = '',
+    mask: str = '',
     columns: tuple[str, ...] = (),
     workers: int = 8,
   ):
     text_decoding.check(encoding, 'config.data.webdataset.encoding')
-    self.caption, self.encoding = caption, encoding
+    self.caption, self.encoding, self.mask = caption, encoding, mask
     found = file_patterns.find(shards, '.tar')
     self.fs = found.fs
     # One part of the index for each tar.
@@ -72,6 +75,8 @@ class WebDataset(indexed.IndexedSource):
       encoding=encoding,
       columns=columns,
     )
+    if mask:  # an index without masks is that of earlier versions
+      build_options['mask'] = mask
     table = index.load_files(
       'webdataset',
       index.Files(str(shards), found.fs, found.paths),
@@ -97,20 +102,25 @@ class WebDataset(indexed.IndexedSource):
     try:
       image = self.member('image', i)
       text = self.member('text', i) if self.caption else b''
+      masks = {'mask': self.read_mask(i)} if self.mask else {}
     except OSError as error:
       raise images.UnreadableImage(self.name(i), error) from error
     if not self.caption:
-      return {'image': image, 'caption': ''}
+      return {'image': image, 'caption': '', **masks}
     # A caption is a member of its own, or a field of the json one.
     if self.value('in_json', i):
-      fields = parse_json(text, self.encoding)
+      fields = json_members.parse_json(text, self.encoding)
       caption = captions.parse(captions.look_up(fields, self.caption))
     else:
       caption = captions.parse(text, self.encoding)
-    return {'image': image, 'caption': caption.text}
+    return {'image': image, 'caption': caption.text, **masks}
+
+  def read_mask(self, i: int) -> bytes | None:
+    """Reads the mask of a record; None if it has none."""
+    return self.member('mask', i) if self.value('mask_bytes', i) else None
 
   def member(self, kind: str, i: int) -> bytes:
-    """Reads the 'image' or the 'text' of a record."""
+    """Reads the 'image', the 'text' or the 'mask' of a record."""
     start = self.value(f'{kind}_start', i)
     end = start + self.value(f'{kind}_bytes', i)
     return self.fs.cat_file(self.value('shard', i), start, end)
@@ -145,6 +155,7 @@ def measure(
   caption: str,
   encoding: str,
   columns: dict[str, str],
+  mask: str = '',
 ) -> pa.Table:
   """Measures a part of the index: one tar.
 
@@ -154,14 +165,23 @@ def measure(
     base: folder to which names of records are relative.
     caption, encoding: as for `WebDataset`.
     columns: {name in the index: field of the json member}.
+    mask: as for `WebDataset`.
   """
   with fs.open(path, 'rb') as file:
     members = tar_members.read_members(file, path, fs)
-    items = tar_records.items(members, caption)
+    items = tar_records.items(members, caption, mask)
     reader = TarReader(file, caption, encoding, columns)
     prefix = path.removeprefix(base)
     rows = [reader.row(item, f'{prefix}: {item.name}') for item in items]
-  return make_table(path, rows, columns)
+  table = make_table(path, rows, columns)
+  if mask:
+    masks = [row.item.mask or tar_members.Member('') for row in rows]
+    for name, values in (
+      ('mask_start', [m.start for m in masks]),
+      ('mask_bytes', [m.size for m in masks]),
+    ):
+      table = table.append_column(name, pa.array(values, pa.int64()))
+  return table
 
 
 def make_table(path: str, rows: list[Row], columns: dict[str, str]) -> pa.Table:
@@ -189,28 +209,6 @@ def make_table(path: str, rows: list[Row], columns: dict[str, str]) -> pa.Table:
   )
 
 
-class BadFields(ValueError):
-  """Raised for a json member that is not a JSON object."""
-
-
-def parse_json(data: bytes, encoding: str) -> dict[str, Any]:
-  """Parses a json member.
-
-  Raises:
-    text_decoding.BadEncoding: if it is not text.
-    BadFields: if it is not a JSON object.
-  """
-  text = text_decoding.decode(data, encoding)
-  try:
-    fields = json.loads(text)
-  # Of brackets within brackets, the parser runs out of stack.
-  except (ValueError, RecursionError) as error:
-    raise BadFields(f'{error}: {text!r:.60}') from error
-  if not isinstance(fields, dict):
-    raise BadFields(f'it holds {type(fields).__name__}, not an object')
-  return fields
-
-
 class TarReader:
   """Measures the items of an open tar.
 
@@ -231,9 +229,11 @@ class TarReader:
 
   def row(self, item: tar_records.Item, name: str) -> Row:
     """Measures an item; `name` is relative to the dataset."""
-    if item.problem:
-      measured = indexed.Measured(name, None, item.problem, item.detail)
-      return Row(item, measured)
+    problem, detail = item.problem, item.detail
+    if item.mask is not None and item.mask.problem:
+      problem, detail = item.mask.problem, f'its mask: {item.mask.detail}'
+    if problem:
+      return Row(item, indexed.Measured(name, None, problem, detail))
     # Fields, where anything is read from them.
     try:
       fields = self.fields(item)
@@ -241,7 +241,7 @@ class TarReader:
       detail = f'its .json: {error}'
       measured = indexed.Measured(name, None, indexed.BAD_ENCODING, detail)
       return Row(item, measured)
-    except BadFields as error:
+    except json_members.BadFields as error:
       measured = indexed.Measured(name, None, indexed.BAD_JSON, str(error))
       return Row(item, measured)
     values = {
@@ -252,7 +252,10 @@ class TarReader:
     score, wrong = measuring.parse_score(values.get('aesthetic_score'))
     values['aesthetic_score'] = score
     image = io.BufferedReader(tar_members.Window(self.file, item.image))
-    measured = measuring.measure(name, image, caption, score)
+    mask = None
+    if item.mask is not None:
+      mask = tar_members.Window(self.file, item.mask)
+    measured = measuring.measure(name, image, caption, score, mask)
     text = item.fields if in_json else item.text
     return Row(
       item, measuring.check_score(measured, wrong), text, in_json, values
@@ -269,8 +272,8 @@ class TarReader:
     if item.fields is None or not (self.columns or caption_in_json):
       return {}
     if item.fields.problem:
-      raise BadFields(item.fields.detail)
-    return parse_json(self.read(item.fields), self.encoding)
+      raise json_members.BadFields(item.fields.detail)
+    return json_members.parse_json(self.read(item.fields), self.encoding)
 
   def read_caption(
     self, item: tar_records.Item, fields: dict[str, Any]
