@@ -238,8 +238,13 @@ def get_config():
   config.samples.zoom = 1  # integer factor by which pixels are repeated
 
   config.schedule = config_dict.ConfigDict()
-  config.schedule.prediction = 'eps'  # or 'v', 'x0'
+  # Or 'v', 'x0', or 'flow': eps - x0 on straight paths, rectified flow.
+  config.schedule.prediction = 'eps'
   config.schedule.zero_terminal_snr = False  # True: with 'v' or 'x0' only
+  # Of 'flow': above 1, more of the steps are noisy. It is that of shift_size^2
+  # px, and grows with the square root of the area; 0: the same at all sizes.
+  config.schedule.shift = 1.0
+  config.schedule.shift_size = 0
 
   # The nets. dtype is that of activations, param_dtype that of parameters. Both
   # are 'float32', 'bfloat16', 'float16', or 'auto', which the first start of a

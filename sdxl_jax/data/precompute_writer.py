@@ -163,7 +163,7 @@ def pack_rows(
   fields, moments = layout.variant(shard.bucket), iter(moments)
   for example, (context, pooled) in zip(examples, text):
     # Without masks, the fields name none.
-    masks = example['masks'] or [None] * len(example['crops'])
+    masks = example.get('masks') or [None] * len(example['crops'])
     rows = [
       (
         fields,

@@ -1,4 +1,4 @@
-"""The training loss: noises latents and compares eps, v or x0.
+"""The training loss: noises latents and compares eps, v, x0 or a flow.
 
 All arithmetic is float32. The noise of an example depends on the key and on its
 row of the global batch, not on the other examples.
@@ -25,7 +25,13 @@ from sdxl_jax.diffusion import (
 def rates(
   schedule: noise_schedule.Schedule,
 ) -> tuple[Float[Array, ' timesteps'], Float[Array, ' timesteps']]:
-  """Returns (signal, noise): sqrt(a) and sqrt(1 - a) of each timestep."""
+  """Returns (signal, noise): sqrt(a) and sqrt(1 - a) of each timestep.
+
+  For rectified flow 1 - t and t.
+  """
+  if schedule.is_flow:
+    t = noise_schedule.times(schedule)
+    return jnp.float32(1 - t), jnp.float32(t)
   a = noise_schedule.alphas_cumprod(schedule)
   return jnp.float32(np.sqrt(a)), jnp.float32(np.sqrt(1 - a))
 
@@ -113,7 +119,8 @@ def diffusion_loss(
 
   Args:
     net: (x, timestep) -> prediction; x is float32 [b, h, w, c], timestep int32
-      [b]; the prediction is schedule.prediction, in any float type.
+      [b], or float32 for rectified flow; the prediction is schedule.prediction,
+      in any float type.
     latents: scaled, see latent_scaling.
     key: of this step.
     schedule: noise schedule of the net.
@@ -147,9 +154,16 @@ def diffusion_loss(
 
   # Predict from the noisy latents.
   signal, noise = (r[timestep, None, None, None] for r in rates(schedule))
-  targets = {'eps': eps, 'v': velocity(x0, eps, signal, noise), 'x0': x0}
+  targets = {
+    'eps': eps,
+    'v': velocity(x0, eps, signal, noise),
+    'x0': x0,
+    'flow': eps - x0,
+  }
   target = targets[schedule.prediction]
-  prediction = net(add_noise(x0, input_eps, signal, noise), timestep)
+  prediction = net(
+    add_noise(x0, input_eps, signal, noise), net_timestep(schedule, timestep)
+  )
 
   # Compare, and weigh each example's error by its signal-to-noise ratio.
   difference = prediction.astype(jnp.float32) - target
@@ -162,6 +176,16 @@ def diffusion_loss(
     weight = loss_weights.weight(settings.weighting, snr, schedule.prediction)
   loss = (weight * error).mean()
   return loss, {'loss': loss, 'mse': mse.mean()}
+
+
+def net_timestep(
+  schedule: noise_schedule.Schedule, timestep: Int[Array, ' b']
+) -> Array:
+  """Returns the net's input at timesteps: for rectified flow 1000 t."""
+  if not schedule.is_flow:
+    return timestep
+  times = noise_schedule.times(schedule) * schedule.num_train_timesteps
+  return jnp.float32(times)[timestep]
 
 
 def errors(

@@ -59,6 +59,8 @@ ADDED = {
   'data.folder.caption': 'text',
   'data.folder.encoding': '',
   'data.webdataset.encoding': '',
+  'schedule.shift': 1.0,
+  'schedule.shift_size': 0,
   'data.folder.mask': '',
   'data.webdataset.mask': '',
   'data.parquet.mask': '',

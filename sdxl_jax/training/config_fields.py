@@ -215,6 +215,8 @@ SECTIONS = {
   'schedule': {
     'prediction': Choice(noise_schedule.PREDICTIONS),
     'zero_terminal_snr': Flag(),
+    'shift': Number(0, 1000, excludes=0),
+    'shift_size': SWITCHED,
     'num_train_timesteps': COUNT,
     'beta_start': SHARE,
     'beta_end': SHARE,

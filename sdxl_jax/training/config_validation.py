@@ -10,6 +10,7 @@ from typing import Any
 
 from ml_collections import config_dict
 
+from sdxl_jax.diffusion import noise_schedule
 from sdxl_jax.training import (
   config_fields,
   data_validation,
@@ -104,6 +105,10 @@ def check_diffusion(config: config_dict.ConfigDict) -> None:
   # The input of the last timestep is the noise itself: to predict it is to copy
   # it, so that a net learns nothing of the image that sampling begins with.
   c, high = config.schedule, config.loss.timestep_range[1]
+  try:
+    noise_schedule.Schedule(**c.to_dict())
+  except ValueError as error:
+    raise ValueError(f'config.schedule: {error}') from error
   if c.zero_terminal_snr and c.prediction == 'eps' and high == 1000:
     raise ValueError(
       "config.schedule.prediction is 'eps', but with "

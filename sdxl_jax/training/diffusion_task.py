@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float
 
-from sdxl_jax.diffusion import losses
+from sdxl_jax.diffusion import losses, noise_schedule
 from sdxl_jax.models import latent_scaling, sdxl, text_encoder
 from sdxl_jax.training import batch_specs, loss_scaling, train_state
 
@@ -66,10 +66,18 @@ class DiffusionLoss:
       self.model.denoiser(params, context, vector),
       x,
       loss_key,
-      self.model.schedule,
+      self.schedule(x),
       self.settings,
       batch.get('mask'),
     )
+
+  def schedule(
+    self, latents: Float[Array, 'b h w c']
+  ) -> noise_schedule.Schedule:
+    """Returns the noise schedule of latents, which may depend on their size."""
+    downscale = self.model.vae.downscale
+    height, width = (side * downscale for side in latents.shape[1:3])
+    return self.model.schedule.at_size(height, width)
 
   def sample_latents(
     self, params: Params, batch: Batch, key: jax.Array

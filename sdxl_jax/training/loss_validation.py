@@ -163,14 +163,18 @@ def unseen(config: config_dict.ConfigDict) -> Iterator[str]:
   # Only the weights of the error in eps stay where there is no signal, and one
   # of the error in v.
   stays = c.prediction == 'v' and chosen == ['debiased_estimation_loss']
-  has_no_signal = c.zero_terminal_snr and loss.timestep_range[1] == TIMESTEPS
+  ends_in_noise = c.zero_terminal_snr or c.prediction == 'flow'
+  has_no_signal = ends_in_noise and loss.timestep_range[1] == TIMESTEPS
   if not chosen or stays or c.prediction == 'eps' or not has_no_signal:
     return
   name = chosen[0]
   off = loss_fields.DEFAULTS[name]
+  cause = 'zero_terminal_snr'
+  if c.prediction == 'flow':
+    cause = "prediction = 'flow'"
   yield (
     f'config.loss.{name} is {loss[name]}, and with '
-    'config.schedule.zero_terminal_snr the last timestep has no signal, and '
+    f'config.schedule.{cause} the last timestep has no signal, and '
     'so weight 0: sampling begins at a timestep that is not trained; '
     f'{off:g} weighs all timesteps alike'
   )

@@ -26,10 +26,10 @@ class Item(NamedTuple):
   image: tar_members.Member | None = None
   text: tar_members.Member | None = None  # that holds nothing but the caption
   fields: tar_members.Member | None = None  # the json member
-  mask: tar_members.Member | None = None
   problem: int = indexed.USABLE
   detail: str = ''  # of the problem, in words
   others: tuple[str, ...] = ()  # suffixes of its members that are not read
+  mask: tar_members.Member | None = None
 
 
 def items(
