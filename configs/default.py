@@ -160,7 +160,8 @@ def get_config():
   config.loss.multires_noise_discount = 0.3  # of each, next to the one before
   config.loss.ip_noise_gamma = 0.0  # noise of the input alone; 0.1
   # Timesteps that are trained, first and last + 1; refiner: (0, 200). A rule
-  # says how often each: 'uniform', 'logit_normal', 'sigmoid' or 'weights'.
+  # says how often each: 'uniform', 'logit_normal', 'sigmoid', 'weights', or
+  # 'importance': by the measured loss, which counts less in return.
   config.loss.timestep_range = (0, 1000)
   config.loss.timestep_sampling = 'uniform'
   config.loss.logit_mean = 0.0  # of 'logit_normal'; below 0 is less noise

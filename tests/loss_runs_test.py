@@ -9,6 +9,7 @@ import pytest
 
 from sdxl_jax import sample, train
 from sdxl_jax.checkpoints import orbax_checkpoint
+from sdxl_jax.diffusion import timestep_importance
 from tests.data import loss_masks_test
 from tests.support import datasets, tiny_config
 
@@ -33,11 +34,19 @@ def get_config(folder, **changes):
     soft_min_snr_gamma=4.0,
     multires_noise_iterations=3,
     ip_noise_gamma=0.1,
-    timestep_sampling='logit_normal',
-    logit_mean=0.5,
+    timestep_sampling='importance',
+    timestep_range=(990, 1000),
   )
   config.update(total_steps=STEPS, **changes)
   return config
+
+
+@pytest.fixture(scope='module', autouse=True)
+def few_examples():
+  """A history that decides after a step already."""
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(timestep_importance, 'LEAST', 0.1)
+    yield
 
 
 @pytest.fixture(scope='module')
@@ -50,7 +59,7 @@ def finished(tmp_path_factory):
   return folder
 
 
-def params_of(workdir):
+def state_of(workdir):
   folder = orbax_checkpoint.find(workdir)
   place = jax.sharding.SingleDeviceSharding(jax.devices()[0])
   shapes = jax.tree.map(
@@ -58,7 +67,7 @@ def params_of(workdir):
     orbax_checkpoint.read_shapes(folder),
   )
   state, _ = orbax_checkpoint.restore(folder, shapes)
-  return jax.tree.leaves(state)
+  return state
 
 
 def lines_of(workdir):
@@ -70,12 +79,30 @@ def test_a_run_resumes_bit_for_bit(finished, tmp_path):
   workdir = shutil.copytree(finished / 'run', tmp_path / 'run')
   config = get_config(finished / 'images')
   assert train.train(config, workdir, from_step=2) == STEPS
-  for one, other in zip(params_of(workdir), params_of(finished / 'run')):
+  states = state_of(workdir), state_of(finished / 'run')
+  for one, other in zip(*map(jax.tree.leaves, states), strict=True):
     np.testing.assert_array_equal(one, other)
+  # The history is of all examples, and of their timesteps alone.
+  squares, examples = states[0]['loss_history']
+  assert squares.shape == (10,) and examples.sum() == STEPS * 4
+  assert (squares[examples > 0] > 0).all()
   losses = [line['loss'] for line in lines_of(finished / 'run')]
   assert len(losses) == STEPS and np.isfinite(losses).all()
   assert [line['loss'] for line in lines_of(workdir)][2:] == losses[2:]
   assert all('unmasked' in line for line in lines_of(workdir))
+
+
+def test_without_its_history(finished, tmp_path):
+  """A run that does not need it leaves it; one that does begins anew."""
+  workdir = shutil.copytree(finished / 'run', tmp_path / 'run')
+  for total, sampling in (STEPS + 1, 'uniform'), (STEPS + 2, 'importance'):
+    config = get_config(finished / 'images')
+    config.loss.timestep_sampling = sampling
+    config.total_steps = total
+    assert train.train(config, workdir) == total
+    has_history = 'loss_history' in state_of(workdir)
+    assert has_history == (sampling == 'importance')
+  assert state_of(workdir)['loss_history'][1].sum() == 4
 
 
 def test_a_flow_is_sampled(finished):

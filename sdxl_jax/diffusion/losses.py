@@ -17,6 +17,7 @@ from sdxl_jax.diffusion import (
   loss_kinds,
   loss_weights,
   noise_schedule,
+  timestep_importance,
   timestep_sampling,
   training_noise,
 )
@@ -114,7 +115,8 @@ def diffusion_loss(
   schedule: noise_schedule.Schedule,
   settings: LossSettings = LossSettings(),
   mask: Float[ArrayLike, 'b h w'] | None = None,
-) -> tuple[Float[Array, ''], dict[str, Float[Array, '']]]:
+  history: Float[ArrayLike, '2 parts'] | None = None,
+) -> tuple[Float[Array, ''], dict[str, Array]]:
   """Returns the mean over the batch of each example's weighted error.
 
   Args:
@@ -127,9 +129,11 @@ def diffusion_loss(
     settings: error, weights, timesteps and noise.
     mask: 0..1, by which the error of each position is multiplied before the
       mean over all positions; None: 1.
+    history: of timestep_importance, where timesteps are drawn by it.
 
   Returns:
-    (loss, metrics): metrics has the loss and the unweighted squared error, mse.
+    (loss, metrics): metrics has the loss and the unweighted squared error, mse;
+    and `measured`, of timestep_importance, where it draws.
 
   Raises:
     ValueError: for a range of timesteps that the schedule does not have.
@@ -137,11 +141,11 @@ def diffusion_loss(
   # Noise: a timestep and eps for each example.
   x0 = latents.astype(jnp.float32)
   limits = settings.timesteps.limits(schedule.num_train_timesteps)
-  table = None
-  if not settings.timesteps.is_uniform:
-    table = timestep_sampling.probabilities(
-      settings.timesteps, limits[1] - limits[0]
-    )
+  count, table = limits[1] - limits[0], None
+  if settings.timesteps.by_importance:
+    table = timestep_importance.probabilities(history, count)
+  elif not settings.timesteps.is_uniform:
+    table = timestep_sampling.probabilities(settings.timesteps, count)
   sample_row = functools.partial(
     sample_noise,
     key,
@@ -174,8 +178,13 @@ def diffusion_loss(
   if settings.weighting.chosen:
     snr = jnp.square(signal / noise)[:, 0, 0, 0]
     weight = loss_weights.weight(settings.weighting, snr, schedule.prediction)
-  loss = (weight * error).mean()
-  return loss, {'loss': loss, 'mse': mse.mean()}
+  weighted, measured = weight * error, {}
+  if settings.timesteps.by_importance:
+    index = timestep - limits[0]
+    measured['measured'] = timestep_importance.measure(weighted, index, count)
+    weighted = weighted / (count * table[index])
+  loss = weighted.mean()
+  return loss, {'loss': loss, 'mse': mse.mean(), **measured}
 
 
 def net_timestep(

@@ -14,7 +14,7 @@ from jaxtyping import Array, ArrayLike, Float, Int, PRNGKeyArray
 
 from sdxl_jax.diffusion import noise_schedule
 
-SAMPLINGS = ('uniform', 'logit_normal', 'sigmoid', 'weights')
+SAMPLINGS = ('uniform', 'logit_normal', 'sigmoid', 'weights', 'importance')
 BIASES = ('none', 'earlier', 'later')
 
 
@@ -50,6 +50,11 @@ class TimestepSampling:
       and self.timestep_bias_strategy == 'none'
     )
 
+  @property
+  def by_importance(self) -> bool:
+    """Whether they are drawn by their loss, see timestep_importance."""
+    return self.timestep_sampling == 'importance'
+
   def limits(self, num_train_timesteps: int) -> tuple[int, int]:
     """Returns (low, high) within a schedule; raises ValueError if not in it."""
     low, high = self.timestep_range or (0, num_train_timesteps)
@@ -67,7 +72,7 @@ def probabilities(
   """Returns the probability of each of the range's timesteps, float64.
 
   Args:
-    sampling: the distribution.
+    sampling: the distribution, not by importance.
     count: timesteps in the range.
   """
   kind, shares = sampling.timestep_sampling, np.arange(count + 1) / count

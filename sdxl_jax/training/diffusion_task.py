@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float
 
-from sdxl_jax.diffusion import losses, noise_schedule
+from sdxl_jax.diffusion import losses, noise_schedule, timestep_importance
 from sdxl_jax.models import latent_scaling, sdxl, text_encoder
 from sdxl_jax.training import batch_specs, loss_scaling, train_state
 
@@ -69,7 +69,16 @@ class DiffusionLoss:
       self.schedule(x),
       self.settings,
       batch.get('mask'),
+      batch.get('loss_history'),
     )
+
+  def empty_history(self) -> Float[Array, '2 parts'] | None:
+    """Returns the loss history of a run that begins, None if it has none."""
+    timesteps = self.settings.timesteps
+    if not timesteps.by_importance:
+      return None
+    low, high = timesteps.limits(self.model.schedule.num_train_timesteps)
+    return timestep_importance.empty(high - low)
 
   def schedule(
     self, latents: Float[Array, 'b h w c']
@@ -116,7 +125,9 @@ def make_diffusion_task(
     params = model.init(key) | (pretrained or {})
     params = {name: params[name] for name in trained}
     step = jnp.zeros([], jnp.int32)
-    return train_state.State(step, params, optimizer.init(params))
+    return train_state.State(
+      step, params, optimizer.init(params), loss_history=loss.empty_history()
+    )
 
   def batch_spec(bucket):
     masks = {}
@@ -130,6 +141,9 @@ def make_diffusion_task(
       bucket, rows, model, precomputed_dtype, text_chunks
     )
 
+  shared = {}
+  if loss.settings.timesteps.by_importance:
+    shared['loss_history'] = jax.eval_shape(loss.empty_history)
   # Gradients and update are apart: only gradients are compiled per bucket.
   return train_state.Task(
     init=init,
@@ -137,4 +151,5 @@ def make_diffusion_task(
     update=train_state.make_update(optimizer, micro_batches),
     batch_spec=batch_spec,
     micro_batches=micro_batches,
+    shared=shared,
   )
