@@ -34,6 +34,7 @@ class BatchOptions:
   captions: captioning.Captioning = captioning.DEFAULT  # of the others
   aesthetic_score: bool = False  # whether rows have one
   background: str = 'white'  # colour behind transparent images
+  mask_downscale: int = 0  # px per latent of masks of the loss; 0: no masks
   max_upscale: float = 1.0  # rows whose image is enlarged more are counted
   max_token_length: int = 75  # tokens of a caption, for the warning
   num_threads: int = 4  # batches made at once
@@ -63,6 +64,7 @@ class BatchRows(grain.MapDataset):
     self.lock = threading.Lock()
     self.substituted = collections.Counter()  # by name of the unreadable
     self.upscaled = 0  # rows enlarged more than max_upscale
+    self.unmasked = 0  # rows whose mask leaves out nothing
     self.cut_captions = cut_captions.CutCaptions(options.max_token_length)
     self.set_schedule(schedule)
 
@@ -138,8 +140,12 @@ class BatchRows(grain.MapDataset):
         flip_probability=options.flip_probability,
         caption_dropout=1.0 if is_dropped else options.caption_dropout,
         background=options.background,
+        mask_downscale=options.mask_downscale,
       )
       self.count_upscale(example['original_size'], bucket)
+      if self.options.mask_downscale and (row['mask'] == 1).all():
+        with self.lock:
+          self.unmasked += 1
       return row
 
   def report(self, error: images.UnreadableImage) -> None:

@@ -36,12 +36,31 @@ def make_source(
   settings = c[c.source].to_dict() if c.source in c else {}
   if c.source == 'precomputed':
     settings['max_token_length'] = config.max_token_length
+    settings['masks'] = has_masks(config)
+  elif not has_masks(config):
+    # Nothing is read that the loss does not need.
+    parts = settings.values() if c.source == 'mixture' else (settings,)
+    for part in parts:
+      part.pop('mask', None)
   several = c.captions.several == 'random'
   if c.source == 'mixture':
     settings = {name: without_captions(part) for name, part in settings.items()}
   return kinds.make_source(
     c.source, settings, filters, c.index_workers, say, several
   )
+
+
+def has_masks(config: ml_collections.ConfigDict) -> bool:
+  """Whether the loss of a config is masked."""
+  return config.task == 'diffusion' and config.loss.masked_loss
+
+
+def downscale_of(config: ml_collections.ConfigDict) -> int:
+  """Returns the px that one latent stands for in each direction."""
+  # Each level of the autoencoder but the last halves the size.
+  if config.vae.kind == 'patch':
+    return config.vae.patch
+  return 2 ** (len(config.vae.block_out_channels) - 1)
 
 
 def make_batches(
@@ -129,6 +148,7 @@ def options_of(config: ml_collections.ConfigDict) -> batch_rows.BatchOptions:
     captions=make_captioning(config),
     aesthetic_score=config.refiner,
     background=config.data.background,
+    mask_downscale=downscale_of(config) if has_masks(config) else 0,
     max_upscale=config.data.max_upscale,
     max_token_length=config.max_token_length,
     num_threads=config.data.num_threads,

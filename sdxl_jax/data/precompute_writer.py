@@ -16,6 +16,7 @@ from sdxl_jax.data import (
   captioning,
   images,
   kept_records,
+  loss_masks,
   seeds,
   transforms,
 )
@@ -48,10 +49,15 @@ class CropMaker:
     """Reads a record and makes its crops."""
     example = self.source[i]
     transforms.check_caption(example)
-    image = transforms.open_image(example, self.bucket, self.background)
+    mask_downscale = self.layout.downscale if self.layout.has_masks else 0
+    image, mask = transforms.open_with_mask(
+      example, self.bucket, self.background, mask_downscale
+    )
     # The encoded bytes are not needed any more.
     del example['image']
-    example['images'], example['crops'] = [], []
+    example.pop('mask', None)
+    size = example['original_size']
+    example['images'], example['crops'], example['masks'] = [], [], []
     flippable = example.get('flippable', True)
     for crop in range(self.layout.crops):
       for flip in range(self.layout.flips):
@@ -59,15 +65,19 @@ class CropMaker:
         # the record stands among the others.
         stream, key = seeds.Stream.PRECOMPUTED_CROP, int(self.keys[i])
         rng = np.random.default_rng([self.seed, stream, key, crop])
+        flipped = bool(flip and flippable)
         pixels, top_left = transforms.fit(
-          image,
-          example['original_size'],
-          self.bucket,
-          rng,
-          bool(flip and flippable),
+          image, size, self.bucket, rng, flipped
         )
         example['images'].append(pixels)
         example['crops'].append(top_left)
+        if mask_downscale:
+          covering = transforms.cover(size, self.bucket)
+          example['masks'].append(
+            loss_masks.fit(
+              mask, covering, self.bucket, top_left, flipped, mask_downscale
+            )
+          )
     return example
 
 
@@ -182,9 +192,18 @@ def pack_rows(
   fields, moments = layout.variant(shard.bucket), iter(moments)
   text = iter(text)
   for example in examples:
+    # Without masks, the fields name none.
+    masks = example.get('masks') or [None] * len(example['crops'])
     rows = [
-      (fields, {'moments': next(moments), 'crop_top_left': np.array(crop)})
-      for crop in example['crops']
+      (
+        fields,
+        {
+          'moments': next(moments),
+          'crop_top_left': np.array(crop),
+          'mask': mask,
+        },
+      )
+      for crop, mask in zip(example['crops'], masks)
     ]
     for context, pooled in itertools.islice(text, len(texts_of(example))):
       rows.append((layout.text, {'context': context, 'pooled': pooled}))

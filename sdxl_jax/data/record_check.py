@@ -150,7 +150,7 @@ def read_record(
       transforms.check_caption(example)
       if options.aesthetic_score:
         transforms.score_of(example)
-      image = read_image(example, bucket, options.background)
+      image = read_image(example, bucket, options)
   except images.UnreadableImage as error:
     return Record(name, str(error))
   return Record(
@@ -167,7 +167,9 @@ def texts_of(
 
 
 def read_image(
-  example: indexed.Example, bucket: buckets.Size, background: str
+  example: indexed.Example,
+  bucket: buckets.Size,
+  options: batch_rows.BatchOptions,
 ) -> int:
   """Decodes the image of an example, or reads its moments; returns a hash.
 
@@ -175,7 +177,9 @@ def read_image(
     Exception: of many kinds, where this fails.
   """
   if 'variants' not in example:
-    transforms.open_image(example, bucket, background)
+    transforms.open_with_mask(
+      example, bucket, options.background, options.mask_downscale
+    )
     image = example['image']
     return indexed.hash64(
       image if isinstance(image, bytes) else image.tobytes()

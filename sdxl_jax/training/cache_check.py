@@ -158,6 +158,7 @@ def open_originals(
   data[kind] = at_directory(data[kind], directory)
   config = config.copy_and_resolve_references().unlock()
   config.refiner = layout.facts['refiner']
+  config.loss.masked_loss = layout.has_masks
   config.data.buckets = layout.buckets
   for name, value in data.items():
     if isinstance(value, dict):

@@ -86,7 +86,13 @@ def make_layout(
       model.unet.context_dim,
     ),
     pooled=model.text.text_encoder_2.projection_dim,
-    facts={'version': VERSION, 'background': data['background'], **facts},
+    facts={
+      'version': VERSION,
+      'background': data['background'],
+      **facts,
+      # Caches of earlier versions have no such fact.
+      **({'masked_loss': True} if dataset.has_masks(config) else {}),
+    },
     records=record_changes.of_source(source).digest(),
     origin={
       'directory': os.getcwd(),

@@ -222,7 +222,8 @@ def example_batch(
   scale = jax.ShapeDtypeStruct((), jnp.float32)
   scalars = (key, micro_step, scale) if task.is_scaled else (key, micro_step)
   return (
-    placed(task.batch_spec(bucket), sharding.batch_sharding(mesh)),
+    placed(task.batch_spec(bucket), sharding.batch_sharding(mesh))
+    | placed(task.shared, replicated),
     *placed(scalars, replicated),
   )
 

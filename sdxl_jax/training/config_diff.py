@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from sdxl_jax.data import captioning
-from sdxl_jax.training import config_fields
+from sdxl_jax.training import config_fields, loss_fields
 
 # Fields and sections that decide the order of the data.
 DATA_ORDER = ('seed', 'global_batch_size', 'buckets_per_step', 'data')
@@ -66,8 +66,19 @@ ADDED = {
   'data.captions': {
     name: getattr(captioning.DEFAULT, name) for name in captioning.FIELDS
   },
+  'schedule.shift': 1.0,
+  'schedule.shift_size': 0,
+  'data.folder.mask': '',
+  'data.webdataset.mask': '',
+  'data.parquet.mask': '',
+  'data.tfds.mask': '',
   'text_encoder.eos_token_id': 2,
   'text_encoder_2.eos_token_id': 2,
+}
+# As JSON has them.
+ADDED |= {
+  f'loss.{name}': list(value) if isinstance(value, tuple) else value
+  for name, value in loss_fields.DEFAULTS.items()
 }
 
 

@@ -11,6 +11,7 @@ from sdxl_jax.models import compute_dtype
 from sdxl_jax.sampling import settings
 from sdxl_jax.training import (
   gradient_dtype,
+  loss_fields,
   loss_scaling,
   stochastic_rounding,
 )
@@ -135,18 +136,21 @@ SECTIONS = {
     'encoding': Text(),
     'caption_extension': Text(),
     'num_repeats_in_names': Flag(),
+    'mask': Text(),
   },
   'data.webdataset': {
     'shards': Text(),
     'caption': Text(),
     'score': Text(),
     'encoding': Text(),
+    'mask': Text(),
   },
   'data.parquet': {
     'files': Text(),
     'image': Text(),
     'caption': Text(),
     'score': Text(),
+    'mask': Text(),
   },
   'data.tfds': {
     'dataset': Text(),
@@ -155,6 +159,7 @@ SECTIONS = {
     'image': Text(),
     'caption': Text(),
     'score': Text(),
+    'mask': Text(),
   },
   'data.precomputed': {
     'path': Text(),
@@ -173,11 +178,7 @@ SECTIONS = {
     'jitter': SHARE,
     'scored': Flag(),
   },
-  'loss': {
-    'offset_noise': SHARE,
-    'min_snr_gamma': WEIGHT,
-    'timestep_range': Items(Whole(), '(0, 1000)', length=2),
-  },
+  'loss': loss_fields.KINDS,
   'autoencoder': {
     'perceptual_weight': WEIGHT,
     'lpips': Items(Text(), "('vgg.pth', 'lin.pth')"),
@@ -229,6 +230,8 @@ SECTIONS = {
   'schedule': {
     'prediction': Choice(noise_schedule.PREDICTIONS),
     'zero_terminal_snr': Flag(),
+    'shift': Number(0, 1000, excludes=0),
+    'shift_size': SWITCHED,
     'num_train_timesteps': COUNT,
     'beta_start': SHARE,
     'beta_end': SHARE,

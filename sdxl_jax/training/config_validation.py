@@ -10,7 +10,13 @@ from typing import Any
 
 from ml_collections import config_dict
 
-from sdxl_jax.training import config_fields, data_validation, net_validation
+from sdxl_jax.diffusion import noise_schedule
+from sdxl_jax.training import (
+  config_fields,
+  data_validation,
+  loss_validation,
+  net_validation,
+)
 
 AUTOENCODER_NETS = {'vae', 'discriminator'}  # the trained nets of stage 0
 
@@ -94,17 +100,15 @@ def check_optimizer(config: config_dict.ConfigDict) -> None:
 
 
 def check_diffusion(config: config_dict.ConfigDict) -> None:
-  """Raises ValueError for timesteps or samples that cannot be."""
-  # The noise schedule has 1000 timesteps.
-  low, high = config.loss.timestep_range
-  if not 0 <= low < high <= 1000:
-    raise ValueError(
-      f'config.loss.timestep_range is {(low, high)}; it must be (first, last + '
-      '1) with 0 <= first <= last < 1000'
-    )
+  """Raises ValueError for a loss, or samples, that cannot be."""
+  loss_validation.check(config)
   # The input of the last timestep is the noise itself: to predict it is to copy
   # it, so that a net learns nothing of the image that sampling begins with.
-  c = config.schedule
+  c, high = config.schedule, config.loss.timestep_range[1]
+  try:
+    noise_schedule.Schedule(**c.to_dict())
+  except ValueError as error:
+    raise ValueError(f'config.schedule: {error}') from error
   if c.zero_terminal_snr and c.prediction == 'eps' and high == 1000:
     raise ValueError(
       "config.schedule.prediction is 'eps', but with "

@@ -14,7 +14,12 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import config_dict
 
-from sdxl_jax.training import config_fields, config_validation
+from sdxl_jax.training import (
+  config_fields,
+  config_validation,
+  loss_fields,
+  loss_validation,
+)
 
 # Most weights of SDXL's nets are larger.
 TYPICAL_WEIGHT = 0.01
@@ -107,17 +112,12 @@ def of_intervals(config: config_dict.ConfigDict) -> Iterator[str]:
 
 def of_loss(config: config_dict.ConfigDict) -> Iterator[str]:
   """Warns of timesteps that a run leaves out or does not need."""
-  c, loss = config.schedule, config.loss
+  loss = config.loss
   if config.task != 'diffusion':
     return
-  is_capped = loss.min_snr_gamma and c.zero_terminal_snr
-  if is_capped and c.prediction != 'eps' and loss.timestep_range[1] == 1000:
-    yield (
-      f'config.loss.min_snr_gamma is {loss.min_snr_gamma}, and with '
-      'config.schedule.zero_terminal_snr the last timestep has no signal, and '
-      'so weight 0: sampling begins at a timestep that is not trained; 0 '
-      'weighs all timesteps alike'
-    )
+  yield from loss_validation.unseen(config)
+  yield from loss_validation.unused(config)
+  yield from loss_validation.unused_masks(config)
   if config.refiner and loss.timestep_range[1] == 1000:
     yield (
       f'config.loss.timestep_range is {tuple(loss.timestep_range)}, but '
@@ -185,12 +185,11 @@ def ignored(config: config_dict.ConfigDict) -> Iterator[str]:
     )
   # The fields of the loss belong to diffusion.
   if config.task == 'autoencoder':
-    for name in 'offset_noise', 'min_snr_gamma':
-      if config.loss[name]:
-        yield (
-          f'config.loss.{name} is {config.loss[name]}, which '
-          "config.task = 'autoencoder' does not use"
-        )
+    for name, value in loss_fields.changed(config).items():
+      yield (
+        f'config.loss.{name} is {value}, which '
+        "config.task = 'autoencoder' does not use"
+      )
 
 
 def of_data(

@@ -140,11 +140,7 @@ def check_scores(place: str, kind: str, settings: dict[str, Any]) -> None:
 
 def check_buckets(config: config_dict.ConfigDict) -> None:
   """Raises ValueError for sizes that are no whole number of latents."""
-  # Each level of the autoencoder but the last halves the size.
-  if config.vae.kind == 'patch':
-    downscale = config.vae.patch
-  else:
-    downscale = 2 ** (len(config.vae.block_out_channels) - 1)
+  downscale = dataset.downscale_of(config)
   sizes = [('config.data.buckets', bucket) for bucket in config.data.buckets]
   # Otherwise the run would fail at its first samples, long after the start.
   if config.task == 'diffusion' and config.samples.every:

@@ -12,6 +12,7 @@ from ml_collections import config_dict
 
 from sdxl_jax.checkpoints import orbax_checkpoint
 from sdxl_jax.data import images, pipeline
+from sdxl_jax.diffusion import timestep_importance
 from sdxl_jax.distributed import multihost, sharding, stop_notice
 from sdxl_jax.ema import snapshots, transform
 from sdxl_jax.sampling import finiteness
@@ -121,7 +122,7 @@ def take_step(
   Raises:
     compilation.Interrupted: if so; the state is as it was.
   """
-  gradients_sum, count = None, run.task.micro_batches
+  gradients_sum, count, measured = None, run.task.micro_batches, []
   for micro_step in range(step * count, (step + 1) * count):
     # The time until the batch is on the device counts as waiting for data.
     started = time.monotonic()
@@ -133,11 +134,13 @@ def take_step(
     gradients, result = run.programs.gradients(bucket, interrupted)(
       state.params,
       run.frozen,
-      batch,
+      batch | state.shared,
       run.key,
       np.int32(micro_step),
       *state.scale,
     )
+    if state.shared:
+      measured.append(result.pop('measured'))
     reporter.add_micro_batch(micro_step, bucket, result)
     if gradients_sum is None:
       gradients_sum = gradients
@@ -145,6 +148,9 @@ def take_step(
       gradients_sum = run.programs.add(interrupted)(gradients_sum, gradients)
   state, result = run.programs.update(interrupted)(state, gradients_sum)
   reporter.end_step(step, result)
+  if state.shared:
+    history = timestep_importance.observe(state.loss_history, measured)
+    state = state.replace(loss_history=history)
   return state
 
 

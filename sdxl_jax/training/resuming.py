@@ -5,11 +5,15 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 
 from sdxl_jax.checkpoints import orbax_checkpoint
 from sdxl_jax.data import fingerprint, pipeline
 from sdxl_jax.distributed import multihost
 from sdxl_jax.training import train_state
+
+# Fields of the State that only some runs have.
+OPTIONAL = ('loss_scale', 'loss_history')
 
 
 class Dataset(NamedTuple):
@@ -98,17 +102,40 @@ def compare_dataset(
   return new_pass
 
 
-def saved_scale(
-  checkpoints: orbax_checkpoint.Checkpoints, shapes: train_state.State
+def saved_field(
+  checkpoints: orbax_checkpoint.Checkpoints,
+  shapes: train_state.State,
+  name: str,
 ) -> Any:
-  """Returns what to restore of the loss scale, None where it was not saved."""
-  saved = checkpoints.read_shapes().get('loss_scale')
+  """Returns what to restore of an optional field, None where it was not saved.
+
+  Args:
+    checkpoints: of the workdir.
+    shapes: the State as jax.ShapeDtypeStruct with shardings.
+    name: of OPTIONAL.
+  """
+  saved, wanted = checkpoints.read_shapes().get(name), getattr(shapes, name)
   if saved is None:
     return None
-  # What was saved must be named, also where no net computes in float16 now.
-  if shapes.loss_scale is None:
+  # What was saved must be named, also where the run has no such field now, or
+  # a history of other timesteps.
+  same = jax.tree.map(lambda x: x.shape, wanted) == jax.tree.map(
+    lambda x: x.shape, saved
+  )
+  if wanted is None or (name == 'loss_history' and not same):
     return jax.tree.map(lambda x: orbax_checkpoint.NOT_READ, saved)
-  return shapes.loss_scale
+  return wanted
+
+
+def with_history(
+  state: train_state.State, shapes: train_state.State
+) -> train_state.State:
+  """Adds an empty loss history to a State without one, if it needs one."""
+  wanted = shapes.loss_history
+  if wanted is None or state.loss_history is not None:
+    return state
+  empty = jnp.zeros(wanted.shape, wanted.dtype)
+  return state.replace(loss_history=jax.device_put(empty, wanted.sharding))
 
 
 def restore(
@@ -132,10 +159,14 @@ def restore(
   Returns:
     The State; its loss_scale is None where the checkpoint has none.
   """
-  target = shapes.replace(loss_scale=saved_scale(checkpoints, shapes))
-  state, position = checkpoints.restore(target)
-  if shapes.loss_scale is None:
-    state = state.replace(loss_scale=None)
+  optional = {n: saved_field(checkpoints, shapes, n) for n in OPTIONAL}
+  state, position = checkpoints.restore(shapes.replace(**optional))
+  for name, target in optional.items():
+    if orbax_checkpoint.NOT_READ in jax.tree.leaves(target):
+      state = state.replace(**{name: None})
+      if getattr(shapes, name) is not None:
+        say(f'the {name} is of other timesteps: it begins anew')
+  state = with_history(state, shapes)
   # Earlier versions did not save the size of the batches.
   if 'batch_size' not in position:
     saved = checkpoints.read_config()

@@ -8,7 +8,7 @@ import numpy as np
 import optax
 from ml_collections import config_dict
 
-from sdxl_jax.data import buckets
+from sdxl_jax.data import buckets, dataset
 from sdxl_jax.distributed import device_mesh
 from sdxl_jax.ema import transform
 from sdxl_jax.models import autoencoder_gan, sdxl
@@ -19,6 +19,7 @@ from sdxl_jax.training import (
   config_validation,
   diffusion_task,
   gradient_dtype,
+  loss_fields,
   loss_scaling,
   movement,
   optimizer,
@@ -69,9 +70,7 @@ def make_diffusion_task(
     diffusion_task.DiffusionLoss(
       model,
       text_dropout=text_dropout,
-      offset_noise=config.loss.offset_noise,
-      min_snr_gamma=config.loss.min_snr_gamma or None,  # 0 means off
-      timestep_range=tuple(config.loss.timestep_range),
+      settings=loss_fields.make_settings(config),
     ),
     make_optimizer(config),
     global_batch_size=config.global_batch_size,
@@ -79,6 +78,7 @@ def make_diffusion_task(
     micro_batches=micro_batches_of(config),
     precomputed_dtype=precomputed_dtype,
     text_chunks=chunking.count_for(config.max_token_length),
+    masked=dataset.has_masks(config),
   )
 
 

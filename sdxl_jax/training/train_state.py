@@ -28,11 +28,20 @@ class State:
   params: Any  # the trained nets, by name
   opt_state: Any  # of optax, EMA included
   loss_scale: LossScale | None = None  # of float16; None: no scaling
+  # Of timestep_importance; None: timesteps are not drawn by their loss.
+  loss_history: jax.Array | None = None
 
   @property
   def scale(self) -> tuple[jax.Array, ...]:
     """What `gradients` of a Task take besides: the scale, if there is one."""
     return () if self.loss_scale is None else (self.loss_scale.scale,)
+
+  @property
+  def shared(self) -> dict[str, jax.Array]:
+    """What all examples of a batch have in common, besides its rows."""
+    if self.loss_history is None:
+      return {}
+    return {'loss_history': self.loss_history}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,6 +61,8 @@ class Task:
   update(state, gradients) -> (State, metrics), from the gradients' sum over the
   micro-batches.
   batch_spec(bucket) -> {name: ShapeDtypeStruct} of a micro-batch of all hosts.
+  The batch also has the State's `shared`, of the shapes in `shared`; then the
+  gradients' metrics have `measured`, from which the loss history goes on.
   """
 
   init: Callable
@@ -60,6 +71,9 @@ class Task:
   batch_spec: Callable
   micro_batches: int = 1
   is_scaled: bool = False  # see loss_scaling
+  shared: dict[str, jax.ShapeDtypeStruct] = dataclasses.field(
+    default_factory=dict
+  )
 
 
 def make_update(

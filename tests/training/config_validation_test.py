@@ -102,8 +102,14 @@ ZERO_IS_OFF = {
   'data.filters.min_aspect',
   'data.scenes.held_out',
   'data.scenes.jitter',
+  'loss.adaptive_noise_scale',
+  'loss.ip_noise_gamma',
   'loss.min_snr_gamma',
+  'loss.multires_noise_iterations',
   'loss.offset_noise',
+  'loss.p2_gamma',
+  'loss.soft_min_snr_gamma',
+  'schedule.shift_size',
   'autoencoder.adversary_start',
   'autoencoder.adversary_weight',
   'autoencoder.kl_weight',
@@ -124,6 +130,7 @@ ZERO_IS_OFF = {
 }
 ZERO_IS_A_NUMBER = {
   'seed',
+  'loss.logit_mean',
   'autoencoder.adversary_layers',
   'unet.mid_transformer_depth',
 }

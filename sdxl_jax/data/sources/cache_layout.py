@@ -6,10 +6,11 @@ A folder of
   HxW-*.array_record   records of one bucket, in the order of the index
   uncond.array_record  the encoded text of the empty caption
   SHA256SUMS           for sha256sum -c
-Each record is crops x flips rows of moments and crop, then one of text; where
-the settings of captions give a record several texts, one of each. An image that
-could not be read has a row of the index, and none of a shard. The index has the
-columns of `indexed.make_table` and
+Each record is crops x flips rows of moments and crop, with a mask where the
+loss is masked, then one of text; where the settings of captions give a record
+several texts, one of each. An image that could not be read has a row of the
+index, and none of a shard. The index has the columns of `indexed.make_table`
+and
   name, caption  string
   texts, weights  lists of string and of float64, where settings of captions are
                  set: all texts of a record, and the probability of each
@@ -77,10 +78,17 @@ class Layout:
   def variant(self, bucket: tuple[int, int]) -> tuple[Field, ...]:
     """Returns the fields of a row of moments."""
     h, w = (side // self.downscale for side in bucket)
+    masks = (Field('mask', 'float32', (h, w)),) if self.has_masks else ()
     return (
       Field('moments', self.dtype, (h, w, self.moments)),
       Field('crop_top_left', 'int32', (2,)),
+      *masks,
     )
+
+  @property
+  def has_masks(self) -> bool:
+    """Whether rows of moments have a mask of the loss."""
+    return bool(self.facts.get('masked_loss'))
 
   @property
   def text(self) -> tuple[Field, ...]:

@@ -1,6 +1,7 @@
 """Finds the records of a folder: images and where their captions are."""
 
 import collections
+import dataclasses
 import os
 import pathlib
 from collections.abc import Iterable, Sequence
@@ -10,6 +11,7 @@ from sdxl_jax.data import image_formats
 from sdxl_jax.data.sources import (
   captions,
   folder_listing,
+  folder_masks,
   folder_repeats,
   folder_tables,
   indexed,
@@ -20,7 +22,7 @@ CAPTION_SUFFIXES = ('.txt', '.caption')  # in the order of preference
 REPLACED = 'caption files, in place of which a table is read'
 
 # Of an image to measure, as JSON: `path` relative to the folder, `columns`, and
-# `caption_file` or `caption`, see `as_json`.
+# `caption_file` or `caption`, see `as_json`; `mask` where it has one.
 Item = dict[str, Any]
 
 
@@ -33,6 +35,7 @@ class Settings(NamedTuple):
   several: bool = False  # whether all captions of a list are used
   extension: str = ''  # of caption files; '': all of CAPTION_SUFFIXES
   repeats: bool = False  # whether names of folders have repeats and a caption
+  mask: str = ''  # where masks are, see folder_masks; '': nowhere
 
   @property
   def suffixes(self) -> Sequence[str]:
@@ -81,6 +84,10 @@ def find(
   Raises:
     ValueError: for two tables in one folder, or one that cannot be read.
   """
+  masks = folder_masks.Masks({}, listing.files)
+  if settings.mask:
+    masks = folder_masks.find(folder, listing.files, settings.mask)
+    listing = dataclasses.replace(listing, files=masks.files)
   # Each file belongs to the table of the nearest folder above it, if any.
   tables = folder_tables.find_tables(folder, listing.files)
   listed, unlisted = folder_tables.split(listing.files, tables)
@@ -91,6 +98,7 @@ def find(
     read_rows(folder, name, settings, files, seen, found)
   pair(unlisted, settings, seen, found)
   account_for_listed(listed, settings, seen, found)
+  folder_masks.add(masks, found.items, found.beside)
   if settings.repeats:
     folder_repeats.leave_out_others(found.items, found.unusable)
   found.beside['metadata files'] += len(tables)

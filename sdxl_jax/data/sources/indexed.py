@@ -58,6 +58,7 @@ class Source(Protocol):
 
   source[i] is a dict of
     image            encoded bytes, or uint8 [h, w, 3]
+    mask             encoded bytes of an image, or None, where masks are named
     caption          string
     captions         strings, optional: all of several, of which one is chosen
     part             name of its source within a mixture, optional
@@ -226,7 +227,9 @@ def key(name: str) -> int:
   return hash64(name.encode('utf-8', 'surrogatepass'))
 
 
-def stamp(file: Any, caption: str, score: float | None = None) -> int:
+def stamp(
+  file: Any, caption: str, score: float | None = None, mask: Any = None
+) -> int:
   """Hashes what decides the content of a record to 64 bits.
 
   Of the image these are its length and both ends, so that little is read: an
@@ -237,6 +240,7 @@ def stamp(file: Any, caption: str, score: float | None = None) -> int:
     file: open file of the encoded image, which is left at its start.
     caption: text of the caption.
     score: aesthetic score, if there is one.
+    mask: open file of the mask, if there is one, whose bytes all count.
   """
   length = file.seek(0, 2)
   file.seek(0)
@@ -245,6 +249,9 @@ def stamp(file: Any, caption: str, score: float | None = None) -> int:
   tail = file.read(STAMPED)
   file.seek(0)
   text = f'{length} {score} {caption}'
+  if mask is not None:
+    mask.seek(0)
+    text += f' {hash64(mask.read())}'
   return hash64(head + tail + text.encode('utf-8', 'surrogatepass'))
 
 

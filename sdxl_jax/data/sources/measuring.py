@@ -19,6 +19,7 @@ def measure(
   file: Any,
   caption: captions.Caption,
   score: float | None = None,
+  mask: Any = None,
 ) -> indexed.Measured:
   """Measures a record.
 
@@ -27,6 +28,7 @@ def measure(
     file: open file of the encoded image.
     caption: of `captions.parse`.
     score: aesthetic score, if there is one.
+    mask: open file of its mask, if there is one.
   """
   try:
     size = images.upright_size(file)
@@ -39,7 +41,7 @@ def measure(
     size,
     caption.problem,
     caption.detail,
-    indexed.stamp(file, text, score),
+    indexed.stamp(file, text, score, mask),
     caption.count,
   )
 

@@ -67,19 +67,31 @@ def check(
     if urls and image in missing:
       message += f'\n{download(path, urls[0], schema)}'
     raise ValueError(message)
-  kind = find_type(schema, image)
-  if kind is not None and not is_image(kind):
-    raise ValueError(
-      f'{path}: column {image!r} holds {kind}, not encoded images: name a '
-      'column of bytes, of {bytes, path} or of paths in '
-      f'config.data.parquet.image; the columns are {describe(schema)}'
-    )
+  check_image(schema, path, 'image', image)
   kind = caption and find_type(schema, caption)
   if kind and not is_text(kind) and not label_names(schema, caption):
     raise ValueError(
       f'{path}: column {caption!r} holds {kind}, not text: name another one in '
       f'config.data.parquet.caption{fields_of(kind, caption)}; the columns are '
       f'{describe(schema)}'
+    )
+
+
+def check_image(schema: pa.Schema, path: str, field: str, name: str) -> None:
+  """Raises ValueError for a column that cannot be of encoded images.
+
+  Args:
+    schema: of the file.
+    path: of the file.
+    field: of config.data.parquet, which has the name.
+    name: of the column.
+  """
+  kind = find_type(schema, name)
+  if kind is not None and not is_image(kind):
+    raise ValueError(
+      f'{path}: column {name!r} holds {kind}, not encoded images: name a '
+      'column of bytes, of {bytes, path} or of paths in '
+      f'config.data.parquet.{field}; the columns are {describe(schema)}'
     )
 
 

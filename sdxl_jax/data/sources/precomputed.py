@@ -90,11 +90,12 @@ class Precomputed(indexed.IndexedSource):
     path: folder of the cache.
     dtype: in which moments and text are stored.
     max_token_length: tokens of a caption, of which the text was encoded.
+    masks: whether masks are needed; those of a cache may be left unused.
 
   Raises:
     FileNotFoundError: if there is no cache, or an unfinished one.
-    ValueError: if shards are missing, or the cache has another dtype or other
-      lengths of captions.
+    ValueError: if shards are missing, or the cache has another dtype, other
+      lengths of captions or no masks.
   """
 
   def __init__(
@@ -102,6 +103,7 @@ class Precomputed(indexed.IndexedSource):
     path: str | os.PathLike,
     dtype: str = 'bfloat16',
     max_token_length: int = 75,
+    masks: bool = False,
   ):
     # Until its first index is written, a cache is not finished.
     self.folder = pathlib.Path(path)
@@ -123,6 +125,11 @@ class Precomputed(indexed.IndexedSource):
         f'{path} holds the text of captions of up to {stored} tokens, but '
         f'config.max_token_length is {max_token_length}: set it to {stored}, '
         'or precompute with this config into another folder'
+      )
+    if masks and not layout.has_masks:
+      raise ValueError(
+        f'{path} has no masks, but config.loss.masked_loss is True: precompute '
+        'with it into another folder, or set it to False'
       )
     super().__init__(table)
     self.layout = layout

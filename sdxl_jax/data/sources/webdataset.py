@@ -44,6 +44,8 @@ class WebDataset(indexed.IndexedSource):
     score: field of the json member for aesthetic_score.
     encoding: of captions without a byte order mark; '': UTF-8.
     several: whether all captions of a list in the json member are used.
+    mask: suffix of the member that holds the mask, such as 'mask.png'; '':
+      none.
     columns: other fields of the json member, by which filters choose.
     workers: processes that read the tars to index them.
 
@@ -59,11 +61,13 @@ class WebDataset(indexed.IndexedSource):
     score: str = 'aesthetic_score',
     encoding: str = '',
     several: bool = False,
+    mask: str = '',
     columns: tuple[str, ...] = (),
     workers: int = 8,
   ):
     text_decoding.check(encoding, 'config.data.webdataset.encoding')
-    self.caption, self.encoding, self.several = caption, encoding, several
+    self.caption, self.encoding = caption, encoding
+    self.several, self.mask = several, mask
     found = file_patterns.find(shards, '.tar')
     self.fs = found.fs
     # One part of the index for each tar.
@@ -75,6 +79,8 @@ class WebDataset(indexed.IndexedSource):
       columns=columns,
       **indexed.if_set(several=several),
     )
+    if mask:  # an index without masks is that of earlier versions
+      build_options['mask'] = mask
     table = index.load_files(
       'webdataset',
       index.Files(str(shards), found.fs, found.paths),
@@ -100,10 +106,11 @@ class WebDataset(indexed.IndexedSource):
     try:
       image = self.member('image', i)
       text = self.member('text', i) if self.caption else b''
+      masks = {'mask': self.read_mask(i)} if self.mask else {}
     except OSError as error:
       raise images.UnreadableImage(self.name(i), error) from error
     if not self.caption:
-      return {'image': image, 'caption': ''}
+      return {'image': image, 'caption': '', **masks}
     # A caption is a member of its own, or a field of the json one.
     if self.value('in_json', i):
       fields = tar_fields.parse(text, self.encoding)
@@ -111,10 +118,14 @@ class WebDataset(indexed.IndexedSource):
       caption = captions.parse(value, several=self.several)
     else:
       caption = captions.parse(text, self.encoding)
-    return {'image': image} | captions.of_example(caption)
+    return {'image': image, **captions.of_example(caption), **masks}
+
+  def read_mask(self, i: int) -> bytes | None:
+    """Reads the mask of a record; None if it has none."""
+    return self.member('mask', i) if self.value('mask_bytes', i) else None
 
   def member(self, kind: str, i: int) -> bytes:
-    """Reads the 'image' or the 'text' of a record."""
+    """Reads the 'image', the 'text' or the 'mask' of a record."""
     start = self.value(f'{kind}_start', i)
     end = start + self.value(f'{kind}_bytes', i)
     return self.fs.cat_file(self.value('shard', i), start, end)
@@ -150,6 +161,7 @@ def measure(
   encoding: str,
   columns: dict[str, str],
   several: bool = False,
+  mask: str = '',
 ) -> pa.Table:
   """Measures a part of the index: one tar.
 
@@ -159,14 +171,23 @@ def measure(
     base: folder to which names of records are relative.
     caption, encoding, several: as for `WebDataset`.
     columns: {name in the index: field of the json member}.
+    mask: as for `WebDataset`.
   """
   with fs.open(path, 'rb') as file:
     members = tar_members.read_members(file, path, fs)
-    items = tar_records.items(members, caption)
+    items = tar_records.items(members, caption, mask)
     reader = TarReader(file, caption, encoding, columns, several)
     prefix = path.removeprefix(base)
     rows = [reader.row(item, f'{prefix}: {item.name}') for item in items]
-  return make_table(path, rows, columns)
+  table = make_table(path, rows, columns)
+  if mask:
+    masks = [row.item.mask or tar_members.Member('') for row in rows]
+    for name, values in (
+      ('mask_start', [m.start for m in masks]),
+      ('mask_bytes', [m.size for m in masks]),
+    ):
+      table = table.append_column(name, pa.array(values, pa.int64()))
+  return table
 
 
 def make_table(path: str, rows: list[Row], columns: dict[str, str]) -> pa.Table:
@@ -215,9 +236,11 @@ class TarReader:
 
   def row(self, item: tar_records.Item, name: str) -> Row:
     """Measures an item; `name` is relative to the dataset."""
-    if item.problem:
-      measured = indexed.Measured(name, None, item.problem, item.detail)
-      return Row(item, measured)
+    problem, detail = item.problem, item.detail
+    if item.mask is not None and item.mask.problem:
+      problem, detail = item.mask.problem, f'its mask: {item.mask.detail}'
+    if problem:
+      return Row(item, indexed.Measured(name, None, problem, detail))
     # Fields, where anything is read from them.
     try:
       fields = self.fields(item)
@@ -236,7 +259,10 @@ class TarReader:
     score, wrong = measuring.parse_score(values.get('aesthetic_score'))
     values['aesthetic_score'] = score
     image = io.BufferedReader(tar_members.Window(self.file, item.image))
-    measured = measuring.measure(name, image, caption, score)
+    mask = None
+    if item.mask is not None:
+      mask = tar_members.Window(self.file, item.mask)
+    measured = measuring.measure(name, image, caption, score, mask)
     text = item.fields if in_json else item.text
     return Row(
       item, measuring.check_score(measured, wrong), text, in_json, values
