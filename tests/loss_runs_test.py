@@ -35,8 +35,10 @@ def get_config(folder, **changes):
     multires_noise_iterations=3,
     ip_noise_gamma=0.1,
     timestep_sampling='importance',
-    timestep_range=(990, 1000),
+    timestep_range=(400, 410),
   )
+  # The history is sharded as parameters are.
+  config.mesh.update(data=1, fsdp=-1)
   config.update(total_steps=STEPS, **changes)
   return config
 

@@ -67,7 +67,6 @@ def measure(
   return jnp.stack([jnp.where(is_of, squares, 0.0).sum(0), is_of.sum(0) * 1.0])
 
 
-@jax.jit
 def observe(
   history: Float[ArrayLike, '2 parts'], measured: list
 ) -> Float[Array, '2 parts']:

@@ -2,6 +2,7 @@
 
 import concurrent.futures
 import contextlib
+import functools
 import threading
 import time
 from collections.abc import Callable
@@ -11,6 +12,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from sdxl_jax.diffusion import timestep_importance
 from sdxl_jax.distributed import device_mesh, sharding
 from sdxl_jax.programs import compile_progress
 from sdxl_jax.training import train_state
@@ -223,7 +225,7 @@ def example_batch(
   scalars = (key, micro_step, scale) if task.is_scaled else (key, micro_step)
   return (
     placed(task.batch_spec(bucket), sharding.batch_sharding(mesh))
-    | placed(task.shared, replicated),
+    | sharding.with_shardings(task.shared, mesh),
     *placed(scalars, replicated),
   )
 
@@ -260,6 +262,16 @@ def trace_update(
     donate_argnums=0,
   )
   return update.trace(state, state.params)
+
+
+@functools.cache
+def observer(place: jax.sharding.Sharding) -> Callable:
+  """Returns timestep_importance.observe as a program.
+
+  Args:
+    place: of the loss history, before and after.
+  """
+  return jax.jit(timestep_importance.observe, out_shardings=place)
 
 
 def shardings_of(shapes: Any) -> Any:

@@ -10,7 +10,7 @@ from typing import Any
 
 from ml_collections import config_dict
 
-from sdxl_jax.diffusion import noise_schedule
+from sdxl_jax.diffusion import flow, noise_schedule
 from sdxl_jax.training import (
   config_fields,
   data_validation,
@@ -122,6 +122,14 @@ def check_diffusion(config: config_dict.ConfigDict) -> None:
       f'config.samples.every is {config.samples.every}, but '
       'config.samples.prompts is empty: add a prompt, or set every to 0'
     )
+  if config.samples.every and c.prediction == 'flow':
+    s = config.samples
+    try:
+      flow.check(
+        s.sampler, s.get('spacing') or 'linspace', s.get('sigmas') or 'trained'
+      )
+    except ValueError as error:
+      raise ValueError(f'config.samples: {error}') from error
 
 
 def check_autoencoder(config: config_dict.ConfigDict) -> None:

@@ -12,7 +12,6 @@ from ml_collections import config_dict
 
 from sdxl_jax.checkpoints import orbax_checkpoint
 from sdxl_jax.data import images, pipeline
-from sdxl_jax.diffusion import timestep_importance
 from sdxl_jax.distributed import multihost, sharding, stop_notice
 from sdxl_jax.ema import snapshots, transform
 from sdxl_jax.sampling import finiteness
@@ -149,8 +148,8 @@ def take_step(
   state, result = run.programs.update(interrupted)(state, gradients_sum)
   reporter.end_step(step, result)
   if state.shared:
-    history = timestep_importance.observe(state.loss_history, measured)
-    state = state.replace(loss_history=history)
+    observe = compilation.observer(state.loss_history.sharding)
+    state = state.replace(loss_history=observe(state.loss_history, measured))
   return state
 
 

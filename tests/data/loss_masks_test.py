@@ -11,7 +11,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sdxl_jax.data import dataset, images, loss_masks, transforms
+from sdxl_jax.data import (
+  batch_rows,
+  dataset,
+  images,
+  loss_masks,
+  record_check,
+  transforms,
+)
 from sdxl_jax.data.sources import cache_layout, kinds, precomputed
 from sdxl_jax.training import cache_check
 from tests.support import caches, datasets
@@ -200,6 +207,24 @@ def test_a_mask_counts_in_red_and_follows_exif():
   colours = np.dstack([upright[..., 0], *np.zeros((2, 40, 72), np.uint8)])
   record['mask'] = datasets.encode(colours)
   check_rows([record])
+
+
+def test_broken_masks_are_found(tmp_path):
+  """By the check of all records, which decodes them as training does."""
+  records = examples()
+  records[2]['mask'] = b'broken'
+  datasets.write_folder(tmp_path, records)
+  settings = {'path': str(tmp_path), 'mask': '.mask.png'}
+  source = kinds.make_source('folder', settings, workers=0, say=str)
+  for downscale, count in (0, 0), (4, 1):
+    report = record_check.check(
+      source,
+      (BUCKET,),
+      lambda texts: (None, [''] * len(texts)),
+      batch_rows.BatchOptions(mask_downscale=downscale, num_threads=1),
+    )
+    assert len(report.unreadable) == count
+  assert 'mask of' in report.unreadable[0] and '0002' in report.unreadable[0]
 
 
 def test_fit_averages_by_area():

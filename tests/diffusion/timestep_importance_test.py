@@ -46,6 +46,7 @@ def test_the_history_is_a_running_mean(close):
   rng = np.random.default_rng(0)
   history = timestep_importance.empty(COUNT)
   measure = jax.jit(timestep_importance.measure, static_argnums=2)
+  observe = jax.jit(timestep_importance.observe)
   seen = [[] for _ in range(20)]
   for _ in range(4):
     measured = []
@@ -55,13 +56,13 @@ def test_the_history_is_a_running_mean(close):
       for value, i in zip(values, index):
         seen[i // 2].append(value**2)
     measured.append(jnp.full((2, 20), jnp.nan))  # left out
-    history = timestep_importance.observe(history, measured)
+    history = observe(history, measured)
   close(history[0], [np.mean(s) if s else 0 for s in seen], 1e-5)
   assert history[1].tolist() == [len(s) for s in seen]
   # A mean of 2 over a full window, and 50 examples of 4.
   full = history_of(2.0, 500.0)
   new = jnp.stack([jnp.full(20, 200.0), jnp.full(20, 50.0)])
-  found = timestep_importance.observe(full, [new])
+  found = observe(full, [new])
   close(found[0], np.full(20, 2 + 50 / 500 * 2), 1e-6)
   assert (found[1] == 500).all()
 

@@ -116,6 +116,26 @@ def test_warned_of(changes, message):
   assert re.search(message, line), line
 
 
+@pytest.mark.parametrize(
+  'changes, message',
+  [
+    ({'samples.sampler': 'lcm'}, 'config.samples: the sampler lcm is of nets'),
+    ({'schedule.prediction': 'v'}, 'config.schedule: shift is 3.0 .* leave'),
+    ({'schedule.zero_terminal_snr': True}, 'config.schedule: zero_terminal_sn'),
+    ({'schedule.shift': 0.0}, 'shift is 0.0; it must be above 0'),
+    ({'loss.scale_v_pred_loss_like_noise_pred': True}, "it is for 'v' alone"),
+  ],
+)
+def test_flows(changes, message):
+  config = tiny_config.get_config()
+  config.schedule.update(prediction='flow', zero_terminal_snr=False, shift=3.0)
+  config.samples.every = 2
+  config_validation.check(config)
+  config.update_from_flattened_dict(changes)
+  with pytest.raises(ValueError, match=message):
+    config_validation.check(config)
+
+
 def test_masks_that_are_not_read():
   config = tiny_config.get_config()
   config.data.source = 'folder'
