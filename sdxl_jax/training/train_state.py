@@ -8,6 +8,9 @@ import flax
 import jax
 import optax
 
+from sdxl_jax.ema import partial_trees
+from sdxl_jax.training import estimated_rates
+
 
 @flax.struct.dataclass
 class LossScale:
@@ -35,6 +38,11 @@ class State:
     return () if self.loss_scale is None else (self.loss_scale.scale,)
 
 
+def whole(params: Any) -> Any:
+  """Returns the parameters: all of them are trained."""
+  return params
+
+
 @dataclasses.dataclass(frozen=True)
 class Task:
   """What is trained, as pure functions.
@@ -52,6 +60,7 @@ class Task:
   update(state, gradients) -> (State, metrics), from the gradients' sum over the
   micro-batches.
   batch_spec(bucket) -> {name: ShapeDtypeStruct} of a micro-batch of all hosts.
+  trained(params) -> the part of the parameters that has gradients.
   """
 
   init: Callable
@@ -60,21 +69,28 @@ class Task:
   batch_spec: Callable
   micro_batches: int = 1
   is_scaled: bool = False  # see loss_scaling
+  trained: Callable = whole  # see learning_rates.train_part
 
 
 def make_update(
   optimizer: optax.GradientTransformation, micro_batches: int
 ) -> Callable:
-  """Makes the `update` of a Task, which takes the mean over micro-batches."""
+  """Makes the `update` of a Task, which takes the mean over micro-batches.
+
+  What has no gradient stays as it is, and the optimizer does without it.
+  """
 
   def update(state, gradients):
     # The mean over micro-batches, as one large batch would give.
     gradients = jax.tree.map(lambda x: x / micro_batches, gradients)
-    updates, opt_state = optimizer.update(
-      gradients, state.opt_state, state.params
-    )
-    params = optax.apply_updates(state.params, updates)
+    trained = partial_trees.like(state.params, gradients)
+    updates, opt_state = optimizer.update(gradients, state.opt_state, trained)
+    trained = optax.apply_updates(trained, updates)
+    params = partial_trees.merge(state.params, trained)
     metrics = {'grad_norm': optax.tree.norm(gradients)}
+    estimate = estimated_rates.estimate(opt_state)
+    if estimate is not None:
+      metrics['d'] = estimate
     new = state.replace(step=state.step + 1, params=params, opt_state=opt_state)
     return new, metrics
 

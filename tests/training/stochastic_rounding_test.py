@@ -49,10 +49,9 @@ def test_random_bits_carry_into_no_other_kind_of_number():
 
 def run(dtype, steps, moments='float32'):
   """Averages and moments of a parameter that moves by 1e-5 a step."""
+  settings = optimizer.Settings(weight_decay=0.0, moments_dtype=moments)
   chain = optax.chain(
-    stochastic_rounding.stored_as(
-      optimizer.make_adamw(lambda _: 1e-5, weight_decay=0.0), moments
-    ),
+    optimizer.make('adamw', lambda _: 1e-5, settings),
     stochastic_rounding.stored_as(transform.ema(0.999), dtype),
   )
   params = {'kernel': jnp.ones(5000)}
