@@ -91,6 +91,19 @@ def unpack(stored: Stored) -> Any:
   return jax.tree.map(restore, stored.state, stored.scales)
 
 
+def codes_of(opt_state: Any) -> Any:
+  """Returns a state of any optimizer without the factors of its blocks."""
+
+  def is_stored(node):
+    return isinstance(node, Stored)
+
+  return jax.tree.map(
+    lambda node: node.state if is_stored(node) else node,
+    opt_state,
+    is_leaf=is_stored,
+  )
+
+
 def field_of(path: tuple[Any, ...]) -> str | None:
   """Returns the field of MOMENTS that a leaf of a state belongs to, if any."""
   names = (getattr(key, 'name', None) for key in path)
@@ -153,6 +166,9 @@ def quantize(
   axis, shape = in_blocks(x.shape)
   blocks = x.reshape(shape)
   scales = jnp.abs(blocks).max(axis + 1, keepdims=True)
+  # A compiler may leave NaN out of a largest number.
+  finite = jnp.isfinite(blocks).all(axis + 1, keepdims=True)
+  scales = jnp.where(finite, scales, jnp.nan)
   shares = jnp.abs(blocks) / jnp.where(scales == 0, 1.0, scales)
   # The share at or below each, and the one above it.
   low = code_below(shares, signed)

@@ -8,6 +8,7 @@ import numpy as np
 import optax
 
 from sdxl_jax.ema import partial_trees
+from sdxl_jax.training import eight_bit
 
 # Fields of states that are above or below 0 only if there was a gradient; of
 # several the first is taken.
@@ -29,7 +30,7 @@ def of(
     {path: traces}, of what is trained; each broadcasts to the parameter's
     shape, and where any of them is 0 there was no gradient.
   """
-  found = {}
+  found, opt_state = {}, eight_bit.codes_of(opt_state)
   for node in jax.tree.leaves(opt_state, is_leaf=has_traces):
     if isinstance(node, optax.FactoredState):
       found |= of_factors(node, params)
