@@ -12,7 +12,7 @@ import jax
 
 from sdxl_jax.checkpoints import orbax_checkpoint
 from sdxl_jax.distributed import device_mesh, sharding
-from sdxl_jax.ema import partial_trees, snapshots
+from sdxl_jax.ema import partial_trees, post_hoc, snapshots
 
 # Any other value is the width of an EMA reconstructed from the run's snapshots.
 AVERAGES = ('ema', 'none')
@@ -63,6 +63,9 @@ def restore(
     target = sharding.with_shardings(target, mesh)
     return orbax_checkpoint.restore_subtree(folder, saved, ('params',), target)
   # Of what is frozen there is no average.
+  workdir, step = folder.parent.parent, int(folder.name)
+  if width is not None and not snapshots.find(workdir):
+    post_hoc.solve([], step, width)  # raises
   path = find_ema(saved, folder)
   averaged = subtree(saved, path)
   if width is None:
@@ -70,7 +73,6 @@ def restore(
   target = sharding.with_shardings(averaged, mesh)
   # Snapshots hold all trained nets in one tree.
   if width is not None:
-    workdir, step = folder.parent.parent, int(folder.name)
     params = snapshots.rebuild(workdir, step, width, target)
   else:
     params = orbax_checkpoint.restore_subtree(folder, saved, path, target)

@@ -199,5 +199,7 @@ MAKERS = {
   SCHEDULE_FREE: make_schedule_free,
 }
 NAMES = ('adamw', *MAKERS)
+# Those that treat all numbers of an array alike, see eight_bit.
+ELEMENTWISE = ('adamw', 'dadapt_adam', 'lion', 'prodigy', SCHEDULE_FREE)
 # Those whose learning_rate is a share of an estimate of their own.
 ESTIMATING = 'prodigy', 'dadapt_adam'

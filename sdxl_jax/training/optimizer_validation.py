@@ -75,6 +75,12 @@ def check_name(config: config_dict.ConfigDict) -> None:
       f"{SECTION}.moments_dtype is {c.moments_dtype!r}, but 'adafactor' has no "
       "moments of the parameters' size: set it to 'float32'"
     )
+  if c.moments_dtype == 'int8' and c.name not in optimizer.ELEMENTWISE:
+    raise ValueError(
+      f"{SECTION}.moments_dtype is 'int8', but {c.name!r} computes with whole "
+      "arrays, which 8 bits are not made for: set it to 'bfloat16', or name to "
+      f'one of {optimizer.ELEMENTWISE}'
+    )
   for name in config.trained:
     net = config.get(name)
     dtype = net.get('param_dtype') if net else None

@@ -473,6 +473,8 @@ def test_data_that_moved(place):
      'decay_steps is 0; warmup_stable_decay needs 1 to 3, .* 1, is usual'),
     ({'name': 'adafactor', 'moments_dtype': 'int8'},
      "moments_dtype is 'int8', but 'adafactor' has no moments"),
+    ({'name': 'muon', 'moments_dtype': 'int8'},
+     "is 'int8', but 'muon' computes with whole arrays"),
     ({'name': 'schedule_free_adamw', 'b1': 0.0}, 'b1 is 0, but .* averages'),
     ({'name': 'schedule_free_adamw', 'ema_widths': (0.1,)},
      r'ema_widths is \(0.1,\), but .* an average of its own'),
