@@ -3,10 +3,13 @@
 The other configs start from this one and change some fields. To change a field
 from the command line: --config.optimizer.learning_rate=1e-5
 
-A new field also gets a row in sdxl_jax/training/config_fields.py.
+The fields of config.optimizer are in optimizer_fields.py. A new field also gets
+a row in sdxl_jax/training/config_fields.py.
 """
 
 from ml_collections import config_dict
+
+from configs import optimizer_fields
 
 
 def get_config():
@@ -222,34 +225,7 @@ def get_config():
   config.autoencoder.adversary_features = 64  # of the discriminator's 1st layer
   config.autoencoder.adversary_layers = 3  # of the discriminator, batch-normed
 
-  config.optimizer = config_dict.ConfigDict()
-  config.optimizer.learning_rate = 1e-4
-  config.optimizer.warmup_steps = 10_000  # linear from 0; 0: no warm-up
-  config.optimizer.cosine = False  # cosine decay to 0 at total_steps
-  config.optimizer.b1 = 0.9
-  config.optimizer.b2 = 0.999
-  config.optimizer.eps = 1e-8
-  config.optimizer.weight_decay = 0.01  # of kernels only
-  # Limit of the gradient's norm over all parameters; 0: no clipping.
-  config.optimizer.clip_norm = 1.0
-  # 'bfloat16': parameters are rounded before the nets, which compute in it, so
-  # that gradients are summed over devices in it and move half the bytes.
-  config.optimizer.gradients_dtype = 'float32'
-  # Of Adam's two moments, and of the EMA: 'bfloat16' takes half the memory and
-  # is rounded at random, since most of their steps are smaller than its own.
-  config.optimizer.moments_dtype = 'float32'
-  config.optimizer.ema_dtype = 'float32'
-  # Where a net computes in float16, its loss is multiplied by a power of two,
-  # this one at first. A step whose gradients overflow is left out and halves
-  # it; so many steps without an overflow double it.
-  config.optimizer.loss_scale = 2.0**15
-  config.optimizer.loss_scale_steps = 2000
-  config.optimizer.ema_decay = 0.9999  # 0: the last parameters, not averaged
-  # Widths of one or two power-function averages in place of ema_decay, as
-  # shares of the training, such as (0.05, 0.1); the first one is sampled from
-  # and exported.
-  config.optimizer.ema_widths = ()
-  config.optimizer.ema_snapshots = 0  # steps between copies of them; 0: none
+  config.optimizer = optimizer_fields.get_fields()
 
   config.checkpoint = config_dict.ConfigDict()
   config.checkpoint.every = 1000  # steps

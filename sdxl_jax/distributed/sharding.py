@@ -43,7 +43,8 @@ def partition(
   """Returns the PartitionSpec of a parameter, and of its EMA and moments.
 
   `tensor` splits the axis in TABLE, `fsdp` the largest remaining axis that it
-  divides. An axis that is not divisible is not split: such arrays are small.
+  divides. An axis that is not divisible is not split: such arrays are small. An
+  optimizer's means over an axis have fewer axes, which `fsdp` alone splits.
 
   Args:
     path: keys, joined by '/'.
@@ -57,6 +58,8 @@ def partition(
 
   # First tensor, by the table, then fsdp.
   axes = next((a for end, a in TABLE if re.search(f'{end}$', path)), ())
+  if len(axes) > len(shape):
+    axes = ()
   spec = [None] * (len(shape) - len(axes)) + list(axes)
   spec = [
     a if a is not None and is_divisible(i, a) else None

@@ -125,7 +125,7 @@ class Planner:
     batch, *_ = compilation.example_batch(self.task, self.mesh, bucket)
     peak += machines.bytes_of(self.state.opt_state) + machines.bytes_of(batch)
     if self.task.micro_batches > 1:
-      peak += machines.bytes_of(self.state.params)
+      peak += machines.bytes_of(self.task.trained(self.state.params))
     # Count FLOPs with rematerialisation and without.
     jaxpr = compilation.trace_gradients(*args).jaxpr
     plain = compilation.trace_gradients(self.plain, *args[1:]).jaxpr

@@ -93,7 +93,7 @@ class Programs:
 
   def _compile_add(self):
     with self._reporting('the sum'):
-      return compile_add(self._state.params)
+      return compile_add(self._task.trained(self._state.params))
 
   @contextlib.contextmanager
   def _reporting(self, name, buckets=0):
@@ -194,7 +194,10 @@ def trace_gradients(
   """Traces task.gradients for one bucket, without compiling it."""
   gradients = jax.jit(
     task.gradients,
-    out_shardings=(shardings_of(params), sharding.replicated(mesh)),
+    out_shardings=(
+      shardings_of(task.trained(params)),
+      sharding.replicated(mesh),
+    ),
   )
   batch, *others = example_batch(task, mesh, bucket)
   # Fused kernels need the mesh as a context; activations keep their sharding.
@@ -233,7 +236,7 @@ def example_batch(
 def compile_add(
   params: Any, options: dict[str, str] | None = None
 ) -> jax.stages.Compiled:
-  """Compiles (a, b) -> a + b of trees of gradients; a is donated."""
+  """Compiles (a, b) -> a + b of gradients by `params`; a is donated."""
   add = jax.jit(
     lambda a, b: jax.tree.map(jnp.add, a, b),
     out_shardings=shardings_of(params),
@@ -261,7 +264,7 @@ def trace_update(
     out_shardings=(shardings_of(state), sharding.replicated(mesh)),
     donate_argnums=0,
   )
-  return update.trace(state, state.params)
+  return update.trace(state, task.trained(state.params))
 
 
 @functools.cache

@@ -9,12 +9,7 @@ from sdxl_jax.data.sources import kinds
 from sdxl_jax.diffusion import noise_schedule, samplers
 from sdxl_jax.models import compute_dtype
 from sdxl_jax.sampling import settings
-from sdxl_jax.training import (
-  gradient_dtype,
-  loss_fields,
-  loss_scaling,
-  stochastic_rounding,
-)
+from sdxl_jax.training import loss_fields, optimizer_fields
 from sdxl_jax.training.field_kinds import (
   INF,
   Anything,
@@ -25,7 +20,6 @@ from sdxl_jax.training.field_kinds import (
   Items,
   Number,
   Optional,
-  PowerOfTwo,
   Text,
   Whole,
 )
@@ -192,26 +186,7 @@ SECTIONS = {
     'adversary_features': COUNT,
     'adversary_layers': SWITCHED,
   },
-  'optimizer': {
-    'learning_rate': SHARE,
-    'warmup_steps': SWITCHED,
-    'cosine': Flag(),
-    # At 1 the bias correction of Adam divides by zero; at an eps of 0 the
-    # update of a parameter without gradient does.
-    'b1': Number(0, 1, excludes=1),
-    'b2': Number(0, 1, excludes=1),
-    'eps': Number(0, 1, excludes=0),
-    'weight_decay': WEIGHT,
-    'clip_norm': Number(0, INF),  # infinity: off, as 0
-    'gradients_dtype': Choice(gradient_dtype.DTYPES),
-    'moments_dtype': Choice(stochastic_rounding.DTYPES),
-    'loss_scale': PowerOfTwo(loss_scaling.SMALLEST, loss_scaling.LARGEST),
-    'loss_scale_steps': COUNT,
-    'ema_decay': SHARE,
-    'ema_dtype': Choice(stochastic_rounding.DTYPES),
-    'ema_widths': Items(FACTOR, '(0.05, 0.1)'),
-    'ema_snapshots': SWITCHED,
-  },
+  'optimizer': optimizer_fields.FIELDS,
   'checkpoint': {
     'every': COUNT,
     'max_to_keep': COUNT,

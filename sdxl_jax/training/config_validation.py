@@ -16,6 +16,7 @@ from sdxl_jax.training import (
   data_validation,
   loss_validation,
   net_validation,
+  optimizer_validation,
 )
 
 AUTOENCODER_NETS = {'vae', 'discriminator'}  # the trained nets of stage 0
@@ -28,7 +29,7 @@ def check(config: config_dict.ConfigDict) -> None:
     check_field(field, value)
 
   # What fields require of each other.
-  check_optimizer(config)
+  optimizer_validation.check(config)
   net_validation.check(config)
   if config.task == 'autoencoder':
     check_autoencoder(config)
@@ -79,24 +80,6 @@ def nearest(field: str) -> str:
     if found:
       return f'; was config.{names[found[0]]} meant?'
   return ': remove it; configs/default.py lists them all'
-
-
-def check_optimizer(config: config_dict.ConfigDict) -> None:
-  """Raises ValueError for a schedule or snapshots that cannot be."""
-  # The decay takes the steps that the warm-up leaves.
-  warmup = config.optimizer.warmup_steps
-  if config.optimizer.cosine and warmup >= config.total_steps:
-    raise ValueError(
-      f'config.optimizer.warmup_steps is {warmup}; a cosine decay needs fewer '
-      f'than config.total_steps, {config.total_steps}'
-    )
-  # An EMA of one decay cannot be combined to other widths.
-  if config.optimizer.ema_snapshots and not config.optimizer.ema_widths:
-    raise ValueError(
-      'config.optimizer.ema_snapshots is '
-      f'{config.optimizer.ema_snapshots}, but there are no power-function '
-      'averages to copy: set config.optimizer.ema_widths, such as (0.05, 0.1)'
-    )
 
 
 def check_diffusion(config: config_dict.ConfigDict) -> None:

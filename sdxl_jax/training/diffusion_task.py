@@ -9,6 +9,7 @@ import optax
 from jaxtyping import Array, Float
 
 from sdxl_jax.diffusion import losses, noise_schedule, timestep_importance
+from sdxl_jax.ema import partial_trees
 from sdxl_jax.models import latent_scaling, sdxl, text_encoder
 from sdxl_jax.training import batch_specs, loss_scaling, train_state
 
@@ -46,7 +47,7 @@ class DiffusionLoss:
     self, params: Params, frozen: Params, batch: Batch, key: jax.Array
   ) -> tuple[Float[Array, ''], Metrics]:
     """Returns (loss, metrics) of one batch; the key is that of the batch."""
-    params = self.model.ready(frozen | params)
+    params = self.model.ready(partial_trees.merge(frozen, params))
     latents_key, dropout_key, loss_key = jax.random.split(key, 3)
 
     # What is denoised: latents, sampled from moments.

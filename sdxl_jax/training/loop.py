@@ -164,8 +164,8 @@ def save(
   reporter.flush()  # a state is saved only once its loss is known
   # By the steps: one that was given up may have taken some batches.
   position = run.batches.get_state(done * run.config.buckets_per_step)
-  ema_params = transform.ema_params(state.opt_state)
-  saved_config = run.checkpoint_config.make(ema_params)
+  averaged = transform.averaged(state.params, state.opt_state)
+  saved_config = run.checkpoint_config.make(averaged)
   data = position | {'dataset': run.dataset}
   checkpoints.save(done, state, data, saved_config)
 
@@ -198,7 +198,8 @@ def write_samples(
   its own losses decide whether it diverged.
   """
   try:
-    grid = run.sample_grid.render(transform.ema_params(state.opt_state))
+    averaged = transform.averaged(state.params, state.opt_state)
+    grid = run.sample_grid.render(averaged)
   except finiteness.NonFiniteError as error:
     writer.say(f'warning: no samples of step {done}: {error}')
     return

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from sdxl_jax.checkpoints import orbax_checkpoint
 from sdxl_jax.data import fingerprint, pipeline
 from sdxl_jax.distributed import multihost
+from sdxl_jax.ema import partial_trees
 from sdxl_jax.training import train_state
 
 # Fields of the State that only some runs have.
@@ -138,6 +139,35 @@ def with_history(
   return state.replace(loss_history=jax.device_put(empty, wanted.sharding))
 
 
+def check_optimizer(
+  checkpoints: orbax_checkpoint.Checkpoints, shapes: train_state.State
+) -> None:
+  """Raises ValueError if the latest checkpoint is of another optimizer.
+
+  Args:
+    checkpoints: of the workdir.
+    shapes: the State as jax.ShapeDtypeStruct.
+  """
+  saved = partial_trees.flat(checkpoints.read_shapes()['opt_state'])
+  wanted = partial_trees.flat(shapes.opt_state)
+  others = sorted(set(saved) ^ set(wanted)) or sorted(
+    path for path, x in wanted.items() if x.shape != saved[path].shape
+  )
+  if not others:
+    return
+  path = others[0]
+  where = 'only in this config' if path in wanted else 'only in the checkpoint'
+  if path in saved and path in wanted:
+    where = f'of shape {saved[path].shape} there and {wanted[path].shape} here'
+  raise ValueError(
+    f'the checkpoint of step {checkpoints.latest_step} has the state of '
+    f'another optimizer: {len(others):,} of its arrays differ, as {path}, '
+    f'{where}. Restore name, rates, moments_dtype and ema_widths of '
+    'config.optimizer, or start a new run from the parameters with '
+    '--config.init_from=WORKDIR'
+  )
+
+
 def restore(
   checkpoints: orbax_checkpoint.Checkpoints,
   shapes: train_state.State,
@@ -159,6 +189,7 @@ def restore(
   Returns:
     The State; its loss_scale is None where the checkpoint has none.
   """
+  check_optimizer(checkpoints, shapes)
   optional = {n: saved_field(checkpoints, shapes, n) for n in OPTIONAL}
   state, position = checkpoints.restore(shapes.replace(**optional))
   for name, target in optional.items():

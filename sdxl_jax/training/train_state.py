@@ -8,6 +8,9 @@ import flax
 import jax
 import optax
 
+from sdxl_jax.ema import partial_trees
+from sdxl_jax.training import estimated_rates
+
 
 @flax.struct.dataclass
 class LossScale:
@@ -44,6 +47,11 @@ class State:
     return {'loss_history': self.loss_history}
 
 
+def whole(params: Any) -> Any:
+  """Returns the parameters: all of them are trained."""
+  return params
+
+
 @dataclasses.dataclass(frozen=True)
 class Task:
   """What is trained, as pure functions.
@@ -63,6 +71,7 @@ class Task:
   batch_spec(bucket) -> {name: ShapeDtypeStruct} of a micro-batch of all hosts.
   The batch also has the State's `shared`, of the shapes in `shared`; then the
   gradients' metrics have `measured`, from which the loss history goes on.
+  trained(params) -> the part of the parameters that has gradients.
   """
 
   init: Callable
@@ -74,21 +83,28 @@ class Task:
   shared: dict[str, jax.ShapeDtypeStruct] = dataclasses.field(
     default_factory=dict
   )
+  trained: Callable = whole  # see learning_rates.train_part
 
 
 def make_update(
   optimizer: optax.GradientTransformation, micro_batches: int
 ) -> Callable:
-  """Makes the `update` of a Task, which takes the mean over micro-batches."""
+  """Makes the `update` of a Task, which takes the mean over micro-batches.
+
+  What has no gradient stays as it is, and the optimizer does without it.
+  """
 
   def update(state, gradients):
     # The mean over micro-batches, as one large batch would give.
     gradients = jax.tree.map(lambda x: x / micro_batches, gradients)
-    updates, opt_state = optimizer.update(
-      gradients, state.opt_state, state.params
-    )
-    params = optax.apply_updates(state.params, updates)
+    trained = partial_trees.like(state.params, gradients)
+    updates, opt_state = optimizer.update(gradients, state.opt_state, trained)
+    trained = optax.apply_updates(trained, updates)
+    params = partial_trees.merge(state.params, trained)
     metrics = {'grad_norm': optax.tree.norm(gradients)}
+    estimate = estimated_rates.estimate(opt_state)
+    if estimate is not None:
+      metrics['d'] = estimate
     new = state.replace(step=state.step + 1, params=params, opt_state=opt_state)
     return new, metrics
 
