@@ -15,7 +15,7 @@ KINDS = {
   'dora': dict(rank=3, dora_wd=True),
   'loha': dict(rank=2, algo='loha'),
   'lokr': dict(rank=1, algo='lokr'),
-  'lokr_whole': dict(rank=64, algo='lokr', factor=4),
+  'lokr_whole': dict(rank=128, algo='lokr', factor=2),
   'full': dict(rank=1, algo='full'),
 }
 
@@ -25,8 +25,9 @@ def targets(kind, layers=f'{UNET}|{TEXT}', alpha=1.5):
   return (lora.Target(kind, layers, alpha=alpha, **KINDS[kind]),)
 
 
-def tree(params, of_run, scale=0.1):
+def tree(params, of_run):
   """Random factors, of which none is zero; magnitudes stay near the norms."""
+  scale = {'loha': 0.4, 'lokr': 0.3}.get(of_run[0].algo, 0.1)
   shapes = jax.eval_shape(
     lambda params: lora.init(jax.random.key(0), params, of_run), params
   )

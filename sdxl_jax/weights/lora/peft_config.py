@@ -86,7 +86,7 @@ def settings_of_lokr(layers: Layers, shapes: Shapes) -> dict[str, Any]:
     pairs |= {(outputs, rows), (inputs, columns)}
 
   def splits(factor):
-    return all(lora_kinds.split(size, factor)[0] == m for size, m in pairs)
+    return all(first_size(size, factor) == m for size, m in pairs)
 
   candidates = [-1, *sorted({m for _, m in pairs})]
   factor = next(filter(splits, candidates), None)
@@ -97,6 +97,16 @@ def settings_of_lokr(layers: Layers, shapes: Shapes) -> dict[str, Any]:
     )
   is_decomposed = any(delta.first.a is not None for delta in layers.values())
   return {'decompose_factor': factor, 'decompose_both': is_decomposed}
+
+
+def first_size(size: int, factor: int) -> int:
+  """Returns the part of a size that the first matrix gets in PEFT.
+
+  A factor that divides the size is that part, also where it is the larger one.
+  """
+  if factor > 0 and size % factor == 0:
+    return factor
+  return lora_kinds.split(size, factor)[0]
 
 
 def most_common(values: dict[str, Any]) -> Any:

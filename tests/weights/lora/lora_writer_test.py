@@ -6,11 +6,13 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
+from sdxl_jax.models import lora
 from sdxl_jax.weights.lora import (
   lora_file,
   lora_writer,
   merge,
   published_parts,
+  trained_factors,
 )
 from tests.support import adapters, folders, golden_sets
 
@@ -64,7 +66,7 @@ def test_a_kind_in_peft_and_back(base, kind, tmp_path):
   config = json.loads((tmp_path / 'adapter_config.json').read_text())
   assert config['peft_type'] == kind.partition('_')[0].upper().replace('D', 'L')
   assert config.get('use_dora', False) == (kind == 'dora')
-  factors = {'lokr': -1, 'lokr_whole': 4}
+  factors = {'lokr': -1, 'lokr_whole': 2}
   assert config.get('decompose_factor') == factors.get(kind)
 
 
@@ -99,6 +101,15 @@ def test_several_kinds_are_one_file_of_kohya(base, tmp_path):
   mixed = merge.Lora(dict(list(one_net.factors.items())[5:9]), others=few)
   with pytest.raises(ValueError, match='PEFT keeps one kind in a file'):
     lora_writer.save(tmp_path / 'b.safetensors', mixed, base, 'peft')
+
+
+def test_lokr_that_peft_splits_in_another_way(base, tmp_path):
+  """Of 12 by 4, PEFT makes 4 times 3, and LyCORIS 3 times 4."""
+  targets = (lora.Target('lokr', adapters.UNET, 1, 1.0, 'lokr', factor=4),)
+  tree = adapters.tree(base, targets)
+  made = trained_factors.from_training(tree, targets)
+  with pytest.raises(ValueError, match='PEFT splits all layers of LoKr by one'):
+    lora_writer.save(tmp_path / 'x.safetensors', made, base, 'peft')
 
 
 def test_alphas_keep_their_digits():
