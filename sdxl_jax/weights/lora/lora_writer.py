@@ -13,6 +13,7 @@ from sdxl_jax.weights import safetensors_file
 from sdxl_jax.weights.lora import (
   alphas,
   deltas,
+  file_metadata,
   lora_names,
   merge,
   peft_config,
@@ -60,8 +61,12 @@ def save(
   }
   # Metadata of the source stays if its key format does.
   source = lora.metadata if key_format == lora.key_format else {}
-  metadata = describe(key_format, lora) | source | (metadata or {})
+  metadata = (
+    file_metadata.describe(key_format, lora) | source | (metadata or {})
+  )
   metadata.pop(alphas.METADATA, None)  # alpha is in the tensors now
+  if key_format.startswith('kohya'):
+    metadata |= file_metadata.hashes(arrays, metadata)
   tensors = {n: safetensors_file.from_array(x) for n, x in arrays.items()}
   with atomic_write.atomic_path(path, overwrite) as partial:
     safetensors_file.write(partial, tensors, metadata=metadata)
@@ -160,28 +165,3 @@ def fold_scale(delta: deltas.Delta) -> deltas.Delta:
     return delta._replace(alpha=None)
   up = (np.float32(delta.up) * delta.scale).astype(delta.up.dtype)
   return deltas.Factors(delta.down, up)
-
-
-def describe(key_format: str, lora: merge.Lora) -> dict[str, str]:
-  """Returns the metadata by which other programs recognise a file."""
-  if not key_format.startswith('kohya'):
-    return {'format': 'pt'}
-  ranks = {len(f.down) for f in lora.factors.values()}
-  scaled = {f.scale * len(f.down) for f in lora.factors.values()}
-  return {
-    'ss_network_module': 'networks.lora',
-    'ss_network_dim': one_or_dynamic(ranks),
-    'ss_network_alpha': one_or_dynamic(scaled),
-    'ss_base_model_version': 'sdxl_base_v1-0',
-    'ss_v2': 'False',
-    'modelspec.sai_model_spec': '1.0.0',
-    'modelspec.architecture': 'stable-diffusion-xl-v1-base/lora',
-    'modelspec.implementation': (
-      'https://github.com/Stability-AI/generative-models'
-    ),
-  }
-
-
-def one_or_dynamic(values: set[int] | set[float]) -> str:
-  """Formats the value of all layers; 'Dynamic' where layers differ."""
-  return f'{min(values):g}' if len(values) == 1 else 'Dynamic'
