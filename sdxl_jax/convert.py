@@ -7,13 +7,15 @@ workdir of a run or one of its WORKDIR/checkpoints/STEP; its format is detected.
 A file or folder with only a UNet or a VAE replaces that of --base. TARGET is
 written atomically. --dry_run prints what would be read and written. --lora
 merges LoRAs into a model. --to lora writes a LoRA file, from another one or
-from the workdir that trained it, with the key format of --dialect.
+from the workdir that trained it, with the names of --dialect; --lora joins
+others with it, --rank resizes it, or extracts one from a model and its --base.
 
 Not preserved: metadata of a file, in a folder; and position_ids and
 logit_scale, which no net reads and which every single file gets anew.
 """
 
 import dataclasses
+import functools
 import pathlib
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -22,7 +24,7 @@ import tqdm
 from absl import flags
 
 from sdxl_jax import atomic_write, cli
-from sdxl_jax.checkpoints import completion, export, run_params
+from sdxl_jax.checkpoints import completion, export, lora_sources, run_params
 from sdxl_jax.weights import (
   checked_cast,
   description,
@@ -35,7 +37,7 @@ from sdxl_jax.weights.diffusers import (
   folder_reader,
   folder_writer,
 )
-from sdxl_jax.weights.lora import lora_file, lora_names, lora_writer
+from sdxl_jax.weights.lora import lora_file, lora_names, lora_writer, low_rank
 from sdxl_jax.weights.single_file import ldm_writer
 
 FORMATS = ('diffusers', 'single_file', 'orbax', 'lora')
@@ -76,6 +78,7 @@ class Target:
   shard_gb: float = 10.0  # largest file of a diffusers folder
   title: str = ''  # metadata of a single file or a LoRA file
   key_format: str = 'kohya'  # of a LoRA file, see lora_names.KEY_FORMATS
+  ranks: low_rank.Ranks | None = None  # of a LoRA file; None: as they are
   overwrite: bool = False  # whether a model at `path` may be replaced
 
 
@@ -95,6 +98,11 @@ def convert(
     OSError: if a path cannot be read or written.
   """
   # Refuse what cannot be written before anything is read.
+  if target.ranks:
+    raise ValueError(
+      f'--rank={target.ranks.rank} is of --to=lora, and this is '
+      f'--to={target.to}: leave it out'
+    )
   if target.variant and (target.to != 'diffusers' or target.dtype):
     raise ValueError(
       f'variant is {target.variant!r}, which is of diffusers folders and is '
@@ -166,7 +174,7 @@ def save(
 def convert_lora(
   source: Source, target: Target, dry_run: bool = False, say: Say = print
 ) -> None:
-  """Converts a LoRA file, or the factors that a workdir trained.
+  """Converts, joins, resizes or extracts a LoRA; see lora_sources.
 
   Key format 'kohya' is read by ComfyUI, AUTOMATIC1111's web UI, kohya's scripts
   and diffusers; for others see weights/lora/lora_names.py. A file for a model
@@ -176,33 +184,19 @@ def convert_lora(
   """
   output_path.check_replaceable(target.path, False, target.overwrite)
   options = source.options
-  for name, value in (
-    ('vae', source.vae),
-    ('prediction', options.prediction),
-    ('zero_snr', options.zero_snr),
-    ('source_variant', options.variant),
-    ('variant', target.variant),
-    ('lora', ' '.join(source.loras) or None),
-  ):
-    if value is not None:
-      raise ValueError(
-        f'--{name}={value} is of models, and --to=lora writes a LoRA: leave it '
-        'out'
-      )
-  # Describe the factors.
-  adapter, shapes = export.open_lora(
-    source.path,
-    source.base,
-    source.average,
-    source.options.skip_unsupported,
+  lora_sources.refuse_flags(options, vae=source.vae, variant=target.variant)
+  adapter, shapes = lora_sources.open_all(
+    lora_sources.Request(
+      source.path,
+      source.base,
+      source.average,
+      source.loras,
+      target.ranks,
+      options.skip_unsupported,
+    ),
+    functools.partial(tqdm.tqdm, unit='tensor'),
   )
-  ranks = sorted({len(factors.down) for factors in adapter.factors.values()})
-  nets = sorted({net for net, _ in adapter.factors})
-  say(
-    f'{source.path}: a LoRA in the names of {adapter.key_format}, '
-    f'{len(adapter.factors):,} layers of {" and ".join(nets)}, rank '
-    f'{" and ".join(map(str, ranks))}'
-  )
+  say(lora_sources.describe(source.path, adapter))
   for note in adapter.notes:
     say(f'note: {note}')
   say(
@@ -249,6 +243,9 @@ def main(args: flags.FlagValues, source: str, target: str) -> None:
       shard_gb=args.shard_gb,
       title=args.title,
       key_format=args.dialect,
+      ranks=low_rank.chosen(
+        args.rank, args.conv_rank, args.dynamic_method, args.dynamic_param
+      ),
       overwrite=args.overwrite,
     ),
     args.dry_run,
@@ -291,6 +288,12 @@ if __name__ == '__main__':
   flags.DEFINE_multi_string('lora', [], 'FILE or FILE:WEIGHT to merge')
   key_formats = lora_names.KEY_FORMATS
   flags.DEFINE_enum('dialect', 'kohya', key_formats, 'key format of a LoRA')
+  flags.DEFINE_integer('rank', None, 'of a LoRA to resize or to extract', 1)
+  flags.DEFINE_integer('conv_rank', None, 'of kernels above 1 x 1; 0: none', 0)
+  flags.DEFINE_enum(
+    'dynamic_method', None, low_rank.METHODS, 'by which rank is chosen'
+  )
+  flags.DEFINE_float('dynamic_param', None, 'of --dynamic_method, as 0.95')
   flags.DEFINE_bool('overwrite', False, 'replace the model at TARGET')
   flags.DEFINE_bool('dry_run', False, 'print what would be done, do nothing')
   flags.mark_flag_as_required('to')

@@ -11,7 +11,7 @@ import pytest
 from sdxl_jax.sampling import pipelines
 from sdxl_jax.weights import read_options, safetensors_file
 from sdxl_jax.weights.diffusers import folder_reader
-from sdxl_jax.weights.lora import lora_file
+from sdxl_jax.weights.lora import lora_file, low_rank
 from tests.support import folders, golden_sets
 from tests.support.conversions import check_same, run, run_lora, tensors
 
@@ -112,12 +112,54 @@ def test_refused(tmp_path):
     ('prediction', {'options': read_options.ReadOptions(prediction='v')}),
     ('source_variant', {'options': read_options.ReadOptions('fp16')}),
     ('variant', {'variant': 'fp16'}),
-    ('lora', {'loras': ['a', 'b:0.5']}),
   ],
 )
 def test_options_of_models_are_refused(name, settings, tmp_path):
   with pytest.raises(ValueError, match=f'--{name}=.* is of models'):
     run_lora(KOHYA, tmp_path / 'x.safetensors', base=BASE, **settings)
+
+
+def test_joined_resized_and_extracted(tmp_path, close):
+  """Two files as one, and the same from the model that they change."""
+  joined, fewer, tuned, extracted = (
+    tmp_path / f'{name}.safetensors' for name in ('j', 'f', 't', 'e')
+  )
+  printed = run_lora(f'{KOHYA}:0.5', joined, base=BASE, loras=[str(PEFT)])
+  assert 'layers of LoRA in text_encoder and text_encoder_2 and unet' in printed
+  shapes = pipelines.load(BASE).params
+  made = lora_file.load(joined, shapes)
+  first, second = (lora_file.load(path, shapes) for path in (KOHYA, PEFT))
+  key = next(k for k in first.factors if k in second.factors)
+  shape = len(first.factors[key].up), len(first.factors[key].down[0])
+  expected = 0.5 * first.factors[key].product(shape)
+  expected += second.factors[key].product(shape)
+  close(made.factors[key].product(shape), expected, 1e-6)
+  # To rank 2.
+  ranks = low_rank.Ranks(2)
+  run_lora(joined, fewer, base=BASE, ranks=ranks)
+  smaller = lora_file.load(fewer, shapes)
+  assert {len(f.down) for f in smaller.factors.values()} == {2}
+  assert smaller.metadata['ss_network_dim'] == '2'
+  assert smaller.metadata['ss_training_comment'].startswith('dimension is resi')
+  # From the model with them, as many ranks as they have.
+  run(BASE, tuned, 'single_file', loras=[f'{KOHYA}:0.5', str(PEFT)])
+  settings = dict(base=BASE, ranks=low_rank.Ranks(8))
+  printed = run_lora(tuned, extracted, **settings)
+  assert 'rank 8' in printed or 'rank 1 to 8' in printed
+  found = lora_file.load(extracted, shapes)
+  assert found.factors.keys() == made.factors.keys()
+  close(found.factors[key].product(shape), expected, 1e-5)
+
+
+def test_what_cannot_be_extracted(tmp_path):
+  target, ranks = tmp_path / 'x.safetensors', low_rank.Ranks(4)
+  with pytest.raises(ValueError, match='pass the model before training as --b'):
+    run_lora(BASE, target, ranks=ranks)
+  with pytest.raises(ValueError, match='no kernel of the two models differs'):
+    run_lora(BASE, target, base=BASE, ranks=ranks)
+  with pytest.raises(ValueError, match='--rank=4 is of --to=lora'):
+    run(BASE, target, 'single_file', ranks=ranks)
+  assert not list(tmp_path.iterdir())
 
 
 def test_the_command(tmp_path):

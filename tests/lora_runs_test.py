@@ -16,7 +16,12 @@ from sdxl_jax.data import figures, images
 from sdxl_jax.models import from_config, lora
 from sdxl_jax.sampling import generation, pipelines, png_settings
 from sdxl_jax.training import tasks
-from sdxl_jax.weights.lora import lora_file, lora_names, lora_writer, merge
+from sdxl_jax.weights.lora import (
+  lora_file,
+  lora_names,
+  lora_writer,
+  trained_factors,
+)
 from tests.support import conversions, golden_sets, tiny_config
 
 FILES = [
@@ -185,7 +190,7 @@ def save_ours(path, dialect):
   targets = tuple(lora.Target(name, **group) for name, group in GROUPS.items())
   tree = lora.init(jax.random.key(0), params, targets)
   tree = jax.tree.map(lambda x: x + 0.1, tree)
-  factors = merge.from_training(tree, targets)
+  factors = trained_factors.from_training(tree, targets)
   lora_writer.save(path, factors, params, dialect)
 
 

@@ -4,7 +4,6 @@ import dataclasses
 import functools
 import pathlib
 from collections.abc import Collection
-from typing import Any
 
 import jax
 from ml_collections import config_dict
@@ -15,17 +14,14 @@ from sdxl_jax.checkpoints import (
   run_sources,
   source_checks,
 )
-from sdxl_jax.models import clip, from_config, lora, sdxl, unet
+from sdxl_jax.models import from_config, lora, sdxl
 from sdxl_jax.weights import (
   formats,
-  net_shapes,
   other_vae,
   pretrained,
   read_options,
 )
 from sdxl_jax.weights.diffusers import config_json, scheduler_config
-from sdxl_jax.weights.lora import lora_file, merge
-from sdxl_jax.weights.single_file import prediction_markers
 
 Source = str | pathlib.Path
 
@@ -172,73 +168,3 @@ def open_frozen(
   config = net.config(**loading.runtime_fields(nets, name))
   source_checks.check_same(name, nets.configs[name], config, net.location)
   return net
-
-
-def open_lora(
-  path: Source,
-  base: Source | None = None,
-  average: str = 'ema',
-  skip_unsupported: bool = False,
-) -> tuple[merge.Lora, dict[str, Any]]:
-  """Loads (LoRA, {net: shapes} of its base model) from a path.
-
-  Args:
-    path: LoRA file or its folder, or a workdir that trained low-rank factors.
-    base: source of the model that a file is for; None: SDXL.
-    average: which factors of a workdir, see run_params.restore.
-    skip_unsupported: whether to leave out tensors that cannot be applied.
-
-  Raises:
-    ValueError: if the file is broken or of another base model, or the run
-      trained no low-rank factors.
-  """
-  if is_lora(path):
-    shapes = base_shapes(base)
-    return lora_file.load(path, shapes, skip_unsupported), shapes
-  folder = orbax_checkpoint.find(path)
-  config = loading.saved_config(folder)
-  if 'lora' not in config.trained:
-    raise ValueError(
-      f'{path} trained {tuple(config.trained)} and no low-rank factors, which '
-      "a LoRA file holds: pass the workdir of a run with 'lora' in "
-      'config.trained'
-    )
-  # The base model of a run is the model of its config.
-  nets = from_config.make_model(config)
-  shapes = jax.eval_shape(nets.init, jax.random.key(0))
-  adapter = loading.load_trained_lora(folder, config, average=average)
-  return dataclasses.replace(adapter, metadata=lora_metadata(nets)), shapes
-
-
-def is_lora(path: Source) -> bool:
-  """Checks whether a path holds a LoRA file, rather than a workdir."""
-  try:
-    return bool(lora_file.find(path))
-  except FileNotFoundError:
-    return False
-
-
-def lora_metadata(nets: sdxl.SDXL) -> dict[str, str]:
-  """Returns modelspec metadata of factors that were trained on some nets."""
-  metadata = {}
-  prediction = scheduler_config.PREDICTION_TYPES[nets.schedule.prediction]
-  if word := prediction_markers.SPEC_WORDS.get(prediction):
-    metadata[prediction_markers.SPEC] = word
-  if nets.refiner:
-    metadata['modelspec.architecture'] = 'stable-diffusion-xl-v1-refiner/lora'
-  return metadata
-
-
-def base_shapes(base: Source | None) -> dict[str, Any]:
-  """Returns {net: shapes} of the nets of a source that a LoRA can change."""
-  # Without a base the file must be for SDXL itself.
-  configs = {
-    'unet': unet.BASE,
-    'text_encoder': clip.VIT_L,
-    'text_encoder_2': clip.VIT_BIGG,
-  }
-  if base:
-    model = open_source(base)
-    names = [n for n in lora.NETS if n in model.loaders]
-    configs = {name: model.net(name).config() for name in names}
-  return {n: net_shapes.abstract_params(c) for n, c in configs.items()}

@@ -31,7 +31,7 @@ from sdxl_jax.weights import (
   pretrained,
   read_options,
 )
-from sdxl_jax.weights.lora import merge
+from sdxl_jax.weights.lora import merge, trained_factors
 
 # Fields of a net's config that do not belong to its architecture.
 RUNTIME = (
@@ -257,7 +257,7 @@ def load_trained_lora(
   """Loads the low-rank factors of one checkpoint of a run with this config."""
   targets = from_config.make_model(config).targets
   factors = run_params.restore(folder, mesh, ['lora'], average)['lora']
-  return merge.from_training(jax.tree.map(multihost.fetch, factors), targets)
+  return trained_factors.from_training(factors, targets, multihost.fetch)
 
 
 def load_lpips(

@@ -12,15 +12,17 @@ from jax.sharding import NamedSharding, PartitionSpec
 # axes). A pair of layers is split by columns, then by rows, so that each device
 # computes its own heads or channels, and one sum at the end joins them
 # (Shoeybi et al. 2019, Megatron-LM, section 3). Of a kernel's low-rank factors,
-# b [r, out] is split by columns and a [in, r] by rows.
+# b [r, out] is split by columns, a [in, r] by rows, and d as the kernel is.
+COLUMNS = '(kernel|d|b[12]?)'
+LINES = '(kernel|d|a[12]?)'
 TABLE = (
-  (r'(to_[qkv]|[qkv]_proj|fc1|net_0/proj)/(kernel|b)', (None, 'tensor')),
+  (rf'(to_[qkv]|[qkv]_proj|fc1|net_0/proj)/{COLUMNS}', (None, 'tensor')),
   (r'([qkv]_proj|fc1|net_0/proj)/bias', ('tensor',)),
-  (r'(to_out_0|out_proj|fc2|net_2)/(kernel|a)', ('tensor', None)),
-  (r'resnets_\d+/(conv1|time_emb_proj)/(kernel|b)', (None, 'tensor')),
+  (rf'(to_out_0|out_proj|fc2|net_2)/{LINES}', ('tensor', None)),
+  (rf'resnets_\d+/(conv1|time_emb_proj)/{COLUMNS}', (None, 'tensor')),
   (r'resnets_\d+/(conv1|time_emb_proj)/bias', ('tensor',)),
   (r'resnets_\d+/norm2/(scale|bias)', ('tensor',)),
-  (r'resnets_\d+/conv2/(kernel|a)', ('tensor', None)),
+  (rf'resnets_\d+/conv2/{LINES}', ('tensor', None)),
 )
 ROWS = PartitionSpec(('data', 'fsdp'))
 

@@ -1,8 +1,9 @@
 """Low-rank adaptation of the kernels of a net (Hu et al. 2021, LoRA).
 
 W becomes W + alpha / r * a b, where a [in, r] and b [r, out] are trained in
-place of W [in, out]. The nets have no code for it: under `apply` each layer
-that has factors in the collection 'lora' adds their product to its output.
+place of W [in, out]; other kinds of such a difference are in `lora_kinds`. The
+nets have no code for it: under `apply` each layer that has factors in the
+collection 'lora' adds their product to its output.
 """
 
 import dataclasses
@@ -14,11 +15,10 @@ from typing import Any
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 from flax import traverse_util
 from jaxtyping import PRNGKeyArray
 
-from sdxl_jax.models import stored_kernels
+from sdxl_jax.models import lora_kinds, stored_kernels
 
 NETS = ('unet', 'text_encoder', 'text_encoder_2')
 
@@ -34,20 +34,23 @@ class Target:
   layers: str  # pattern of whole paths, as unet/.*/attn[12]/to_[qkv]
   rank: int
   alpha: float  # the product of the factors is scaled by alpha / rank
+  algo: str = 'lora'  # one of lora_kinds.ALGOS
+  dora_wd: bool = False  # whether norms are trained besides (DoRA)
+  factor: int = -1  # of lokr, see lora_kinds.split
 
 
 def init(
   key: PRNGKeyArray, params: dict[str, Any], targets: Iterable[Target]
 ) -> dict[str, Any]:
-  """Returns fresh factors, whose product is zero.
+  """Returns fresh factors, which change nothing.
 
   Args:
     key: jax key.
-    params: {net: parameters, or their shapes}.
+    params: {net: parameters}; without dora_wd, their shapes are enough.
     targets: layers to adapt.
 
   Returns:
-    {net: {..., 'a', 'b'}}, float32.
+    {net: {..., 'a', 'b'}}, float32; see lora_kinds.
 
   Raises:
     ValueError: for a pattern that no layer matches, or two that one matches.
@@ -57,17 +60,16 @@ def init(
   kernels = {path[:-1]: x for path, x in flat.items() if path[-1] == 'kernel'}
   factors = {}
   for path, target in assign(kernels, targets).items():
-    *inputs, outputs = kernels[path].shape
-    # Under nn.scan a kernel [in, out] has the axis of its stack before it.
-    stack = inputs[:1] if len(inputs) % 2 == 0 else []
-    # Uniform in +-1/sqrt(fan_in), like PEFT.
-    uniform = nn.initializers.variance_scaling(
-      1 / 3, 'fan_in', 'uniform', batch_axis=range(len(stack))
-    )
+    kernel = kernels[path]
     layer_key = jax.random.fold_in(key, zlib.crc32('/'.join(path).encode()))
-    shape = (*inputs, target.rank)
-    factors[*path, 'a'] = uniform(layer_key, shape, jnp.float32)
-    factors[*path, 'b'] = jnp.zeros((*stack, target.rank, outputs))
+    of_layer = lora_kinds.init(
+      layer_key, kernel.shape, target.algo, target.rank, target.factor
+    )
+    if target.dora_wd:
+      is_stacked = kernel.ndim % 2 == 1
+      norms = lora_kinds.column_norms(kernel, is_stacked)
+      of_layer[lora_kinds.MAGNITUDE] = norms
+    factors |= {(*path, name): x for name, x in of_layer.items()}
   return traverse_util.unflatten_dict(factors)
 
 
@@ -112,10 +114,10 @@ def describe_mismatch(target: Target, names: Iterable[str]) -> str:
 def fold_scale(
   factors: dict[str, Any], targets: Iterable[Target]
 ) -> dict[str, Any]:
-  """Multiplies each b by its target's alpha / rank, as `apply` requires."""
+  """Multiplies a factor of each layer by its scale, as `apply` requires."""
   flat = traverse_util.flatten_dict(factors)
   for path, x in flat.items():
-    if path[-1] == 'b':
+    if path[-1] in lora_kinds.SCALED and (*path[:-1], 'w2') not in flat:
       # `assign` made sure that exactly one target matches.
       (target,) = (t for t in targets if matches(t, path[:-1]))
       flat[path] = x * (target.alpha / target.rank)
@@ -146,23 +148,17 @@ def apply(
 def add_product(
   method: Callable, args: tuple, kwargs: dict[str, Any], context: Any
 ) -> Any:
-  """Intercepts a layer with factors: x W becomes x W + (x a) b."""
+  """Intercepts a layer with factors: x W becomes x (W + D)."""
   layer, y = context.module, method(*args, **kwargs)
-  if isinstance(layer, stored_kernels.StoredLayer):
-    if layer.has_variable('lora', 'a'):
-      raise ValueError(
-        f'{layer.name} has low-rank factors, and its kernel is stored in 8 '
-        'bits: leave weights_dtype out'
-      )
+  is_stored = isinstance(layer, stored_kernels.StoredLayer)
+  if not is_stored and not isinstance(layer, nn.Dense | nn.Conv):
     return y
-  if not isinstance(layer, nn.Dense | nn.Conv):
+  factors = layer.variables.get('lora')
+  if not factors:
     return y
-  if not layer.has_variable('lora', 'a'):
-    return y
-  a, b = (layer.get_variable('lora', name) for name in 'ab')
-  # a is a kernel of the layer's kind with r outputs; b applies to each pixel.
-  down = layer.clone(
-    features=a.shape[-1], use_bias=False, parent=None, name=None
-  )
-  h = down.apply({'params': {'kernel': a}}, *args)
-  return y + h @ b.astype(h.dtype)
+  if is_stored:
+    raise ValueError(
+      f'{layer.name} has low-rank factors, and its kernel is stored in 8 '
+      'bits: leave weights_dtype out'
+    )
+  return lora_kinds.add(layer, factors, y, *args)

@@ -62,8 +62,13 @@ class SDXL:
       ),
     )
 
-  def init(self, key: PRNGKeyArray) -> Params:
-    """Returns fresh parameters of every net."""
+  def init(self, key: PRNGKeyArray, pretrained: Params | None = None) -> Params:
+    """Returns fresh parameters of every net but those that are pretrained.
+
+    Args:
+      key: jax key.
+      pretrained: {net: parameters}, which stay as they are.
+    """
     unet_key, vae_key, text_key = jax.random.split(key, 3)
 
     # The smallest input that every level can halve.
@@ -83,6 +88,7 @@ class SDXL:
       'vae': vae_params.get('params', {}),
       **self.text.init(text_key),
     }
+    params |= pretrained or {}
     if self.targets:
       # A fourth key, which leaves the keys of the nets as they are.
       lora_key = jax.random.fold_in(key, 3)

@@ -86,7 +86,7 @@ def guided_steps(
     sigmas: noise levels of the loop, that after the last step included.
     interval: (low, high) of SampleSettings.guidance_interval; None: all steps.
   """
-  levels = np.float64(sigmas[:-1])
+  levels = sigmas[:-1].astype(np.float64)
   if interval is None:
     return np.ones(len(levels), bool)
   low, high = interval

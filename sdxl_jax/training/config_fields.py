@@ -7,7 +7,7 @@ have in addition. 0 stands for 'off' wherever a kind begins at 0.
 from sdxl_jax.data import captioning, cut_captions
 from sdxl_jax.data.sources import kinds
 from sdxl_jax.diffusion import noise_schedule, samplers
-from sdxl_jax.models import compute_dtype
+from sdxl_jax.models import compute_dtype, lora_kinds
 from sdxl_jax.sampling import settings
 from sdxl_jax.training import loss_fields, optimizer_fields
 from sdxl_jax.training.field_kinds import (
@@ -262,6 +262,12 @@ LOCATIONS = {*PLACES.values(), 'data_dir'}
 # Sections whose names are the user's: of groups of factors, and of sources.
 OPEN = ('lora', 'data.mixture')
 LORA = {'layers': Text(), 'rank': COUNT, 'alpha': FACTOR}
+# Fields that a group of factors may lack.
+LORA_KINDS = {
+  'algo': Choice(lora_kinds.ALGOS),
+  'dora_wd': Flag(),
+  'factor': Whole(-1, INF, excludes=0),
+}
 
 FIELDS = {
   f'{section}.{name}'.removeprefix('.'): kind

@@ -123,7 +123,7 @@ def make_diffusion_task(
   rows = batch_specs.divide_batch(global_batch_size, micro_batches)
 
   def init(key, pretrained=None):
-    params = model.init(key) | (pretrained or {})
+    params = model.init(key, pretrained)
     params = {name: params[name] for name in trained}
     step = jnp.zeros([], jnp.int32)
     return train_state.State(

@@ -16,12 +16,13 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float
 
+from sdxl_jax.training import decay_mask
+
 MOMENTUM = 0.95
 STEPS = 5
 COEFFICIENTS = 3.4445, -4.7750, 2.0315
 EPS = 1e-7
 RMS = 0.2  # of AdamW's usual updates
-KERNELS = 'kernel', 'a', 'b'  # names of matrices, low-rank factors too
 ENDS = 'conv_in', 'conv_out'
 
 
@@ -37,7 +38,7 @@ def labels(params: Any) -> Any:
 
   def label(path, x):
     names = [getattr(key, 'key', None) for key in path]
-    is_kernel = names[-1] in KERNELS and x.ndim >= 2
+    is_kernel = names[-1] in decay_mask.DECAYING and x.ndim >= 2
     return 'muon' if is_kernel and not set(ENDS) & set(names) else 'adam'
 
   return jax.tree_util.tree_map_with_path(label, params)

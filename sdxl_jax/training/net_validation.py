@@ -150,16 +150,19 @@ def check_lora(config: config_dict.ConfigDict) -> None:
     )
   # Each group; its pattern is compiled here, so that a mistake fails at once.
   for name, group in config.lora.items():
-    if set(group) != set(config_fields.LORA):
+    kinds = config_fields.LORA | config_fields.LORA_KINDS
+    if not set(config_fields.LORA) <= set(group) <= set(kinds):
       raise ValueError(
         f'config.lora.{name} has {sorted(group)}; it must have '
-        f'{sorted(config_fields.LORA)}'
+        f'{sorted(config_fields.LORA)}, and may have '
+        f'{sorted(config_fields.LORA_KINDS)}'
       )
-    for field, kind in config_fields.LORA.items():
-      if remedy := kind.remedy(group[field]):
+    for field in group:
+      if remedy := kinds[field].remedy(group[field]):
         raise ValueError(
           f'config.lora.{name}.{field} is {group[field]!r}; {remedy}'
         )
+    check_lora_kind(name, group)
     try:
       re.compile(group.layers)
     except re.error as error:
@@ -167,3 +170,18 @@ def check_lora(config: config_dict.ConfigDict) -> None:
         f'config.lora.{name}.layers is {group.layers!r}, which is no regular '
         f'expression: {error}'
       ) from None
+
+
+def check_lora_kind(name: str, group: config_dict.ConfigDict) -> None:
+  """Raises ValueError for fields that a kind of factors has no use for."""
+  algo = group.get('algo', 'lora')
+  if algo == 'full' and group.get('dora_wd'):
+    raise ValueError(
+      f"config.lora.{name} has dora_wd with algo 'full', whose difference has "
+      'norms of its own: leave dora_wd out'
+    )
+  if algo != 'lokr' and group.get('factor', -1) != -1:
+    raise ValueError(
+      f'config.lora.{name} has factor={group.factor} with algo {algo!r}; only '
+      "'lokr' has one: leave it out"
+    )

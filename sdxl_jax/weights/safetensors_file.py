@@ -244,27 +244,35 @@ def write(
   Raises:
     ValueError: if a tensor has numbers that are not finite.
   """
-  # The header comes first and needs the sizes only.
-  header, end = {'__metadata__': {'format': 'pt'} | (metadata or {})}, 0
   size = sizes(tensors, dtype)
-  for name, tensor in tensors.items():
-    begin, end = end, end + size[name]
-    header[name] = {
-      'dtype': CODES[written_dtype(tensor, dtype)],
-      'shape': tensor.shape,
-      'data_offsets': (begin, end),
-    }
-  text = json.dumps(header).encode()
-  text += b' ' * (-len(text) % 8)
   # One tensor is in memory at a time.
   with open(path, 'wb') as file:
-    file.write(struct.pack('<Q', len(text)) + text)
+    file.write(make_header(tensors, dtype, {'format': 'pt'} | (metadata or {})))
     for name in list(tensors):
       tensor = tensors.pop(name)
       cast_to = written_dtype(tensor, dtype)
       for block in checked_cast.cast_blocks(name, tensor.read(), cast_to):
         block.tofile(file)
       watch(size[name])
+
+
+def make_header(
+  tensors: dict[str, LazyTensor],
+  dtype: npt.DTypeLike | None = None,
+  metadata: dict[str, str] | None = None,
+) -> bytes:
+  """Makes what a file begins with, from the sizes alone; see `write`."""
+  header, end = {'__metadata__': metadata or {}}, 0
+  for name, size in sizes(tensors, dtype).items():
+    begin, end = end, end + size
+    header[name] = {
+      'dtype': CODES[written_dtype(tensors[name], dtype)],
+      'shape': tensors[name].shape,
+      'data_offsets': (begin, end),
+    }
+  text = json.dumps(header).encode()
+  text += b' ' * (-len(text) % 8)
+  return struct.pack('<Q', len(text)) + text
 
 
 def sizes(

@@ -7,11 +7,23 @@ import pytest
 from flax import traverse_util
 
 from sdxl_jax.models import lora, unet
-from sdxl_jax.weights.lora import merge
+from sdxl_jax.weights.lora import merge, trained_factors
 
 TARGETS = (
   lora.Target('attention', r'unet/.*/attn[12]/(to_[qkv]|to_out_0)', 3, 6.0),
   lora.Target('rest', r'unet/.*/(conv1|net_2|proj_in|time_emb_proj)', 2, 1.0),
+)
+# Every kind of factors, in a convolution and in linear layers, stacked or not.
+KINDS = tuple(
+  lora.Target(name, f'unet/.*/({layers})', rank, 5.0, algo, dora_wd, factor)
+  for name, layers, rank, algo, dora_wd, factor in (
+    ('dora', r'attn1/to_[qkv]|conv1', 3, 'lora', True, -1),
+    ('loha', r'attn2/to_[qkv]|conv2|time_emb_proj', 2, 'loha', False, -1),
+    ('lokr', r'net_0/proj|to_out_0', 1, 'lokr', False, -1),
+    ('factor', r'net_2', 9, 'lokr', True, 4),
+    ('full', r'proj_in', 1, 'full', False, -1),
+    ('both', r'proj_out', 2, 'loha', True, -1),
+  )
 )
 draw = np.random.default_rng(0).normal
 INPUTS = tuple(
@@ -35,9 +47,9 @@ def make(**fields):
   return net, {'unet': jax.tree.map(fill, tree['params'])}
 
 
-def trained(params):
+def trained(params, targets=TARGETS):
   """Factors as some steps may leave them: b is no longer zero."""
-  fresh = lora.init(jax.random.key(2), params, TARGETS)
+  fresh = lora.init(jax.random.key(2), params, targets)
   flat = traverse_util.flatten_dict(fresh)
   rng = np.random.default_rng(3)
 
@@ -66,8 +78,25 @@ def test_added_as_merged(jit, close, fields):
   ready = lora.fold_scale(factors, TARGETS)
   added = run(jit, net, params | {'lora': ready})
   assert np.abs(added - run(jit, net, params)).max() > 1
-  made = merge.from_training(factors, TARGETS)
+  made = trained_factors.from_training(factors, TARGETS)
   assert len(made.factors) == 2 * 8 + 2 + 2 + 1 + 2
+  merged = merge.merge(params, [(made, 1.0)])
+  close(run(jit, net, merged), added, 1e-5)
+
+
+@pytest.mark.parametrize('scan', [True, False])
+def test_all_kinds_added_as_merged(jit, close, scan):
+  net, params = make(scan_blocks=scan, remat='full' if scan else 'none')
+  fresh = lora.init(jax.random.key(2), params, KINDS)
+  factors = trained(params, KINDS)
+  plain, unchanged, added = (
+    run(jit, net, params | {'lora': lora.fold_scale(tree, KINDS)})
+    for tree in ({}, fresh, factors)
+  )
+  close(unchanged, plain, 1e-5)
+  assert np.abs(added - plain).max() > 1
+  made = trained_factors.from_training(factors, KINDS)
+  assert not made.factors
   merged = merge.merge(params, [(made, 1.0)])
   close(run(jit, net, merged), added, 1e-5)
 

@@ -1,6 +1,6 @@
-"""Writes low-rank factors as LoRA files in all key formats of `lora_names`."""
+"""Writes changes of weights as LoRA files, in all formats of `lora_names`."""
 
-import collections
+import dataclasses
 import json
 import pathlib
 from typing import Any
@@ -10,7 +10,23 @@ import numpy as np
 
 from sdxl_jax import atomic_write
 from sdxl_jax.weights import safetensors_file
-from sdxl_jax.weights.lora import alphas, deltas, lora_names, merge
+from sdxl_jax.weights.lora import (
+  alphas,
+  deltas,
+  file_metadata,
+  lora_names,
+  merge,
+  peft_config,
+  published_parts,
+)
+
+# The kinds that a key format has names for; those of kohya have all.
+DORA = f'LoRA{published_parts.DORA}'
+HELD = {
+  'diffusers': ('LoRA', DORA),
+  'diffusers_old': ('LoRA',),
+  'peft': ('LoRA', DORA, 'LoHa', 'LoKr'),
+}
 
 
 def save(
@@ -36,29 +52,63 @@ def save(
   """
   path, key_format = pathlib.Path(path), key_format or lora.key_format
   check_key_format(key_format, lora)
-  names = lora_names.names_by_net(merge.kernels_of(params))
-  layout = lora_names.unet_block_layout(names['unet'])
-  # Name the tensors.
-  arrays = {}
-  for (net, layer), factors in lora.factors.items():
-    prefix = lora_names.key_prefix(key_format, net, layer, layout)
-    if key_format.startswith('diffusers'):
-      factors = fold_scale(factors)
-    for part in ('down', 'up'):
-      suffix = lora_names.key_suffix(key_format, net, part)
-      arrays[prefix + suffix] = cast(getattr(factors, part), dtype)
-    if key_format.startswith('kohya') and factors.alpha is not None:
-      arrays[f'{prefix}.alpha'] = cast(factors.alpha, dtype)
+  config = None
+  if key_format == 'peft':
+    config = peft_config.make(lora, weight_shapes(params))
+  arrays = {
+    name: cast(array, dtype)
+    for name, array in name_arrays(lora, params, key_format).items()
+  }
   # Metadata of the source stays if its key format does.
   source = lora.metadata if key_format == lora.key_format else {}
-  metadata = describe(key_format, lora) | source | (metadata or {})
+  metadata = (
+    file_metadata.describe(key_format, lora) | source | (metadata or {})
+  )
   metadata.pop(alphas.METADATA, None)  # alpha is in the tensors now
+  if key_format.startswith('kohya'):
+    metadata |= file_metadata.hashes(arrays, metadata)
   tensors = {n: safetensors_file.from_array(x) for n, x in arrays.items()}
   with atomic_write.atomic_path(path, overwrite) as partial:
     safetensors_file.write(partial, tensors, metadata=metadata)
-  if key_format == 'peft':
-    config = json.dumps(adapter_config(lora), indent=2)
-    atomic_write.write_text(path.parent / alphas.CONFIG, config + '\n')
+  if config:
+    text = json.dumps(config, indent=2)
+    atomic_write.write_text(path.parent / alphas.CONFIG, text + '\n')
+
+
+def weight_shapes(params: dict[str, Any]) -> dict[str, tuple[int, ...]]:
+  """Returns {published layer: shape of its weight} of all nets."""
+  kernels = merge.kernels_of(params)
+  return {name: location.shape for (_, name), location in kernels.items()}
+
+
+def name_arrays(
+  lora: merge.Lora, params: dict[str, Any], key_format: str
+) -> dict[str, np.ndarray]:
+  """Returns {name: array} of all changes, in a key format.
+
+  Args:
+    lora: the changes.
+    params: {net: parameters, or their shapes} of their base model.
+    key_format: one of lora_names.KEY_FORMATS.
+  """
+  locations, arrays = merge.tensors_of(params), {}
+  names = lora_names.names_by_net(merge.kernels_of(params))
+  layout = lora_names.unet_block_layout(names['unet'])
+  is_kohya = key_format.startswith('kohya')
+  for (net, tensor), delta in lora.changes().items():
+    layer, _, leaf = tensor.rpartition('.')
+    prefix = lora_names.key_prefix(key_format, net, layer, layout)
+    ndim = len(locations[net, f'{layer}.weight'].shape)
+    if key_format.startswith('diffusers'):
+      delta = fold_scale(delta)
+    for part, array in published_parts.parts_of(delta).items():
+      if not is_kohya:
+        array = published_parts.shape_for_peft(part, array)
+      if is_kohya or part != 'alpha':
+        part = published_parts.named_part(part, leaf, ndim)
+        end = published_parts.suffix(key_format, net, part)
+        arrays[prefix + end] = array
+  return arrays
 
 
 def check_key_format(key_format: str, lora: merge.Lora) -> None:
@@ -67,19 +117,38 @@ def check_key_format(key_format: str, lora: merge.Lora) -> None:
     raise ValueError(
       f'dialect is {key_format!r}; choose one of {lora_names.KEY_FORMATS}'
     )
-  if lora.others:
-    net, name = next(iter(lora.others))
+  held = HELD.get(key_format)
+  missing = {
+    name: kind
+    for name, kind in kinds_of(lora).items()
+    if held is not None and kind not in held
+  }
+  if missing:
+    net, name = next(iter(missing))
     raise ValueError(
-      f'{len(lora.others)} tensors are changed in other ways than by low-rank '
-      f'factors of a weight, the first is {net}.{name}, and a LoRA file is '
-      'written of such factors alone: merge the file into a model with --lora'
+      f'{len(missing)} tensors are changed in other ways than {key_format} has '
+      f'names for, by {" and ".join(sorted(set(missing.values())))}; the first '
+      f'is {net}.{name}: choose the dialect kohya, which has all, or merge the '
+      'file into a model with --lora'
     )
-  nets = sorted({net for net, _ in lora.factors})
+  nets = sorted({net for net, _ in lora.changes()})
   if key_format == 'peft' and len(nets) > 1:
     raise ValueError(
       f'PEFT keeps one net in a file, and these factors are of {nets}: choose '
       "the dialect 'diffusers', which has the same names for several"
     )
+
+
+def kinds_of(lora: merge.Lora) -> dict[tuple[str, str], str]:
+  """Returns {(net, tensor): kind}, of DoRA with what no other program has."""
+  kinds = {}
+  for (net, name), delta in lora.changes().items():
+    kinds[net, name] = published_parts.kind_of(delta)
+    if published_parts.is_of_inputs(delta):
+      kinds[net, name] += ' of inputs'
+    if name.endswith('.bias'):
+      kinds[net, name] += ' of biases'
+  return kinds
 
 
 def cast(array: np.ndarray, dtype: str | None) -> np.ndarray:
@@ -88,58 +157,11 @@ def cast(array: np.ndarray, dtype: str | None) -> np.ndarray:
   return array if dtype is None else array.astype(jnp.dtype(dtype))
 
 
-def fold_scale(factors: deltas.Factors) -> deltas.Factors:
-  """Multiplies the scale into `up`, which makes alpha = r."""
-  if factors.scale == 1:
-    return factors._replace(alpha=None)
-  up = (np.float32(factors.up) * factors.scale).astype(factors.up.dtype)
-  return deltas.Factors(factors.down, up)
-
-
-def describe(key_format: str, lora: merge.Lora) -> dict[str, str]:
-  """Returns the metadata by which other programs recognise a file."""
-  if not key_format.startswith('kohya'):
-    return {'format': 'pt'}
-  ranks = {len(f.down) for f in lora.factors.values()}
-  scaled = {f.scale * len(f.down) for f in lora.factors.values()}
-  return {
-    'ss_network_module': 'networks.lora',
-    'ss_network_dim': one_or_dynamic(ranks),
-    'ss_network_alpha': one_or_dynamic(scaled),
-    'ss_base_model_version': 'sdxl_base_v1-0',
-    'ss_v2': 'False',
-    'modelspec.sai_model_spec': '1.0.0',
-    'modelspec.architecture': 'stable-diffusion-xl-v1-base/lora',
-    'modelspec.implementation': (
-      'https://github.com/Stability-AI/generative-models'
-    ),
-  }
-
-
-def one_or_dynamic(values: set[int] | set[float]) -> str:
-  """Formats the value of all layers; 'Dynamic' where layers differ."""
-  return f'{min(values):g}' if len(values) == 1 else 'Dynamic'
-
-
-def adapter_config(lora: merge.Lora) -> dict[str, Any]:
-  """Returns PEFT's adapter_config.json for the factors of one net."""
-  ranks, scaled = {}, {}
-  for (_, layer), factors in lora.factors.items():
-    ranks[layer] = len(factors.down)
-    scaled[layer] = factors.scale * len(factors.down)
-  rank, alpha = most_common(ranks), most_common(scaled)
-  return {
-    'peft_type': 'LORA',
-    'r': rank,
-    'lora_alpha': alpha,
-    'rank_pattern': {n: r for n, r in ranks.items() if r != rank},
-    'alpha_pattern': {n: a for n, a in scaled.items() if a != alpha},
-    'target_modules': list(ranks),
-    'lora_dropout': 0.0,
-    'bias': 'none',
-  }
-
-
-def most_common(values: dict[str, Any]) -> Any:
-  """Returns the value that most layers have."""
-  return collections.Counter(values.values()).most_common(1)[0][0]
+def fold_scale(delta: deltas.Delta) -> deltas.Delta:
+  """Multiplies the scale of factors into `up`, which makes alpha = r."""
+  if isinstance(delta, deltas.Decomposed):
+    return dataclasses.replace(delta, direction=fold_scale(delta.direction))
+  if delta.scale == 1:
+    return delta._replace(alpha=None)
+  up = (np.float32(delta.up) * delta.scale).astype(delta.up.dtype)
+  return deltas.Factors(delta.down, up)

@@ -74,31 +74,6 @@ def kernels_of(params: dict[str, Any]) -> Locations:
   }
 
 
-def from_training(tree: dict[str, Any], targets: Sequence[lora.Target]) -> Lora:
-  """Converts trained factors to published ones.
-
-  Args:
-    tree: {net: {..., 'a', 'b'}}, see models/lora.py.
-    targets: of the run; they have alpha.
-  """
-  factors = {}
-  for net, of_net in tree.items():
-    flat = traverse_util.flatten_dict(of_net)
-    # `a` has the axes of its kernel, so the rules for kernels apply.
-    downs = {(*p[:-1], 'kernel'): x for p, x in flat.items() if p[-1] == 'a'}
-    for name, location in tensor_names.locations(downs).items():
-      layer = location.path[:-1]
-      (target,) = (t for t in targets if lora.matches(t, (net, *layer)))
-      down = tensor_names.tensor(downs, location)
-      # b [r, out] is up [out, r], with two axes of 1 for a convolution.
-      up = np.asarray(flat[*layer, 'b'])
-      up = (up if location.index is None else up[location.index]).T
-      up = up.reshape(*up.shape, *[1] * (down.ndim - 2))
-      key = net, name.removesuffix('.weight')
-      factors[key] = deltas.Factors(down, up, np.float32(target.alpha))
-  return Lora(factors)
-
-
 def merge(
   params: dict[str, Any], loras: Sequence[tuple[Lora, float]]
 ) -> dict[str, Any]:

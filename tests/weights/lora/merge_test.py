@@ -60,8 +60,12 @@ def test_other_methods(golden, tmp_path, scan):
   loras = [(lora_file.load(path, params), 0.5)]
   changed = set(loras[0][0].changes())
   assert len(changed) == 9
+  other = tmp_path / 'y.safetensors'
   with pytest.raises(ValueError, match='9 tensors are changed in other ways'):
-    lora_writer.save(tmp_path / 'y.safetensors', loras[0][0], params)
+    lora_writer.save(other, loras[0][0], params, 'diffusers_old')
+  lora_writer.save(other, loras[0][0], params, 'kohya')
+  loras = [(lora_file.load(other, params), 0.5)]
+  assert set(loras[0][0].changes()) == changed
   merged = merge.merge(params, loras)
   for net, source in nets.items():
     published = merge.merge_published(source, loras).tensors()
