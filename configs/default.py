@@ -63,6 +63,9 @@ def get_config():
   # Batches held ready, at least num_threads; 0: none, and no threads.
   config.data.prefetch = 8
   config.data.index_workers = 8  # processes that index new data; 0: no others
+  # Captions of images that have none, one of them drawn for each image and
+  # pass, such as ('a photo of {}',); {} is the token_string of config.words.
+  config.data.templates = ()
   config.data.background = 'white'  # colour behind transparent images
   # Metric `upscaled` counts images that are enlarged by more than this factor.
   config.data.max_upscale = 1.0
@@ -127,6 +130,12 @@ def get_config():
   # Low-rank factors to train in place of whole nets, with trained = ('lora',):
   # {name: dict(layers=pattern, rank=16, alpha=16.0)}, see configs/lora.py.
   config.lora = config_dict.ConfigDict()
+  # Words to learn by textual inversion, with 'words' in trained: {name: dict(
+  # token_string='<fox>', init_word='fox', num_vectors_per_token=4)}, or with
+  # weights='FILE' in place of init_word, see configs/textual_inversion.py.
+  config.words = config_dict.ConfigDict()
+  # Whether each vector of a word keeps the norm that it begins with.
+  config.preserve_embedding_norm = False
 
   config.loss = config_dict.ConfigDict()
   config.loss.offset_noise = 0.0  # 0.05 in the paper's last stage

@@ -1,28 +1,35 @@
 """Converts weights from any known format to another, LoRAs included.
 
-  python -m sdxl_jax.convert SOURCE TARGET --to diffusers|single_file|orbax|lora
+  python -m sdxl_jax.convert SOURCE TARGET \
+    --to diffusers|single_file|orbax|lora|embedding
 
 SOURCE is a diffusers folder, a single safetensors file, an orbax export, the
 workdir of a run or one of its WORKDIR/checkpoints/STEP; its format is detected.
 A file or folder with only a UNet or a VAE replaces that of --base. TARGET is
 written atomically. --dry_run prints what would be read and written. --lora
 merges LoRAs into a model. --to lora writes a LoRA file, from another one or
-from the workdir that trained it, with the key format of --dialect.
+from the workdir that trained it, with the key format of --dialect; --to
+embedding writes a learned word likewise.
 
 Not preserved: metadata of a file, in a folder; and position_ids and
 logit_scale, which no net reads and which every single file gets anew.
 """
 
-import dataclasses
 import pathlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import tqdm
 from absl import flags
 
 from sdxl_jax import atomic_write, cli
-from sdxl_jax.checkpoints import completion, export, run_params
+from sdxl_jax.checkpoints import (
+  completion,
+  conversion,
+  export,
+  run_params,
+  word_export,
+)
 from sdxl_jax.weights import (
   checked_cast,
   description,
@@ -35,48 +42,14 @@ from sdxl_jax.weights.diffusers import (
   folder_reader,
   folder_writer,
 )
-from sdxl_jax.weights.lora import lora_file, lora_names, lora_writer
+from sdxl_jax.weights.lora import lora_names, lora_writer
 from sdxl_jax.weights.single_file import ldm_writer
 
-FORMATS = ('diffusers', 'single_file', 'orbax', 'lora')
+FORMATS = ('diffusers', 'single_file', 'orbax', 'lora', 'embedding')
 FOLDERS = ('diffusers', 'orbax')  # formats that are folders
 DTYPES = ('float32', 'float16', 'bfloat16')
+Source, Target = conversion.Source, conversion.Target
 Say = Callable[[str], Any]  # prints a line for the user
-
-
-@dataclasses.dataclass(frozen=True)
-class Source:
-  """The weights to convert."""
-
-  path: str | pathlib.Path
-  base: str | pathlib.Path | None = None  # source of nets that `path` lacks
-  average: str = 'ema'  # of a workdir, see run_params.AVERAGES
-  loras: Sequence[str] = ()  # to merge, each as 'FILE' or 'FILE:WEIGHT'
-  options: read_options.ReadOptions = read_options.DEFAULT
-  vae: str | pathlib.Path | None = None  # replaces the autoencoder
-
-  @property
-  def files(self) -> list[str | pathlib.Path]:
-    """Paths that are read."""
-    loras = [lora_file.parse(spec)[0] for spec in self.loras]
-    paths = (self.path, self.base, self.vae, *loras)
-    return [path for path in paths if path]
-
-
-@dataclasses.dataclass(frozen=True)
-class Target:
-  """The file or folder to write."""
-
-  path: str | pathlib.Path
-  to: str  # one of FORMATS
-  dtype: str | None = None  # None: the stored one
-  # 'fp16' or 'bf16', of a diffusers folder: that dtype, and a mark in the
-  # names of its files.
-  variant: str | None = None
-  shard_gb: float = 10.0  # largest file of a diffusers folder
-  title: str = ''  # metadata of a single file or a LoRA file
-  key_format: str = 'kohya'  # of a LoRA file, see lora_names.KEY_FORMATS
-  overwrite: bool = False  # whether a model at `path` may be replaced
 
 
 def convert(
@@ -175,20 +148,7 @@ def convert_lora(
   Args, Raises: see `convert`.
   """
   output_path.check_replaceable(target.path, False, target.overwrite)
-  options = source.options
-  for name, value in (
-    ('vae', source.vae),
-    ('prediction', options.prediction),
-    ('zero_snr', options.zero_snr),
-    ('source_variant', options.variant),
-    ('variant', target.variant),
-    ('lora', ' '.join(source.loras) or None),
-  ):
-    if value is not None:
-      raise ValueError(
-        f'--{name}={value} is of models, and --to=lora writes a LoRA: leave it '
-        'out'
-      )
+  conversion.refuse_of_models(source, target, 'a LoRA')
   # Describe the factors.
   adapter, shapes = export.open_lora(
     source.path,
@@ -226,8 +186,8 @@ def convert_lora(
 
 def main(args: flags.FlagValues, source: str, target: str) -> None:
   """Runs the command with its flags and two paths."""
-  run = convert_lora if args.to == 'lora' else convert
-  run(
+  others = {'lora': convert_lora, 'embedding': word_export.convert}
+  others.get(args.to, convert)(
     Source(
       source,
       args.base,
@@ -249,6 +209,7 @@ def main(args: flags.FlagValues, source: str, target: str) -> None:
       shard_gb=args.shard_gb,
       title=args.title,
       key_format=args.dialect,
+      word=args.word,
       overwrite=args.overwrite,
     ),
     args.dry_run,
@@ -290,7 +251,10 @@ if __name__ == '__main__':
   flags.DEFINE_string('title', '', 'in the metadata of a file; default: name')
   flags.DEFINE_multi_string('lora', [], 'FILE or FILE:WEIGHT to merge')
   key_formats = lora_names.KEY_FORMATS
-  flags.DEFINE_enum('dialect', 'kohya', key_formats, 'key format of a LoRA')
+  flags.DEFINE_enum(
+    'dialect', 'kohya', key_formats, 'key format of a LoRA, or an embedding'
+  )
+  flags.DEFINE_string('word', None, 'that is written, of several learned ones')
   flags.DEFINE_bool('overwrite', False, 'replace the model at TARGET')
   flags.DEFINE_bool('dry_run', False, 'print what would be done, do nothing')
   flags.mark_flag_as_required('to')

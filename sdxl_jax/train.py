@@ -191,6 +191,7 @@ def prepare(start: run_start.Start) -> tuple[loop.Run, train_state.State]:
   if checkpoints.latest_step is None:
     run_setup.warn(start_warnings.of_files(config), say)
     run_setup.warn(start_warnings.of_schedule(config), say)
+    run_setup.warn(start_warnings.of_words(config), say)
   pretrained = run_setup.load_weights(config, model, mesh)
   shapes = jax.eval_shape(task.init, key, pretrained)
   shapes = sharding.with_shardings(shapes, mesh)

@@ -9,7 +9,14 @@ from collections.abc import Sequence
 
 import grain
 
-from sdxl_jax.data import buckets, cut_captions, images, seeds, transforms
+from sdxl_jax.data import (
+  buckets,
+  caption_templates,
+  cut_captions,
+  images,
+  seeds,
+  transforms,
+)
 from sdxl_jax.data.sources import indexed
 
 ENDLESS = 1 << 40  # batches; Grain needs a length
@@ -26,6 +33,7 @@ class BatchOptions:
   caption_dropout: float = 0.0  # probability of the caption ''
   aesthetic_score: bool = False  # whether rows have one
   background: str = 'white'  # colour behind transparent images
+  templates: tuple[str, ...] = ()  # captions of records that have none
   max_upscale: float = 1.0  # rows whose image is enlarged more are counted
   max_token_length: int = 75  # tokens of a caption, for the warning
   num_threads: int = 4  # batches made at once
@@ -114,9 +122,14 @@ class BatchRows(grain.MapDataset):
     Raises:
       images.UnreadableImage: in place of any error of reading and cropping.
     """
-    seed = [self.schedule.seed, seeds.Stream.TRANSFORM, data_pass, record]
+    place = data_pass, record
+    seed = [self.schedule.seed, seeds.Stream.TRANSFORM, *place]
     with images.unreadable_if_raised(lambda: self.source.name(record)):
-      example = self.source[record]
+      example = caption_templates.fill(
+        self.source[record],
+        self.options.templates,
+        [self.schedule.seed, seeds.Stream.TEMPLATE, *place],
+      )
       # The same row on any host, thread and batch size.
       row = transforms.transform(
         example,

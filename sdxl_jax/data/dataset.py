@@ -6,7 +6,13 @@ from typing import Any
 
 import ml_collections
 
-from sdxl_jax.data import batch_rows, buckets, pipeline, record_check
+from sdxl_jax.data import (
+  batch_rows,
+  buckets,
+  caption_templates,
+  pipeline,
+  record_check,
+)
 from sdxl_jax.data.sources import indexed, kinds, mixture, record_filters
 from sdxl_jax.text import chunking, tokenizer
 
@@ -96,6 +102,7 @@ def options_of(config: ml_collections.ConfigDict) -> batch_rows.BatchOptions:
     caption_dropout=config.caption_dropout if config.uncond == 'empty' else 0.0,
     aesthetic_score=config.refiner,
     background=config.data.background,
+    templates=caption_templates.of_config(config),
     max_upscale=config.data.max_upscale,
     max_token_length=config.max_token_length,
     num_threads=config.data.num_threads,

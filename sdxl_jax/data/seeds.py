@@ -16,3 +16,4 @@ class Stream(enum.IntEnum):
   TRANSFORM = 2  # crop, flip and dropped caption of a training example
   PRECOMPUTED_CROP = 3  # crops that `precompute` stores, by a record's key
   EVALUATION_CROP = 4  # crops that `evaluate` reconstructs
+  TEMPLATE = 9  # caption of a training example that has none

@@ -17,6 +17,8 @@ PARAMETERS = (
   'optimizer.ema_widths',
   'trained',
   'lora',
+  'words',
+  'preserve_embedding_norm',
   'refiner',
   'init_from',
   'init_variant',
@@ -50,6 +52,9 @@ RUNTIME = (
 ADDED = {
   'init_variant': '',
   'init_vae': '',
+  'words': {},
+  'preserve_embedding_norm': False,
+  'data.templates': [],
   'optimizer.loss_scale': 2.0**15,
   'optimizer.loss_scale_steps': 2000,
   'optimizer.gradients_dtype': 'float32',

@@ -49,6 +49,7 @@ NETS = (
   'vae',
   'discriminator',
   'lora',
+  'words',
 )
 
 # What each net has.
@@ -91,6 +92,7 @@ SECTIONS = {
     'caption_dropout': SHARE,
     'max_token_length': Choice(cut_captions.LENGTHS),
     'skip_non_finite': SWITCHED,
+    'preserve_embedding_norm': Flag(),
   },
   'mesh': {
     'data': Whole(-1, INF, excludes=0),
@@ -105,6 +107,7 @@ SECTIONS = {
     'num_threads': Whole(0, 256),
     'prefetch': SWITCHED,
     'index_workers': Whole(0, 1024),
+    'templates': Items(Text(), "('a photo of {}',)"),
     'background': Colour(),
     'max_upscale': FACTOR,
   },
@@ -266,9 +269,16 @@ PLACES = {
 # The last names of all fields with a path, or a name, of data.
 LOCATIONS = {*PLACES.values(), 'data_dir'}
 
-# Sections whose names are the user's: of groups of factors, and of sources.
-OPEN = ('lora', 'data.mixture')
+# Sections whose names are the user's: of groups of factors, of words, and of
+# sources.
+OPEN = ('lora', 'words', 'data.mixture')
 LORA = {'layers': Text(), 'rank': COUNT, 'alpha': FACTOR}
+WORD = {
+  'token_string': Text(),
+  'num_vectors_per_token': Whole(1, 75),  # all in one chunk
+  'init_word': Text(),
+  'weights': Text(),
+}
 
 FIELDS = {
   f'{section}.{name}'.removeprefix('.'): kind

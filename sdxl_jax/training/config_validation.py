@@ -10,7 +10,12 @@ from typing import Any
 
 from ml_collections import config_dict
 
-from sdxl_jax.training import config_fields, data_validation, net_validation
+from sdxl_jax.training import (
+  config_fields,
+  data_validation,
+  net_validation,
+  word_validation,
+)
 
 AUTOENCODER_NETS = {'vae', 'discriminator'}  # the trained nets of stage 0
 
@@ -149,6 +154,7 @@ def check_autoencoder(config: config_dict.ConfigDict) -> None:
 
 def check_precomputed(config: config_dict.ConfigDict) -> None:
   """Raises ValueError if nets are trained that a cache has already applied."""
+  word_validation.check_not_precomputed(config)
   # Text encoders and autoencoder do not run, so they would get no gradients.
   only_unet = all(g.layers.startswith('unet/') for g in config.lora.values())
   if not only_unet or tuple(config.trained) not in (('unet',), ('lora',)):

@@ -25,6 +25,7 @@ from sdxl_jax.training import (
   skipping,
   stochastic_rounding,
   train_state,
+  vector_norms,
 )
 
 MOST_RATES = 1_000_000  # learning rates that are looked at ahead
@@ -123,7 +124,10 @@ def make_optimizer(
       weight_decay=c.weight_decay,
       clip_norm=c.clip_norm,
     )
-    return stochastic_rounding.stored_as(adamw, c.moments_dtype)
+    chain = stochastic_rounding.stored_as(adamw, c.moments_dtype)
+    if config.preserve_embedding_norm:
+      return optax.chain(chain, vector_norms.keep_norms())
+    return chain
 
   # The average is last in the chain, since it follows the updated parameters.
   if config.task == 'diffusion':
