@@ -18,6 +18,10 @@ def get_config():
   config.buckets_per_step = 1  # batches, of one bucket each, per optimizer step
   config.accumulation_steps = 1  # micro-batches that each of them is split into
   config.log_every = 50  # optimizer steps that a line of metrics averages over
+  # Where metrics and samples go besides metrics.jsonl: 'tensorboard', 'wandb'
+  # and 'mlflow', whose packages are installed apart.
+  config.log_with = ('tensorboard',)
+  config.log_tracker_name = ''  # project or experiment there; '': sdxl_jax
   # Steps in a row whose loss or gradient is not finite and whose update is left
   # out; one more stops the run. 0: the first stops it.
   config.skip_non_finite = 0
@@ -200,6 +204,9 @@ def get_config():
   config.samples = config_dict.ConfigDict()
   config.samples.every = 5000  # steps; 0: never
   config.samples.prompts = ('a red apple on a white background',)
+  # In place of prompts: a file with a prompt on each line and settings of its
+  # own, as sample --prompts_file has it; '': none.
+  config.samples.prompts_file = ''
   config.samples.size = (1024, 1024)  # (height, width) in px
   config.samples.steps = 30
   config.samples.sampler = 'euler'

@@ -209,6 +209,26 @@ def lora(config):
   )
 
 
+def words(config):
+  """A word for the quick config, of an object on a few images."""
+  config.trained = ('words',)
+  config.words.main = dict(
+    token_string='<new>', init_word='apple', num_vectors_per_token=2
+  )
+  config.optimizer.learning_rate = 0.02
+  config.optimizer.warmup_steps = 0
+  config.total_steps = 200
+  config.global_batch_size = 8
+  config.caption_dropout = 0.0
+  config.data.source = 'folder'
+  config.data.buckets = BUCKETS[:1]
+  config.checkpoint.every = config.samples.every = 100
+  config.samples.prompts = (
+    *(f'a <new> on a {colour} background' for colour in LORA_UNSEEN),
+    *PROMPTS[:3],  # as without the word
+  )
+
+
 def learned_latents(config):
   """Sets up the latents of stage 0, with the scaling that it measured."""
   config.unet.in_channels = config.unet.out_channels = 8
@@ -234,4 +254,5 @@ STAGES = {
   'stage3': stage3,
   'refiner': refiner,
   'lora': lora,
+  'words': words,
 }

@@ -225,7 +225,7 @@ def prepare(start: run_start.Start) -> tuple[loop.Run, train_state.State]:
     dataset=data.fingerprint,
     programs=programs,
     sample_grid=sample_grid.make_sample_grid(
-      config, model, frozen, data.source
+      config, model, frozen, data.source, say
     ),
     checkpoint_config=latent_statistics.CheckpointConfig(
       config, model, task, mesh, data.make_batches, say

@@ -13,6 +13,7 @@ from sdxl_jax.training import (
   gradient_dtype,
   loss_scaling,
   stochastic_rounding,
+  trackers,
 )
 from sdxl_jax.training.field_kinds import (
   INF,
@@ -80,6 +81,8 @@ SECTIONS = {
     'buckets_per_step': COUNT,
     'accumulation_steps': COUNT,
     'log_every': COUNT,
+    'log_with': Items(Choice(trackers.NAMES), "('tensorboard', 'wandb')"),
+    'log_tracker_name': Text(),
     'compile_threads': Whole(1, 64),
     'init_from': Text(),
     'init_variant': Text(),
@@ -208,6 +211,7 @@ SECTIONS = {
   | {
     'every': SWITCHED,
     'prompts': Items(Text(), "('a red fox',)"),
+    'prompts_file': Text(),
     'size': SIZE,
     'steps': Whole(1, 1000),
     'sampler': Choice(tuple(samplers.SAMPLERS)),

@@ -118,10 +118,11 @@ def check_diffusion(config: config_dict.ConfigDict) -> None:
       'zero_terminal_snr to False'
     )
   # Otherwise the run would fail at its first samples, long after the start.
-  if config.samples.every and not config.samples.prompts:
+  c = config.samples
+  if c.every and not (c.prompts or c.prompts_file):
     raise ValueError(
-      f'config.samples.every is {config.samples.every}, but '
-      'config.samples.prompts is empty: add a prompt, or set every to 0'
+      f'config.samples.every is {c.every}, but config.samples.prompts is empty:'
+      ' add a prompt or a prompts_file, or set every to 0'
     )
 
 

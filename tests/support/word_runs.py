@@ -51,7 +51,7 @@ def save_images(folder):
 
 
 def get_config(base, folder, **changes):
-  """Returns a config for a few large steps of words, beside factors."""
+  """Returns a config for a few steps of words, beside factors."""
   config = base_config()
   config.update(
     init_from=str(base),
@@ -67,9 +67,11 @@ def get_config(base, folder, **changes):
     templates=TEMPLATES,
     folder=dict(path=str(folder), captions=False),
   )
-  config.optimizer.learning_rate = 0.1
+  config.total_steps, config.log_every = 40, 10
+  config.checkpoint.every = 20
+  config.optimizer.learning_rate = 0.05
   config.samples.update(
-    every=4, size=(16, 24), steps=2, prompts=('a <toy> in <style>', 'a fox')
+    every=40, size=(16, 24), steps=2, prompts=('a <toy> in <style>', 'a fox')
   )
   config.update(changes)
   return config.lock()
