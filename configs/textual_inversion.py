@@ -9,12 +9,12 @@ Only the token embeddings of the word are trained, in both text encoders (Gal et
 al. 2022); all nets stay as they are. The word, the text that it begins with and
 the number of its vectors are fields of config.words, here of one word, `main`:
 
-  --config.words.main.token_string='<fox>' --config.words.main.init_word=fox
-  --config.words.main.num_vectors_per_token=2
+  --config.words.main.init_word=fox --config.words.main.num_vectors_per_token=4
 
-A token_string must not be in CLIP's vocabulary. Where an init_word has fewer
-tokens than the word has vectors, they are taken over again. A word may go on
-from a file of embeddings, weights='FILE' in place of init_word.
+Where an init_word has fewer tokens than the word has vectors, they are taken
+over again. A token_string must not be in CLIP's vocabulary; another one belongs
+into config.samples.prompts, too. A word may go on from a file of embeddings,
+weights='FILE' in place of init_word. Several words stand side by side.
 
 The captions of the images contain the word. Images without captions, with
 --config.data.folder.captions=False, get one of config.data.templates in each
@@ -42,7 +42,6 @@ what is meant for diffusers is better trained with
 
 Two vectors have 4,096 numbers, 16 KB as a file. The gradient runs through UNet
 and text encoders, whose activations are computed again (remat).
-RESULTS
 """
 
 from configs import default
