@@ -28,20 +28,37 @@ are then needed:
   python -m sdxl_jax.convert WORD new.safetensors --to embedding
   python -m sdxl_jax.convert WORD style.safetensors --to lora
 
+The vectors keep the norm that they begin with (config.preserve_embedding_norm):
+without it they outgrow the table and drown the other words of a prompt.
+OneTrainer's setting of that name scales them to the median norm of the table.
+Vectors do not decay.
+
 The fields are those of sd-scripts: token_string, init_word, weights and
 num_vectors_per_token; its use_object_template and use_style_template are the
-templates. config.preserve_embedding_norm is OneTrainer's, which scales every
-vector to the median norm of the table, where here each keeps the norm that it
-begins with. Vectors do not decay.
+templates.
 
 Text is pooled at its end, eos_token_id 49407, as sd-scripts, A1111 and ComfyUI
 do. diffusers, and this program with the published config.json, whose
 eos_token_id is 2, pool at the largest id, which is the last vector of a word:
 what is meant for diffusers is better trained with
---config.text_encoder_2.eos_token_id=2.
+--config.text_encoder_2.eos_token_id=2. There, what follows the word in a prompt
+does not reach the pooled text.
 
 Two vectors have 4,096 numbers, 16 KB as a file. The gradient runs through UNet
 and text encoders, whose activations are computed again (remat).
+
+This config has not been trained at full size yet. In miniature
+(configs/tiny.py:words, tests/benchmarks/learned_word.py), 200 steps of 8 images
+of a frog take a minute of CPU time. A word that began as `apple` then gives a
+frog on all of eight backgrounds, three of which none of the images has:
+
+  eos_token_id  norm kept  loss   difference to a frog  to an apple
+  49407         yes        0.281  0.23                  0.66
+  49407         no         0.284  0.25                  0.67
+  2             no         0.346  0.62                  0.90
+
+The loss is that of steps 101 to 150; the difference is in [-1, 1], and that of
+the base's frog and apple is 0.64. In the last row all backgrounds are lost.
 """
 
 from configs import default
@@ -86,6 +103,7 @@ def get_config(kind=''):
     token_string='<new>', init_word='photo', num_vectors_per_token=2
   )
   config.data.templates = STYLE if kind == 'style' else OBJECT
+  config.preserve_embedding_norm = True
   config.total_steps = 1000
   config.global_batch_size = 4
   config.caption_dropout = 0.0  # the base was trained with it
