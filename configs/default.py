@@ -21,6 +21,10 @@ def get_config():
   config.buckets_per_step = 1  # batches, of one bucket each, per optimizer step
   config.accumulation_steps = 1  # micro-batches that each of them is split into
   config.log_every = 50  # optimizer steps that a line of metrics averages over
+  # Where metrics and samples go besides metrics.jsonl: 'tensorboard', 'wandb'
+  # and 'mlflow', whose packages are installed apart.
+  config.log_with = ('tensorboard',)
+  config.log_tracker_name = ''  # project or experiment there; '': sdxl_jax
   # Steps in a row whose loss or gradient is not finite and whose update is left
   # out; one more stops the run. 0: the first stops it.
   config.skip_non_finite = 0
@@ -66,6 +70,9 @@ def get_config():
   # Batches held ready, at least num_threads; 0: none, and no threads.
   config.data.prefetch = 8
   config.data.index_workers = 8  # processes that index new data; 0: no others
+  # Captions of images that have none, one of them drawn for each image and
+  # pass, such as ('a photo of {}',); {} is the token_string of config.words.
+  config.data.templates = ()
   config.data.background = 'white'  # colour behind transparent images
   # Metric `upscaled` counts images that are enlarged by more than this factor.
   config.data.max_upscale = 1.0
@@ -165,6 +172,12 @@ def get_config():
   # Low-rank factors to train in place of whole nets, with trained = ('lora',):
   # {name: dict(layers=pattern, rank=16, alpha=16.0)}, see configs/lora.py.
   config.lora = config_dict.ConfigDict()
+  # Words to learn by textual inversion, with 'words' in trained: {name: dict(
+  # token_string='<fox>', init_word='fox', num_vectors_per_token=4)}, or with
+  # weights='FILE' in place of init_word, see configs/textual_inversion.py.
+  config.words = config_dict.ConfigDict()
+  # Whether each vector of a word keeps the norm that it begins with.
+  config.preserve_embedding_norm = False
 
   config.loss = config_dict.ConfigDict()
   # Names are those of kohya's sd-scripts, where it has the same.
@@ -236,6 +249,9 @@ def get_config():
   config.samples = config_dict.ConfigDict()
   config.samples.every = 5000  # steps; 0: never
   config.samples.prompts = ('a red apple on a white background',)
+  # In place of prompts: a file with a prompt on each line and settings of its
+  # own, as sample --prompts_file has it; '': none.
+  config.samples.prompts_file = ''
   config.samples.size = (1024, 1024)  # (height, width) in px
   config.samples.steps = 30
   config.samples.sampler = 'euler'

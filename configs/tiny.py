@@ -13,7 +13,8 @@ pure noise.
 configs/tiny.py:stage0 to :stage3 and :refiner are the paper's stages in
 miniature, each from the workdir of the stage before, on the latents of stage 0;
 see launch/recipe.sh. configs/tiny.py:lora fine-tunes the quick config on 20
-images of a new object.
+images of a new object, and :words learns a word for one, see
+tests/benchmarks/learned_word.py.
 """
 
 from configs import default
@@ -38,7 +39,7 @@ LORA_UNSEEN = ('red', 'yellow', 'purple')
 
 
 def get_config(stage=''):
-  """Returns the quick config, or 'stage0' to 'stage3', 'refiner' or 'lora'."""
+  """Returns the quick config, or one of STAGES."""
   config = quick()
   if stage:
     config.unlock()
@@ -209,6 +210,29 @@ def lora(config):
   )
 
 
+def words(config):
+  """A word for the quick config, of an object on a few images."""
+  config.trained = ('words',)
+  config.words.main = dict(
+    token_string='<new>', init_word='apple', num_vectors_per_token=2
+  )
+  # Text is pooled at its end, behind the background, not at the word.
+  config.text_encoder.eos_token_id = config.text_encoder_2.eos_token_id = 49407
+  config.preserve_embedding_norm = True
+  config.optimizer.learning_rate = 0.02
+  config.optimizer.warmup_steps = 0
+  config.total_steps = 200
+  config.global_batch_size = 8
+  config.caption_dropout = 0.0
+  config.data.source = 'folder'
+  config.data.buckets = BUCKETS[:1]
+  config.checkpoint.every = config.samples.every = 100
+  config.samples.prompts = (
+    *(f'a <new> on a {colour} background' for colour in LORA_UNSEEN),
+    *PROMPTS[:3],  # as without the word
+  )
+
+
 def learned_latents(config):
   """Sets up the latents of stage 0, with the scaling that it measured."""
   config.unet.in_channels = config.unet.out_channels = 8
@@ -234,4 +258,5 @@ STAGES = {
   'stage3': stage3,
   'refiner': refiner,
   'lora': lora,
+  'words': words,
 }

@@ -1,6 +1,7 @@
 """Converts weights from any known format to another, LoRAs included.
 
-  python -m sdxl_jax.convert SOURCE TARGET --to diffusers|single_file|orbax|lora
+  python -m sdxl_jax.convert SOURCE TARGET \
+    --to diffusers|single_file|orbax|lora|embedding
 
 SOURCE is a diffusers folder, a single safetensors file, an orbax export, the
 workdir of a run or one of its WORKDIR/checkpoints/STEP; its format is detected.
@@ -9,22 +10,29 @@ written atomically. --dry_run prints what would be read and written. --lora
 merges LoRAs into a model. --to lora writes a LoRA file, from another one or
 from the workdir that trained it, with the names of --dialect; --lora joins
 others with it, --rank resizes it, or extracts one from a model and its --base.
+--to embedding writes a learned word in the layout of --dialect.
 
 Not preserved: metadata of a file, in a folder; and position_ids and
 logit_scale, which no net reads and which every single file gets anew.
 """
 
-import dataclasses
 import functools
 import pathlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import tqdm
 from absl import flags
 
 from sdxl_jax import atomic_write, cli
-from sdxl_jax.checkpoints import completion, export, lora_sources, run_params
+from sdxl_jax.checkpoints import (
+  completion,
+  conversion,
+  export,
+  lora_sources,
+  run_params,
+  word_export,
+)
 from sdxl_jax.weights import (
   checked_cast,
   description,
@@ -37,49 +45,14 @@ from sdxl_jax.weights.diffusers import (
   folder_reader,
   folder_writer,
 )
-from sdxl_jax.weights.lora import lora_file, lora_names, lora_writer, low_rank
+from sdxl_jax.weights.lora import lora_names, lora_writer, low_rank
 from sdxl_jax.weights.single_file import ldm_writer
 
-FORMATS = ('diffusers', 'single_file', 'orbax', 'lora')
+FORMATS = ('diffusers', 'single_file', 'orbax', 'lora', 'embedding')
 FOLDERS = ('diffusers', 'orbax')  # formats that are folders
 DTYPES = ('float32', 'float16', 'bfloat16')
+Source, Target = conversion.Source, conversion.Target
 Say = Callable[[str], Any]  # prints a line for the user
-
-
-@dataclasses.dataclass(frozen=True)
-class Source:
-  """The weights to convert."""
-
-  path: str | pathlib.Path
-  base: str | pathlib.Path | None = None  # source of nets that `path` lacks
-  average: str = 'ema'  # of a workdir, see run_params.AVERAGES
-  loras: Sequence[str] = ()  # to merge, each as 'FILE' or 'FILE:WEIGHT'
-  options: read_options.ReadOptions = read_options.DEFAULT
-  vae: str | pathlib.Path | None = None  # replaces the autoencoder
-
-  @property
-  def files(self) -> list[str | pathlib.Path]:
-    """Paths that are read."""
-    loras = [lora_file.parse(spec)[0] for spec in self.loras]
-    paths = (self.path, self.base, self.vae, *loras)
-    return [path for path in paths if path]
-
-
-@dataclasses.dataclass(frozen=True)
-class Target:
-  """The file or folder to write."""
-
-  path: str | pathlib.Path
-  to: str  # one of FORMATS
-  dtype: str | None = None  # None: the stored one
-  # 'fp16' or 'bf16', of a diffusers folder: that dtype, and a mark in the
-  # names of its files.
-  variant: str | None = None
-  shard_gb: float = 10.0  # largest file of a diffusers folder
-  title: str = ''  # metadata of a single file or a LoRA file
-  key_format: str = 'kohya'  # of a LoRA file, see lora_names.KEY_FORMATS
-  ranks: low_rank.Ranks | None = None  # of a LoRA file; None: as they are
-  overwrite: bool = False  # whether a model at `path` may be replaced
 
 
 def convert(
@@ -183,8 +156,7 @@ def convert_lora(
   Args, Raises: see `convert`.
   """
   output_path.check_replaceable(target.path, False, target.overwrite)
-  options = source.options
-  lora_sources.refuse_flags(options, vae=source.vae, variant=target.variant)
+  conversion.refuse_of_models(source, target, 'a LoRA')
   adapter, shapes = lora_sources.open_all(
     lora_sources.Request(
       source.path,
@@ -192,7 +164,7 @@ def convert_lora(
       source.average,
       source.loras,
       target.ranks,
-      options.skip_unsupported,
+      source.options.skip_unsupported,
     ),
     functools.partial(tqdm.tqdm, unit='tensor'),
   )
@@ -220,8 +192,8 @@ def convert_lora(
 
 def main(args: flags.FlagValues, source: str, target: str) -> None:
   """Runs the command with its flags and two paths."""
-  run = convert_lora if args.to == 'lora' else convert
-  run(
+  others = {'lora': convert_lora, 'embedding': word_export.convert}
+  others.get(args.to, convert)(
     Source(
       source,
       args.base,
@@ -246,6 +218,7 @@ def main(args: flags.FlagValues, source: str, target: str) -> None:
       ranks=low_rank.chosen(
         args.rank, args.conv_rank, args.dynamic_method, args.dynamic_param
       ),
+      word=args.word,
       overwrite=args.overwrite,
     ),
     args.dry_run,
@@ -287,13 +260,16 @@ if __name__ == '__main__':
   flags.DEFINE_string('title', '', 'in the metadata of a file; default: name')
   flags.DEFINE_multi_string('lora', [], 'FILE or FILE:WEIGHT to merge')
   key_formats = lora_names.KEY_FORMATS
-  flags.DEFINE_enum('dialect', 'kohya', key_formats, 'key format of a LoRA')
+  flags.DEFINE_enum(
+    'dialect', 'kohya', key_formats, 'key format of a LoRA, or an embedding'
+  )
   flags.DEFINE_integer('rank', None, 'of a LoRA to resize or to extract', 1)
   flags.DEFINE_integer('conv_rank', None, 'of kernels above 1 x 1; 0: none', 0)
   flags.DEFINE_enum(
     'dynamic_method', None, low_rank.METHODS, 'by which rank is chosen'
   )
   flags.DEFINE_float('dynamic_param', None, 'of --dynamic_method, as 0.95')
+  flags.DEFINE_string('word', None, 'that is written, of several learned ones')
   flags.DEFINE_bool('overwrite', False, 'replace the model at TARGET')
   flags.DEFINE_bool('dry_run', False, 'print what would be done, do nothing')
   flags.mark_flag_as_required('to')

@@ -191,6 +191,7 @@ def prepare(start: run_start.Start) -> tuple[loop.Run, train_state.State]:
   if checkpoints.latest_step is None:
     run_setup.warn(start_warnings.of_files(config), say)
     run_setup.warn(start_warnings.of_schedule(config), say)
+    run_setup.warn(start_warnings.of_words(config), say)
   pretrained = run_setup.load_weights(config, model, mesh)
   shapes = jax.eval_shape(task.init, key, pretrained)
   shapes = sharding.with_shardings(shapes, mesh)
@@ -225,7 +226,7 @@ def prepare(start: run_start.Start) -> tuple[loop.Run, train_state.State]:
     dataset=data.fingerprint,
     programs=programs,
     sample_grid=sample_grid.make_sample_grid(
-      config, model, frozen, data.source
+      config, model, frozen, data.source, say
     ),
     checkpoint_config=latent_statistics.CheckpointConfig(
       config, model, task, mesh, data.make_batches, say

@@ -4,7 +4,16 @@ import jax
 import numpy as np
 import pytest
 
-from configs import lora, refiner, stage0, stage1, stage2, stage3, tiny
+from configs import (
+  lora,
+  refiner,
+  stage0,
+  stage1,
+  stage2,
+  stage3,
+  textual_inversion,
+  tiny,
+)
 from sdxl_jax import plan
 from sdxl_jax.data.sources import synthetic
 from sdxl_jax.distributed import device_mesh, sharding
@@ -128,3 +137,26 @@ def test_tiny_stages(stage):
   task = tasks.make_task(config, from_config.make_model(config))
   state = jax.eval_shape(task.init, jax.random.key(0))
   assert set(state.params) - {'logvar'} == set(config.trained)
+
+
+@pytest.mark.parametrize(
+  'kind, count', [('', 4096), ('style', 4096), ('pivotal', 23_228_416)]
+)
+def test_full_size_of_textual_inversion(kind, count):
+  """Vectors of both text encoders, in float32, and shared out by fsdp."""
+  config = textual_inversion.get_config(kind)
+  config.init_from = 'SDXL'
+  config_validation.check(config)
+  config = net_types.resolve(config, compute_dtype.Kind('tpu'))
+  task = tasks.make_task(config, from_config.make_model(config, 'cpu'))
+  state = jax.eval_shape(task.init, jax.random.key(0))
+  assert sum(x.size for x in jax.tree.leaves(state.params)) == count
+  four = device_mesh.make_mesh(1, 4, devices=jax.devices()[:4])
+  placed = sharding.with_shardings(state.params['words'], four)
+  for net, width in ('text_encoder', 768), ('text_encoder_2', 1280):
+    vectors = placed[net]['main']['vectors']
+    assert vectors.shape == (2, width) and vectors.dtype == 'float32'
+    assert vectors.sharding.spec == jax.sharding.PartitionSpec(None, 'fsdp')
+  # Neither moments nor EMA of anything else.
+  size = sum(x.size for x in jax.tree.leaves(state.opt_state))
+  assert size < 3 * count + 10

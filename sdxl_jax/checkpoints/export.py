@@ -50,6 +50,8 @@ def open_source(
   if pathlib.Path(path).is_dir() and not formats.is_published(path):
     source_checks.check_run(path, options)
     model = open_run(path, average, options)
+    notes = (*model.notes, *words_left_out(loading.saved_config(path)))
+    model = dataclasses.replace(model, notes=notes)
   else:
     model = formats.open_model(path, base, options)
     loading.check_published(path, average)
@@ -109,6 +111,17 @@ def open_run(
     )
   loaders = {n: loaders[n] for n in index.components if n in loaders}
   return dataclasses.replace(model, loaders=loaders)
+
+
+def words_left_out(config: config_dict.ConfigDict) -> list[str]:
+  """Returns a line on the words of a run, which a model does not hold."""
+  words = [repr(w.token_string) for w in from_config.make_words(config)]
+  if not words:
+    return []
+  return [
+    f'the run learned {", ".join(words)}, which a model does not hold: write '
+    'them by --to embedding'
+  ]
 
 
 def open_start(

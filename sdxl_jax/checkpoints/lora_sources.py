@@ -51,26 +51,6 @@ class Request:
   skip_unsupported: bool = False
 
 
-def refuse_flags(options: read_options.ReadOptions, **flags: Any) -> None:
-  """Raises ValueError for flags that are of models.
-
-  Args:
-    options: how weights are read, of which a LoRA has no prediction.
-    flags: {name: value}, None where it is not given.
-  """
-  flags |= {
-    'prediction': options.prediction,
-    'zero_snr': options.zero_snr,
-    'source_variant': options.variant,
-  }
-  for name, value in flags.items():
-    if value is not None:
-      raise ValueError(
-        f'--{name}={value} is of models, and --to=lora writes a LoRA: leave it '
-        'out'
-      )
-
-
 def open_all(
   request: Request, progress: combining.Progress = iter
 ) -> tuple[merge.Lora, Shapes]:

@@ -11,6 +11,7 @@ import grain
 
 from sdxl_jax.data import (
   buckets,
+  caption_templates,
   captioning,
   cut_captions,
   images,
@@ -35,6 +36,7 @@ class BatchOptions:
   aesthetic_score: bool = False  # whether rows have one
   background: str = 'white'  # colour behind transparent images
   mask_downscale: int = 0  # px per latent of masks of the loss; 0: no masks
+  templates: tuple[str, ...] = ()  # captions of records that have none
   max_upscale: float = 1.0  # rows whose image is enlarged more are counted
   max_token_length: int = 75  # tokens of a caption, for the warning
   num_threads: int = 4  # batches made at once
@@ -127,7 +129,11 @@ class BatchRows(grain.MapDataset):
     run_seed, options = self.schedule.seed, self.options
     seed = [run_seed, seeds.Stream.TRANSFORM, data_pass, record]
     with images.unreadable_if_raised(lambda: self.source.name(record)):
-      example = self.source[record]
+      example = caption_templates.fill(
+        self.source[record],
+        options.templates,
+        [run_seed, seeds.Stream.TEMPLATE, data_pass, record],
+      )
       captions = options.captions.of(example)
       example = captions.choose(example, run_seed, data_pass, record)
       is_dropped = captions.is_dropped(data_pass)

@@ -9,6 +9,7 @@ import ml_collections
 from sdxl_jax.data import (
   batch_rows,
   buckets,
+  caption_templates,
   captioning,
   pipeline,
   record_check,
@@ -149,6 +150,7 @@ def options_of(config: ml_collections.ConfigDict) -> batch_rows.BatchOptions:
     aesthetic_score=config.refiner,
     background=config.data.background,
     mask_downscale=downscale_of(config) if has_masks(config) else 0,
+    templates=caption_templates.of_config(config),
     max_upscale=config.data.max_upscale,
     max_token_length=config.max_token_length,
     num_threads=config.data.num_threads,

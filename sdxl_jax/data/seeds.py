@@ -18,3 +18,4 @@ class Stream(enum.IntEnum):
   PRECOMPUTED_CROP = 3  # crops that `precompute` stores, by a record's key
   EVALUATION_CROP = 4  # crops that `evaluate` reconstructs
   CAPTION = 5  # which caption, wildcards and tags a pass trains on
+  TEMPLATE = 6  # caption of a training example that has none

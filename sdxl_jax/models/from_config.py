@@ -13,6 +13,7 @@ from sdxl_jax.models import (
   clip,
   compute_dtype,
   discriminator,
+  learned_vectors,
   lora,
   lpips,
   net_types,
@@ -58,6 +59,18 @@ def make_model(
     schedule=noise_schedule.Schedule(**fields['schedule']),
     refiner=config.refiner,
     targets=tuple(lora.Target(name, **t) for name, t in fields['lora'].items()),
+    words=make_words(config),
+  )
+
+
+def make_words(
+  config: ml_collections.ConfigDict,
+) -> tuple[learned_vectors.Word, ...]:
+  """Makes the words that a config describes, in the order of their names."""
+  # Configs of older runs have no such field.
+  words = config.get('words', {}).items()
+  return tuple(
+    learned_vectors.Word(name, **word) for name, word in sorted(words)
   )
 
 

@@ -9,7 +9,14 @@ import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float, Num, PRNGKeyArray
 
 from sdxl_jax.diffusion import noise_schedule
-from sdxl_jax.models import lora, micro_conditioning, text_encoder, unet, vae
+from sdxl_jax.models import (
+  learned_vectors,
+  lora,
+  micro_conditioning,
+  text_encoder,
+  unet,
+  vae,
+)
 
 Params = dict[str, Any]  # {net: its parameters}
 
@@ -20,7 +27,8 @@ class SDXL:
 
   Parameters are {'unet', 'vae', 'text_encoder', 'text_encoder_2'}; the refiner
   has no 'text_encoder', and a PatchVAE no parameters. With targets there are
-  also the low-rank factors of all nets, 'lora'.
+  also the low-rank factors of all nets, 'lora', and with words their vectors,
+  'words'.
   """
 
   unet: unet.UNetConfig
@@ -29,6 +37,7 @@ class SDXL:
   schedule: noise_schedule.Schedule
   refiner: bool = False
   targets: tuple[lora.Target, ...] = ()
+  words: tuple[learned_vectors.Word, ...] = ()
 
   @property
   def configs(self) -> dict[str, Any]:
@@ -93,6 +102,11 @@ class SDXL:
       # A fourth key, which leaves the keys of the nets as they are.
       lora_key = jax.random.fold_in(key, 3)
       params['lora'] = lora.init(lora_key, params, self.targets)
+    if self.words:
+      words_key = jax.random.fold_in(key, 4)
+      params['words'] = learned_vectors.init(
+        words_key, self.words, self.configs
+      )
     return params
 
   def ready(self, params: Params) -> Params:

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Float, Int, PRNGKeyArray
 
-from sdxl_jax.models import clip, lora
+from sdxl_jax.models import clip, learned_vectors, lora
 
 Params = dict[str, Any]  # {'text_encoder': CLIP-L's, 'text_encoder_2': bigG's}
 
@@ -65,7 +65,8 @@ class TextEncoder:
     self.check_clip_skip(clip_skip)
     contexts = []
     for row, (name, net) in self.text_encoders.items():
-      hidden_states, pooled = lora.apply(net, name, params, tokens[:, row])
+      with learned_vectors.looked_up(params, name):
+        hidden_states, pooled = lora.apply(net, name, params, tokens[:, row])
       # -1 is the output of the last block, -2 the penultimate state.
       contexts.append(hidden_states[-2 - clip_skip])
     return jnp.concatenate(contexts, axis=-1), pooled

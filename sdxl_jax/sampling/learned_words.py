@@ -28,29 +28,29 @@ class Parts(NamedTuple):
   notes: tuple[str, ...]
 
 
+def widths_of(model: sdxl.SDXL) -> dict[str, int]:
+  """Returns {text encoder: width of its embeddings} of a model, in order."""
+  configs = model.configs
+  return {n: configs[n].hidden_size for n in TEXT_ENCODERS if n in configs}
+
+
 def add(
   parts: Parts,
-  specs: Sequence[str],
+  words: Sequence[textual_inversion.Word],
   shard_of: Callable[[str], Callable[[Any], Any]],
 ) -> Parts:
-  """Returns the parts of a pipeline with the words of some files.
+  """Returns the parts of a pipeline with some words.
 
   Args:
     parts: of the pipeline.
-    specs: see textual_inversion.load.
+    words: of files or of a run, of the widths of the model.
     shard_of: (net) -> the function that places its arrays, see
       loading.make_sharding_fn.
 
   Raises:
-    FileNotFoundError: if there is no such file.
-    ValueError: for a file that does not fit the model, or a word that the
-      vocabulary has already.
+    ValueError: for a word that the vocabulary has already.
   """
-  configs = parts.model.configs
-  widths = {
-    name: configs[name].hidden_size for name in TEXT_ENCODERS if name in configs
-  }
-  words = textual_inversion.load(specs, widths)
+  widths = widths_of(parts.model)
   counts = [
     {w.name: len(w.vectors[n]) for w in words if n in w.vectors}
     for n in TEXT_ENCODERS
@@ -62,7 +62,7 @@ def add(
     files = ', '.join(dict.fromkeys(str(word.path) for word in words))
     raise ValueError(f'embedding {files}: {error}') from None
   # Token embeddings grow; the rest of each net stays.
-  params, fields = dict(parts.params), {name: {} for name in configs}
+  params, fields = dict(parts.params), {n: {} for n in parts.model.configs}
   for name, rows in zip(TEXT_ENCODERS, ids):
     vectors = [word.vectors[name] for word in words if name in word.vectors]
     if vectors:
@@ -98,6 +98,11 @@ def aliases(
   return {name: word for name, word in found.items() if name not in shared}
 
 
+def table_of(params: dict[str, Any]) -> Any:
+  """Returns the token embeddings of a text encoder, [tokens, width]."""
+  return traverse_util.flatten_dict(params)[TABLE]
+
+
 def grow(params: dict[str, Any], count: int, vectors: np.ndarray) -> np.ndarray:
   """Returns the token embeddings of a text encoder with more of them.
 
@@ -109,7 +114,7 @@ def grow(params: dict[str, Any], count: int, vectors: np.ndarray) -> np.ndarray:
   Raises:
     ValueError: if the table has fewer rows than the tokenizer has tokens.
   """
-  table = np.asarray(traverse_util.flatten_dict(params)[TABLE])
+  table = np.asarray(table_of(params))
   if len(table) < count:
     raise ValueError(
       f'the tokenizer has {count} tokens, and its text encoder only '

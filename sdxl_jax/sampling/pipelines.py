@@ -9,7 +9,7 @@ from typing import Any
 
 import jax
 
-from sdxl_jax.checkpoints import loading
+from sdxl_jax.checkpoints import loading, run_words
 from sdxl_jax.distributed import gpu_memory, sharding
 from sdxl_jax.models import sdxl
 from sdxl_jax.programs import compile_progress, program_cache
@@ -23,9 +23,16 @@ from sdxl_jax.sampling import (
 )
 from sdxl_jax.sampling.load_options import LoadOptions
 from sdxl_jax.text import chunking, tokenizer
-from sdxl_jax.weights import description, formats, net_loading, pretrained
+from sdxl_jax.weights import (
+  description,
+  net_loading,
+  pretrained,
+  textual_inversion,
+)
 from sdxl_jax.weights.diffusers import scheduler_config
 from sdxl_jax.weights.lora import lora_file, merge
+
+BESIDE = ('lora', 'words')  # what is trained beside nets that stay as they are
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,12 +56,12 @@ class Pipeline:
   notes: tuple[str, ...] = ()  # lines for the user on how weights were read
 
   def on_device(self, *names: str) -> dict[str, Any]:
-    """Returns the parameters of some nets, and low-rank factors, to run them.
+    """Returns the parameters of some nets, and those beside them, to run them.
 
     The parameters of offloaded nets are copied to the device now: drop them
     after use, and wait for the result before other nets are fetched.
     """
-    params = {name: self.params.get(name, {}) for name in (*names, 'lora')}
+    params = {name: self.params.get(name, {}) for name in (*names, *BESIDE)}
     return sharding.fetch(params)
 
 
@@ -100,7 +107,7 @@ def load(
   pipeline = dataclasses.replace(
     pipeline, tile=tile, notes=notes + pipeline.notes
   )
-  return with_words(pipeline, chosen) if chosen.embeddings else pipeline
+  return with_words(pipeline, source, chosen)
 
 
 def with_loras(pipeline: Pipeline, options: LoadOptions) -> Pipeline:
@@ -138,15 +145,25 @@ def resolve(
   return dataclasses.replace(chosen, **dtypes), notes
 
 
-def with_words(pipeline: Pipeline, options: LoadOptions) -> Pipeline:
-  """Returns a pipeline with the words that textual inversion learned."""
-  parts = [getattr(pipeline, name) for name in learned_words.Parts._fields]
-  parts = learned_words.add(
-    learned_words.Parts(*parts),
-    options.embeddings,
-    lambda name: loading.make_sharding_fn(pipeline.mesh, options.memory(name)),
+def with_words(
+  pipeline: Pipeline, source: sources.Source, options: LoadOptions
+) -> Pipeline:
+  """Returns a pipeline with the words of its run, and of files."""
+  mesh, of_run = pipeline.mesh, []
+  if not source.opened:
+    of_run = run_words.load(source.path, source.config, mesh, options.average)
+  of_files = textual_inversion.load(
+    options.embeddings, learned_words.widths_of(pipeline.model)
   )
-  return dataclasses.replace(pipeline, **parts._asdict())
+  for words in filter(None, (of_run, of_files)):
+    parts = [getattr(pipeline, name) for name in learned_words.Parts._fields]
+    parts = learned_words.add(
+      learned_words.Parts(*parts),
+      words,
+      lambda name: loading.make_sharding_fn(mesh, options.memory(name)),
+    )
+    pipeline = dataclasses.replace(pipeline, **parts._asdict())
+  return pipeline
 
 
 def load_run(
@@ -232,12 +249,10 @@ def make_pipeline(
   mesh: jax.sharding.Mesh | None = None,
 ) -> Pipeline:
   """Makes the Pipeline of a training config's model and its parameters."""
-  base = loading.base_weights(config.init_from)
-  added = formats.added_tokens(base)
   return Pipeline(
     model=model,
     params=params,
-    tokenize=tokenizer.load(base, added, model.text.vocab_sizes),
+    tokenize=run_words.load_tokenizer(config, 'words' in params),
     scheduler=scheduler_config.for_run(model.schedule),
     force_zeros=config.uncond == 'zeros',
     size=tuple(config.samples.size),

@@ -6,7 +6,7 @@ import pathlib
 from typing import Any, NamedTuple, NoReturn
 
 from sdxl_jax.data.sources import text_decoding
-from sdxl_jax.sampling import sample_request
+from sdxl_jax.sampling import line_options, sample_request
 
 JSON_LINES = ('.jsonl', '.ndjson')
 MARK = '\ufeff'  # of the encoding, at the start of a file
@@ -28,7 +28,8 @@ def read(path: str | os.PathLike[str]) -> list[Line]:
   """Reads the lines of a prompts file.
 
   The text is UTF-8, or begins with the mark of another encoding of Unicode.
-  Each line is a prompt, or in .jsonl an object; empty lines are skipped.
+  Each line is a prompt, maybe with options, see line_options, or in .jsonl an
+  object; empty lines are skipped.
 
   Raises:
     ValueError: for text in another encoding, and for a line that is no such
@@ -48,9 +49,11 @@ def read(path: str | os.PathLike[str]) -> list[Line]:
     if not text.strip():
       continue
     location = f'{path}, line {number}'
-    fields = parse(text, location) if is_json else {'prompt': text.strip()}
-    if not is_json:
+    if is_json:
+      fields = parse(text, location)
+    else:
       check_plain(text, location)
+      fields = line_options.parse(text, location)
     lines.append(Line(location, sample_request.check(fields, location)))
     if fields.get('prompt') is None:
       raise ValueError(f'{location} has no "prompt"')

@@ -17,6 +17,8 @@ SETTINGS = ('single_word', 'lstrip', 'rstrip', 'normalized', 'special')
 # Id, first character and word of a token in its text.
 Token = tuple[int, int, int | None]
 Expansions = dict[int, tuple[int, ...]]  # of one id to others
+# What to do about a word that there is already.
+RENAME = 'pass NAME=FILE with another name, such as <my-style>=FILE'
 
 
 def expansions(row: Any) -> Expansions:
@@ -50,6 +52,7 @@ def add_words(
   row: Any,
   words: Mapping[str, int],
   aliases: Mapping[str, str | None],
+  rename: str = RENAME,
 ) -> tuple[Any, list[int], Expansions]:
   """Adds learned words to a copy of a CLIPTokenizer.
 
@@ -58,6 +61,7 @@ def add_words(
     words: {word: number of its vectors}.
     aliases: {other name: word; None: nothing at all}. Such a name is found only
       between spaces and punctuation marks.
+    rename: for errors, what to do about a word that there is already.
 
   Returns:
     (row, ids, expansions): ids of all new vectors in order, and those of the
@@ -73,7 +77,7 @@ def add_words(
   for word, count in words.items():
     tokens = [word] + [f'{word}_{i}' for i in range(1, count)]
     for token in (*tokens, f'{word}_1'):
-      check_new(token, known)
+      check_new(token, known, rename)
     known |= {token.lower() for token in tokens}
     row.add_tokens(tokens)
   # The ids of each word, which no other word may continue.
@@ -85,7 +89,7 @@ def add_words(
     if len(table.get(ids[word], of_word[word])) > count:
       raise ValueError(
         f'the word {word!r} has {count} vectors, and {word}_{count} is another '
-        'word: pass NAME=FILE with another name'
+        f'word: {rename}'
       )
   # An alias is a token too, whose id no text encoder gets.
   aliases = {n: w for n, w in aliases.items() if not is_known(n, known)}
@@ -105,7 +109,7 @@ def is_known(name: str, known: Collection[str]) -> bool:
   return not {name.lower(), f'{name.lower()}</w>'}.isdisjoint(known)
 
 
-def check_new(word: str, known: Collection[str]) -> None:
+def check_new(word: str, known: Collection[str], rename: str = RENAME) -> None:
   """Raises ValueError for a word that is a token, or a piece of words.
 
   diffusers refuses these too, but for a word that differs by letter case, which
@@ -115,8 +119,8 @@ def check_new(word: str, known: Collection[str]) -> None:
     raise ValueError('its name is empty: pass NAME=FILE')
   if word.lower() in known:
     raise ValueError(
-      f'the word {word!r} is in the vocabulary of the tokenizer already: pass '
-      'NAME=FILE with another name, such as <my-style>=FILE'
+      f'the word {word!r} is in the vocabulary of the tokenizer already: '
+      f'{rename}'
     )
 
 

@@ -153,12 +153,14 @@ class Tokenizer:
     self,
     words: Sequence[Mapping[str, int]],
     aliases: Sequence[Mapping[str, str | None]],
+    rename: str = added_tokens.RENAME,
   ) -> tuple['Tokenizer', list[list[int]]]:
     """Returns this tokenizer with learned words, and the ids of their vectors.
 
     Args:
       words: of each row, {word: number of its vectors}.
       aliases: of each row, see added_tokens.add_words.
+      rename: see added_tokens.add_words.
 
     Raises:
       ValueError: for a word that a row has already.
@@ -170,7 +172,7 @@ class Tokenizer:
     for i, row in enumerate(self.rows):
       if words[i] or aliases[i]:
         rows[i], ids[i], expansions[i] = added_tokens.add_words(
-          row, words[i], aliases[i]
+          row, words[i], aliases[i], rename
         )
       sizes[i] = ids[i][-1] + 1 if ids[i] else sizes[i]
     fields = map(tuple, (rows, expansions, sizes))

@@ -15,7 +15,7 @@ from sdxl_jax.data.sources import cache_layout, precomputed, record_changes
 from sdxl_jax.distributed import multihost
 from sdxl_jax.models import sdxl
 from sdxl_jax.text import chunking
-from sdxl_jax.training import config_diff
+from sdxl_jax.training import config_diff, word_validation
 
 VERSION = 2  # of what is computed of a record; a change makes other caches
 NETS = ('vae', 'text_encoder', 'text_encoder_2')
@@ -31,6 +31,7 @@ NOT_OF_RECORDS = (
   'index_workers',
   'background',
   'max_upscale',
+  'templates',
 )
 EARLY = (
   'an earlier version wrote it, so that it cannot be checked against images, '
@@ -39,12 +40,13 @@ EARLY = (
 
 
 def check_images(config: config_dict.ConfigDict) -> None:
-  """Raises ValueError if the config's data are precomputed already."""
+  """Raises ValueError for data that are precomputed already, or cannot be."""
   if config.data.source == 'precomputed':
     raise ValueError(
       "config.data.source is 'precomputed'; name the source of the images that "
       'are to be precomputed'
     )
+  word_validation.check_not_precomputed(config)
 
 
 def make_layout(

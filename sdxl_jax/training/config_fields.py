@@ -9,7 +9,7 @@ from sdxl_jax.data.sources import kinds
 from sdxl_jax.diffusion import noise_schedule, samplers
 from sdxl_jax.models import compute_dtype, lora_kinds
 from sdxl_jax.sampling import settings
-from sdxl_jax.training import loss_fields, optimizer_fields
+from sdxl_jax.training import loss_fields, optimizer_fields, trackers
 from sdxl_jax.training.field_kinds import (
   INF,
   Anything,
@@ -44,6 +44,7 @@ NETS = (
   'vae',
   'discriminator',
   'lora',
+  'words',
 )
 
 # What each net has.
@@ -74,6 +75,8 @@ SECTIONS = {
     'buckets_per_step': COUNT,
     'accumulation_steps': COUNT,
     'log_every': COUNT,
+    'log_with': Items(Choice(trackers.NAMES), "('tensorboard', 'wandb')"),
+    'log_tracker_name': Text(),
     'compile_threads': Whole(1, 64),
     'init_from': Text(),
     'init_variant': Text(),
@@ -86,6 +89,7 @@ SECTIONS = {
     'caption_dropout': SHARE,
     'max_token_length': Choice(cut_captions.LENGTHS),
     'skip_non_finite': SWITCHED,
+    'preserve_embedding_norm': Flag(),
   },
   'mesh': {
     'data': Whole(-1, INF, excludes=0),
@@ -100,6 +104,7 @@ SECTIONS = {
     'num_threads': Whole(0, 256),
     'prefetch': SWITCHED,
     'index_workers': Whole(0, 1024),
+    'templates': Items(Text(), "('a photo of {}',)"),
     'background': Colour(),
     'max_upscale': FACTOR,
   },
@@ -196,6 +201,7 @@ SECTIONS = {
   | {
     'every': SWITCHED,
     'prompts': Items(Text(), "('a red fox',)"),
+    'prompts_file': Text(),
     'size': SIZE,
     'steps': Whole(1, 1000),
     'sampler': Choice(tuple(samplers.SAMPLERS)),
@@ -259,14 +265,21 @@ PLACES = {
 # The last names of all fields with a path, or a name, of data.
 LOCATIONS = {*PLACES.values(), 'data_dir'}
 
-# Sections whose names are the user's: of groups of factors, and of sources.
-OPEN = ('lora', 'data.mixture')
+# Sections whose names are the user's: of groups of factors, of words, and of
+# sources.
+OPEN = ('lora', 'words', 'data.mixture')
 LORA = {'layers': Text(), 'rank': COUNT, 'alpha': FACTOR}
 # Fields that a group of factors may lack.
 LORA_KINDS = {
   'algo': Choice(lora_kinds.ALGOS),
   'dora_wd': Flag(),
   'factor': Whole(-1, INF, excludes=0),
+}
+WORD = {
+  'token_string': Text(),
+  'num_vectors_per_token': Whole(1, 75),  # all in one chunk
+  'init_word': Text(),
+  'weights': Text(),
 }
 
 FIELDS = {

@@ -17,6 +17,7 @@ from sdxl_jax.training import (
   loss_validation,
   net_validation,
   optimizer_validation,
+  word_validation,
 )
 
 AUTOENCODER_NETS = {'vae', 'discriminator'}  # the trained nets of stage 0
@@ -100,10 +101,11 @@ def check_diffusion(config: config_dict.ConfigDict) -> None:
       'zero_terminal_snr to False'
     )
   # Otherwise the run would fail at its first samples, long after the start.
-  if config.samples.every and not config.samples.prompts:
+  c = config.samples
+  if c.every and not (c.prompts or c.prompts_file):
     raise ValueError(
-      f'config.samples.every is {config.samples.every}, but '
-      'config.samples.prompts is empty: add a prompt, or set every to 0'
+      f'config.samples.every is {c.every}, but config.samples.prompts is empty:'
+      ' add a prompt or a prompts_file, or set every to 0'
     )
   if config.samples.every and c.prediction == 'flow':
     s = config.samples
@@ -144,6 +146,7 @@ def check_autoencoder(config: config_dict.ConfigDict) -> None:
 
 def check_precomputed(config: config_dict.ConfigDict) -> None:
   """Raises ValueError if nets are trained that a cache has already applied."""
+  word_validation.check_not_precomputed(config)
   # Text encoders and autoencoder do not run, so they would get no gradients.
   only_unet = all(g.layers.startswith('unet/') for g in config.lora.values())
   if not only_unet or tuple(config.trained) not in (('unet',), ('lora',)):

@@ -17,6 +17,7 @@ from sdxl_jax.ema import snapshots, transform
 from sdxl_jax.sampling import finiteness
 from sdxl_jax.training import (
   compilation,
+  ema_distance,
   latent_statistics,
   metrics,
   metrics_writer,
@@ -146,6 +147,7 @@ def take_step(
     else:
       gradients_sum = run.programs.add(interrupted)(gradients_sum, gradients)
   state, result = run.programs.update(interrupted)(state, gradients_sum)
+  result |= ema_distance.of_line(state, step, run.config.log_every)
   reporter.end_step(step, result)
   if state.shared:
     observe = compilation.observer(state.loss_history.sharding)

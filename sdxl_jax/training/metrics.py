@@ -16,7 +16,7 @@ from sdxl_jax.training import loss_scaling, metrics_writer
 
 MAX_NAMES = 100  # of records, in an error
 # Metrics of a step that a line holds as they are after its last step.
-LATEST = {'skipped': int, 'loss_scale': float}
+LATEST = {'skipped': int, 'loss_scale': float, 'ema_distance': float}
 
 
 class NonFiniteLoss(ValueError):

@@ -1,14 +1,16 @@
-"""Writes the metrics of a run: progress bar, JSON lines, TensorBoard."""
+"""Writes the metrics of a run: progress bar, JSON lines, trackers."""
 
 import contextlib
 import json
 import os
 import pathlib
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
 from sdxl_jax import atomic_write
-from sdxl_jax.training import board, progress
+from sdxl_jax.training import board, progress, trackers, usual_range
 
 
 class Writer:
@@ -17,6 +19,14 @@ class Writer:
   On resuming at `start_step` the lines of later steps, which a stopped run
   left behind, are removed from metrics.jsonl, so that no step is there twice.
   In a run of several processes only the primary one writes.
+
+  Args:
+    workdir: of the run.
+    start_step: steps done before this start.
+    total_steps: of the run.
+    is_primary: whether this process writes.
+    log_with: trackers, of trackers.NAMES.
+    tracker: of those, the name of the project and the config of the run.
   """
 
   def __init__(
@@ -25,6 +35,8 @@ class Writer:
     start_step: int,
     total_steps: int,
     is_primary: bool = True,
+    log_with: Sequence[str] = ('tensorboard',),
+    tracker: tuple[str, dict[str, Any]] = ('', {}),
   ):
     folder = pathlib.Path(workdir)
     path = folder / 'metrics.jsonl'
@@ -32,10 +44,13 @@ class Writer:
     if is_primary:
       drop_lines_after(path, start_step)
     self._file = open(path if is_primary else os.devnull, 'a')
-    self._board = None
-    if is_primary:
-      self._board = board.Board(folder / 'tensorboard', start_step)
     self._progress = progress.Progress(start_step, total_steps, is_primary)
+    self._boards, self._usual = [], None
+    if is_primary:
+      if 'tensorboard' in log_with:
+        self._boards.append(board.Board(folder / 'tensorboard', start_step))
+      self._boards += trackers.open_all(log_with, *tracker, folder, self.say)
+      self._usual = usual_range.UsualRange(self.say, path)
 
   def write(self, step: int, metrics: dict[str, float]) -> None:
     """Writes the metrics after `step` optimizer steps."""
@@ -43,14 +58,16 @@ class Writer:
     line = {'step': step, **{k: float(f'{v:.6g}') for k, v in metrics.items()}}
     self._file.write(json.dumps(line) + '\n')
     self._file.flush()
-    if self._board:
-      self._board.scalars(metrics, step)
+    for writer in self._boards:
+      writer.scalars(metrics, step)
+    if self._usual:
+      self._usual.follow(step, metrics)
     self._progress.show(metrics['loss'], metrics['images_per_s'])
 
   def image(self, name: str, image: np.ndarray, step: int) -> None:
-    """Writes an image, uint8 [h, w, 3], to TensorBoard."""
-    if self._board:
-      self._board.image(name, image, step)
+    """Writes an image, uint8 [h, w, 3], to the trackers."""
+    for writer in self._boards:
+      writer.image(name, image, step)
 
   def advance(self) -> None:
     """Advances the progress by one step."""
@@ -63,7 +80,7 @@ class Writer:
   def close(self) -> None:
     self._progress.close()
     # A disk that is full here was full before, when `write` reported it.
-    for file in filter(None, (self._board, self._file)):
+    for file in (*self._boards, self._file):
       with contextlib.suppress(OSError):
         file.close()
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 from ml_collections import config_dict
 
-from sdxl_jax.training import config_fields
+from sdxl_jax.training import config_fields, word_validation
 
 
 def check(config: config_dict.ConfigDict) -> None:
@@ -36,6 +36,7 @@ def check(config: config_dict.ConfigDict) -> None:
   if config.task == 'diffusion':
     check_channels(config)
   check_lora(config)
+  word_validation.check(config)
 
 
 def has_net(config: config_dict.ConfigDict, name: str) -> bool:

@@ -8,7 +8,7 @@ import jax
 from ml_collections import config_dict
 
 from sdxl_jax import atomic_write
-from sdxl_jax.checkpoints import loading
+from sdxl_jax.checkpoints import loading, run_words
 from sdxl_jax.data import buckets, dataset
 from sdxl_jax.distributed import device_mesh, multihost
 from sdxl_jax.models import autoencoder_gan, from_config, net_types, sdxl
@@ -20,8 +20,8 @@ from sdxl_jax.training import (
   config_validation,
   config_warnings,
   train_state,
+  word_start,
 )
-from sdxl_jax.weights import formats
 
 Model = sdxl.SDXL | autoencoder_gan.AutoencoderGAN
 
@@ -104,14 +104,8 @@ def warn_of_data(
 
 
 def load_tokenizer(config: config_dict.ConfigDict) -> tokenizer.Tokenizer:
-  """Loads the tokenizer of the weights that a run starts from."""
-  base = loading.base_weights(config.init_from)
-  encoders = config.text_encoder, config.text_encoder_2
-  return tokenizer.load(
-    base,
-    formats.added_tokens(base),
-    tuple(encoder and encoder.vocab_size for encoder in encoders),
-  )
+  """Loads the tokenizer of the captions of a run."""
+  return run_words.load_tokenizer(config, 'words' in config.trained)
 
 
 def load_weights(
@@ -137,6 +131,9 @@ def load_weights(
     params |= loading.load_start(config, model, names, mesh)
     if config_validation.is_precomputed(config):
       cache_check.check_nets(config, params)
+    if 'words' in config.trained:
+      tokenize = run_words.load_tokenizer(config, with_words=False)
+      params['words'] = word_start.initial(model, params, tokenize, mesh)
     return params
 
   # Random parameters are of use only where they are trained.

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import json
 import pathlib
 
 import jax
@@ -88,7 +89,12 @@ def open_workdir(
   checkpoints = open_checkpoints(config, workdir)
   done = checkpoints.latest_step or 0
   writer = metrics_writer.Writer(
-    workdir, done, config.total_steps, multihost.is_primary()
+    workdir,
+    done,
+    config.total_steps,
+    multihost.is_primary(),
+    config.log_with,
+    (config.log_tracker_name, json.loads(config.to_json())),
   )
   stack.callback(writer.close)
   writer.say(multihost.describe())

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ from sdxl_jax.distributed import multihost
 from sdxl_jax.evaluation import reconstruction
 from sdxl_jax.models import autoencoder_gan, sdxl
 from sdxl_jax.sampling import finiteness, generation, pipelines, settings
-from sdxl_jax.training import run_setup, tasks
+from sdxl_jax.training import run_setup, sample_prompts, tasks
 
 Grid = UInt8[np.ndarray, 'h w 3']
 
@@ -28,6 +29,7 @@ class SampleGrid:
   model: sdxl.SDXL | autoencoder_gan.AutoencoderGAN
   frozen: dict[str, Any]  # {net: parameters} of the nets that are not trained
   inputs: Float[np.ndarray, 'b h w c'] | None = None  # [-1, 1], to reconstruct
+  requests: sample_prompts.Requests = ()  # in place of the config's prompts
 
   def render(self, ema_params: dict[str, Any]) -> Grid:
     """Returns the grid, the same in every process, given {net: parameters}.
@@ -42,19 +44,19 @@ class SampleGrid:
   def render_samples(self, params: dict[str, Any]) -> Grid:
     """Returns samples of the config's prompts, with the prompts as captions."""
     c = self.config.samples
+    pipeline = pipelines.make_pipeline(
+      self.config, self.model, self.model.ready(params)
+    )
+    if self.requests:
+      samples = sample_prompts.generate(pipeline, self.requests)
+      captions = [request.prompt for request in self.requests]
+      return as_grid(samples, captions, c.zoom)
     # config.samples may hold any of the settings of sampling.
     chosen = {name: c[name] for name in c if name in settings.FIELDS}
     samples, _ = generation.generate(
-      pipelines.make_pipeline(
-        self.config, self.model, self.model.ready(params)
-      ),
-      list(c.prompts),
-      size=c.size,
-      **chosen,
+      pipeline, list(c.prompts), size=c.size, **chosen
     )
-    # As nearly square as their number allows.
-    columns = math.ceil(len(samples) ** 0.5)
-    return figures.grid(samples, columns, list(c.prompts), c.zoom)
+    return as_grid(samples, list(c.prompts), c.zoom)
 
   def render_reconstructions(self, params: dict[str, Any]) -> Grid:
     """Returns images, their reconstructions and the differences."""
@@ -69,11 +71,20 @@ class SampleGrid:
     return figures.grid(cells, columns, zoom=self.config.samples.zoom)
 
 
+def as_grid(
+  samples: Float[np.ndarray, 'b h w 3'], captions: list[str], zoom: int
+) -> Grid:
+  """Returns samples as a grid, as nearly square as their number allows."""
+  columns = math.ceil(len(samples) ** 0.5)
+  return figures.grid(samples, columns, captions, zoom)
+
+
 def make_sample_grid(
   config: config_dict.ConfigDict,
   model: sdxl.SDXL | autoencoder_gan.AutoencoderGAN,
   frozen: dict[str, Any],
   source: Any,
+  say: Callable[[str], Any] = print,
 ) -> SampleGrid:
   """Makes the SampleGrid of a run.
 
@@ -82,13 +93,19 @@ def make_sample_grid(
     model: of the run.
     frozen: {net: parameters} of the nets that are not trained.
     source: of images, as data/ makes it; read for reconstructions only.
+    say: prints a line for the user.
+
+  Raises:
+    ValueError, FileNotFoundError: see sample_prompts.load.
   """
   # The same images in every grid.
   inputs = None
   if config.task == 'autoencoder' and config.samples.every:
     inputs = first_images(config, source)
   # The grid has too few rows to divide over a mesh, so no fused kernel is used.
-  return SampleGrid(config, model.replace(attention='xla'), frozen, inputs)
+  model = model.replace(attention='xla')
+  requests = sample_prompts.load(config, model, say)
+  return SampleGrid(config, model, frozen, inputs, requests)
 
 
 def first_images(

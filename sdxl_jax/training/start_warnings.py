@@ -6,6 +6,7 @@ from ml_collections import config_dict
 
 from sdxl_jax.checkpoints import loading, run_sources
 from sdxl_jax.diffusion import noise_schedule
+from sdxl_jax.models import from_config
 from sdxl_jax.weights import formats, prediction_words, read_options
 from sdxl_jax.weights.diffusers import scheduler_config
 
@@ -21,6 +22,22 @@ def of_files(config: config_dict.ConfigDict) -> Iterator[str]:
       options = formats.for_other(source, options)
     for note in formats.open_model(source, options=options).notes:
       yield f'{source}: {note}'
+
+
+def of_words(config: config_dict.ConfigDict) -> Iterator[str]:
+  """Yields a line if the run to start from learned words, which stay behind."""
+  source = config.init_from
+  if not source or formats.is_published(source):
+    return
+  found = from_config.make_words(loading.saved_config(source))
+  here = {word.token_string for word in from_config.make_words(config)}
+  lost = [w.token_string for w in found if w.token_string not in here]
+  if lost:
+    yield (
+      f'{source} learned {", ".join(map(repr, lost))}, which this run does not '
+      'know: to go on with such a word, write it by convert --to embedding and '
+      'name the file in config.words.NAME.weights'
+    )
 
 
 def of_schedule(config: config_dict.ConfigDict) -> Iterator[str]:

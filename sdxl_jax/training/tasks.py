@@ -31,6 +31,7 @@ from sdxl_jax.training import (
   skipping,
   stochastic_rounding,
   train_state,
+  vector_norms,
 )
 
 MOST_RATES = 1_000_000  # learning rates that are looked at ahead
@@ -132,9 +133,12 @@ def make_averaging_optimizer(
     names = {field.name for field in dataclasses.fields(optimizer.Settings)}
     settings = {name: c[name] for name in names & set(c)}
     settings |= {'rules': c.rates, 'safeguard_warmup': c.warmup_steps > 0}
-    return optimizer.make(
+    made = optimizer.make(
       c.name, make_learning_rate(config), optimizer.Settings(**settings)
     )
+    if config.preserve_embedding_norm:
+      return optax.chain(made, vector_norms.keep_norms())
+    return made
 
   if config.task == 'diffusion':
     chain = make_chain()

@@ -38,6 +38,8 @@ FLAT = 'string_to_param.'  # of A1111's files as safetensors
 # The files in a folder that diffusers wrote.
 FILES = ('learned_embeds', 'learned_embeds_2')
 SUFFIXES = ('.safetensors', '.bin')
+# The word in the metadata of a file that this program wrote.
+WORD = 'token_string'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -118,7 +120,7 @@ def read(
   path: pathlib.Path, name: str | None, widths: Mapping[str, int]
 ) -> list[Word]:
   """Reads the words of one file; see `load`."""
-  tree = open_tree(path)
+  tree, stored = open_tree(path)
   try:
     entries = list(split(tree, widths))
     if name is not None and len(entries) > 1:
@@ -132,7 +134,7 @@ def read(
       aliases = ()
       if name is None and len(entries) == 1:
         aliases = (path.stem, path.name)
-      word = name if name is not None else own or path.stem
+      word = name if name is not None else own or stored or path.stem
       vectors = word_vectors.assign(tensors, widths)
       words.append(Word(word, vectors, aliases, path))
   except checked_cast.StoredError:
@@ -142,14 +144,20 @@ def read(
   return words
 
 
-def open_tree(path: pathlib.Path) -> Tree | safetensors_file.LazyTensor:
+def open_tree(
+  path: pathlib.Path,
+) -> tuple[Tree | safetensors_file.LazyTensor, str | None]:
   """Opens the tensors of a safetensors file, or the tree of a pickle.
 
   The file may be another one, and large: what is no word is not read.
+
+  Returns:
+    The tree, and the word that the metadata have, if any.
   """
   if foreign_files.is_torch_pickle(path):
-    return torch_pickle.open_tree(path)
-  return safetensors_file.load(path).tensors
+    return torch_pickle.open_tree(path), None
+  file = safetensors_file.load(path)
+  return file.tensors, file.metadata.get(WORD)
 
 
 def split(

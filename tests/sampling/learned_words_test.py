@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from sdxl_jax.sampling import pipelines, prompt_plan, settings
+from sdxl_jax.weights import embedding_writer, textual_inversion
 from tests.support import learned_words, text_encoders
 from tests.support.learned_words import BASE, REFINER, save
 
@@ -187,6 +188,42 @@ def test_words_are_those_of_diffusers(pipeline):
     )
   check(reference, pipeline, 'mystyle')
   check(reference, pipeline, '<oldone>')
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize('layout', embedding_writer.LAYOUTS)
+def test_written_words_are_those_of_diffusers(layout, tmp_path):
+  """Files that are written here, loaded by diffusers, encode alike."""
+  torch = pytest.importorskip('torch')
+  diffusers = pytest.importorskip('diffusers')
+  safetensors_torch = pytest.importorskip('safetensors.torch')
+  vectors = dict(zip(learned_words.WIDTHS, WORD.values()))
+  word = textual_inversion.Word('<toy>', vectors, (), tmp_path)
+  path = tmp_path / 'toy.safetensors'
+  if layout == 'diffusers':
+    path = tmp_path / 'toy'
+  embedding_writer.save(path, word, layout)
+  reference = diffusers.StableDiffusionXLPipeline.from_pretrained(BASE)
+  for encoder, row, file, key in [
+    ('text_encoder', 'tokenizer', 'learned_embeds', 'clip_l'),
+    ('text_encoder_2', 'tokenizer_2', 'learned_embeds_2', 'clip_g'),
+  ]:
+    # As the guide of diffusers loads each layout.
+    if layout == 'diffusers':
+      given = dict(token='<toy>', weight_name=f'{file}.safetensors')
+      given['pretrained_model_name_or_path'] = str(path)
+    else:
+      tensors = safetensors_torch.load_file(path)
+      assert isinstance(tensors[key], torch.Tensor)
+      given = dict(token='<toy>', pretrained_model_name_or_path=tensors[key])
+    reference.load_textual_inversion(
+      **given,
+      text_encoder=getattr(reference, encoder),
+      tokenizer=getattr(reference, row),
+    )
+  ours = pipelines.load(BASE, embeddings=[str(path)])
+  assert "the word '<toy>', vectors: 3 for text_encoder, 3" in ours.notes[-1]
+  check(reference, ours, '<toy>')
 
 
 @pytest.mark.torch

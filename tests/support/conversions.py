@@ -4,6 +4,7 @@ import numpy as np
 import safetensors.numpy
 
 from sdxl_jax import convert
+from sdxl_jax.checkpoints import word_export
 
 
 def run(source, target, to, **settings):
@@ -18,6 +19,12 @@ def run_lora(source, target, key_format='kohya', **settings):
   """Converts a LoRA and returns the lines that were printed."""
   settings['key_format'] = key_format
   return run_with(convert.convert_lora, source, target, 'lora', settings)
+
+
+def run_embedding(source, target, key_format='kohya', **settings):
+  """Converts a learned word and returns the lines that were printed."""
+  settings['key_format'] = key_format
+  return run_with(word_export.convert, source, target, 'embedding', settings)
 
 
 def run_with(function, source, target, to, settings):

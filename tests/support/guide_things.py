@@ -39,6 +39,7 @@ def make(folder):
   learned_words.save(folder / 'style_emb.safetensors', learned_words.vectors(2))
   save_run(folder / 'RUN', 'stage3', folder / 'SDXL')
   save_run(folder / 'LORA', 'lora', folder / 'SDXL')
+  save_run(folder / 'WORD', 'textual_inversion', folder / 'SDXL')
   for stage, weights in STAGES.items():
     (folder / 'RUN' / stage).symlink_to(folder / weights)
   write_datasets(folder)
