@@ -170,7 +170,9 @@ def get_config():
   config.data.scenes.scored = False
 
   # Low-rank factors to train in place of whole nets, with trained = ('lora',):
-  # {name: dict(layers=pattern, rank=16, alpha=16.0)}, see configs/lora.py.
+  # {name: dict(layers=pattern, rank=16, alpha=16.0)}, see configs/lora.py. A
+  # group may also have algo = 'lora', 'loha', 'lokr' or 'full', dora_wd = True,
+  # and of 'lokr' the factor that sizes are split by; -1: as evenly as can be.
   config.lora = config_dict.ConfigDict()
   # Words to learn by textual inversion, with 'words' in trained: {name: dict(
   # token_string='<fox>', init_word='fox', num_vectors_per_token=4)}, or with

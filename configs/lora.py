@@ -13,7 +13,14 @@ well, add to a config of your own
   config.lora.text = dict(
     layers=r'text_encoder(_2)?/.*/(([qkv]|out)_proj|fc[12])', rank=8, alpha=8.0)
 
-Convolutions can be trained too: r'unet/.*/(conv1|conv2|conv_shortcut)'.
+Convolutions can be trained too (LoCon): r'unet/.*/(conv1|conv2|conv_shortcut)'.
+Further fields of a group choose another kind of difference, in the words of
+LyCORIS (Yeh et al. 2023), whose files other programs read: algo='loha', 'lokr'
+(with factor=8, say) or 'full', a whole difference, for which rank and alpha
+count nothing. dora_wd=True trains the norm of each output besides (Liu et al.
+2024, DoRA); it goes with any algo but 'full'. OneTrainer's words are peft_type
+and lora_decompose. LoHa multiplies by a difference of the kernel's size at each
+step, which is not stored; LoKr computes its products without one.
 
 configs/lora.py:prior is DreamBooth with prior preservation (Ruiz et al. 2022),
 so that the base does not forget the object's class: half of the images are of

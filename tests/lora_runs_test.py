@@ -1,5 +1,6 @@
 """Low-rank factors from training to file to sample, ours and diffusers'."""
 
+import hashlib
 import json
 import shutil
 import subprocess
@@ -20,6 +21,7 @@ from sdxl_jax.weights.lora import (
   lora_file,
   lora_names,
   lora_writer,
+  published_parts,
   trained_factors,
 )
 from tests.support import conversions, golden_sets, tiny_config
@@ -37,6 +39,16 @@ GROUPS = {
     alpha=4.0,
   ),
   'conv': dict(layers=r'unet/.*/(conv2|conv_shortcut)', rank=3, alpha=1.0),
+}
+
+
+# Every other kind, of which all train at once.
+KINDS = {
+  'dora': dict(layers=r'unet/.*/attn1/to_[qkv]', rank=2, dora_wd=True),
+  'loha': dict(layers=r'unet/.*/attn2/to_[qkv]', rank=2, algo='loha'),
+  'lokr': dict(layers=r'unet/.*/(net_2|conv2)', rank=1, algo='lokr'),
+  'full': dict(layers=r'unet/.*/proj_in', rank=1, algo='full'),
+  'text': dict(layers=r'text_encoder/.*/fc1', rank=1, algo='lokr', factor=2),
 }
 
 
@@ -139,6 +151,13 @@ def test_averages(workdir):
   assert not jax.tree.all(equal['unet'])
 
 
+def data_hash(path):
+  """The SHA-256 of all of a file that is behind its header, as A1111 has it."""
+  data = path.read_bytes()
+  start = 8 + int.from_bytes(data[:8], 'little')
+  return hashlib.sha256(data[start:]).hexdigest()
+
+
 @pytest.mark.parametrize('dialect', ['kohya', 'diffusers'])
 def test_a_file_of_a_run(base, workdir, loaded, tmp_path, close, dialect):
   path = tmp_path / 'mine.safetensors'
@@ -152,6 +171,56 @@ def test_a_file_of_a_run(base, workdir, loaded, tmp_path, close, dialect):
     assert (
       'modelspec.prediction_type' not in metadata
     )  # which has no value for x0
+    assert metadata['ss_network_module'] == 'networks.lora'
+    assert metadata['ss_resolution'] == '(24, 16)'
+    assert metadata['modelspec.hash_sha256'] == f'0x{data_hash(path)}'
+    assert metadata['sshs_model_hash'] == data_hash(path)
+
+
+def parts(folder, config):
+  """{(net, tensor, part): array} of what a run trained."""
+  folder = orbax_checkpoint.find(folder)
+  made = loading.load_trained_lora(folder, config, average='none')
+  return parts_of(made)
+
+
+def parts_of(made):
+  return {
+    (*key, part): array
+    for key, delta in made.changes().items()
+    for part, array in published_parts.parts_of(delta).items()
+  }
+
+
+@pytest.mark.slow
+def test_a_run_of_all_kinds(base, tmp_path, close):
+  config = get_config(base).unlock()
+  config.lora = {name: group | {'alpha': 2.0} for name, group in KINDS.items()}
+  config.samples.every = 0
+  config.checkpoint.update(every=2, max_to_keep=2)
+  assert train.train(config.lock(), tmp_path / 'whole') == 4
+  # From the second step on again: the same numbers.
+  shutil.copytree(tmp_path / 'whole', tmp_path / 'again')
+  shutil.rmtree(tmp_path / 'again' / 'checkpoints' / '4')
+  assert train.train(config, tmp_path / 'again') == 4
+  expected = parts(tmp_path / 'whole', config)
+  again = parts(tmp_path / 'again', config)
+  jax.tree.map(np.testing.assert_array_equal, again, expected)
+  before = parts(tmp_path / 'whole' / 'checkpoints' / '2', config)
+  for key, array in expected.items():
+    assert key[-1] == 'alpha' or not np.array_equal(before[key], array), key
+  # The file has the same numbers, and makes the same model of the base.
+  path = tmp_path / 'mine.safetensors'
+  conversions.run_lora(tmp_path / 'whole', path, average='none')
+  loaded = pipelines.load(tmp_path / 'whole', average='none').params
+  from_file = pipelines.load(base, loras=[str(path)]).params
+  jax.tree.map(lambda a, b: close(a, b, 1e-6), from_file, loaded)
+  read = lora_file.load(path, loaded)
+  jax.tree.map(np.testing.assert_array_equal, parts_of(read), expected)
+  metadata = read.metadata
+  assert metadata['ss_network_module'] == 'lycoris.kohya'
+  assert (metadata['ss_steps'], metadata['ss_seed']) == ('4', '0')
+  assert metadata['ss_sd_model_name'] == base.name
 
 
 def test_a_run_without_factors(base, tmp_path):

@@ -192,8 +192,10 @@ def build(factors: Factors) -> Float[Array, '*inputs out']:
   w2 = factors.get('w2')
   if w2 is None:
     w2 = factors['w2_a'] @ factors['w2_b']
-  # kron of the last two axes of both.
-  d = jnp.einsum('ij,...kl->...ikjl', factors['w1'], w2)
+  # kron of the last two axes of both; w1 has no kernel.
+  w1 = factors['w1']
+  w1 = w1.reshape(*w1.shape[:-2], *[1] * (w2.ndim - w1.ndim), *w1.shape[-2:])
+  d = jnp.einsum('...ij,...kl->...ikjl', w1, w2)
   return d.reshape(*d.shape[:-4], d.shape[-4] * d.shape[-3], -1)
 
 

@@ -37,15 +37,20 @@ def make(i, noun, word):
   return image, text
 
 
-def main(argv):
-  del argv
-  folder = pathlib.Path(flags.FLAGS.output)
+def write(folder):
+  """Writes the images and their captions to a folder."""
   lines = []
   for i in range(COUNT):
     image, text = make(i, flags.FLAGS.noun, flags.FLAGS.word)
     images.save(folder / f'{i:02d}.png', image)
     lines.append(json.dumps({'file_name': f'{i:02d}.png', 'text': text}))
   (folder / 'metadata.jsonl').write_text('\n'.join(lines) + '\n')
+
+
+def main(argv):
+  del argv
+  folder = pathlib.Path(flags.FLAGS.output)
+  write(folder)
   print(f'wrote {COUNT} images to {folder}')
 
 

@@ -34,8 +34,9 @@ def make(folder):
   conversions.run(TINY / 'base', single, 'single_file')
   unet = TINY / 'base' / 'unet' / 'diffusion_pytorch_model.safetensors'
   (folder / 'unet.safetensors').symlink_to(unet)
-  lora = TINY / 'lora' / 'kohya.safetensors'
-  (folder / 'style.safetensors').symlink_to(lora)
+  for name, lora in {'style': 'kohya', 'style2': 'peft'}.items():
+    file = TINY / 'lora' / f'{lora}.safetensors'
+    (folder / f'{name}.safetensors').symlink_to(file)
   learned_words.save(folder / 'style_emb.safetensors', learned_words.vectors(2))
   save_run(folder / 'RUN', 'stage3', folder / 'SDXL')
   save_run(folder / 'LORA', 'lora', folder / 'SDXL')

@@ -382,6 +382,12 @@ ATTENTION = dict(layers='unet/.*to_q', rank=4, alpha=4.0)
     ({'a': ATTENTION | {'rnk': 4}}, {}, r"a has .*'rnk'\]; .*'rank'"),
     ({'a': {'layers': '.*'}}, {}, "a has .*it must have .*'rank'"),
     ({'a': ATTENTION | {'layers': '(to_q'}}, {}, r"'\(to_q', which is no reg"),
+    ({'a': ATTENTION | {'algo': 'oft'}}, {}, "a.algo is 'oft'; choose one of"),
+    ({'a': ATTENTION | {'dora_wd': 1}}, {}, 'dora_wd is 1; it must be True or'),
+    ({'a': ATTENTION | {'factor': 8}}, {}, "factor=8 with algo 'lora'; only"),
+    ({'a': ATTENTION | {'algo': 'lokr', 'factor': 0}}, {}, 'factor is 0; it'),
+    ({'a': ATTENTION | {'algo': 'full', 'dora_wd': True}}, {},
+     "dora_wd with algo 'full', whose difference has norms of its own"),
     ({'a': ATTENTION | {'layers': '.*'}}, {'data.source': 'precomputed'},
      'patterns of config.lora that begin with unet/'),
   ],
@@ -392,6 +398,22 @@ def test_factors_that_cannot_be_trained(groups, changes, message):
   config.update_from_flattened_dict(changes)
   with pytest.raises(ValueError, match=message):
     config_validation.check(config)
+
+
+@pytest.mark.parametrize(
+  'fields',
+  [
+    dict(algo='lora', dora_wd=True),
+    dict(algo='lokr', factor=8, dora_wd=True),
+    dict(algo='loha', factor=-1),
+    dict(algo='full', dora_wd=False),
+  ],
+  ids=str,
+)
+def test_kinds_of_factors(fields):
+  config = tiny_config.get_config().unlock()
+  config.update(trained=('lora',), lora={'a': ATTENTION | fields})
+  config_validation.check(config)
 
 
 def test_factors_from_precomputed_text():

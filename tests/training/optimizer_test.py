@@ -34,10 +34,12 @@ def test_no_ema_in_the_chain():
 def test_only_kernels_decay():
   leaf = jnp.ones((2, 2))
   params = {'a': {'kernel': leaf, 'bias': leaf}, 'norm': {'scale': leaf}}
-  decays = optimizer.make_decay_mask(params)
+  lora = dict.fromkeys(('a', 'b', 'a1', 'b2', 'w2_a', 'd', 'magnitude'), leaf)
+  decays = optimizer.make_decay_mask(params | {'lora': lora})
   assert decays == {
     'a': {'kernel': True, 'bias': False},
     'norm': {'scale': False},
+    'lora': {name: name != 'magnitude' for name in lora},
   }
 
 
