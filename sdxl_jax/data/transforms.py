@@ -122,18 +122,15 @@ def transform(
   # The image and its caption, or one of the precomputed variants.
   if 'variants' in example:
     row = choose_variant(example, bucket, rng, flip, drop)
-    if not mask_downscale:
-      row.pop('mask', None)
+    row = row if mask_downscale else without_mask(row)
   else:
     size = example['original_size']
     image, mask = open_with_mask(example, bucket, background, mask_downscale)
     pixels, crop = fit(image, size, bucket, rng, flip)
     check_caption(example)
-    row = {
-      'image': images.to_float(pixels),
-      'caption': '' if drop else example['caption'],
-      'crop_top_left': np.array(crop, np.int32),
-    }
+    caption = '' if drop else example['caption']
+    row = {'image': images.to_float(pixels), 'caption': caption}
+    row['crop_top_left'] = np.array(crop, np.int32)
     if mask_downscale:
       row['mask'] = loss_masks.fit(
         mask, cover(size, bucket), bucket, crop, flip, mask_downscale
@@ -160,6 +157,11 @@ def open_image(
     at_least=cover(size, bucket),
     background=background,
   )
+
+
+def without_mask(row: Row) -> Row:
+  """Returns a row without the mask of a cache that has some."""
+  return {name: value for name, value in row.items() if name != 'mask'}
 
 
 def open_with_mask(

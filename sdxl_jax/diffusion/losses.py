@@ -127,8 +127,7 @@ def diffusion_loss(
     key: of this step.
     schedule: noise schedule of the net.
     settings: error, weights, timesteps and noise.
-    mask: 0..1, by which the error of each position is multiplied before the
-      mean over all positions; None: 1.
+    mask: 0..1, a factor of each position's error before the mean; None: 1.
     history: of timestep_importance, where timesteps are drawn by it.
 
   Returns:
@@ -141,11 +140,8 @@ def diffusion_loss(
   # Noise: a timestep and eps for each example.
   x0 = latents.astype(jnp.float32)
   limits = settings.timesteps.limits(schedule.num_train_timesteps)
-  count, table = limits[1] - limits[0], None
-  if settings.timesteps.by_importance:
-    table = timestep_importance.probabilities(history, count)
-  elif not settings.timesteps.is_uniform:
-    table = timestep_sampling.probabilities(settings.timesteps, count)
+  count = limits[1] - limits[0]
+  table = probabilities(settings.timesteps, count, history)
   sample_row = functools.partial(
     sample_noise,
     key,
@@ -158,13 +154,7 @@ def diffusion_loss(
 
   # Predict from the noisy latents.
   signal, noise = (r[timestep, None, None, None] for r in rates(schedule))
-  targets = {
-    'eps': eps,
-    'v': velocity(x0, eps, signal, noise),
-    'x0': x0,
-    'flow': eps - x0,
-  }
-  target = targets[schedule.prediction]
+  target = target_of(schedule.prediction, x0, eps, signal, noise)
   prediction = net(
     add_noise(x0, input_eps, signal, noise), net_timestep(schedule, timestep)
   )
@@ -174,10 +164,7 @@ def diffusion_loss(
   error, mse = errors(
     difference, settings.distance, timestep, noise / signal, schedule, mask
   )
-  weight = 1.0
-  if settings.weighting.chosen:
-    snr = jnp.square(signal / noise)[:, 0, 0, 0]
-    weight = loss_weights.weight(settings.weighting, snr, schedule.prediction)
+  weight = weight_of(settings.weighting, signal / noise, schedule.prediction)
   weighted, measured = weight * error, {}
   if settings.timesteps.by_importance:
     index = timestep - limits[0]
@@ -185,6 +172,48 @@ def diffusion_loss(
     weighted = weighted / (count * table[index])
   loss = weighted.mean()
   return loss, {'loss': loss, 'mse': mse.mean(), **measured}
+
+
+def probabilities(
+  timesteps: timestep_sampling.TimestepSampling,
+  count: int,
+  history: Float[ArrayLike, '2 parts'] | None,
+) -> Float[ArrayLike, ' count'] | None:
+  """Returns how likely each of `count` timesteps is; None: all are alike."""
+  if timesteps.by_importance:
+    return timestep_importance.probabilities(history, count)
+  if timesteps.is_uniform:
+    return None
+  return timestep_sampling.probabilities(timesteps, count)
+
+
+def target_of(
+  prediction: str,
+  x0: Float[Array, 'b h w c'],
+  eps: Float[Array, 'b h w c'],
+  signal: Float[Array, 'b 1 1 1'],
+  noise: Float[Array, 'b 1 1 1'],
+) -> Float[Array, 'b h w c']:
+  """Returns what a net predicts that is without error."""
+  targets = {
+    'eps': eps,
+    'v': velocity(x0, eps, signal, noise),
+    'x0': x0,
+    'flow': eps - x0,
+  }
+  return targets[prediction]
+
+
+def weight_of(
+  weighting: loss_weights.Weighting,
+  ratio: Float[Array, 'b 1 1 1'],
+  prediction: str,
+) -> Float[ArrayLike, ' *b']:
+  """Returns the weight of each example, whose signal / noise is a ratio."""
+  if not weighting.chosen:
+    return 1.0
+  snr = jnp.square(ratio)[:, 0, 0, 0]
+  return loss_weights.weight(weighting, snr, prediction)
 
 
 def net_timestep(

@@ -64,6 +64,11 @@ class Schedule:
     return self.prediction == 'flow'
 
   @property
+  def preserves_variance(self) -> bool:
+    """Whether the shares of signal and noise in variance add up to 1."""
+    return not (self.is_continuous or self.is_flow)
+
+  @property
   def ends_in_noise(self) -> bool:
     """Whether the last timestep has no signal."""
     return self.zero_terminal_snr or self.is_flow

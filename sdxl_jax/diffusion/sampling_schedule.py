@@ -117,10 +117,10 @@ def make_sampling_schedule(
     )
 
   # The levels of the net's calls, and the final one.
-  terminal = traits.terminal_sigma
-  if schedule.is_flow:
-    terminal = flow.terminal_sigma(sampler)
-  trained = noise_schedule.trained_sigmas(schedule, terminal)
+  trained = noise_schedule.trained_sigmas(
+    schedule,
+    flow.terminal_sigma(sampler) if schedule.is_flow else traits.terminal_sigma,
+  )
   sigmas, timesteps = _levels(schedule, spacing, sampler, trained, steps)
   # Rounding may put the last level below the smallest.
   smallest = min(trained[0], sigmas[-1])
@@ -129,12 +129,7 @@ def make_sampling_schedule(
 
   # Fresh noise, and the scale of x at both ends.
   sigmas_down = _sigmas_down(sampler, sigmas, timesteps, trained, eta)
-  has_variances = not (schedule.is_continuous or schedule.is_flow)
-  preserving = traits.variance_preserving and has_variances
-  unit = preserving or spacing.kind in FULL_VARIANCE
-  init_scale = np.sqrt(unit + sigmas[0] ** 2)
-  if schedule.is_flow:  # the net's first input is the noise itself
-    init_scale = 1 + sigmas[0]
+  preserving = traits.variance_preserving and schedule.preserves_variance
   return SamplingSchedule(
     sigmas=sigmas.astype(np.float32),
     sigmas_down=sigmas_down.astype(np.float32),
@@ -142,11 +137,24 @@ def make_sampling_schedule(
     orders=_orders(spacing, traits, schedule, sigmas, sigmas_down),
     timesteps=timesteps.astype(np.float32),
     trained_sigmas=trained.astype(np.float32),
-    init_scale=np.float32(init_scale),
+    init_scale=_init_scale(schedule, spacing, preserving, sigmas[0]),
     final_scale=np.float32(1 / np.sqrt(1 + preserving * final**2)),
     prediction=schedule.prediction,
     sigma_data=schedule.sigma_data,
   )
+
+
+def _init_scale(
+  schedule: noise_schedule.Schedule,
+  spacing: Spacing,
+  preserving: bool,
+  sigma: float,
+) -> np.float32:
+  """Returns the scale of the noise that a run starts from."""
+  if schedule.is_flow:  # the net's first input is the noise itself
+    return np.float32(1 + sigma)
+  unit = preserving or spacing.kind in FULL_VARIANCE
+  return np.float32(np.sqrt(unit + sigma**2))
 
 
 def steps_until(schedule: SamplingSchedule, share: float) -> int:
