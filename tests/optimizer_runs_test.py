@@ -37,7 +37,7 @@ def equal(a, b):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('name', ['schedule_free_adamw', 'muon'])
+@pytest.mark.parametrize('name', ['schedule_free_adamw', 'prodigy'])
 def test_a_run_is_resumed(name, tmp_path, capsys):
   """Bit for bit, with a frozen net, moments in 8 bits, and samples."""
   straight, stopped = tmp_path / 'straight', tmp_path / 'stopped'

@@ -198,8 +198,8 @@ def test_memory_of_the_moments():
     'schedule_free_adamw': 8.0,
   }
   assert size('adamw', 'bfloat16') == 4.0
-  assert size('adamw', 'int8') == 2.03
-  assert size('lion', 'int8') == 1.02
+  assert size('adamw', 'int8') == 2.05
+  assert size('lion', 'int8') == pytest.approx(1.03, abs=0.01)
 
 
 def test_a_schedule_is_that_of_the_steps():
