@@ -100,7 +100,7 @@ def loop(
         save(run, state, done, checkpoints, reporter)
         saved = done
       if is_due(done, config.optimizer.ema_snapshots, total):
-        save_snapshots(run, state, done, reporter)
+        save_snapshots(run, state, done, reporter, aside)
 
       # Show what the model generates so far.
       if is_due(done, config.samples.every, total) and not stopping:
@@ -205,20 +205,28 @@ def save_snapshots(
   state: train_state.State,
   done: int,
   reporter: metrics.Reporter,
+  aside: background.Background,
 ) -> None:
-  """Saves copies of the averages.
+  """Saves copies of the averages, which a thread then writes.
 
   Raises:
-    OSError: if they cannot be written.
+    OSError: if they cannot be written; from the thread, a later step does.
   """
+  widths = run.config.optimizer.ema_widths
+
+  def explain(action, *args):
+    try:
+      return action(*args)
+    except Exception as error:  # orbax raises many types when the disk is full
+      text = ' '.join(str(error).split())[:500]
+      raise OSError(
+        f'the EMA of step {done} cannot be copied: {text}'
+      ) from error
+
   reporter.flush()
-  try:
-    widths = run.config.optimizer.ema_widths
-    with reporter.aside():
-      snapshots.save(run.workdir, done, state.opt_state, widths)
-  except Exception as error:  # orbax raises many types when the disk is full
-    text = ' '.join(str(error).split())[:500]
-    raise OSError(f'the EMA of step {done} cannot be copied: {text}') from error
+  with reporter.aside():
+    finish = explain(snapshots.save, run.workdir, done, state.opt_state, widths)
+  aside.run(explain, finish)
 
 
 def is_due(done: int, every: int, total: int) -> bool:
