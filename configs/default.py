@@ -3,10 +3,13 @@
 The other configs start from this one and change some fields. To change a field
 from the command line: --config.optimizer.learning_rate=1e-5
 
-A new field also gets a row in sdxl_jax/training/config_fields.py.
+The fields of config.optimizer are in optimizer_fields.py. A new field also gets
+a row in sdxl_jax/training/config_fields.py.
 """
 
 from ml_collections import config_dict
+
+from configs import optimizer_fields
 
 
 def get_config():
@@ -68,6 +71,30 @@ def get_config():
   # Metric `upscaled` counts images that are enlarged by more than this factor.
   config.data.max_upscale = 1.0
 
+  # How the captions of a record become the text that is trained on, in this
+  # order; each pass chooses anew. The fields are kohya's, but for `several`,
+  # see sdxl_jax/data/README.md.
+  config.data.captions = config_dict.ConfigDict()
+  # Of the captions in a list: the 'first', or one of them at 'random'.
+  config.data.captions.several = 'first'
+  # One of the lines of a caption, and one of the options of each {a|b|c} in it;
+  # {{ and }} are braces. False: captions stay as they are, all their lines.
+  config.data.captions.enable_wildcard = False
+  config.data.captions.caption_prefix = ''  # and a space, before each
+  config.data.captions.caption_suffix = ''  # after each, behind a space
+  config.data.captions.shuffle_caption = False  # put tags in random order
+  config.data.captions.keep_tokens = 0  # first tags, which stay where they are
+  # Mark behind the tags that stay, in place of their number, such as '|||'; a
+  # second one is before the tags that stay at the end. '': there is none.
+  config.data.captions.keep_tokens_separator = ''
+  config.data.captions.caption_separator = ','  # between tags
+  # Mark between tags that stay together, which becomes caption_separator.
+  config.data.captions.secondary_separator = ''
+  # Probability that a tag is left out, but for those that stay.
+  config.data.captions.caption_tag_dropout_rate = 0.0
+  # Every so many passes one has no captions; 0: none. Needs uncond 'empty'.
+  config.data.captions.caption_dropout_every_n_epochs = 0
+
   # Rules that a record must fulfil to be used. The number of records that each
   # rule leaves out is printed at the start.
   config.data.filters = config_dict.ConfigDict()
@@ -84,6 +111,14 @@ def get_config():
   config.data.folder.caption = 'text'  # column of a table
   # Of text files without a byte order mark, such as 'cp932'; '': UTF-8.
   config.data.folder.encoding = ''
+  config.data.folder.caption_extension = ''  # '': .txt, or else .caption
+  # True: folders directly below the path are named as 10_dog is. A pass takes
+  # their images 10 times, and those without a caption have the caption 'dog'.
+  config.data.folder.num_repeats_in_names = False
+  # Where masks are for config.loss.masked_loss, in all sources; '': the alpha
+  # channel of the image. Here the end of the names of masks beside the images,
+  # '.mask.png' or '-masklabel.png', or a folder of masks, relative to `path`.
+  config.data.folder.mask = ''
   config.data.webdataset = config_dict.ConfigDict()
   config.data.webdataset.shards = ''  # /data/{000..127}.tar, gs://bucket/*.tar
   # Suffix of the member with the caption; where a record has none, a field of
@@ -93,11 +128,13 @@ def get_config():
   config.data.webdataset.score = 'aesthetic_score'  # field of the json member
   # Of captions without a byte order mark, such as 'cp1252'; '': UTF-8.
   config.data.webdataset.encoding = ''
+  config.data.webdataset.mask = ''  # suffix of a member, such as 'mask.png'
   config.data.parquet = config_dict.ConfigDict()
   config.data.parquet.files = ''  # /data/*.parquet, s3://bucket/*.parquet
   config.data.parquet.image = 'image'  # column
   config.data.parquet.caption = 'text'  # column; 'captions.en': field of one
   config.data.parquet.score = ''  # column of the aesthetic score
+  config.data.parquet.mask = ''  # column of images
   config.data.tfds = config_dict.ConfigDict()
   config.data.tfds.dataset = ''  # name, or the folder of a built dataset
   config.data.tfds.split = 'train'  # or 'train[:60%]'
@@ -105,6 +142,7 @@ def get_config():
   config.data.tfds.image = 'image'  # feature
   config.data.tfds.caption = 'caption'  # feature; 'captions/text' within one
   config.data.tfds.score = ''  # feature of the aesthetic score
+  config.data.tfds.mask = ''  # feature of images
   config.data.precomputed = config_dict.ConfigDict()
   config.data.precomputed.path = ''  # --output of sdxl_jax.precompute
   config.data.precomputed.dtype = 'bfloat16'  # its --dtype
@@ -130,9 +168,43 @@ def get_config():
   config.lora = config_dict.ConfigDict()
 
   config.loss = config_dict.ConfigDict()
+  # Names are those of kohya's sd-scripts, where it has the same.
+  config.loss.loss_type = 'l2'  # or 'huber', 'smooth_l1', 'l1'
+  # Of the constant c of both Huber losses, from which on errors count less:
+  # 'snr' or 'exponential', falling with the noise to huber_c, or 'constant'.
+  config.loss.huber_schedule = 'snr'
+  config.loss.huber_c = 0.1
+  config.loss.huber_scale = 1.0  # multiplies c, except with 'snr'
+  # Errors are multiplied by a mask of the image: its alpha channel, or what
+  # the setting `mask` of the source names; 255 counts fully, 0 not at all.
+  config.loss.masked_loss = False
+  # Weights of timesteps, one at most. 0: all timesteps have the same weight.
+  config.loss.min_snr_gamma = 0.0  # 5 is usual
+  config.loss.soft_min_snr_gamma = 0.0  # Min-SNR without its corner; 4
+  config.loss.p2_gamma = 0.0  # 1 / (p2_k + snr)^p2_gamma; 0.5 or 1
+  config.loss.p2_k = 1.0
+  config.loss.debiased_estimation_loss = False  # 1 / sqrt(snr), for eps
+  config.loss.scale_v_pred_loss_like_noise_pred = False  # with 'v' only
+  # Noise beside the white one.
   config.loss.offset_noise = 0.0  # 0.05 in the paper's last stage
-  config.loss.min_snr_gamma = 0.0  # 0: all timesteps have the same weight
-  config.loss.timestep_range = (0, 1000)  # first, last + 1; refiner: (0, 200)
+  config.loss.adaptive_noise_scale = 0.0  # by which |channel mean| adds to it
+  config.loss.multires_noise_iterations = 0  # octaves of large structures; 6
+  config.loss.multires_noise_discount = 0.3  # of each, next to the one before
+  config.loss.ip_noise_gamma = 0.0  # noise of the input alone; 0.1
+  # Timesteps that are trained, first and last + 1; refiner: (0, 200). A rule
+  # says how often each: 'uniform', 'logit_normal', 'sigmoid', 'weights', or
+  # 'importance': by the measured loss, which counts less in return.
+  config.loss.timestep_range = (0, 1000)
+  config.loss.timestep_sampling = 'uniform'
+  config.loss.logit_mean = 0.0  # of 'logit_normal'; below 0 is less noise
+  config.loss.logit_std = 1.0
+  config.loss.sigmoid_scale = 1.0  # of 'sigmoid'
+  config.loss.timestep_weights = ()  # of equal parts of the range: (1, 3)
+  # With 'uniform': the first ('earlier', of little noise) or last timesteps
+  # ('later') come so many times as often, and are this share of the range.
+  config.loss.timestep_bias_strategy = 'none'
+  config.loss.timestep_bias_multiplier = 1.0
+  config.loss.timestep_bias_portion = 0.25
 
   config.autoencoder = config_dict.ConfigDict()
   config.autoencoder.perceptual_weight = 1.0  # of LPIPS; 0: without LPIPS
@@ -154,34 +226,7 @@ def get_config():
   config.autoencoder.adversary_features = 64  # of the discriminator's 1st layer
   config.autoencoder.adversary_layers = 3  # of the discriminator, batch-normed
 
-  config.optimizer = config_dict.ConfigDict()
-  config.optimizer.learning_rate = 1e-4
-  config.optimizer.warmup_steps = 10_000  # linear from 0; 0: no warm-up
-  config.optimizer.cosine = False  # cosine decay to 0 at total_steps
-  config.optimizer.b1 = 0.9
-  config.optimizer.b2 = 0.999
-  config.optimizer.eps = 1e-8
-  config.optimizer.weight_decay = 0.01  # of kernels only
-  # Limit of the gradient's norm over all parameters; 0: no clipping.
-  config.optimizer.clip_norm = 1.0
-  # 'bfloat16': parameters are rounded before the nets, which compute in it, so
-  # that gradients are summed over devices in it and move half the bytes.
-  config.optimizer.gradients_dtype = 'float32'
-  # Of Adam's two moments, and of the EMA: 'bfloat16' takes half the memory and
-  # is rounded at random, since most of their steps are smaller than its own.
-  config.optimizer.moments_dtype = 'float32'
-  config.optimizer.ema_dtype = 'float32'
-  # Where a net computes in float16, its loss is multiplied by a power of two,
-  # this one at first. A step whose gradients overflow is left out and halves
-  # it; so many steps without an overflow double it.
-  config.optimizer.loss_scale = 2.0**15
-  config.optimizer.loss_scale_steps = 2000
-  config.optimizer.ema_decay = 0.9999  # 0: the last parameters, not averaged
-  # Widths of one or two power-function averages in place of ema_decay, as
-  # shares of the training, such as (0.05, 0.1); the first one is sampled from
-  # and exported.
-  config.optimizer.ema_widths = ()
-  config.optimizer.ema_snapshots = 0  # steps between copies of them; 0: none
+  config.optimizer = optimizer_fields.get_fields()
 
   config.checkpoint = config_dict.ConfigDict()
   config.checkpoint.every = 1000  # steps
@@ -199,8 +244,13 @@ def get_config():
   config.samples.zoom = 1  # integer factor by which pixels are repeated
 
   config.schedule = config_dict.ConfigDict()
-  config.schedule.prediction = 'eps'  # or 'v', 'x0'
+  # Or 'v', 'x0', or 'flow': eps - x0 on straight paths, rectified flow.
+  config.schedule.prediction = 'eps'
   config.schedule.zero_terminal_snr = False  # True: with 'v' or 'x0' only
+  # Of 'flow': above 1, more of the steps are noisy. It is that of shift_size^2
+  # px, and grows with the square root of the area; 0: the same at all sizes.
+  config.schedule.shift = 1.0
+  config.schedule.shift_size = 0
 
   # The nets. dtype is that of activations, param_dtype that of parameters. Both
   # are 'float32', 'bfloat16', 'float16', or 'auto', which the first start of a

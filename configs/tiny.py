@@ -79,7 +79,7 @@ def quick():
 
   config.optimizer.learning_rate = 2e-3
   config.optimizer.warmup_steps = 50
-  config.optimizer.cosine = True
+  config.optimizer.schedule = 'cosine'
   config.optimizer.b2 = 0.99
   config.optimizer.ema_decay = 0.99
 

@@ -26,6 +26,7 @@ from sdxl_jax.training import (
   cache_settings,
   cache_update,
   config_validation,
+  data_validation,
   folder_lock,
   run_setup,
 )
@@ -65,6 +66,7 @@ def precompute(
   """
   cache_settings.check_images(config)
   config_validation.check(config)
+  data_validation.check_encodable(config)
   multihost.start(config.mesh.processes)
   # The folder, new or of an earlier run, before what takes minutes.
   folder = pathlib.Path(output).absolute()

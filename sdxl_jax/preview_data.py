@@ -5,7 +5,9 @@
 
 Writes PREVIEW/batches.png, the crops of the first steps with their captions and
 sizes (of large batches the first 64), and PREVIEW/buckets.png; prints how many
-records are used and left out, and a table of the buckets.
+records are used and left out, and a table of the buckets. Where
+config.data.captions changes captions, PREVIEW/captions.txt has those of the
+first records as the data and as the first passes have them.
 
 With --check it reads and decodes every record instead, counts what is odd, and
 lists in PREVIEW what cannot be read (unreadable.txt), captions that are cut
@@ -28,18 +30,23 @@ from sdxl_jax import cli
 from sdxl_jax.checkpoints import loading, run_sources
 from sdxl_jax.data import (
   buckets,
+  captioning,
   dataset,
   figures,
   images,
   pipeline,
   record_check,
 )
+from sdxl_jax.data.sources import indexed
 from sdxl_jax.models import from_config, latent_scaling
 from sdxl_jax.text import tokenizer
 from sdxl_jax.training import config_validation, run_setup, tasks
 
 MAX_SIDE = 256  # px, of an image in the grid
 MAX_ROWS = 64  # of a batch in the grid
+CAPTIONS = 'captions.txt'
+PASSES = 4  # whose captions are shown
+MAX_SHOWN = 3  # records whose captions are printed
 
 
 def preview(
@@ -74,6 +81,8 @@ def preview(
     _, batch = next(batches)
     shown += [shrink(image) for image in decode(batch)]
     captions += describe(batch, tokenize)
+  ids = batches.record_ids(0)[: len(rows)].tolist()
+  show_captions(config, source, ids, output, say)
   batches.close()
   columns = min(8, len(rows))
   images.save(output / 'batches.png', figures.grid(shown, columns, captions))
@@ -165,6 +174,45 @@ def describe(batch: pipeline.Batch, tokenize: tokenizer.Tokenizer) -> list[str]:
     f'{text}\n{h}x{w}, from {top},{left}: {bucket_h}x{bucket_w}'
     for text, ((h, w), (top, left), (bucket_h, bucket_w)) in zip(texts, sizes)
   ]
+
+
+def show_captions(
+  config: ml_collections.ConfigDict,
+  source: Any,
+  ids: Sequence[int],
+  output: pathlib.Path,
+  say: Callable[[str], Any],
+) -> None:
+  """Writes what captions become, pass by pass, if they become others.
+
+  Args:
+    config: as for training.
+    source: of the records.
+    ids: of records.
+    output: folder for captions.txt.
+    say: takes a line for the user.
+  """
+  captions = dataset.make_captioning(config)
+  if not captions.has_effect:
+    return
+  blocks = []
+  for i in dict.fromkeys(ids):
+    lines = [indexed.printable(source.name(i))]
+    try:
+      example = source[i]
+      lines += [f'  data: {c!r}' for c in captioning.captions_of(example)]
+      fields = captions.of(example)
+      for data_pass in range(PASSES):
+        text = fields.choose(example, config.seed, data_pass, i)['caption']
+        shown = '(none)' if fields.is_dropped(data_pass) else repr(text)
+        lines.append(f'  pass {data_pass}: {shown}')
+    except images.UnreadableImage as error:
+      lines.append(f'  {error}')
+    blocks.append('\n'.join(lines))
+  text = '\n'.join(blocks) + '\n'
+  (output / CAPTIONS).write_text(text, encoding='utf-8')
+  first = '\n'.join(blocks[:MAX_SHOWN])
+  say(f'{first}\nMore captions of the first passes: {output}/{CAPTIONS}')
 
 
 def shrink(image: np.ndarray) -> np.ndarray:

@@ -29,10 +29,10 @@ from sdxl_jax.models import from_config
 from sdxl_jax.training import (
   compilation,
   config_validation,
-  config_warnings,
   latent_statistics,
   loop,
   loss_scaling,
+  optimizer_warnings,
   resuming,
   run_setup,
   run_start,
@@ -194,7 +194,8 @@ def prepare(start: run_start.Start) -> tuple[loop.Run, train_state.State]:
   pretrained = run_setup.load_weights(config, model, mesh)
   shapes = jax.eval_shape(task.init, key, pretrained)
   shapes = sharding.with_shardings(shapes, mesh)
-  run_setup.warn(config_warnings.of_params(config, shapes.params), say)
+  trained = task.trained(shapes.params)
+  run_setup.warn(optimizer_warnings.of_params(config, trained), say)
   frozen = {n: p for n, p in pretrained.items() if n not in shapes.params}
   buckets = data.batches.schedule.first_use()
   programs = compilation.Programs(

@@ -333,7 +333,7 @@ def test_loss_is_that_of_pixels(tmp_path, words, length):
   precompute.precompute(config, tmp_path / 'cache', say=print)
   model = from_config.make_model(config)
   params = loading.load_params(config.init_from, model, model.configs)
-  of_model = diffusion_task.DiffusionLoss(model, timestep_range=(0, 1000))
+  of_model = diffusion_task.DiffusionLoss(model)
   loss = jax.jit(of_model.loss)
   source = kinds.make_source('folder', {'path': config.data.folder.path})
   tokenize = tokenizer.load(config.init_from)

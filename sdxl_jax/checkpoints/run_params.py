@@ -12,7 +12,7 @@ import jax
 
 from sdxl_jax.checkpoints import orbax_checkpoint
 from sdxl_jax.distributed import device_mesh, sharding
-from sdxl_jax.ema import snapshots
+from sdxl_jax.ema import partial_trees, post_hoc, snapshots
 
 # Any other value is the width of an EMA reconstructed from the run's snapshots.
 AVERAGES = ('ema', 'none')
@@ -58,16 +58,61 @@ def restore(
       f'checkpoint {folder} has parameters of {", ".join(saved["params"])}, '
       f'and none of {", ".join(missing)}: use another checkpoint'
     )
+  if average == 'none':
+    target = {name: saved['params'][name] for name in names}
+    target = sharding.with_shardings(target, mesh)
+    return orbax_checkpoint.restore_subtree(folder, saved, ('params',), target)
+  # Of what is frozen there is no average.
+  workdir, step = folder.parent.parent, int(folder.name)
+  if width is not None and not snapshots.find(workdir):
+    post_hoc.solve([], step, width)  # raises
+  path = find_ema(saved, folder)
+  averaged = subtree(saved, path)
+  if width is None:
+    averaged = {name: averaged[name] for name in names if name in averaged}
+  target = sharding.with_shardings(averaged, mesh)
   # Snapshots hold all trained nets in one tree.
   if width is not None:
-    target = sharding.with_shardings(dict(saved['params']), mesh)
-    workdir, step = folder.parent.parent, int(folder.name)
     params = snapshots.rebuild(workdir, step, width, target)
-    return {name: params[name] for name in names}
-  path = ('params',) if average == 'none' else find_ema(saved, folder)
-  shapes = {name: subtree(saved, path)[name] for name in names}
-  target = sharding.with_shardings(shapes, mesh)
-  return orbax_checkpoint.restore_subtree(folder, saved, path, target)
+  else:
+    params = orbax_checkpoint.restore_subtree(folder, saved, path, target)
+  params = {name: params[name] for name in names if name in params}
+  frozen = restore_frozen(folder, saved, mesh, names, params)
+  return partial_trees.merge(frozen, params)
+
+
+def restore_frozen(
+  folder: pathlib.Path,
+  saved: dict[str, Any],
+  mesh: jax.sharding.Mesh,
+  names: Collection[str],
+  averaged: dict[str, Any],
+) -> dict[str, Any]:
+  """Restores the parameters of some nets that a run kept no average of.
+
+  Args:
+    folder: of the checkpoint.
+    saved: its shapes, as orbax_checkpoint.read_shapes returns them.
+    mesh: the devices that get the arrays.
+    names: of the nets.
+    averaged: {net: tree}, what there is an average of.
+
+  Returns:
+    {net: tree of arrays}, without the leaves that are averaged.
+  """
+  known = partial_trees.flat(averaged)
+  whole = {name: saved['params'][name] for name in names}
+  missing = partial_trees.select(whole, lambda path: path not in known)
+  if not missing:
+    return {}
+  target = jax.tree.map(
+    lambda x: orbax_checkpoint.NOT_READ, {name: whole[name] for name in missing}
+  )
+  target = partial_trees.merge(target, sharding.with_shardings(missing, mesh))
+  restored = orbax_checkpoint.restore_subtree(
+    folder, saved, ('params',), target
+  )
+  return partial_trees.like(restored, missing)
 
 
 def find_ema(saved: dict[str, Any], folder: pathlib.Path) -> Path:

@@ -9,7 +9,14 @@ from collections.abc import Sequence
 
 import grain
 
-from sdxl_jax.data import buckets, cut_captions, images, seeds, transforms
+from sdxl_jax.data import (
+  buckets,
+  captioning,
+  cut_captions,
+  images,
+  seeds,
+  transforms,
+)
 from sdxl_jax.data.sources import indexed
 
 ENDLESS = 1 << 40  # batches; Grain needs a length
@@ -24,8 +31,10 @@ class BatchOptions:
   accumulation_steps: int = 1  # parts of a scheduled batch, each a batch here
   flip_probability: float = 0.0  # of mirroring an image
   caption_dropout: float = 0.0  # probability of the caption ''
+  captions: captioning.Captioning = captioning.DEFAULT  # of the others
   aesthetic_score: bool = False  # whether rows have one
   background: str = 'white'  # colour behind transparent images
+  mask_downscale: int = 0  # px per latent of masks of the loss; 0: no masks
   max_upscale: float = 1.0  # rows whose image is enlarged more are counted
   max_token_length: int = 75  # tokens of a caption, for the warning
   num_threads: int = 4  # batches made at once
@@ -55,6 +64,7 @@ class BatchRows(grain.MapDataset):
     self.lock = threading.Lock()
     self.substituted = collections.Counter()  # by name of the unreadable
     self.upscaled = 0  # rows enlarged more than max_upscale
+    self.unmasked = 0  # rows whose mask leaves out nothing
     self.cut_captions = cut_captions.CutCaptions(options.max_token_length)
     self.set_schedule(schedule)
 
@@ -114,20 +124,28 @@ class BatchRows(grain.MapDataset):
     Raises:
       images.UnreadableImage: in place of any error of reading and cropping.
     """
-    seed = [self.schedule.seed, seeds.Stream.TRANSFORM, data_pass, record]
+    run_seed, options = self.schedule.seed, self.options
+    seed = [run_seed, seeds.Stream.TRANSFORM, data_pass, record]
     with images.unreadable_if_raised(lambda: self.source.name(record)):
       example = self.source[record]
+      captions = options.captions.of(example)
+      example = captions.choose(example, run_seed, data_pass, record)
+      is_dropped = captions.is_dropped(data_pass)
       # The same row on any host, thread and batch size.
       row = transforms.transform(
         example,
         bucket,
         seed,
-        aesthetic_score=self.options.aesthetic_score,
-        flip_probability=self.options.flip_probability,
-        caption_dropout=self.options.caption_dropout,
-        background=self.options.background,
+        aesthetic_score=options.aesthetic_score,
+        flip_probability=options.flip_probability,
+        caption_dropout=1.0 if is_dropped else options.caption_dropout,
+        background=options.background,
+        mask_downscale=options.mask_downscale,
       )
       self.count_upscale(example['original_size'], bucket)
+      if self.options.mask_downscale and (row['mask'] == 1).all():
+        with self.lock:
+          self.unmasked += 1
       return row
 
   def report(self, error: images.UnreadableImage) -> None:

@@ -45,7 +45,9 @@ def join_parts(
       place = part.column_names.index(column)
       part = part.set_column(place, column, values)
     parts.append(with_columns(part))
-  return index.join(parts)
+  # A part may lack columns that only settings of captions make.
+  table = index.join(parts)
+  return table.select(sorted(table.column_names))
 
 
 def with_columns(table: pa.Table) -> pa.Table:

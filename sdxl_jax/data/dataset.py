@@ -6,14 +6,20 @@ from typing import Any
 
 import ml_collections
 
-from sdxl_jax.data import batch_rows, buckets, pipeline, record_check
+from sdxl_jax.data import (
+  batch_rows,
+  buckets,
+  captioning,
+  pipeline,
+  record_check,
+)
 from sdxl_jax.data.sources import indexed, kinds, mixture, record_filters
 from sdxl_jax.text import chunking, tokenizer
 
 
 def make_source(
   config: ml_collections.ConfigDict, say: Callable[[str], Any]
-) -> record_filters.FilteredSource | mixture.Mixture:
+) -> mixture.Part | mixture.Mixture:
   """Makes the source that a config describes, its filters applied.
 
   Prints how many records it has, uses and leaves out, and why.
@@ -30,7 +36,31 @@ def make_source(
   settings = c[c.source].to_dict() if c.source in c else {}
   if c.source == 'precomputed':
     settings['max_token_length'] = config.max_token_length
-  return kinds.make_source(c.source, settings, filters, c.index_workers, say)
+    settings['masks'] = has_masks(config)
+  elif not has_masks(config):
+    # Nothing is read that the loss does not need.
+    parts = settings.values() if c.source == 'mixture' else (settings,)
+    for part in parts:
+      part.pop('mask', None)
+  several = c.captions.several == 'random'
+  if c.source == 'mixture':
+    settings = {name: without_captions(part) for name, part in settings.items()}
+  return kinds.make_source(
+    c.source, settings, filters, c.index_workers, say, several
+  )
+
+
+def has_masks(config: ml_collections.ConfigDict) -> bool:
+  """Whether the loss of a config is masked."""
+  return config.task == 'diffusion' and config.loss.masked_loss
+
+
+def downscale_of(config: ml_collections.ConfigDict) -> int:
+  """Returns the px that one latent stands for in each direction."""
+  # Each level of the autoencoder but the last halves the size.
+  if config.vae.kind == 'patch':
+    return config.vae.patch
+  return 2 ** (len(config.vae.block_out_channels) - 1)
 
 
 def make_batches(
@@ -87,6 +117,27 @@ def make_tokenize(
   return functools.partial(tokenize.captions, count=count)
 
 
+def without_captions(part: dict[str, Any]) -> dict[str, Any]:
+  """Returns the settings of a part of a mixture, but for those of captions."""
+  settings = {n: v for n, v in part.items() if n not in captioning.FIELDS}
+  if 'several' in part and part['source'] in kinds.INDEXED:
+    settings['several'] = part['several'] == 'random'
+  return settings
+
+
+def make_captioning(
+  config: ml_collections.ConfigDict,
+) -> captioning.Captioning:
+  """Returns how a config's captions are chosen and changed."""
+  fields, parts = config.data.captions.to_dict(), []
+  mixture_parts = config.data.mixture if config.data.source == 'mixture' else {}
+  for name, part in mixture_parts.items():
+    own = {n: part[n] for n in captioning.FIELDS if n in part}
+    if own:
+      parts.append((name, captioning.Captioning(**fields | own)))
+  return captioning.Captioning(**fields, parts=tuple(parts))
+
+
 def options_of(config: ml_collections.ConfigDict) -> batch_rows.BatchOptions:
   """Returns the options of a config's batches."""
   return batch_rows.BatchOptions(
@@ -94,8 +145,10 @@ def options_of(config: ml_collections.ConfigDict) -> batch_rows.BatchOptions:
     flip_probability=config.data.flip_probability,
     # Where the unconditional context is zeros, the task zeroes encoded text.
     caption_dropout=config.caption_dropout if config.uncond == 'empty' else 0.0,
+    captions=make_captioning(config),
     aesthetic_score=config.refiner,
     background=config.data.background,
+    mask_downscale=downscale_of(config) if has_masks(config) else 0,
     max_upscale=config.data.max_upscale,
     max_token_length=config.max_token_length,
     num_threads=config.data.num_threads,

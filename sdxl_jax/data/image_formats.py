@@ -83,3 +83,17 @@ def describe_unknown(head: bytes) -> str:
     return 'the file is empty: copy it again'
   known = foreign_files.describe(head, 'image')
   return known or 'Pillow knows no such format: save it as PNG, JPEG or WebP'
+
+
+def alpha_of(image: Image.Image) -> Image.Image | None:
+  """Returns the alpha channel of any Pillow image, None if it has none."""
+  if not image.has_transparency_data or image.mode.startswith('I'):
+    return None
+  return with_alpha(image).getchannel('A')
+
+
+def with_alpha(image: Image.Image) -> Image.Image:
+  """Converts an image with transparency to RGBA, its colours as stored."""
+  if image.mode == 'La':  # Pillow converts it to its own kind alone
+    image = image.convert('LA')
+  return image.convert('RGBA')

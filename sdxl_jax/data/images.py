@@ -107,15 +107,43 @@ def decode(
       is larger than Pillow's limit against decompression bombs.
   """
   with decoding(name):
-    image = image_formats.open_convertible(io.BytesIO(data))
-    # An index older than the file would give wrong micro-conditioning.
-    if size is not None and size_of(image) != tuple(size):
-      raise ValueError(f'{size_of(image)} px, but the index has {size}')
-    # Pillow reduces a JPEG while decoding; other formats ignore this.
-    if at_least is not None:
-      h, w = at_least
-      image.draft(None, (h, w) if is_turned(image) else (w, h))
-    return to_rgb(ImageOps.exif_transpose(image), background)
+    return to_rgb(open_upright(data, size, at_least), background)
+
+
+def decode_with_mask(
+  data: bytes,
+  name: str | os.PathLike,
+  size: Size | None = None,
+  at_least: Size | None = None,
+  background: str = 'white',
+) -> tuple[Image.Image, Image.Image | None]:
+  """Decodes the bytes of a file as `decode`, and its transparency.
+
+  Returns:
+    The image in RGB, over the background; and its alpha channel in grey, None
+    of an image without transparency.
+
+  Raises:
+    UnreadableImage: as `decode` does.
+  """
+  with decoding(name):
+    image = open_upright(data, size, at_least)
+    return to_rgb(image, background), image_formats.alpha_of(image)
+
+
+def open_upright(
+  data: bytes, size: Size | None, at_least: Size | None
+) -> Image.Image:
+  """Opens the bytes of a file in the mode of the file, as `decode` does."""
+  image = image_formats.open_convertible(io.BytesIO(data))
+  # An index older than the file would give wrong micro-conditioning.
+  if size is not None and size_of(image) != tuple(size):
+    raise ValueError(f'{size_of(image)} px, but the index has {size}')
+  # Pillow reduces a JPEG while decoding; other formats ignore this.
+  if at_least is not None:
+    h, w = at_least
+    image.draft(None, (h, w) if is_turned(image) else (w, h))
+  return ImageOps.exif_transpose(image)
 
 
 def decode_with_alpha(
@@ -138,12 +166,10 @@ def decode_with_alpha(
   with decoding(name):
     image = image_formats.open_convertible(io.BytesIO(data))
     image = ImageOps.exif_transpose(image)
-    if not image.has_transparency_data or image.mode.startswith('I'):
+    alpha = image_formats.alpha_of(image)
+    if alpha is None:
       return to_rgb(image), None
-    if image.mode == 'La':  # Pillow converts it to its own kind alone
-      image = image.convert('LA')
-    image = image.convert('RGBA')
-    return image.convert('RGB'), np.asarray(image.getchannel('A'))
+    return image_formats.with_alpha(image).convert('RGB'), np.asarray(alpha)
 
 
 def is_turned(image: Image.Image) -> bool:

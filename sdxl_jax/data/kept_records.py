@@ -107,7 +107,7 @@ def make_table(
 
 def measure(made: Sequence[Made]) -> pa.Table:
   """Makes the rows of an index of records that were computed."""
-  rows, scores, captions = [], [], []
+  rows, scores, captions, texts, weights = [], [], [], [], []
   for example in made:
     if isinstance(example, images.UnreadableImage):
       reason = str(example).removeprefix(f'{example.name}: ')
@@ -118,9 +118,14 @@ def measure(made: Sequence[Made]) -> pa.Table:
     rows.append(row)
     scores.append(example.get('aesthetic_score'))
     captions.append(example.get('caption'))
-  return indexed.make_table(
-    rows,
-    {'aesthetic_score': scores},
-    name=pa.array([row.name for row in rows], pa.string()),
-    caption=pa.array(captions, pa.string()),
-  )
+    texts.append(example.get('texts'))
+    weights.append(example.get('weights'))
+  locations = {
+    'name': pa.array([row.name for row in rows], pa.string()),
+    'caption': pa.array(captions, pa.string()),
+  }
+  # Only where settings of captions made them.
+  if any(texts):
+    locations['texts'] = pa.array(texts, pa.list_(pa.string()))
+    locations['weights'] = pa.array(weights, pa.list_(pa.float64()))
+  return indexed.make_table(rows, {'aesthetic_score': scores}, **locations)

@@ -12,6 +12,7 @@ and
   crop_top_left    int32 [b, 2], px of the resized image
   target_size      int32 [b, 2], the bucket
   aesthetic_score  float32 [b], where the options ask for it
+  mask             float32 [b, h / 8, w / 8] in 0..1, where they ask for it
 """
 
 import functools
@@ -103,11 +104,14 @@ class Batches:
 
   def counts(self) -> dict[str, int]:
     """Returns {metric: rows of this host so far}, prefetched ones included."""
-    return {
+    counts = {
       'substituted': sum(self._rows.substituted.values()),
       'upscaled': self._rows.upscaled,
       'cut_captions': self._rows.cut_captions.cut,
     }
+    if self._rows.options.mask_downscale:
+      counts['unmasked'] = self._rows.unmasked
+    return counts
 
   def record_ids(self, micro_step: int) -> np.ndarray:
     """Returns int64 [b], the records of a micro batch, all hosts' rows."""

@@ -1,6 +1,7 @@
 """Writes the shards that `sources.precomputed` reads, one by one, resumably."""
 
 import dataclasses
+import itertools
 import pathlib
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Protocol, runtime_checkable
@@ -12,8 +13,10 @@ from sdxl_jax import atomic_write
 from sdxl_jax.data import (
   buckets,
   cache_plan,
+  captioning,
   images,
   kept_records,
+  loss_masks,
   seeds,
   transforms,
 )
@@ -46,10 +49,15 @@ class CropMaker:
     """Reads a record and makes its crops."""
     example = self.source[i]
     transforms.check_caption(example)
-    image = transforms.open_image(example, self.bucket, self.background)
+    mask_downscale = self.layout.downscale if self.layout.has_masks else 0
+    image, mask = transforms.open_with_mask(
+      example, self.bucket, self.background, mask_downscale
+    )
     # The encoded bytes are not needed any more.
     del example['image']
-    example['images'], example['crops'] = [], []
+    example.pop('mask', None)
+    size = example['original_size']
+    example['images'], example['crops'], example['masks'] = [], [], []
     flippable = example.get('flippable', True)
     for crop in range(self.layout.crops):
       for flip in range(self.layout.flips):
@@ -57,15 +65,19 @@ class CropMaker:
         # the record stands among the others.
         stream, key = seeds.Stream.PRECOMPUTED_CROP, int(self.keys[i])
         rng = np.random.default_rng([self.seed, stream, key, crop])
+        flipped = bool(flip and flippable)
         pixels, top_left = transforms.fit(
-          image,
-          example['original_size'],
-          self.bucket,
-          rng,
-          bool(flip and flippable),
+          image, size, self.bucket, rng, flipped
         )
         example['images'].append(pixels)
         example['crops'].append(top_left)
+        if mask_downscale:
+          covering = transforms.cover(size, self.bucket)
+          example['masks'].append(
+            loss_masks.fit(
+              mask, covering, self.bucket, top_left, flipped, mask_downscale
+            )
+          )
     return example
 
 
@@ -92,6 +104,7 @@ def write_shard(
   found: np.ndarray,
   examples: Iterable[indexed.Example | images.UnreadableImage],
   encoder: Encoder,
+  captions: captioning.Captioning = captioning.DEFAULT,
 ) -> None:
   """Writes the file of a shard, then its part of the index, which completes it.
 
@@ -104,16 +117,21 @@ def write_shard(
     examples: what CropMaker returned for each other record, consumed one by
       one.
     encoder: of images and captions.
+    captions: how the texts of a record are made of its captions.
 
   Raises:
     OSError: if the file cannot be written.
+    ValueError: naming a record that has too many texts.
   """
   # The encoder consumes the crops, which strips the examples of their images.
   made, dtype = [], np.dtype(layout.dtype)
   crops = take_images(examples, made)
   moments = [m.astype(dtype) for m in encoder.moments(crops)]
   readable = [e for e in made if not isinstance(e, images.UnreadableImage)]
-  text = encoder.text([example['caption'] for example in readable])
+  if captions.all_facts:
+    for example in readable:
+      set_texts(example, captions.of(example))
+  text = encoder.text([t for example in readable for t in texts_of(example)])
   computed = pack_rows(shard, layout, readable, moments, text)
   # All records in their order.
   rows = kept_records.merge_rows(found, kept, made, computed)
@@ -138,6 +156,27 @@ def take_images(
       yield from example.pop('images')
 
 
+def set_texts(
+  example: indexed.Example, captions: captioning.Captioning
+) -> None:
+  """Gives an example all texts that it can have, with their probabilities.
+
+  Raises:
+    ValueError: naming the record, if there are too many.
+  """
+  try:
+    found = captions.alternatives(captioning.captions_of(example))
+  except ValueError as error:
+    raise ValueError(f'{example["name"]}: {error}') from error
+  example['texts'], example['weights'] = list(found), list(found.values())
+  example['caption'] = example['texts'][0]
+
+
+def texts_of(example: indexed.Example) -> Sequence[str]:
+  """Returns the texts of an example that are encoded."""
+  return example.get('texts') or [example.get('caption')]
+
+
 def pack_rows(
   shard: cache_plan.Shard,
   layout: cache_layout.Layout,
@@ -145,18 +184,29 @@ def pack_rows(
   moments: Sequence[np.ndarray],
   text: Iterable[tuple[np.ndarray, np.ndarray]],
 ) -> Iterator[list[bytes]]:
-  """Yields the rows of each record: its crops, then its text.
+  """Yields the rows of each record: its crops, then its texts.
 
   Raises:
     ValueError: naming the record, for numbers that a row cannot hold.
   """
   fields, moments = layout.variant(shard.bucket), iter(moments)
-  for example, (context, pooled) in zip(examples, text):
+  text = iter(text)
+  for example in examples:
+    # Without masks, the fields name none.
+    masks = example.get('masks') or [None] * len(example['crops'])
     rows = [
-      (fields, {'moments': next(moments), 'crop_top_left': np.array(crop)})
-      for crop in example['crops']
+      (
+        fields,
+        {
+          'moments': next(moments),
+          'crop_top_left': np.array(crop),
+          'mask': mask,
+        },
+      )
+      for crop, mask in zip(example['crops'], masks)
     ]
-    rows.append((layout.text, {'context': context, 'pooled': pooled}))
+    for context, pooled in itertools.islice(text, len(texts_of(example))):
+      rows.append((layout.text, {'context': context, 'pooled': pooled}))
     try:
       packed = [cache_layout.pack(*row) for row in rows]
     except ValueError as error:

@@ -16,6 +16,7 @@ from sdxl_jax import atomic_write
 from sdxl_jax.data import (
   batch_rows,
   buckets,
+  captioning,
   images,
   pipeline,
   prefetching,
@@ -35,7 +36,7 @@ class Record(NamedTuple):
 
   name: str
   error: str = ''  # with the name; '': the record can be used
-  caption: str = ''
+  texts: tuple[str, ...] = ('',)  # of its captions, as long as they can be
   image: int = 0  # hash of all bytes of the encoded image; 0: unreadable
 
 
@@ -149,14 +150,26 @@ def read_record(
       transforms.check_caption(example)
       if options.aesthetic_score:
         transforms.score_of(example)
-      image = read_image(example, bucket, options.background)
+      image = read_image(example, bucket, options)
   except images.UnreadableImage as error:
     return Record(name, str(error))
-  return Record(name, '', example['caption'], image)
+  return Record(
+    name, '', texts_of(example, options.captions.of(example)), image
+  )
+
+
+def texts_of(
+  example: indexed.Example, captions: captioning.Captioning
+) -> tuple[str, ...]:
+  """Returns the texts that are trained on; of a cache, which has made them."""
+  found = captioning.captions_of(example)
+  return tuple(found if 'variants' in example else captions.longest(found))
 
 
 def read_image(
-  example: indexed.Example, bucket: buckets.Size, background: str
+  example: indexed.Example,
+  bucket: buckets.Size,
+  options: batch_rows.BatchOptions,
 ) -> int:
   """Decodes the image of an example, or reads its moments; returns a hash.
 
@@ -164,7 +177,9 @@ def read_image(
     Exception: of many kinds, where this fails.
   """
   if 'variants' not in example:
-    transforms.open_image(example, bucket, background)
+    transforms.open_with_mask(
+      example, bucket, options.background, options.mask_downscale
+    )
     image = example['image']
     return indexed.hash64(
       image if isinstance(image, bytes) else image.tobytes()
@@ -202,16 +217,16 @@ class Findings:
     self.done += len(records)
     self.images[places] = [r.image for r in records]
     self.captions[places] = [
-      r.caption and indexed.key(r.caption) or 0 for r in records
+      any(r.texts) and indexed.key('\n'.join(r.texts)) or 0 for r in records
     ]
     # Their captions.
-    captioned = [r for r in records if r.caption]
-    self.empty += sum(not r.caption and not r.error for r in records)
-    if captioned:
-      _, cut = self.tokenize([r.caption for r in captioned])
-      self.cut += [
-        f'{record.name}: {text}' for record, text in zip(captioned, cut) if text
-      ]
+    self.empty += sum(not any(r.texts) and not r.error for r in records)
+    texts = [(i, t) for i, r in enumerate(records) for t in r.texts if t]
+    if texts:
+      _, cut = self.tokenize([text for _, text in texts])
+      # A line for each record, of the first of its texts that is cut.
+      lost = {i: rest for (i, _), rest in reversed([*zip(texts, cut)]) if rest}
+      self.cut += [f'{records[i].name}: {lost[i]}' for i in sorted(lost)]
 
 
 def repeats(hashes: np.ndarray) -> list[tuple[int, int]]:

@@ -8,6 +8,7 @@ and a new use gets a new number.
 import enum
 
 
+@enum.unique
 class Stream(enum.IntEnum):
   """Uses of the seed of a config."""
 
@@ -16,3 +17,4 @@ class Stream(enum.IntEnum):
   TRANSFORM = 2  # crop, flip and dropped caption of a training example
   PRECOMPUTED_CROP = 3  # crops that `precompute` stores, by a record's key
   EVALUATION_CROP = 4  # crops that `evaluate` reconstructs
+  CAPTION = 5  # which caption, wildcards and tags a pass trains on

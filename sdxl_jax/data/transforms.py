@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from sdxl_jax.data import images
+from sdxl_jax.data import images, loss_masks
 from sdxl_jax.data.sources import indexed
 
 # Pixels that the resize of an image may make, of 4 bytes each: half a GiB in
@@ -90,6 +90,7 @@ def transform(
   flip_probability: float = 0.0,
   caption_dropout: float = 0.0,
   background: str = 'white',
+  mask_downscale: int = 0,
 ) -> Row:
   """Makes one row of a batch of one example, its caption not yet tokenized.
 
@@ -102,12 +103,13 @@ def transform(
     flip_probability: of mirroring, where the example does not forbid it.
     caption_dropout: probability of the caption ''.
     background: colour behind transparent images.
+    mask_downscale: px per latent, for a mask of the loss; 0: the row has none.
 
   Returns:
     `image` float32 [h, w, 3] in [-1, 1] and `caption`, or `moments`, `context`
     and `pooled`; and (height, width) or (top, left) as int32 [2]:
     `original_size` before any resize, `crop_top_left` in px of the resized
-    image, `target_size`.
+    image, `target_size`. With masks also `mask`, of `loss_masks.fit`.
 
   Raises:
     images.UnreadableImage: for an image that cannot be decoded.
@@ -120,15 +122,22 @@ def transform(
   # The image and its caption, or one of the precomputed variants.
   if 'variants' in example:
     row = choose_variant(example, bucket, rng, flip, drop)
+    if not mask_downscale:
+      row.pop('mask', None)
   else:
-    image = open_image(example, bucket, background)
-    pixels, crop = fit(image, example['original_size'], bucket, rng, flip)
+    size = example['original_size']
+    image, mask = open_with_mask(example, bucket, background, mask_downscale)
+    pixels, crop = fit(image, size, bucket, rng, flip)
     check_caption(example)
     row = {
       'image': images.to_float(pixels),
       'caption': '' if drop else example['caption'],
       'crop_top_left': np.array(crop, np.int32),
     }
+    if mask_downscale:
+      row['mask'] = loss_masks.fit(
+        mask, cover(size, bucket), bucket, crop, flip, mask_downscale
+      )
   # Micro-conditioning.
   row['original_size'] = np.array(example['original_size'], np.int32)
   row['target_size'] = np.array(bucket, np.int32)
@@ -151,6 +160,16 @@ def open_image(
     at_least=cover(size, bucket),
     background=background,
   )
+
+
+def open_with_mask(
+  example: Example, bucket: Size, background: str, mask_downscale: int
+) -> tuple[Image.Image, Image.Image | None]:
+  """Opens an image as `open_image` does, and its mask unless there is none."""
+  if not mask_downscale:
+    return open_image(example, bucket, background), None
+  at_least = cover(example['original_size'], bucket)
+  return loss_masks.open_image(example, at_least, background)
 
 
 def check_caption(example: Example) -> None:

@@ -1,8 +1,8 @@
-"""Turns a net that predicts eps, v or x0 into a denoiser.
+"""Turns a net that predicts eps, v, x0 or a flow into a denoiser.
 
 A sampler works on x = x0 + sigma * eps and needs an estimate of x0, `denoised`.
 A net takes its input at unit variance, together with a timestep, and predicts
-eps, v or x0. All arithmetic between the two is float32. A run reads:
+one of them. All arithmetic between the two is float32. A run reads:
 
   net = guidance.classifier_free_guidance(net, guidance_scale, guidance_rescale)
   denoise = denoiser.make_denoiser(net, schedule)
@@ -52,7 +52,20 @@ def edm_scalings(
   return sigma_data**2 / variance, c_out, 1 / jnp.sqrt(variance)
 
 
-SCALINGS = {'eps': eps_scalings, 'v': v_scalings, 'x0': x0_scalings}
+# Esser et al. 2024, Scaling Rectified Flow Transformers for High-Resolution
+# Image Synthesis, equation 13: x_in = (1 - t) x with 1 - t = 1 / (1 + sigma).
+def flow_scalings(sigma: Scalar) -> tuple[Scalar, Scalar, Scalar]:
+  """denoised = x_in - t (eps - x0)."""
+  c_in = 1 / (1 + sigma)
+  return c_in, -sigma * c_in, c_in
+
+
+SCALINGS = {
+  'eps': eps_scalings,
+  'v': v_scalings,
+  'x0': x0_scalings,
+  'flow': flow_scalings,
+}
 
 
 def scalings_of(schedule: sampling_schedule.SamplingSchedule) -> Callable:
@@ -73,12 +86,17 @@ def timestep_of(
 
   It is the run's own timestep at the sigmas of the run, and is interpolated
   over log(sigma) between the trained timesteps elsewhere. Nets of continuous
-  noise levels take c_noise of Karras et al. 2022, table 1.
+  noise levels take c_noise of Karras et al. 2022, table 1, and those of
+  rectified flow their time.
   """
   if schedule.sigma_data is not None:
     return jnp.log(sigma) / 4
   # A run's own timesteps may be rounded, so interpolation is not exact there.
   nearest = jnp.argmin(jnp.abs(schedule.sigmas[:-1] - sigma))
+  if schedule.prediction == 'flow':  # 1000 t
+    between = len(schedule.trained_sigmas) * sigma / (1 + sigma)
+    is_own = schedule.sigmas[nearest] == sigma
+    return jnp.where(is_own, schedule.timesteps[nearest], between)
   log_sigmas = jnp.log(schedule.trained_sigmas)
   interpolated = jnp.interp(
     jnp.log(sigma), log_sigmas, jnp.arange(len(log_sigmas))

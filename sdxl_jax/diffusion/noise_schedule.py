@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-PREDICTIONS = ('eps', 'v', 'x0')
+PREDICTIONS = ('eps', 'v', 'x0', 'flow')
 CONTINUOUS_PREDICTIONS = ('eps', 'v')
 
 
@@ -34,6 +34,10 @@ class Schedule:
   sigma_data: float | None = None
   sigma_min: float = 0.002
   sigma_max: float = 80.0
+  # Of 'flow', see `shift_times`: at images of shift_size^2 px; at others by
+  # their size. 0: the same at all sizes.
+  shift: float = 1.0
+  shift_size: int = 0
 
   def __post_init__(self):
     check_choice(
@@ -47,11 +51,49 @@ class Schedule:
       )
     if self.sigma_data is not None:
       self._check_continuous()
+    self._check_flow()
 
   @property
   def is_continuous(self) -> bool:
     """Whether the net takes any noise level, rather than timesteps."""
     return self.sigma_data is not None
+
+  @property
+  def is_flow(self) -> bool:
+    """Whether noise is added on straight paths, see `flow`."""
+    return self.prediction == 'flow'
+
+  @property
+  def ends_in_noise(self) -> bool:
+    """Whether the last timestep has no signal."""
+    return self.zero_terminal_snr or self.is_flow
+
+  # Esser et al. 2024, Scaling Rectified Flow Transformers for High-Resolution
+  # Image Synthesis, equation 23: shifts of m pixels are sqrt(m / n) of n.
+  def at_size(self, height: int, width: int) -> 'Schedule':
+    """Returns the schedule of images of a size in px."""
+    if not self.shift_size:
+      return self
+    factor = (height * width) ** 0.5 / self.shift_size
+    return dataclasses.replace(self, shift=self.shift * factor, shift_size=0)
+
+  def _check_flow(self):
+    if not self.is_flow and (self.shift != 1 or self.shift_size):
+      raise ValueError(
+        f'shift is {self.shift} and shift_size {self.shift_size}, which are of '
+        f"the prediction 'flow', and this one is {self.prediction!r}: leave "
+        'them out'
+      )
+    if self.is_flow and self.zero_terminal_snr:
+      raise ValueError(
+        "zero_terminal_snr is of the predictions 'v' and 'x0', and 'flow' ends "
+        'in pure noise anyway: leave it out'
+      )
+    if self.shift <= 0 or self.shift_size < 0:
+      raise ValueError(
+        f'shift is {self.shift} and shift_size {self.shift_size}; they must be '
+        'above 0, and at least 0'
+      )
 
   def _check_continuous(self):
     check_choice('prediction', self.prediction, CONTINUOUS_PREDICTIONS)
@@ -90,10 +132,28 @@ def rescale_zero_terminal_snr(
 
 def alphas_cumprod(schedule: Schedule) -> Float[np.ndarray, ' timesteps']:
   """Returns the share of signal variance at each timestep, descending."""
+  if schedule.is_flow:
+    t = times(schedule)
+    return (1 - t) ** 2 / ((1 - t) ** 2 + t**2)
   # Published nets come with float32 tables; the digits lost in 1 - b and in
   # the product move the smallest sigmas by 1e-5 and Karras timesteps by 1e-3.
   a = np.float32(1) - betas(schedule).astype(np.float32)
   return np.cumprod(a, dtype=np.float64).astype(np.float32).astype(np.float64)
+
+
+# Esser et al. 2024, Scaling Rectified Flow Transformers for High-Resolution
+# Image Synthesis, equation 23, with shift for sqrt(m / n).
+def shift_times(
+  t: Float[np.ndarray, ' n'], shift: float
+) -> Float[np.ndarray, ' n']:
+  """Returns the times of rectified flow; a shift above 1 is more noise."""
+  return shift * t / (1 + (shift - 1) * t)
+
+
+def times(schedule: Schedule) -> Float[np.ndarray, ' timesteps']:
+  """Returns the time of each timestep of rectified flow, ascending to 1."""
+  count = schedule.num_train_timesteps
+  return shift_times(np.arange(1, count + 1) / count, schedule.shift)
 
 
 def trained_sigmas(
@@ -107,6 +167,10 @@ def trained_sigmas(
     return np.geomspace(
       schedule.sigma_min, schedule.sigma_max, schedule.num_train_timesteps
     )
+  if schedule.is_flow:
+    t = times(schedule)
+    with np.errstate(divide='ignore'):
+      return np.minimum(t / (1 - t), terminal_sigma)
   a = np.maximum(alphas_cumprod(schedule), 1 / (1 + terminal_sigma**2))
   with np.errstate(divide='ignore'):
     return np.sqrt((1 - a) / a)

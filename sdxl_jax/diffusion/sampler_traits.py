@@ -134,3 +134,19 @@ SAMPLER_TRAITS = {
     DDIM, distilled_timesteps=50, sigma_down=trajectory_sigma_down, eta=0.3
   ),
 }
+
+
+def check_eta(sampler: str, eta: float | None) -> None:
+  """Raises ValueError for an eta that a sampler does not take.
+
+  Args:
+    sampler: its name.
+    eta: None: the sampler's default.
+  """
+  if eta is None:
+    return
+  # Only some samplers take an eta.
+  if SAMPLER_TRAITS[sampler].sigma_down in (no_churn, consistency_sigma_down):
+    raise ValueError(f'eta is {eta}, but {sampler} has none: leave it out')
+  if not 0 <= eta <= 1:
+    raise ValueError(f'eta is {eta}; it must be from 0 to 1')

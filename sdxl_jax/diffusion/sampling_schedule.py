@@ -9,7 +9,9 @@ from jaxtyping import Int
 
 from sdxl_jax.diffusion import (
   continuous_levels,
+  flow,
   noise_schedule,
+  sampler_traits,
   sigma_spacing,
 )
 from sdxl_jax.diffusion.sampler_traits import (
@@ -19,8 +21,6 @@ from sdxl_jax.diffusion.sampler_traits import (
   SamplerTraits,
   Timesteps,
   TrainedSigmas,
-  consistency_sigma_down,
-  no_churn,
 )
 
 SPACINGS = ('leading', 'trailing', 'linspace', 'sgm_uniform')
@@ -117,7 +117,10 @@ def make_sampling_schedule(
     )
 
   # The levels of the net's calls, and the final one.
-  trained = noise_schedule.trained_sigmas(schedule, traits.terminal_sigma)
+  terminal = traits.terminal_sigma
+  if schedule.is_flow:
+    terminal = flow.terminal_sigma(sampler)
+  trained = noise_schedule.trained_sigmas(schedule, terminal)
   sigmas, timesteps = _levels(schedule, spacing, sampler, trained, steps)
   # Rounding may put the last level below the smallest.
   smallest = min(trained[0], sigmas[-1])
@@ -126,8 +129,12 @@ def make_sampling_schedule(
 
   # Fresh noise, and the scale of x at both ends.
   sigmas_down = _sigmas_down(sampler, sigmas, timesteps, trained, eta)
-  preserving = traits.variance_preserving and not schedule.is_continuous
+  has_variances = not (schedule.is_continuous or schedule.is_flow)
+  preserving = traits.variance_preserving and has_variances
   unit = preserving or spacing.kind in FULL_VARIANCE
+  init_scale = np.sqrt(unit + sigmas[0] ** 2)
+  if schedule.is_flow:  # the net's first input is the noise itself
+    init_scale = 1 + sigmas[0]
   return SamplingSchedule(
     sigmas=sigmas.astype(np.float32),
     sigmas_down=sigmas_down.astype(np.float32),
@@ -135,7 +142,7 @@ def make_sampling_schedule(
     orders=_orders(spacing, traits, schedule, sigmas, sigmas_down),
     timesteps=timesteps.astype(np.float32),
     trained_sigmas=trained.astype(np.float32),
-    init_scale=np.float32(np.sqrt(unit + sigmas[0] ** 2)),
+    init_scale=np.float32(init_scale),
     final_scale=np.float32(1 / np.sqrt(1 + preserving * final**2)),
     prediction=schedule.prediction,
     sigma_data=schedule.sigma_data,
@@ -158,22 +165,6 @@ def steps_until(schedule: SamplingSchedule, share: float) -> int:
   return int((schedule.timesteps >= round(count - share * count)).sum())
 
 
-def check_eta(sampler: str, eta: float | None) -> None:
-  """Raises ValueError for an eta that a sampler does not take.
-
-  Args:
-    sampler: its name.
-    eta: None: the sampler's default.
-  """
-  if eta is None:
-    return
-  # Only some samplers take an eta.
-  if SAMPLER_TRAITS[sampler].sigma_down in (no_churn, consistency_sigma_down):
-    raise ValueError(f'eta is {eta}, but {sampler} has none: leave it out')
-  if not 0 <= eta <= 1:
-    raise ValueError(f'eta is {eta}; it must be from 0 to 1')
-
-
 def _sigmas_down(
   sampler: str,
   sigmas: Levels,
@@ -181,9 +172,9 @@ def _sigmas_down(
   trained: TrainedSigmas,
   eta: float | None,
 ) -> Timesteps:
-  """Returns where each step ends before fresh noise, see `check_eta`."""
+  """Returns where each step ends before fresh noise, see sampler_traits."""
   traits = SAMPLER_TRAITS[sampler]
-  check_eta(sampler, eta)
+  sampler_traits.check_eta(sampler, eta)
   eta = traits.eta if eta is None else eta
   sigmas_down = traits.sigma_down(sigmas, timesteps, trained, eta)
   return np.minimum(sigmas_down, sigmas[1:])  # rounding may exceed it
@@ -211,7 +202,7 @@ def _orders(
     if spacing.euler_at_final:
       orders[-1] = 1
   # At zero SNR steps may multiply a net's error, see sampler_traits.
-  if schedule.zero_terminal_snr:
+  if schedule.ends_in_noise:
     long = sigmas[:-1] > LONG_STEP * sigmas_down
     orders[long] = np.minimum(orders[long], traits.order_of_long_steps)
   return orders
@@ -230,6 +221,9 @@ def _levels(
     sigmas, timesteps = continuous_levels.call_levels(
       schedule, spacing.sigmas, spacing.rho, steps
     )
+  elif schedule.is_flow:
+    flow.check(sampler, spacing.kind, spacing.sigmas)
+    return flow.call_levels(schedule, spacing.kind, sampler, steps)
   else:
     traits = SAMPLER_TRAITS[sampler]
     sigmas, timesteps = _call_levels(spacing, traits, trained, steps)

@@ -43,7 +43,8 @@ def partition(
   """Returns the PartitionSpec of a parameter, and of its EMA and moments.
 
   `tensor` splits the axis in TABLE, `fsdp` the largest remaining axis that it
-  divides. An axis that is not divisible is not split: such arrays are small.
+  divides. An axis that is not divisible is not split: such arrays are small. An
+  optimizer's means over an axis have fewer axes, which `fsdp` alone splits.
 
   Args:
     path: keys, joined by '/'.
@@ -57,6 +58,8 @@ def partition(
 
   # First tensor, by the table, then fsdp.
   axes = next((a for end, a in TABLE if re.search(f'{end}$', path)), ())
+  if len(axes) > len(shape):
+    axes = ()
   spec = [None] * (len(shape) - len(axes)) + list(axes)
   spec = [
     a if a is not None and is_divisible(i, a) else None
@@ -117,16 +120,17 @@ def keep_rows(mesh: jax.sharding.Mesh, batch_size: int) -> Callable:
 
   Args:
     mesh: of the devices.
-    batch_size: rows; outputs with another first axis are not constrained.
+    batch_size: rows; arrays with another first axis are not constrained.
 
   Returns:
-    an interceptor for flax.linen.intercept_methods. It constrains the outputs
-    of all modules, and so their gradients.
+    an interceptor for flax.linen.intercept_methods. It constrains inputs and
+    outputs of all modules, and so their gradients.
   """
   free = PartitionSpec.UNCONSTRAINED
 
   def constrain(x):
-    if x is None or x.ndim < 2 or x.shape[0] != batch_size:
+    is_array = isinstance(x, jax.Array)
+    if not is_array or x.ndim < 2 or x.shape[0] != batch_size:
       return x
     # Rows are fixed; the compiler chooses the sharding of the other axes.
     spec = PartitionSpec(*ROWS, *[free] * (x.ndim - 1))
@@ -134,6 +138,7 @@ def keep_rows(mesh: jax.sharding.Mesh, batch_size: int) -> Callable:
 
   def interceptor(method, args, kwargs, context):
     del context
+    args, kwargs = jax.tree.map(constrain, (args, kwargs))
     return jax.tree.map(constrain, method(*args, **kwargs))
 
   return interceptor

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from sdxl_jax.ema import post_hoc
+from sdxl_jax.ema import partial_trees, post_hoc
 
 
 class EmaState(NamedTuple):
@@ -75,6 +75,16 @@ def ema_params(opt_state: Any, which: int = 0) -> Any:
   """
 
   return ema_state(opt_state).params[which]
+
+
+def averaged(params: Any, opt_state: Any) -> Any:
+  """Returns the parameters, averaged where the chain has an EMA of them.
+
+  Args:
+    params: tree of nested dicts; of those that are frozen there is no EMA.
+    opt_state: of a chain with an EMA.
+  """
+  return partial_trees.merge(params, ema_params(opt_state))
 
 
 def updates(opt_state: Any) -> jax.Array:

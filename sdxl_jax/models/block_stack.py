@@ -124,7 +124,7 @@ def repeat(count: int, unroll: int, body: Callable, carry: Any) -> Any:
 
 def depth_of(params: Any) -> int:
   """Returns the number of blocks."""
-  return len(jax.tree.leaves(params)[0])
+  return jax.tree.leaves(params)[0].shape[0]
 
 
 def linearize(

@@ -137,7 +137,9 @@ def make_schedule(
   """Returns the noise levels of a run, spaced as without a scheduler's file."""
   return sampling_schedule.make_sampling_schedule(
     model.schedule,
-    sampling_schedule.Spacing(),
+    sampling_schedule.Spacing(
+      'linspace' if model.schedule.is_flow else 'leading'
+    ),
     workload.sampler,
     workload.settings.steps,
   )

@@ -127,7 +127,7 @@ class Planner:
     ahead = 2 * self.task.micro_batches * machines.bytes_of(batch)
     peak += machines.bytes_of(self.state.opt_state) + ahead
     if self.task.micro_batches > 1:
-      peak += machines.bytes_of(self.state.params)
+      peak += machines.bytes_of(self.task.trained(self.state.params))
     # Count FLOPs with rematerialisation and without.
     jaxpr = compilation.trace_gradients(*args).jaxpr
     plain = compilation.trace_gradients(self.plain, *args[1:]).jaxpr

@@ -93,7 +93,7 @@ def generate(
   check(pipeline, refiner, inputs, chosen)
   seeds = image_seeds.choose(inputs.seeds, len(prompts))
   size = choose_size(pipeline, inputs, chosen)
-  schedule = make_schedule(pipeline, chosen)
+  schedule = make_schedule(pipeline, chosen, size)
   sampler_choice.advise_interval(pipeline, chosen, schedule)
   rows = batch_padding.Rows(pipeline.mesh, len(prompts))
   keys = rows.put(random_keys.make_keys(seeds))
@@ -263,14 +263,24 @@ def choose_size(
 
 
 def make_schedule(
-  pipeline: pipelines.Pipeline, chosen: SampleSettings
+  pipeline: pipelines.Pipeline, chosen: SampleSettings, size: tuple[int, int]
 ) -> sampling_schedule.SamplingSchedule:
-  """Returns the noise levels: those of the scheduler's config, but as set."""
+  """Returns the noise levels: those of the scheduler's config, but as set.
+
+  Args:
+    pipeline: with the scheduler's config.
+    chosen: settings that name a sampler.
+    size: (height, width) of the images in px.
+  """
   trained, spacing = scheduler_config.read(pipeline.scheduler, chosen.sampler)
   if chosen.spacing is not None:
     spacing = dataclasses.replace(spacing, kind=chosen.spacing)
   if chosen.sigmas is not None:
     spacing = dataclasses.replace(spacing, sigmas=chosen.sigmas)
   return sampling_schedule.make_sampling_schedule(
-    trained, spacing, chosen.sampler, chosen.steps, chosen.eta
+    trained.at_size(*size),
+    spacing,
+    chosen.sampler,
+    chosen.steps,
+    chosen.eta,
   )

@@ -5,7 +5,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from sdxl_jax.diffusion import img2img, sampling_schedule
+from sdxl_jax.diffusion import img2img, sampler_traits
 from sdxl_jax.sampling import (
   generation,
   init_images,
@@ -65,7 +65,7 @@ def check_values(request: sample_request.Request) -> None:
     if value == '' and name in ('image', 'mask'):
       raise ValueError(f'{name} is empty: name a file, or leave it out')
   if request.sampler is not None:
-    sampling_schedule.check_eta(request.sampler, request.eta)
+    sampler_traits.check_eta(request.sampler, request.eta)
   validation.check_strength(request.strength, request.image, request.mask)
 
 
@@ -167,8 +167,8 @@ def check_with(
   inputs, chosen = generation.parse_options(kwargs.pop('prompts'), kwargs)
   chosen = sampler_choice.resolve(pipeline, chosen)
   generation.check(pipeline, refiner, inputs, chosen)
-  generation.choose_size(pipeline, inputs, chosen)
-  schedule = generation.make_schedule(pipeline, chosen)
+  size = generation.choose_size(pipeline, inputs, chosen)
+  schedule = generation.make_schedule(pipeline, chosen, size)
   steps, first = len(schedule.timesteps), 0
   if inputs.image is not None:
     strength = img2img.strength_of(chosen.strength, inputs.mask)

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float
 
+from sdxl_jax.ema import partial_trees
 from sdxl_jax.models import autoencoder_gan, latent_scaling
 from sdxl_jax.training import batch_specs, train_state
 
@@ -98,6 +99,8 @@ class AutoencoderLoss:
     autoencoder.
     """
     image, active = batch['image'], micro_step >= self.start
+    # Frozen parts of a net lie beside those that are trained.
+    trained, params = params, partial_trees.merge(frozen, params)
     noise_key = jax.random.fold_in(key, micro_step)
 
     # Forward through the autoencoder, once.
@@ -134,6 +137,7 @@ class AutoencoderLoss:
       'discriminator': grad_discriminator,
       'logvar': grad_logvar,
     }
+    gradients = partial_trees.like(gradients, trained)
     return gradients, metrics | logits | {
       'loss': loss + self.kl_weight * kl + weight * g_loss,
       'kl': kl,
@@ -229,7 +233,6 @@ def make_autoencoder_task(
 
 def make_optimizer(
   make_chain: Callable[[], optax.GradientTransformation],
-  average: optax.GradientTransformation,
   learn_logvar: bool,
   decoder_only: bool,
 ) -> optax.GradientTransformation:
@@ -237,7 +240,6 @@ def make_optimizer(
 
   Args:
     make_chain: makes a transformation without an average.
-    average: as ema.transform.ema; one over both nets.
     learn_logvar: whether the log-variance is trained, or stays 0.
     decoder_only: whether the encoder is frozen.
   """
@@ -255,10 +257,10 @@ def make_optimizer(
   def labels(params):
     return jax.tree_util.tree_map_with_path(label, params)
 
-  # Frozen parameters have no moments, and the average keeps their bits.
+  # Frozen parameters have no moments, and an average keeps their bits.
   chains = {
     'generator': make_chain(),
     'discriminator': make_chain(),
     'frozen': optax.set_to_zero(),
   }
-  return optax.chain(optax.partition(chains, labels), average)
+  return optax.partition(chains, labels)

@@ -53,6 +53,18 @@ def image_batch_spec(
   return batch
 
 
+def mask_spec(bucket: tuple[int, int], batch_size: int, downscale: int) -> Spec:
+  """What a batch has besides if the loss is masked.
+
+  Args:
+    bucket: (height, width) in px.
+    batch_size: examples of all hosts.
+    downscale: px per latent.
+  """
+  h, w = (side // downscale for side in bucket)
+  return {'mask': jax.ShapeDtypeStruct((batch_size, h, w), jnp.float32)}
+
+
 def precomputed_batch_spec(
   bucket: tuple[int, int],
   batch_size: int,

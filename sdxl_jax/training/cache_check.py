@@ -8,7 +8,7 @@ from typing import Any
 from ml_collections import config_dict
 
 from sdxl_jax.checkpoints import params_digest
-from sdxl_jax.data import dataset
+from sdxl_jax.data import captioning, dataset
 from sdxl_jax.data.sources import cache_layout, precomputed, record_changes
 from sdxl_jax.distributed import multihost
 from sdxl_jax.training import cache_settings, config_diff, config_fields
@@ -41,6 +41,7 @@ def check_cache(
     say(f'{cache.folder}: {cache_settings.EARLY}')
     return
   check_config(config, cache)
+  check_captions(config, cache)
   # One process looks at all files; the others trust it.
   if not multihost.is_primary():
     return
@@ -80,6 +81,29 @@ def check_config(
       f'{cache.folder} was computed with other nets (cache > config):'
       f'{config_diff.as_lines(differences)}\nSet these fields as they were, or '
       'precompute with this config into another folder'
+    )
+
+
+def check_captions(
+  config: config_dict.ConfigDict, cache: precomputed.Precomputed
+) -> None:
+  """Raises ValueError if a config makes other texts of captions than a cache.
+
+  The cache has applied its settings already.
+  """
+  # Those of parts of a mixture are of no part of a run on the cache.
+  saved = dict(cache.layout.facts.get('captions', {}))
+  saved.pop('parts', None)
+  now = dataset.make_captioning(config).facts
+  unset = {n: getattr(captioning.DEFAULT, n) for n in captioning.FIELDS}
+  differences = config_diff.differences(
+    unset | saved, unset | now, 'data.captions.'
+  )
+  if differences:
+    raise ValueError(
+      f'{cache.folder} was computed with other settings of captions (cache > '
+      f'config):{config_diff.as_lines(differences)}\nSet these fields as they '
+      'were, or precompute with this config into another folder'
     )
 
 
@@ -134,6 +158,7 @@ def open_originals(
   data[kind] = at_directory(data[kind], directory)
   config = config.copy_and_resolve_references().unlock()
   config.refiner = layout.facts['refiner']
+  config.loss.masked_loss = layout.has_masks
   config.data.buckets = layout.buckets
   for name, value in data.items():
     if isinstance(value, dict):

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from ml_collections import config_dict
 
+from sdxl_jax.data import dataset
 from sdxl_jax.data.sources import cache_layout, precomputed, record_changes
 from sdxl_jax.distributed import multihost
 from sdxl_jax.models import sdxl
@@ -70,6 +71,9 @@ def make_layout(
   facts = {name: fields[name] for name in FIELDS}
   for name in NETS:
     facts[name] = without_runtime(facts[name])
+  # Caches of captions as they are have no such fact.
+  if captions := dataset.make_captioning(config).all_facts:
+    facts['captions'] = captions
   return cache_layout.Layout(
     buckets=tuple(map(tuple, data['buckets'])),
     crops=crops,
@@ -82,7 +86,13 @@ def make_layout(
       model.unet.context_dim,
     ),
     pooled=model.text.text_encoder_2.projection_dim,
-    facts={'version': VERSION, 'background': data['background'], **facts},
+    facts={
+      'version': VERSION,
+      'background': data['background'],
+      **facts,
+      # Caches of earlier versions have no such fact.
+      **({'masked_loss': True} if dataset.has_masks(config) else {}),
+    },
     records=record_changes.of_source(source).digest(),
     origin={
       'directory': os.getcwd(),

@@ -16,6 +16,7 @@ import tqdm
 from sdxl_jax.data import (
   cache_files,
   cache_plan,
+  dataset,
   kept_records,
   precompute_writer,
   prefetching,
@@ -173,6 +174,7 @@ def write_shards(
         work.found[shard.ids],
         with_progress(examples, bar),
         encoder,
+        dataset.make_captioning(config),
       )
   if encoder.cut_captions.cut:
     say(encoder.cut_captions.describe())

@@ -2,6 +2,7 @@
 
 import concurrent.futures
 import contextlib
+import functools
 import threading
 import time
 from collections.abc import Callable
@@ -11,6 +12,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from sdxl_jax.diffusion import timestep_importance
 from sdxl_jax.distributed import device_mesh, sharding
 from sdxl_jax.programs import compile_progress
 from sdxl_jax.training import train_state
@@ -91,7 +93,7 @@ class Programs:
 
   def _compile_add(self):
     with self._reporting('the sum'):
-      return compile_add(self._state.params)
+      return compile_add(self._task.trained(self._state.params))
 
   @contextlib.contextmanager
   def _reporting(self, name, buckets=0):
@@ -192,7 +194,10 @@ def trace_gradients(
   """Traces task.gradients for one bucket, without compiling it."""
   gradients = jax.jit(
     task.gradients,
-    out_shardings=(shardings_of(params), sharding.replicated(mesh)),
+    out_shardings=(
+      shardings_of(task.trained(params)),
+      sharding.replicated(mesh),
+    ),
   )
   batch, *others = example_batch(task, mesh, bucket)
   # Fused kernels need the mesh as a context; activations keep their sharding.
@@ -222,7 +227,8 @@ def example_batch(
   scale = jax.ShapeDtypeStruct((), jnp.float32)
   scalars = (key, micro_step, scale) if task.is_scaled else (key, micro_step)
   return (
-    placed(task.batch_spec(bucket), sharding.batch_sharding(mesh)),
+    placed(task.batch_spec(bucket), sharding.batch_sharding(mesh))
+    | sharding.with_shardings(task.shared, mesh),
     *placed(scalars, replicated),
   )
 
@@ -230,7 +236,7 @@ def example_batch(
 def compile_add(
   params: Any, options: dict[str, str] | None = None
 ) -> jax.stages.Compiled:
-  """Compiles (a, b) -> a + b of trees of gradients; a is donated."""
+  """Compiles (a, b) -> a + b of gradients by `params`; a is donated."""
   add = jax.jit(
     lambda a, b: jax.tree.map(jnp.add, a, b),
     out_shardings=shardings_of(params),
@@ -258,7 +264,17 @@ def trace_update(
     out_shardings=(shardings_of(state), sharding.replicated(mesh)),
     donate_argnums=0,
   )
-  return update.trace(state, state.params)
+  return update.trace(state, task.trained(state.params))
+
+
+@functools.cache
+def observer(place: jax.sharding.Sharding) -> Callable:
+  """Returns timestep_importance.observe as a program.
+
+  Args:
+    place: of the loss history, before and after.
+  """
+  return jax.jit(timestep_importance.observe, out_shardings=place)
 
 
 def shardings_of(shapes: Any) -> Any:

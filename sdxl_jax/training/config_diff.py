@@ -5,7 +5,8 @@ import pathlib
 from collections.abc import Callable
 from typing import Any
 
-from sdxl_jax.training import config_fields
+from sdxl_jax.data import captioning
+from sdxl_jax.training import config_fields, loss_fields, optimizer_fields
 
 # Fields and sections that decide the order of the data.
 DATA_ORDER = ('seed', 'global_batch_size', 'buckets_per_step', 'data')
@@ -14,6 +15,8 @@ DATA_ORDER = ('seed', 'global_batch_size', 'buckets_per_step', 'data')
 PARAMETERS = (
   'task',
   'autoencoder',
+  'optimizer.name',
+  'optimizer.rates',
   'optimizer.ema_widths',
   'trained',
   'lora',
@@ -52,15 +55,42 @@ ADDED = {
   'init_vae': '',
   'optimizer.loss_scale': 2.0**15,
   'optimizer.loss_scale_steps': 2000,
+  'optimizer.name': 'adamw',
+  'optimizer.schedule': 'constant',
+  'optimizer.num_cycles': 1,
+  'optimizer.power': 1.0,
+  'optimizer.decay_steps': 0,
+  'optimizer.min_lr_ratio': 0.0,
+  'optimizer.scale_parameter': False,
+  'optimizer.d0': 1e-6,
+  'optimizer.d_coef': 1.0,
+  'optimizer.rates': [],
   'optimizer.gradients_dtype': 'float32',
   'optimizer.moments_dtype': 'float32',
   'optimizer.ema_dtype': 'float32',
   'unet.scan_unroll': 1,
   'data.folder.caption': 'text',
   'data.folder.encoding': '',
+  'data.folder.caption_extension': '',
+  'data.folder.num_repeats_in_names': False,
   'data.webdataset.encoding': '',
+  # A section that came later: what it holds by itself are its fields' defaults.
+  'data.captions': {
+    name: getattr(captioning.DEFAULT, name) for name in captioning.FIELDS
+  },
+  'schedule.shift': 1.0,
+  'schedule.shift_size': 0,
+  'data.folder.mask': '',
+  'data.webdataset.mask': '',
+  'data.parquet.mask': '',
+  'data.tfds.mask': '',
   'text_encoder.eos_token_id': 2,
   'text_encoder_2.eos_token_id': 2,
+}
+# As JSON has them.
+ADDED |= {
+  f'loss.{name}': list(value) if isinstance(value, tuple) else value
+  for name, value in loss_fields.DEFAULTS.items()
 }
 
 
@@ -86,7 +116,7 @@ def check_changes(
       those of the run so far, unless that is accepted.
   """
   # Refuse grave changes before anything is written to the workdir.
-  changes = differences(old, new)
+  changes = differences(in_present_words(old), in_present_words(new))
   has_fingerprint = functools.cache(has_fingerprint)  # reads a checkpoint
   grave = {
     field: row
@@ -125,6 +155,17 @@ def is_grave(field: str, has_fingerprint: Callable[[], bool]) -> bool:
 def as_lines(changes: dict[str, str]) -> str:
   """Formats changes as indented lines, each begun by a newline."""
   return ''.join(f'\n  {field}: {row}' for field, row in changes.items())
+
+
+def in_present_words(config: dict[str, Any]) -> dict[str, Any]:
+  """Returns a config as a dict, with fields by their present names."""
+  c = config.get('optimizer')
+  if not c:
+    return config
+  schedule = optimizer_fields.schedule_of(
+    {'cosine': None, 'schedule': ADDED['optimizer.schedule']} | c
+  )
+  return config | {'optimizer': c | {'schedule': schedule, 'cosine': None}}
 
 
 def differences(

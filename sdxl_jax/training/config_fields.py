@@ -4,16 +4,12 @@ It has a row for each field of configs/default.py, and for those that other nets
 have in addition. 0 stands for 'off' wherever a kind begins at 0.
 """
 
-from sdxl_jax.data import cut_captions
+from sdxl_jax.data import captioning, cut_captions
 from sdxl_jax.data.sources import kinds
 from sdxl_jax.diffusion import noise_schedule, samplers
 from sdxl_jax.models import compute_dtype
 from sdxl_jax.sampling import settings
-from sdxl_jax.training import (
-  gradient_dtype,
-  loss_scaling,
-  stochastic_rounding,
-)
+from sdxl_jax.training import loss_fields, optimizer_fields
 from sdxl_jax.training.field_kinds import (
   INF,
   Anything,
@@ -24,7 +20,6 @@ from sdxl_jax.training.field_kinds import (
   Items,
   Number,
   Optional,
-  PowerOfTwo,
   Text,
   Whole,
 )
@@ -108,6 +103,19 @@ SECTIONS = {
     'background': Colour(),
     'max_upscale': FACTOR,
   },
+  'data.captions': {
+    'several': Choice(captioning.SEVERAL),
+    'enable_wildcard': Flag(),
+    'caption_prefix': Text(),
+    'caption_suffix': Text(),
+    'shuffle_caption': Flag(),
+    'keep_tokens': SWITCHED,
+    'keep_tokens_separator': Text(),
+    'caption_separator': Text(),
+    'secondary_separator': Text(),
+    'caption_tag_dropout_rate': SHARE,
+    'caption_dropout_every_n_epochs': SWITCHED,
+  },
   'data.filters': {
     'min_side': SWITCHED,
     'min_aspect': WEIGHT,
@@ -120,18 +128,23 @@ SECTIONS = {
     'captions': Flag(),
     'caption': Text(),
     'encoding': Text(),
+    'caption_extension': Text(),
+    'num_repeats_in_names': Flag(),
+    'mask': Text(),
   },
   'data.webdataset': {
     'shards': Text(),
     'caption': Text(),
     'score': Text(),
     'encoding': Text(),
+    'mask': Text(),
   },
   'data.parquet': {
     'files': Text(),
     'image': Text(),
     'caption': Text(),
     'score': Text(),
+    'mask': Text(),
   },
   'data.tfds': {
     'dataset': Text(),
@@ -140,6 +153,7 @@ SECTIONS = {
     'image': Text(),
     'caption': Text(),
     'score': Text(),
+    'mask': Text(),
   },
   'data.precomputed': {
     'path': Text(),
@@ -158,11 +172,7 @@ SECTIONS = {
     'jitter': SHARE,
     'scored': Flag(),
   },
-  'loss': {
-    'offset_noise': SHARE,
-    'min_snr_gamma': WEIGHT,
-    'timestep_range': Items(Whole(), '(0, 1000)', length=2),
-  },
+  'loss': loss_fields.KINDS,
   'autoencoder': {
     'perceptual_weight': WEIGHT,
     'lpips': Items(Text(), "('vgg.pth', 'lin.pth')"),
@@ -176,26 +186,7 @@ SECTIONS = {
     'adversary_features': COUNT,
     'adversary_layers': SWITCHED,
   },
-  'optimizer': {
-    'learning_rate': SHARE,
-    'warmup_steps': SWITCHED,
-    'cosine': Flag(),
-    # At 1 the bias correction of Adam divides by zero; at an eps of 0 the
-    # update of a parameter without gradient does.
-    'b1': Number(0, 1, excludes=1),
-    'b2': Number(0, 1, excludes=1),
-    'eps': Number(0, 1, excludes=0),
-    'weight_decay': WEIGHT,
-    'clip_norm': Number(0, INF),  # infinity: off, as 0
-    'gradients_dtype': Choice(gradient_dtype.DTYPES),
-    'moments_dtype': Choice(stochastic_rounding.DTYPES),
-    'loss_scale': PowerOfTwo(loss_scaling.SMALLEST, loss_scaling.LARGEST),
-    'loss_scale_steps': COUNT,
-    'ema_decay': SHARE,
-    'ema_dtype': Choice(stochastic_rounding.DTYPES),
-    'ema_widths': Items(FACTOR, '(0.05, 0.1)'),
-    'ema_snapshots': SWITCHED,
-  },
+  'optimizer': optimizer_fields.FIELDS,
   'checkpoint': {
     'every': COUNT,
     'max_to_keep': COUNT,
@@ -214,6 +205,8 @@ SECTIONS = {
   'schedule': {
     'prediction': Choice(noise_schedule.PREDICTIONS),
     'zero_terminal_snr': Flag(),
+    'shift': Number(0, 1000, excludes=0),
+    'shift_size': SWITCHED,
     'num_train_timesteps': COUNT,
     'beta_start': SHARE,
     'beta_end': SHARE,

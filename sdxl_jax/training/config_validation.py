@@ -10,7 +10,14 @@ from typing import Any
 
 from ml_collections import config_dict
 
-from sdxl_jax.training import config_fields, data_validation, net_validation
+from sdxl_jax.diffusion import flow, noise_schedule
+from sdxl_jax.training import (
+  config_fields,
+  data_validation,
+  loss_validation,
+  net_validation,
+  optimizer_validation,
+)
 
 AUTOENCODER_NETS = {'vae', 'discriminator'}  # the trained nets of stage 0
 
@@ -22,7 +29,7 @@ def check(config: config_dict.ConfigDict) -> None:
     check_field(field, value)
 
   # What fields require of each other.
-  check_optimizer(config)
+  optimizer_validation.check(config)
   net_validation.check(config)
   if config.task == 'autoencoder':
     check_autoencoder(config)
@@ -75,36 +82,16 @@ def nearest(field: str) -> str:
   return ': remove it; configs/default.py lists them all'
 
 
-def check_optimizer(config: config_dict.ConfigDict) -> None:
-  """Raises ValueError for a schedule or snapshots that cannot be."""
-  # The decay takes the steps that the warm-up leaves.
-  warmup = config.optimizer.warmup_steps
-  if config.optimizer.cosine and warmup >= config.total_steps:
-    raise ValueError(
-      f'config.optimizer.warmup_steps is {warmup}; a cosine decay needs fewer '
-      f'than config.total_steps, {config.total_steps}'
-    )
-  # An EMA of one decay cannot be combined to other widths.
-  if config.optimizer.ema_snapshots and not config.optimizer.ema_widths:
-    raise ValueError(
-      'config.optimizer.ema_snapshots is '
-      f'{config.optimizer.ema_snapshots}, but there are no power-function '
-      'averages to copy: set config.optimizer.ema_widths, such as (0.05, 0.1)'
-    )
-
-
 def check_diffusion(config: config_dict.ConfigDict) -> None:
-  """Raises ValueError for timesteps or samples that cannot be."""
-  # The noise schedule has 1000 timesteps.
-  low, high = config.loss.timestep_range
-  if not 0 <= low < high <= 1000:
-    raise ValueError(
-      f'config.loss.timestep_range is {(low, high)}; it must be (first, last + '
-      '1) with 0 <= first <= last < 1000'
-    )
+  """Raises ValueError for a loss, or samples, that cannot be."""
+  loss_validation.check(config)
   # The input of the last timestep is the noise itself: to predict it is to copy
   # it, so that a net learns nothing of the image that sampling begins with.
-  c = config.schedule
+  c, high = config.schedule, config.loss.timestep_range[1]
+  try:
+    noise_schedule.Schedule(**c.to_dict())
+  except ValueError as error:
+    raise ValueError(f'config.schedule: {error}') from error
   if c.zero_terminal_snr and c.prediction == 'eps' and high == 1000:
     raise ValueError(
       "config.schedule.prediction is 'eps', but with "
@@ -118,6 +105,14 @@ def check_diffusion(config: config_dict.ConfigDict) -> None:
       f'config.samples.every is {config.samples.every}, but '
       'config.samples.prompts is empty: add a prompt, or set every to 0'
     )
+  if config.samples.every and c.prediction == 'flow':
+    s = config.samples
+    try:
+      flow.check(
+        s.sampler, s.get('spacing') or 'linspace', s.get('sigmas') or 'trained'
+      )
+    except ValueError as error:
+      raise ValueError(f'config.samples: {error}') from error
 
 
 def check_autoencoder(config: config_dict.ConfigDict) -> None:

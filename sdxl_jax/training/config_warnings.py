@@ -5,21 +5,19 @@ follows from it, and what to set instead. What cannot work at all is refused by
 config_validation.
 """
 
-import math
 from collections.abc import Iterator, Sequence
-from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 from ml_collections import config_dict
 
-from sdxl_jax.training import config_fields, config_validation
+from sdxl_jax.training import (
+  config_fields,
+  config_validation,
+  loss_fields,
+  loss_validation,
+  optimizer_warnings,
+)
 
-# Most weights of SDXL's nets are larger.
-TYPICAL_WEIGHT = 0.01
-LARGE_RATE = 0.1  # above it AdamW moves a weight by more than its magnitude
-LARGE_DECAY = 0.05  # share of a kernel that decays in a step
 SHOWN = 5  # buckets named in a line
 
 # What follows if a field counts more steps than the run has.
@@ -35,8 +33,8 @@ BEYOND_THE_END = {
 def of_config(config: config_dict.ConfigDict) -> list[str]:
   """Warnings that follow from the config alone."""
   rules = (
-    of_rate,
-    of_average,
+    optimizer_warnings.of_rate,
+    optimizer_warnings.of_average,
     of_intervals,
     of_loss,
     of_nets,
@@ -44,47 +42,6 @@ def of_config(config: config_dict.ConfigDict) -> list[str]:
     ignored,
   )
   return [line for rule in rules for line in rule(config)]
-
-
-def of_rate(config: config_dict.ConfigDict) -> Iterator[str]:
-  """Warns of a learning rate that is 0, huge, or never reached."""
-  c, total = config.optimizer, config.total_steps
-  if c.learning_rate == 0:
-    yield 'config.optimizer.learning_rate is 0: nothing will be learned'
-  if c.learning_rate > LARGE_RATE:
-    yield (
-      f'config.optimizer.learning_rate is {c.learning_rate}: AdamW moves each '
-      'parameter by about that much in every step; 1e-4 is usual'
-    )
-  if c.learning_rate * c.weight_decay > LARGE_DECAY:
-    yield (
-      f'config.optimizer.weight_decay is {c.weight_decay}: every step takes '
-      f'{c.learning_rate * c.weight_decay:.0%} of each kernel away; 0.01 is '
-      'usual'
-    )
-  if c.warmup_steps >= total:
-    reached = c.learning_rate * (total - 1) / c.warmup_steps
-    yield (
-      f'config.optimizer.warmup_steps is {c.warmup_steps:,}, but the run has '
-      f'{total:,} steps: the learning rate ends at {reached:.2g} instead of '
-      f'{c.learning_rate:g}'
-    )
-
-
-def of_average(config: config_dict.ConfigDict) -> Iterator[str]:
-  """Warns of an EMA that is longer than the run."""
-  c, total = config.optimizer, config.total_steps
-  if c.ema_widths:
-    return
-  length = math.inf if c.ema_decay == 1 else 1 / (1 - c.ema_decay)
-  if length > total:
-    # At most a fifth of the run, in round numbers.
-    fitting = 1 - 1 / max(2, 10 ** math.floor(math.log10(total / 5)))
-    yield (
-      f'config.optimizer.ema_decay is {c.ema_decay}, an average over '
-      f'{length:,.0f} steps, but the run has {total:,}: the average will be '
-      f'one over the last ninth of the steps; {fitting:g} fits, 0 is none'
-    )
 
 
 def of_intervals(config: config_dict.ConfigDict) -> Iterator[str]:
@@ -107,17 +64,12 @@ def of_intervals(config: config_dict.ConfigDict) -> Iterator[str]:
 
 def of_loss(config: config_dict.ConfigDict) -> Iterator[str]:
   """Warns of timesteps that a run leaves out or does not need."""
-  c, loss = config.schedule, config.loss
+  loss = config.loss
   if config.task != 'diffusion':
     return
-  is_capped = loss.min_snr_gamma and c.zero_terminal_snr
-  if is_capped and c.prediction != 'eps' and loss.timestep_range[1] == 1000:
-    yield (
-      f'config.loss.min_snr_gamma is {loss.min_snr_gamma}, and with '
-      'config.schedule.zero_terminal_snr the last timestep has no signal, and '
-      'so weight 0: sampling begins at a timestep that is not trained; 0 '
-      'weighs all timesteps alike'
-    )
+  yield from loss_validation.unseen(config)
+  yield from loss_validation.unused(config)
+  yield from loss_validation.unused_masks(config)
   if config.refiner and loss.timestep_range[1] == 1000:
     yield (
       f'config.loss.timestep_range is {tuple(loss.timestep_range)}, but '
@@ -168,6 +120,15 @@ def ignored(config: config_dict.ConfigDict) -> Iterator[str]:
       f'config.data.mixture has {list(config.data.mixture)}, but '
       f'config.data.source is {source!r}: they will not be read'
     )
+  captions = config.data.captions
+  if not (captions.shuffle_caption or captions.caption_tag_dropout_rate):
+    for name in 'keep_tokens', 'keep_tokens_separator':
+      if captions[name]:
+        yield (
+          f'config.data.captions.{name} is {captions[name]!r}, but neither '
+          'shuffle_caption nor caption_tag_dropout_rate is set: captions stay '
+          'as they are'
+        )
   if 0 < config.data.prefetch < config.data.num_threads:
     yield (
       f'config.data.num_threads is {config.data.num_threads}, but '
@@ -176,12 +137,11 @@ def ignored(config: config_dict.ConfigDict) -> Iterator[str]:
     )
   # The fields of the loss belong to diffusion.
   if config.task == 'autoencoder':
-    for name in 'offset_noise', 'min_snr_gamma':
-      if config.loss[name]:
-        yield (
-          f'config.loss.{name} is {config.loss[name]}, which '
-          "config.task = 'autoencoder' does not use"
-        )
+    for name, value in loss_fields.changed(config).items():
+      yield (
+        f'config.loss.{name} is {value}, which '
+        "config.task = 'autoencoder' does not use"
+      )
 
 
 def of_data(
@@ -222,66 +182,3 @@ def listed(sizes: Sequence[tuple[int, int]]) -> str:
   """Names the first of some buckets, as '512x2048, 512x1984, ...'."""
   names = [f'{h}x{w}' for h, w in sizes[:SHOWN]]
   return ', '.join([*names, '...'] if len(sizes) > SHOWN else names)
-
-
-def of_params(
-  config: config_dict.ConfigDict, params: dict[str, Any]
-) -> list[str]:
-  """Warnings that follow from the number and the type of the parameters.
-
-  Args:
-    config: of the run.
-    params: {net: tree of arrays or jax.ShapeDtypeStruct} that are trained.
-  """
-  c, lines = config.optimizer, []
-  count = sum(x.size for x in jax.tree.leaves(params))
-  # Adam divides by the gradient's magnitude plus eps: if the clipped gradient
-  # is smaller than eps, so is its step smaller than the learning rate.
-  step = c.learning_rate
-  if c.clip_norm:
-    gradient = c.clip_norm / math.sqrt(count)
-    step *= 1 / (1 + c.eps / gradient)
-    if step < 0.5 * c.learning_rate:
-      lines.append(
-        f'config.optimizer.clip_norm is {c.clip_norm:g}, {gradient:.1g} for '
-        f'each of {count:,} parameters; next to config.optimizer.eps, '
-        f'{c.eps:g}, that makes steps of {step:.1g} of a learning rate of '
-        f'{c.learning_rate:g}; 1 is usual, 0 is off'
-      )
-  # One line for all nets of a type.
-  nets = {}
-  for net, tree in params.items():
-    for dtype in {x.dtype.name for x in jax.tree.leaves(tree)}:
-      nets.setdefault(dtype, []).append(net)
-  for dtype in sorted(nets):
-    lines += of_resolution(config, ', '.join(sorted(nets[dtype])), dtype, step)
-  return lines
-
-
-def of_resolution(
-  config: config_dict.ConfigDict, nets: str, dtype: str, step: float
-) -> Iterator[str]:
-  """Warns of steps that a type of parameters cannot hold.
-
-  Args:
-    config: of the run.
-    nets: names of those whose parameters they are.
-    dtype: of the parameters.
-    step: magnitude of an update.
-  """
-  c, eps = config.optimizer, float(jnp.finfo(dtype).eps)
-  # Half of the distance to the next number is rounded away.
-  least = TYPICAL_WEIGHT * eps / 2
-  if 0 < step < least:
-    yield (
-      f'config.optimizer makes steps of {step:.1g}, but {dtype} parameters of '
-      f'{nets} that are about {TYPICAL_WEIGHT} change by {least:.1g} at least: '
-      'most of them will stay as they are; raise learning_rate'
-      + ('' if dtype == 'float32' else " or set param_dtype to 'float32'")
-    )
-  if not c.ema_widths and 0 < 1 - c.ema_decay < eps / 2:
-    yield (
-      f'config.optimizer.ema_decay is {c.ema_decay}, too near to 1 for the '
-      f'{dtype} parameters of {nets}: their EMA will stop to follow them; set '
-      "param_dtype to 'float32', or a smaller decay"
-    )

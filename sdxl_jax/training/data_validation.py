@@ -5,10 +5,14 @@ from typing import Any
 
 from ml_collections import config_dict
 
+from sdxl_jax.data import captioning, dataset
 from sdxl_jax.training import config_fields
 
 # Kinds of sources that name a score, and the name where a config has none.
 SCORES = {'webdataset': 'aesthetic_score', 'parquet': '', 'tfds': ''}
+# Sections of config.data that are no source, or none within a mixture.
+NO_PARTS = ('captions', 'filters', 'precomputed')
+CAPTIONS = 'config.data.captions'
 SHARE = config_fields.FACTOR  # of a part of a mixture, relative
 
 
@@ -23,10 +27,60 @@ def check(config: config_dict.ConfigDict) -> None:
   if config.data.source == 'mixture':
     for name, part in config.data.mixture.items():
       check_part(config, name, part)
+  check_captions(config)
   check_buckets(config)
   if config.refiner:
     for place, kind, settings in sources(config):
       check_scores(place, kind, settings)
+
+
+def check_captions(config: config_dict.ConfigDict) -> None:
+  """Raises ValueError for settings of captions that cannot be used."""
+  for place, c in captions_of(config):
+    if not c.caption_separator:
+      raise ValueError(
+        f"{place}.caption_separator is '': name what is between two tags, such "
+        "as ','"
+      )
+    n = c.caption_dropout_every_n_epochs
+    if n and config.uncond == 'zeros' and config.task == 'diffusion':
+      raise ValueError(
+        f'{place}.caption_dropout_every_n_epochs is {n}, but with '
+        "config.uncond = 'zeros' the step on the device drops encoded text, "
+        "and does not know of passes: set config.uncond to 'empty', as kohya's "
+        'scripts train, or use config.caption_dropout'
+      )
+  if config.data.source == 'precomputed':
+    check_encodable(config)
+
+
+def captions_of(
+  config: config_dict.ConfigDict,
+) -> Iterator[tuple[str, captioning.Captioning]]:
+  """Yields (field of the section, settings of captions), of parts too."""
+  captions = dataset.make_captioning(config)
+  yield CAPTIONS, captions
+  for name, part in captions.parts:
+    yield f'config.data.mixture.{name}', part
+
+
+def check_encodable(config: config_dict.ConfigDict) -> None:
+  """Raises ValueError for settings of captions that no cache can have."""
+  for place, c in captions_of(config):
+    for name in 'shuffle_caption', 'caption_tag_dropout_rate':
+      if value := getattr(c, name):
+        raise ValueError(
+          f'{place}.{name} is {value}, so that nearly every pass has a text of '
+          'its own, and a cache holds the encoded texts of all passes: set it '
+          'to its default, or train on the images themselves'
+        )
+    n = c.caption_dropout_every_n_epochs
+    if n and place != CAPTIONS:
+      raise ValueError(
+        f'{place}.caption_dropout_every_n_epochs is {n}, but a cache does not '
+        'hold which part of the mixture a record is of: set it for all of them '
+        f'in {CAPTIONS}, or train on the images themselves'
+      )
 
 
 def sources(
@@ -50,11 +104,12 @@ def check_part(config: config_dict.ConfigDict, name: str, part: Any) -> None:
       f"{place} is {part!r}; it must be dict(source='folder', share=0.5, ...)"
     )
   fields = known.get(f'data.{part.source}')
-  if fields is None or part.source in ('filters', 'precomputed'):
+  if fields is None or part.source in NO_PARTS:
     raise ValueError(
       f'{place}.source is {part.source!r}, which cannot be part of a mixture: '
       'name another kind'
     )
+  fields = fields | known['data.captions']
   fields = fields | {'source': config_fields.Text(), 'share': SHARE}
   for setting in 'share', *part:
     if setting not in fields or setting not in part:
@@ -85,11 +140,7 @@ def check_scores(place: str, kind: str, settings: dict[str, Any]) -> None:
 
 def check_buckets(config: config_dict.ConfigDict) -> None:
   """Raises ValueError for sizes that are no whole number of latents."""
-  # Each level of the autoencoder but the last halves the size.
-  if config.vae.kind == 'patch':
-    downscale = config.vae.patch
-  else:
-    downscale = 2 ** (len(config.vae.block_out_channels) - 1)
+  downscale = dataset.downscale_of(config)
   sizes = [('config.data.buckets', bucket) for bucket in config.data.buckets]
   # Otherwise the run would fail at its first samples, long after the start.
   if config.task == 'diffusion' and config.samples.every:

@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float
 
-from sdxl_jax.diffusion import losses
+from sdxl_jax.diffusion import losses, noise_schedule, timestep_importance
+from sdxl_jax.ema import partial_trees
 from sdxl_jax.models import latent_scaling, sdxl, text_encoder
 from sdxl_jax.training import batch_specs, loss_scaling, train_state
 
@@ -23,9 +24,7 @@ class DiffusionLoss:
 
   model: sdxl.SDXL
   text_dropout: float = 0.1  # share of examples whose encoded text is zeroed
-  offset_noise: float = 0.0  # 0.05 in stage 3
-  min_snr_gamma: float | None = None  # None: every timestep weighs the same
-  timestep_range: tuple[int, int] | None = None  # (0, 200) for the refiner
+  settings: losses.LossSettings = losses.LossSettings()
 
   def gradients(
     self,
@@ -48,7 +47,7 @@ class DiffusionLoss:
     self, params: Params, frozen: Params, batch: Batch, key: jax.Array
   ) -> tuple[Float[Array, ''], Metrics]:
     """Returns (loss, metrics) of one batch; the key is that of the batch."""
-    params = self.model.ready(frozen | params)
+    params = self.model.ready(partial_trees.merge(frozen, params))
     latents_key, dropout_key, loss_key = jax.random.split(key, 3)
 
     # What is denoised: latents, sampled from moments.
@@ -68,11 +67,27 @@ class DiffusionLoss:
       self.model.denoiser(params, context, vector),
       x,
       loss_key,
-      self.model.schedule,
-      timestep_range=self.timestep_range,
-      offset_noise=self.offset_noise,
-      min_snr_gamma=self.min_snr_gamma,
+      self.schedule(x),
+      self.settings,
+      batch.get('mask'),
+      batch.get('loss_history'),
     )
+
+  def empty_history(self) -> Float[Array, '2 parts'] | None:
+    """Returns the loss history of a run that begins, None if it has none."""
+    timesteps = self.settings.timesteps
+    if not timesteps.by_importance:
+      return None
+    low, high = timesteps.limits(self.model.schedule.num_train_timesteps)
+    return timestep_importance.empty(high - low)
+
+  def schedule(
+    self, latents: Float[Array, 'b h w c']
+  ) -> noise_schedule.Schedule:
+    """Returns the noise schedule of latents, which may depend on their size."""
+    downscale = self.model.vae.downscale
+    height, width = (side * downscale for side in latents.shape[1:3])
+    return self.model.schedule.at_size(height, width)
 
   def sample_latents(
     self, params: Params, batch: Batch, key: jax.Array
@@ -97,6 +112,7 @@ def make_diffusion_task(
   micro_batches: int = 1,  # per optimizer step, see train_state.Task
   precomputed_dtype: str | None = None,  # of moments and text; None: no cache
   text_chunks: int = 1,  # of each caption
+  masked: bool = False,  # whether batches have masks of the loss
 ) -> train_state.Task:
   """Makes the Task of denoising latents given text and sizes.
 
@@ -110,17 +126,25 @@ def make_diffusion_task(
     params = model.init(key) | (pretrained or {})
     params = {name: params[name] for name in trained}
     step = jnp.zeros([], jnp.int32)
-    return train_state.State(step, params, optimizer.init(params))
+    return train_state.State(
+      step, params, optimizer.init(params), loss_history=loss.empty_history()
+    )
 
   def batch_spec(bucket):
+    masks = {}
+    if masked:
+      masks = batch_specs.mask_spec(bucket, rows, model.vae.downscale)
     if precomputed_dtype is None:
-      return batch_specs.image_batch_spec(
+      return masks | batch_specs.image_batch_spec(
         bucket, rows, model.refiner, text_chunks
       )
-    return batch_specs.precomputed_batch_spec(
+    return masks | batch_specs.precomputed_batch_spec(
       bucket, rows, model, precomputed_dtype, text_chunks
     )
 
+  shared = {}
+  if loss.settings.timesteps.by_importance:
+    shared['loss_history'] = jax.eval_shape(loss.empty_history)
   # Gradients and update are apart: only gradients are compiled per bucket.
   return train_state.Task(
     init=init,
@@ -128,4 +152,5 @@ def make_diffusion_task(
     update=train_state.make_update(optimizer, micro_batches),
     batch_spec=batch_spec,
     micro_batches=micro_batches,
+    shared=shared,
   )

@@ -160,6 +160,22 @@ class Items:
 
 
 @dataclasses.dataclass(frozen=True)
+class Each:
+  """A tuple or list with a value of each of several kinds."""
+
+  kinds: tuple[Any, ...]
+
+  def remedy(self, value: Any) -> str | None:
+    fits = (
+      isinstance(value, Sequence)
+      and not isinstance(value, str)
+      and len(value) == len(self.kinds)
+      and all(k.remedy(x) is None for k, x in zip(self.kinds, value))
+    )
+    return None if fits else f'it must have {len(self.kinds)} values'
+
+
+@dataclasses.dataclass(frozen=True)
 class Anything:
   """A value that is checked where it is used."""
 

@@ -156,7 +156,7 @@ def take_step(
   Raises:
     compilation.Interrupted: if so; the state is as it was.
   """
-  gradients_sum, count = None, run.task.micro_batches
+  gradients_sum, count, measured = None, run.task.micro_batches, []
   for micro_step in range(step * count, (step + 1) * count):
     # The time until the batch is on the device counts as waiting for data.
     started = time.monotonic()
@@ -167,11 +167,13 @@ def take_step(
     gradients, result = run.programs.gradients(bucket, interrupted)(
       state.params,
       run.frozen,
-      batch,
+      batch | state.shared,
       run.key,
       np.int32(micro_step),
       *state.scale,
     )
+    if state.shared:
+      measured.append(result.pop('measured'))
     reporter.add_micro_batch(micro_step, bucket, result)
     if gradients_sum is None:
       gradients_sum = gradients
@@ -179,6 +181,9 @@ def take_step(
       gradients_sum = run.programs.add(interrupted)(gradients_sum, gradients)
   state, result = run.programs.update(interrupted)(state, gradients_sum)
   reporter.end_step(step, result)
+  if state.shared:
+    observe = compilation.observer(state.loss_history.sharding)
+    state = state.replace(loss_history=observe(state.loss_history, measured))
   return state
 
 
@@ -194,8 +199,8 @@ def save(
   with reporter.aside():
     # By the steps: one that was given up may have taken some batches.
     position = run.batches.get_state(done * run.config.buckets_per_step)
-    ema_params = transform.ema_params(state.opt_state)
-    saved_config = run.checkpoint_config.make(ema_params)
+    averaged = transform.averaged(state.params, state.opt_state)
+    saved_config = run.checkpoint_config.make(averaged)
     data = position | {'dataset': run.dataset}
     checkpoints.save(done, state, data, saved_config)
 
@@ -249,7 +254,8 @@ def write_samples(
   reporter.flush()
   with reporter.aside():
     try:
-      grid = run.sample_grid.render(transform.ema_params(state.opt_state))
+      averaged = transform.averaged(state.params, state.opt_state)
+      grid = run.sample_grid.render(averaged)
     except finiteness.NonFiniteError as error:
       reporter.writer.say(f'warning: no samples of step {done}: {error}')
       return

@@ -10,11 +10,10 @@ from typing import Any
 
 import jax
 import numpy as np
-import optax
 
 from sdxl_jax.distributed import sharding
-from sdxl_jax.ema import transform
-from sdxl_jax.training import movement_report, train_state
+from sdxl_jax.ema import partial_trees, transform
+from sdxl_jax.training import gradient_traces, movement_report, train_state
 
 PER_AXIS = 16  # elements taken along each axis of an array
 # Updates before the check. Behind a layer that begins with zeros there is no
@@ -65,50 +64,35 @@ class Check:
       self.end += missing
       return []
     self._before = None
-    sizes = {path: x.size for path, x in flat(state.params).items()}
+    params = partial_trees.flat(state.params)
+    sizes = {path: x.size for path, x in params.items()}
     nets = [compare(name, before, after, sizes) for name in self.nets]
     return [net for net in nets if net.arrays]
 
 
 def values_of(state: train_state.State, nets: Sequence[str]) -> dict[str, Any]:
-  """Returns {'params', 'ema', 'square': {path: array}} of some nets of a State.
+  """Returns {'params', 'ema', 'traces': {path: array}} of some nets of a State.
 
-  `square` is Adam's mean of the squared gradient, which parameters that are
-  frozen on purpose do not have; it is above 0 if there was any gradient.
-  'updates' is the number of those that were taken.
+  `traces` are those of the gradient in the optimizer's state, which parameters
+  that are frozen on purpose do not have, see gradient_traces. 'updates' is the
+  number of those that were taken.
   """
-  squares = {}
-  for node in jax.tree.leaves(state.opt_state, is_leaf=is_adam):
-    if is_adam(node):
-      squares |= flat(node.nu)
+  params = partial_trees.flat(state.params)
+  traces = gradient_traces.of(state.opt_state, params)
   found = {
-    'params': flat(state.params),
-    'ema': flat(transform.ema_params(state.opt_state)),
-    'square': squares,
+    'params': params,
+    'ema': partial_trees.flat(transform.ema_params(state.opt_state)),
+    'traces': traces,
   }
   chosen = {
     field: {
       path: x
       for path, x in arrays.items()
-      if path.split('/')[0] in nets and path in squares
+      if path.split('/')[0] in nets and path in traces
     }
     for field, arrays in found.items()
   }
   return chosen | {'updates': transform.updates(state.opt_state)}
-
-
-def is_adam(node: Any) -> bool:
-  """Whether a node of an optimizer's state is that of Adam."""
-  return isinstance(node, optax.ScaleByAdamState)
-
-
-def flat(tree: Any) -> dict[str, Any]:
-  """Returns {path: leaf} of a tree of dicts; the path's names joined by '/'."""
-  leaves = jax.tree_util.tree_leaves_with_path(tree)
-  return {
-    jax.tree_util.keystr(path, simple=True, separator='/'): leaf
-    for path, leaf in leaves
-  }
 
 
 def take(values: dict[str, Any]) -> Any:
@@ -141,7 +125,10 @@ def compare(
   paths = [p for p in after['params'] if p.split('/')[0] == name]
   still, driven, moved, ema_moved = [], 0.0, 0.0, 0.0
   for path in paths:
-    has_gradient = after['square'][path] != 0  # NaN is one, too
+    # Where all traces are, NaN too, there was one.
+    has_gradient = np.ones(after['params'][path].shape, bool)
+    for trace in after['traces'][path]:
+      has_gradient &= trace != 0
     if not has_gradient.any():
       still.append(path)
       continue

@@ -5,11 +5,16 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 
 from sdxl_jax.checkpoints import orbax_checkpoint
 from sdxl_jax.data import fingerprint, pipeline
 from sdxl_jax.distributed import multihost
+from sdxl_jax.ema import partial_trees
 from sdxl_jax.training import train_state
+
+# Fields of the State that only some runs have.
+OPTIONAL = ('loss_scale', 'loss_history')
 
 
 class Dataset(NamedTuple):
@@ -98,17 +103,69 @@ def compare_dataset(
   return new_pass
 
 
-def saved_scale(
-  checkpoints: orbax_checkpoint.Checkpoints, shapes: train_state.State
+def saved_field(
+  checkpoints: orbax_checkpoint.Checkpoints,
+  shapes: train_state.State,
+  name: str,
 ) -> Any:
-  """Returns what to restore of the loss scale, None where it was not saved."""
-  saved = checkpoints.read_shapes().get('loss_scale')
+  """Returns what to restore of an optional field, None where it was not saved.
+
+  Args:
+    checkpoints: of the workdir.
+    shapes: the State as jax.ShapeDtypeStruct with shardings.
+    name: of OPTIONAL.
+  """
+  saved, wanted = checkpoints.read_shapes().get(name), getattr(shapes, name)
   if saved is None:
     return None
-  # What was saved must be named, also where no net computes in float16 now.
-  if shapes.loss_scale is None:
+  # What was saved must be named, also where the run has no such field now, or
+  # a history of other timesteps.
+  same = jax.tree.map(lambda x: x.shape, wanted) == jax.tree.map(
+    lambda x: x.shape, saved
+  )
+  if wanted is None or (name == 'loss_history' and not same):
     return jax.tree.map(lambda x: orbax_checkpoint.NOT_READ, saved)
-  return shapes.loss_scale
+  return wanted
+
+
+def with_history(
+  state: train_state.State, shapes: train_state.State
+) -> train_state.State:
+  """Adds an empty loss history to a State without one, if it needs one."""
+  wanted = shapes.loss_history
+  if wanted is None or state.loss_history is not None:
+    return state
+  empty = jnp.zeros(wanted.shape, wanted.dtype)
+  return state.replace(loss_history=jax.device_put(empty, wanted.sharding))
+
+
+def check_optimizer(
+  checkpoints: orbax_checkpoint.Checkpoints, shapes: train_state.State
+) -> None:
+  """Raises ValueError if the latest checkpoint is of another optimizer.
+
+  Args:
+    checkpoints: of the workdir.
+    shapes: the State as jax.ShapeDtypeStruct.
+  """
+  saved = partial_trees.flat(checkpoints.read_shapes()['opt_state'])
+  wanted = partial_trees.flat(shapes.opt_state)
+  others = sorted(set(saved) ^ set(wanted)) or sorted(
+    path for path, x in wanted.items() if x.shape != saved[path].shape
+  )
+  if not others:
+    return
+  path = others[0]
+  where = 'only in this config' if path in wanted else 'only in the checkpoint'
+  if path in saved and path in wanted:
+    where = f'of shape {saved[path].shape} there and {wanted[path].shape} here'
+  raise ValueError(
+    f'the checkpoint of step {checkpoints.latest_step} has the state of '
+    f'another optimizer: {len(others):,} of its arrays differ, as {path}, '
+    f'{where}. Restore name, rates, moments_dtype and ema_widths of '
+    'config.optimizer, or start a new run from the parameters with '
+    '--config.init_from=WORKDIR'
+  )
 
 
 def restore(
@@ -132,10 +189,15 @@ def restore(
   Returns:
     The State; its loss_scale is None where the checkpoint has none.
   """
-  target = shapes.replace(loss_scale=saved_scale(checkpoints, shapes))
-  state, position = checkpoints.restore(target)
-  if shapes.loss_scale is None:
-    state = state.replace(loss_scale=None)
+  check_optimizer(checkpoints, shapes)
+  optional = {n: saved_field(checkpoints, shapes, n) for n in OPTIONAL}
+  state, position = checkpoints.restore(shapes.replace(**optional))
+  for name, target in optional.items():
+    if orbax_checkpoint.NOT_READ in jax.tree.leaves(target):
+      state = state.replace(**{name: None})
+      if getattr(shapes, name) is not None:
+        say(f'the {name} is of other timesteps: it begins anew')
+  state = with_history(state, shapes)
   # Earlier versions did not save the size of the batches.
   if 'batch_size' not in position:
     saved = checkpoints.read_config()

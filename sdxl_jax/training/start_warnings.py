@@ -46,7 +46,7 @@ def of_schedule(config: config_dict.ConfigDict) -> Iterator[str]:
   except UnknownSchedule as error:
     yield f'{source} cannot be compared with config.schedule: {error}'
     return
-  for name in ('prediction', 'zero_terminal_snr'):
+  for name in ('prediction', 'zero_terminal_snr', 'shift', 'shift_size'):
     if stored is not None and here[name] != getattr(stored, name):
       there = getattr(stored, name)
       yield (

@@ -6,6 +6,7 @@ part that is cut off, it moves as much in expectation (Gupta et al. 2015, arXiv
 1502.02551, section 3).
 """
 
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import jax
@@ -18,7 +19,9 @@ SEED = 20150209
 
 
 def stored_as(
-  transformation: optax.GradientTransformation, dtype: str
+  transformation: optax.GradientTransformation,
+  dtype: str,
+  fields: Collection[str] | None = None,
 ) -> optax.GradientTransformation:
   """Wraps a transformation, which still computes in float32.
 
@@ -28,17 +31,17 @@ def stored_as(
   Args:
     transformation: one of its integers counts the updates.
     dtype: one of DTYPES, of the arrays of its state.
+    fields: of named tuples in its state, whose arrays they are; None: all.
   """
   if dtype == 'float32':
     return transformation
 
   def init(params):
-    # An EMA begins as a copy of the parameters, which is rounded too.
-    return narrow(transformation.init(params))
+    return narrow(transformation.init(params), fields, is_first=True)
 
   def update(updates, state, params=None):
     updates, state = transformation.update(updates, widen(state), params)
-    return updates, narrow(state)
+    return updates, narrow(state, fields)
 
   return optax.GradientTransformation(init, update)
 
@@ -50,21 +53,46 @@ def widen(state: Any) -> Any:
   )
 
 
-def narrow(state: Any) -> Any:
+def narrow(
+  state: Any,
+  fields: Collection[str] | None = None,
+  is_first: bool = False,
+) -> Any:
   """Returns the state with arrays of float32 rounded to bfloat16.
 
   The random numbers depend on the number of updates and on the array's place.
+
+  Args:
+    state: tree of arrays.
+    fields: of named tuples in it, whose arrays are rounded; None: all are.
+    is_first: whether it is before all updates: 0, or an EMA that begins as a
+      copy of the parameters. It is rounded to the nearest, for nothing adds up
+      yet, and random bits of constant keys would be computed for all arrays
+      while the program compiles.
   """
-  leaves, tree = jax.tree.flatten(state)
-  count = next(x for x in leaves if jnp.issubdtype(x.dtype, jnp.integer))
-  key = jax.random.fold_in(jax.random.key(SEED), count)
-  rounded = [
-    round_stochastically(jax.random.fold_in(key, i), x)
-    if x.dtype == jnp.float32
-    else x
-    for i, x in enumerate(leaves)
-  ]
+
+  def is_rounded(path, x):
+    names = {getattr(key, 'name', None) for key in path}
+    return x.dtype == jnp.float32 and (fields is None or names & {*fields})
+
+  leaves, tree = jax.tree_util.tree_flatten_with_path(state)
+  key = key_of([x for _, x in leaves])
+  rounded = []
+  for i, (path, x) in enumerate(leaves):
+    if is_rounded(path, x):
+      x = (
+        x.astype(jnp.bfloat16)
+        if is_first
+        else round_stochastically(jax.random.fold_in(key, i), x)
+      )
+    rounded.append(x)
   return jax.tree.unflatten(tree, rounded)
+
+
+def key_of(leaves: Sequence[Any]) -> PRNGKeyArray:
+  """Returns the key of an update, by the count among a state's arrays."""
+  count = next(x for x in leaves if jnp.issubdtype(x.dtype, jnp.integer))
+  return jax.random.fold_in(jax.random.key(SEED), count)
 
 
 def round_stochastically(

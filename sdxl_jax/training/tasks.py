@@ -1,5 +1,6 @@
 """Builds task and optimizer from a config; below them no config is read."""
 
+import dataclasses
 import importlib.metadata
 from collections.abc import Callable, Iterable
 
@@ -8,7 +9,7 @@ import numpy as np
 import optax
 from ml_collections import config_dict
 
-from sdxl_jax.data import buckets
+from sdxl_jax.data import buckets, dataset
 from sdxl_jax.distributed import device_mesh
 from sdxl_jax.ema import transform
 from sdxl_jax.models import autoencoder_gan, sdxl
@@ -19,9 +20,14 @@ from sdxl_jax.training import (
   config_validation,
   diffusion_task,
   gradient_dtype,
+  learning_rates,
+  loss_fields,
   loss_scaling,
   movement,
   optimizer,
+  optimizer_fields,
+  rate_schedules,
+  schedule_free,
   skipping,
   stochastic_rounding,
   train_state,
@@ -45,6 +51,7 @@ def make_task(
   }
   gradient_dtype.check(dtypes, c.gradients_dtype)
   task = gradient_dtype.gradients_in(task, c.gradients_dtype)
+  task = learning_rates.train_part(task, c.rates)
   # What float16 computes may overflow: such an update is never taken.
   is_scaled = 'float16' in {
     getattr(net, 'dtype', None) for net in model.configs.values()
@@ -69,9 +76,7 @@ def make_diffusion_task(
     diffusion_task.DiffusionLoss(
       model,
       text_dropout=text_dropout,
-      offset_noise=config.loss.offset_noise,
-      min_snr_gamma=config.loss.min_snr_gamma or None,  # 0 means off
-      timestep_range=tuple(config.loss.timestep_range),
+      settings=loss_fields.make_settings(config),
     ),
     make_optimizer(config),
     global_batch_size=config.global_batch_size,
@@ -79,6 +84,7 @@ def make_diffusion_task(
     micro_batches=micro_batches_of(config),
     precomputed_dtype=precomputed_dtype,
     text_chunks=chunking.count_for(config.max_token_length),
+    masked=dataset.has_masks(config),
   )
 
 
@@ -106,6 +112,14 @@ def make_optimizer(
   config: config_dict.ConfigDict,
 ) -> optax.GradientTransformation:
   """Makes the optimizer that a config describes, with its EMA."""
+  made = make_averaging_optimizer(config)
+  return learning_rates.of_trained(made, config.optimizer.rates)
+
+
+def make_averaging_optimizer(
+  config: config_dict.ConfigDict,
+) -> optax.GradientTransformation:
+  """Makes the optimizer of what a config trains, with its EMA."""
   c = config.optimizer
   # Power-function averages replace the exponential one.
   if c.ema_widths:
@@ -115,34 +129,36 @@ def make_optimizer(
   average = stochastic_rounding.stored_as(average, c.ema_dtype)
 
   def make_chain():
-    adamw = optimizer.make_adamw(
-      make_learning_rate(config),
-      b1=c.b1,
-      b2=c.b2,
-      eps=c.eps,
-      weight_decay=c.weight_decay,
-      clip_norm=c.clip_norm,
+    names = {field.name for field in dataclasses.fields(optimizer.Settings)}
+    settings = {name: c[name] for name in names & set(c)}
+    settings |= {'rules': c.rates, 'safeguard_warmup': c.warmup_steps > 0}
+    return optimizer.make(
+      c.name, make_learning_rate(config), optimizer.Settings(**settings)
     )
-    return stochastic_rounding.stored_as(adamw, c.moments_dtype)
 
-  # The average is last in the chain, since it follows the updated parameters.
   if config.task == 'diffusion':
-    return optax.chain(make_chain(), average)
-  return autoencoder_task.make_optimizer(
-    make_chain,
-    average,
-    config.autoencoder.learn_logvar,
-    config.autoencoder.decoder_only,
-  )
+    chain = make_chain()
+  else:
+    chain = autoencoder_task.make_optimizer(
+      make_chain,
+      config.autoencoder.learn_logvar,
+      config.autoencoder.decoder_only,
+    )
+  if c.name == optimizer.SCHEDULE_FREE:
+    return schedule_free.with_average(chain, c.b1, c.ema_dtype)
+  # The average is last in the chain, since it follows the updated parameters.
+  return optax.chain(chain, average)
 
 
 def make_learning_rate(config: config_dict.ConfigDict) -> optax.Schedule:
   """Makes the function step -> learning rate that a config describes."""
   c = config.optimizer
-  # The decay ends with the run.
-  decay_steps = config.total_steps if c.cosine else 0
-  return optimizer.learning_rate_schedule(
-    c.learning_rate, c.warmup_steps, decay_steps
+  names = 'num_cycles', 'power', 'decay_steps', 'min_lr_ratio'
+  shape = rate_schedules.Shape(
+    optimizer_fields.schedule_of(c), **{name: c[name] for name in names}
+  )
+  return rate_schedules.make(
+    c.learning_rate, c.warmup_steps, config.total_steps, shape
   )
 
 

@@ -8,6 +8,9 @@ import flax
 import jax
 import optax
 
+from sdxl_jax.ema import partial_trees
+from sdxl_jax.training import estimated_rates
+
 
 @flax.struct.dataclass
 class LossScale:
@@ -28,11 +31,25 @@ class State:
   params: Any  # the trained nets, by name
   opt_state: Any  # of optax, EMA included
   loss_scale: LossScale | None = None  # of float16; None: no scaling
+  # Of timestep_importance; None: timesteps are not drawn by their loss.
+  loss_history: jax.Array | None = None
 
   @property
   def scale(self) -> tuple[jax.Array, ...]:
     """What `gradients` of a Task take besides: the scale, if there is one."""
     return () if self.loss_scale is None else (self.loss_scale.scale,)
+
+  @property
+  def shared(self) -> dict[str, jax.Array]:
+    """What all examples of a batch have in common, besides its rows."""
+    if self.loss_history is None:
+      return {}
+    return {'loss_history': self.loss_history}
+
+
+def whole(params: Any) -> Any:
+  """Returns the parameters: all of them are trained."""
+  return params
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,6 +69,9 @@ class Task:
   update(state, gradients) -> (State, metrics), from the gradients' sum over the
   micro-batches.
   batch_spec(bucket) -> {name: ShapeDtypeStruct} of a micro-batch of all hosts.
+  The batch also has the State's `shared`, of the shapes in `shared`; then the
+  gradients' metrics have `measured`, from which the loss history goes on.
+  trained(params) -> the part of the parameters that has gradients.
   """
 
   init: Callable
@@ -60,21 +80,31 @@ class Task:
   batch_spec: Callable
   micro_batches: int = 1
   is_scaled: bool = False  # see loss_scaling
+  shared: dict[str, jax.ShapeDtypeStruct] = dataclasses.field(
+    default_factory=dict
+  )
+  trained: Callable = whole  # see learning_rates.train_part
 
 
 def make_update(
   optimizer: optax.GradientTransformation, micro_batches: int
 ) -> Callable:
-  """Makes the `update` of a Task, which takes the mean over micro-batches."""
+  """Makes the `update` of a Task, which takes the mean over micro-batches.
+
+  What has no gradient stays as it is, and the optimizer does without it.
+  """
 
   def update(state, gradients):
     # The mean over micro-batches, as one large batch would give.
     gradients = jax.tree.map(lambda x: x / micro_batches, gradients)
-    updates, opt_state = optimizer.update(
-      gradients, state.opt_state, state.params
-    )
-    params = optax.apply_updates(state.params, updates)
+    trained = partial_trees.like(state.params, gradients)
+    updates, opt_state = optimizer.update(gradients, state.opt_state, trained)
+    trained = optax.apply_updates(trained, updates)
+    params = partial_trees.merge(state.params, trained)
     metrics = {'grad_norm': optax.tree.norm(gradients)}
+    estimate = estimated_rates.estimate(opt_state)
+    if estimate is not None:
+      metrics['d'] = estimate
     new = state.replace(step=state.step + 1, params=params, opt_state=opt_state)
     return new, metrics
 

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from concurrent import futures
 from typing import Any
 
 import jax
@@ -25,22 +26,36 @@ def load_all(
     fields: of the config of each net.
 
   Raises:
-    ValueError: for a config that no net can have, before any net is loaded; or
-      for a net that cannot be loaded.
+    ValueError: for a net that cannot be built from its config, or loaded.
   """
-  total = sum(size(net, fields[name]) for name, net in nets.items())
-  with tqdm.tqdm(
-    total=total,
-    desc='loading',
-    unit='B',
-    unit_scale=True,
-    delay=DELAY,
-    disable=jax.process_index() > 0,
-  ) as bar:
-    return {
-      name: net.load(shards[name], bar.update, **fields[name])
-      for name, net in nets.items()
-    }
+  with (
+    futures.ThreadPoolExecutor(1) as ahead,
+    tqdm.tqdm(
+      total=0,
+      desc='loading',
+      unit='B',
+      unit_scale=True,
+      delay=DELAY,
+      disable=jax.process_index() > 0,
+    ) as bar,
+  ):
+
+    def trace(name):
+      bar.total += size(nets[name], fields[name])
+
+    # The UNet, which comes first, takes longest to trace: the others are loaded
+    # in the meantime.
+    order = list(reversed(nets))
+    traced = {name: ahead.submit(trace, name) for name in order}
+    loaded = {}
+    try:
+      for name in order:
+        traced[name].result()
+        net, shard = nets[name], shards[name]
+        loaded[name] = net.load(shard, bar.update, **fields[name])
+    finally:
+      ahead.shutdown(cancel_futures=True)
+  return {name: loaded[name] for name in nets}
 
 
 def size(net: pretrained.Net, fields: dict[str, Any]) -> int:

@@ -23,7 +23,12 @@ WORDS = {
   'sample': ('sample', 'x0', 'x_0', 'x0_prediction', 'x_start', 'x0_pred'),
 }
 # Our names of them.
-OURS = {'epsilon': 'eps', 'v_prediction': 'v', 'sample': 'x0'}
+OURS = {
+  'epsilon': 'eps',
+  'v_prediction': 'v',
+  'sample': 'x0',
+  'flow_prediction': 'flow',  # in no word of a file, see flow_config
+}
 NAMES = {word: name for name, words in WORDS.items() for word in words}
 # The end of a word that means zero terminal SNR as well, as in 'v-zsnr'.
 ZERO_SNR = re.compile(r'_?(ztsnr|zsnr|zero_snr|zero_terminal_snr)$')
@@ -39,7 +44,8 @@ class UnknownPrediction(ValueError):
 
   def __init__(self, problem: str):
     super().__init__(
-      f'{problem}: say what the UNet predicts with --prediction=eps, v or x0'
+      f'{problem}: say what the UNet predicts with --prediction=eps, v, x0 or '
+      'flow'
     )
     self.problem = problem
 
@@ -67,7 +73,7 @@ def read(word: Any, location: str) -> Prediction:
     known = ', '.join(word for words in WORDS.values() for word in words)
     kind = 'no known prediction'
     if 'flow' in plain:
-      kind = 'flow matching and not implemented; known are other predictions'
+      kind = 'flow matching, taken from --prediction=flow alone; known are'
     raise UnknownPrediction(
       f'{location} is {str(word)[:50]!r}, which is {kind} ({known}, v-zsnr)'
     )

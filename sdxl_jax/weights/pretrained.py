@@ -21,6 +21,7 @@ from sdxl_jax.weights.diffusers import (
   config_defaults,
   config_json,
   edm_config,
+  scheduler_defaults,
   spellings,
   tensor_names,
 )
@@ -31,24 +32,7 @@ Tree = net_shapes.Tree
 
 COMPONENTS = ('unet', 'vae', 'text_encoder', 'text_encoder_2')
 TOKENIZERS = {'text_encoder': 'tokenizer', 'text_encoder_2': 'tokenizer_2'}
-# scheduler_config.json of the published SDXL, base and refiner.
-SCHEDULER = {
-  '_class_name': 'EulerDiscreteScheduler',
-  'num_train_timesteps': 1000,
-  'beta_start': 0.00085,
-  'beta_end': 0.012,
-  'beta_schedule': 'scaled_linear',
-  'prediction_type': 'epsilon',
-  'timestep_spacing': 'leading',
-  'steps_offset': 1,
-  'use_karras_sigmas': False,
-  'interpolation_type': 'linear',
-  'set_alpha_to_one': False,
-  'skip_prk_steps': True,
-  'clip_sample': False,
-  'sample_max_value': 1.0,
-  'trained_betas': None,
-}
+SCHEDULER = scheduler_defaults.SDXL  # of the published base and refiner
 
 
 @dataclasses.dataclass(frozen=True)

@@ -3,7 +3,12 @@
 import dataclasses
 from typing import Any
 
-from sdxl_jax.weights.diffusers import edm_config, scheduler_config
+from sdxl_jax.weights.diffusers import (
+  edm_config,
+  flow_config,
+  scheduler_config,
+  scheduler_defaults,
+)
 from sdxl_jax.weights.single_file import prediction_markers
 
 # What a UNet may be said to predict; those of continuous noise levels (EDM) are
@@ -44,7 +49,12 @@ class ReadOptions:
     decided = {}
     if self.prediction in edm_config.PUBLISHED:
       stored = edm_config.PUBLISHED[self.prediction]
+    elif self.prediction == 'flow':
+      stored = flow_config.decided(stored)
     elif self.prediction is not None:
+      # Levels of a flow are of no other prediction.
+      if flow_config.is_flow(stored):
+        stored = scheduler_defaults.SDXL
       names = scheduler_config.PREDICTION_TYPES
       decided['prediction_type'] = names[self.prediction]
     if self.zero_snr:
@@ -56,6 +66,11 @@ class ReadOptions:
       raise ValueError(
         '--zero_snr is given, but the UNet takes continuous noise levels '
         '(EDM), which have no last one: leave it out'
+      )
+    if self.zero_snr and flow_config.is_flow(stored):
+      raise ValueError(
+        '--zero_snr is given, but the UNet predicts the flow, which ends in '
+        'pure noise anyway: leave it out'
       )
     if self.zero_snr and schedule.get('prediction_type') == 'epsilon':
       raise ValueError(

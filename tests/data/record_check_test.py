@@ -73,6 +73,31 @@ def test_a_folder(folder, tmp_path):
   assert check(config).cut == []
 
 
+def test_captions_are_checked_as_they_are_used(folder, tmp_path):
+  """With what is added to them, and the longest of what is chosen."""
+  (tmp_path / 'images').mkdir()
+  texts = [
+    'x\n' + LONG,  # one line of two is cut
+    'short\nshorter',
+    ' '.join(['red'] * 74) + ' {a|snow fox}',  # one option of two
+    ', '.join(['tag'] * 37),  # short enough without the suffix
+  ]
+  for i, text in enumerate(texts):
+    image = datasets.encode(datasets.ramp(40, 40, number=i))
+    (tmp_path / 'images' / f'{i}.png').write_bytes(image)
+    (tmp_path / 'images' / f'{i}.txt').write_text(text)
+  config = make_config()
+  config.data.update(source='folder')
+  config.data.folder.path = str(tmp_path / 'images')
+  config.data.captions.update(
+    enable_wildcard=True, shuffle_caption=True, caption_suffix=', by me'
+  )
+  report = check(config)
+  names = [line.split(': ')[0][-5:] for line in report.cut]
+  assert names == ['0.png', '2.png', '3.png']
+  assert report.cut[0].endswith('fox, by me') and report.empty_caption == 0
+
+
 def test_a_mixture_is_read_once(folder):
   """Though the small part is repeated, to reach its share."""
   config = make_config()

@@ -6,10 +6,13 @@ import numpy as np
 import pytest
 
 from sdxl_jax.diffusion import (
+  loss_weights,
   losses,
   noise_schedule,
   sampler_traits,
   sigma_spacing,
+  timestep_sampling,
+  training_noise,
 )
 from tests.support import schedulers
 
@@ -48,7 +51,9 @@ def test_recorded_min_snr_weights(recorded, close, prediction):
   names = [n for n in recorded.files if n.startswith(prefix)]
   assert names
   for name in names:
-    weight = losses.min_snr_weight(snr, float(name[len(prefix) :]), prediction)
+    weight = loss_weights.min_snr_weight(
+      snr, float(name[len(prefix) :]), prediction
+    )
     close(weight, recorded[name], 1e-5)
 
 
@@ -74,6 +79,14 @@ def test_recorded_noising_for_samplers(recorded, close, sampler):
 KEY = jax.random.key(5)
 
 
+def settings(timestep_range=None, min_snr_gamma=None, **noise):
+  return losses.LossSettings(
+    timesteps=timestep_sampling.TimestepSampling(timestep_range),
+    weighting=loss_weights.Weighting(min_snr_gamma=min_snr_gamma),
+    noise=training_noise.Noise(**noise),
+  )
+
+
 def net_inputs(latents, trained=EPS, **options):
   """Returns the inputs of the net: x and timestep."""
   inputs = []
@@ -84,7 +97,7 @@ def net_inputs(latents, trained=EPS, **options):
 
   @jax.jit
   def run(latents):
-    losses.diffusion_loss(net, latents, KEY, trained, **options)
+    losses.diffusion_loss(net, latents, KEY, trained, settings(**options))
     return inputs.pop()
 
   return run(latents)
@@ -143,9 +156,9 @@ def test_offset_noise_moves_each_channel_as_a_whole():
 
 def test_min_snr_is_finite_at_zero_terminal_snr():
   snr = jnp.array([0.0, 1e-8, 1.0, 1e4])
-  eps = losses.min_snr_weight(snr, 5.0, 'eps')
-  v = losses.min_snr_weight(snr, 5.0, 'v')
-  x0 = losses.min_snr_weight(snr, 5.0, 'x0')
+  eps = loss_weights.min_snr_weight(snr, 5.0, 'eps')
+  v = loss_weights.min_snr_weight(snr, 5.0, 'v')
+  x0 = loss_weights.min_snr_weight(snr, 5.0, 'x0')
   assert np.allclose(eps, [1, 1, 1, 5e-4])
   assert np.allclose(v, [0, 1e-8, 0.5, 5 / 10001])
   assert np.allclose(x0, [0, 1e-8, 1, 5])
@@ -162,8 +175,7 @@ def test_min_snr_weighs_each_example(trained):
       latents,
       KEY,
       trained,
-      timestep_range=(20, 21),
-      min_snr_gamma=gamma,
+      settings(timestep_range=(20, 21), min_snr_gamma=gamma),
     )
 
   plain, _ = value(None)
@@ -184,7 +196,11 @@ def test_bfloat16_net_and_gradients():
       return (scale * x).astype(jnp.bfloat16)
 
     return losses.diffusion_loss(
-      net, latents.astype(jnp.bfloat16), KEY, ZERO, min_snr_gamma=5.0
+      net,
+      latents.astype(jnp.bfloat16),
+      KEY,
+      ZERO,
+      settings(min_snr_gamma=5.0),
     )[0]
 
   value, slope = jax.jit(jax.value_and_grad(value))(0.3)

@@ -184,7 +184,7 @@ def test_what_is_written_is_read(prediction):
 
 
 def test_config_of_other_noise():
-  config = {'_class_name': 'FlowMatchEulerDiscreteScheduler', 'shift': 3.0}
+  config = {'_class_name': 'FlowMatchHeunDiscreteScheduler', 'shift': 3.0}
   with pytest.raises(ValueError, match='names FlowMatch.* on other noise'):
     scheduler_config.read(config | {'num_train_timesteps': 1000}, 'euler')
 
@@ -250,7 +250,7 @@ def test_unknown_names():
     sampling_schedule.make_sampling_schedule(SDXL, TRAILING, 'plms', 10)
   with pytest.raises(ValueError, match="'even'; choose one of"):
     sampling_schedule.Spacing(kind='even')
-  with pytest.raises(ValueError, match="'flow'; choose one of .*'x0'"):
-    noise_schedule.Schedule(prediction='flow')
+  with pytest.raises(ValueError, match="'flux'; choose one of .*'x0'"):
+    noise_schedule.Schedule(prediction='flux')
   with pytest.raises(ValueError, match='beta_end 2'):
     noise_schedule.Schedule(beta_end=2)

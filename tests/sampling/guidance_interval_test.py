@@ -279,6 +279,6 @@ def test_values_that_are_none(value, message):
 )
 def test_intervals_of_no_use_are_named(base, options, message):
   chosen = settings.SampleSettings(**{'sampler': 'euler', **options})
-  schedule = generation.make_schedule(base, chosen)
+  schedule = generation.make_schedule(base, chosen, (64, 64))
   with pytest.warns(sampler_choice.SamplerWarning, match=message):
     sampler_choice.advise_interval(base, chosen, schedule)

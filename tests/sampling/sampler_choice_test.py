@@ -55,8 +55,8 @@ def test_the_folders_own_sampler_is_taken(
 ):
   make_schedule = generation.make_schedule
 
-  def stop(pipeline, chosen):
-    raise Stop(chosen.sampler, make_schedule(pipeline, chosen))
+  def stop(pipeline, chosen, size):
+    raise Stop(chosen.sampler, make_schedule(pipeline, chosen, size))
 
   monkeypatch.setattr(generation, 'make_schedule', stop)
   pipeline = with_scheduler(base, **changes)

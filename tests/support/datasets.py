@@ -50,6 +50,8 @@ def write_folder(folder, examples):
   for e in examples:
     name = f'{e["key"]}.{e["format"]}'
     (folder / name).write_bytes(e['image'])
+    if e.get('mask'):
+      (folder / f'{e["key"]}.mask.png').write_bytes(e['mask'])
     fields = {'file_name': name, 'text': e['text'] or ''}
     lines.append(json.dumps(fields | metadata(e)))
   (folder / 'metadata.jsonl').write_text('\n'.join(lines))
@@ -75,6 +77,8 @@ def write_webdataset(folder, examples, per_tar=5, fields=None):
           members['txt'] = e['text'].encode()
         content = metadata(e) if fields is None else fields[i]
         members['json'] = json.dumps(content).encode()
+        if e.get('mask'):
+          members['mask.png'] = e['mask']
         for suffix, content in members.items():
           info = tarfile.TarInfo(f'{e["key"]}.{suffix}')
           info.size = len(content)
@@ -87,14 +91,15 @@ def write_parquet(folder, examples, per_file=7, row_group_size=3):
   folder.mkdir(parents=True, exist_ok=True)
   for start in range(0, len(examples), per_file):
     rows = examples[start : start + per_file]
-    table = pa.table(
-      {
-        'image': [{'bytes': e['image'], 'path': e['key']} for e in rows],
-        'text': [e['text'] for e in rows],
-        'aesthetic_score': [e['aesthetic_score'] for e in rows],
-        'watermark': [e['watermark'] for e in rows],
-      }
-    )
+    columns = {
+      'image': [{'bytes': e['image'], 'path': e['key']} for e in rows],
+      'text': [e['text'] for e in rows],
+      'aesthetic_score': [e['aesthetic_score'] for e in rows],
+      'watermark': [e['watermark'] for e in rows],
+    }
+    if 'mask' in rows[0]:
+      columns['mask'] = [e['mask'] for e in rows]
+    table = pa.table(columns)
     path = folder / f'part-{start:05d}.parquet'
     pq.write_table(table, path, row_group_size=row_group_size)
   return {'files': f'{folder}/*.parquet', 'score': 'aesthetic_score'}
@@ -102,7 +107,8 @@ def write_parquet(folder, examples, per_file=7, row_group_size=3):
 
 def write_tfds(folder, examples):
   """Builds a TFDS dataset; returns the settings of the source."""
-  builder = Ramps(data_dir=folder, file_format='array_record')
+  make = MaskedRamps if 'mask' in examples[0] else Ramps
+  builder = make(data_dir=folder, file_format='array_record')
   builder.examples = examples
   builder.download_and_prepare()
   return {'dataset': str(builder.data_dir), 'score': 'aesthetic_score'}
@@ -112,9 +118,10 @@ class Ramps(tfds.core.GeneratorBasedBuilder):
   """A TFDS dataset of the list `examples`, which is set before building."""
 
   VERSION = tfds.core.Version('1.0.0')
+  more = {}  # features
 
   def _info(self):
-    features = {
+    features = self.more | {
       'image': tfds.features.Image(),
       'caption': tfds.features.Text(),
       'aesthetic_score': np.float32,
@@ -132,7 +139,22 @@ class Ramps(tfds.core.GeneratorBasedBuilder):
   def _generate_examples(self):
     for i, e in enumerate(self.examples):
       image = io.BytesIO(e['image'])
-      yield i, metadata(e) | {'image': image, 'caption': e['text'] or ''}
+      more = {name: io.BytesIO(e[name]) for name in self.more}
+      yield (
+        i,
+        {
+          'image': image,
+          'caption': e['text'] or '',
+          **metadata(e),
+          **more,
+        },
+      )
+
+
+class MaskedRamps(Ramps):
+  """One whose examples have masks."""
+
+  more = {'mask': tfds.features.Image(shape=(None, None, 1))}
 
 
 WRITERS = {

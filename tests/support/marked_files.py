@@ -36,7 +36,7 @@ kind(
 kind(
   'modelspec of flow matching',
   metadata={SPEC: 'rectified_flow'},
-  error="is 'rectified_flow', which is flow matching and not implemented",
+  error="is 'rectified_flow', which is flow matching, taken from --predict",
 )(base)
 
 

@@ -210,9 +210,10 @@ def test_optimizers(setup):
   nets, params = setup
 
   def stepped(learn_logvar, decoder_only):
-    optimizer = autoencoder_task.make_optimizer(
-      lambda: optax.adam(1e-3), transform.ema(0.9), learn_logvar, decoder_only
+    adam = autoencoder_task.make_optimizer(
+      lambda: optax.adam(1e-3), learn_logvar, decoder_only
     )
+    optimizer = optax.chain(adam, transform.ema(0.9))
     task = make_task(nets, optimizer)
     state = task.init(jax.random.key(0), {n: params[n] for n in nets.configs})
     gradients, _ = run(task, state.params | {'lpips': params['lpips']}, 4)

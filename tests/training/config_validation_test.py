@@ -1,5 +1,9 @@
 """Configs that must be refused, and what may change on resuming."""
 
+import copy
+import json
+import re
+
 import pytest
 
 from configs import default, refiner
@@ -8,6 +12,7 @@ from sdxl_jax.training import (
   config_diff,
   config_fields,
   config_validation,
+  optimizer_fields,
 )
 from tests.support import autoencoder_config, tiny_config
 
@@ -86,9 +91,25 @@ def test_an_autoencoder_in_float16():
     config_validation.check(config)
 
 
+# Fields of config.optimizer that runs have had from the beginning.
+OLDER = {
+  'b1',
+  'b2',
+  'clip_norm',
+  'ema_decay',
+  'ema_snapshots',
+  'ema_widths',
+  'eps',
+  'learning_rate',
+  'warmup_steps',
+  'weight_decay',
+}
 # What 0 means in each field that holds a number: off, or nothing at all.
 ZERO_IS_OFF = {
   'caption_dropout',
+  'data.captions.caption_dropout_every_n_epochs',
+  'data.captions.caption_tag_dropout_rate',
+  'data.captions.keep_tokens',
   'data.flip_probability',
   'data.index_workers',
   'data.num_threads',
@@ -97,8 +118,14 @@ ZERO_IS_OFF = {
   'data.filters.min_aspect',
   'data.scenes.held_out',
   'data.scenes.jitter',
+  'loss.adaptive_noise_scale',
+  'loss.ip_noise_gamma',
   'loss.min_snr_gamma',
+  'loss.multires_noise_iterations',
   'loss.offset_noise',
+  'loss.p2_gamma',
+  'loss.soft_min_snr_gamma',
+  'schedule.shift_size',
   'autoencoder.adversary_start',
   'autoencoder.adversary_weight',
   'autoencoder.kl_weight',
@@ -108,6 +135,8 @@ ZERO_IS_OFF = {
   'optimizer.b1',
   'optimizer.b2',
   'optimizer.clip_norm',
+  'optimizer.decay_steps',
+  'optimizer.min_lr_ratio',
   'optimizer.ema_decay',
   'optimizer.ema_snapshots',
   'optimizer.learning_rate',
@@ -119,6 +148,7 @@ ZERO_IS_OFF = {
 }
 ZERO_IS_A_NUMBER = {
   'seed',
+  'loss.logit_mean',
   'autoencoder.adversary_layers',
   'unet.mid_transformer_depth',
 }
@@ -196,6 +226,8 @@ def test_zero_is_off_or_refused(field):
     'optimizer.learning_rate',
     'optimizer.warmup_steps',
     'optimizer.clip_norm',
+    'optimizer.decay_steps',
+    'optimizer.min_lr_ratio',
     'optimizer.ema_decay',
     'checkpoint.every',
     'samples.every',
@@ -427,6 +459,36 @@ def test_a_field_that_older_configs_lack():
     config_diff.check_changes(old, new.to_dict(), 'DIR', False, lines.append)
 
 
+def test_a_section_that_older_configs_lack():
+  """Captions as they are: the run goes on, and another setting is grave."""
+  old, new = tiny_config.get_config().to_dict(), tiny_config.get_config()
+  del old['data']['captions']
+  lines = []
+  config_diff.check_changes(old, new.to_dict(), 'DIR', False, lines.append)
+  assert not lines
+  new.data.captions.shuffle_caption = True
+  with pytest.raises(ValueError, match='captions.shuffle_caption: False > Tr'):
+    config_diff.check_changes(old, new.to_dict(), 'DIR', False, lines.append)
+
+
+@pytest.mark.parametrize(
+  'changes, words',
+  [
+    ({'caption_separator': ''}, "caption_separator is ''"),
+    ({'caption_dropout_every_n_epochs': 2}, "set config.uncond to 'empty'"),
+  ],
+)
+def test_settings_of_captions_that_cannot_be(changes, words):
+  config = tiny_config.get_config()
+  config.uncond = 'zeros'
+  config.data.captions.update(changes)
+  with pytest.raises(ValueError, match=re.escape(words)):
+    config_validation.check(config)
+  if 'caption_separator' not in changes:
+    config.uncond = 'empty'
+    config_validation.check(config)
+
+
 @pytest.mark.parametrize('place', ['folder.path', 'tfds.dataset'])
 def test_data_that_moved(place):
   """Another place is no grave change where the data are compared as well."""
@@ -439,3 +501,67 @@ def test_data_that_moved(place):
     old, new.to_dict(), 'DIR', False, lines.append, lambda: True
   )
   assert f'data.{place}:  > /elsewhere' in lines[0]
+
+
+@pytest.mark.parametrize(
+  'changes, words',
+  [
+    ({'name': 'adam'}, r"name is 'adam'; choose one of \('adamw', "),
+    ({'schedule': 'linear', 'cosine': True}, "cosine is True, an older word"),
+    ({'schedule': 'linear', 'warmup_steps': 4},
+     "steps is 4; schedule 'linear' needs fewer than .*total_steps, 4"),
+    ({'schedule': 'warmup_stable_decay'},
+     'decay_steps is 0; warmup_stable_decay needs 1 to 3, .* 1, is usual'),
+    ({'name': 'adafactor', 'moments_dtype': 'int8'},
+     "moments_dtype is 'int8', but 'adafactor' has no moments"),
+    ({'name': 'muon', 'moments_dtype': 'int8'},
+     "is 'int8', but 'muon' computes with whole arrays"),
+    ({'name': 'schedule_free_adamw', 'b1': 0.0}, 'b1 is 0, but .* averages'),
+    ({'name': 'schedule_free_adamw', 'ema_widths': (0.1,)},
+     r'ema_widths is \(0.1,\), but .* an average of its own'),
+  ],
+)  # fmt: skip
+def test_optimizers_that_cannot_be(changes, words):
+  config = tiny_config.get_config()
+  config.optimizer.update(changes)
+  with pytest.raises(ValueError, match=words):
+    config_validation.check(config)
+
+
+def test_an_estimate_needs_float32():
+  config = tiny_config.get_config()
+  config.optimizer.name = 'prodigy'
+  config_validation.check(config)
+  config.text_encoder.param_dtype = 'bfloat16'
+  with pytest.raises(ValueError, match="of 'prodigy' cannot grow in small st"):
+    config_validation.check(config)
+
+
+@pytest.mark.parametrize(
+  'cosine, schedule, expected',
+  [
+    (None, 'linear', 'linear'),
+    (True, 'constant', 'cosine'),
+    (False, 'cosine', 'constant'),
+  ],
+)
+def test_the_older_word_for_a_schedule(cosine, schedule, expected):
+  c = tiny_config.get_config().optimizer
+  c.update(cosine=cosine, schedule=schedule)
+  assert optimizer_fields.schedule_of(c) == expected
+
+
+def test_an_older_config_has_the_same_optimizer():
+  """`cosine` became `schedule`; the new fields had their defaults."""
+  new = json.loads(tiny_config.get_config().to_json())
+  old = copy.deepcopy(new)
+  for name in set(old['optimizer']) - OLDER:
+    del old['optimizer'][name]
+  old['optimizer']['cosine'] = True
+  lines = []
+  config_diff.check_changes(old, new, 'DIR', False, lines.append)
+  assert lines == []
+  old['optimizer']['cosine'] = False
+  config_diff.check_changes(old, new, 'DIR', False, lines.append)
+  (line,) = lines
+  assert 'optimizer.schedule: constant > cosine' in line

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from configs import default, lora, refiner, stage0, stage1, stage2, stage3, tiny
-from sdxl_jax.training import config_warnings
+from sdxl_jax.training import config_warnings, optimizer_warnings
 from tests.support import autoencoder_config, tiny_config
 
 
@@ -63,6 +63,7 @@ def test_the_tiny_stages_are_meant(stage):
     ({'data.folder.path': 'IMAGES'},
      "folder.path is 'IMAGES', but config.data.source is 'scenes'"),
     ({'data.num_threads': 9, 'data.prefetch': 8}, 'num_threads is 9, .* is 8:'),
+    ({'data.captions.keep_tokens': 2}, 'keep_tokens is 2, but neither shuffle'),
     ({'data.parquet.files': '*.parquet'}, 'parquet.files is .* not be read'),
   ],
 )  # fmt: skip
@@ -176,7 +177,7 @@ def params(dtype, shape=(100, 100)):
 def test_steps_that_parameters_cannot_hold(dtype, changes, words):
   config = get_config()
   config.optimizer.update(changes)
-  lines = config_warnings.of_params(config, params(dtype))
+  lines = optimizer_warnings.of_params(config, params(dtype))
   if words is None:
     assert lines == []
   else:
@@ -187,17 +188,17 @@ def test_one_line_for_all_nets():
   config = get_config()
   config.optimizer.learning_rate = 1e-10
   two = params('float32') | {'lora': params('float32')['unet']}
-  line = only(config_warnings.of_params(config, two))
+  line = only(optimizer_warnings.of_params(config, two))
   assert 'float32 parameters of lora, unet that' in line
 
 
 def test_the_limit_is_that_of_the_arithmetic():
   """A step below the limit leaves a typical weight as it is."""
-  weight = jnp.asarray(config_warnings.TYPICAL_WEIGHT, jnp.bfloat16)
+  weight = jnp.asarray(optimizer_warnings.TYPICAL_WEIGHT, jnp.bfloat16)
   config = get_config()
   config.optimizer.learning_rate = 2e-5
-  assert config_warnings.of_params(config, params('bfloat16'))
+  assert optimizer_warnings.of_params(config, params('bfloat16'))
   assert weight + jnp.bfloat16(2e-5) == weight
   config.optimizer.learning_rate = 1e-4
-  assert not config_warnings.of_params(config, params('bfloat16'))
+  assert not optimizer_warnings.of_params(config, params('bfloat16'))
   assert weight + jnp.bfloat16(1e-4) != weight

@@ -65,11 +65,12 @@ class Device:
   def put_batch(self, batch, mesh, spec):
     if batch % self.micro_batches == 0:
       self.placed[batch // self.micro_batches].set()
-    return batch
+    return {'number': batch}
 
   def gradients(self, params, frozen, batch, key, micro_step):
-    assert int(micro_step) == batch, 'batches come in their order'
-    return 'sum', {'loss': self.result(batch, batch // self.micro_batches)}
+    number = batch['number']
+    assert int(micro_step) == number, 'batches come in their order'
+    return 'sum', {'loss': self.result(number, number // self.micro_batches)}
 
   def update(self, state, gradients):
     self.dispatched[state.step].set()
@@ -82,7 +83,9 @@ class Device:
 
 
 def state_after(step):
-  return types.SimpleNamespace(step=step, params={}, opt_state=(), scale=())
+  return types.SimpleNamespace(
+    step=step, params={}, opt_state=(), scale=(), shared={}
+  )
 
 
 class Batches:
@@ -143,7 +146,7 @@ def test_the_device_never_waits(tmp_path, monkeypatch, micro_batches):
   config.samples.every = SHOWN
   run = make_run(tmp_path, device, config)
   monkeypatch.setattr(placing.sharding, 'put_batch', device.put_batch)
-  monkeypatch.setattr(loop.transform, 'ema_params', lambda opt_state: {})
+  monkeypatch.setattr(loop.transform, 'averaged', lambda *_: {})
   unmoved = types.SimpleNamespace(
     follow=lambda *_: None, is_due=lambda done: False
   )
@@ -204,7 +207,7 @@ def test_samples_that_are_not_finite_are_left_out(tmp_path, monkeypatch):
   monkeypatch.setattr(
     metrics_writer.Writer, 'image', lambda *args: said.append('shown')
   )
-  monkeypatch.setattr(loop.transform, 'ema_params', lambda opt_state: {})
+  monkeypatch.setattr(loop.transform, 'averaged', lambda *_: {})
   state = train_state.State(jnp.int32(7), {}, ())
   aside = background.Background()
   reporter = types.SimpleNamespace(

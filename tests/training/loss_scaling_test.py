@@ -29,10 +29,9 @@ LARGE = [1.0, 300.0, 2.0, 0.5]  # its gradients are finite from 2^27 on
 
 def make_task(dtype, scale=SCALE, steps=STEPS):
   """The mean of many squares, of which the rest are 0, as one of latents."""
-  chain = optax.chain(
-    optimizer.make_adamw(optax.linear_schedule(0.1, 0.0, 10)),
-    transform.ema(0.9),
-  )
+  schedule = optax.linear_schedule(0.1, 0.0, 10)
+  adamw = optimizer.make('adamw', schedule, optimizer.Settings())
+  chain = optax.chain(adamw, transform.ema(0.9))
 
   def init(key, pretrained=None):
     params = {'net': {'kernel': jnp.array([1.0, 2.0, 3.0, 4.0])}}

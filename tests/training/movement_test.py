@@ -73,7 +73,8 @@ def take_step(state, rates, driven, average, clip_norm):
 
 
 def make_chain(schedule, average, clip_norm=1.0):
-  adamw = optimizer.make_adamw(schedule, weight_decay=0.0, clip_norm=clip_norm)
+  settings = optimizer.Settings(weight_decay=0.0, clip_norm=clip_norm)
+  adamw = optimizer.make('adamw', schedule, settings)
   return optax.chain(adamw, average)
 
 
@@ -314,11 +315,11 @@ def test_elements_of_shards_cost_no_memory(mesh):
 def test_large_arrays_count_more():
   """Shares are of all parameters, although of each array few are looked at."""
   before = {name: {'n/big': np.zeros(4), 'n/small': np.zeros(4)}
-            for name in ('params', 'ema', 'square')}  # fmt: skip
+            for name in ('params', 'ema')}  # fmt: skip
   after = {
     'params': {'n/big': np.ones(4), 'n/small': np.zeros(4)},
     'ema': {'n/big': np.array([1, 1, 0, 0]), 'n/small': np.zeros(4)},
-    'square': {'n/big': np.ones(4), 'n/small': np.ones(4)},
+    'traces': {'n/big': (np.ones(4),), 'n/small': (np.ones(4),)},
   }
   net = movement.compare('n', before, after, {'n/big': 300, 'n/small': 100})
   assert (net.moved, net.ema_moved) == (0.75, 0.375)
@@ -328,6 +329,7 @@ def test_a_gradient_that_is_not_a_number_is_a_gradient():
   """What it spoils has moved; its loss is reported elsewhere."""
   before = {'params': {'unet/a': np.zeros(3)}, 'ema': {'unet/a': np.zeros(3)}}
   nan = {'unet/a': np.full(3, np.nan)}
-  after = {'params': nan, 'ema': nan, 'square': nan}
+  traces = {'unet/a': (nan['unet/a'],)}
+  after = {'params': nan, 'ema': nan, 'traces': traces}
   net = movement.compare('unet', before, after, {'unet/a': 3})
   assert (net.still, net.moved, net.ema_moved) == ((), 1, 1)

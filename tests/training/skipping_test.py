@@ -13,7 +13,8 @@ from sdxl_jax.training import optimizer, skipping, train_state
 @pytest.fixture(scope='module')
 def task():
   schedule = optax.linear_schedule(0.1, 0.0, 10)
-  chain = optax.chain(optimizer.make_adamw(schedule), transform.ema(0.9))
+  adamw = optimizer.make('adamw', schedule, optimizer.Settings())
+  chain = optax.chain(adamw, transform.ema(0.9))
 
   def init(key, pretrained=None):
     params = {'net': {'kernel': jnp.array([1.0, 2.0])}}

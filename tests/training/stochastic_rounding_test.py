@@ -7,7 +7,12 @@ import optax
 import pytest
 
 from sdxl_jax.ema import transform
-from sdxl_jax.training import optimizer, stochastic_rounding
+from sdxl_jax.training import (
+  eight_bit,
+  optimizer,
+  schedule_free,
+  stochastic_rounding,
+)
 
 
 def rounded(x, count=1):
@@ -49,10 +54,9 @@ def test_random_bits_carry_into_no_other_kind_of_number():
 
 def run(dtype, steps, moments='float32'):
   """Averages and moments of a parameter that moves by 1e-5 a step."""
+  settings = optimizer.Settings(weight_decay=0.0, moments_dtype=moments)
   chain = optax.chain(
-    stochastic_rounding.stored_as(
-      optimizer.make_adamw(lambda _: 1e-5, weight_decay=0.0), moments
-    ),
+    optimizer.make('adamw', lambda _: 1e-5, settings),
     stochastic_rounding.stored_as(transform.ema(0.999), dtype),
   )
   params = {'kernel': jnp.ones(5000)}
@@ -99,3 +103,31 @@ def test_moments_give_the_same_updates():
 def test_the_tree_does_not_depend_on_the_type():
   states = [run(dtype, 1, dtype)[1] for dtype in stochastic_rounding.DTYPES]
   assert jax.tree.structure(states[0]) == jax.tree.structure(states[1])
+
+
+def test_a_first_average_is_the_nearest():
+  params = {'kernel': jax.random.normal(jax.random.key(0), (100,))}
+  init = stochastic_rounding.stored_as(transform.ema(0.99), 'bfloat16').init
+  average = transform.ema_params(init(params))['kernel']
+  nearest = params['kernel'].astype(jnp.bfloat16)
+  np.testing.assert_array_equal(np.float32(average), np.float32(nearest))
+
+
+@pytest.mark.parametrize(
+  'make',
+  [
+    lambda adamw: stochastic_rounding.stored_as(adamw, 'bfloat16'),
+    lambda adamw: schedule_free.with_average(adamw, 0.9, 'bfloat16'),
+    eight_bit.stored_in_8_bits,
+  ],
+)
+def test_no_random_bits_in_a_first_state(make):
+  """Those of constant keys would be computed while the program compiles."""
+  transformation = make(optax.adamw(1e-3))
+  params = {'kernel': jnp.ones((128, 128))}
+  init = jax.make_jaxpr(transformation.init)(params)
+  assert 'random_bits' not in str(init)
+  update = jax.make_jaxpr(transformation.update)(
+    params, transformation.init(params), params
+  )
+  assert 'random_bits' in str(update)

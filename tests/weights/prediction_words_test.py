@@ -39,7 +39,9 @@ def test_an_unknown_word_is_an_error_that_lists_the_known(word):
   for part in ('v_prediction', 'velocity', 'x0', '--prediction=eps'):
     assert part in message
   assert '\n' not in message
-  assert ('flow matching and not implemented' in message) == (word == 'flow')
+  assert ('flow matching, taken from --prediction=flow' in message) == (
+    word == 'flow'
+  )
 
 
 def test_what_the_user_decides():

@@ -6,10 +6,14 @@ A folder of
   HxW-*.array_record   records of one bucket, in the order of the index
   uncond.array_record  the encoded text of the empty caption
   SHA256SUMS           for sha256sum -c
-Each record is crops x flips rows of moments and crop, then one of text. An
-image that could not be read has a row of the index, and none of a shard. The
-index has the columns of `indexed.make_table` and
+Each record is crops x flips rows of moments and crop, with a mask where the
+loss is masked, then one of text; where the settings of captions give a record
+several texts, one of each. An image that could not be read has a row of the
+index, and none of a shard. The index has the columns of `indexed.make_table`
+and
   name, caption  string
+  texts, weights  lists of string and of float64, where settings of captions are
+                 set: all texts of a record, and the probability of each
   bucket_height, bucket_width  int32
   shard          string, name of the file without its suffix
   key, stamp     uint64, see `record_changes`
@@ -67,17 +71,24 @@ class Layout:
   origin: dict = dataclasses.field(default_factory=dict)
 
   @property
-  def rows(self) -> int:
-    """Rows per record."""
-    return self.crops * self.flips + 1
+  def views(self) -> int:
+    """Rows of moments per record."""
+    return self.crops * self.flips
 
   def variant(self, bucket: tuple[int, int]) -> tuple[Field, ...]:
     """Returns the fields of a row of moments."""
     h, w = (side // self.downscale for side in bucket)
+    masks = (Field('mask', 'float32', (h, w)),) if self.has_masks else ()
     return (
       Field('moments', self.dtype, (h, w, self.moments)),
       Field('crop_top_left', 'int32', (2,)),
+      *masks,
     )
+
+  @property
+  def has_masks(self) -> bool:
+    """Whether rows of moments have a mask of the loss."""
+    return bool(self.facts.get('masked_loss'))
 
   @property
   def text(self) -> tuple[Field, ...]:
@@ -88,8 +99,8 @@ class Layout:
     )
 
   def record_bytes(self, bucket: tuple[int, int]) -> int:
-    """Returns the size of a record's rows."""
-    variants = (self.rows - 1) * row_bytes(self.variant(bucket))
+    """Returns the size of a record's rows, its texts counted as one."""
+    variants = self.views * row_bytes(self.variant(bucket))
     return variants + row_bytes(self.text)
 
   @property

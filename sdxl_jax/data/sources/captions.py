@@ -1,8 +1,8 @@
 """What a caption may be: text, bytes of text, or a list of either.
 
 Datasets store a caption as a string, Hugging Face, COCO and TFDS several as a
-list, of strings or of structs with a field of text. The first one is used; a
-list has a caption if one of its elements is one.
+list, of strings or of structs with a field of text. The first one is used, or
+one is chosen in each pass; a list has a caption if one of its elements is one.
 """
 
 import math
@@ -26,17 +26,21 @@ class Caption(NamedTuple):
   problem: int = indexed.USABLE
   detail: str = ''  # of the problem, in words
   count: int = 1  # captions that the record has, of which this is the first
+  texts: tuple[str, ...] = ()  # all of several, where all are used
 
 
 NONE = Caption('', indexed.NO_CAPTION)
 
 
-def parse(value: Any, encoding: str = '', depth: int = 0) -> Caption:
+def parse(
+  value: Any, encoding: str = '', several: bool = False, depth: int = 0
+) -> Caption:
   """Finds the caption in a value of a dataset.
 
   Args:
     value: of a column, member or field; None where it is missing.
     encoding: of bytes without a mark; '': UTF-8.
+    several: whether all captions of a list are used, or only the first.
     depth: of the lists that the value is within.
   """
   if isinstance(value, np.ndarray | np.generic):
@@ -56,7 +60,8 @@ def parse(value: Any, encoding: str = '', depth: int = 0) -> Caption:
     if depth == MAX_DEPTH:
       detail = f'over {MAX_DEPTH} lists within one another; write one list'
       return Caption('', indexed.BAD_CAPTION, detail)
-    return first([parse(element, encoding, depth + 1) for element in value])
+    found = [parse(element, encoding, several, depth + 1) for element in value]
+    return first(found, several)
   return Caption('', indexed.BAD_CAPTION, refusal(value))
 
 
@@ -82,14 +87,29 @@ def too_long(length: str) -> Caption:
   return Caption('', indexed.BAD_CAPTION, f'{length}, which no caption has')
 
 
-def first(captions: Iterable[Caption]) -> Caption:
-  """Chooses the first usable caption, or else the first problem."""
+def first(captions: Iterable[Caption], several: bool = False) -> Caption:
+  """Chooses the first usable caption, or else the first problem.
+
+  Args:
+    captions: of a list.
+    several: whether the others are kept beside it.
+  """
   captions = list(captions)
   usable = [c for c in captions if c.problem == indexed.USABLE]
   if usable:
-    return usable[0]._replace(count=sum(c.count for c in usable))
+    count, texts = sum(c.count for c in usable), ()
+    if several and count > 1:
+      texts = tuple(text for c in usable for text in c.texts or (c.text,))
+    return usable[0]._replace(count=count, texts=texts)
   wrong = [c for c in captions if c.problem != indexed.NO_CAPTION]
   return wrong[0] if wrong else NONE
+
+
+def of_example(caption: Caption) -> dict[str, Any]:
+  """Returns the fields of an example that hold its caption, or captions."""
+  if caption.texts:
+    return {'caption': caption.text, 'captions': caption.texts}
+  return {'caption': caption.text}
 
 
 def refusal(value: Any) -> str:

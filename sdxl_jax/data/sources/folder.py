@@ -4,28 +4,20 @@ import collections
 import functools
 import os
 import pathlib
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Sequence
 
-import pyarrow as pa
-import tqdm
+import numpy as np
 
 from sdxl_jax.data import image_formats, images
 from sdxl_jax.data.sources import (
-  captions,
+  folder_index,
   folder_listing,
   folder_records,
+  folder_repeats,
   index,
   indexed,
-  measuring,
   text_decoding,
 )
-
-SCORE = 'aesthetic_score'  # column of tables and index
-FEW_BYTES = 1 << 14  # that nearly every caption file has at most
-CHUNK = 5000  # images in a part of the index
-
-Item = folder_records.Item
 
 
 class Folder(indexed.IndexedSource):
@@ -42,6 +34,12 @@ class Folder(indexed.IndexedSource):
     captions: whether images have captions; otherwise all captions are ''.
     caption: column of the captions in tables.
     encoding: of text files that have no mark; '': UTF-8.
+    caption_extension: of caption files; '': .txt, or else .caption.
+    num_repeats_in_names: whether names of folders have repeats and a caption,
+      see `folder_repeats`.
+    several: whether all captions of a list in a table are used.
+    mask: end of the names of masks beside images, such as '.mask.png', or a
+      folder of masks, see folder_masks; '': none.
     columns: other columns of the tables, by which filters choose.
     workers: processes that read headers to index them.
 
@@ -56,6 +54,10 @@ class Folder(indexed.IndexedSource):
     captions: bool = True,
     caption: str = 'text',
     encoding: str = '',
+    caption_extension: str = '',
+    num_repeats_in_names: bool = False,
+    several: bool = False,
+    mask: str = '',
     columns: tuple[str, ...] = (),
     workers: int = 8,
   ):
@@ -64,37 +66,65 @@ class Folder(indexed.IndexedSource):
         'config.data.folder.path is empty: name the folder of the images'
       )
     text_decoding.check(encoding, 'config.data.folder.encoding')
+    folder_records.check_extension(caption_extension)
     self.folder = pathlib.Path(path).expanduser().absolute()
-    self.captions = captions
+    self.captions, self.several = captions, several
+    self.num_repeats_in_names = num_repeats_in_names
     # Find the images, and what cannot be one.
     listing = folder_listing.list_files(self.folder)
     settings = folder_records.Settings(
-      caption if captions else '', encoding, columns
+      caption if captions else '',
+      encoding,
+      columns,
+      several,
+      caption_extension,
+      num_repeats_in_names,
+      mask,
     )
+    self.mask = mask
     found = folder_records.find(self.folder, listing, settings)
     if not found.has_images:
       raise ValueError(no_images(path, listing.files))
     # Measure the images that are new or have changed.
-    columns = (SCORE, *columns) if found.tables else ()
+    columns = (folder_index.SCORE, *columns) if found.tables else ()
     tables = []
     if found.items:
       build_options = {'columns': list(columns), 'encoding': encoding}
+      if mask:  # an index without masks is that of earlier versions
+        build_options['mask'] = mask
       table = index.load(
         self.folder,
-        {'source': 'folder', 'caption': settings.caption, **build_options},
-        list(chunks(found.items, self.folder)),
-        functools.partial(measure, folder=self.folder, **build_options),
+        {'source': 'folder', 'caption': settings.caption, **build_options}
+        | indexed.if_set(
+          several=several,
+          caption_extension=caption_extension,
+          num_repeats_in_names=num_repeats_in_names,
+        ),
+        list(folder_index.chunks(found.items, self.folder)),
+        functools.partial(
+          folder_index.measure, folder=self.folder, **build_options
+        ),
         workers,
       )
       tables.append(table)
     # What is no image needs no measuring, and no place in the file.
     if found.unusable:
-      tables.append(unusable_rows(found.unusable))
+      tables.append(folder_index.unusable_rows(found.unusable))
     super().__init__(index.join(tables), found.fields, found.beside)
+
+  @property
+  def repeats(self) -> np.ndarray | None:
+    """int64 [n], how often a pass takes each image; None: once."""
+    if not self.num_repeats_in_names:
+      return None
+    paths = self.table['path'].to_pylist()
+    return folder_repeats.repeats_of([os.fsdecode(path) for path in paths])
 
   @property
   def remedy(self) -> str:
     """What to do where no image of the folder can be used."""
+    if self.num_repeats_in_names:
+      return folder_repeats.REMEDY
     if not self.captions:
       return ''
     return (
@@ -114,9 +144,21 @@ class Folder(indexed.IndexedSource):
     try:
       with open(self.path(i), 'rb') as file:
         image = file.read()
+      mask = self.read_mask(i) if self.mask else None
     except OSError as error:
       raise images.UnreadableImage(self.name(i), error) from error
-    return {'image': image, 'caption': self.value('caption', i)}
+    example = {'image': image, 'caption': self.value('caption', i)}
+    if 'texts' in self.table.column_names and self.value('texts', i):
+      example['captions'] = tuple(self.value('texts', i))
+    return example | {'mask': mask} if self.mask else example
+
+  def read_mask(self, i: int) -> bytes | None:
+    """Reads the file of a record's mask; None if it has none."""
+    path = self.value('mask', i)
+    if path is None:
+      return None
+    with open(os.path.join(self.folder, os.fsdecode(path)), 'rb') as file:
+      return file.read()
 
 
 def no_images(path: str | os.PathLike, files: Sequence[str]) -> str:
@@ -129,119 +171,3 @@ def no_images(path: str | os.PathLike, files: Sequence[str]) -> str:
     f'{" ".join(image_formats.COMMON)} or another suffix that Pillow reads. '
     'Tars and parquet files are read by another config.data.source'
   )
-
-
-def chunks(
-  items: Sequence[Item], folder: pathlib.Path
-) -> Iterator[tuple[list[Item], list[list]]]:
-  """Yields parts for index.load: items, and versions of their files."""
-  # The only look at every file of an indexed folder.
-  progress = tqdm.tqdm(items, desc='checking changes', unit='image', delay=2)
-  versions = [
-    [
-      version(os.path.join(folder, item[name]))
-      for name in ('path', 'caption_file')
-      if name in item
-    ]
-    for item in progress
-  ]
-  for start in range(0, len(items), CHUNK):
-    chunk = slice(start, start + CHUNK)
-    yield items[chunk], versions[chunk]
-
-
-def version(path: str) -> list[int]:
-  """Returns size and time of a file, [] if it has vanished."""
-  try:
-    stat = os.stat(path)
-  except OSError:
-    return []
-  return [stat.st_size, stat.st_mtime_ns]
-
-
-def measure(
-  items: Sequence[Item],
-  folder: pathlib.Path,
-  columns: Sequence[str],
-  encoding: str,
-) -> pa.Table:
-  """Measures a part of the index: some images and their captions."""
-  measured, texts, scores = [], [], []
-  for item in items:
-    caption = read_caption(item, folder, encoding)
-    score, wrong = measuring.parse_score(column_of(item, SCORE))
-    measured.append(measure_item(item['path'], folder, caption, score, wrong))
-    texts.append(caption.text)
-    scores.append(score)
-  values = {name: [column_of(item, name) for item in items] for name in columns}
-  if SCORE in values:
-    values[SCORE] = scores
-  return indexed.make_table(
-    measured,
-    values,
-    path=paths_of([item['path'] for item in items]),
-    caption=pa.array(texts, pa.string()),
-  )
-
-
-def column_of(item: Item, name: str) -> Any:
-  """Returns a column's value of an item, None of one that no table lists."""
-  return item['columns'].get(name) if 'columns' in item else None
-
-
-def read_caption(
-  item: Item, folder: pathlib.Path, encoding: str
-) -> captions.Caption:
-  """Returns the caption of an item, read from its file if it has one."""
-  if 'caption_file' not in item:
-    return captions.Caption(*item['caption'])
-  try:
-    path = os.path.join(folder, item['caption_file'])
-    with open(path, 'rb', buffering=0) as file:
-      data = file.read(FEW_BYTES)
-      # To ask for so many at once would reserve their memory.
-      if len(data) == FEW_BYTES:
-        data += file.read(captions.MAX_BYTES)
-  except OSError as error:
-    detail = f'{item["caption_file"]}: {error.strerror}'
-    return captions.NONE._replace(detail=detail)
-  caption = captions.parse(data, encoding)
-  if caption.detail:
-    detail = f'{item["caption_file"]}: {caption.detail}'
-    return caption._replace(detail=detail)
-  return caption
-
-
-def measure_item(
-  path: str,
-  folder: pathlib.Path,
-  caption: captions.Caption,
-  score: float | None,
-  wrong: str,
-) -> indexed.Measured:
-  """Measures an image; `wrong` says what is wrong with its score."""
-  try:
-    with open(os.path.join(folder, path), 'rb') as file:
-      measured = measuring.measure(path, file, caption, score)
-  except OSError as error:
-    return measuring.unreadable(path, error)
-  return measuring.check_score(measured, wrong)
-
-
-def paths_of(paths: Sequence[str]) -> pa.Array:
-  """Makes a column of paths, which need not be text."""
-  return pa.array([encode_path(path) for path in paths], pa.binary())
-
-
-def encode_path(path: str) -> bytes:
-  """Returns the bytes of a path; of one that no file can have, others."""
-  try:
-    return os.fsencode(path)
-  except UnicodeEncodeError:
-    return path.encode('utf-8', 'backslashreplace')
-
-
-def unusable_rows(unusable: Sequence[indexed.Measured]) -> pa.Table:
-  """Makes the rows of an index for what is no image with a caption."""
-  names = [record.name for record in unusable]
-  return indexed.make_table(unusable, {}, path=paths_of(names))

@@ -1,6 +1,7 @@
 """Finds the records of a folder: images and where their captions are."""
 
 import collections
+import dataclasses
 import os
 import pathlib
 from collections.abc import Iterable, Sequence
@@ -10,6 +11,9 @@ from sdxl_jax.data import image_formats
 from sdxl_jax.data.sources import (
   captions,
   folder_listing,
+  folder_masks,
+  folder_repeats,
+  folder_tables,
   indexed,
   metadata_table,
 )
@@ -18,7 +22,7 @@ CAPTION_SUFFIXES = ('.txt', '.caption')  # in the order of preference
 REPLACED = 'caption files, in place of which a table is read'
 
 # Of an image to measure, as JSON: `path` relative to the folder, `columns`, and
-# `caption_file` or `caption`, the fields of a captions.Caption.
+# `caption_file` or `caption`, see `as_json`; `mask` where it has one.
 Item = dict[str, Any]
 
 
@@ -28,6 +32,26 @@ class Settings(NamedTuple):
   caption: str  # column of tables; '': images have no captions
   encoding: str  # of text files without a mark; '': UTF-8
   columns: Sequence[str]  # by which filters choose
+  several: bool = False  # whether all captions of a list are used
+  extension: str = ''  # of caption files; '': all of CAPTION_SUFFIXES
+  repeats: bool = False  # whether names of folders have repeats and a caption
+  mask: str = ''  # where masks are, see folder_masks; '': nowhere
+
+  @property
+  def suffixes(self) -> Sequence[str]:
+    """Suffixes of caption files, in the order of preference."""
+    return (self.extension.lower(),) if self.extension else CAPTION_SUFFIXES
+
+
+def check_extension(extension: str) -> None:
+  """Raises ValueError for a suffix that no caption file can have."""
+  suffix = extension.lower()
+  if suffix and (suffix[0] != '.' or suffix in image_formats.SUFFIXES):
+    raise ValueError(
+      f'config.data.folder.caption_extension is {extension!r}; it must be a '
+      "suffix of text files with its dot, such as '.caption', or '' for .txt "
+      'and, where there is none, .caption'
+    )
 
 
 class Found(NamedTuple):
@@ -60,53 +84,27 @@ def find(
   Raises:
     ValueError: for two tables in one folder, or one that cannot be read.
   """
+  masks = folder_masks.Masks({}, listing.files)
+  if settings.mask:
+    masks = folder_masks.find(folder, listing.files, settings.mask)
+    listing = dataclasses.replace(listing, files=masks.files)
   # Each file belongs to the table of the nearest folder above it, if any.
-  tables = find_tables(folder, listing.files)
-  listed, unlisted = split(listing.files, tables)
+  tables = folder_tables.find_tables(folder, listing.files)
+  listed, unlisted = folder_tables.split(listing.files, tables)
   files = set(listing.files) if tables else set()
   found = Found([], list(listing.unusable), collections.Counter(), tables, [])
   seen = set()
   for name in tables:
     read_rows(folder, name, settings, files, seen, found)
   pair(unlisted, settings, seen, found)
-  account_for_listed(listed, seen, found)
+  account_for_listed(listed, settings, seen, found)
+  folder_masks.add(masks, found.items, found.beside)
+  if settings.repeats:
+    folder_repeats.leave_out_others(found.items, found.unusable)
   found.beside['metadata files'] += len(tables)
   found.beside['hidden files and folders, which are not read'] += listing.hidden
   beside = {what: count for what, count in found.beside.items() if count}
   return found._replace(beside=beside)
-
-
-def find_tables(folder: pathlib.Path, files: Sequence[str]) -> list[str]:
-  """Lists the metadata files; raises ValueError for two in one folder."""
-  tables = {}
-  for file in files:
-    parent, name = os.path.split(file)
-    if name in metadata_table.NAMES:
-      if parent in tables:
-        raise ValueError(
-          f'{folder / parent} has {tables[parent]} and {name}; remove one'
-        )
-      tables[parent] = name
-  return [os.path.join(parent, name) for parent, name in tables.items()]
-
-
-def split(
-  files: Sequence[str], tables: Sequence[str]
-) -> tuple[list[str], list[str]]:
-  """Splits files but tables: those below the folder of one, and others."""
-  parents = {os.path.dirname(table) for table in tables}
-  listed, unlisted, known = [], [], {}
-  for file in files:
-    parent = os.path.dirname(file)
-    if parent not in known:
-      above = parent.split('/')
-      above = {'/'.join(above[:n]) for n in range(len(above) + 1)}
-      known[parent] = not parents.isdisjoint(above)
-    if not known[parent]:
-      unlisted.append(file)
-    elif os.path.basename(file) not in metadata_table.NAMES:
-      listed.append(file)
-  return listed, unlisted
 
 
 def read_rows(
@@ -158,7 +156,7 @@ def read_rows(
       found.items.append(
         {
           'path': path,
-          'caption': caption_of(row, settings, place),
+          'caption': caption_of(row, settings, place, path),
           'columns': {
             name: plain(row.get(name))
             for name in ('aesthetic_score', *settings.columns)
@@ -179,15 +177,28 @@ def reject(found: Found, name: str, problem: int, detail: str = '') -> None:
   found.unusable.append(indexed.Measured(name, None, problem, detail))
 
 
-def caption_of(row: dict[str, Any], settings: Settings, place: str) -> list:
-  """Finds the caption of a row, as the fields of a captions.Caption."""
+def caption_of(
+  row: dict[str, Any], settings: Settings, place: str, path: str
+) -> list:
+  """Finds the caption of a row, of the image of a path; see `as_json`."""
   if not settings.caption:
-    return list(captions.Caption(''))
+    return as_json(captions.Caption(''))
   value = captions.look_up(row, settings.caption)
-  caption = captions.parse(value, settings.encoding)
+  caption = captions.parse(value, settings.encoding, settings.several)
+  if caption == captions.NONE and settings.repeats:
+    caption = captions.parse(folder_repeats.name_of(path))
   if caption.detail:
     caption = caption._replace(detail=f'{place}: {caption.detail}')
-  return list(caption)
+  return as_json(caption)
+
+
+def as_json(caption: captions.Caption) -> list:
+  """Returns the fields of a caption, without an empty list of texts.
+
+  An index is known by the items that it was built of: this keeps earlier ones.
+  """
+  *fields, texts = caption
+  return [*fields, list(texts)] if texts else fields
 
 
 def plain(value: Any) -> str | int | float | None:
@@ -206,7 +217,7 @@ def pair(
     seen: paths of the rows of tables.
     found: gets images, and what is none.
   """
-  image_files, texts, others = sort_out(files)
+  image_files, texts, others = sort_out(files, settings.suffixes)
   used = {}  # caption files by their stem
   replaced = set()  # stems of images that a table elsewhere lists
   for image in image_files:
@@ -215,10 +226,14 @@ def pair(
     if image in seen:
       replaced.add(stem)
     elif not settings.caption:
-      found.items.append(item | {'caption': list(captions.Caption(''))})
+      found.items.append(item | {'caption': as_json(captions.Caption(''))})
     elif stem in texts:
       used[stem] = texts[stem][0]
       found.items.append(item | {'caption_file': used[stem]})
+    elif settings.repeats and folder_repeats.name_of(image):
+      caption = captions.parse(folder_repeats.name_of(image))
+      found.items.append(item | {'caption': as_json(caption)})
+      found.beside[folder_repeats.NAMED] += 1
     else:
       reject(found, image, indexed.NO_CAPTION)
   found.beside['caption files of them'] += len(used)
@@ -239,9 +254,9 @@ def pair(
 
 
 def sort_out(
-  files: Iterable[str],
+  files: Iterable[str], caption_suffixes: Sequence[str]
 ) -> tuple[list[str], dict[str, list[str]], list[str]]:
-  """Sorts files by suffix.
+  """Sorts files by suffix, those of captions in the order of preference.
 
   Returns:
     Images; {path without suffix: caption files, the preferred one first}; and
@@ -253,24 +268,24 @@ def sort_out(
     suffix = suffix.lower()
     if suffix in image_formats.SUFFIXES:
       image_files.append(file)
-    elif suffix in CAPTION_SUFFIXES:
+    elif suffix in caption_suffixes:
       # .TXT comes before .txt in the sorted files.
       texts.setdefault(stem, []).append(file)
     else:
       others.append(file)
   for names in texts.values():
     names.sort(
-      key=lambda name: CAPTION_SUFFIXES.index(os.path.splitext(name)[1].lower())
+      key=lambda name: caption_suffixes.index(os.path.splitext(name)[1].lower())
     )
   return image_files, texts, others
 
 
 def account_for_listed(
-  files: Sequence[str], seen: set[str], found: Found
+  files: Sequence[str], settings: Settings, seen: set[str], found: Found
 ) -> None:
   """Adds the files below a table's folder that it does not list."""
   rest = [file for file in files if file not in seen]
-  image_files, texts, others = sort_out(rest)
+  image_files, texts, others = sort_out(rest, settings.suffixes)
   for image in image_files:
     reject(found, image, indexed.NOT_LISTED)
   found.beside[REPLACED] += sum(map(len, texts.values()))

@@ -31,6 +31,7 @@ TOO_LARGE = 9  # more pixels than Pillow decodes
 BAD_SCORE = 10  # not a finite number
 NOT_LISTED = 11  # an image that the table of its folder lacks
 BAD_JSON = 12  # metadata that are not a JSON object
+NOT_REPEATED = 13  # in no folder whose name has a number of repeats
 
 # Columns that every index has or may have. One of the data with such a name,
 # as img2dataset's `width`, has a prefix.
@@ -48,7 +49,7 @@ class Measured(NamedTuple):
   problem: int = USABLE
   detail: str = ''  # of the problem, in words; '': the code says it all
   stamp: int = 0  # see `stamp`
-  captions: int = 1  # how many it has, the first of which is used
+  captions: int = 1  # how many it has
 
 
 @runtime_checkable
@@ -57,7 +58,10 @@ class Source(Protocol):
 
   source[i] is a dict of
     image            encoded bytes, or uint8 [h, w, 3]
+    mask             encoded bytes of an image, or None, where masks are named
     caption          string
+    captions         strings, optional: all of several, of which one is chosen
+    part             name of its source within a mixture, optional
     original_size    (height, width) in px, upright
     name             path or id, for error messages
     aesthetic_score  float, optional
@@ -223,7 +227,9 @@ def key(name: str) -> int:
   return hash64(name.encode('utf-8', 'surrogatepass'))
 
 
-def stamp(file: Any, caption: str, score: float | None = None) -> int:
+def stamp(
+  file: Any, caption: str, score: float | None = None, mask: Any = None
+) -> int:
   """Hashes what decides the content of a record to 64 bits.
 
   Of the image these are its length and both ends, so that little is read: an
@@ -234,6 +240,7 @@ def stamp(file: Any, caption: str, score: float | None = None) -> int:
     file: open file of the encoded image, which is left at its start.
     caption: text of the caption.
     score: aesthetic score, if there is one.
+    mask: open file of the mask, if there is one, whose bytes all count.
   """
   length = file.seek(0, 2)
   file.seek(0)
@@ -242,6 +249,9 @@ def stamp(file: Any, caption: str, score: float | None = None) -> int:
   tail = file.read(STAMPED)
   file.seek(0)
   text = f'{length} {score} {caption}'
+  if mask is not None:
+    mask.seek(0)
+    text += f' {hash64(mask.read())}'
   return hash64(head + tail + text.encode('utf-8', 'surrogatepass'))
 
 
@@ -260,6 +270,15 @@ def printable(text: str) -> str:
     else c
     for c in text
   )
+
+
+def if_set(**options: Any) -> dict[str, Any]:
+  """Returns the options that are not off.
+
+  An index is known by all options that it was built with: those that came
+  later are left out where they are off, so that earlier indices stay.
+  """
+  return {name: value for name, value in options.items() if value}
 
 
 def index_columns(names: Sequence[str], score: str) -> dict[str, str]:

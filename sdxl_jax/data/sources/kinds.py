@@ -25,7 +25,7 @@ import inspect
 from collections.abc import Callable
 from typing import Any
 
-from sdxl_jax.data.sources import mixture, record_filters
+from sdxl_jax.data.sources import mixture, record_filters, repeated
 
 # {kind: (module, class)}; a module is imported only when its kind is used,
 # since some depend on large packages.
@@ -46,7 +46,8 @@ def make_source(
   filters: record_filters.Filters = record_filters.NONE,
   workers: int = 8,
   say: Callable[[str], Any] = print,
-) -> record_filters.FilteredSource | mixture.Mixture:
+  several: bool = False,
+) -> mixture.Part | mixture.Mixture:
   """Makes a source, without the records that its filters leave out.
 
   Prints the account of its records.
@@ -58,14 +59,15 @@ def make_source(
     filters: applied to each source.
     workers: processes that build an index.
     say: takes a line for the user.
+    several: whether all captions of a list are used, or only the first.
 
   Raises:
     ValueError: for an unknown kind, or filters that leave no record.
   """
   if kind == 'mixture':
-    source = make_mixture(settings, filters, workers)
+    source = make_mixture(settings, filters, workers, several)
   else:
-    source = open_source(kind, settings, filters, workers)
+    source = open_source(kind, settings, filters, workers, several)
   say(str(source.account()))
   return source
 
@@ -75,7 +77,8 @@ def open_source(
   settings: dict[str, Any],
   filters: record_filters.Filters,
   workers: int,
-) -> record_filters.FilteredSource:
+  several: bool = False,
+) -> mixture.Part:
   """Makes a source that is no mixture; arguments as for `make_source`."""
   if kind not in KINDS:
     raise ValueError(
@@ -85,6 +88,7 @@ def open_source(
   # An index holds the columns by which filters choose.
   if kind in INDEXED:
     settings = dict(settings, columns=filters.names, workers=workers)
+    settings.setdefault('several', several)
   module_name, class_name = KINDS[kind]
   module = importlib.import_module(f'sdxl_jax.data.sources.{module_name}')
   make = getattr(module, class_name)
@@ -96,7 +100,11 @@ def open_source(
       f'are those of config.data.{kind} in configs/default.py'
     ) from error
   source = make(**settings)
-  return record_filters.FilteredSource(source, filters)
+  chosen = record_filters.FilteredSource(source, filters)
+  repeats = getattr(source, 'repeats', None)
+  if repeats is None:
+    return chosen
+  return repeated.Repeated(chosen, repeats[chosen.ids])
 
 
 def take(settings: dict[str, Any], name: str, setting: str) -> Any:
@@ -113,6 +121,7 @@ def make_mixture(
   parts: dict[str, dict[str, Any]],
   filters: record_filters.Filters,
   workers: int,
+  several: bool = False,
 ) -> mixture.Mixture:
   """Makes the source that mixes {name: settings with `source` and `share`}."""
   if not parts:
@@ -131,7 +140,7 @@ def make_mixture(
         'of a mixture: name another kind'
       )
     try:
-      sources[name] = open_source(kind, settings, filters, workers)
+      sources[name] = open_source(kind, settings, filters, workers, several)
     except (ValueError, OSError) as error:
       raise ValueError(f'config.data.mixture.{name}: {error}') from error
   return mixture.Mixture(sources, shares)

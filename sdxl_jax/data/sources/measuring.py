@@ -1,5 +1,6 @@
 """Measures an item of a dataset for its index, from the header of its image."""
 
+import json
 import math
 from typing import Any
 
@@ -18,6 +19,7 @@ def measure(
   file: Any,
   caption: captions.Caption,
   score: float | None = None,
+  mask: Any = None,
 ) -> indexed.Measured:
   """Measures a record.
 
@@ -26,17 +28,20 @@ def measure(
     file: open file of the encoded image.
     caption: of `captions.parse`.
     score: aesthetic score, if there is one.
+    mask: open file of its mask, if there is one.
   """
   try:
     size = images.upright_size(file)
   except images.UnreadableImage as error:
     return unreadable(name, error)
+  # Where all captions are used, each of them decides the content.
+  text = json.dumps(caption.texts) if caption.texts else caption.text
   return indexed.Measured(
     name,
     size,
     caption.problem,
     caption.detail,
-    indexed.stamp(file, caption.text, score),
+    indexed.stamp(file, text, score, mask),
     caption.count,
   )
 

@@ -4,8 +4,15 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from sdxl_jax.data.sources import indexed, record_account, record_filters
+from sdxl_jax.data.sources import (
+  indexed,
+  record_account,
+  record_filters,
+  repeated,
+)
 
+# What `kinds.open_source` returns.
+Part = record_filters.FilteredSource | repeated.Repeated
 MAX_RECORDS = 10**9  # of a pass; its sizes lie in memory
 
 
@@ -27,7 +34,7 @@ class Mixture:
 
   def __init__(
     self,
-    sources: dict[str, record_filters.FilteredSource],
+    sources: dict[str, Part],
     shares: dict[str, int | float],
   ):
     for name, share in shares.items():
@@ -61,16 +68,20 @@ class Mixture:
 
   def __getitem__(self, i: int) -> indexed.Example:
     source, place = self.find(i)
-    return source[place]
+    return source[place] | {'part': self.names[self.part_of(i)]}
 
   def name(self, i: int) -> str:
     """Names a record in reports."""
     source, place = self.find(i)
     return source.name(place)
 
-  def find(self, i: int) -> tuple[record_filters.FilteredSource, int]:
+  def part_of(self, i: int) -> int:
+    """Returns the number of the source of a record."""
+    return int(np.searchsorted(self.ends, i, side='right'))
+
+  def find(self, i: int) -> tuple[Part, int]:
     """Finds the source of a record, and the record's number there."""
-    which = int(np.searchsorted(self.ends, i, side='right'))
+    which = self.part_of(i)
     source = self.sources[which]
     start = self.ends[which] - self.lengths[which]
     return source, int(i - start) % len(source)
@@ -99,8 +110,8 @@ class Mixture:
   def account(self) -> record_account.Account:
     """Returns the counts of what all sources saw, use and leave out."""
     accounts = {n: s.account() for n, s in zip(self.names, self.sources)}
-    distinct = sum(account.used for account in accounts.values())
-    return record_account.total(accounts, len(self) - distinct)
+    once = sum(map(len, self.sources))
+    return record_account.total(accounts, len(self) - once)
 
   def left_out(self) -> Iterator[str]:
     """Yields a line for each unusable record: its name, and why."""
@@ -109,9 +120,11 @@ class Mixture:
 
 
 def distinct_ids(source: indexed.Source) -> np.ndarray:
-  """Returns int [n], the records of a source; of a Mixture without repeats."""
+  """Returns int [n], the records of a source, repeated ones once."""
+  if isinstance(source, repeated.Repeated):
+    return source.distinct
   if not isinstance(source, Mixture):
     return np.arange(len(source))
   starts = source.ends - source.lengths
   parts = zip(starts, source.sources)
-  return np.concatenate([start + np.arange(len(part)) for start, part in parts])
+  return np.concatenate([start + distinct_ids(part) for start, part in parts])

@@ -35,6 +35,8 @@ class Parquet(indexed.IndexedSource):
     caption: column of text, or of lists of texts, or of Hugging Face's labels,
       with dots for a field within a struct; '': captions are ''.
     score: column of aesthetic_score; '': none.
+    several: whether all captions of a list are used.
+    mask: column of masks, of the same kinds as the image; '': none.
     columns: other columns, by which filters choose.
     workers: processes that read the files to index them.
 
@@ -50,16 +52,20 @@ class Parquet(indexed.IndexedSource):
     image: str = 'image',
     caption: str = 'text',
     score: str = '',
+    several: bool = False,
+    mask: str = '',
     columns: tuple[str, ...] = (),
     workers: int = 8,
   ):
     found = file_patterns.find(files, '.parquet')
     self.fs, self.image, self.caption = found.fs, image, caption
+    self.several = several
+    self.mask = mask
     # One part of the index for each file.
     columns = indexed.index_columns(columns, score)
     build_options = dict(
       base=found.base, image=image, caption=caption, columns=columns
-    )
+    ) | indexed.if_set(several=several, mask=mask)
     super().__init__(
       index.load_files(
         'parquet',
@@ -93,15 +99,26 @@ class Parquet(indexed.IndexedSource):
     try:
       with self.fs.open(path, 'rb') as file:
         parquet = pq.ParquetFile(file, metadata=self._metadata(path))
-        columns = parquet_rows.Columns(parquet, path, self.image, self.caption)
+        columns = parquet_rows.Columns(
+          parquet,
+          path,
+          self.image,
+          self.caption,
+          (self.mask,) if self.mask else (),
+          several=self.several,
+        )
         table = parquet.read_row_group(self.value('group', i), columns.names)
       (row,) = columns.rows(table.slice(self.value('place', i), 1))
       value = captions.look_up(row, self.image)
       with parquet_rows.open_image(self.fs, path, value) as file:
         image = file.read()
+      masks = {}
+      if self.mask:
+        masks['mask'] = parquet_rows.read_mask(self.fs, path, row, self.mask)
     except (OSError, pa.ArrowException) as error:
       raise images.UnreadableImage(self.name(i), error) from error
-    return {'image': image, 'caption': columns.caption(row).text}
+    caption = captions.of_example(columns.caption(row))
+    return {'image': image, **caption, **masks}
 
   def _metadata(self, path):
     """Reads the footer of a file, without which no row group can be read."""
@@ -116,6 +133,8 @@ def measure(
   image: str,
   caption: str,
   columns: dict[str, str],
+  several: bool = False,
+  mask: str = '',
 ) -> pa.Table:
   """Measures a part of the index: one file.
 
@@ -125,19 +144,23 @@ def measure(
     base: folder to which names of records are relative.
     image, caption: names of columns; caption '': none.
     columns: {name in the index: name in the file}.
+    several: whether all captions of a list are used.
+    mask: column of masks; '': none.
   """
   try:
     with fs.open(path, 'rb') as file:
       parquet = pq.ParquetFile(file)
-      others = tuple(columns.values())
+      others = (*columns.values(), mask) if mask else tuple(columns.values())
       schema = parquet.schema_arrow
       parquet_columns.check(schema, path, image, caption, others)
+      if mask:
+        parquet_columns.check_image(schema, path, 'mask', mask)
       check_urls(parquet, path, image)
       names = parquet_rows.Columns(
-        parquet, path, image, caption, (*others, *parquet_rows.STATUS)
+        parquet, path, image, caption, (*others, *parquet_rows.STATUS), several
       )
       reader = parquet_rows.Reader(
-        fs, path, path.removeprefix(base), names, image, columns
+        fs, path, path.removeprefix(base), names, image, columns, mask
       )
       # Sizes are in the images' own headers, so every row is read once.
       rows = [

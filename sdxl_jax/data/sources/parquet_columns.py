@@ -67,19 +67,31 @@ def check(
     if urls and image in missing:
       message += f'\n{download(path, urls[0], schema)}'
     raise ValueError(message)
-  kind = find_type(schema, image)
-  if kind is not None and not is_image(kind):
-    raise ValueError(
-      f'{path}: column {image!r} holds {kind}, not encoded images: name a '
-      'column of bytes, of {bytes, path} or of paths in '
-      f'config.data.parquet.image; the columns are {describe(schema)}'
-    )
+  check_image(schema, path, 'image', image)
   kind = caption and find_type(schema, caption)
   if kind and not is_text(kind) and not label_names(schema, caption):
     raise ValueError(
       f'{path}: column {caption!r} holds {kind}, not text: name another one in '
       f'config.data.parquet.caption{fields_of(kind, caption)}; the columns are '
       f'{describe(schema)}'
+    )
+
+
+def check_image(schema: pa.Schema, path: str, field: str, name: str) -> None:
+  """Raises ValueError for a column that cannot be of encoded images.
+
+  Args:
+    schema: of the file.
+    path: of the file.
+    field: of config.data.parquet, which has the name.
+    name: of the column.
+  """
+  kind = find_type(schema, name)
+  if kind is not None and not is_image(kind):
+    raise ValueError(
+      f'{path}: column {name!r} holds {kind}, not encoded images: name a '
+      'column of bytes, of {bytes, path} or of paths in '
+      f'config.data.parquet.{field}; the columns are {describe(schema)}'
     )
 
 
@@ -187,7 +199,7 @@ def label_names(schema: pa.Schema, name: str) -> list[str]:
 
 
 def caption_of(
-  row: dict[str, Any], name: str, names: Sequence[str]
+  row: dict[str, Any], name: str, names: Sequence[str], several: bool = False
 ) -> captions.Caption:
   """Finds the caption of a row.
 
@@ -195,9 +207,9 @@ def caption_of(
     row: {column: value}.
     name: of the column, or a path with dots; '': there are no captions.
     names: of labels, if the column holds labels.
+    several: whether all captions of a list are used.
   """
   if not name:
     return captions.Caption('')
-  return captions.parse(
-    captions.name_labels(captions.look_up(row, name), names)
-  )
+  value = captions.name_labels(captions.look_up(row, name), names)
+  return captions.parse(value, several=several)

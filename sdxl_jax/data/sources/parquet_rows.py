@@ -31,6 +31,7 @@ class Columns:
     path: of it.
     image, caption: names of columns; caption '': none.
     others: names of further columns.
+    several: whether all captions of a list are used.
   """
 
   def __init__(
@@ -40,8 +41,9 @@ class Columns:
     image: str,
     caption: str,
     others: tuple[str, ...] = (),
+    several: bool = False,
   ):
-    schema = parquet.schema_arrow
+    schema, self.several = parquet.schema_arrow, several
     self.folders = parquet_columns.of_folders(path)
     self.caption_name = caption
     tops = {
@@ -60,7 +62,9 @@ class Columns:
 
   def caption(self, row: dict[str, Any]) -> captions.Caption:
     """Finds the caption of a row."""
-    return parquet_columns.caption_of(row, self.caption_name, self.labels)
+    return parquet_columns.caption_of(
+      row, self.caption_name, self.labels, self.several
+    )
 
 
 class NoImage(FileNotFoundError):
@@ -104,6 +108,23 @@ def open_image(
   return fs.open(file, 'rb')
 
 
+def read_mask(
+  fs: fsspec.AbstractFileSystem, path: str, row: dict[str, Any], name: str
+) -> bytes | None:
+  """Reads the mask of a row; None where its column is null or empty.
+
+  Raises:
+    OSError: if its file cannot be read.
+  """
+  value = captions.look_up(row, name)
+  if isinstance(value, dict) and not any(value.values()):
+    value = None
+  if value is None or value == '':
+    return None
+  with open_image(fs, path, value) as file:
+    return file.read()
+
+
 def walk(
   parquet: pq.ParquetFile, names: Columns
 ) -> Iterator[tuple[int, int, dict[str, Any]]]:
@@ -132,6 +153,7 @@ class Reader(NamedTuple):
   read: Columns
   image: str  # column
   columns: dict[str, str]  # {name in the index: name in the file}
+  mask: str = ''  # column; '': none
 
   def row(
     self, row: dict[str, Any], number: int, group: int, place: int
@@ -145,7 +167,8 @@ class Reader(NamedTuple):
     try:
       with open_image(self.fs, self.path, value) as file:
         caption = self.read.caption(row)
-        measured = measuring.measure(name, file, caption, score)
+        mask = self.open_mask(row)
+        measured = measuring.measure(name, file, caption, score, mask)
     except NoImage as error:
       reasons = [str(row[c]) for c in STATUS if row.get(c)]
       detail = ', '.join([str(error), *reasons])
@@ -153,3 +176,8 @@ class Reader(NamedTuple):
     except OSError as error:
       measured = measuring.unreadable(name, error)
     return Row(measuring.check_score(measured, wrong), group, place, values)
+
+  def open_mask(self, row: dict[str, Any]) -> IO[bytes] | None:
+    """Opens the mask of a row; None if it has none."""
+    data = self.mask and read_mask(self.fs, self.path, row, self.mask)
+    return io.BytesIO(data) if data else None

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from array_record.python import array_record_data_source
 
 from sdxl_jax.data.sources import cache_layout, index, indexed, record_changes
@@ -48,6 +49,40 @@ class Variants:
     return cache_layout.unpack(self.layout.variant(self.bucket), data)
 
 
+class Texts:
+  """The encoded texts of one record, read on request: texts[place].
+
+  Args:
+    source: of the rows of all records.
+    first: the row of the record's first text.
+    layout: of the cache.
+    weights: probabilities of the texts.
+  """
+
+  def __init__(
+    self,
+    source: array_record_data_source.ArrayRecordDataSource,
+    first: int,
+    layout: cache_layout.Layout,
+    weights: list[float],
+  ):
+    self.source, self.first, self.layout = source, first, layout
+    self.weights = weights
+
+  def __len__(self) -> int:
+    return len(self.weights)
+
+  def __getitem__(self, place: int) -> dict[str, Any]:
+    data = self.source[self.first + place]
+    return cache_layout.unpack(self.layout.text, data)
+
+  def place(self, number: float) -> int:
+    """Returns the text that a number in [0, 1) chooses, by their weights."""
+    ends = np.cumsum(self.weights)
+    place = int(np.searchsorted(ends, number * ends[-1], side='right'))
+    return min(place, len(self) - 1)
+
+
 class Precomputed(indexed.IndexedSource):
   """What `python -m sdxl_jax.precompute` wrote.
 
@@ -55,11 +90,12 @@ class Precomputed(indexed.IndexedSource):
     path: folder of the cache.
     dtype: in which moments and text are stored.
     max_token_length: tokens of a caption, of which the text was encoded.
+    masks: whether masks are needed; those of a cache may be left unused.
 
   Raises:
     FileNotFoundError: if there is no cache, or an unfinished one.
-    ValueError: if shards are missing, or the cache has another dtype or other
-      lengths of captions.
+    ValueError: if shards are missing, or the cache has another dtype, other
+      lengths of captions or no masks.
   """
 
   def __init__(
@@ -67,6 +103,7 @@ class Precomputed(indexed.IndexedSource):
     path: str | os.PathLike,
     dtype: str = 'bfloat16',
     max_token_length: int = 75,
+    masks: bool = False,
   ):
     # Until its first index is written, a cache is not finished.
     self.folder = pathlib.Path(path)
@@ -89,22 +126,36 @@ class Precomputed(indexed.IndexedSource):
         f'config.max_token_length is {max_token_length}: set it to {stored}, '
         'or precompute with this config into another folder'
       )
+    if masks and not layout.has_masks:
+      raise ValueError(
+        f'{path} has no masks, but config.loss.masked_loss is True: precompute '
+        'with it into another folder, or set it to False'
+      )
     super().__init__(table)
     self.layout = layout
     # Images that could not be read have no rows.
     readable = self.column('problem') == indexed.USABLE
-    self.first_rows = (np.cumsum(readable) - 1) * layout.rows
-    self.source = self.open_shards(int(readable.sum()))
+    lengths = np.where(readable, layout.views + self.count_texts(), 0)
+    ends = np.cumsum(lengths)
+    self.lengths, self.first_rows = lengths, ends - lengths
+    self.source = self.open_shards(int(ends[-1]) if len(ends) else 0)
     # The empty caption, for caption dropout.
     uncond = array_record_data_source.ArrayRecordDataSource(
       [str(self.folder / cache_layout.UNCOND)]
     )
     self.uncond = cache_layout.unpack(layout.text, uncond[0])
 
+  def count_texts(self) -> np.ndarray | int:
+    """Returns int [n], the texts of each record; 1 where all have one."""
+    if 'texts' not in self.table.column_names:
+      return 1
+    counts = pc.list_value_length(self.table['texts'])
+    return pc.fill_null(counts, 0).to_numpy()
+
   def open_shards(
     self, count: int
   ) -> array_record_data_source.ArrayRecordDataSource:
-    """Opens all shards, as one sequence of the rows of so many records."""
+    """Opens all shards, as one sequence of so many rows."""
     if self.layout.is_checkable:
       names = [name for name, *_ in shard_rows(self.table)]
       paths = [self.folder / f'{n}{cache_layout.SUFFIX}' for n in names]
@@ -117,12 +168,12 @@ class Precomputed(indexed.IndexedSource):
         [str(path) for path in paths]
       )
       rows = len(source)
-    if rows != count * self.layout.rows:
+    if rows != count:
       found = 'fewer files' if rows is None else f'{rows} rows'
       raise ValueError(
-        f'{self.folder} has shards of {found}, but an index of {count} records '
-        f'of {self.layout.rows} rows each: shards are missing, see sha256sum '
-        f'-c {cache_layout.SUMS}'
+        f'{self.folder} has shards of {found}, but an index of {len(self)} '
+        f'records of {count} rows in all: shards are missing, see sha256sum -c '
+        f'{cache_layout.SUMS}'
       )
     return source
 
@@ -136,21 +187,28 @@ class Precomputed(indexed.IndexedSource):
 
   def read(self, i: int) -> indexed.Example:
     bucket = self.value('bucket_height', i), self.value('bucket_width', i)
-    # The rows of a record: its crops, then its text.
-    first = int(self.first_rows[i])
-    text = self.source[first + self.layout.rows - 1]
-    return {
+    # The rows of a record: its crops, then its texts.
+    first, weights = int(self.first_rows[i]), [1.0]
+    example = {
       'bucket': bucket,
       'variants': Variants(self.source, first, self.layout, bucket),
-      'text': cache_layout.unpack(self.layout.text, text),
       'uncond': self.uncond,
       'caption': self.value('caption', i),
     }
+    if 'texts' in self.table.column_names:
+      weights = self.value('weights', i)
+      example['captions'] = tuple(self.value('texts', i))
+    first += self.layout.views
+    texts = Texts(self.source, first, self.layout, weights)
+    # Of several, `captioning` reads the one that it chooses.
+    if len(texts) > 1:
+      return example | {'texts': texts}
+    return example | {'text': texts[0]}
 
   def rows(self, i: int) -> list[bytes]:
     """Reads the rows of a record as they are stored."""
     first = int(self.first_rows[i])
-    return [self.source[first + k] for k in range(self.layout.rows)]
+    return [self.source[first + k] for k in range(int(self.lengths[i]))]
 
 
 def read_index(

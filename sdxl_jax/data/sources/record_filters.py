@@ -32,8 +32,10 @@ PROBLEMS = {
   indexed.BAD_SCORE: 'its score is not a number',
   indexed.BAD_JSON: 'its json is not a JSON object',
   indexed.NOT_LISTED: 'the table of its folder does not list it',
+  indexed.NOT_REPEATED: 'no folder above it is named as 10_dog is',
 }
 SEVERAL = 'of the used have several captions, of which the first is read'
+CHOSEN = 'of the used have several captions, of which each pass takes one'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -233,7 +235,8 @@ class FilteredSource:
     table = getattr(self.source, 'table', None)
     if table is not None and 'captions' in table.column_names:
       several = pc.fill_null(pc.greater(table['captions'], 1), False).to_numpy()
-      beside[SEVERAL] = int(several[self.ids].sum())
+      what = CHOSEN if getattr(self.source, 'several', False) else SEVERAL
+      beside[what] = int(several[self.ids].sum())
     return record_account.Account(
       len(self.source), len(self), self.left_out_by, beside
     )
@@ -246,9 +249,8 @@ class FilteredSource:
       str(self.account()),
     ]
     # Where captions lack, another column may have them.
-    captionless = {
-      PROBLEMS[c] for c in (indexed.NO_CAPTION, indexed.BAD_CAPTION)
-    }
+    codes = indexed.NO_CAPTION, indexed.BAD_CAPTION, indexed.NOT_REPEATED
+    captionless = {PROBLEMS[c] for c in codes}
     if captionless & self.left_out_by.keys():
       if fields := getattr(self.source, 'fields', ()):
         lines.append(f'The data has the columns {list(fields)}.')

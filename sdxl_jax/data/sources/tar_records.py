@@ -29,10 +29,11 @@ class Item(NamedTuple):
   problem: int = indexed.USABLE
   detail: str = ''  # of the problem, in words
   others: tuple[str, ...] = ()  # suffixes of its members that are not read
+  mask: tar_members.Member | None = None
 
 
 def items(
-  members: Sequence[tar_members.Member], caption: str
+  members: Sequence[tar_members.Member], caption: str, mask: str = ''
 ) -> Iterator[Item]:
   """Yields the records of a tar, and what cannot be one.
 
@@ -40,23 +41,27 @@ def items(
     members: of the tar.
     caption: suffix of the member with the caption, or a field of the json
       member; '': none.
+    mask: suffix of the member with the mask; '': none.
   """
   text_suffix = f'.{caption.lower()}' if caption else TEXT
-  groups = group(members, text_suffix)
+  mask_suffix = f'.{mask.lower()}' if mask else ''
+  suffixes = (mask_suffix, text_suffix) if mask else (text_suffix,)
+  groups = group(members, suffixes)
   lend(groups)
-  known = {TEXT, JSON, text_suffix}
+  known = {TEXT, JSON, *suffixes}
   for (key, times), found in groups.items():
     if times:
       names = ', '.join(member.name for member in found.values())
       detail = f'{names}: the tar has it already'
       yield Item(key, problem=indexed.DUPLICATE, detail=detail)
       continue
-    pictures = [found[suffix] for suffix in found if suffix in PICTURES]
+    pictures = [found[s] for s in found if s in PICTURES and s != mask_suffix]
     strangers = [
       found[s] for s in found if s not in known and s not in PICTURES
     ]
     if pictures:
-      yield record(key, pictures[0], found, text_suffix, strangers)
+      item = record(key, pictures[0], found, suffixes, strangers)
+      yield item._replace(mask=found.get(mask_suffix) if mask else None)
       for other in pictures[1:]:
         detail = f'{pictures[0].name} is the image of this name already'
         yield Item(other.name, problem=indexed.DUPLICATE, detail=detail)
@@ -72,7 +77,7 @@ def record(
   key: str,
   image: tar_members.Member,
   found: Members,
-  text_suffix: str,
+  suffixes: Sequence[str],
   strangers: Sequence[tar_members.Member],
 ) -> Item:
   """Makes the item of a record with an image.
@@ -81,23 +86,24 @@ def record(
     key: of the record.
     image: its image.
     found: all its members.
-    text_suffix: of the member with the caption.
+    suffixes: that were asked for, the last one of the caption.
     strangers: members that are not read.
   """
-  others = tuple(split(member.name, text_suffix)[1] for member in strangers)
-  text, fields = found.get(text_suffix), found.get(JSON)
+  others = tuple(split(member.name, suffixes)[1] for member in strangers)
+  text, fields = found.get(suffixes[-1]), found.get(JSON)
   return Item(
     key, image, text, fields, image.problem, image.detail, others=others
   )
 
 
-def split(name: str, text_suffix: str) -> tuple[str, str]:
+def split(name: str, suffixes: Sequence[str]) -> tuple[str, str]:
   """Splits the path of a member into that of its record and a suffix."""
   # Of a tar of a folder, all names begin so, or some.
   name = name.removeprefix('./')
   # A suffix of several parts can be asked for: 'caption.txt'.
-  if name.lower().endswith(text_suffix):
-    return name[: -len(text_suffix)], text_suffix
+  for suffix in suffixes:
+    if name.lower().endswith(suffix):
+      return name[: -len(suffix)], suffix
   folder, slash, base = name.rpartition('/')
   stem, dot, suffix = base.rpartition('.')
   if not dot:
@@ -106,12 +112,12 @@ def split(name: str, text_suffix: str) -> tuple[str, str]:
 
 
 def group(
-  members: Sequence[tar_members.Member], text_suffix: str
+  members: Sequence[tar_members.Member], suffixes: Sequence[str]
 ) -> dict[Key, Members]:
   """Groups members by record; those of a repeated name are groups apart."""
   groups, times = {}, collections.Counter()
   for member in members:
-    key, suffix = split(member.name, text_suffix)
+    key, suffix = split(member.name, suffixes)
     groups.setdefault((key, times[key, suffix]), {})[suffix] = member
     times[key, suffix] += 1
   return groups

@@ -11,6 +11,7 @@ import pyarrow as pa
 import tensorflow_datasets as tfds
 
 from sdxl_jax.data.sources import (
+  captions,
   index,
   indexed,
   measuring,
@@ -32,6 +33,8 @@ class TFDS(indexed.IndexedSource):
     caption: feature of the caption, of text, labels or sequences of them;
       'captions/text' is a feature within another; '': captions are ''.
     score: feature of aesthetic_score; '': none.
+    several: whether all captions of a sequence are used.
+    mask: feature of the mask, an image; '': none.
     columns: other features, by which filters choose.
     workers: processes that read headers to index them.
 
@@ -48,22 +51,31 @@ class TFDS(indexed.IndexedSource):
     image: str = 'image',
     caption: str = 'caption',
     score: str = '',
+    several: bool = False,
+    mask: str = '',
     columns: tuple[str, ...] = (),
     workers: int = 8,
   ):
     # Open the dataset, its images left encoded.
     builder = make_builder(dataset, data_dir)
     columns = indexed.index_columns(columns, score)
-    names = [name for name in (image, caption, *columns.values()) if name]
+    names = [n for n in (image, caption, mask, *columns.values()) if n]
     check_features(builder, names)
     features = builder.info.features
     labels = tfds_features.check(features, image, caption)
-    self.reads = tfds_features.Fields(image, caption, labels)
+    if mask:
+      tfds_features.check_image(features, 'mask', mask)
+    self.reads = tfds_features.Fields(image, caption, labels, several, mask)
+    self.several = several
     self.texts = tfds_features.choose(features, tfds_features.is_text)
     self.title = f'{builder.info.full_name} {split}'
-    decoders = tfds.decode.SkipDecoding()
-    for part in reversed(tfds_features.path(features, image)):
-      decoders = {part: decoders}
+    decoders = {}
+    for encoded in (image, mask) if mask else (image,):
+      *outer, last = tfds_features.path(features, encoded)
+      place = decoders
+      for part in outer:
+        place = place.setdefault(part, {})
+      place[last] = tfds.decode.SkipDecoding()
     try:
       self.source = builder.as_data_source(split=split, decoders=decoders)
     except ValueError as error:
@@ -72,6 +84,7 @@ class TFDS(indexed.IndexedSource):
       ) from error
     # Index it, in its own folder if that is local.
     build_options = dict(image=image, caption=caption, columns=columns)
+    build_options |= indexed.if_set(several=several, mask=mask)
     folder = os.fspath(builder.data_dir)
     super().__init__(
       index.load(
@@ -99,7 +112,9 @@ class TFDS(indexed.IndexedSource):
   def read(self, i: int) -> indexed.Example:
     example = self.source[self.value('record', i)]
     image = self.reads.image_of(example)
-    return {'image': image, 'caption': self.reads.caption_of(example).text}
+    caption = captions.of_example(self.reads.caption_of(example))
+    masks = {'mask': self.reads.mask_of(example)} if self.reads.mask else {}
+    return {'image': image, **caption, **masks}
 
 
 def make_builder(dataset: str, data_dir: str) -> tfds.core.DatasetBuilder:
@@ -190,5 +205,8 @@ def measure_record(
   # Images stay encoded: only their headers are read.
   image = io.BytesIO(fields.image_of(example))
   caption = fields.caption_of(example)
-  measured = measuring.measure(name, image, caption, score)
+  mask = fields.mask_of(example) if fields.mask else None
+  measured = measuring.measure(
+    name, image, caption, score, io.BytesIO(mask) if mask else None
+  )
   return measuring.check_score(measured, wrong), values

@@ -83,11 +83,7 @@ def check(
   Raises:
     ValueError: naming the features that can be used.
   """
-  if image not in choose(features, is_image):
-    raise ValueError(
-      f'feature {image!r} is {find(features, image)}, not one encoded image: '
-      f'name one of {choose(features, is_image)} in config.data.tfds.image'
-    )
+  check_image(features, 'image', image)
   if not caption:
     return ()
   if not is_text(find(features, caption)):
@@ -99,6 +95,23 @@ def check(
   if not isinstance(feature, tfds.features.ClassLabel):
     return ()
   return tuple(feature.names or ())
+
+
+def check_image(
+  features: tfds.features.FeaturesDict, field: str, name: str
+) -> None:
+  """Raises ValueError for a feature that is no encoded image.
+
+  Args:
+    features: of the dataset.
+    field: of config.data.tfds, which has the name.
+    name: of the feature, which must exist.
+  """
+  if name not in choose(features, is_image):
+    raise ValueError(
+      f'feature {name!r} is {find(features, name)}, not one encoded image: '
+      f'name one of {choose(features, is_image)} in config.data.tfds.{field}'
+    )
 
 
 def is_image(feature: Feature) -> bool:
@@ -120,6 +133,8 @@ class Fields(NamedTuple):
   image: str
   caption: str  # '': captions are ''
   labels: tuple[str, ...] = ()  # names, if the captions are labels
+  several: bool = False  # whether all captions of a sequence are used
+  mask: str = ''  # '': there are no masks
 
   def look_up(self, example: dict[str, Any], name: str) -> Any:
     """Finds the value of a feature."""
@@ -131,9 +146,14 @@ class Fields(NamedTuple):
     """Returns the encoded image."""
     return self.look_up(example, self.image)
 
+  def mask_of(self, example: dict[str, Any]) -> bytes | None:
+    """Returns the encoded mask; None of one that is empty."""
+    return self.look_up(example, self.mask) or None
+
   def caption_of(self, example: dict[str, Any]) -> captions.Caption:
     """Finds the caption."""
     if not self.caption:
       return captions.Caption('')
     value = self.look_up(example, self.caption)
-    return captions.parse(captions.name_labels(value, self.labels))
+    value = captions.name_labels(value, self.labels)
+    return captions.parse(value, several=self.several)

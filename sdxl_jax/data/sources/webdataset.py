@@ -7,7 +7,6 @@ one is used.
 
 import collections
 import io
-import json
 import os
 from typing import IO, Any, NamedTuple
 
@@ -23,6 +22,7 @@ from sdxl_jax.data.sources import (
   index,
   indexed,
   measuring,
+  tar_fields,
   tar_members,
   tar_records,
   text_decoding,
@@ -43,6 +43,9 @@ class WebDataset(indexed.IndexedSource):
       within a field; '': captions are ''.
     score: field of the json member for aesthetic_score.
     encoding: of captions without a byte order mark; '': UTF-8.
+    several: whether all captions of a list in the json member are used.
+    mask: suffix of the member that holds the mask, such as 'mask.png'; '':
+      none.
     columns: other fields of the json member, by which filters choose.
     workers: processes that read the tars to index them.
 
@@ -57,11 +60,14 @@ class WebDataset(indexed.IndexedSource):
     caption: str = 'txt',
     score: str = 'aesthetic_score',
     encoding: str = '',
+    several: bool = False,
+    mask: str = '',
     columns: tuple[str, ...] = (),
     workers: int = 8,
   ):
     text_decoding.check(encoding, 'config.data.webdataset.encoding')
     self.caption, self.encoding = caption, encoding
+    self.several, self.mask = several, mask
     found = file_patterns.find(shards, '.tar')
     self.fs = found.fs
     # One part of the index for each tar.
@@ -71,7 +77,10 @@ class WebDataset(indexed.IndexedSource):
       caption=caption,
       encoding=encoding,
       columns=columns,
+      **indexed.if_set(several=several),
     )
+    if mask:  # an index without masks is that of earlier versions
+      build_options['mask'] = mask
     table = index.load_files(
       'webdataset',
       index.Files(str(shards), found.fs, found.paths),
@@ -97,20 +106,26 @@ class WebDataset(indexed.IndexedSource):
     try:
       image = self.member('image', i)
       text = self.member('text', i) if self.caption else b''
+      masks = {'mask': self.read_mask(i)} if self.mask else {}
     except OSError as error:
       raise images.UnreadableImage(self.name(i), error) from error
     if not self.caption:
-      return {'image': image, 'caption': ''}
+      return {'image': image, 'caption': '', **masks}
     # A caption is a member of its own, or a field of the json one.
     if self.value('in_json', i):
-      fields = parse_json(text, self.encoding)
-      caption = captions.parse(captions.look_up(fields, self.caption))
+      fields = tar_fields.parse(text, self.encoding)
+      value = captions.look_up(fields, self.caption)
+      caption = captions.parse(value, several=self.several)
     else:
       caption = captions.parse(text, self.encoding)
-    return {'image': image, 'caption': caption.text}
+    return {'image': image, **captions.of_example(caption), **masks}
+
+  def read_mask(self, i: int) -> bytes | None:
+    """Reads the mask of a record; None if it has none."""
+    return self.member('mask', i) if self.value('mask_bytes', i) else None
 
   def member(self, kind: str, i: int) -> bytes:
-    """Reads the 'image' or the 'text' of a record."""
+    """Reads the 'image', the 'text' or the 'mask' of a record."""
     start = self.value(f'{kind}_start', i)
     end = start + self.value(f'{kind}_bytes', i)
     return self.fs.cat_file(self.value('shard', i), start, end)
@@ -145,6 +160,8 @@ def measure(
   caption: str,
   encoding: str,
   columns: dict[str, str],
+  several: bool = False,
+  mask: str = '',
 ) -> pa.Table:
   """Measures a part of the index: one tar.
 
@@ -152,16 +169,25 @@ def measure(
     path: of the tar, on `fs`.
     fs: file system.
     base: folder to which names of records are relative.
-    caption, encoding: as for `WebDataset`.
+    caption, encoding, several: as for `WebDataset`.
     columns: {name in the index: field of the json member}.
+    mask: as for `WebDataset`.
   """
   with fs.open(path, 'rb') as file:
     members = tar_members.read_members(file, path, fs)
-    items = tar_records.items(members, caption)
-    reader = TarReader(file, caption, encoding, columns)
+    items = tar_records.items(members, caption, mask)
+    reader = TarReader(file, caption, encoding, columns, several)
     prefix = path.removeprefix(base)
     rows = [reader.row(item, f'{prefix}: {item.name}') for item in items]
-  return make_table(path, rows, columns)
+  table = make_table(path, rows, columns)
+  if mask:
+    masks = [row.item.mask or tar_members.Member('') for row in rows]
+    for name, values in (
+      ('mask_start', [m.start for m in masks]),
+      ('mask_bytes', [m.size for m in masks]),
+    ):
+      table = table.append_column(name, pa.array(values, pa.int64()))
+  return table
 
 
 def make_table(path: str, rows: list[Row], columns: dict[str, str]) -> pa.Table:
@@ -189,34 +215,12 @@ def make_table(path: str, rows: list[Row], columns: dict[str, str]) -> pa.Table:
   )
 
 
-class BadFields(ValueError):
-  """Raised for a json member that is not a JSON object."""
-
-
-def parse_json(data: bytes, encoding: str) -> dict[str, Any]:
-  """Parses a json member.
-
-  Raises:
-    text_decoding.BadEncoding: if it is not text.
-    BadFields: if it is not a JSON object.
-  """
-  text = text_decoding.decode(data, encoding)
-  try:
-    fields = json.loads(text)
-  # Of brackets within brackets, the parser runs out of stack.
-  except (ValueError, RecursionError) as error:
-    raise BadFields(f'{error}: {text!r:.60}') from error
-  if not isinstance(fields, dict):
-    raise BadFields(f'it holds {type(fields).__name__}, not an object')
-  return fields
-
-
 class TarReader:
   """Measures the items of an open tar.
 
   Args:
     file: the tar.
-    caption, encoding, columns: as for `measure`.
+    caption, encoding, columns, several: as for `measure`.
   """
 
   def __init__(
@@ -225,15 +229,18 @@ class TarReader:
     caption: str,
     encoding: str,
     columns: dict[str, str],
+    several: bool = False,
   ):
     self.file, self.caption, self.encoding = file, caption, encoding
-    self.columns = columns
+    self.columns, self.several = columns, several
 
   def row(self, item: tar_records.Item, name: str) -> Row:
     """Measures an item; `name` is relative to the dataset."""
-    if item.problem:
-      measured = indexed.Measured(name, None, item.problem, item.detail)
-      return Row(item, measured)
+    problem, detail = item.problem, item.detail
+    if item.mask is not None and item.mask.problem:
+      problem, detail = item.mask.problem, f'its mask: {item.mask.detail}'
+    if problem:
+      return Row(item, indexed.Measured(name, None, problem, detail))
     # Fields, where anything is read from them.
     try:
       fields = self.fields(item)
@@ -241,7 +248,7 @@ class TarReader:
       detail = f'its .json: {error}'
       measured = indexed.Measured(name, None, indexed.BAD_ENCODING, detail)
       return Row(item, measured)
-    except BadFields as error:
+    except tar_fields.BadFields as error:
       measured = indexed.Measured(name, None, indexed.BAD_JSON, str(error))
       return Row(item, measured)
     values = {
@@ -252,7 +259,10 @@ class TarReader:
     score, wrong = measuring.parse_score(values.get('aesthetic_score'))
     values['aesthetic_score'] = score
     image = io.BufferedReader(tar_members.Window(self.file, item.image))
-    measured = measuring.measure(name, image, caption, score)
+    mask = None
+    if item.mask is not None:
+      mask = tar_members.Window(self.file, item.mask)
+    measured = measuring.measure(name, image, caption, score, mask)
     text = item.fields if in_json else item.text
     return Row(
       item, measuring.check_score(measured, wrong), text, in_json, values
@@ -269,8 +279,8 @@ class TarReader:
     if item.fields is None or not (self.columns or caption_in_json):
       return {}
     if item.fields.problem:
-      raise BadFields(item.fields.detail)
-    return parse_json(self.read(item.fields), self.encoding)
+      raise tar_fields.BadFields(item.fields.detail)
+    return tar_fields.parse(self.read(item.fields), self.encoding)
 
   def read_caption(
     self, item: tar_records.Item, fields: dict[str, Any]
@@ -279,7 +289,8 @@ class TarReader:
     if not self.caption:
       return captions.Caption(''), False
     if item.text is None:
-      caption = captions.parse(captions.look_up(fields, self.caption))
+      value = captions.look_up(fields, self.caption)
+      caption = captions.parse(value, several=self.several)
       if caption == captions.NONE:
         caption = caption._replace(detail=self.explain(item, fields))
       return caption, True

@@ -9,6 +9,7 @@ from typing import Any
 
 from sdxl_jax.diffusion import noise_schedule, sampling_schedule
 from sdxl_jax.weights import prediction_words
+from sdxl_jax.weights.diffusers import flow_config
 
 EULER, MULTISTEP = 'EDMEulerScheduler', 'EDMDPMSolverMultistepScheduler'
 # The defaults of both classes, for what a config lacks.
@@ -76,9 +77,11 @@ def is_edm(config: dict[str, Any]) -> bool:
 def join(base: dict[str, Any], parts: dict[str, Any]) -> dict[str, Any]:
   """Returns a scheduler_config.json with the entries of another one.
 
-  One of continuous noise levels stands for itself: it has other entries.
+  One of continuous noise levels or of flows stands for itself: it has other
+  entries.
   """
-  return parts if is_edm(parts) else base | parts
+  alone = is_edm(parts) or flow_config.is_flow(parts)
+  return parts if alone else base | parts
 
 
 def read(

@@ -10,6 +10,7 @@ from sdxl_jax.diffusion import (
 from sdxl_jax.weights import prediction_words
 from sdxl_jax.weights.diffusers import (
   edm_config,
+  flow_config,
   scheduler_defaults,
   scheduler_support,
 )
@@ -37,6 +38,7 @@ SAMPLER_CLASSES = {
   'TCDScheduler': 'tcd',
   edm_config.EULER: 'euler',
   edm_config.MULTISTEP: 'dpmpp_2m',
+  flow_config.EULER: 'euler',
 }
 # Samplers whose reference schedulers cannot re-space their sigmas.
 TRAINED_ONLY = ('ddim', 'ddpm', 'euler_ancestral', 'lcm', 'tcd')
@@ -144,6 +146,8 @@ def read(
   scheduler_support.check(config, sampler)
   if edm_config.is_edm(config):
     return edm_config.read(config, _spacing(config, sampler))
+  if flow_config.is_flow(config):
+    return flow_config.read(config)
   try:
     trained = noise_schedule.Schedule(
       num_train_timesteps=config['num_train_timesteps'],
@@ -210,6 +214,8 @@ def write(
   trained: noise_schedule.Schedule, spacing: sampling_schedule.Spacing
 ) -> dict[str, Any]:
   """Returns the scheduler_config.json of an Euler sampler."""
+  if trained.is_flow:
+    return flow_config.write(trained, spacing.kind)
   return {
     '_class_name': 'EulerDiscreteScheduler',
     'num_train_timesteps': trained.num_train_timesteps,
@@ -228,6 +234,8 @@ def write(
 
 def for_run(trained: noise_schedule.Schedule) -> dict[str, Any]:
   """Returns the scheduler_config.json that a run's model is sampled with."""
+  if trained.is_flow:
+    return flow_config.write(trained)
   # Only 'trailing' visits the last timestep, where zero terminal SNR is.
   kind = 'trailing' if trained.zero_terminal_snr else 'leading'
   return write(trained, sampling_schedule.Spacing(kind))

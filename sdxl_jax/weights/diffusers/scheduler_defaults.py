@@ -7,7 +7,7 @@ without an entry here have no betas, or other fields.
 from typing import Any
 
 from sdxl_jax.weights import prediction_words
-from sdxl_jax.weights.diffusers import edm_config
+from sdxl_jax.weights.diffusers import edm_config, flow_config
 
 COMMON = {
   'num_train_timesteps': 1000,
@@ -23,6 +23,24 @@ DISTILLED = STABLE_DIFFUSION | {
   'beta_schedule': 'scaled_linear',
   'timestep_spacing': 'leading',
 }
+# scheduler_config.json of the published SDXL, base and refiner.
+SDXL = {
+  '_class_name': 'EulerDiscreteScheduler',
+  'num_train_timesteps': 1000,
+  'beta_start': 0.00085,
+  'beta_end': 0.012,
+  'beta_schedule': 'scaled_linear',
+  'prediction_type': 'epsilon',
+  'timestep_spacing': 'leading',
+  'steps_offset': 1,
+  'use_karras_sigmas': False,
+  'interpolation_type': 'linear',
+  'set_alpha_to_one': False,
+  'skip_prk_steps': True,
+  'clip_sample': False,
+  'sample_max_value': 1.0,
+  'trained_betas': None,
+}
 # Entries that are numbers, wherever a config has them.
 NUMBERS = {
   'num_train_timesteps': int,
@@ -32,6 +50,8 @@ NUMBERS = {
   'beta_end': float,
   'rho': float,
   'sigma_data': float,
+  'shift': float,
+  'shift_size': int,
 }
 DEFAULTS = {
   'DDIMParallelScheduler': LEADING,
@@ -73,11 +93,13 @@ def complete(
       matching, or text where a number belongs.
   """
   name = config.get('_class_name')
+  if flow_config.is_flow(config):
+    return complete_flow(config, location)
   if 'FlowMatch' in str(name):
     raise ValueError(
-      f'{location} is of {name}, for a net trained with flow matching, which '
-      'is not implemented; if the net predicts eps or v after all, put the '
-      "file of SDXL's base in its place"
+      f'{location} is of {name}, for a net trained with flow matching, of '
+      f'which {flow_config.EULER} is implemented: name that, or if the net '
+      "predicts eps or v after all, put the file of SDXL's base in its place"
     )
   defaults = DEFAULTS.get(name, {})
   config = config | {n: x for n, x in defaults.items() if n not in config}
@@ -91,6 +113,23 @@ def complete(
   return (
     config | spelled | ({'rescale_betas_zero_snr': True} if zero_snr else {})
   )
+
+
+def complete_flow(config: dict[str, Any], location: str) -> dict[str, Any]:
+  """Completes a config of rectified flow.
+
+  Raises:
+    ValueError: for an option that is not implemented.
+  """
+  check_numbers(config, location)
+  for option, allowed in flow_config.SUPPORTED.items():
+    if config.get(option, allowed[0]) not in allowed:
+      raise ValueError(
+        f'{location} has {option} = {config[option]!r}, which is not '
+        f'implemented: set it to {allowed[0]!r}'
+      )
+  fields = {'num_train_timesteps': 1000, 'shift': 1.0} | config
+  return fields | {'prediction_type': flow_config.PREDICTION}
 
 
 def check_numbers(config: dict[str, Any], location: str) -> None:

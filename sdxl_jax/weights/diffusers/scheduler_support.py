@@ -10,7 +10,7 @@ import numpy as np
 
 from sdxl_jax.diffusion import noise_schedule
 from sdxl_jax.weights import prediction_words
-from sdxl_jax.weights.diffusers import edm_config
+from sdxl_jax.weights.diffusers import edm_config, flow_config
 
 # The implemented values of options, where a config has them.
 SUPPORTED = {
@@ -74,6 +74,8 @@ def check(config: dict[str, Any], sampler: str) -> None:
   supported = SUPPORTED_BY.get(sampler, SUPPORTED)
   if edm_config.is_edm(config):
     supported = edm_config.SUPPORTED_BY.get(sampler, edm_config.SUPPORTED)
+  elif flow_config.is_flow(config):
+    supported = flow_config.SUPPORTED
   for name, allowed in supported.items():
     if name in config:
       noise_schedule.check_choice(

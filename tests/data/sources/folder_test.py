@@ -7,7 +7,12 @@ import numpy as np
 import pytest
 
 from sdxl_jax.data import images
-from sdxl_jax.data.sources import folder, indexed, record_filters
+from sdxl_jax.data.sources import (
+  folder,
+  folder_index,
+  indexed,
+  record_filters,
+)
 from tests.support import datasets, image_folders
 
 
@@ -215,6 +220,6 @@ def test_extreme_aspects(tmp_path):
 
 def test_a_caption_file_that_cannot_be_read(tmp_path):
   item = {'path': 'a.png', 'caption_file': 'a.txt'}
-  caption = folder.read_caption(item, tmp_path, '')
+  caption = folder_index.read_caption(item, tmp_path, '')
   assert caption.problem == indexed.NO_CAPTION
   assert caption.detail == 'a.txt: No such file or directory'

@@ -89,3 +89,75 @@ def test_a_folder_of_images_alone(tmp_path):
   settings = {'path': tmp_path, 'captions': False}
   source = kinds.make_source('folder', settings, workers=0)
   assert [source[i]['caption'] for i in range(3)] == [''] * 3
+
+
+def listed(i):
+  """Three captions of a record, as a list in every format."""
+  return [f'picture {i}', f'another {i}', f'a third {i}']
+
+
+def write_lists(kind, folder, change=lambda texts: texts):
+  """Writes images with three captions each; returns settings of the source."""
+  examples = [datasets.example(i, size) for i, size in enumerate(SIZES[:4])]
+  texts = [change(listed(i)) for i in range(4)]
+  if kind == 'webdataset':
+    fields = [{'caption': t, 'aesthetic_score': 5.0} for t in texts]
+    examples = [e | {'text': None} for e in examples]
+    written = datasets.write_webdataset(folder, examples, fields=fields)
+    return written | {'caption': 'caption'}
+  examples = [e | {'text': t} for e, t in zip(examples, texts)]
+  return datasets.WRITERS[kind](folder, examples)
+
+
+LISTS = ('folder', 'webdataset', 'parquet')  # and tfds, in tfds_test.py
+
+
+@pytest.mark.parametrize('kind', LISTS)
+def test_all_captions_of_a_list(kind, tmp_path):
+  """The first by default, and then all, in an index of their own."""
+  settings, lines = write_lists(kind, tmp_path), []
+  first = kinds.make_source(kind, settings, workers=0, say=lines.append)
+  every = kinds.make_source(
+    kind, settings, workers=0, say=lines.append, several=True
+  )
+  for i in range(4):
+    assert 'captions' not in first[i]
+    assert first[i]['caption'] == every[i]['caption'] == listed(i)[0]
+    assert every[i]['captions'] == tuple(listed(i))
+  assert '4  of the used have several captions, of which the first' in lines[0]
+  assert '4  of the used have several captions, of which each pass' in lines[1]
+  np.testing.assert_array_equal(first.keys, every.keys)
+
+
+@pytest.mark.parametrize('kind', LISTS)
+def test_a_changed_record_is_one_whose_used_captions_changed(kind, tmp_path):
+  def stamps(settings, several):
+    source = kinds.make_source(
+      kind, settings, workers=0, say=str, several=several
+    )
+    return source.stamps
+
+  def edit(texts):
+    return [texts[0], 'something else', texts[2]]
+
+  before = write_lists(kind, tmp_path / 'before')
+  after = write_lists(kind, tmp_path / 'after', edit)
+  assert (stamps(before, False) == stamps(after, False)).all()
+  assert (stamps(before, True) != stamps(after, True)).all()
+
+
+def test_a_mixture_chooses_among_captions_too(tmp_path):
+  parts = {
+    kind: dict(write_lists(kind, tmp_path / kind), source=kind, share=1.0)
+    for kind in ('folder', 'parquet')
+  }
+  source = kinds.make_source('mixture', parts, workers=0, say=str, several=True)
+  assert len(source) == 8
+  assert all(len(source[i]['captions']) == 3 for i in range(8))
+
+
+def test_the_index_of_earlier_versions_stays(tmp_path):
+  """Its name is a hash of the settings that it was built with."""
+  make('folder', tmp_path)
+  names = [path.name for path in tmp_path.glob('.index-*.arrow')]
+  assert names == ['.index-a04aed0e178d2987.arrow']

@@ -113,6 +113,15 @@ def test_captions_of_every_kind(odd, caption, expected):
   assert source.account().seen == 3
 
 
+@pytest.mark.parametrize('caption', ['captions/text', 'sentences', 'labels'])
+def test_all_captions_of_a_sequence(odd, caption):
+  settings = {'dataset': odd, 'caption': caption}
+  source = kinds.make_source('tfds', settings, workers=0, say=str, several=True)
+  texts = ('cat', 'dog') if caption == 'labels' else ('t20', 't21')
+  assert source[1]['captions'] == texts
+  assert source[1]['caption'] == texts[0] and 'captions' not in source[0]
+
+
 @pytest.mark.parametrize(
   'settings, message',
   [

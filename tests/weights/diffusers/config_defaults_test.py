@@ -208,8 +208,15 @@ def test_a_scale_that_is_no_number(value):
     ({'num_train_timesteps': '1000'}, "'1000', not of type int"),
     ({'solver_order': '2'}, "solver_order is '2', not of type int"),
     (
-      {'_class_name': 'FlowMatchEulerDiscreteScheduler'},
-      'flow matching, which is not implemented; .* in its place',
+      {'_class_name': 'FlowMatchHeunDiscreteScheduler'},
+      'flow matching, of which FlowMatchEuler.* in its place',
+    ),
+    (
+      {
+        '_class_name': 'FlowMatchEulerDiscreteScheduler',
+        'use_dynamic_shifting': True,
+      },
+      'has use_dynamic_shifting = True, which is not implemented: set it to F',
     ),
   ],
 )
