@@ -66,7 +66,8 @@ def get_config():
   config.data.source = 'folder'
   config.data.buckets = ((1024, 1024),)  # (height, width) in px
   config.data.flip_probability = 0.0  # of mirroring an image
-  config.data.num_threads = 8  # batches made at once; 0: in the main thread
+  # Batches made at once; 0: in the thread that places them on the devices.
+  config.data.num_threads = 8
   # Batches held ready, at least num_threads; 0: none, and no threads.
   config.data.prefetch = 8
   config.data.index_workers = 8  # processes that index new data; 0: no others

@@ -11,7 +11,7 @@ high quality and resolution. The net is the published refiner's. Our choice:
 steps, batch, and the buckets and offset noise of stage 3.
 
 Planned with sdxl_jax.plan for h100x8, where square, widest and tallest bucket
-need the same: 26.9 of 59.3 GiB, 26.8 TFLOP per image (32.0 with
+need the same: 27.0 of 59.3 GiB, 26.8 TFLOP per image (32.0 with
 rematerialisation), 0.80 s for the gradients of a step (estimate), MFU 27 %.
 """
 

@@ -6,7 +6,7 @@
 From the paper (section 2.5): 200,000 steps. Our choice: stage 1's batch and
 optimizer, since the paper does not mention a change.
 
-Planned with sdxl_jax.plan for h100x8x8, 32 images per GPU: 13.0 of 59.3 GiB,
+Planned with sdxl_jax.plan for h100x8x8, 32 images per GPU: 13.1 of 59.3 GiB,
 5.9 TFLOP per image (7.1 with rematerialisation), 0.43 s for the gradients of a
 step (estimate), MFU 45 %.
 """

@@ -12,10 +12,10 @@ and tallest bucket need the same. One float32 copy of parameters, moments and
 EMA is sharded over all devices.
 
   machine    GiB          TFLOP/image    s     MFU   with --config.
-  v5p:2x2x2  38.5 of 95.7  25.6 (26.4)   1.32  34 %  unet.remat=dots
-  v5e:4x4    11.7 of 15.8  25.6 (26.4)   2.33  22 %  unet.remat=dots
+  v5p:2x2x2  38.6 of 95.7  25.6 (26.4)   1.32  34 %  unet.remat=dots
+  v5e:4x4    11.8 of 15.8  25.6 (26.4)   2.33  22 %  unet.remat=dots
                                                      accumulation_steps=2
-  h100x8     24.9 of 59.3  25.2 (30.1)   0.65  31 %
+  h100x8     25.0 of 59.3  25.2 (30.1)   0.65  31 %
 
 TFLOP in brackets: with rematerialisation. Seconds are estimates for the
 gradients of a step; sdxl_jax.plan prints the method.

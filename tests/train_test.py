@@ -124,6 +124,7 @@ def test_what_a_run_leaves(straight):
     'step_s',
     'data_wait_s',
     'host_s',
+    'aside_s',
     'substituted',
     'cut_captions',
   }

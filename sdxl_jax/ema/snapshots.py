@@ -4,7 +4,7 @@ WORKDIR/snapshots/STEP/WIDTH is an orbax checkpoint of one average in float16.
 """
 
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -27,19 +27,32 @@ def save(
   step: int,
   opt_state: Any,
   widths: Sequence[float],
-) -> None:
-  """Writes the averages of a step; all processes write their parts.
+) -> Callable[[], None]:
+  """Copies the averages of a step, and writes them in the background.
+
+  All processes write their parts.
 
   Args:
     workdir: of the run.
     step: optimizer steps done.
-    opt_state: of a chain with transform.power_ema(*widths).
+    opt_state: of a chain with transform.power_ema(*widths); it may be donated
+      afterwards.
     widths: sigma_rel of each average.
+
+  Returns:
+    A function that waits until they are written, and raises what went wrong.
   """
+  writers = []
   for i, width in enumerate(widths):
     average = to_float16(transform.ema_params(opt_state, i))
-    with ocp.StandardCheckpointer() as writer:
-      writer.save(path(workdir, step, width), average, force=True)
+    writers.append(ocp.StandardCheckpointer())
+    writers[-1].save(path(workdir, step, width), average, force=True)
+
+  def finish():
+    for writer in writers:
+      writer.close()
+
+  return finish
 
 
 def path(workdir: str | pathlib.Path, step: int, width: float) -> pathlib.Path:

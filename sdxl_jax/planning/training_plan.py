@@ -121,9 +121,11 @@ class Planner:
     compile_seconds = time.monotonic() - started
     peak = cost.memory(compiled).peak
     # On the device, but not among the arguments: moments and EMA, the sum of
-    # the earlier micro-batches' gradients, and the next batch, put ahead.
+    # the earlier micro-batches' gradients, and the batches put ahead: those of
+    # this step and the next, dispatched while it runs, and one more.
     batch, *_ = compilation.example_batch(self.task, self.mesh, bucket)
-    peak += machines.bytes_of(self.state.opt_state) + machines.bytes_of(batch)
+    ahead = 2 * self.task.micro_batches * machines.bytes_of(batch)
+    peak += machines.bytes_of(self.state.opt_state) + ahead
     if self.task.micro_batches > 1:
       peak += machines.bytes_of(self.task.trained(self.state.params))
     # Count FLOPs with rematerialisation and without.

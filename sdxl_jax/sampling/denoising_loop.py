@@ -32,7 +32,9 @@ from sdxl_jax.sampling.settings import SampleSettings
 from sdxl_jax.sampling.step_net import Guidance
 
 Latents = Float[Array, 'b h w c']
-Watch = Callable[[int, int, samplers.SamplerState], None]
+# Of the steps done and those in all; the state after the former, and the one
+# that is being computed by then.
+Watch = Callable[[int, int, samplers.SamplerState, samplers.SamplerState], None]
 
 
 # No type check, since a tree of it may hold shapes or shardings.
@@ -111,7 +113,7 @@ def run(
     experts: base and, if there is one, refiner.
     segments: of `plan_segments`.
     x: initial latents at the noise level of the first segment's start.
-    watch: called as watch(steps done, steps in all, state of the sampler).
+    watch: called while the next steps run already; see `Watch`.
     watch_every: steps between two calls.
     warm_up: whether to take no step, but to compile what takes them.
 
@@ -142,16 +144,18 @@ def report_step(
   total: int,
   steps: int,
   state: samplers.SamplerState,
+  running: samplers.SamplerState,
 ) -> None:
-  """Calls `watch` after some steps of a segment."""
-  watch(done_before + steps, total, state)
+  """Calls `watch` once some steps of a segment are done."""
+  state.x.block_until_ready()  # dispatched steps are not done yet
+  watch(done_before + steps, total, state, running)
 
 
 def run_segment(
   expert: Expert,
   segment: step_segments.Segment,
   x: Latents,
-  report: Callable[[int, samplers.SamplerState], None] | None,
+  report: Callable | None,
   report_every: int,
   warm_up: bool,
 ) -> Latents:
@@ -161,7 +165,7 @@ def run_segment(
     expert: the segment's.
     segment: its steps.
     x: latents at the noise level of its start.
-    report: called as report(steps of the segment done, state).
+    report: called as report(steps of the segment done, state, running state).
     report_every: steps between two calls.
     warm_up: see `run`.
   """
@@ -169,7 +173,7 @@ def run_segment(
   params = pipeline.on_device('unet')
   # Cross-attention's keys and values are the same at every step of a stage, and
   # stages may come back.
-  contexts = {}
+  contexts, done = {}, []
   state = samplers.init_state(samplers.SAMPLERS[segment.sampler], x)
   state = place_state(state, params, pipeline.mesh)
   stride = report_every if report else max(1, segment.steps)
@@ -196,9 +200,13 @@ def run_segment(
         sampler=segment.sampler,
         guided=is_guided,
       )
+    # The next steps are dispatched before, so that no device waits meanwhile.
+    if done:
+      report(*done.pop(), state)
     if report and (stop == segment.stop or not (stop - segment.start) % stride):
-      state.x.block_until_ready()  # dispatched steps are not done yet
-      report(stop - segment.start, state)
+      done.append((stop - segment.start, state))
+  if done:
+    report(*done.pop(), state)
   # An offloaded UNet's parameters leave the device after this.
   return state.x.block_until_ready()
 

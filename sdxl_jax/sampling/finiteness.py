@@ -137,7 +137,8 @@ def find_step(
   # Which net takes each of the steps.
   takers = [s.model_index for s in segments for _ in range(s.steps)]
 
-  def check(done, total, state: samplers.SamplerState):
+  def check(done, total, state: samplers.SamplerState, running):
+    del running
     index = takers[done - 1]
     step = f'They began in step {done} of {total}'
     remedy = unet_remedy(experts[index].pipeline.model)

@@ -66,8 +66,9 @@ def generate(
     pipeline: base, or a refiner that starts from an image.
     prompts: one per image.
     refiner: takes over from the base, see refiner_start, refiner_strength.
-    watch: called as watch(steps done, steps in all, preview) while sampling;
-      preview() returns the images as the model predicts them at that step.
+    watch: called as watch(steps done, steps in all, preview) while sampling,
+      when the next steps run already; preview() returns the images as the model
+      predicts them at that step.
     watch_every: steps between two calls.
     warm_up: whether to compile all programs of such a call and take no step; no
       value of a prompt, seed, image or guidance changes them. The result is no
@@ -124,8 +125,10 @@ def generate(
   def decode(latents):
     return vae_batches.decode_all(pipeline, latents, chosen.tile)[: rows.count]
 
-  def watch_latents(done, total, state):
+  def watch_latents(done, total, state, running):
     def preview():
+      # The decoder may not fit into memory beside a step.
+      running.x.block_until_ready()
       image = decode(state.denoised)
       finiteness.check_preview(image, state.denoised, done, pipeline.model)
       return image

@@ -1,6 +1,7 @@
-"""Event files of TensorBoard, written by the thread that asks for it."""
+"""Event files of TensorBoard, written by the threads that ask for it."""
 
 import pathlib
+import threading
 import time
 
 import numpy as np
@@ -25,14 +26,16 @@ class Board:
 
   def __init__(self, folder: pathlib.Path, start_step: int):
     folder.mkdir(parents=True, exist_ok=True)
+    self._lock = threading.Lock()  # samples come from another thread
     self._events = event_file_writer.EventsWriter(str(folder / 'events'))
     start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
     self._write(event_pb2.Event(step=start_step, session_log=start))
 
   def _write(self, event):
     event.wall_time = time.time()
-    self._events.write_event(event)
-    self._events.flush()
+    with self._lock:
+      self._events.write_event(event)
+      self._events.flush()
 
   def scalars(self, values: dict[str, float], step: int) -> None:
     """Writes the value of each name."""

@@ -3,9 +3,10 @@
 A line holds means over the steps since the line before it.
 """
 
+import contextlib
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -67,7 +68,7 @@ class Reporter:
     writer: of the run.
     every: steps between two lines of metrics.
     batch_size: images in an optimizer step.
-    learning_rate: step -> learning rate.
+    learning_rate: step -> learning rate, on the host.
     batches: source of the records' names and counts.
     skip_non_finite: steps in a row that may be not finite; the task skips them.
       Those whose gradients overflow at a loss scale do not count.
@@ -93,12 +94,20 @@ class Reporter:
 
   def _restart(self):
     self._started, self._taken = time.monotonic(), 0
-    self._waited, self._computed = 0.0, 0.0  # s for data, for the device
+    # s for data, for the device, for checkpoints and samples
+    self._waited, self._computed, self._aside = 0.0, 0.0, 0.0
     self._sums, self._steps = {}, 0  # of the steps that were not skipped
 
   def waited(self, seconds: float) -> None:
     """Counts the time that a step waited for its data."""
     self._waited += seconds
+
+  @contextlib.contextmanager
+  def aside(self) -> Iterator[None]:
+    """Counts the time of the context as that of checkpoints and samples."""
+    started = time.monotonic()
+    yield
+    self._aside += time.monotonic() - started
 
   def add_micro_batch(
     self,
@@ -211,7 +220,8 @@ class Reporter:
     """Returns speed, learning rate and counts of the data."""
     # Speed since the last line; then the next interval begins.
     elapsed = time.monotonic() - self._started
-    steps, waited, computed = self._taken, self._waited, self._computed
+    steps, waited, aside = self._taken, self._waited, self._aside
+    host = elapsed - waited - aside - self._computed
     self._restart()
     return {
       'learning_rate': float(self.learning_rate(step)),
@@ -220,6 +230,7 @@ class Reporter:
       'data_wait_s': waited / steps,
       # What is left is the host's own time: the device idles only if it is
       # about as long as the step.
-      'host_s': (elapsed - waited - computed) / steps,
+      'host_s': host / steps,
+      'aside_s': aside / steps,
       **self.batches.counts(),
     }

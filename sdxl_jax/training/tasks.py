@@ -34,7 +34,7 @@ from sdxl_jax.training import (
   vector_norms,
 )
 
-MOST_RATES = 1_000_000  # learning rates that are looked at ahead
+MOST_RATES = 1_000_000  # learning rates that are computed ahead
 
 
 def make_task(
@@ -166,10 +166,36 @@ def make_learning_rate(config: config_dict.ConfigDict) -> optax.Schedule:
   )
 
 
+class LearningRates:
+  """The learning rates of a start of a run, computed before its first step.
+
+  A device computes what is asked of it in order: a rate of its own for a line
+  of metrics would wait for the step that runs.
+
+  Args:
+    config: of the run.
+    done: optimizer steps done before this start.
+  """
+
+  def __init__(self, config: config_dict.ConfigDict, done: int):
+    self._schedule = make_learning_rate(config)
+    # As many as are needed, but for runs that never end.
+    steps = np.arange(min(config.total_steps, done + MOST_RATES))
+    # float [steps], from the first of the run on
+    self.values = np.broadcast_to(self._schedule(steps), steps.shape)
+
+  def at(self, step: int) -> float:
+    """Returns the rate of a step."""
+    if step < len(self.values):
+      return float(self.values[step])
+    return float(self._schedule(step))
+
+
 def make_movement(
   config: config_dict.ConfigDict,
   mesh: jax.sharding.Mesh,
   nets: Iterable[str],
+  rates: np.ndarray,
   done: int,
   say: Callable[[str], None],
 ) -> movement.Movement:
@@ -179,12 +205,10 @@ def make_movement(
     config: of the run.
     mesh: of the run.
     nets: names of the nets that are trained.
+    rates: `values` of LearningRates; longer warm-ups are not worth a check.
     done: optimizer steps done before this start.
     say: prints a line for the user.
   """
-  # As many rates as are needed: longer warm-ups are not worth a check.
-  steps = np.arange(min(config.total_steps, done + MOST_RATES))
-  rates = np.broadcast_to(make_learning_rate(config)(steps), steps.shape)
   waiting = {}
   if config.task == 'autoencoder':
     waiting = {'discriminator': config.autoencoder.adversary_start}

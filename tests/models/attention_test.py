@@ -81,6 +81,29 @@ def test_chunks_of_queries(rows, monkeypatch):
   np.testing.assert_allclose(out, expected, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize('rows', [1, 5, 13])
+def test_rows_one_after_another(rows):
+  """The same numbers, in matrix products in place of batches of them."""
+  q, k, v = (x.reshape(2, 13, 2, 4) for x in inputs(2, 13, 8))
+  together = attention.chunked_attention(q, k[:, :7], v[:, :7], rows)
+  apart = attention.chunked_attention(q, k[:, :7], v[:, :7], rows, apart=True)
+  np.testing.assert_allclose(apart, together, rtol=1e-6)
+  expected = attention.limited_attention(
+    q, k[:, :7], v[:, :7], attention.LIMITS
+  )
+  np.testing.assert_allclose(apart, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_rows_are_apart_on_a_single_device(monkeypatch):
+  apart, together = attention.CPU_LIMITS, attention.GPU_LIMITS
+  assert not attention.are_apart(apart)  # four devices would share them
+  held = ('xla', 'cpu')
+  assert attention.weights_held(3, 4096, 5, 'float32', *held) == 3 * 2**19
+  monkeypatch.setattr(attention.jax, 'device_count', lambda: 1)
+  assert attention.are_apart(apart) and not attention.are_apart(together)
+  assert attention.weights_held(3, 4096, 5, 'float32', *held) == 2**19
+
+
 def test_chunks_are_small_on_a_cpu_only():
   """And a gradient is of all weights at once, as elsewhere."""
   x = jax.ShapeDtypeStruct((1, 256, 8), jnp.float32)

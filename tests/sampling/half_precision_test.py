@@ -40,7 +40,7 @@ def steps_of(experts, name):
   base, refiner = experts
   seen = []
 
-  def report_step(watch, done_before, total, steps, state):
+  def report_step(watch, done_before, total, steps, state, running):
     seen.append(np.asarray(state.x))
 
   with pytest.MonkeyPatch.context() as patch:

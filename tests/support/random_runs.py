@@ -23,7 +23,7 @@ def save(config, workdir, step=1):
   state = jax.tree.map(sample, shapes)
   save_state(state, config, workdir, step)
   widths = config.optimizer.ema_widths
-  snapshots.save(workdir, step, state.opt_state, widths)
+  snapshots.save(workdir, step, state.opt_state, widths)()
   return state
 
 

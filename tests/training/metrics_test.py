@@ -186,7 +186,10 @@ def test_an_overflow_ends_no_row_of_steps_that_fail(tmp_path):
 
 
 def test_the_host_has_what_data_and_device_leave(tmp_path, monkeypatch):
-  """On a clock by which fetching a result takes 5 s, and a step 2 s more."""
+  """On a clock by which fetching a result takes 5 s, and a step 2 s more.
+
+  A checkpoint within takes 8 s of its own, and no time of the host's.
+  """
   now = [100.0]
 
   def fetch(result):
@@ -209,8 +212,12 @@ def test_the_host_has_what_data_and_device_leave(tmp_path, monkeypatch):
     now[0] += 2
     reporter.add_micro_batch(step, (16, 16), {'loss': np.float32(1)})
     reporter.end_step(step, {'grad_norm': np.float32(1)})
+    if step == 1:
+      reporter.flush()
+      with reporter.aside():
+        now[0] += 8
   reporter.close()
   writer.close()
   line = json.loads((tmp_path / 'metrics.jsonl').read_text())
-  names = 'step_s', 'data_wait_s', 'host_s', 'images_per_s'
-  assert [line[name] for name in names] == [10, 3, 2, 0.6]
+  names = 'step_s', 'data_wait_s', 'host_s', 'aside_s', 'images_per_s'
+  assert [line[name] for name in names] == [12, 3, 2, 2, 0.5]

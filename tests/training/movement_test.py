@@ -246,13 +246,16 @@ def test_nets_that_take_part_later(mesh):
   checks = movement.make_checks(mesh, nets, {'discriminator': 50}, rates, 7)
   found = {check.nets: (check.start, check.end) for check in checks}
   assert found == {('discriminator',): (50, 55), ('vae',): (7, 12)}
-  made = tasks.make_movement(config, mesh, nets, 7, print)
+  rates = tasks.LearningRates(config, 7).values
+  made = tasks.make_movement(config, mesh, nets, rates, 7, print)
   assert {(c.start, c.end) for c in made._checks} == {(7, 12), (50, 55)}
 
 
 def test_a_finished_run_is_not_followed(mesh):
   config = tiny_config.get_config()
-  made = tasks.make_movement(config, mesh, ['unet'], config.total_steps, print)
+  total = config.total_steps
+  rates = tasks.LearningRates(config, total).values
+  made = tasks.make_movement(config, mesh, ['unet'], rates, total, print)
   assert not made.is_open
 
 
