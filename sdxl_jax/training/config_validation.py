@@ -101,14 +101,13 @@ def check_diffusion(config: config_dict.ConfigDict) -> None:
       'zero_terminal_snr to False'
     )
   # Otherwise the run would fail at its first samples, long after the start.
-  c = config.samples
-  if c.every and not (c.prompts or c.prompts_file):
+  s = config.samples
+  if s.every and not (s.prompts or s.prompts_file):
     raise ValueError(
-      f'config.samples.every is {c.every}, but config.samples.prompts is empty:'
+      f'config.samples.every is {s.every}, but config.samples.prompts is empty:'
       ' add a prompt or a prompts_file, or set every to 0'
     )
-  if config.samples.every and c.prediction == 'flow':
-    s = config.samples
+  if s.every and c.prediction == 'flow':
     try:
       flow.check(
         s.sampler, s.get('spacing') or 'linspace', s.get('sigmas') or 'trained'
