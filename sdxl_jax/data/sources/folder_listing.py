@@ -109,3 +109,9 @@ def enter(
     listing.reject(path, indexed.LINK, 'to a folder that contains it')
   else:
     yield from walk(entry.path, f'{path}/', (*ancestors, here), listing)
+
+
+def normalise(folder: pathlib.Path, base: str, name: str) -> str:
+  """Returns the path of a row's image as the listing has it."""
+  path = os.path.normpath(os.path.join(base, name))
+  return path.removeprefix(f'{folder}/')

@@ -24,11 +24,14 @@ def find(folder: pathlib.Path, files: Sequence[str], mask: str) -> Masks:
     files: below it, relative.
     mask: end of the name of each mask beside its image, which ends in a suffix
       of images, such as '.mask.png'; otherwise a folder, relative to the other
-      one, where masks have the paths of their images, with any such suffix.
+      one, where masks have the paths of their images, with any such suffix;
+      '': there are none.
 
   Raises:
     FileNotFoundError: if there is no such folder.
   """
+  if not mask:
+    return Masks({}, list(files))
   if os.path.splitext(f'x{mask}')[1].lower() in image_formats.SUFFIXES:
     found = [f for f in files if f.lower().endswith(mask.lower())]
     paths = {f[: -len(mask)]: f for f in found}

@@ -84,10 +84,8 @@ def find(
   Raises:
     ValueError: for two tables in one folder, or one that cannot be read.
   """
-  masks = folder_masks.Masks({}, listing.files)
-  if settings.mask:
-    masks = folder_masks.find(folder, listing.files, settings.mask)
-    listing = dataclasses.replace(listing, files=masks.files)
+  masks = folder_masks.find(folder, listing.files, settings.mask)
+  listing = dataclasses.replace(listing, files=masks.files)
   # Each file belongs to the table of the nearest folder above it, if any.
   tables = folder_tables.find_tables(folder, listing.files)
   listed, unlisted = folder_tables.split(listing.files, tables)
@@ -134,7 +132,7 @@ def read_rows(
     folder / table_path,
     settings.caption,
     settings.encoding,
-    lambda name: normalise(folder, base, name) in files,
+    lambda name: folder_listing.normalise(folder, base, name) in files,
   )
   found.fields.extend(
     name for name in table.columns if name not in found.fields
@@ -145,7 +143,7 @@ def read_rows(
     if not isinstance(name, str) or not name.strip():
       reject(found, place, indexed.NO_IMAGE, f'{name!r:.60} is no file_name')
       continue
-    path = normalise(folder, base, name)
+    path = folder_listing.normalise(folder, base, name)
     if path in seen:
       reject(found, path, indexed.DUPLICATE, place)
     elif not is_file(path):
@@ -164,12 +162,6 @@ def read_rows(
         }
       )
     seen.add(path)
-
-
-def normalise(folder: pathlib.Path, base: str, name: str) -> str:
-  """Returns the path of a row's image as the listing has it."""
-  path = os.path.normpath(os.path.join(base, name))
-  return path.removeprefix(f'{folder}/')
 
 
 def reject(found: Found, name: str, problem: int, detail: str = '') -> None:
