@@ -90,9 +90,7 @@ def test_without_weights_to_begin_with():
   config.lora = {}
   config_validation.check(config)
   model = from_config.make_model(config)
-  with pytest.raises(
-    ValueError, match='init_from is empty, but config.words b'
-  ):
+  with pytest.raises(ValueError, match='init_from is empty, but config.words'):
     run_setup.load_weights(config, model, None)
 
 
