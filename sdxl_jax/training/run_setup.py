@@ -143,6 +143,11 @@ def load_weights(
       f'config.init_from is empty, but {missing} would stay random: pass a '
       'source of weights that has them, or add them to config.trained'
     )
+  if 'words' in config.trained:
+    raise ValueError(
+      'config.init_from is empty, but config.words begin with token embeddings '
+      'of trained text encoders: pass a source of weights that has them'
+    )
   return params
 
 

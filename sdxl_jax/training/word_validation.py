@@ -30,11 +30,10 @@ def check(config: config_dict.ConfigDict) -> None:
   # Vectors begin at those of a trained table, which is read at the start.
   encoders = {'text_encoder', 'text_encoder_2'}
   random = sorted(encoders.intersection(config.from_scratch))
-  if config.words and (random or not config.init_from):
+  if config.words and random:
     raise ValueError(
-      f'config.init_from is {config.init_from!r} and config.from_scratch '
-      f'{tuple(config.from_scratch)}, but config.words needs trained text '
-      'encoders: set init_from, and leave these out of from_scratch'
+      f'config.from_scratch has {random}, but config.words begin with token '
+      'embeddings of trained text encoders: leave these out of from_scratch'
     )
 
 

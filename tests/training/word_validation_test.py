@@ -14,6 +14,7 @@ from sdxl_jax.training import (
   cache_settings,
   config_diff,
   config_validation,
+  run_setup,
   word_start,
 )
 from tests.support import learned_words, word_runs
@@ -41,7 +42,11 @@ ONE = {'toy': TOY}
       {'words': {'a': TOY, 'b': TOY | {'token_string': '<TOY>'}}},
       "config.words.a and config.words.b both have the token_string '<TOY>'",
     ),
-    ({'init_from': ''}, "config.init_from is '' and config.from_scratch ()"),
+    (
+      {'trained': ('words', 'lora', 'text_encoder')}
+      | {'from_scratch': ('text_encoder',)},
+      "config.from_scratch has ['text_encoder'], but config.words begin with",
+    ),
     ({'data.templates': ('a {}',)}, 'has 2 words, and {} stands for the only'),
     ({'data.templates': (' ',)}, 'config.data.templates has an empty text'),
     (
@@ -75,6 +80,18 @@ def test_accepted():
   config_validation.check(config)
   with pytest.raises(ValueError, match='but precomputed text is encoded once'):
     cache_settings.check_images(config)
+
+
+def test_without_weights_to_begin_with():
+  config = word_runs.get_config('', 'images')
+  config.unlock()
+  nets = ('unet', 'text_encoder', 'text_encoder_2')
+  config.trained = ('words', *nets)
+  config.lora = {}
+  config_validation.check(config)
+  model = from_config.make_model(config)
+  with pytest.raises(ValueError, match='init_from is empty, but config.words'):
+    run_setup.load_weights(config, model, None)
 
 
 def test_an_older_run_resumes():
