@@ -3,10 +3,11 @@
   python -m tests.benchmarks.training_losses --compare optimizers --folder NEW \
     --figure losses.png
 
-All runs are configs/tiny.py (or --config) from the same seed, on the same images
-and noise, with the fields of COMPARISONS besides. Prints the losses, line by line, and the
-mean of each run's distances to the first, relative to it; draws them. A run
-whose folder is complete is not repeated, so that the same command goes on.
+All runs are configs/tiny.py (or --config) from the same seed, on the same
+images and noise, with the fields of COMPARISONS besides. Prints the losses,
+line by line, and the mean of each run's distances to the first, relative to it;
+draws them. A run whose folder is complete is not repeated, so that the same
+command goes on.
 Five minutes for each run on two cores, one with the smaller nets of
 --config=tests/support/tiny_config.py; needs matplotlib.
 
