@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from ml_collections import config_dict
 
-from sdxl_jax.training import optimizer
+from sdxl_jax.training import optimizer, optimizer_fields
 
 # Most weights of SDXL's nets are larger.
 TYPICAL_WEIGHT = 0.01
@@ -44,6 +44,12 @@ def of_rate(config: config_dict.ConfigDict) -> Iterator[str]:
       f'config.optimizer.weight_decay is {c.weight_decay}: every step takes '
       f'{c.learning_rate * c.weight_decay:.0%} of each kernel away; 0.01 is '
       'usual'
+    )
+  schedule = optimizer_fields.schedule_of(c)
+  if c.name == optimizer.SCHEDULE_FREE and schedule != 'constant':
+    yield (
+      f'config.optimizer.schedule is {schedule!r}, but {name} averages in '
+      "place of a decay: 'constant' is usual"
     )
   if c.warmup_steps >= total:
     reached = c.learning_rate * (total - 1) / c.warmup_steps

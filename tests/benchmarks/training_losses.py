@@ -3,11 +3,13 @@
   python -m tests.benchmarks.training_losses --compare optimizers --folder NEW \
     --figure losses.png
 
-All runs are configs/tiny.py from the same seed, on the same images and noise,
-with the fields of COMPARISONS besides. Prints the losses, line by line, and the
-mean of each run's distances to the first, relative to it; draws them. A run
-whose folder is complete is not repeated, so that the same command goes on.
-Five minutes for each run on two cores; needs matplotlib.
+All runs are configs/tiny.py (or --config) from the same seed, on the same
+images and noise, with the fields of COMPARISONS besides. Prints the losses,
+line by line, and the mean of each run's distances to the first, relative to it;
+draws them. A run whose folder is complete is not repeated, so that the same
+command goes on.
+Five minutes for each run on two cores, one with the smaller nets of
+--config=tests/support/tiny_config.py; needs matplotlib.
 
 'bfloat16': one run computes in float32 and keeps Adam's moments and the EMA in
 it; the other computes in bfloat16, its gradients too, keeps moments and EMA in
@@ -77,7 +79,7 @@ def train(folder, fields):
   found = read(path)
   if not found or found[-1][0] < steps:
     command = [sys.executable, '-m', 'sdxl_jax.train']
-    command += ['--config=configs/tiny.py', f'--workdir={folder}']
+    command += [f'--config={flags.FLAGS.config}', f'--workdir={folder}']
     fields = fields | {'total_steps': steps}
     command += [f'--config.{name}={value}' for name, value in fields.items()]
     subprocess.run(command, check=True)
@@ -136,6 +138,7 @@ def main(_):
 
 if __name__ == '__main__':
   flags.DEFINE_enum('compare', 'bfloat16', list(COMPARISONS), 'which runs')
+  flags.DEFINE_string('config', 'configs/tiny.py', 'of all runs')
   flags.DEFINE_list('runs', [], 'names of some of them; none: all')
   flags.DEFINE_string('folder', None, 'folder of the workdirs')
   flags.DEFINE_string('figure', 'losses.png', 'file to draw to')

@@ -42,6 +42,11 @@ def test_the_tiny_stages_are_meant(stage):
   [
     ({'optimizer.learning_rate': 0.0}, 'learning_rate is 0: nothing will be'),
     ({'optimizer.learning_rate': 1.0}, 'rate is 1.0: .*1e-4 is usual'),
+    ({'optimizer.learning_rate': 0.9, 'optimizer.name': 'lion'},
+     'rate is 0.9: lion moves each'),
+    ({'optimizer.name': 'prodigy'}, 'rate is 0.002: prodigy .*1.0 is usual'),
+    ({'optimizer.name': 'schedule_free_adamw'},
+     "schedule is 'cosine', but .* averages in place of a decay"),
     ({'optimizer.weight_decay': 100.0}, 'takes 20% of each kernel away'),
     ({'optimizer.warmup_steps': 20_000, 'optimizer.cosine': False},
      'steps is 20,000, .*has 2,000 steps: .* ends at 0.0002 .* of 0.002'),
