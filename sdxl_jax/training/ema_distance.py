@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float
 
-from sdxl_jax.ema import transform
+from sdxl_jax.ema import partial_trees, transform
 from sdxl_jax.training import train_state
 
 
@@ -24,12 +24,14 @@ def of_line(
   if (step + 1) % every:
     return {}
   average = transform.ema_params(state.opt_state)
-  return {'ema_distance': relative_distance(state.params, average)}
+  # Of what is frozen there is no average.
+  averaged = partial_trees.like(state.params, average)
+  return {'ema_distance': relative_distance(averaged, average)}
 
 
 @jax.jit
 def relative_distance(params: Any, average: Any) -> Float[Array, '']:
-  """Returns |params - average| / |params|, norms over all parameters."""
+  """Returns |params - average| / |params|, norms over all arrays."""
 
   def difference(x, y):
     return x.astype(jnp.float32) - y.astype(jnp.float32)
