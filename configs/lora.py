@@ -15,12 +15,13 @@ well, add to a config of your own
 
 Convolutions can be trained too (LoCon): r'unet/.*/(conv1|conv2|conv_shortcut)'.
 Further fields of a group choose another kind of difference, in the words of
-LyCORIS (Yeh et al. 2023), whose files other programs read: algo='loha', 'lokr'
-(with factor=8, say) or 'full', a whole difference, for which rank and alpha
-count nothing. dora_wd=True trains the norm of each output besides (Liu et al.
-2024, DoRA); it goes with any algo but 'full'. OneTrainer's words are peft_type
-and lora_decompose. LoHa multiplies by a difference of the kernel's size at each
-step, which is not stored; LoKr computes its products without one.
+LyCORIS (Yeh et al. 2023), whose files other programs read:
+--config.lora.attention.algo=loha, or lokr (with .factor=8, say), or full, a
+whole difference, for which rank and alpha count nothing. With .dora_wd the norm
+of each output is trained besides (Liu et al. 2024, DoRA), with any algo but
+full. OneTrainer's words are peft_type and lora_decompose. LoHa multiplies by a
+difference of the kernel's size at each step, which is not stored; LoKr computes
+its products without one.
 
 configs/lora.py:prior is DreamBooth with prior preservation (Ruiz et al. 2022),
 so that the base does not forget the object's class: half of the images are of
@@ -62,6 +63,9 @@ def get_config(kind=''):
     layers=r'unet/.*/attn[12]/(to_[qkv]|to_out_0)',
     rank=16,
     alpha=16.0,
+    algo='lora',
+    dora_wd=False,
+    factor=-1,
   )
   config.total_steps = 1000
   config.global_batch_size = 4

@@ -71,7 +71,7 @@ def values_of(config: config_dict.ConfigDict, step: int) -> dict[str, Any]:
 
 def nearest_square(buckets: Any) -> tuple[int, int]:
   """Returns (height, width) of the bucket that is nearest to a square."""
-  return min(buckets, key=lambda size: max(size) / min(size))
+  return tuple(min(buckets, key=lambda size: max(size) / min(size)))
 
 
 def more_than_one_chunk(tokens: int) -> int | None:

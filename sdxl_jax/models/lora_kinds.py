@@ -13,7 +13,8 @@ kernel. Loha, lokr and full are as LyCORIS has them (arXiv 2309.14859, section
 norm m (Liu et al. 2024, DoRA, arXiv 2402.09353, equation 5).
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -27,7 +28,7 @@ FACTORS = ('a', 'b', 'a1', 'b1', 'a2', 'b2', 'w1', 'w2', 'w2_a', 'w2_b', 'd')
 SCALED = ('b', 'b2', 'w1')  # the factors that alpha / r is multiplied into
 EPSILON = jnp.finfo(jnp.float32).eps  # added to norms, as in files of DoRA
 
-Factors = dict[str, Array]
+Factors = Mapping[str, Any]  # {name: array}
 # Uniform in +-1/sqrt(fan_in), like PEFT and LyCORIS; of a stack, for each.
 UNIFORM = 1 / 3, 'fan_in', 'uniform'
 

@@ -102,6 +102,10 @@ ADDED |= {
 }
 
 
+# The same of a group of config.lora, whatever its name.
+ADDED_TO_LORA = {'algo': 'lora', 'dora_wd': False, 'factor': -1}
+
+
 def check_changes(
   old: dict[str, Any],
   new: dict[str, Any],
@@ -184,9 +188,17 @@ def differences(
   for name in sorted(set(old) | set(new)):
     # Sections are compared field by field.
     field = f'{prefix}{name}'
-    a, b = old.get(name, ADDED.get(field)), new.get(name)
+    a, b = old.get(name, added(field)), new.get(name, added(field))
     if isinstance(a, dict) and isinstance(b, dict):
       changes |= differences(a, b, f'{field}.')
     elif a != b:
       changes[field] = f'{a} > {b}'
   return changes
+
+
+def added(field: str) -> Any:
+  """Returns the value that a config without a field had."""
+  section, _, name = field.rpartition('.')
+  if section.startswith('lora.'):
+    return ADDED_TO_LORA.get(name)
+  return ADDED.get(field)

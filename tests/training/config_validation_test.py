@@ -511,6 +511,23 @@ def test_settings_of_captions_that_cannot_be(changes, words):
     config_validation.check(config)
 
 
+def test_kinds_of_factors_that_older_configs_lack():
+  old = tiny_config.get_config().unlock()
+  old.update(trained=('lora',), lora={'a': ATTENTION})
+  new, lines = old.copy_and_resolve_references(), []
+  new.lora.a.update(algo='lora', dora_wd=False, factor=-1)
+  for a, b in (old, new), (new, old):
+    config_diff.check_changes(
+      a.to_dict(), b.to_dict(), 'DIR', False, lines.append
+    )
+  assert not lines
+  new.lora.a.algo = 'loha'
+  with pytest.raises(ValueError, match='lora.a.algo: lora > loha'):
+    config_diff.check_changes(
+      old.to_dict(), new.to_dict(), 'DIR', False, lines.append
+    )
+
+
 @pytest.mark.parametrize('place', ['folder.path', 'tfds.dataset'])
 def test_data_that_moved(place):
   """Another place is no grave change where the data are compared as well."""

@@ -55,9 +55,9 @@ def resize(
     made = low_rank.approximate(delta, shapes[key], ranks)
     if made is not None:
       factors[key[0], key[1].removesuffix('.weight')] = made
-  comment = describe_resize(lora, ranks)
-  return merge.Lora(
-    factors, lora.key_format, restate(lora.metadata, comment), others
+  metadata = restate(lora.metadata, describe_resize(lora, ranks))
+  return dataclasses.replace(
+    lora, factors=factors, others=others, metadata=metadata
   )
 
 
@@ -121,9 +121,12 @@ def join(
     else:
       others[key] = joined
   first, _ = loras[0]
-  comment = f'joined from {len(loras)} files'
-  return merge.Lora(
-    factors, first.key_format, restate(first.metadata, comment), others
+  return dataclasses.replace(
+    first,
+    factors=factors,
+    others=others,
+    metadata=restate(first.metadata, f'joined from {len(loras)} files'),
+    notes=tuple(note for lora, _ in loras for note in lora.notes),
   )
 
 
