@@ -147,6 +147,7 @@ def test_the_device_never_waits(tmp_path, monkeypatch, micro_batches):
   run = make_run(tmp_path, device, config)
   monkeypatch.setattr(placing.sharding, 'put_batch', device.put_batch)
   monkeypatch.setattr(loop.transform, 'averaged', lambda *_: {})
+  monkeypatch.setattr(loop.ema_distance, 'of_line', lambda *_: {})
   unmoved = types.SimpleNamespace(
     follow=lambda *_: None, is_due=lambda done: False
   )
