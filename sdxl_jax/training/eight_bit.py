@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Float, Integer, PRNGKeyArray
+from jaxtyping import Array, ArrayLike, Float, Integer, UInt32
 
 from sdxl_jax.training import stochastic_rounding
 
@@ -113,15 +113,17 @@ def pack(state: Any, scales: Any, like: Any, is_first: bool = False) -> Stored:
   before all updates there are none, see stochastic_rounding.narrow.
   """
   leaves, tree = jax.tree_util.tree_flatten_with_path(state)
-  key = stochastic_rounding.key_of([x for _, x in leaves])
+  seeds = None
+  if not is_first:
+    seeds = stochastic_rounding.seeds_of([x for _, x in leaves])
   codes, shapes = [], tree.flatten_up_to(like)
   for i, ((path, x), scale) in enumerate(
     zip(leaves, tree.flatten_up_to(scales))
   ):
     if not isinstance(scale, optax.MaskedNode):
       scale = jnp.expand_dims(scale, block_of(shapes[i].shape)[0] + 1)
-      noise = None if is_first else jax.random.fold_in(key, i)
-      x = quantize(noise, x, scale, field_of(path) in SIGNED)
+      seed = seeds[i] if seeds is not None else None
+      x = quantize(seed, x, scale, field_of(path) in SIGNED)
     codes.append(x.reshape(shapes[i].shape))
   return Stored(tree.unflatten(codes), scales)
 
@@ -202,7 +204,7 @@ def largest(x: Float[Array, '*dims'], axis: int) -> Float[Array, '*blocks']:
 
 
 def quantize(
-  key: PRNGKeyArray | None,
+  seed: UInt32[ArrayLike, ''] | None,
   x: Float[Array, '*dims'],
   scales: Float[Array, '*#dims'],
   signed: bool,
@@ -210,7 +212,7 @@ def quantize(
   """Quantises an array.
 
   Args:
-    key: of the random bits; None: to the nearest.
+    seed: of the random bits; None: to the nearest.
     x: float32.
     scales: the largest magnitude of each block.
     signed: whether numbers may be below 0.
@@ -223,8 +225,8 @@ def quantize(
   low = code_below(shares, signed)
   below, above = share_of(low, signed), share_of(low + 1, signed)
   noise = 0.5
-  if key is not None:
-    bits = jax.random.bits(key, x.shape, jnp.uint16)
+  if seed is not None:
+    bits = stochastic_rounding.random_bits(seed, x.shape)
     noise = bits.astype(jnp.float32) / 2**16
   codes = low + (noise * (above - below) < shares - below)
   if signed:

@@ -95,6 +95,8 @@ def guard(
     largest = jnp.stack([jnp.abs(g).max() for g in jax.tree.leaves(updates)])
     # NaN is none of these: it shows in the parameters.
     is_still = (rate == 0) | (largest.max() == 0)
+    # Else a compiler computes it again for each array: minutes for hundreds.
+    is_still = jax.lax.optimization_barrier(is_still)
     share = decay(state)
     updates, new = inner.update(updates, state, params)
     mask = decay_mask.make_decay_mask(params)

@@ -25,7 +25,7 @@ def quantized(x, signed, seed=0):
   x = jnp.float32(x)
   scales = eight_bit.largest(x, 0)
   codes = jax.jit(eight_bit.quantize, static_argnums=3)(
-    jax.random.key(seed), x, scales, signed
+    jnp.uint32(seed), x, scales, signed
   )
   return np.asarray(eight_bit.dequantize(codes, scales)), codes
 

@@ -17,9 +17,9 @@ from sdxl_jax.training import (
 
 def rounded(x, count=1):
   """Rounds copies of an array, with other random bits for each."""
-  keys = jax.random.split(jax.random.key(0), count)
+  seeds = jax.random.bits(jax.random.key(0), (count,), jnp.uint32)
   function = jax.vmap(stochastic_rounding.round_stochastically, (0, None))
-  return np.float64(jax.jit(function)(keys, jnp.float32(x)))
+  return np.float64(jax.jit(function)(seeds, jnp.float32(x)))
 
 
 @pytest.mark.parametrize('x', [1.003, -0.7512, 3.2e-5, 6.1e37])
@@ -95,9 +95,10 @@ def test_moments_give_the_same_updates():
     jnp.dtype('bfloat16'),
     jnp.dtype('int32'),
   }
-  # Each by at most 4 %, and together by nothing: rounding has no bias.
+  # Each by at most 4 %, and together by an eighth of a percent whatever the
+  # seed: rounding has no bias, but the root of a rounded moment has one.
   ratio = moved[0] / moved[1]
-  assert np.abs(ratio - 1).max() < 0.04 and abs(ratio.mean() - 1) < 1e-3
+  assert np.abs(ratio - 1).max() < 0.04 and abs(ratio.mean() - 1) < 2e-3
 
 
 def test_the_tree_does_not_depend_on_the_type():
@@ -131,3 +132,22 @@ def test_no_random_bits_in_a_first_state(make):
     params, transformation.init(params), params
   )
   assert 'random_bits' in str(update)
+
+
+def test_random_bits():
+  """Uniform, and independent of neighbours, other seeds and the sharding."""
+  seeds = jnp.array([1, 2, 2**31], jnp.uint32)
+  draw = jax.vmap(
+    lambda seed: stochastic_rounding.random_bits(seed, (64, 1024))
+  )
+  bits = np.float64(draw(seeds)) / 2**16
+  counts = [np.histogram(x, 16, (0, 1))[0] for x in bits]
+  # Five standard deviations of a count of 65,536 / 16.
+  assert np.abs(np.array(counts) - 4096).max() < 5 * 62
+  x = bits - 0.5
+  for a, b in (
+    (x[:, :, 1:], x[:, :, :-1]),
+    (x[:, 1:], x[:, :-1]),
+    (x[1:], x[:-1]),
+  ):
+    assert abs((a * b).mean()) * 12 < 5 / np.sqrt(a.size)
