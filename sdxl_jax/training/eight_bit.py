@@ -54,9 +54,7 @@ def stored_in_8_bits(
   """
 
   def init(params):
-    state = transformation.init(params)
-    blocks = in_blocks(state)
-    return pack(blocks, scales_of(blocks, state), state, is_first=True)
+    return first_state(transformation.init(params))
 
   def update(updates, state, params=None):
     def compute(updates, state, params):
@@ -74,6 +72,31 @@ def stored_in_8_bits(
     return as_before(updates, params), pack(new, scales, state.state)
 
   return optax.GradientTransformation(init, update)
+
+
+def first_state(state: Any) -> Stored:
+  """Returns the state before all updates, where all moments are 0.
+
+  If it quantised them, a compiler would compute with constants for minutes.
+
+  Args:
+    state: of the transformation.
+  """
+
+  def packed(state):
+    blocks = in_blocks(state)
+    return pack(blocks, scales_of(blocks, state), state)
+
+  def zeros(x):
+    return jnp.zeros(x.shape, x.dtype)
+
+  shapes = jax.eval_shape(packed, state)
+  codes = jax.tree.map(
+    lambda x, code: x if x.dtype == code.dtype else zeros(code),
+    state,
+    shapes.state,
+  )
+  return Stored(codes, jax.tree.map(zeros, shapes.scales))
 
 
 def in_blocks(tree: Any) -> Any:
@@ -106,24 +129,20 @@ def scales_of(state: Any, like: Any) -> Any:
   return jax.tree_util.tree_map_with_path(scale, state, like)
 
 
-def pack(state: Any, scales: Any, like: Any, is_first: bool = False) -> Stored:
+def pack(state: Any, scales: Any, like: Any) -> Stored:
   """Quantises the moments of a state by their blocks' factors.
 
-  The random numbers depend on the number of updates and on the array's place;
-  before all updates there are none, see stochastic_rounding.narrow.
+  The random numbers depend on the number of updates and on the array's place.
   """
   leaves, tree = jax.tree_util.tree_flatten_with_path(state)
-  seeds = None
-  if not is_first:
-    seeds = stochastic_rounding.seeds_of([x for _, x in leaves])
+  seeds = stochastic_rounding.seeds_of([x for _, x in leaves])
   codes, shapes = [], tree.flatten_up_to(like)
   for i, ((path, x), scale) in enumerate(
     zip(leaves, tree.flatten_up_to(scales))
   ):
     if not isinstance(scale, optax.MaskedNode):
       scale = jnp.expand_dims(scale, block_of(shapes[i].shape)[0] + 1)
-      seed = seeds[i] if seeds is not None else None
-      x = quantize(seed, x, scale, field_of(path) in SIGNED)
+      x = quantize(seeds[i], x, scale, field_of(path) in SIGNED)
     codes.append(x.reshape(shapes[i].shape))
   return Stored(tree.unflatten(codes), scales)
 
@@ -204,7 +223,7 @@ def largest(x: Float[Array, '*dims'], axis: int) -> Float[Array, '*blocks']:
 
 
 def quantize(
-  seed: UInt32[ArrayLike, ''] | None,
+  seed: UInt32[ArrayLike, ''],
   x: Float[Array, '*dims'],
   scales: Float[Array, '*#dims'],
   signed: bool,
@@ -212,7 +231,7 @@ def quantize(
   """Quantises an array.
 
   Args:
-    seed: of the random bits; None: to the nearest.
+    seed: of the random bits.
     x: float32.
     scales: the largest magnitude of each block.
     signed: whether numbers may be below 0.
@@ -224,10 +243,8 @@ def quantize(
   # The share at or below each, and the one above it.
   low = code_below(shares, signed)
   below, above = share_of(low, signed), share_of(low + 1, signed)
-  noise = 0.5
-  if seed is not None:
-    bits = stochastic_rounding.random_bits(seed, x.shape)
-    noise = bits.astype(jnp.float32) / 2**16
+  bits = stochastic_rounding.random_bits(seed, x.shape)
+  noise = bits.astype(jnp.float32) / 2**16
   codes = low + (noise * (above - below) < shares - below)
   if signed:
     return jnp.where(x < 0, -codes, codes).astype(jnp.int8)
