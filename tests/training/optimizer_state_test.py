@@ -210,3 +210,17 @@ def test_a_schedule_is_that_of_the_steps():
       state, is_leaf=lambda x: isinstance(x, optax.ScaleByScheduleState)
     )
     assert any(isinstance(x, optax.ScaleByScheduleState) for x in nodes), name
+
+
+@pytest.mark.parametrize('name', optimizer.ESTIMATING)
+def test_updates_compile_array_by_array(name):
+  """What looks at all gradients is not computed again for each array."""
+
+  def length(count):
+    chain = optimizer.make(name, lambda _: 1.0, optimizer.Settings())
+    params = {f'{i}': jnp.ones(8) for i in range(count)}
+    state = jax.eval_shape(chain.init, params)
+    compiled = jax.jit(chain.update).lower(params, state, params).compile()
+    return len(compiled.as_text())
+
+  assert length(40) < 2.5 * length(20)
