@@ -122,9 +122,9 @@ def get_config():
   # True: folders directly below the path are named as 10_dog is. A pass takes
   # their images 10 times, and those without a caption have the caption 'dog'.
   config.data.folder.num_repeats_in_names = False
-  # Where masks are for config.loss.masked_loss, in all sources; '': the alpha
-  # channel of the image. Here the end of the names of masks beside the images,
-  # '.mask.png' or '-masklabel.png', or a folder of masks, relative to `path`.
+  # Where the masks for config.loss.masked_loss are: the suffix of files next
+  # to the images, '.mask.png' or '-masklabel.png', or a folder within `path`.
+  # '' means the alpha channel of the image, in this and all other sources.
   config.data.folder.mask = ''
   config.data.webdataset = config_dict.ConfigDict()
   config.data.webdataset.shards = ''  # /data/{000..127}.tar, gs://bucket/*.tar
@@ -200,7 +200,7 @@ def get_config():
   config.loss.p2_k = 1.0
   config.loss.debiased_estimation_loss = False  # 1 / sqrt(snr), for eps
   config.loss.scale_v_pred_loss_like_noise_pred = False  # with 'v' only
-  # Noise beside the white one.
+  # Noise added to white noise.
   config.loss.offset_noise = 0.0  # 0.05 in the paper's last stage
   config.loss.adaptive_noise_scale = 0.0  # by which |channel mean| adds to it
   config.loss.multires_noise_iterations = 0  # octaves of large structures; 6

@@ -50,7 +50,7 @@ and text encoders, whose activations are computed again (remat).
 This config has not been trained at full size yet. In miniature
 (configs/tiny.py:words, tests/benchmarks/learned_word.py), 200 steps of 8 images
 of a frog take a minute of CPU time. A word that began as `apple` then gives a
-frog on all of eight backgrounds, three of which none of the images has:
+frog on all of eight backgrounds, three of which are in none of the images:
 
   eos_token_id  norm kept  loss   difference to a frog  to an apple
   49407         yes        0.281  0.23                  0.66

@@ -12,9 +12,7 @@ import pytest
 
 from sdxl_jax import train
 from sdxl_jax.checkpoints import orbax_checkpoint
-from sdxl_jax.models import from_config
-from sdxl_jax.training import tasks
-from tests.support import tiny_config
+from tests.support import random_bases, tiny_config
 
 pytestmark = pytest.mark.slow
 
@@ -36,14 +34,7 @@ def rounded(x):
 def base(tmp_path_factory):
   """A workdir with a base that was never trained."""
   folder = tmp_path_factory.mktemp('base')
-  config = tiny_config.get_config()
-  task = tasks.make_task(config, from_config.make_model(config))
-  state = jax.jit(task.init)(jax.random.key(0))
-  checkpoints = orbax_checkpoint.Checkpoints(folder)
-  state = jax.tree.map(rounded, state)
-  checkpoints.save(1, state, {'batches': 0}, config.to_dict())
-  checkpoints.close()
-  return folder
+  return random_bases.save(folder, tiny_config.get_config(), rounded)
 
 
 def get_config(base, dtype, **changes):

@@ -14,9 +14,8 @@ from PIL import Image
 from sdxl_jax import train
 from sdxl_jax.checkpoints import loading, orbax_checkpoint
 from sdxl_jax.data import figures, images
-from sdxl_jax.models import from_config, lora
+from sdxl_jax.models import lora
 from sdxl_jax.sampling import generation, pipelines, png_settings
-from sdxl_jax.training import tasks
 from sdxl_jax.weights.lora import (
   lora_file,
   lora_names,
@@ -24,7 +23,12 @@ from sdxl_jax.weights.lora import (
   published_parts,
   trained_factors,
 )
-from tests.support import conversions, golden_sets, tiny_config
+from tests.support import (
+  conversions,
+  golden_sets,
+  random_bases,
+  tiny_config,
+)
 
 FILES = [
   folder / 'tiny' / 'lora' / f'{name}.safetensors'
@@ -56,15 +60,7 @@ KINDS = {
 def base(tmp_path_factory):
   """A workdir with a base model: random, and never trained."""
   folder = tmp_path_factory.mktemp('base')
-  config = tiny_config.get_config()
-  task = tasks.make_task(config, from_config.make_model(config))
-  state = jax.jit(task.init)(jax.random.key(0))
-  # Layers that begin with zeros would hide what is before them.
-  state = jax.tree.map(lambda x: x + 0.05 if x.ndim else x, state)
-  checkpoints = orbax_checkpoint.Checkpoints(folder)
-  checkpoints.save(1, state, {'batches': 0}, config.to_dict())
-  checkpoints.close()
-  return folder
+  return random_bases.save(folder, tiny_config.get_config())
 
 
 def get_config(base):

@@ -1,4 +1,4 @@
-"""Opens whatever a LoRA file is written from: files, runs, pairs of models."""
+"""Opens the sources of a LoRA file: files, runs, and pairs of models."""
 
 import collections
 import dataclasses
@@ -151,8 +151,8 @@ def extract(
   """
   if request.base is None:
     raise ValueError(
-      f'{request.path} holds a model, of which a LoRA is the difference from '
-      'another one: pass the model before training as --base'
+      f'{request.path} is a model, and a LoRA is extracted from the difference '
+      'between two models: pass the model before training as --base'
     )
   options = read_options.ReadOptions(skip_unsupported=request.skip_unsupported)
   base = export.open_source(request.base, options=options)

@@ -91,7 +91,7 @@ class Captioning:
     }
 
   def is_dropped(self, data_pass: int) -> bool:
-    """Whether a pass, of which the first is 0, is trained without captions."""
+    """Whether a pass, counted from 0, is trained without captions."""
     n = self.caption_dropout_every_n_epochs
     return n > 0 and (data_pass + 1) % n == 0
 

@@ -60,16 +60,22 @@ def scale_by_came(
   def update(updates, state, params=None):
     del params
     leaves, tree = jax.tree.flatten(updates)
-    fields = [tree.flatten_up_to(field) for field in state[1:]]
-    found = [
-      step(g, CameState(state.count, *own), b1, b2, b3)
-      for g, *own in zip(leaves, *fields)
+    fields = {
+      name: tree.flatten_up_to(getattr(state, name))
+      for name in CameState._fields[1:]
+    }
+    # A state of each array, and back to a tree of each field.
+    states = [
+      CameState(state.count, **{name: x[i] for name, x in fields.items()})
+      for i in range(len(leaves))
     ]
-    new = [tree.unflatten(field) for field in zip(*(s[1:] for _, s in found))]
-    return (
-      tree.unflatten([u for u, _ in found]),
-      CameState(optax.safe_increment(state.count), *new),
-    )
+    found = [step(g, own, b1, b2, b3) for g, own in zip(leaves, states)]
+    new = {
+      name: tree.unflatten([getattr(own, name) for _, own in found])
+      for name in CameState._fields[1:]
+    }
+    count = optax.safe_increment(state.count)
+    return tree.unflatten([u for u, _ in found]), CameState(count, **new)
 
   return optax.GradientTransformation(init, update)
 

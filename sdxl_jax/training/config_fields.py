@@ -11,7 +11,11 @@ from sdxl_jax.models import compute_dtype, lora_kinds
 from sdxl_jax.sampling import settings
 from sdxl_jax.training import loss_fields, optimizer_fields, trackers
 from sdxl_jax.training.field_kinds import (
+  COUNT,
+  FACTOR,
   INF,
+  SHARE,
+  SWITCHED,
   Anything,
   Choice,
   Colour,
@@ -24,11 +28,7 @@ from sdxl_jax.training.field_kinds import (
   Whole,
 )
 
-COUNT = Whole(1)  # at least one
-SWITCHED = Whole(0)  # 0: off
-SHARE = Number(0, 1)
 WEIGHT = Number(0, INF, excludes=INF)  # 0: off
-FACTOR = Number(0, INF, excludes=0)
 SIZE = Items(COUNT, '(1024, 1024)', length=2)  # (height, width)
 # Of transformers: one for each level of the UNet, or one for each block of it.
 DEPTHS = Items(

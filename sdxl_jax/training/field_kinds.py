@@ -181,3 +181,9 @@ class Anything:
 
   def remedy(self, value: Any) -> str | None:
     del value
+
+
+COUNT = Whole(1)  # at least one
+SWITCHED = Whole(0)  # 0: off
+SHARE = Number(0, 1)
+FACTOR = Number(0, INF, excludes=0)

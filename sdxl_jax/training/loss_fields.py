@@ -13,6 +13,7 @@ from sdxl_jax.diffusion import (
 )
 from sdxl_jax.training.field_kinds import (
   INF,
+  SHARE,
   Choice,
   Flag,
   Items,
@@ -22,7 +23,6 @@ from sdxl_jax.training.field_kinds import (
 
 WEIGHT = Number(0, 1e6)  # 0: off
 POSITIVE = Number(0, 1e6, excludes=0)
-SHARE = Number(0, 1)
 
 # {field: kind}, for config_fields.
 KINDS = {

@@ -1,6 +1,7 @@
 """Checks what the fields of config.loss require of each other."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 from ml_collections import config_dict
 
@@ -10,50 +11,33 @@ from sdxl_jax.training import loss_fields
 TIMESTEPS = 1000  # of the noise schedule
 MASKED = ('folder', 'webdataset', 'parquet', 'tfds')  # sources with masks
 
+
+def one_of(field: str, *values: str) -> tuple[str, Callable[[Any], bool]]:
+  """Returns a row of NEEDS: the field must have one of some values."""
+  text = f'{field} {" or ".join(map(repr, values))}'
+  return text, lambda c: c[field] in values
+
+
+HUBER = one_of('loss_type', *loss_kinds.WITH_C)
+LOGIT_NORMAL = one_of('timestep_sampling', 'logit_normal')
+BIASED = one_of('timestep_bias_strategy', 'earlier', 'later')
 # Fields that have an effect only with another: {field: (what it needs, whether
 # a config.loss has that)}.
 NEEDS = {
-  'huber_c': (
-    "loss_type 'huber' or 'smooth_l1'",
-    lambda c: c.loss_type in loss_kinds.WITH_C,
-  ),
+  'huber_c': HUBER,
   'huber_scale': (
-    "loss_type 'huber' or 'smooth_l1', and another huber_schedule than 'snr'",
-    lambda c: c.loss_type in loss_kinds.WITH_C and c.huber_schedule != 'snr',
+    f"{HUBER[0]}, and another huber_schedule than 'snr'",
+    lambda c: HUBER[1](c) and c.huber_schedule != 'snr',
   ),
-  'huber_schedule': (
-    "loss_type 'huber' or 'smooth_l1'",
-    lambda c: c.loss_type in loss_kinds.WITH_C,
-  ),
+  'huber_schedule': HUBER,
   'p2_k': ('a p2_gamma above 0', lambda c: c.p2_gamma),
-  'logit_mean': (
-    "timestep_sampling 'logit_normal'",
-    lambda c: c.timestep_sampling == 'logit_normal',
-  ),
-  'logit_std': (
-    "timestep_sampling 'logit_normal'",
-    lambda c: c.timestep_sampling == 'logit_normal',
-  ),
-  'sigmoid_scale': (
-    "timestep_sampling 'sigmoid'",
-    lambda c: c.timestep_sampling == 'sigmoid',
-  ),
-  'timestep_weights': (
-    "timestep_sampling 'weights'",
-    lambda c: c.timestep_sampling == 'weights',
-  ),
-  'timestep_bias_strategy': (
-    "timestep_sampling 'uniform'",
-    lambda c: c.timestep_sampling == 'uniform',
-  ),
-  'timestep_bias_multiplier': (
-    "timestep_bias_strategy 'earlier' or 'later'",
-    lambda c: c.timestep_bias_strategy != 'none',
-  ),
-  'timestep_bias_portion': (
-    "timestep_bias_strategy 'earlier' or 'later'",
-    lambda c: c.timestep_bias_strategy != 'none',
-  ),
+  'logit_mean': LOGIT_NORMAL,
+  'logit_std': LOGIT_NORMAL,
+  'sigmoid_scale': one_of('timestep_sampling', 'sigmoid'),
+  'timestep_weights': one_of('timestep_sampling', 'weights'),
+  'timestep_bias_strategy': one_of('timestep_sampling', 'uniform'),
+  'timestep_bias_multiplier': BIASED,
+  'timestep_bias_portion': BIASED,
   'multires_noise_discount': (
     'multires_noise_iterations above 0',
     lambda c: c.multires_noise_iterations,

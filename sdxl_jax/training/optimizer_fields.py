@@ -11,7 +11,11 @@ from sdxl_jax.training import (
   stochastic_rounding,
 )
 from sdxl_jax.training.field_kinds import (
+  COUNT,
+  FACTOR,
   INF,
+  SHARE,
+  SWITCHED,
   Choice,
   Each,
   Flag,
@@ -20,13 +24,8 @@ from sdxl_jax.training.field_kinds import (
   Optional,
   PowerOfTwo,
   Text,
-  Whole,
 )
 
-COUNT = Whole(1)  # at least one
-SWITCHED = Whole(0)  # 0: off
-SHARE = Number(0, 1)
-FACTOR = Number(0, INF, excludes=0)
 RULE = Each((Text(), Number(0, INF, excludes=INF)))
 
 FIELDS = {

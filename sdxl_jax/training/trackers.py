@@ -6,6 +6,7 @@ tracker cannot take is said once and not sent again: the run goes on, and
 metrics.jsonl has all of it.
 """
 
+import dataclasses
 import importlib
 import json
 import pathlib
@@ -20,6 +21,17 @@ from sdxl_jax import atomic_write
 NAMES = ('tensorboard', 'wandb', 'mlflow')
 FILE = 'trackers.json'  # in the workdir: {tracker: id of its run}
 PROJECT = 'sdxl_jax'
+
+
+@dataclasses.dataclass(frozen=True)
+class Start:
+  """A start of a run, as trackers are opened for it."""
+
+  project: str
+  name: str  # of the run, for a new one
+  config: dict[str, Any]  # of the run, as JSON
+  workdir: pathlib.Path
+  run_id: str | None = None  # of an earlier start; None: a new run
 
 
 class Tracker(Protocol):
@@ -40,31 +52,17 @@ class Wandb:
 
   Its own steps only grow, and a resumed run takes some steps a second time, so
   that `optimizer_step` is a metric, over which the others are shown.
-
-  Args:
-    project: of the run.
-    name: of the run, for a new one.
-    run_id: of an earlier start; None: a new run.
-    config: of the run, as JSON.
-    workdir: for its files.
   """
 
-  def __init__(
-    self,
-    project: str,
-    name: str,
-    run_id: str | None,
-    config: dict[str, Any],
-    workdir: pathlib.Path,
-  ):
+  def __init__(self, start: Start):
     self._wandb = load('wandb')
     self._run = self._wandb.init(
-      project=project,
-      name=name,
-      id=run_id,
+      project=start.project,
+      name=start.name,
+      id=start.run_id,
       resume='allow',
-      config=config,
-      dir=str(workdir),
+      config=start.config,
+      dir=str(start.workdir),
     )
     self.run_id = self._run.id
     self._run.define_metric('*', step_metric='optimizer_step')
@@ -83,33 +81,27 @@ class Wandb:
 class MLflow:
   """A run of MLflow, at MLFLOW_TRACKING_URI or where MLflow keeps runs itself.
 
-  Args: as for Wandb; the project is an experiment there.
+  The project is an experiment there.
   """
 
-  def __init__(
-    self,
-    project: str,
-    name: str,
-    run_id: str | None,
-    config: dict[str, Any],
-    workdir: pathlib.Path,
-  ):
-    del workdir
+  def __init__(self, start: Start):
     self._mlflow = load('mlflow')
     self._client = self._mlflow.MlflowClient()
-    if run_id is None:
-      experiment = self._client.get_experiment_by_name(project)
-      experiment_id = (
-        experiment.experiment_id
-        if experiment
-        else self._client.create_experiment(project)
-      )
-      run = self._client.create_run(experiment_id, run_name=name)
-      run_id = run.info.run_id
-    else:
-      self._client.update_run(run_id, status='RUNNING')
-    self.run_id = run_id
-    self._client.log_dict(run_id, config, 'config.json')
+    self.run_id = start.run_id or self._create(start)
+    if start.run_id:
+      self._client.update_run(self.run_id, status='RUNNING')
+    self._client.log_dict(self.run_id, start.config, 'config.json')
+
+  def _create(self, start):
+    """Creates a run, and its experiment where that is new; returns the id."""
+    experiment = self._client.get_experiment_by_name(start.project)
+    experiment_id = (
+      experiment.experiment_id
+      if experiment
+      else self._client.create_experiment(start.project)
+    )
+    run = self._client.create_run(experiment_id, run_name=start.name)
+    return run.info.run_id
 
   def scalars(self, values: dict[str, float], step: int) -> None:
     now = int(1000 * time.time())  # ms
@@ -210,7 +202,7 @@ def open_all(
     load(name)
     try:
       tracker = KINDS[name](
-        project or PROJECT, workdir.name, ids.get(name), config, workdir
+        Start(project or PROJECT, workdir.name, config, workdir, ids.get(name))
       )
     except Exception as error:  # of any kind, as above
       text = ' '.join(str(error).split())[:300]

@@ -137,10 +137,11 @@ def compare(params, side, tokens, args):
         spent[name].append((now[0] - started, now[1] - cpu))
   print(f'{side} x {side} px, {tokens} tokens:', flush=True)
   for name, measured in spent.items():
-    seconds = [statistics.median(x) for x in zip(*measured)]
-    pairs = zip(*(zip(*turns) for turns in (spent['as it is'], measured)))
+    turns = list(zip(spent['as it is'], measured))
+    seconds = [statistics.median(own[i] for own in measured) for i in (0, 1)]
     clock, cpu = (
-      statistics.median(b / a for a, b in zip(*pair)) for pair in pairs
+      statistics.median(own[i] / first[i] for first, own in turns)
+      for i in (0, 1)
     )
     flops = f'; {made[name][1] / 1e9:.1f} GFLOP' if name in made else ''
     print(

@@ -1,4 +1,4 @@
-"""Noise beside the white one against sd-scripts' formulas."""
+"""Tests noise added to white noise against sd-scripts' formulas."""
 
 import jax
 import jax.numpy as jnp

@@ -9,20 +9,10 @@ import numpy as np
 import pytest
 
 from sdxl_jax.models import layers, lora, stored_kernels
-from sdxl_jax.weights import quantization
+from tests.support import quantized
 
 TYPES = list(stored_kernels.LARGEST)
 RNG = np.random.default_rng(0)
-
-
-def shape(dims, dtype=np.float32):
-  return jax.ShapeDtypeStruct(dims, dtype)
-
-
-def quantize(kernel, stored, scale_shape):
-  return quantization.quantize(
-    kernel, shape(kernel.shape, jnp.dtype(stored)), shape(scale_shape)
-  )
 
 
 @pytest.mark.parametrize('stored', TYPES)
@@ -45,7 +35,7 @@ def test_layers_give_what_those_of_flax_give(stored, make, dims):
     lambda p: np.asarray(RNG.normal(size=p.shape), np.float32),
     plain.init(jax.random.key(0), x)['params'],
   )
-  q, scale = quantize(params['kernel'], stored, (5,))
+  q, scale = quantized.quantize(params['kernel'], stored, (5,))
   known = dict(params, kernel=np.float32(q) * scale)
   kept = dict(params, kernel=q, kernel_scale=scale)
   made = layer.init(jax.random.key(0), x)['params']

@@ -1,13 +1,9 @@
 """Runs that learn words, on a few images without captions."""
 
-import jax
 import numpy as np
 
-from sdxl_jax.checkpoints import orbax_checkpoint
 from sdxl_jax.data import images
-from sdxl_jax.models import from_config
-from sdxl_jax.training import tasks
-from tests.support import tiny_config
+from tests.support import random_bases, tiny_config
 
 WORDS = {
   'toy': dict(token_string='<toy>', init_word='fox', num_vectors_per_token=2),
@@ -29,16 +25,8 @@ def base_config():
 
 
 def save_base(folder):
-  """Saves a workdir with a base model: random, and never trained."""
-  config = base_config()
-  task = tasks.make_task(config, from_config.make_model(config))
-  state = jax.jit(task.init)(jax.random.key(0))
-  # Layers that begin with zeros would hide what is before them.
-  state = jax.tree.map(lambda x: x + 0.05 if x.ndim else x, state)
-  checkpoints = orbax_checkpoint.Checkpoints(folder)
-  checkpoints.save(1, state, {'batches': 0}, config.to_dict())
-  checkpoints.close()
-  return folder
+  """Saves a workdir with a base of that config."""
+  return random_bases.save(folder, base_config())
 
 
 def save_images(folder):

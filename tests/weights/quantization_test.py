@@ -1,25 +1,15 @@
 """The error of kernels that are quantised to 8 bits."""
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from sdxl_jax.models import stored_kernels
 from sdxl_jax.weights import quantization
+from tests.support import quantized
 
 TYPES = list(stored_kernels.LARGEST)
 RNG = np.random.default_rng(0)
-
-
-def shape(dims, dtype=np.float32):
-  return jax.ShapeDtypeStruct(dims, dtype)
-
-
-def quantize(kernel, stored, scale_shape):
-  return quantization.quantize(
-    kernel, shape(kernel.shape, jnp.dtype(stored)), shape(scale_shape)
-  )
 
 
 @pytest.mark.parametrize('stored', TYPES)
@@ -31,7 +21,7 @@ def test_the_error_of_each_number(stored, dims, scale, monkeypatch):
   kernel = RNG.normal(size=dims).astype(np.float32)
   kernel *= 10.0 ** RNG.integers(-6, 3, dims[-1])  # each channel has its own
   kernel[..., 2] = 0
-  q, found = quantize(kernel, stored, scale)
+  q, found = quantized.quantize(kernel, stored, scale)
   assert q.dtype == jnp.dtype(stored) and found.shape == scale
   assert np.isfinite(np.float32(q)).all() and (np.float32(q[..., 2]) == 0).all()
   inner = tuple(range(len(scale) - 1, len(dims) - 1))

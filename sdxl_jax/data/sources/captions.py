@@ -92,7 +92,7 @@ def first(captions: Iterable[Caption], several: bool = False) -> Caption:
 
   Args:
     captions: of a list.
-    several: whether the others are kept beside it.
+    several: whether all captions are kept, not only the first.
   """
   captions = list(captions)
   usable = [c for c in captions if c.problem == indexed.USABLE]

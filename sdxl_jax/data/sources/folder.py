@@ -1,7 +1,6 @@
 """Images in a folder, with captions in text files or in metadata tables."""
 
 import collections
-import functools
 import os
 import pathlib
 from collections.abc import Sequence
@@ -38,8 +37,8 @@ class Folder(indexed.IndexedSource):
     num_repeats_in_names: whether names of folders have repeats and a caption,
       see `folder_repeats`.
     several: whether all captions of a list in a table are used.
-    mask: end of the names of masks beside images, such as '.mask.png', or a
-      folder of masks, see folder_masks; '': none.
+    mask: suffix of mask files next to images, such as '.mask.png', or a folder
+      of masks, see folder_masks; '': none.
     columns: other columns of the tables, by which filters choose.
     workers: processes that read headers to index them.
 
@@ -85,31 +84,7 @@ class Folder(indexed.IndexedSource):
     found = folder_records.find(self.folder, listing, settings)
     if not found.has_images:
       raise ValueError(no_images(path, listing.files))
-    # Measure the images that are new or have changed.
-    columns = (folder_index.SCORE, *columns) if found.tables else ()
-    tables = []
-    if found.items:
-      build_options = {'columns': list(columns), 'encoding': encoding}
-      if mask:  # an index without masks is that of earlier versions
-        build_options['mask'] = mask
-      table = index.load(
-        self.folder,
-        {'source': 'folder', 'caption': settings.caption, **build_options}
-        | indexed.if_set(
-          several=several,
-          caption_extension=caption_extension,
-          num_repeats_in_names=num_repeats_in_names,
-        ),
-        list(folder_index.chunks(found.items, self.folder)),
-        functools.partial(
-          folder_index.measure, folder=self.folder, **build_options
-        ),
-        workers,
-      )
-      tables.append(table)
-    # What is no image needs no measuring, and no place in the file.
-    if found.unusable:
-      tables.append(folder_index.unusable_rows(found.unusable))
+    tables = folder_index.load(self.folder, found, settings, workers)
     super().__init__(index.join(tables), found.fields, found.beside)
 
   @property

@@ -1,6 +1,7 @@
 """Measures the images of a folder for its index, with their captions."""
 
 import contextlib
+import functools
 import os
 import pathlib
 from collections.abc import Iterator, Sequence
@@ -9,13 +10,57 @@ from typing import Any
 import pyarrow as pa
 import tqdm
 
-from sdxl_jax.data.sources import captions, folder_records, indexed, measuring
+from sdxl_jax.data.sources import (
+  captions,
+  folder_records,
+  index,
+  indexed,
+  measuring,
+)
 
 SCORE = 'aesthetic_score'  # column of tables and index
 FEW_BYTES = 1 << 14  # that nearly every caption file has at most
 CHUNK = 5000  # images in a part of the index
 
 Item = folder_records.Item
+
+
+def load(
+  folder: pathlib.Path,
+  found: folder_records.Found,
+  settings: folder_records.Settings,
+  workers: int,
+) -> list[pa.Table]:
+  """Returns the parts of an index, after measuring what is new or has changed.
+
+  Args:
+    folder: of the images.
+    found: in it.
+    settings: by which it was found.
+    workers: processes that read headers.
+  """
+  tables = []
+  if found.items:
+    columns = [SCORE, *settings.columns] if found.tables else []
+    build_options = {'columns': columns, 'encoding': settings.encoding}
+    build_options |= indexed.if_set(mask=settings.mask)
+    table = index.load(
+      folder,
+      {'source': 'folder', 'caption': settings.caption, **build_options}
+      | indexed.if_set(
+        several=settings.several,
+        caption_extension=settings.extension,
+        num_repeats_in_names=settings.repeats,
+      ),
+      list(chunks(found.items, folder)),
+      functools.partial(measure, folder=folder, **build_options),
+      workers,
+    )
+    tables.append(table)
+  # What is no image needs no measuring, and no place in the file.
+  if found.unusable:
+    tables.append(unusable_rows(found.unusable))
+  return tables
 
 
 def chunks(

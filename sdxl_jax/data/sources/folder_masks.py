@@ -1,4 +1,4 @@
-"""Masks of the images in a folder: beside them, or in a folder of their own."""
+"""Finds the masks of a folder of images: next to them, or in another folder."""
 
 import os
 import pathlib
@@ -41,7 +41,7 @@ def find(folder: pathlib.Path, files: Sequence[str], mask: str) -> Masks:
   if not os.path.isdir(place):
     raise FileNotFoundError(
       f'config.data.folder.mask is {mask!r}, and {place} is no folder: name '
-      "one, or the end of the names of masks beside the images, '.mask.png'"
+      "one, or the suffix of mask files next to the images, '.mask.png'"
     )
   relative = os.path.relpath(place, folder)
   paths = {

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from sdxl_jax.data import buckets, transforms
-from sdxl_jax.data.sources import indexed, record_account
+from sdxl_jax.data.sources import indexed, record_account, selected
 
 COMPARE = {
   '<': pc.less,
@@ -175,7 +175,7 @@ def resizes(
   return fits
 
 
-class FilteredSource:
+class FilteredSource(selected.Selected):
   """The records of a source that can be used and meet filters, in their order.
 
   Args:
@@ -206,28 +206,6 @@ class FilteredSource:
     self.sizes = source.sizes[keep]
     if not len(self.ids):
       raise ValueError(self.refusal())
-
-  def __len__(self) -> int:
-    return len(self.ids)
-
-  def __getitem__(self, i: int) -> indexed.Example:
-    return self.source[int(self.ids[i])]
-
-  def name(self, i: int) -> str:
-    """Names a record in reports."""
-    return self.source.name(int(self.ids[i]))
-
-  @property
-  def stamps(self) -> np.ndarray | None:
-    """uint64 [n], see `indexed.stamp`; None of a cache without them."""
-    stamps = self.source.stamps
-    return None if stamps is None else stamps[self.ids]
-
-  @property
-  def keys(self) -> np.ndarray | None:
-    """uint64 [n], hashes of the names; None of a cache without them."""
-    keys = self.source.keys
-    return None if keys is None else keys[self.ids]
 
   def account(self) -> record_account.Account:
     """Returns the counts of what was seen, used and left out."""

@@ -4,17 +4,17 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from sdxl_jax.data.sources import indexed, record_account, record_filters
+from sdxl_jax.data.sources import record_account, record_filters, selected
 
 MAX_RECORDS = 10**9  # of a pass; its sizes lie in memory
 REPETITIONS = 'repetitions in a pass, by the names of the folders'
 
 
-class Repeated:
+class Repeated(selected.Selected):
   """The records of a source, each as often as it has repeats.
 
   Each repetition has a place of its own in a pass, and so its own crop, flip
-  and caption.
+  and caption; all have the same name and key.
 
   Args:
     source: of the records.
@@ -39,28 +39,6 @@ class Repeated:
     ids = np.repeat(np.arange(len(source)), repeats)
     self.ids = ids.astype(np.min_scalar_type(len(source)))
     self.sizes = source.sizes[self.ids]
-
-  def __len__(self) -> int:
-    return len(self.ids)
-
-  def __getitem__(self, i: int) -> indexed.Example:
-    return self.source[int(self.ids[i])]
-
-  def name(self, i: int) -> str:
-    """Names a record in reports."""
-    return self.source.name(int(self.ids[i]))
-
-  @property
-  def stamps(self) -> np.ndarray | None:
-    """uint64 [n], see `indexed.stamp`; None of a source without them."""
-    stamps = self.source.stamps
-    return None if stamps is None else stamps[self.ids]
-
-  @property
-  def keys(self) -> np.ndarray | None:
-    """uint64 [n], hashes of the names; repetitions have the same."""
-    keys = self.source.keys
-    return None if keys is None else keys[self.ids]
 
   @property
   def distinct(self) -> np.ndarray:
