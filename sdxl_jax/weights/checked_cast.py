@@ -65,14 +65,30 @@ def cast(array: np.ndarray, dtype: npt.DTypeLike) -> np.ndarray:
   dtype = np.dtype(dtype)
   if array.dtype == dtype:
     return array
+  result = np.empty(array.shape, dtype)
+  cast_into(array, result, is_finite(array))
+  return result
+
+
+def cast_into(
+  array: np.ndarray, view: np.ndarray, all_finite: bool = True
+) -> None:
+  """Casts into an array of another dtype, as `cast` does.
+
+  Args:
+    array: of any shape.
+    view: to be filled, of the same shape; float32 or shorter.
+    all_finite: whether no number is NaN or infinity.
+  """
   # An overflow becomes infinity, which callers look for.
   with np.errstate(over='ignore', invalid='ignore'):
-    if array.dtype != np.float16 or not is_finite(array):
-      return array.astype(dtype)
-    flat, result = array.reshape(-1), np.empty(array.size, dtype)
-    for i in range(0, len(flat), EXTENDED):
-      result[i : i + EXTENDED] = extend(flat[i : i + EXTENDED])
-  return result.reshape(array.shape)
+    is_extended = array.dtype == np.float16 != view.dtype and all_finite
+    if not is_extended or array.ndim == 0:
+      view[...] = array
+      return
+    rows = max(1, EXTENDED // max(1, math.prod(array.shape[1:])))
+    for i in range(0, len(array), rows):
+      view[i : i + rows] = extend(array[i : i + rows])
 
 
 def extend(array: np.ndarray) -> np.ndarray:
