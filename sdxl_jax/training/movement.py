@@ -11,14 +11,21 @@ from typing import Any
 import jax
 import numpy as np
 
-from sdxl_jax.distributed import sharding
+from sdxl_jax.distributed import multihost, sharding
 from sdxl_jax.ema import partial_trees, transform
-from sdxl_jax.training import gradient_traces, movement_report, train_state
+from sdxl_jax.training import (
+  estimated_rates,
+  gradient_traces,
+  movement_report,
+  train_state,
+)
 
 PER_AXIS = 16  # elements taken along each axis of an array
 # Updates before the check. Behind a layer that begins with zeros there is no
 # gradient in the first update; in the UNet up to three lie one behind another.
 UPDATES = 5
+# The same of an optimizer that estimates its rate, which begins at a millionth.
+UPDATES_ESTIMATED = 100
 
 
 class Check:
@@ -180,6 +187,7 @@ def make_checks(
   first_steps: dict[str, int],
   rates: np.ndarray,
   done: int,
+  updates: int = UPDATES,
 ) -> list[Check]:
   """Makes the checks of a start, for nets that take part from the same step.
 
@@ -189,12 +197,13 @@ def make_checks(
     first_steps: {net: first step with a gradient}, of those that wait for it.
     rates: float [steps], the learning rate of each step.
     done: optimizer steps done at this start.
+    updates: of any rate before a check.
   """
   together = {}
   for net in nets:
     start = max(done, first_steps.get(net, 0))
     together.setdefault(start, []).append(net)
-  ends = {start: last_update(rates, start) for start in together}
+  ends = {start: last_update(rates, start, updates) for start in together}
   return [
     Check(mesh, names, start, ends[start])
     for start, names in together.items()
@@ -237,6 +246,9 @@ class Movement:
     for check in self._checks:
       nets = check.follow(done, state)
       rate = float(self._rates[check.start : check.end].max(initial=0.0))
+      estimate = estimated_rates.estimate(state.opt_state) if nets else None
+      if estimate is not None:  # which only grows
+        rate *= float(multihost.fetch(estimate))
       for line in movement_report.report(nets, check.updates, rate):
         self._say(line)
     # Steps after the last check cost nothing.

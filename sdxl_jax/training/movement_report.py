@@ -29,7 +29,8 @@ def report(nets: Sequence[Net], updates: int, rate: float) -> list[str]:
   Args:
     nets: that were compared.
     updates: between the comparison's two sides.
-    rate: the highest learning rate of these updates.
+    rate: the highest learning rate of these updates; with an optimizer that
+      estimates it, times its estimate.
 
   Raises:
     ValueError: if no parameter at all has moved, although there is a rate.
@@ -68,7 +69,8 @@ def faults(nets: Sequence[Net], updates: int, rate: float) -> Iterator[str]:
   start = f'after {updates} updates'
   remedy = (
     f'the learning rate was at most {rate:.2g}, too small for their type; see '
-    'config.optimizer.learning_rate, clip_norm and param_dtype of the net'
+    'config.optimizer.learning_rate, clip_norm, d0 of an estimated rate, and '
+    'param_dtype of the net'
   )
   cut_off = [net.name for net in nets if len(net.still) == net.arrays]
   if cut_off:

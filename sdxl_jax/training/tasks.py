@@ -212,7 +212,11 @@ def make_movement(
   waiting = {}
   if config.task == 'autoencoder':
     waiting = {'discriminator': config.autoencoder.adversary_start}
-  checks = movement.make_checks(mesh, sorted(nets), waiting, rates, done)
+  estimates = config.optimizer.name in optimizer.ESTIMATING
+  updates = movement.UPDATES_ESTIMATED if estimates else movement.UPDATES
+  checks = movement.make_checks(
+    mesh, sorted(nets), waiting, rates, done, updates
+  )
   return movement.Movement(checks, rates, say)
 
 

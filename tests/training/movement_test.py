@@ -251,6 +251,30 @@ def test_nets_that_take_part_later(mesh):
   assert {(c.start, c.end) for c in made._checks} == {(7, 12), (50, 55)}
 
 
+@pytest.mark.parametrize('name', ['prodigy', 'dadapt_adam'])
+def test_an_estimated_rate_has_time_to_grow(name, mesh):
+  """The warning names the rate that the estimate makes of the config's."""
+  config = tiny_config.get_config().unlock()
+  config.total_steps, config.optimizer.warmup_steps = 200, 0
+  config.optimizer.update(name=name, learning_rate=0.5, d0=1e-12)
+  rates = tasks.LearningRates(config, 0).values
+  made = tasks.make_movement(config, mesh, ['unet'], rates, 0, print)
+  assert [(c.start, c.end) for c in made._checks] == [(0, 100)]
+
+  said, params = [], {'unet': {'kernel': jnp.ones((4, 4))}}
+  config.total_steps = 4
+  rates = tasks.LearningRates(config, 0).values
+  made = tasks.make_movement(config, mesh, ['unet'], rates, 0, said.append)
+  chain = tasks.make_optimizer(config)
+  update = train_state.make_update(chain, 1)
+  state = train_state.State(jnp.int32(0), params, chain.init(params))
+  with pytest.raises(ValueError, match=r'at most \S+e-1[23], too .* d0 of an'):
+    for done in range(5):
+      made.follow(done, state)
+      state, _ = update(state, jax.tree.map(jnp.ones_like, params))
+  assert not said
+
+
 def test_a_finished_run_is_not_followed(mesh):
   config = tiny_config.get_config()
   total = config.total_steps
