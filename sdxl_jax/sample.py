@@ -19,6 +19,7 @@ from sdxl_jax.data import figures, images
 from sdxl_jax.programs import program_cache
 from sdxl_jax.sampling import (
   command_files,
+  drawn_already,
   finiteness,
   generation,
   init_images,
@@ -250,6 +251,14 @@ def main(args):
     else command_files.read_noise(args.init_noise)
   )
   models = sample_flags.model_options(args, png)
+  if args.skip_existing:
+    missing = drawn_already.find(located, names, models)
+    print(f'{len(names) - len(missing)} of {len(names)} images are there')
+    if not missing:
+      return
+    located = [located[i] for i in missing]
+    names = [names[i] for i in missing]
+    noise = noise if noise is None else noise[missing]
   warn(request_checks.before_loading(located, models))
   with warnings.catch_warnings():  # those that were just printed
     warnings.simplefilter('ignore', prompt_brackets.PromptSyntaxWarning)

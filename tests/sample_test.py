@@ -102,6 +102,29 @@ def test_command(tmp_path):
 
 
 @pytest.mark.slow
+def test_a_stopped_command_draws_what_is_missing(tmp_path):
+  """An image does not depend on its batch: the same files in the end."""
+  (tmp_path / 'prompts.txt').write_text('a fox\na pig\na hen --s 1\n')
+  args = (
+    *('--weights', TINY / 'base', '--prompts_file', tmp_path / 'prompts.txt'),
+    *('--output', tmp_path / '{i}.png', '--batch=2', *SMALL),
+  )
+  paths = [tmp_path / f'{i}.png' for i in range(3)]
+  first = run(*args)
+  assert first.returncode == 0, first.stderr
+  written = [path.read_bytes() for path in paths]
+  paths[1].unlink()
+  for count in 2, 3:
+    again = run(*args, '--skip_existing')
+    assert again.returncode == 0, again.stderr
+    assert f'{count} of 3 images are there' in again.stdout
+    assert [path.read_bytes() for path in paths] == written
+  other = run(*args, '--skip_existing', '--guidance_scale=7')
+  assert other.returncode == 1
+  assert '0.png is there already, made with another guidance' in other.stderr
+
+
+@pytest.mark.slow
 def test_watermark(tmp_path):
   drawn = run(
     *('--weights', TINY / 'base', '--prompt', 'a fox', '--watermark'),
@@ -132,6 +155,10 @@ def test_watermark(tmp_path):
       'file/a.png cannot be written: choose another --grid',
     ),
     (['--grid', './out.png'], 'out.png is a file of --output as well'),
+    (
+      ['--grid=g.png', '--skip_existing'],
+      '--grid=g.png is made of all images, and --skip_existing draws',
+    ),
     (['--output', '{k}.png'], "'k'; braces may hold i and seed"),
     (['--repeat=2', '--output', 'a{seed:.1}.png'], 'Precision not allowed'),
     (['--dtype=int8'], "--dtype is 'int8'; pass auto, float32, bfloat16 or f"),

@@ -84,6 +84,11 @@ def check_outputs(names: Sequence[str], args: flags.FlagValues) -> None:
     path = args[flag].value
     if not path:
       continue
+    if args.skip_existing and flag != 'preview':
+      raise ValueError(
+        f'--{flag}={path} is made of all images, and --skip_existing draws '
+        'those alone that are missing: leave one of the two out'
+      )
     check_writable(pathlib.Path(path), flag)
     first = flag_of.setdefault(os.path.abspath(path), flag)
     if first != flag:

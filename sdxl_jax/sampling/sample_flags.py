@@ -55,6 +55,11 @@ def define() -> None:
   )
   # What is written.
   flags.DEFINE_string('output', 'out.png', 'PNG; {i} and {seed} may be in it')
+  flags.DEFINE_bool(
+    'skip_existing',
+    False,
+    'draw only the images whose files are not there, after a stop',
+  )
   flags.DEFINE_integer(
     'zoom',
     None,
