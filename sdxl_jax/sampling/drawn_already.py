@@ -1,4 +1,4 @@
-"""Finds which images a stopped command has written, to draw the others alone."""
+"""Finds the images that a stopped command has written already."""
 
 import dataclasses
 import json
