@@ -20,7 +20,9 @@ from sdxl_jax.distributed import device_mesh
 from sdxl_jax.programs import program_cache
 from sdxl_jax.sampling import (
   command_files,
+  drawing,
   finiteness,
+  generation,
   init_images,
   model_loading,
   phase_clock,
@@ -358,9 +360,9 @@ def test_a_warm_up_needs_no_prompt(tmp_path, flags):
 
 def test_a_warm_up_needs_a_folder(flags, monkeypatch):
   flags(['sample', '--warm_up'])
-  monkeypatch.setattr(sample, 'load_for', lambda *args: ([], None, None))
+  monkeypatch.setattr(drawing, 'load_for', lambda *args: ([], None, None))
   with program_cache.unused(), pytest.raises(ValueError, match='--cache_dir'):
-    sample.warm_up([], AUTO, None, flags)
+    drawing.warm_up([], AUTO, None, sample.options_of(flags))
 
 
 def test_a_warm_up_compiles_each_kind_of_batch_once(
@@ -373,12 +375,12 @@ def test_a_warm_up_compiles_each_kind_of_batch_once(
     for i in range(8)
   ]
   calls = []
-  monkeypatch.setattr(sample, 'load_for', lambda *args: (asked, base, None))
+  monkeypatch.setattr(drawing, 'load_for', lambda *args: (asked, base, None))
   monkeypatch.setattr(
-    sample, 'generate', lambda base, **kwargs: calls.append(kwargs)
+    generation, 'generate', lambda base, **kwargs: calls.append(kwargs)
   )
   monkeypatch.setattr(program_cache, 'folder', lambda: tmp_path)
-  sample.warm_up([], AUTO, None, flags)
+  drawing.warm_up([], AUTO, None, sample.options_of(flags))
   assert all(call['warm_up'] and len(call['prompts']) == 2 for call in calls)
   assert [call['size'] for call in calls] == [(64, 64), (128, 64)]
   said = capsys.readouterr().out
@@ -466,7 +468,7 @@ def test_each_mask_is_described_once(capsys):
     request = sample_request.Request(
       image='a.png', mask='m.png', mask_threshold=threshold
     )
-    sample.print_mask(request, mask, base, printed)
+    drawing.print_mask(request, mask, base, printed)
   line = 'm.png repaints 10.9 % of the image\n'  # 7 of 64 cells
   assert capsys.readouterr().out == 2 * line
 
@@ -537,7 +539,7 @@ def test_files_that_are_not_finite_are_named(tmp_path, flags, monkeypatch):
     return generate(*args, **options)
 
   monkeypatch.chdir(tmp_path)
-  monkeypatch.setattr(sample, 'generate', fail)
+  monkeypatch.setattr(generation, 'generate', fail)
   command = ['sample', f'--weights={TINY / "base"}', '--prompt=a', *SMALL]
   flags([*command, '--repeat=3', '--batch=2', '--output={i}.png'])
   with pytest.raises(ValueError, match='^2.png: image 1 of 2 has values'):

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 WIDTH, HEIGHT = 560, 360  # px of the picture
 LEFT, RIGHT, TOP, BOTTOM = 70, 20, 20, 50  # px around the axes
-TICKS = 5  # intervals between ticks, about
+TICKS = 8  # intervals between ticks, at most
 STEPS = 1, 2, 5, 10  # of the leading digit of a distance between ticks
 
 
@@ -43,7 +43,7 @@ class Axis:
     return self.begin + share * (self.end - self.begin)
 
   def ticks(self) -> list[float]:
-    """Returns round values between the ends, about TICKS apart."""
+    """Returns round values between the ends."""
     step = tick_step((self.high - self.low) / TICKS)
     first, last = math.ceil(self.low / step), math.floor(self.high / step)
     return [i * step for i in range(first, last + 1)]
