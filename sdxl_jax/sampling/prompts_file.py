@@ -1,5 +1,7 @@
-"""Reads files of prompts: one on each line, or JSON lines with settings."""
+"""Reads files of prompts: lines, JSON lines with settings, or a table."""
 
+import csv
+import io
 import json
 import os
 import pathlib
@@ -9,6 +11,8 @@ from sdxl_jax.data.sources import text_decoding
 from sdxl_jax.sampling import line_options, sample_request
 
 JSON_LINES = ('.jsonl', '.ndjson')
+TABLES = {'.tsv': '\t', '.csv': ','}  # and what separates their columns
+COLUMNS = 'prompt', 'caption'  # of which a table has one
 MARK = '\ufeff'  # of the encoding, at the start of a file
 
 
@@ -29,7 +33,8 @@ def read(path: str | os.PathLike[str]) -> list[Line]:
 
   The text is UTF-8, or begins with the mark of another encoding of Unicode.
   Each line is a prompt, maybe with options, see line_options, or in .jsonl an
-  object; empty lines are skipped.
+  object; empty lines are skipped. A table, .tsv or .csv, has by its first row a
+  column of COLUMNS, as MLPerf's captions have; other columns are not read.
 
   Raises:
     ValueError: for text in another encoding, and for a line that is no such
@@ -43,6 +48,8 @@ def read(path: str | os.PathLike[str]) -> list[Line]:
       f'{path}: prompts are read from .txt, a prompt on each line, or .jsonl, '
       'an object on each line: write it as one of these'
     )
+  if path.suffix.lower() in TABLES:
+    return read_table(path)
   lines = []
   for number, text in enumerate(text_decoding.LINE_END.split(decode(path)), 1):
     text = text.removeprefix(MARK)  # of a file that was appended to another
@@ -59,6 +66,30 @@ def read(path: str | os.PathLike[str]) -> list[Line]:
       raise ValueError(f'{location} has no "prompt"')
   if not lines:
     raise ValueError(f'{path} has no prompts: write one on each line')
+  return lines
+
+
+def read_table(path: pathlib.Path) -> list[Line]:
+  """Reads the prompts of a table; see `read`."""
+  text = decode(path).removeprefix(MARK)
+  separator = TABLES[path.suffix.lower()]
+  rows = csv.DictReader(io.StringIO(text, newline=''), delimiter=separator)
+  names = rows.fieldnames or []
+  found = [name for name in COLUMNS if name in names]
+  if len(found) != 1:
+    raise ValueError(
+      f'{path} has the columns {names}, of which one must be '
+      f'{" or ".join(COLUMNS)}'
+    )
+  lines = []
+  for row in rows:
+    location, prompt = f'{path}, line {rows.line_num}', row[found[0]]
+    if not (prompt or '').strip():
+      raise ValueError(f'{location} has no {found[0]}')
+    fields = {'prompt': prompt.strip()}
+    lines.append(Line(location, sample_request.check(fields, location)))
+  if not lines:
+    raise ValueError(f'{path} has no prompts: write one in each row')
   return lines
 
 

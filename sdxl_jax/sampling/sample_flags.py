@@ -35,7 +35,7 @@ def define() -> None:
   )
   # Which images.
   flags.DEFINE_string(
-    'prompts_file', None, 'one prompt a line, or .jsonl with settings'
+    'prompts_file', None, 'one prompt a line, .jsonl with settings, or .tsv'
   )
   flags.DEFINE_string(
     'from_png', None, 'image whose settings and models are used again'

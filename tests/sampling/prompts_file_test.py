@@ -115,3 +115,40 @@ def test_lines_of_json(tmp_path):
   (tmp_path / 'a.json').write_text('["a"]')
   with pytest.raises(ValueError, match=r'or .jsonl, an object on each line'):
     prompts_file.read(tmp_path / 'a.json')
+
+
+@pytest.mark.parametrize('suffix, separator', [('tsv', '\t'), ('CSV', ',')])
+def test_tables(tmp_path, suffix, separator):
+  """The prompt is text as it stands, without options of a line."""
+  path = tmp_path / f'a.{suffix}'
+  rows = [
+    ('id', 'caption', 'size'),
+    ('1', '"a ""fox"", a pig\nand a hen"', '3'),
+    ('2', ' a pig --w 512 ', ''),
+  ]
+  text = '\r\n'.join(separator.join(row) for row in rows)
+  path.write_text(f'\ufeff{text}\r\n', newline='')
+  assert fields(path) == [
+    {'prompt': 'a "fox", a pig\nand a hen'},
+    {'prompt': 'a pig --w 512'},
+  ]
+  lines = [line.location.split(', ')[-1] for line in prompts_file.read(path)]
+  assert lines == ['line 3', 'line 4']
+
+
+@pytest.mark.parametrize(
+  'text, message',
+  [
+    ('', r'has the columns \[\], of which one must be prompt or caption'),
+    ('id\ttext\n1\ta', r"columns \['id', 'text'\]"),
+    ('prompt\tcaption\n1\ta', 'of which one must be'),
+    ('id\tprompt\n', 'has no prompts: write one in each row'),
+    ('id\tprompt\n1\ta\n2', 'line 3 has no prompt'),
+    ('id\tprompt\n1\t ', 'line 2 has no prompt'),
+  ],
+)
+def test_what_is_no_table_of_prompts(tmp_path, text, message):
+  path = tmp_path / 'a.tsv'
+  path.write_text(text)
+  with pytest.raises(ValueError, match=message):
+    prompts_file.read(path)
