@@ -23,8 +23,8 @@ UNREADABLE = (
 )
 
 
-def read_noise(path: str) -> np.ndarray:
-  """Reads --init_noise, [n, h/8, w/8, 4].
+def read_noise(path: str, flag: str = 'init_noise') -> np.ndarray:
+  """Reads the .npy of a flag, [n, h/8, w/8, 4].
 
   Raises:
     ValueError: for a file that is no .npy, or numbers that are not finite.
@@ -36,10 +36,10 @@ def read_noise(path: str) -> np.ndarray:
       raise ValueError('it holds no array of 4 axes')
   except UNREADABLE as error:
     raise ValueError(
-      f'--init_noise={path} cannot be read ({error}): write it with '
+      f'--{flag}={path} cannot be read ({error}): write it with '
       'numpy.save, as [n, h/8, w/8, 4]'
     ) from error
-  validation.check_numbers(f'--init_noise={path}', noise)
+  validation.check_numbers(f'--{flag}={path}', noise)
   return noise
 
 
