@@ -1,6 +1,7 @@
 """The two text encoders: CLIP ViT-L and OpenCLIP ViT-bigG (SDXL, 2.1)."""
 
 import dataclasses
+from typing import Any
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -68,9 +69,7 @@ def normal(scale: float) -> nn.initializers.Initializer:
   return nn.initializers.normal(scale)
 
 
-def embedding(
-  config: CLIPTextConfig, rows: int, scale: float, name: str
-) -> nn.Embed:
+def embedding(config: Any, rows: int, scale: float, name: str) -> nn.Embed:
   """Makes a table of `rows` embeddings."""
   return nn.Embed(
     rows,
@@ -98,12 +97,14 @@ class Embeddings(nn.Module):
 
 
 class SelfAttention(nn.Module):
-  """Causal self-attention with biases and without a mask of the padding.
+  """Self-attention with biases and without a mask of the padding.
 
-  SDXL was trained on the outputs at padding tokens too.
+  SDXL was trained on the outputs at padding tokens too. It is causal of texts,
+  and not of images.
   """
 
-  config: CLIPTextConfig
+  config: Any  # CLIPTextConfig, or clip_image.CLIPImageConfig
+  causal: bool = True
 
   @nn.compact
   def __call__(self, x: Float[Array, 'b n c']) -> Float[Array, 'b n c']:
@@ -115,7 +116,7 @@ class SelfAttention(nn.Module):
       for n in 'qkv'
     )
     x = attention.attention(
-      q, k, v, config.num_attention_heads, config.attention, causal=True
+      q, k, v, config.num_attention_heads, config.attention, self.causal
     )
     scale = c**-0.5 * (2 * config.num_hidden_layers) ** -0.5
     out = layers.dense(config, c, 'out_proj', kernel_init=normal(scale))(x)
@@ -125,7 +126,7 @@ class SelfAttention(nn.Module):
 class MLP(nn.Module):
   """Two linear layers with the activation between them."""
 
-  config: CLIPTextConfig
+  config: Any  # CLIPTextConfig, or clip_image.CLIPImageConfig
 
   @nn.compact
   def __call__(self, x: Float[Array, 'b n c']) -> Float[Array, 'b n c']:
@@ -142,7 +143,8 @@ class MLP(nn.Module):
 class EncoderLayer(nn.Module):
   """Returns the hidden state after the block and, to collect, before it."""
 
-  config: CLIPTextConfig
+  config: Any  # CLIPTextConfig, or clip_image.CLIPImageConfig
+  causal: bool = True
 
   @nn.compact
   def __call__(
@@ -150,7 +152,7 @@ class EncoderLayer(nn.Module):
   ) -> tuple[Float[Array, 'b n c'], Float[Array, 'b n c']]:
     before = x
     h = layers.LayerNorm(self.config, name='layer_norm1')(x)
-    x = x + SelfAttention(self.config, name='self_attn')(h)
+    x = x + SelfAttention(self.config, self.causal, name='self_attn')(h)
     h = layers.LayerNorm(self.config, name='layer_norm2')(x)
     x = x + MLP(self.config, name='mlp')(h)
     return x, before
@@ -159,14 +161,15 @@ class EncoderLayer(nn.Module):
 class Encoder(nn.Module):
   """Applies all blocks and returns every hidden state, the input first."""
 
-  config: CLIPTextConfig
+  config: Any  # CLIPTextConfig, or clip_image.CLIPImageConfig
+  causal: bool = True
 
   @nn.compact
   def __call__(self, x: Float[Array, 'b n c']) -> Float[Array, 'states b n c']:
     # Each block also returns its input, which the scan stacks.
     depth = self.config.num_hidden_layers
     stack = layers.scan_blocks(EncoderLayer, self.config, depth)
-    x, before = stack(self.config, name='layers')(x)
+    x, before = stack(self.config, self.causal, name='layers')(x)
     return jnp.concatenate([before, x[None]])
 
 

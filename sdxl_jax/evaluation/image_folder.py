@@ -1,0 +1,87 @@
+"""Lists and opens the images of a folder, in the order of their names."""
+
+import os
+import pathlib
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from sdxl_jax.data import image_formats, images
+from sdxl_jax.data.sources import folder_listing
+
+
+def list_images(folder: str | os.PathLike) -> list[pathlib.Path]:
+  """Lists the images below a folder, sorted by path; other files are no images.
+
+  Raises:
+    FileNotFoundError, NotADirectoryError: where there is no such folder.
+    ValueError: for a folder without images, and for images that a link names
+      or a folder hides from reading, which a metric would lack.
+  """
+  folder = pathlib.Path(folder)
+  listing = folder_listing.list_files(folder)
+  if listing.unusable:
+    first = listing.unusable[0]
+    raise ValueError(
+      f'{folder / first[0]} and {len(listing.unusable) - 1} others cannot be '
+      f'read ({first[3]}): mend or remove them'
+    )
+  paths = [
+    folder / name
+    for name in listing.files
+    if os.path.splitext(name)[1].lower() in image_formats.SUFFIXES
+  ]
+  if not paths:
+    kinds = ', '.join(image_formats.COMMON)
+    raise ValueError(
+      f'{folder} has no images among its {len(listing.files)} files: name a '
+      f'folder of {kinds} or other files that Pillow reads'
+    )
+  return paths
+
+
+def open_rgb(image: Any) -> Image.Image:
+  """Opens an image as Pillow's RGB.
+
+  As pytorch-fid does it: transparency and EXIF orientation are disregarded.
+  Images of 16 bits per pixel, which Pillow would clip, are scaled to 8.
+
+  Args:
+    image: path, Pillow image, or uint8 [h, w, 3].
+
+  Raises:
+    images.UnreadableImage: for a file that is missing or broken.
+    ValueError: for an array of another kind.
+  """
+  if isinstance(image, Image.Image):
+    return image.convert('RGB')
+  if isinstance(image, str | os.PathLike):
+    with images.decoding(image), open(image, 'rb') as file:
+      opened = image_formats.open_convertible(file)
+      if opened.mode.startswith('I'):
+        return images.to_rgb(opened)
+      return opened.convert('RGB')
+  array = np.asarray(image)
+  if array.dtype != np.uint8 or array.ndim != 3 or array.shape[-1] != 3:
+    raise ValueError(
+      f'an image is {array.dtype} {list(array.shape)}: pass uint8 [h, w, 3], '
+      'a Pillow image or a path'
+    )
+  return Image.fromarray(array)
+
+
+def describe(image: Any, index: int) -> str:
+  """Names an image for errors: its path, or its place."""
+  is_path = isinstance(image, str | os.PathLike)
+  return str(image) if is_path else f'image {index + 1}'
+
+
+def fingerprint(paths: Sequence[pathlib.Path]) -> list[str]:
+  """Returns of each file its path, size and time of change, as one line."""
+  lines = []
+  for path in paths:
+    stat = path.stat()
+    lines.append(f'{path.resolve()} {stat.st_size} {stat.st_mtime_ns}')
+  return lines
