@@ -37,7 +37,14 @@ ROOMS = {
   'data': {'text', 'atomic_write'},
   'models': {'text', 'diffusion', 'distributed'},
   'weights': {'models', 'diffusion', 'atomic_write'},
-  'evaluation': {'models'},
+  'evaluation': {
+    'text',
+    'data',
+    'distributed',
+    'models',
+    'weights',
+    'atomic_write',
+  },
   'checkpoints': {
     'text',
     'models',

@@ -11,7 +11,7 @@ import itertools
 import os
 import pathlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -24,7 +24,7 @@ from sdxl_jax.data import prefetching
 from sdxl_jax.distributed import batch_padding, device_mesh, sharding
 from sdxl_jax.evaluation import image_folder, preprocessing
 from sdxl_jax.models import clip_image, inception
-from sdxl_jax.weights import clip_weights, inception_weights
+from sdxl_jax.weights import clip_weights, inception_weights, metric_files
 
 Features = Float[np.ndarray, 'n d']
 
@@ -38,12 +38,30 @@ class Extractor:
     prepare: (RGB image) -> uint8, or float32 in [0, 1], [size, size, 3].
     apply: (params, float32 [b, size, size, 3] in [0, 1]) -> [b, d].
     params: of the net.
+    source: what the weights are, see metric_files.fingerprint.
   """
 
   name: str
   prepare: Callable[[Image.Image], preprocessing.Square]
   apply: Callable[[Any, jax.Array], jax.Array]
   params: Any
+  source: str = ''
+
+
+class LoadedCLIP(NamedTuple):
+  """A pair of encoders with its parameters.
+
+  Attributes:
+    name: of the pair.
+    pair: of encoders.
+    params: {'image': parameters, 'text': parameters}.
+    source: see Extractor.
+  """
+
+  name: str
+  pair: clip_image.CLIP
+  params: dict[str, Any]
+  source: str = ''
 
 
 def load_inception(path: str | pathlib.Path | None = None) -> Extractor:
@@ -52,44 +70,44 @@ def load_inception(path: str | pathlib.Path | None = None) -> Extractor:
   Args:
     path: see inception_weights.load_inception.
   """
-  return make_inception(inception_weights.load_inception(path))
+  file = metric_files.find(metric_files.INCEPTION, path)
+  params = inception_weights.load_inception(file)
+  return make_inception(params, metric_files.fingerprint(file))
 
 
-def make_inception(params: Any) -> Extractor:
+def make_inception(params: Any, source: str = '') -> Extractor:
   """Makes the extractor of Inception's features from its parameters."""
   resize = functools.partial(preprocessing.bilinear, size=inception.SIZE)
 
   def apply(params, image):
     return inception.Inception().apply({'params': params}, image)
 
-  return Extractor('inception', resize, apply, params)
+  return Extractor('inception', resize, apply, params, source)
 
 
-def load_clip(
-  name: str, path: str | pathlib.Path | None = None
-) -> tuple[clip_image.CLIP, dict[str, Any]]:
-  """Loads (pair of encoders, parameters); see clip_weights.load_clip."""
-  params = clip_weights.load_clip(name, path)
-  return clip_image.PAIRS[name], params
+def load_clip(name: str, path: str | pathlib.Path | None = None) -> LoadedCLIP:
+  """Loads a pair of encoders; see clip_weights.load_clip."""
+  clip_weights.check_name(name)
+  file = metric_files.find(metric_files.CLIP[name], path)
+  params = clip_weights.load_clip(name, file)
+  source = metric_files.fingerprint(file)
+  return LoadedCLIP(name, clip_image.PAIRS[name], params, source)
 
 
-def make_clip(
-  name: str, pair: clip_image.CLIP, params: dict[str, Any], crop: Callable
-) -> Extractor:
+def make_clip(loaded: LoadedCLIP, crop: Callable) -> Extractor:
   """Makes the extractor of CLIP's image embeddings, of length 1.
 
   Args:
-    name: of the pair.
-    pair: of encoders.
-    params: with those of 'image'.
+    loaded: with the parameters of the image encoder.
     crop: preprocessing.clip_crop, or cmmd_crop.
   """
-  prepare = functools.partial(crop, size=pair.image.image_size)
+  prepare = functools.partial(crop, size=loaded.pair.image.image_size)
   return Extractor(
-    f'{name} {crop.__name__}',
+    f'{loaded.name} {crop.__name__}',
     prepare,
-    pair.embed_images,
-    {'image': params['image']},
+    loaded.pair.embed_images,
+    {'image': loaded.params['image']},
+    loaded.source,
   )
 
 

@@ -2,7 +2,6 @@
 
 import os
 import pathlib
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -56,13 +55,11 @@ def open_rgb(image: Any) -> Image.Image:
     ValueError: for an array of another kind.
   """
   if isinstance(image, Image.Image):
-    return image.convert('RGB')
+    image_formats.check_mode(image)
+    return to_rgb(image)
   if isinstance(image, str | os.PathLike):
     with images.decoding(image), open(image, 'rb') as file:
-      opened = image_formats.open_convertible(file)
-      if opened.mode.startswith('I'):
-        return images.to_rgb(opened)
-      return opened.convert('RGB')
+      return to_rgb(image_formats.open_convertible(file))
   array = np.asarray(image)
   if array.dtype != np.uint8 or array.ndim != 3 or array.shape[-1] != 3:
     raise ValueError(
@@ -72,16 +69,13 @@ def open_rgb(image: Any) -> Image.Image:
   return Image.fromarray(array)
 
 
+def to_rgb(image: Image.Image) -> Image.Image:
+  """Converts a Pillow image to RGB; see `open_rgb`."""
+  is_deep = image.mode.startswith('I')
+  return images.to_rgb(image) if is_deep else image.convert('RGB')
+
+
 def describe(image: Any, index: int) -> str:
   """Names an image for errors: its path, or its place."""
   is_path = isinstance(image, str | os.PathLike)
   return str(image) if is_path else f'image {index + 1}'
-
-
-def fingerprint(paths: Sequence[pathlib.Path]) -> list[str]:
-  """Returns of each file its path, size and time of change, as one line."""
-  lines = []
-  for path in paths:
-    stat = path.stat()
-    lines.append(f'{path.resolve()} {stat.st_size} {stat.st_mtime_ns}')
-  return lines

@@ -139,3 +139,10 @@ def find(
     f'{f" (nor {others})" if others else ""}. It is published at {file.url}: '
     f'{command}'
   )
+
+
+def fingerprint(path: str | os.PathLike) -> str:
+  """Returns the path, size and time of change of a file, to know it again."""
+  path = pathlib.Path(path)
+  stat = path.stat()
+  return f'{path.resolve()} {stat.st_size} {stat.st_mtime_ns}'
