@@ -1,4 +1,10 @@
-"""Evaluate: measures how well an autoencoder reconstructs images.
+"""Evaluate: measures generated images, or what an autoencoder reconstructs.
+
+  python -m sdxl_jax.evaluate --samples DIR --reference val2014.npz \
+    --metrics fid --output OUT
+
+Compares a folder of images with a reference, or with their prompts, by FID, KID
+and other metrics (evaluation/README.md), and writes OUT/metrics.json.
 
   python -m sdxl_jax.evaluate --config configs/stage0.py --weights DIR \
     --output OUT --config.data.folder.path=IMAGES
@@ -16,6 +22,7 @@ give 10 to 12 times our numbers.
 
 import collections
 import concurrent.futures
+import dataclasses
 import functools
 import itertools
 import json
@@ -41,8 +48,8 @@ from sdxl_jax.data import (
   transforms,
 )
 from sdxl_jax.distributed import sharding
-from sdxl_jax.evaluation import reconstruction
-from sdxl_jax.sampling import finiteness
+from sdxl_jax.evaluation import reconstruction, sample_flags, sample_report
+from sdxl_jax.sampling import finiteness, prompts_file
 from sdxl_jax.training import config_validation, run_setup
 
 IMAGES, COLUMNS = 12, 6  # of the grid; each image takes three columns
@@ -241,6 +248,16 @@ def describe(metrics: dict[str, Any], count: int) -> str:
 
 
 def main(args: flags.FlagValues) -> None:
+  given = {name for name in args if args[name].present}
+  sample_flags.check_chosen(given)
+  if args.samples:
+    measure_samples(args)
+  else:
+    measure_autoencoder(args)
+
+
+def measure_autoencoder(args: flags.FlagValues) -> None:
+  """Measures the reconstructions of an autoencoder; see `evaluate`."""
   # The config's own is of config.init_from, which is not read.
   args.config.init_variant = args.variant or ''
   evaluate(
@@ -253,6 +270,18 @@ def main(args: flags.FlagValues) -> None:
   )
 
 
+def measure_samples(args: flags.FlagValues) -> None:
+  """Measures generated images, by the flags of sample_flags."""
+  # All flags are checked before the first file is read.
+  request = sample_flags.to_request(args)
+  sample_report.check(request)
+  if args.prompts:
+    lines = prompts_file.read(args.prompts)
+    prompts = [line.fields['prompt'] for line in lines]
+    request = dataclasses.replace(request, prompts=prompts)
+  sample_report.evaluate(request, args.output)
+
+
 if __name__ == '__main__':
   config_flags.DEFINE_config_file('config', None, 'a file with get_config()')
   flags.DEFINE_string('weights', None, 'published weights, or a workdir')
@@ -263,6 +292,7 @@ if __name__ == '__main__':
   flags.DEFINE_integer('pictures', 5000, 'number of images, at most', 1)
   flags.DEFINE_integer('batch_size', 8, 'images at once, per device', 1)
   flags.DEFINE_string('average', 'ema', run_params.HELP)
-  flags.mark_flags_as_required(['config', 'weights', 'output'])
+  sample_flags.define()
+  flags.mark_flags_as_required(['output'])
   cli.define_cache_dir()
   cli.run(main, memory='pass a smaller --batch_size')

@@ -203,5 +203,5 @@ def test_a_variant_is_of_the_weights(monkeypatch):
   options = dict(weights='W', output='O', pictures=1, batch_size=1)
   for variant in (None, 'bf16'):
     args = dict(options, config=config, variant=variant, average='ema')
-    evaluate.main(types.SimpleNamespace(**args))
+    evaluate.measure_autoencoder(types.SimpleNamespace(**args))
   assert seen == ['', 'bf16']
