@@ -9,7 +9,6 @@ import zipfile
 from typing import NamedTuple
 
 import numpy as np
-import tqdm
 from jaxtyping import Float
 from scipy import linalg
 
@@ -28,19 +27,41 @@ class Statistics(NamedTuple):
   sigma: Matrix
 
 
+class Gaussian(NamedTuple):
+  """What the distance needs of features, float64.
+
+  Attributes:
+    mu: mean.
+    trace: of the covariance.
+    root: R with R R^T the covariance.
+  """
+
+  mu: Vector
+  trace: float
+  root: Float[np.ndarray, 'd rank']
+
+
 def statistics(features: Float[np.ndarray, 'n d']) -> Statistics:
   """Returns mean and covariance of features.
 
   Raises:
     ValueError: for fewer than two images.
   """
+  check_count(features)
+  features = np.asarray(features, np.float64)
+  sigma = np.cov(features, rowvar=False)
+  return Statistics(
+    features.mean(axis=0), sigma.reshape(2 * features.shape[1:])
+  )
+
+
+def check_count(features: Float[np.ndarray, 'n d']) -> None:
+  """Raises ValueError for fewer than two images."""
   if len(features) < 2:
     raise ValueError(
       f'{len(features)} image has no covariance: FID needs two images, and '
       'thousands to mean something'
     )
-  features = np.asarray(features, np.float64)
-  return Statistics(features.mean(axis=0), np.cov(features, rowvar=False))
 
 
 def distance(mu1: Vector, s1: Matrix, mu2: Vector, s2: Matrix) -> float:
@@ -49,26 +70,47 @@ def distance(mu1: Vector, s1: Matrix, mu2: Vector, s2: Matrix) -> float:
   The trace of the root is the sum of the singular values of R1^T R2, where s =
   R R^T: s1 s2 has the squares of these as eigenvalues. It is exact and finite
   for singular covariances too, as those of fewer images than dimensions are:
-  eigenvalues that are zero but for rounding are taken as zero. pytorch-fid's
-  root of the product is the same number to its rounding, of about 1e-6 of a
-  FID, or 1e-3 where s1 s2 is singular; and where that fails it adds 1e-6 to
-  the diagonals.
+  eigenvalues that are zero but for rounding are taken as zero. pytorch-fid
+  computes the root of the product, which is the same but for the rounding of
+  that root; where it fails, it adds 1e-6 to both diagonals.
 
   Raises:
     ValueError: for shapes that do not fit, and covariances that are none.
   """
-  check(mu1, s1, 'first')
-  check(mu2, s2, 'second')
-  if len(mu1) != len(mu2):
+  gaussians = [describe(Statistics(mu1, s1)), describe(Statistics(mu2, s2))]
+  return between(*gaussians)
+
+
+def between(one: Gaussian, other: Gaussian) -> float:
+  """Returns the distance of two Gaussians, see `distance`."""
+  if one.mu.shape != other.mu.shape:
     raise ValueError(
-      f'the first statistics have {len(mu1)} dimensions and the second '
-      f'{len(mu2)}: both must be of the same net'
+      f'the first statistics have {len(one.mu)} dimensions and the second '
+      f'{len(other.mu)}: both must be of the same net'
     )
-  difference = np.asarray(mu1, np.float64) - np.asarray(mu2, np.float64)
-  cross = linalg.svdvals(root(s1).T @ root(s2)).sum()
-  return float(
-    difference @ difference + np.trace(s1) + np.trace(s2) - 2 * cross
-  )
+  difference = one.mu - other.mu
+  cross = linalg.svdvals(one.root.T @ other.root).sum()
+  return float(difference @ difference + one.trace + other.trace - 2 * cross)
+
+
+def describe(known: Statistics | Float[np.ndarray, 'n d']) -> Gaussian:
+  """Returns the Gaussian of statistics, or of features.
+
+  Raises:
+    ValueError: for what is no mean and covariance, or for a single image.
+  """
+  if isinstance(known, Statistics):
+    check(known.mu, known.sigma)
+    mu, sigma = (np.asarray(x, np.float64) for x in known)
+    return Gaussian(mu, float(np.trace(sigma)), root(sigma))
+  check_count(known)
+  features = np.asarray(known, np.float64)
+  n, d = features.shape
+  if n > d:
+    return describe(statistics(features))
+  # Of few images the centred features are a root themselves.
+  apart = (features - features.mean(axis=0)) / np.sqrt(n - 1)
+  return Gaussian(features.mean(axis=0), float((apart**2).sum()), apart.T)
 
 
 def root(sigma: Matrix) -> Float[np.ndarray, 'd rank']:
@@ -81,74 +123,72 @@ def root(sigma: Matrix) -> Float[np.ndarray, 'd rank']:
   return vectors[:, kept] * np.sqrt(values[kept])
 
 
-def check(mu: Vector, sigma: Matrix, which: str) -> None:
+def check(mu: Vector, sigma: Matrix) -> None:
   """Raises ValueError for what is no mean and covariance."""
   mu, sigma = np.asarray(mu), np.asarray(sigma)
   if mu.ndim != 1 or sigma.shape != (len(mu), len(mu)):
     raise ValueError(
-      f'the {which} statistics have mu {list(mu.shape)} and sigma '
-      f'{list(sigma.shape)}: they must be [d] and [d, d]'
+      f'statistics have mu {list(mu.shape)} and sigma {list(sigma.shape)}: '
+      'they must be [d] and [d, d]'
     )
   if not (np.isfinite(mu).all() and np.isfinite(sigma).all()):
-    raise ValueError(f'the {which} statistics have NaN or infinity')
+    raise ValueError('statistics have NaN or infinity')
   largest = np.abs(sigma).max(initial=0)
   if np.abs(sigma - sigma.T).max(initial=0) > SYMMETRY * largest:
-    raise ValueError(
-      f'sigma of the {which} statistics is not symmetric: no covariance'
-    )
+    raise ValueError('sigma is not symmetric: no covariance')
 
 
 def compute(
   features: Float[np.ndarray, 'n d'],
-  reference: Statistics,
+  reference: Statistics | Float[np.ndarray, 'm d'],
   resamples: int = 0,
   seed: int = bootstrap.SEED,
 ) -> bootstrap.Metric:
-  """Returns the FID of features to reference statistics, with its interval.
+  """Returns the FID of features to a reference, with its interval.
 
-  A resample costs an eigenvalue problem of d or n rows, whichever are fewer.
+  Args:
+    features: of generated images.
+    reference: features of real images, or their statistics.
+    resamples: for the interval, see `influence`.
+    seed: of the resamples.
   """
-  own = statistics(features)
-  value = distance(own.mu, own.sigma, reference.mu, reference.sigma)
-  drawn = resampled(features, reference, resamples, seed)
-  return bootstrap.interval(value, drawn)
-
-
-def resampled(
-  features: Float[np.ndarray, 'n d'],
-  reference: Statistics,
-  resamples: int,
-  seed: int = bootstrap.SEED,
-) -> Float[np.ndarray, ' r']:
-  """Returns the FID of each resample of the features."""
-  features, n = np.asarray(features, np.float64), len(features)
+  other = describe(reference)
+  value = between(describe(features), other)
   if not resamples:
-    return np.empty(0)
-  # In the reference's axes the trace is that of a root of one matrix.
+    return bootstrap.interval(value, np.empty(0))
+  of_each = influence(features, other)
+  drawn = bootstrap.counts(len(features), resamples, seed) @ of_each
+  return bootstrap.interval(value, drawn / len(features))
+
+
+def influence(
+  features: Float[np.ndarray, 'n d'], reference: Gaussian
+) -> Float[np.ndarray, ' n']:
+  """Returns how much each image moves FID, but for a constant.
+
+  To first order, the FID of a resample is the mean of these numbers over its
+  images (Efron and Tibshirani 1993, section 22.3). The FID of the resample
+  itself would take an eigenvalue problem each, and images that it has twice
+  make it larger and its spread wider than those of new images.
+
+  With s the covariance of n images a from their mean, the derivative of tr((R^T
+  s R)^(1/2)) by s is T / 2, where T = R (R^T s R)^(-1/2) R^T: an image moves
+  FID by 2 (mu1 - mu2).a + (a.a - a.T a) n / (n - 1).
+  """
+  features, n = np.asarray(features, np.float64), len(features)
   center = features.mean(axis=0)
   apart = features - center
-  turned = apart @ root(reference.sigma)
-  squares, difference = (apart**2).sum(axis=1), center - reference.mu
-  distances = []
-  for weights in tqdm.tqdm(
-    bootstrap.counts(n, resamples, seed), desc='FID, resamples', delay=2
-  ):
-    mean, chosen = weights @ apart / n, np.flatnonzero(weights)
-    rows = turned[chosen] - mean_of(weights, turned)
-    rows *= np.sqrt(weights[chosen, None] / (n - 1))
-    is_wide = rows.shape[0] < rows.shape[1]
-    gram = rows @ rows.T if is_wide else rows.T @ rows
-    cross = np.sqrt(linalg.eigvalsh(gram).clip(0)).sum()
-    trace = (weights @ squares - n * mean @ mean) / (n - 1)
-    distances.append(((difference + mean) ** 2).sum() + trace - 2 * cross)
-  return np.array(distances) + np.trace(reference.sigma)
-
-
-def mean_of(
-  weights: Float[np.ndarray, ' n'], rows: Float[np.ndarray, 'n d']
-) -> Float[np.ndarray, ' d']:
-  """Returns the mean of rows, each counted as often as its weight says."""
-  return weights @ rows / weights.sum()
+  turned = apart @ reference.root / np.sqrt(n - 1)  # R^T s R = turned^T turned
+  # Of both products with the transpose, the smaller has the same eigenvalues.
+  is_wide = turned.shape[0] < turned.shape[1]
+  gram = turned @ turned.T if is_wide else turned.T @ turned
+  squares, vectors = linalg.eigh(gram)
+  kept = squares > len(gram) * np.finfo(np.float64).eps * squares[-1]
+  roots, vectors = np.sqrt(squares[kept]), vectors[:, kept]
+  along = vectors * roots if is_wide else turned @ vectors
+  moved = (along**2 / roots).sum(axis=1)
+  spread = (apart**2).sum(axis=1) / (n - 1)
+  return 2 * apart @ (center - reference.mu) + n * (spread - moved)
 
 
 def load_statistics(path: str | pathlib.Path) -> Statistics:
@@ -164,7 +204,7 @@ def load_statistics(path: str | pathlib.Path) -> Statistics:
   try:
     with np.load(path, allow_pickle=False) as file:
       found = Statistics(*(np.asarray(file[name]) for name in ('mu', 'sigma')))
-    check(found.mu, found.sigma, 'stored')
+    check(found.mu, found.sigma)
   # Of numpy and zipfile, for broken files and for arrays of one name.
   except (
     ValueError,

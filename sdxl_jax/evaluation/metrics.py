@@ -51,12 +51,6 @@ class Features:
       raise ValueError(f'{metric} needs features {name!r}, which are not there')
     return found
 
-  def find_statistics(self) -> frechet.Statistics:
-    """Returns the statistics of Inception features."""
-    if self.statistics is not None:
-      return self.statistics
-    return frechet.statistics(self.need('inception', 'fid'))
-
 
 def check_names(names: Collection[str]) -> None:
   """Raises ValueError for unknown metrics, none, or one that is named twice."""
@@ -96,7 +90,8 @@ def compute(
   found, draw = {}, (resamples, seed)
   if 'fid' in names:
     own = samples.need('inception', 'fid')
-    found['fid'] = frechet.compute(own, reference.find_statistics(), *draw)
+    other = reference.statistics or reference.need('inception', 'fid')
+    found['fid'] = frechet.compute(own, other, *draw)
   for name, metric in (('kid', kid.compute), ('pr', precision_recall.compute)):
     if name in names:
       both = [x.need('inception', name) for x in (samples, reference)]

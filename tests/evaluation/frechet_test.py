@@ -39,11 +39,9 @@ def test_as_the_formula(d):
     a, b = (z.astype(np.float64).std(ddof=1) for z in (x, y))
     expected = (np.mean(x, dtype=float) - np.mean(y, dtype=float)) ** 2
     expected += (a - b) ** 2
-    s1, s2 = (np.cov(z.T.astype(float)).reshape(1, 1) for z in (x, y))
-    means = x.mean(0, dtype=float), y.mean(0, dtype=float)
-    ours = frechet.distance(means[0], s1, means[1], s2)
   else:
-    expected, ours = by_scipy(x, y), distance(x, y)
+    expected = by_scipy(x, y)
+  ours = distance(x, y)
   np.testing.assert_allclose(ours, expected, rtol=1e-9)
 
 
@@ -78,27 +76,61 @@ def test_identical_and_moved():
   assert distance(x, x + 2) == pytest.approx(4 * 32, rel=1e-6)
 
 
-def test_resamples_are_distances_of_resampled_images():
-  """In more and in fewer images than dimensions."""
-  for n, d in ((60, 16), (20, 48)):
-    x = features(n, d)
-    reference = frechet.statistics(features(300, d, 1, 0.1))
-    drawn = frechet.resampled(x, reference, 5, seed=3)
-    weights = frechet.bootstrap.counts(n, 5, 3)
-    expected = [
-      frechet.distance(*frechet.statistics(x.repeat(w, 0)), *reference)
-      for w in weights
-    ]
-    np.testing.assert_allclose(drawn, expected, rtol=1e-6)
-    metric = frechet.compute(x, reference, 5, seed=3)
-    assert metric.low < metric.value < metric.high
+def test_a_set_of_features_is_its_statistics():
+  """Whether there are more or fewer images than dimensions."""
+  for n in (20, 90):
+    x, y = features(n, 48), features(300, 48, 1, 0.1)
+    expected = distance(x, y)
+    for reference in (y, frechet.statistics(y)):
+      assert frechet.compute(x, reference).value == pytest.approx(expected)
+    assert frechet.compute(y, x).value == pytest.approx(expected)
+
+
+def test_influence_is_the_derivative():
+  """An image that counts a little more moves FID by its influence."""
+  for n, d in ((40, 6), (12, 30)):
+    x = features(n, d).astype(np.float64)
+    reference = frechet.describe(features(100, d, 1, 0.3))
+    of_each = frechet.influence(x, reference)
+
+    def weighted(weights, x=x, n=n, reference=reference):
+      mean = weights @ x / weights.sum()
+      apart = (x - mean) * np.sqrt(weights / (n - 1))[:, None]
+      own = frechet.Gaussian(mean, (apart**2).sum(), apart.T)
+      return frechet.between(own, reference)
+
+    step, ones = 1e-5, np.ones(n)
+    for i in (0, 3, 7):
+      move = step * np.eye(n)[i]
+      # Influences are up to a constant; the mean moves against all others.
+      slope = (weighted(ones + move) - weighted(ones - move)) / (2 * step)
+      move = np.roll(move, 1)
+      other = (weighted(ones + move) - weighted(ones - move)) / (2 * step)
+      expected = (of_each[i] - of_each[(i + 1) % n]) / n
+      assert slope - other == pytest.approx(expected, rel=1e-3, abs=1e-7)
+
+
+@pytest.mark.parametrize('n, d', [(400, 8), (40, 64)])
+def test_the_interval_is_as_wide_as_fids_of_other_images(n, d):
+  reference = frechet.statistics(features(2000, d, 99, 0.2))
+  values = [
+    frechet.compute(features(n, d, seed), reference).value for seed in range(60)
+  ]
+  low, high = np.quantile(values, [0.025, 0.975])
+  metrics = [
+    frechet.compute(features(n, d, seed), reference, 200)
+    for seed in range(60, 80)
+  ]
+  assert all(metric.low < metric.value < metric.high for metric in metrics)
+  width = np.median([metric.high - metric.low for metric in metrics])
+  assert 0.7 < width / (high - low) < 1.4
 
 
 @pytest.mark.parametrize(
   'changed, message',
   [
     ({'sigma': np.eye(3)}, r'mu \[4\] and sigma \[3, 3\]'),
-    ({'mu': np.full(4, np.nan)}, 'NaN or infinity'),
+    ({'mu': np.full(4, np.nan)}, 'have NaN or infinity'),
     ({'sigma': np.triu(np.ones((4, 4)))}, 'not symmetric'),
   ],
 )
