@@ -11,6 +11,7 @@ NAMES = (
   'sdxl_jax/weights/README.md',
   'sdxl_jax/sampling/README.md',
   'sdxl_jax/planning/README.md',
+  'sdxl_jax/evaluation/README.md',
   'launch/README.md',
   'tests/README.md',
   'tests/benchmarks/results/README.md',
