@@ -78,11 +78,14 @@ def load_inception(path: str | pathlib.Path | None = None) -> Extractor:
 def make_inception(params: Any, source: str = '') -> Extractor:
   """Makes the extractor of Inception's features from its parameters."""
   resize = functools.partial(preprocessing.bilinear, size=inception.SIZE)
+  return Extractor('inception', resize, apply_inception, params, source)
 
-  def apply(params, image):
-    return inception.Inception().apply({'params': params}, image)
 
-  return Extractor('inception', resize, apply, params, source)
+def apply_inception(
+  params: Any, image: Float[jax.Array, 'b h w 3']
+) -> Float[jax.Array, 'b d']:
+  """Computes Inception's features of images in [0, 1] of its size."""
+  return inception.Inception().apply({'params': params}, image)
 
 
 def load_clip(name: str, path: str | pathlib.Path | None = None) -> LoadedCLIP:
@@ -172,6 +175,7 @@ def compute_all(
   return joined
 
 
+@functools.lru_cache(maxsize=8)  # of a net, samples and reference have one
 def program(apply: Callable[[Any, jax.Array], jax.Array]) -> Callable:
   """Compiles a net of pixels, which come as uint8 or as float32 in [0, 1]."""
 

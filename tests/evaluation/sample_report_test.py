@@ -39,7 +39,8 @@ def room(tmp_path_factory):
   random_images.write(folder / 'R', [(64, 64)] * 6, seed=2)
   (folder / 'prompts.txt').write_text('a fox\na pig\na red cat\na cow\nfog\n')
   rng = np.random.default_rng(0)
-  known = frechet.statistics(rng.uniform(0, 1, (50, 2048)))
+  spread = np.diag(rng.uniform(0, 1, 2048))
+  known = frechet.Statistics(rng.uniform(0, 1, 2048), spread)
   frechet.save_statistics(folder / 'val2014.npz', known)
   return folder
 
