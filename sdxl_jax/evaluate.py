@@ -1,279 +1,168 @@
-"""Evaluate: measures generated images, or what an autoencoder reconstructs.
+"""Evaluate: measures generated images, an autoencoder, or weights by prompts.
 
-  python -m sdxl_jax.evaluate --samples DIR --reference val2014.npz \
+  python -m sdxl_jax.evaluate --weights SDXL --prompts captions.tsv \
+    --reference val2014.npz --metrics fid,clip --output OUT
+
+Draws an image of each prompt, compares them with a reference and with their
+prompts by FID, KID and other metrics (evaluation/README.md), and writes
+OUT/report.html; after a stop, the images that are there are not drawn again.
+--preset mlperf and --preset paper are the protocols of others; --benchmark
+writes the folders that GenEval, DPG-Bench and HPSv2 score.
+
+  python -m sdxl_jax.evaluate --samples DIR --reference IMAGES \
     --metrics fid --output OUT
 
-Compares a folder of images with a reference, or with their prompts, by FID, KID
-and other metrics (evaluation/README.md), and writes OUT/metrics.json.
+Measures images that are there.
 
   python -m sdxl_jax.evaluate --config configs/stage0.py --weights DIR \
     --output OUT --config.data.folder.path=IMAGES
 
-DIR is published weights, or a workdir, of which --average chooses parameters.
-Prints PSNR, SSIM and LPIPS at the size of the config's bucket, 256 px as in
-Table 3 of the SDXL paper, and the scaling that gives the latents unit variance;
-writes OUT/metrics.json and OUT/reconstructions.png.
-
-LPIPS is the calibrated distance of the package `lpips`, for which about 0.055
-on COCO at 256 px is known of SDXL's autoencoder. The paper's 0.88 is on another
-scale, which it does not name: without the calibrated weights, the same features
-give 10 to 12 times our numbers.
+Measures what the autoencoder of published weights or of a workdir reconstructs,
+of which --average chooses parameters. Prints PSNR, SSIM and LPIPS at the size
+of the config's bucket, 256 px as in Table 3 of the SDXL paper, and the scaling
+that gives the latents unit variance; writes OUT/metrics.json and
+OUT/reconstructions.png.
 """
 
-import collections
-import concurrent.futures
 import dataclasses
-import functools
-import itertools
-import json
-import pathlib
-from collections.abc import Callable, Iterator
-from typing import Any
 
-import jax
-import numpy as np
-import tqdm
 from absl import flags
-from jaxtyping import Float
-from ml_collections import config_dict, config_flags
+from ml_collections import config_flags
 
 from sdxl_jax import cli
-from sdxl_jax.checkpoints import loading, run_params, run_sources
-from sdxl_jax.data import (
-  buckets,
-  figures,
-  images,
-  prefetching,
-  seeds,
-  transforms,
+from sdxl_jax.evaluation import (
+  benchmark_layouts,
+  metric_flags,
+  presets,
+  sample_report,
 )
-from sdxl_jax.distributed import sharding
-from sdxl_jax.evaluation import reconstruction, sample_flags, sample_report
-from sdxl_jax.sampling import finiteness, prompts_file
-from sdxl_jax.training import config_validation, run_setup
+from sdxl_jax.sampling import (
+  drawing,
+  measured_samples,
+  offload_flag,
+  png_settings,
+  prompt_set,
+  prompts_file,
+  sample_flags,
+  sample_request,
+)
+from sdxl_jax.training import autoencoder_evaluation
 
-IMAGES, COLUMNS = 12, 6  # of the grid; each image takes three columns
+evaluate = autoencoder_evaluation.evaluate
+# Settings of an image that all images of a set share.
+SETTINGS = {
+  name: field
+  for name, field in sample_request.FIELDS.items()
+  if name not in ('prompt', 'prompt_2', 'image', 'mask', 'strength')
+  and name != 'mask_threshold'
+}
 
 
-def evaluate(
-  config: config_dict.ConfigDict,
-  weights: str | pathlib.Path,
-  output: str | pathlib.Path,
-  num_images: int = 5000,
-  batch_size: int = 8,
-  average: str = 'ema',
-  say: Callable[[str], None] = print,
-) -> dict[str, Any]:
-  """Measures an autoencoder on the first images of a source, one crop each.
+def define():
+  """Defines the flags of the command."""
+  config_flags.DEFINE_config_file('config', None, 'a file with get_config()')
+  flags.DEFINE_string('output', None, 'folder to write to')
+  flags.DEFINE_integer(
+    'pictures', None, 'number of images, at most; default: 5000, or all', 1
+  )
+  flags.DEFINE_integer(
+    'batch_size', 8, 'images measured at once, per device', 1
+  )
+  metric_flags.define()
+  sample_flags.define_models()
+  for field in SETTINGS.values():
+    sample_flags.define_field(field)
+  flags.DEFINE_enum('preset', None, list(presets.PRESETS), 'protocol of others')
+  flags.DEFINE_enum(
+    'benchmark',
+    None,
+    list(benchmark_layouts.BENCHMARKS),
+    'draw the --prompts of a benchmark, and write what its own tool scores',
+  )
+  flags.DEFINE_list(
+    'guidance_scales', None, 'draw and measure all images at each of these'
+  )
+  flags.DEFINE_string(
+    'latents',
+    None,
+    'noise that all images begin with: .npy, or latents.pt of MLPerf',
+  )
+  flags.DEFINE_integer(
+    'batch', None, 'images drawn at once; default: one per device', 1
+  )
+  flags.DEFINE_flag(offload_flag.make())
+  flags.mark_flags_as_required(['output'])
+
+
+MODELS = tuple(sample_flags.model_flags.MODEL_OPTIONS)
+DRAWN = (*MODELS, *SETTINGS, 'latents', 'batch', 'offload')
+# The flags of each measurement; the first that is passed decides between them.
+MODES = {
+  'benchmark': ('prompts', *DRAWN),
+  'samples': metric_flags.NAMES,
+  'config': ('weights', 'variant', 'average', 'pictures'),
+  'weights': (*metric_flags.NAMES, *DRAWN, 'preset', 'guidance_scales')
+  + ('pictures',),
+}
+NEEDED = {'benchmark': ('weights', 'prompts'), 'weights': ('prompts',)}
+NEEDED['config'] = ('weights',)
+
+
+def choose_mode(given):
+  """Returns which of MODES the flags passed are for.
 
   Args:
-    config: as for training stage 0; its `vae` must be that of the weights.
-    weights: published weights, a workdir or a checkpoint.
-    output: folder to write to.
-    num_images: number of images, at most.
-    batch_size: on each device.
-    average: which parameters of a workdir, see pipelines.load.
-    say: prints a line for the user.
-
-  Returns:
-    {metric: [mean, standard deviation over images]} and of the latents
-    {'scaling_factor': float, 'latents_mean': [by channel]}.
+    given: names of the flags that were passed.
 
   Raises:
-    ValueError: for a config of another task, or if no image can be read.
+    ValueError: for flags of different measurements, or too few.
   """
-  # Refuse other tasks before anything is read or written.
-  config_validation.check(config)
-  if config.task != 'autoencoder':
+  mode = next((name for name in MODES if name in given), None)
+  if mode is None:
     raise ValueError(
-      f"config.task is {config.task!r}; only an 'autoencoder' can be "
-      'evaluated so far: pass configs/stage0.py'
+      'nothing to measure: pass --samples, a folder of images; --weights and '
+      '--prompts, to draw them first; or --config and --weights, for an '
+      'autoencoder'
     )
-
-  # Measure, with data and model on this process's devices.
-  output = pathlib.Path(output)
-  output.mkdir(parents=True, exist_ok=True)
-  setup = run_setup.set_up_locally(config, weights, say)
-  params = load_params(setup, weights, average, say)
-  values, cells = measure_images(setup, params, num_images, batch_size, say)
-  if not cells:
-    raise ValueError(f'none of {len(setup.source)} images can be read')
-
-  # Write the figures and the first images.
-  grid = figures.grid(cells, COLUMNS)
-  images.save(output / 'reconstructions.png', grid)
-  metrics = reconstruction.summary(values)
-  (output / 'metrics.json').write_text(json.dumps(metrics, indent=2) + '\n')
-  say(describe(metrics, len(values['psnr'])))
-  return metrics
+  known = {name for names in MODES.values() for name in names} | {*MODES}
+  wrong = sorted((given & known) - {mode, *MODES[mode]})
+  if wrong:
+    raise ValueError(f'--{wrong[0]} does not go with --{mode}: leave one out')
+  lacking = [name for name in NEEDED.get(mode, ()) if name not in given]
+  if lacking:
+    raise ValueError(f'--{mode} needs --{lacking[0]}: pass both')
+  return mode
 
 
-def load_params(
-  setup: run_setup.LocalSetup,
-  weights: str | pathlib.Path,
-  average: str,
-  say: Callable[[str], None],
-) -> dict[str, Any]:
-  """Loads {'vae': params}, and LPIPS if the config has a weight for it."""
-  config, model, mesh = setup.config, setup.model, setup.mesh
-  params = loading.load_params(
-    weights,
-    model,
-    ['vae'],
-    mesh,
-    average,
-    options=run_sources.reading(config),
-  )
-  if 'lpips' not in model.configs:
-    say('without LPIPS, since config.autoencoder.perceptual_weight is 0')
-    return params
-  return params | {'lpips': loading.load_lpips(config, model, mesh)}
-
-
-def measure_images(
-  setup: run_setup.LocalSetup,
-  params: dict[str, Any],
-  num_images: int,
-  batch_size: int,
-  say: Callable[[str], None],
-) -> tuple[dict[str, list[np.ndarray]], list[np.ndarray]]:
-  """Measures the first images of a source.
-
-  Returns:
-    {name: [value of each image]}, as reconstruction.measure names them, and
-    the cells of a grid of the first images.
-
-  Raises:
-    finiteness.NonFiniteError: for reconstructions with NaN or infinity.
-  """
-  # One program for all batches; the devices share the rows.
-  measure = jax.jit(functools.partial(reconstruction.measure, setup.model))
-  size = batch_size * setup.mesh.size
-  rows = sharding.batch_sharding(setup.mesh)
-  values, cells = collections.defaultdict(list), []
-  total = min(num_images, len(setup.source))
-  with tqdm.tqdm(total=total, unit='image') as bar:
-    for batch in read_crops(setup.config, setup.source, num_images, size, say):
-      # The last batch is padded with its last image to the compiled size.
-      padding = batch[-1:].repeat(size - len(batch), 0)
-      padded = jax.device_put(np.concatenate([batch, padding]), rows)
-      measured, reconstructed = measure(params, padded)
-      measured = {n: np.asarray(x)[: len(batch)] for n, x in measured.items()}
-      check_measured(measured)
-      for name, value in measured.items():
-        values[name] += list(value)
-      if len(cells) < 3 * IMAGES:
-        cells += reconstruction.comparison(batch, np.asarray(reconstructed))
-      bar.update(len(batch))
-  return values, cells[: 3 * IMAGES]
-
-
-def check_measured(measured: dict[str, np.ndarray]) -> None:
-  """Raises finiteness.NonFiniteError where no mean of the metrics is right.
-
-  Left out of the means, such images would make them better than they are.
-
-  Args:
-    measured: as reconstruction.measure returns it.
-  """
-  # The PSNR of an image without any error is infinite.
-  psnr = np.where(np.isposinf(measured['psnr']), 0, measured['psnr'])
-  finiteness.check_reconstructions([*(measured | {'psnr': psnr}).values()])
-
-
-def read_crops(
-  config: config_dict.ConfigDict,
-  source: Any,
-  num_images: int,
-  size: int,
-  say: Callable[[str], None],
-) -> Iterator[Float[np.ndarray, 'b h w 3']]:
-  """Yields batches of at most `size` crops in [-1, 1], each of one bucket.
-
-  Images that cannot be read are left out, with a line for the user.
-  """
-  table = tuple(map(tuple, config.data.buckets))
-  assigned = buckets.assign(source.sizes[:num_images], table)
-
-  def crop(bucket, i):
-    seed = [config.seed, seeds.Stream.EVALUATION_CROP, int(i)]
-    try:
-      with images.unreadable_if_raised(lambda: source.name(int(i))):
-        row = transforms.transform(
-          source[int(i)],
-          bucket,
-          seed,
-          background=config.data.background,
-        )
-        return row['image']
-    # Returned, not raised: one unreadable image does not end the evaluation.
-    except images.UnreadableImage as error:
-      return error
-
-  def readable(crops):
-    for result in crops:
-      if isinstance(result, images.UnreadableImage):
-        say(f'left out: {result}')
-      else:
-        yield result
-
-  # Bucket by bucket, read ahead by threads.
-  threads = config.data.num_threads or 1
-  with concurrent.futures.ThreadPoolExecutor(threads) as pool:
-    for number, bucket in enumerate(table):
-      crops = readable(
-        prefetching.prefetch(
-          pool,
-          functools.partial(crop, bucket),
-          np.flatnonzero(assigned == number),
-        )
-      )
-      while batch := list(itertools.islice(crops, size)):
-        yield np.stack(batch)
-
-
-def describe(metrics: dict[str, Any], count: int) -> str:
-  """Formats the metrics of so many images."""
-  measured = []
-  for name in reconstruction.NAMES:
-    if name in metrics:
-      mean, deviation = metrics[name]
-      measured.append(f'{name} {mean:.4g} +- {deviation:.2g}')
-  latents_mean = ', '.join(f'{x:.3g}' for x in metrics['latents_mean'])
-  return (
-    f'{count:,} images: {", ".join(measured)}\nlatents have unit variance with '
-    f'scaling_factor {metrics["scaling_factor"]:.5g}, and zero mean with '
-    f'latents_mean ({latents_mean})'
-  )
-
-
-def main(args: flags.FlagValues) -> None:
+def main(args):
   given = {name for name in args if args[name].present}
-  sample_flags.check_chosen(given)
-  if args.samples:
-    measure_samples(args)
-  else:
-    measure_autoencoder(args)
+  measure = {
+    'benchmark': draw_benchmark,
+    'samples': measure_samples,
+    'config': measure_autoencoder,
+    'weights': measure_weights,
+  }
+  measure[choose_mode(given)](args)
 
 
-def measure_autoencoder(args: flags.FlagValues) -> None:
-  """Measures the reconstructions of an autoencoder; see `evaluate`."""
+def measure_autoencoder(args):
+  """Measures the reconstructions of an autoencoder."""
   # The config's own is of config.init_from, which is not read.
   args.config.init_variant = args.variant or ''
   evaluate(
     args.config,
     args.weights,
     args.output,
-    num_images=args.pictures,
+    num_images=args.pictures or 5000,
     batch_size=args.batch_size,
-    average=args.average,
+    average=args.average or 'ema',
   )
 
 
-def measure_samples(args: flags.FlagValues) -> None:
-  """Measures generated images, by the flags of sample_flags."""
+def measure_samples(args):
+  """Measures images that are there, by the flags of metric_flags."""
   # All flags are checked before the first file is read.
-  request = sample_flags.to_request(args)
+  request = metric_flags.to_request(args)
   sample_report.check(request)
   if args.prompts:
     lines = prompts_file.read(args.prompts)
@@ -282,17 +171,67 @@ def measure_samples(args: flags.FlagValues) -> None:
   sample_report.evaluate(request, args.output)
 
 
-if __name__ == '__main__':
-  config_flags.DEFINE_config_file('config', None, 'a file with get_config()')
-  flags.DEFINE_string('weights', None, 'published weights, or a workdir')
-  flags.DEFINE_string(
-    'variant', None, "mark in the names of a folder's files: fp16, bf16"
+def measure_weights(args):
+  """Draws an image of each prompt, and measures them."""
+  preset = presets.PRESETS.get(args.preset)
+  request = metric_flags.to_request(args)
+  if preset and not args['metrics'].present:
+    request = dataclasses.replace(request, metrics=preset.metrics)
+  if preset and not args['clip_net'].present:
+    request = dataclasses.replace(request, clip=preset.clip_net)
+  count = args.pictures or (preset.images if preset else None)
+  drawn = dataclasses.replace(
+    drawing_of(args, preset),
+    lines=prompts_file.read(args.prompts),
+    count=count,
+    scales=scales_of(args, preset),
   )
-  flags.DEFINE_string('output', None, 'folder to write to')
-  flags.DEFINE_integer('pictures', 5000, 'number of images, at most', 1)
-  flags.DEFINE_integer('batch_size', 8, 'images at once, per device', 1)
-  flags.DEFINE_string('average', 'ema', run_params.HELP)
-  sample_flags.define()
-  flags.mark_flags_as_required(['output'])
+  bands = preset.bands if preset else {}
+  measured_samples.measure(drawn, request, args.output, bands)
+
+
+def draw_benchmark(args):
+  """Draws the prompts of a benchmark in its layout."""
+  items = benchmark_layouts.read(args.benchmark, args.prompts)
+  drawn = drawing_of(args, None)
+  measured_samples.draw_benchmark(args.benchmark, items, drawn, args.output)
+
+
+def drawing_of(args, preset):
+  """Makes the Drawing of the flags, without lines."""
+  passed = {
+    name: sample_flags.parse(field, args[name].value)
+    for name, field in SETTINGS.items()
+    if args[name].value is not None
+  }
+  latents = prompt_set.read_latents(args.latents) if args.latents else None
+  return measured_samples.Drawing(
+    lines=(),
+    settings=measured_samples.settings_of(preset, passed),
+    models=sample_flags.model_options(args, png_settings.PngSettings({}, {})),
+    latents=latents,
+    options=drawing.Options(batch=args.batch, offload=args.offload),
+  )
+
+
+def scales_of(args, preset):
+  """Returns the guidance scales of the flags, or of a preset."""
+  if args.guidance_scales is None:
+    has_own = args['guidance_scale'].present
+    return preset.guidance_scales if preset and not has_own else ()
+  try:
+    scales = tuple(map(float, args.guidance_scales))
+  except ValueError:
+    scales = ()
+  if not scales or len(set(scales)) < len(scales):
+    raise ValueError(
+      f'--guidance_scales={",".join(args.guidance_scales)} must be numbers, '
+      'each once, as 3,5,8'
+    )
+  return scales
+
+
+if __name__ == '__main__':
+  define()
   cli.define_cache_dir()
-  cli.run(main, memory='pass a smaller --batch_size')
+  cli.run(main, memory='pass a smaller --batch_size or --batch')

@@ -11,6 +11,7 @@ from sdxl_jax import evaluate, train
 from sdxl_jax.checkpoints import loading
 from sdxl_jax.models import from_config
 from sdxl_jax.sampling import finiteness, pipelines
+from sdxl_jax.training import autoencoder_evaluation
 from tests.support import (
   autoencoder_config,
   datasets,
@@ -183,12 +184,12 @@ def test_metrics_without_a_mean_end_an_evaluation():
     'ssim': np.ones(2, np.float32),
     'mean': np.zeros((2, 4), np.float32),
   }
-  evaluate.check_measured(measured)
+  autoencoder_evaluation.check_measured(measured)
   for name, value in (('psnr', np.nan), ('psnr', -np.inf), ('mean', np.inf)):
     array = measured[name].copy()
     array.flat[0] = value
     with pytest.raises(finiteness.NonFiniteError, match='1 of 2 reconstruct'):
-      evaluate.check_measured(measured | {name: array})
+      autoencoder_evaluation.check_measured(measured | {name: array})
 
 
 def test_a_variant_is_of_the_weights(monkeypatch):
@@ -205,3 +206,38 @@ def test_a_variant_is_of_the_weights(monkeypatch):
     args = dict(options, config=config, variant=variant, average='ema')
     evaluate.measure_autoencoder(types.SimpleNamespace(**args))
   assert seen == ['', 'bf16']
+
+
+@pytest.mark.parametrize(
+  'given, mode',
+  [
+    ({'samples', 'metrics', 'reference', 'output', 'verbosity'}, 'samples'),
+    ({'weights', 'prompts', 'metrics', 'steps', 'lora'}, 'weights'),
+    ({'benchmark', 'weights', 'prompts', 'seed'}, 'benchmark'),
+    ({'config', 'weights', 'average', 'config.data.source'}, 'config'),
+  ],
+)
+def test_what_is_measured(given, mode):
+  """The flags say it."""
+  assert evaluate.choose_mode(given) == mode
+
+
+@pytest.mark.parametrize(
+  'given, message',
+  [
+    ({'output'}, 'nothing to measure: pass --samples'),
+    ({'samples', 'weights'}, '--weights does not go with --samples'),
+    ({'samples', 'steps'}, '--steps does not go with --samples'),
+    ({'config', 'weights', 'metrics'}, '--metrics does not go with --config'),
+    ({'config'}, '--config needs --weights'),
+    ({'weights'}, '--weights needs --prompts'),
+    ({'benchmark', 'prompts'}, '--benchmark needs --weights'),
+    (
+      {'benchmark', 'weights', 'prompts', 'reference'},
+      '--reference does not go with --benchmark',
+    ),
+  ],
+)
+def test_flags_of_different_measurements(given, message):
+  with pytest.raises(ValueError, match=message):
+    evaluate.choose_mode(given)

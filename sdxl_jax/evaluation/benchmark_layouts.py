@@ -19,6 +19,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
+from sdxl_jax.evaluation import image_folder
+
 Path = str | os.PathLike[str]
 QUALITY = 95  # of JPEG
 COLUMNS = 2  # of images in a file of DPG-Bench
@@ -145,7 +147,7 @@ def read_dpg(path: pathlib.Path) -> list[Item]:
 def write_dpg(item: Item, files: Sequence[Path], output: pathlib.Path) -> None:
   """Writes the images of a prompt as one."""
   output.mkdir(parents=True, exist_ok=True)
-  arrays = [load_rgb(file) for file in files]
+  arrays = [np.asarray(image_folder.open_rgb(file)) for file in files]
   rows = [
     np.concatenate(arrays[i : i + COLUMNS], axis=1)
     for i in range(0, len(arrays), COLUMNS)
@@ -176,14 +178,8 @@ def write_hpsv2(
   """Writes the image of a prompt as JPEG, which the tool asks for."""
   path = output / f'{item.name}.jpg'
   path.parent.mkdir(parents=True, exist_ok=True)
-  image = Image.fromarray(load_rgb(files[0]))
+  image = image_folder.open_rgb(files[0])
   image.save(path, quality=QUALITY, subsampling=0)
-
-
-def load_rgb(path: Path) -> np.ndarray:
-  """Loads an image of ours, uint8 [h, w, 3]."""
-  with Image.open(path) as image:
-    return np.asarray(image.convert('RGB'))
 
 
 BENCHMARKS = {

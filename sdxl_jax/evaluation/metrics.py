@@ -5,6 +5,7 @@ kid   kid.py               Inception features
 pr    precision_recall.py  Inception features; two values
 cmmd  cmmd.py              embeddings of CLIP ViT-L/14 at 336 px
 clip  clip_score.py        embeddings of CLIP, of images and of prompts
+memorised  nearest.py      Inception features, the reference: training images
 """
 
 import dataclasses
@@ -17,12 +18,13 @@ from sdxl_jax.evaluation import (
   features,
   frechet,
   kid,
+  nearest,
   precision_recall,
 )
 
-NAMES = ('fid', 'kid', 'pr', 'cmmd', 'clip')
+NAMES = ('fid', 'kid', 'pr', 'cmmd', 'clip', 'memorised')
 # Of a reference; statistics are enough for fid.
-BY_INCEPTION = ('fid', 'kid', 'pr')
+BY_INCEPTION = ('fid', 'kid', 'pr', 'memorised')
 BY_REFERENCE = (*BY_INCEPTION, 'cmmd')
 
 
@@ -36,6 +38,7 @@ class Features:
     cmmd: [n, 768], see cmmd.py.
     clip: [n, p], for the CLIP score.
     texts: [n, p], of the prompts.
+    neighbours: nearest reference images, where they are known already.
   """
 
   inception: features.Features | None = None
@@ -43,6 +46,7 @@ class Features:
   cmmd: features.Features | None = None
   clip: features.Features | None = None
   texts: features.Features | None = None
+  neighbours: nearest.Nearest | None = None
 
   def need(self, name: str, metric: str) -> features.Features:
     """Returns features, or raises ValueError where they are not known."""
@@ -64,6 +68,12 @@ def check_names(names: Collection[str]) -> None:
     )
 
 
+def find_nearest(samples: Features, reference: Features) -> nearest.Nearest:
+  """Finds the reference images that are nearest to the samples."""
+  both = [x.need('inception', 'memorised') for x in (samples, reference)]
+  return nearest.find(*both)
+
+
 def compute(
   names: Collection[str],
   samples: Features,
@@ -81,7 +91,8 @@ def compute(
     seed: of the resamples.
 
   Returns:
-    {'fid', 'kid', 'precision', 'recall', 'cmmd' or 'clip': (value, low, high)}.
+    {'fid', 'kid', 'precision', 'recall', 'cmmd', 'clip' or 'memorised':
+    (value, low, high)}.
 
   Raises:
     ValueError: for an unknown name, or where features are lacking.
@@ -98,6 +109,9 @@ def compute(
       found[name] = metric(*both, *draw)
   if 'pr' in found:
     found['precision'], found['recall'] = found.pop('pr')
+  if 'memorised' in names:
+    known = samples.neighbours or find_nearest(samples, reference)
+    found['memorised'] = nearest.memorised_share(known, *draw)
   if 'cmmd' in names:
     both = [x.need('cmmd', 'cmmd') for x in (samples, reference)]
     found['cmmd'] = cmmd.compute(*both, *draw)

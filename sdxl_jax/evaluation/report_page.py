@@ -25,6 +25,7 @@ BETTER = {
   'recall': 'higher is better',
   'cmmd': 'lower is better',
   'clip': 'higher is better',
+  'memorised': 'lower is better',
 }
 STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; color: #1c1f24; margin: 2rem auto;

@@ -20,6 +20,7 @@ from sdxl_jax.evaluation import (
   frechet,
   image_folder,
   metrics,
+  nearest,
   preprocessing,
   references,
 )
@@ -171,17 +172,22 @@ def evaluate(
     )
   # The reference first: of a folder, its features are kept.
   extractors, clip = load(request)
-  reference, count = measure_reference(request, extractors, mesh, say)
+  reference, real = measure_reference(request, extractors, mesh, say)
   found = features.compute_all(extractors, images, mesh, request.batch_size)
   if request.prompts is not None:
     found['texts'] = clip_score.embed(
       clip.pair, clip.params, request.prompts, mesh, request.batch_size
     )
-  values = metrics.compute(
-    request.metrics, metrics.Features(**found), reference, request.resamples
-  )
+  own = metrics.Features(**found)
+  if 'memorised' in request.metrics:
+    found['neighbours'] = metrics.find_nearest(own, reference)
+    own = metrics.Features(**found)
+  values = metrics.compute(request.metrics, own, reference, request.resamples)
   # Write the report.
+  count = None if real is None else len(real)
   written = report(request, values, len(images), count)
+  if own.neighbours is not None:
+    written['nearest'] = nearest.closest(own.neighbours, images, real)
   path = pathlib.Path(output) / FILE
   atomic_write.write_text(path, json.dumps(written, indent=2) + '\n')
   say(describe(values, len(images)))
@@ -211,8 +217,8 @@ def measure_reference(
   extractors: Mapping[str, features.Extractor],
   mesh: jax.sharding.Mesh,
   say: Callable[[str], Any],
-) -> tuple[metrics.Features, int | None]:
-  """Returns the reference's features, and how many images it has if known."""
+) -> tuple[metrics.Features, list[pathlib.Path] | None]:
+  """Returns the reference's features, and its images if they are known."""
   if not request.reference:
     return metrics.Features(), None
   if references.is_statistics(request.reference):
@@ -223,7 +229,7 @@ def measure_reference(
   found = references.compute_kept(
     compared, images, request.kept, mesh, request.batch_size, say
   )
-  return metrics.Features(**found), len(images)
+  return metrics.Features(**found), images
 
 
 def report(

@@ -10,6 +10,7 @@ from sdxl_jax.evaluation import (
   frechet,
   kid,
   metrics,
+  nearest,
   precision_recall,
 )
 
@@ -33,6 +34,8 @@ def test_each_is_what_its_module_computes():
   found = metrics.compute(metrics.NAMES, SAMPLES, REFERENCE, 20)
   x, y = SAMPLES.inception, REFERENCE.inception
   precision, recall = precision_recall.compute(x, y, 20)
+  near = nearest.find(x, y)
+  assert found.pop('memorised') == nearest.memorised_share(near, 20)
   assert found == {
     'fid': frechet.compute(x, frechet.statistics(y), 20),
     'kid': kid.compute(x, y, 20),
@@ -50,7 +53,7 @@ def test_statistics_are_enough_for_fid():
   reference = metrics.Features(statistics=statistics)
   found = metrics.compute(['fid'], SAMPLES, reference)
   assert found == metrics.compute(['fid'], SAMPLES, REFERENCE)
-  for name in ('kid', 'pr', 'cmmd'):
+  for name in ('kid', 'pr', 'cmmd', 'memorised'):
     with pytest.raises(ValueError, match=f'{name} needs features'):
       metrics.compute([name], SAMPLES, reference)
 

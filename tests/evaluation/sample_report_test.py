@@ -2,8 +2,6 @@
 
 import json
 
-import jax
-import numpy as np
 import pytest
 
 from sdxl_jax import evaluate
@@ -14,52 +12,19 @@ from sdxl_jax.evaluation import (
   preprocessing,
   sample_report,
 )
-from sdxl_jax.models import clip_image, inception
-from sdxl_jax.weights import inception_weights, safetensors_file
-from sdxl_jax.weights.diffusers import tensor_names
-from tests.support import commands, random_images, random_params, tiny_clip
+from tests.support import commands, metric_room
 
 MODULE = 'sdxl_jax.evaluate'
 
 
 @pytest.fixture(scope='module')
 def room(tmp_path_factory):
-  """Weights of the metrics, samples, real images, prompts and statistics."""
-  folder = tmp_path_factory.mktemp('room')
-  shapes = inception_weights.shapes(inception.InceptionConfig())
-  fresh = jax.tree.map(lambda x: np.ones(x.shape, x.dtype), shapes)
-  save(
-    folder / 'W' / 'pt_inception-2015-12-05.safetensors',
-    random_params.draw(fresh),
-  )
-  pair = tiny_clip.PAIR.init(jax.random.key(0))
-  for name in ('clip-vit-base-patch32', 'clip-vit-large-patch14-336'):
-    save(folder / 'W' / name / 'model.safetensors', pair['image'], pair['text'])
-  random_images.write(folder / 'S', [(60, 80)] * 5, seed=1)
-  random_images.write(folder / 'R', [(64, 64)] * 6, seed=2)
-  (folder / 'prompts.txt').write_text('a fox\na pig\na red cat\na cow\nfog\n')
-  rng = np.random.default_rng(0)
-  spread = np.diag(rng.uniform(0, 1, 2048))
-  known = frechet.Statistics(rng.uniform(0, 1, 2048), spread)
-  frechet.save_statistics(folder / 'val2014.npz', known)
-  return folder
-
-
-def save(path, *trees):
-  """Writes parameters under their published names."""
-  path.parent.mkdir(parents=True, exist_ok=True)
-  tensors = {}
-  for tree in trees:
-    tensors |= tensor_names.tensors(jax.tree.map(np.asarray, tree))
-  safetensors_file.write(path, tensors)
+  return metric_room.make(tmp_path_factory.mktemp('room'))
 
 
 @pytest.fixture(autouse=True)
 def tiny(room, monkeypatch):
-  """The published names stand for tiny nets."""
-  for name in ('ViT-B/32', 'ViT-L/14@336'):
-    monkeypatch.setitem(clip_image.PAIRS, name, tiny_clip.PAIR)
-  monkeypatch.chdir(room)
+  metric_room.enter(room, monkeypatch)
 
 
 def run(*arguments):
@@ -73,14 +38,18 @@ def run(*arguments):
 def test_all_metrics(room, tmp_path, capsys):
   run(
     '--reference=R',
-    '--metrics=fid,kid,pr,cmmd,clip',
+    '--metrics=fid,kid,pr,cmmd,clip,memorised',
     '--prompts=prompts.txt',
     '--resamples=20',
     f'--output={tmp_path}',
   )
   report = json.loads((tmp_path / 'metrics.json').read_text())
   found = report['metrics']
-  assert set(found) == {'fid', 'kid', 'precision', 'recall', 'cmmd', 'clip'}
+  names = 'fid', 'kid', 'precision', 'recall', 'cmmd', 'clip', 'memorised'
+  assert set(found) == set(names)
+  assert [set(pair) for pair in report['nearest']] == [
+    {'sample', 'training_image', 'similarity', 'ratio'}
+  ] * 5
   assert report['images'] == 5 and report['reference_images'] == 6
   assert report['clip'] == 'ViT-B/32' and report['resamples'] == 20
   assert 'FID of 5 images is too large' in report['notes'][0]

@@ -1,6 +1,5 @@
 """Flags that measure a folder of generated images."""
 
-from collections.abc import Collection
 from typing import Any
 
 from absl import flags
@@ -12,9 +11,7 @@ from sdxl_jax.evaluation import (
   sample_report,
 )
 
-# Flags of the other measurement, of an autoencoder.
-OF_AUTOENCODER = ('config', 'weights', 'variant', 'pictures', 'average')
-OF_SAMPLES = (
+NAMES = (
   'samples',
   'reference',
   'metrics',
@@ -60,34 +57,6 @@ def define() -> None:
   flags.DEFINE_integer(
     'resamples', bootstrap.RESAMPLES, 'for intervals; 0: none', 0
   )
-
-
-def check_chosen(given: Collection[str]) -> None:
-  """Checks that the flags passed are of one measurement.
-
-  Args:
-    given: names of the flags that were passed.
-
-  Raises:
-    ValueError: for flags of the other measurement, or none of either.
-  """
-  if 'samples' in given:
-    wrong = [name for name in OF_AUTOENCODER if name in given]
-    if wrong:
-      raise ValueError(
-        f'--{wrong[0]} is for an autoencoder, and --samples measures images: '
-        'leave one of them out'
-      )
-    return
-  wrong = [name for name in OF_SAMPLES if name in given]
-  if wrong:
-    raise ValueError(f'--{wrong[0]} is for images: pass --samples too')
-  lacking = [name for name in ('config', 'weights') if name not in given]
-  if lacking:
-    raise ValueError(
-      f'pass --{lacking[0]} to measure an autoencoder, or --samples to measure '
-      'generated images'
-    )
 
 
 def to_request(args: Any) -> sample_report.Request:

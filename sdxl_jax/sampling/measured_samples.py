@@ -1,0 +1,216 @@
+"""Draws an image of each prompt, and measures them: one run, or one per scale.
+
+  OUT/images/000000.png ...       or OUT/guidance_5/images/000000.png ...
+  OUT/metrics.json                or OUT/guidance_5/metrics.json ...
+  OUT/report.html                 all of it on one page
+
+A command that was stopped goes on where it was.
+"""
+
+import dataclasses
+import importlib.metadata
+import pathlib
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from sdxl_jax import atomic_write
+from sdxl_jax.evaluation import (
+  benchmark_layouts,
+  image_folder,
+  presets,
+  report_page,
+  sample_report,
+)
+from sdxl_jax.sampling import drawing, prompt_set, prompts_file
+from sdxl_jax.sampling.located import Located
+
+PAGE = 'report.html'
+SHOWN = 24  # images on the page, evenly spaced over the prompts
+VARIED = 'guidance_scale'
+PACKAGES = 'jax', 'jaxlib', 'flax', 'numpy'
+
+
+@dataclasses.dataclass(frozen=True)
+class Drawing:
+  """What is drawn.
+
+  Attributes:
+    lines: of prompts_file.read.
+    settings: {field: value} of all images, a preset's among them.
+    models: {flag: value} of model_flags.MODEL_OPTIONS.
+    count: of the first lines; None: all.
+    scales: of guidance, each with all images; (): that of the settings.
+    latents: see prompt_set.draw.
+    options: of the drawing.
+  """
+
+  lines: Sequence[prompts_file.Line]
+  settings: Mapping[str, Any]
+  models: Mapping[str, Any]
+  count: int | None = None
+  scales: tuple[float, ...] = ()
+  latents: np.ndarray | None = None
+  options: drawing.Options = drawing.DEFAULT
+
+  def requests(self) -> dict[float | None, list[Located]]:
+    """Returns {guidance scale: requests}; None: that of the settings.
+
+    Raises:
+      ValueError: for values that do not fit, naming the line.
+    """
+    return {
+      scale: prompt_set.make_requests(
+        self.lines,
+        dict(self.settings) | ({} if scale is None else {VARIED: scale}),
+        self.count,
+      )
+      for scale in self.scales or (None,)
+    }
+
+
+def measure(
+  drawn: Drawing,
+  request: sample_report.Request,
+  output: str | pathlib.Path,
+  bands: Mapping[str, tuple[float, float]] | None = None,
+  say: Callable[[str], Any] = print,
+) -> list[dict[str, Any]]:
+  """Draws and measures images, and writes the page.
+
+  Args:
+    drawn: what is drawn.
+    request: what is measured of it; its samples and prompts are replaced.
+    output: folder to write to.
+    bands: {metric: (low, high)} that values are expected in.
+    say: prints a line for the user.
+
+  Returns:
+    what metrics.json of each scale holds.
+
+  Raises:
+    ValueError, OSError: for requests, files, weights that do not fit, before
+      the first image if they are known then.
+  """
+  output, runs, pictures = pathlib.Path(output), [], []
+  by_scale = drawn.requests()
+  # What measuring needs is looked for before hours of drawing.
+  prompts = () if 'clip' in request.metrics else None
+  sample_report.check(
+    dataclasses.replace(request, samples=make_folder(output), prompts=prompts)
+  )
+  for scale, located in by_scale.items():
+    folder = output if scale is None else output / f'guidance_{scale:g}'
+    names = prompt_set.draw(
+      located,
+      make_folder(folder / 'images'),
+      dict(drawn.models),
+      drawn.latents,
+      drawn.options,
+      say,
+    )
+    texts = [item.request.prompt for item in located]
+    own = dataclasses.replace(
+      request,
+      samples=folder / 'images',
+      prompts=None if prompts is None else texts,
+    )
+    written = sample_report.evaluate(own, folder, say)
+    settings = {VARIED: located[0].request.guidance_scale}
+    runs.append(written | {'settings': settings, 'bands': dict(bands or {})})
+    pictures = choose_pictures(names, texts)
+  write_page(output, runs, pictures, describe(drawn, request))
+  say(f'wrote {output / PAGE}')
+  return runs
+
+
+def draw_benchmark(
+  name: str,
+  items: Sequence[benchmark_layouts.Item],
+  drawn: Drawing,
+  output: str | pathlib.Path,
+  say: Callable[[str], Any] = print,
+) -> None:
+  """Draws a benchmark's prompts, and writes the folder that its tool scores.
+
+  Args:
+    name: of benchmark_layouts.BENCHMARKS.
+    items: its prompts.
+    drawn: of which the lines are replaced.
+    output: folder to write to.
+    say: prints a line for the user.
+  """
+  output = pathlib.Path(output)
+  count = benchmark_layouts.BENCHMARKS[name].images
+  lines = [
+    prompts_file.Line(item.name, {'prompt': item.prompt})
+    for item in items
+    for _ in range(count)
+  ]
+  located = prompt_set.make_requests(lines, dict(drawn.settings))
+  files = prompt_set.draw(
+    located,
+    make_folder(output / 'images'),
+    dict(drawn.models),
+    drawn.latents,
+    drawn.options,
+    say,
+  )
+  benchmark_layouts.write(name, items, files, output / name)
+  say(f'wrote {output / name}, which the tool of {name} scores')
+
+
+def make_folder(path: pathlib.Path) -> pathlib.Path:
+  """Makes a folder, if it is not there."""
+  path.mkdir(parents=True, exist_ok=True)
+  return path
+
+
+def choose_pictures(
+  names: Sequence[str], prompts: Sequence[str]
+) -> list[tuple[np.ndarray, str]]:
+  """Loads some images, evenly spaced, with their prompts."""
+  places = np.unique(np.linspace(0, len(names) - 1, SHOWN).round().astype(int))
+  return [
+    (np.asarray(image_folder.open_rgb(names[i])), prompts[i]) for i in places
+  ]
+
+
+def describe(drawn: Drawing, request: sample_report.Request) -> dict[str, Any]:
+  """Returns {name: value} of what all runs share, for the page."""
+  settings = {k: v for k, v in drawn.settings.items() if v is not None}
+  if drawn.scales:
+    settings.pop(VARIED, None)
+  models = {k: v for k, v in drawn.models.items() if v not in (None, (), False)}
+  return (
+    models
+    | settings
+    | {'reference': request.reference}
+    | {name: importlib.metadata.version(name) for name in PACKAGES}
+  )
+
+
+def write_page(
+  output: pathlib.Path,
+  runs: Sequence[Mapping[str, Any]],
+  pictures: Sequence[tuple[np.ndarray, str]],
+  settings: Mapping[str, Any],
+) -> None:
+  """Writes OUT/report.html."""
+  count = runs[0]['images']
+  page = report_page.render(
+    f'{count:,} images of {settings.get("weights", "")}',
+    runs,
+    pictures,
+    settings,
+    VARIED if len(runs) > 1 else None,
+  )
+  atomic_write.write_text(output / PAGE, page)
+
+
+def settings_of(
+  preset: presets.Preset | None, passed: Mapping[str, Any]
+) -> dict[str, Any]:
+  """Returns {field: value}: those passed before those of a preset."""
+  return (preset.settings if preset else {}) | dict(passed)
