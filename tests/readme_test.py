@@ -174,7 +174,7 @@ RULES = (
   (r'python -m tests\.benchmarks\.', check),
   (r'python -m sdxl_jax\.sample --help', check),
   (r'python -m sdxl_jax\.(sample|convert|preview_data) ', run),
-  (r'python -m sdxl_jax\.evaluate --samples ', check),
+  (r'python -m sdxl_jax\.evaluate --(samples|weights) ', check),
   (r'python -m sdxl_jax\.(evaluate|precompute) ', run),
   (r'python -m sdxl_jax\.train --config configs/tiny.py --w', run),
   (r'python -m sdxl_jax\.(train|plan|web) ', check),
