@@ -168,7 +168,7 @@ def measure_samples(args):
     lines = prompts_file.read(args.prompts)
     prompts = [line.fields['prompt'] for line in lines]
     request = dataclasses.replace(request, prompts=prompts)
-  sample_report.evaluate(request, args.output)
+  measured_samples.measure_folder(request, args.output)
 
 
 def measure_weights(args):

@@ -15,6 +15,7 @@ from PIL import Image
 
 from sdxl_jax.evaluation import svg_plot
 
+Picture = tuple[np.ndarray, str]  # uint8 [h, w, 3] and a caption
 THUMBNAIL = 256  # px of the longer side of a picture
 QUALITY = 85  # of its JPEG
 # What a larger value of a metric means.
@@ -49,7 +50,7 @@ svg circle { fill: #2a62b8; }
 def render(
   title: str,
   runs: Sequence[Mapping[str, Any]],
-  pictures: Sequence[tuple[np.ndarray, str]] = (),
+  galleries: Mapping[str, Sequence[Picture]] | None = None,
   settings: Mapping[str, Any] | None = None,
   varied: str | None = None,
 ) -> str:
@@ -59,7 +60,7 @@ def render(
     title: of the page.
     runs: what was measured, each as metrics.json has it: 'metrics' {name:
       {'value', 'low', 'high'}}, maybe 'bands' {name: (low, high)} and 'notes'.
-    pictures: (uint8 [h, w, 3], caption) of some images.
+    galleries: {heading: pictures}.
     settings: {name: value} that all runs share.
     varied: name of the setting in 'settings' of each run that differs between
       them, such as guidance_scale.
@@ -73,7 +74,7 @@ def render(
   parts = [
     section('Metrics', metrics_table(runs, varied) + as_list(notes)),
     section('Plots', plots(runs, varied)) if len(runs) > 1 else '',
-    section('Images', gallery(pictures)) if pictures else '',
+    *(section(k, gallery(v)) for k, v in (galleries or {}).items() if v),
     section('Settings', settings_table(settings)) if settings else '',
   ]
   name = html.escape(title)
@@ -183,7 +184,7 @@ def make_point(
   return svg_plot.Point(x, value, low, high, label)
 
 
-def gallery(pictures: Sequence[tuple[np.ndarray, str]]) -> str:
+def gallery(pictures: Sequence[Picture]) -> str:
   """Returns pictures in the page itself, made small."""
   figures = []
   for pixels, caption in pictures:

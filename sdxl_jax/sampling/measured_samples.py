@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from sdxl_jax import atomic_write
+from sdxl_jax.data import figures
 from sdxl_jax.evaluation import (
   benchmark_layouts,
   image_folder,
@@ -125,6 +126,22 @@ def measure(
   return runs
 
 
+def measure_folder(
+  request: sample_report.Request,
+  output: str | pathlib.Path,
+  say: Callable[[str], Any] = print,
+) -> dict[str, Any]:
+  """Measures images that are there, and writes the page; see sample_report."""
+  written = sample_report.evaluate(request, output, say)
+  paths = image_folder.list_images(request.samples)
+  captions = request.prompts or [path.name for path in paths]
+  settings = {'reference': request.reference} | versions()
+  pictures = choose_pictures(paths, captions)
+  write_page(pathlib.Path(output), [written], pictures, settings)
+  say(f'wrote {pathlib.Path(output) / PAGE}')
+  return written
+
+
 def draw_benchmark(
   name: str,
   items: Sequence[benchmark_layouts.Item],
@@ -168,13 +185,30 @@ def make_folder(path: pathlib.Path) -> pathlib.Path:
 
 
 def choose_pictures(
-  names: Sequence[str], prompts: Sequence[str]
-) -> list[tuple[np.ndarray, str]]:
-  """Loads some images, evenly spaced, with their prompts."""
+  names: Sequence[str | pathlib.Path], captions: Sequence[str]
+) -> list[report_page.Picture]:
+  """Loads some images, evenly spaced, with their captions."""
   places = np.unique(np.linspace(0, len(names) - 1, SHOWN).round().astype(int))
-  return [
-    (np.asarray(image_folder.open_rgb(names[i])), prompts[i]) for i in places
-  ]
+  return [(load(names[i]), captions[i]) for i in places]
+
+
+def nearest_pairs(written: Mapping[str, Any]) -> list[report_page.Picture]:
+  """Loads the images most like a training image, each beside that one."""
+  pictures = []
+  for pair in written.get('nearest', ()):
+    both = load(pair['sample']), load(pair['training_image'])
+    caption = (
+      f'{pathlib.Path(pair["sample"]).name} and '
+      f'{pathlib.Path(pair["training_image"]).name}: similarity '
+      f'{pair["similarity"]:.3f}, ratio {pair["ratio"]:.3f}'
+    )
+    pictures.append((figures.grid(both, columns=2), caption))
+  return pictures
+
+
+def load(path: str | pathlib.Path) -> np.ndarray:
+  """Loads an image, uint8 [h, w, 3]."""
+  return np.asarray(image_folder.open_rgb(path))
 
 
 def describe(drawn: Drawing, request: sample_report.Request) -> dict[str, Any]:
@@ -183,26 +217,37 @@ def describe(drawn: Drawing, request: sample_report.Request) -> dict[str, Any]:
   if drawn.scales:
     settings.pop(VARIED, None)
   models = {k: v for k, v in drawn.models.items() if v not in (None, (), False)}
-  return (
-    models
-    | settings
-    | {'reference': request.reference}
-    | {name: importlib.metadata.version(name) for name in PACKAGES}
-  )
+  return models | settings | {'reference': request.reference} | versions()
+
+
+def versions() -> dict[str, str]:
+  """Returns {package: version} of those that numbers may depend on."""
+  return {name: importlib.metadata.version(name) for name in PACKAGES}
 
 
 def write_page(
   output: pathlib.Path,
   runs: Sequence[Mapping[str, Any]],
-  pictures: Sequence[tuple[np.ndarray, str]],
+  pictures: Sequence[report_page.Picture],
   settings: Mapping[str, Any],
 ) -> None:
-  """Writes OUT/report.html."""
-  count = runs[0]['images']
+  """Writes OUT/report.html.
+
+  Args:
+    output: folder to write to.
+    runs: what was measured, see report_page.render.
+    pictures: images of the last run.
+    settings: {name: value} of all runs.
+  """
+  count, source = runs[0]['images'], settings.get('weights', runs[0]['samples'])
+  galleries = {
+    'Images': pictures,
+    'Most like a training image': nearest_pairs(runs[-1]),
+  }
   page = report_page.render(
-    f'{count:,} images of {settings.get("weights", "")}',
+    f'{count:,} images of {source}',
     runs,
-    pictures,
+    galleries,
     settings,
     VARIED if len(runs) > 1 else None,
   )

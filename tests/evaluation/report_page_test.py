@@ -56,7 +56,7 @@ def test_one_run():
   page = report_page.render(
     'Base <&> EMA',
     [run(8.0, 23.4, 31.7, bands={'fid': (23, 24), 'clip': (31, 31.5)})],
-    [(pixels, 'a "fox" & <b>')],
+    {'Pictures & more': [(pixels, 'a "fox" & <b>')], 'None': []},
     {'weights': 'runs/<x>', 'steps': 20},
   )
   found = read(page)
@@ -64,6 +64,7 @@ def test_one_run():
   assert '23.4\n22.4 to 24.4\nwithin 23 to 24' in found.text
   assert 'outside of 31 to 31.5' in found.text
   assert 'lower is better' in found.text and 'higher is better' in found.text
+  assert 'Pictures & more' in found.text and 'None' not in found.text
   # The picture is in the page, and nothing is fetched from elsewhere.
   ((_, image),) = [x for x in found.found if x[0] == 'img']
   assert image['alt'] == 'a "fox" & <b>'

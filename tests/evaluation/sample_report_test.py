@@ -55,6 +55,9 @@ def test_all_metrics(room, tmp_path, capsys):
   assert 'FID of 5 images is too large' in report['notes'][0]
   for metric in found.values():
     assert metric['low'] <= metric['value'] <= metric['high']
+  page = (tmp_path / 'report.html').read_text()
+  assert 'Most like a training image' in page and 'a red cat' in page
+  assert page.count('data:image/jpeg') == 10
   printed = capsys.readouterr().out
   assert '5 images: fid ' in printed and 'note: FID of 5' in printed
   # By the functions of the README.
