@@ -248,6 +248,22 @@ def get_config():
   config.checkpoint.max_to_keep = 2  # the latest ones
   config.checkpoint.keep_every = 0  # steps between others that stay; 0: none
 
+  # Records that are never trained on, by which memorisation shows: their loss
+  # at fixed noise and crops, of EMA and last parameters, and that of as many
+  # records that are trained on. Which they are follows from hashes of their
+  # names; WORKDIR/held_out.txt lists them. See README.md.
+  config.validation = config_dict.ConfigDict()
+  # Of all records, up to 0.5; 0: none. None: the first start of a run decides,
+  # as many as 256 and at most 0.01, or none of fewer than 3,200 records.
+  config.validation.share = config_dict.placeholder(float)
+  config.validation.every = 5000  # steps, and before the first; 0: never
+  config.validation.records = 128  # held-out ones that are used, at most
+  # With most records; others are not validated on. Each has a program of its
+  # own. 0: all.
+  config.validation.buckets = 3
+  config.validation.timesteps = 8  # evenly spaced in loss.timestep_range
+  config.validation.by_bucket = False  # also the loss of each bucket
+
   # Samples from the EMA parameters during training.
   config.samples = config_dict.ConfigDict()
   config.samples.every = 5000  # steps; 0: never

@@ -77,6 +77,7 @@ def get_config(kind=''):
   config.log_every = 10
   config.checkpoint.every = 250
   config.samples.every = 250
+  config.validation.every = 250
 
   # Frozen nets compute in the type that suits the device, and are stored in it.
   for net in (config.unet, config.text_encoder, config.text_encoder_2):

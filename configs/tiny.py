@@ -85,6 +85,8 @@ def quick():
   config.optimizer.ema_decay = 0.99
 
   config.checkpoint.every = 500
+  config.validation.share = 0.0  # `scenes` holds out combinations itself
+  config.validation.every = 500
   config.samples.every = 500
   config.samples.prompts = PROMPTS
   config.samples.size = (40, 40)

@@ -6,10 +6,7 @@ To resume, run the same command again.
 """
 
 import contextlib
-import functools
 import pathlib
-from collections.abc import Callable
-from typing import Any, NamedTuple
 
 import jax
 from absl import flags
@@ -17,7 +14,6 @@ from ml_collections import config_dict, config_flags
 
 from sdxl_jax import cli
 from sdxl_jax.checkpoints import loading, run_sources
-from sdxl_jax.data import dataset, fingerprint, pipeline
 from sdxl_jax.diffusion import random_keys
 from sdxl_jax.distributed import (
   device_mesh,
@@ -34,6 +30,7 @@ from sdxl_jax.training import (
   loss_scaling,
   optimizer_warnings,
   resuming,
+  run_data,
   run_setup,
   run_start,
   sample_grid,
@@ -41,6 +38,7 @@ from sdxl_jax.training import (
   step_profile,
   tasks,
   train_state,
+  validation,
 )
 
 # What to do where the memory of a device is exhausted.
@@ -138,44 +136,6 @@ def run_loop(
   return done
 
 
-class Data(NamedTuple):
-  """The data of a start."""
-
-  source: Any  # of images, as data/ makes it
-  fingerprint: fingerprint.Json
-  batches: pipeline.Batches
-  make_batches: Callable[[], pipeline.Batches]  # others, from the beginning
-  new_pass: bool  # whether the records are others than the checkpoint's
-
-
-def open_data(start: run_start.Start, mesh: jax.sharding.Mesh) -> Data:
-  """Opens the data: the same in all processes, and those of the checkpoint."""
-  config, say = start.config, start.writer.say
-  source = run_setup.make_source(
-    config, start.workdir, say, start.accept_changes
-  )
-  identity = fingerprint.of(source)
-  tokenize = run_setup.load_tokenizer(config)
-  rows = sharding.local_rows(mesh, tasks.micro_batch_size(config))
-  make_batches = functools.partial(
-    dataset.make_batches, config, source, tokenize, rows
-  )
-
-  batches = make_batches()
-  start.stack.callback(batches.close)
-  run_setup.warn_of_data(config, batches.schedule, say)
-  facts = tasks.run_fingerprint(config, batches.schedule)
-  multihost.check_equal_across_hosts(facts | {'dataset': str(identity)})
-  new_pass = resuming.check_dataset(
-    start.checkpoints,
-    start.workdir,
-    resuming.Dataset(source, identity, batches.schedule.streams),
-    start.accept_changes,
-    say,
-  )
-  return Data(source, identity, batches, make_batches, new_pass)
-
-
 def prepare(start: run_start.Start) -> tuple[loop.Run, train_state.State]:
   """Makes the Run and its State, alike in all processes."""
   config, checkpoints, say = start.config, start.checkpoints, start.writer.say
@@ -184,7 +144,8 @@ def prepare(start: run_start.Start) -> tuple[loop.Run, train_state.State]:
   tasks.check_mesh(config, mesh)
   model = from_config.make_model(config, device_mesh.platform(mesh))
   task = tasks.make_task(config, model)
-  data = open_data(start, mesh)
+  data = run_data.open_data(start, mesh)
+  config = data.config
 
   # Load weights directly into their shardings; start to compile the programs.
   key = random_keys.make_keys([config.seed])[0]
@@ -226,12 +187,21 @@ def prepare(start: run_start.Start) -> tuple[loop.Run, train_state.State]:
     dataset=data.fingerprint,
     programs=programs,
     sample_grid=sample_grid.make_sample_grid(
-      config, model, frozen, data.source, say
+      config, model, frozen, data.split.trained, say
     ),
     checkpoint_config=latent_statistics.CheckpointConfig(
       config, model, task, mesh, data.make_batches, say
     ),
     check_workdir=start.lock.check,
+    validator=validation.make(
+      config,
+      task,
+      mesh,
+      frozen,
+      data.split,
+      data.tokenize,
+      tasks.micro_batch_size(config),
+    ),
   )
   return run, state
 

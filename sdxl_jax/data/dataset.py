@@ -14,7 +14,13 @@ from sdxl_jax.data import (
   pipeline,
   record_check,
 )
-from sdxl_jax.data.sources import indexed, kinds, mixture, record_filters
+from sdxl_jax.data.sources import (
+  held_out,
+  indexed,
+  kinds,
+  mixture,
+  record_filters,
+)
 from sdxl_jax.text import chunking, tokenizer
 
 
@@ -49,6 +55,31 @@ def make_source(
   return kinds.make_source(
     c.source, settings, filters, c.index_workers, say, several
   )
+
+
+def make_split(
+  config: ml_collections.ConfigDict, say: Callable[[str], Any]
+) -> held_out.Split:
+  """Makes the source that a config trains on, and what it holds out of it.
+
+  Prints how many records it has, uses and leaves out, and why. Arguments are
+  those of `make_source`.
+
+  Raises:
+    ValueError: if nothing would be left to train on.
+  """
+  source = make_source(config, ignore)
+  share = config.validation.share
+  if share is None:
+    is_used = config.validation.every > 0
+    share = held_out.choose_share(source) if is_used else 0.0
+  split = held_out.split(source, share)
+  say(str(split.trained.account()))
+  return split
+
+
+def ignore(line: str) -> None:
+  """Takes a line that nobody needs."""
 
 
 def has_masks(config: ml_collections.ConfigDict) -> bool:

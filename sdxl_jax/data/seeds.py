@@ -19,3 +19,4 @@ class Stream(enum.IntEnum):
   EVALUATION_CROP = 4  # crops that `evaluate` reconstructs
   CAPTION = 5  # which caption, wildcards and tags a pass trains on
   TEMPLATE = 6  # caption of a training example that has none
+  VALIDATION = 7  # crops of validation, by the hash of a record's name

@@ -146,6 +146,25 @@ class AutoencoderLoss:
       'discriminator_loss': d_loss,
     }
 
+  def validate(
+    self, params: Params, frozen: Params, batch: dict[str, jax.Array]
+  ) -> dict[str, Float[Array, ' b']]:
+    """Returns l1 and LPIPS of examples through the mean of their posterior.
+
+    The loss is l1 with the weighted LPIPS added, without a discriminator; see
+    train_state.Task.
+    """
+    params, image = partial_trees.merge(frozen, params), batch['image']
+    mean, _ = latent_scaling.split(self.model.encode(params, image))
+    latents = latent_scaling.scale(self.model.vae, mean)
+    difference = self.model.decode(params, latents) - image
+    losses = {'l1': jnp.abs(difference).mean((1, 2, 3))}
+    if not self.perceptual_weight:
+      return {'loss': losses['l1']} | losses
+    losses['lpips'] = self.model.distance(frozen, image, image + difference)
+    loss = losses['l1'] + self.perceptual_weight * losses['lpips']
+    return {'loss': loss} | losses
+
   def reconstruct(
     self, autoencoder: Params, image: Images, key: jax.Array
   ) -> tuple[Images, Float[Array, 'b h_latent w_latent moments']]:
@@ -228,6 +247,7 @@ def make_autoencoder_task(
     update=train_state.make_update(optimizer, micro_batches),
     batch_spec=batch_spec,
     micro_batches=micro_batches,
+    validate=loss.validate,
   )
 
 

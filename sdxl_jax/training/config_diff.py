@@ -9,7 +9,13 @@ from sdxl_jax.data import captioning
 from sdxl_jax.training import config_fields, loss_fields, optimizer_fields
 
 # Fields and sections that decide the order of the data.
-DATA_ORDER = ('seed', 'global_batch_size', 'buckets_per_step', 'data')
+DATA_ORDER = (
+  'seed',
+  'global_batch_size',
+  'buckets_per_step',
+  'data',
+  'validation.share',
+)
 
 # Fields and sections that decide what the parameters are.
 PARAMETERS = (
@@ -85,6 +91,14 @@ ADDED = {
   # A section that came later: what it holds by itself are its fields' defaults.
   'data.captions': {
     name: getattr(captioning.DEFAULT, name) for name in captioning.FIELDS
+  },
+  'validation': {
+    'share': 0.0,
+    'every': 5000,
+    'records': 128,
+    'buckets': 3,
+    'timesteps': 8,
+    'by_bucket': False,
   },
   'schedule.shift': 1.0,
   'schedule.shift_size': 0,

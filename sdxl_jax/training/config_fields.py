@@ -197,6 +197,14 @@ SECTIONS = {
     'max_to_keep': COUNT,
     'keep_every': SWITCHED,
   },
+  'validation': {
+    'share': Optional(Number(0, 0.5)),
+    'every': SWITCHED,
+    'records': COUNT,
+    'buckets': SWITCHED,
+    'timesteps': COUNT,
+    'by_bucket': Flag(),
+  },
   'samples': {name: Anything() for name in settings.FIELDS}
   | {
     'every': SWITCHED,

@@ -8,7 +8,12 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float
 
-from sdxl_jax.diffusion import losses, noise_schedule, timestep_importance
+from sdxl_jax.diffusion import (
+  losses,
+  noise_schedule,
+  timestep_importance,
+  validation_loss,
+)
 from sdxl_jax.ema import partial_trees
 from sdxl_jax.models import latent_scaling, sdxl, text_encoder
 from sdxl_jax.training import batch_specs, loss_scaling, train_state
@@ -25,6 +30,7 @@ class DiffusionLoss:
   model: sdxl.SDXL
   text_dropout: float = 0.1  # share of examples whose encoded text is zeroed
   settings: losses.LossSettings = losses.LossSettings()
+  validation_timesteps: int = 8  # at which `validate` measures the loss
 
   def gradients(
     self,
@@ -54,10 +60,7 @@ class DiffusionLoss:
     x = self.sample_latents(params, batch, latents_key)
 
     # What conditions it: text, dropped from some examples, and sizes.
-    if 'context' in batch:
-      context, pooled = batch['context'], batch['pooled']
-    else:
-      context, pooled = self.model.text.encode(params, batch['tokens'])
+    context, pooled = self.encode_text(params, batch)
     context, pooled = text_encoder.drop(
       dropout_key, context, pooled, self.text_dropout
     )
@@ -72,6 +75,46 @@ class DiffusionLoss:
       batch.get('mask'),
       batch.get('loss_history'),
     )
+
+  def validate(
+    self, params: Params, frozen: Params, batch: Batch
+  ) -> dict[str, Float[Array, ' b']]:
+    """Returns the losses of examples, as train_state.Task describes them.
+
+    They are squared errors, whatever loss is trained; see validation_loss.
+    """
+    params = self.model.ready(partial_trees.merge(frozen, params))
+    keys = validation_loss.row_keys(batch['key'])
+    moments = self.moments(params, batch)
+    _, h, w, c = moments.shape
+    noise = validation_loss.posterior_noise(keys, (h, w, c // 2))
+    x = latent_scaling.sample(self.model.vae, moments, noise)
+    context, pooled = self.encode_text(params, batch)
+    schedule = self.schedule(x)
+    timesteps = validation_loss.timesteps(
+      self.settings.timesteps,
+      schedule.num_train_timesteps,
+      self.validation_timesteps,
+    )
+    errors = validation_loss.squared_errors(
+      self.model.denoiser(params, context, self.model.vector(pooled, batch)),
+      x,
+      keys,
+      timesteps,
+      schedule,
+      self.settings,
+      batch.get('mask'),
+    )
+    at = {f'loss_t{t}': error for t, error in zip(timesteps, errors)}
+    return {'loss': errors.mean(0)} | at
+
+  def encode_text(
+    self, params: Params, batch: Batch
+  ) -> tuple[Float[Array, 'b n context'], Float[Array, 'b pooled']]:
+    """Returns (context, pooled) of a batch, where it has them not already."""
+    if 'context' in batch:
+      return batch['context'], batch['pooled']
+    return self.model.text.encode(params, batch['tokens'])
 
   def empty_history(self) -> Float[Array, '2 parts'] | None:
     """Returns the loss history of a run that begins, None if it has none."""
@@ -93,14 +136,19 @@ class DiffusionLoss:
     self, params: Params, batch: Batch, key: jax.Array
   ) -> Float[Array, 'b h_latent w_latent c']:
     """Samples scaled latents from the batch's moments, or its images'."""
-    if 'moments' in batch:
-      moments = batch['moments']
-    else:
-      moments = self.model.encode(params, batch['image'])
-    moments = moments.astype(jnp.float32)
+    moments = self.moments(params, batch)
     b, h, w, c = moments.shape
     noise = jax.random.normal(key, (b, h, w, c // 2))
     return latent_scaling.sample(self.model.vae, moments, noise)
+
+  def moments(
+    self, params: Params, batch: Batch
+  ) -> Float[Array, 'b h_latent w_latent moments']:
+    """Returns the moments of a batch, float32."""
+    moments = batch.get('moments')
+    if moments is None:
+      moments = self.model.encode(params, batch['image'])
+    return moments.astype(jnp.float32)
 
 
 def make_diffusion_task(
@@ -153,4 +201,5 @@ def make_diffusion_task(
     batch_spec=batch_spec,
     micro_batches=micro_batches,
     shared=shared,
+    validate=loss.validate,
   )

@@ -28,6 +28,8 @@ from sdxl_jax.training import (
   step_profile,
   tasks,
   train_state,
+  validation,
+  validation_reports,
 )
 
 
@@ -47,6 +49,7 @@ class Run:
   sample_grid: sample_grid.SampleGrid
   checkpoint_config: latent_statistics.CheckpointConfig
   check_workdir: Callable[[], None]  # raises OSError if it may not be written
+  validator: validation.Validation | None = None  # None: nothing is held out
 
 
 def loop(
@@ -76,6 +79,10 @@ def loop(
   every, keep = config.checkpoint.every, config.checkpoint.keep_every
   stopping, saved = False, done
   with opened(run, done) as (batches, aside):
+    if is_validation_due(run, done):
+      validation_reports.write_if_missing(
+        run.workdir, run.validator, state, done, reporter, notice.interrupts
+      )
     while done < total and not stopping:
       run.check_workdir()
       aside.check()
@@ -103,7 +110,11 @@ def loop(
       if is_due(done, config.optimizer.ema_snapshots, total):
         save_snapshots(run, state, done, reporter, aside)
 
-      # Show what the model generates so far.
+      # Measure, and show, what the model can do so far.
+      if is_validation_due(run, done) and not stopping:
+        validation_reports.write(
+          run.validator, state, done, reporter, notice.interrupts
+        )
       if is_due(done, config.samples.every, total) and not stopping:
         write_samples(run, state, done, reporter, aside)
     recorder.close(state)
@@ -234,6 +245,14 @@ def save_snapshots(
   with reporter.aside():
     finish = explain(snapshots.save, run.workdir, done, state.opt_state, widths)
   aside.run(explain, finish)
+
+
+def is_validation_due(run: Run, done: int) -> bool:
+  """Whether there is validation after so many steps."""
+  c = run.config
+  return run.validator is not None and is_due(
+    done, c.validation.every, c.total_steps
+  )
 
 
 def is_due(done: int, every: int, total: int) -> bool:

@@ -12,6 +12,8 @@ import numpy as np
 from sdxl_jax import atomic_write
 from sdxl_jax.training import board, progress, trackers, usual_range
 
+FILE = 'metrics.jsonl'  # in the workdir
+
 
 class Writer:
   """Writes metrics and images to the workdir, and lines to the screen.
@@ -39,7 +41,7 @@ class Writer:
     tracker: tuple[str, dict[str, Any]] = ('', {}),
   ):
     folder = pathlib.Path(workdir)
-    path = folder / 'metrics.jsonl'
+    path = folder / FILE
     # Steps after the checkpoint are taken, and written, a second time.
     if is_primary:
       drop_lines_after(path, start_step)
@@ -54,15 +56,22 @@ class Writer:
 
   def write(self, step: int, metrics: dict[str, float]) -> None:
     """Writes the metrics after `step` optimizer steps."""
+    self._write_line(step, metrics)
+    if self._usual:
+      self._usual.follow(step, metrics)
+    self._progress.show(metrics['loss'], metrics['images_per_s'])
+
+  def write_validation(self, step: int, metrics: dict[str, float]) -> None:
+    """Writes the losses of validation, in a line of their own."""
+    self._write_line(step, metrics)
+
+  def _write_line(self, step, metrics):
     # Six digits are more than a metric's noise, and keep the file small.
     line = {'step': step, **{k: float(f'{v:.6g}') for k, v in metrics.items()}}
     self._file.write(json.dumps(line) + '\n')
     self._file.flush()
     for writer in self._boards:
       writer.scalars(metrics, step)
-    if self._usual:
-      self._usual.follow(step, metrics)
-    self._progress.show(metrics['loss'], metrics['images_per_s'])
 
   def image(self, name: str, image: np.ndarray, step: int) -> None:
     """Writes an image, uint8 [h, w, 3], to the trackers."""
@@ -83,6 +92,16 @@ class Writer:
     for file in (*self._boards, self._file):
       with contextlib.suppress(OSError):
         file.close()
+
+
+def has_line(path: pathlib.Path, step: int, name: str) -> bool:
+  """Whether metrics.jsonl has a line of a step with a metric of a name."""
+  if not path.exists():
+    return False
+  with open(path) as file:
+    return any(
+      name in line and json.loads(line)['step'] == step for line in file
+    )
 
 
 def drop_lines_after(path: pathlib.Path, step: int) -> None:

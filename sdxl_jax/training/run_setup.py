@@ -1,7 +1,7 @@
 """Sets up what commands need before they run: data, weights, first state."""
 
 import pathlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -10,6 +10,7 @@ from ml_collections import config_dict
 from sdxl_jax import atomic_write
 from sdxl_jax.checkpoints import loading, run_words
 from sdxl_jax.data import buckets, dataset
+from sdxl_jax.data.sources import held_out, indexed
 from sdxl_jax.distributed import device_mesh, multihost
 from sdxl_jax.models import autoencoder_gan, from_config, net_types, sdxl
 from sdxl_jax.programs import program_cache
@@ -23,6 +24,8 @@ from sdxl_jax.training import (
   word_start,
 )
 
+HELD_OUT = 'held_out.txt'  # in the workdir
+MAX_NAMED = 10_000  # records that it lists, of each source
 Model = sdxl.SDXL | autoencoder_gan.AutoencoderGAN
 
 
@@ -67,15 +70,28 @@ def make_source(
   say: Callable[[str], None],
   accept_changes: bool = False,
 ) -> Any:
-  """Makes the config's source.
+  """Makes the source that a config trains on; see `make_split`."""
+  return make_split(config, workdir, say, accept_changes).trained
 
-  Writes the account of its records to WORKDIR/records.txt, and what cannot be
-  used, item by item, to WORKDIR/left_out.txt.
+
+def make_split(
+  config: config_dict.ConfigDict,
+  workdir: pathlib.Path,
+  say: Callable[[str], None],
+  accept_changes: bool = False,
+) -> held_out.Split:
+  """Makes the config's source, and what is held out of it.
+
+  Writes the account of its records to WORKDIR/records.txt, what cannot be used,
+  item by item, to WORKDIR/left_out.txt, and names of records that are held out
+  to WORKDIR/held_out.txt.
 
   Raises:
-    ValueError: for a cache of other images or nets, see cache_check.
+    ValueError: for a cache of other images or nets, see cache_check, or a share
+      of validation that leaves nothing to train on.
   """
-  source = dataset.make_source(config, say)
+  split = dataset.make_split(config, say)
+  source = split.trained
   if config_validation.is_precomputed(config):
     cache_check.check_cache(config, source.source, accept_changes, say)
   if multihost.is_primary():
@@ -84,7 +100,17 @@ def make_source(
     # Also where nothing is left out, so that no list of an earlier start stays.
     lines = ''.join(f'{line}\n' for line in source.left_out())
     atomic_write.write_text(workdir / 'left_out.txt', lines)
-  return source
+    if split.held_out or (workdir / HELD_OUT).exists():
+      lines = ''.join(f'{name}\n' for name in names_of(split.held_out))
+      atomic_write.write_text(workdir / HELD_OUT, lines)
+  return split
+
+
+def names_of(leaves: list[tuple[str, Any]]) -> Iterator[str]:
+  """Yields the names of the records of sources, MAX_NAMED of each."""
+  for _, source in leaves:
+    for i in range(min(len(source), MAX_NAMED)):
+      yield indexed.printable(source.name(i))
 
 
 def warn(lines: Iterable[str], say: Callable[[str], None]) -> None:

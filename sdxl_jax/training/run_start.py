@@ -18,6 +18,7 @@ from sdxl_jax.training import (
   metrics_writer,
   run_setup,
   set_back,
+  validation_share,
   workdirs,
 )
 
@@ -45,19 +46,22 @@ def open_checkpoints(
   )
 
 
-def choose_types(
+def choose_open_fields(
   config: config_dict.ConfigDict, workdir: pathlib.Path
 ) -> config_dict.ConfigDict:
-  """Replaces 'auto' types: by those of the run so far, else by the device's.
+  """Fills in fields that the first start of a run decides.
 
-  So a run that goes on elsewhere computes as it did.
+  By those of the run so far, so that a run that goes on elsewhere, or with more
+  data, computes as it did. In a new one 'auto' types are those that suit the
+  device, and the share of validation is left to its data.
   """
   earlier = None
-  if net_types.open_fields(config):
+  if net_types.open_fields(config) or config.validation.share is None:
     with contextlib.closing(open_checkpoints(config, workdir)) as checkpoints:
       if checkpoints.latest_step is not None:
         earlier = checkpoints.read_config()
-  return net_types.resolve(config, jax.devices()[0], earlier)
+  config = net_types.resolve(config, jax.devices()[0], earlier)
+  return validation_share.of_run(config, earlier)
 
 
 def open_workdir(
@@ -77,7 +81,7 @@ def open_workdir(
   )
   workdirs.cache_compilations(workdir)
   compile_progress.show()
-  given, config = config, choose_types(config, workdir)
+  given, config = config, choose_open_fields(config, workdir)
   if from_step is not None:
     # Refuse another config before anything is moved; it is compared, and its
     # changes are printed, again below.

@@ -78,6 +78,7 @@ def make_diffusion_task(
       model,
       text_dropout=text_dropout,
       settings=loss_fields.make_settings(config),
+      validation_timesteps=config.validation.timesteps,
     ),
     make_optimizer(config),
     global_batch_size=config.global_batch_size,

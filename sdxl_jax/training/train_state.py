@@ -72,6 +72,8 @@ class Task:
   The batch also has the State's `shared`, of the shapes in `shared`; then the
   gradients' metrics have `measured`, from which the loss history goes on.
   trained(params) -> the part of the parameters that has gradients.
+  validate(params, frozen, batch) -> {name: float32 [b]} of each example, from
+  the batch of `batch_spec` with `key`, uint32 [b, 2]; one of them is 'loss'.
   """
 
   init: Callable
@@ -84,6 +86,7 @@ class Task:
     default_factory=dict
   )
   trained: Callable = whole  # see learning_rates.train_part
+  validate: Callable | None = None
 
 
 def make_update(

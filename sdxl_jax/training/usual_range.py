@@ -99,7 +99,8 @@ class UsualRange:
 
 
 def read(path: pathlib.Path, count: int) -> Iterator[dict[str, float]]:
-  """Yields the metrics of the last lines of a metrics.jsonl."""
+  """Yields the metrics of the last lines on steps of a metrics.jsonl."""
   if path.exists():
-    for line in path.read_text().splitlines()[-count:]:
-      yield json.loads(line)
+    lines = map(json.loads, path.read_text().splitlines())
+    # Validation has lines of its own.
+    yield from [metrics for metrics in lines if 'loss' in metrics][-count:]

@@ -64,6 +64,11 @@ def write_config(
   compare_config(config, workdir, checkpoints, accept_changes, say)
   # Written once all processes have compared.
   multihost.barrier('every process has read the old config')
+  save_config(config, workdir)
+
+
+def save_config(config: config_dict.ConfigDict, workdir: pathlib.Path) -> None:
+  """Writes WORKDIR/config.json, in the primary process."""
   if multihost.is_primary():
     text = json.dumps(json.loads(config.to_json()), indent=2)
     atomic_write.write_text(workdir / CONFIG, text + '\n')

@@ -45,6 +45,7 @@ class Mixture:
           'above 0'
         )
     self.names, self.sources = list(sources), list(sources.values())
+    self.shares = dict(shares)
     share = np.array([shares[name] for name in sources], float)
     share /= share.sum()
     lengths = np.array([len(source) for source in self.sources])
