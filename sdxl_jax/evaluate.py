@@ -22,6 +22,12 @@ of which --average chooses parameters. Prints PSNR, SSIM and LPIPS at the size
 of the config's bucket, 256 px as in Table 3 of the SDXL paper, and the scaling
 that gives the latents unit variance; writes OUT/metrics.json and
 OUT/reconstructions.png.
+
+  python -m sdxl_jax.evaluate --validation --config configs/stage3.py \
+    --weights WEIGHTS --output OUT --config.data.folder.path=IMAGES
+
+Measures the loss of the records that the config holds out of training
+(config.validation), as a run does while it trains; writes OUT/validation.json.
 """
 
 import dataclasses
@@ -46,7 +52,7 @@ from sdxl_jax.sampling import (
   sample_flags,
   sample_request,
 )
-from sdxl_jax.training import autoencoder_evaluation
+from sdxl_jax.training import autoencoder_evaluation, offline_validation
 
 evaluate = autoencoder_evaluation.evaluate
 # Settings of an image that all images of a set share.
@@ -62,6 +68,9 @@ def define():
   """Defines the flags of the command."""
   config_flags.DEFINE_config_file('config', None, 'a file with get_config()')
   flags.DEFINE_string('output', None, 'folder to write to')
+  flags.DEFINE_bool(
+    'validation', None, 'measure the loss of the records held out'
+  )
   flags.DEFINE_integer(
     'pictures', None, 'number of images, at most; default: 5000, or all', 1
   )
@@ -100,12 +109,14 @@ DRAWN = (*MODELS, *SETTINGS, 'latents', 'batch', 'offload')
 MODES = {
   'benchmark': ('prompts', *DRAWN),
   'samples': metric_flags.NAMES,
+  'validation': ('config', 'weights', 'variant', 'average'),
   'config': ('weights', 'variant', 'average', 'pictures'),
   'weights': (*metric_flags.NAMES, *DRAWN, 'preset', 'guidance_scales')
   + ('pictures',),
 }
 NEEDED = {'benchmark': ('weights', 'prompts'), 'weights': ('prompts',)}
 NEEDED['config'] = ('weights',)
+NEEDED['validation'] = ('config', 'weights')
 
 
 def choose_mode(given):
@@ -122,7 +133,7 @@ def choose_mode(given):
     raise ValueError(
       'nothing to measure: pass --samples, a folder of images; --weights and '
       '--prompts, to draw them first; or --config and --weights, for an '
-      'autoencoder'
+      'autoencoder, or with --validation for the loss of records held out'
     )
   known = {name for names in MODES.values() for name in names} | {*MODES}
   wrong = sorted((given & known) - {mode, *MODES[mode]})
@@ -136,9 +147,12 @@ def choose_mode(given):
 
 def main(args):
   given = {name for name in args if args[name].present}
+  if args.validation is False:
+    given.discard('validation')
   measure = {
     'benchmark': draw_benchmark,
     'samples': measure_samples,
+    'validation': measure_validation,
     'config': measure_autoencoder,
     'weights': measure_weights,
   }
@@ -156,6 +170,15 @@ def measure_autoencoder(args):
     num_images=args.pictures or 5000,
     batch_size=args.batch_size,
     average=args.average or 'ema',
+  )
+
+
+def measure_validation(args):
+  """Measures the loss of records that are held out."""
+  args.config.init_variant = args.variant or ''
+  weights = offline_validation.Weights(args.weights, args.average or 'ema')
+  offline_validation.evaluate(
+    args.config, weights, args.output, args.batch_size, print
   )
 
 

@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, ArrayLike, Float, PRNGKeyArray, UInt32
+from jaxtyping import Array, ArrayLike, Float, Key, UInt32
 
 from sdxl_jax.diffusion import (
   loss_kinds,
@@ -35,7 +35,7 @@ def timesteps(
   return [low + (high - low) * k // count for k in range(count)]
 
 
-def row_keys(hashes: UInt32[ArrayLike, 'b 2']) -> PRNGKeyArray:
+def row_keys(hashes: UInt32[ArrayLike, 'b 2']) -> Key[Array, ' b']:
   """Returns the keys [b] of examples from the halves of their hashes."""
 
   def make(halves):
@@ -48,7 +48,7 @@ def row_keys(hashes: UInt32[ArrayLike, 'b 2']) -> PRNGKeyArray:
 
 
 def posterior_noise(
-  keys: PRNGKeyArray, shape: tuple[int, int, int]
+  keys: Key[Array, ' b'], shape: tuple[int, int, int]
 ) -> Float[Array, 'b h w c']:
   """Returns the noise by which latents are sampled, of each example's key."""
   # A number beyond all timesteps, see `squared_errors`.
@@ -61,7 +61,7 @@ def posterior_noise(
 def squared_errors(
   net: Callable,
   latents: Float[ArrayLike, 'b h w c'],
-  keys: PRNGKeyArray,
+  keys: Key[Array, ' b'],
   at: list[int],
   schedule: noise_schedule.Schedule,
   settings: losses.LossSettings,

@@ -69,8 +69,9 @@ def evaluate(
   config_validation.check(config)
   if config.task != 'autoencoder':
     raise ValueError(
-      f"config.task is {config.task!r}; only an 'autoencoder' can be "
-      'evaluated so far: pass configs/stage0.py'
+      f"config.task is {config.task!r}; only an 'autoencoder' reconstructs "
+      'images: pass configs/stage0.py, or --validation for the loss of records '
+      'held out'
     )
 
   # Measure, with data and model on this process's devices.
