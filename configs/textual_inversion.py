@@ -114,6 +114,7 @@ def get_config(kind=''):
   config.log_every = 10
   config.checkpoint.every = 250
   config.samples.every = 250
+  config.validation.every = 250
   config.samples.prompts = ('a photo of <new>', '<new> in the snow')
 
   # Frozen nets compute in the type that suits the device, and are stored in it.

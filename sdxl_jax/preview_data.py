@@ -40,7 +40,12 @@ from sdxl_jax.data import (
 from sdxl_jax.data.sources import indexed
 from sdxl_jax.models import from_config, latent_scaling
 from sdxl_jax.text import tokenizer
-from sdxl_jax.training import config_validation, run_setup, tasks
+from sdxl_jax.training import (
+  config_validation,
+  run_setup,
+  tasks,
+  validation_share,
+)
 
 MAX_SIDE = 256  # px, of an image in the grid
 MAX_ROWS = 64  # of a batch in the grid
@@ -101,6 +106,8 @@ def check(
     output: folder for the lists of records.
     say: takes a line for the user.
   """
+  # Those that training holds out as well.
+  config = validation_share.with_share(config, 0.0)
   source = open_source(config, pathlib.Path(output), say)
   tokenize = run_setup.load_tokenizer(config)
   report = dataset.check_records(config, source, tokenize)

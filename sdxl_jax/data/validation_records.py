@@ -82,7 +82,7 @@ def choose(
     np.bincount(f.assigned, minlength=len(table)) for f in found.values()
   )
   most = np.argsort(-counts, kind='stable')
-  used = most[counts[most] > 0][: limits.buckets or None]
+  used = most[counts[most] > 0][: limits.buckets]
 
   def least(name, chosen, count):
     """Rows with the least hashes among those of a bool mask."""

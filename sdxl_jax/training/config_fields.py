@@ -201,7 +201,7 @@ SECTIONS = {
     'share': Optional(Number(0, 0.5)),
     'every': SWITCHED,
     'records': COUNT,
-    'buckets': SWITCHED,
+    'buckets': COUNT,
     'timesteps': COUNT,
     'by_bucket': Flag(),
   },

@@ -86,6 +86,7 @@ def nearest(field: str) -> str:
 def check_diffusion(config: config_dict.ConfigDict) -> None:
   """Raises ValueError for a loss, or samples, that cannot be."""
   loss_validation.check(config)
+  check_validation(config)
   # The input of the last timestep is the noise itself: to predict it is to copy
   # it, so that a net learns nothing of the image that sampling begins with.
   c, high = config.schedule, config.loss.timestep_range[1]
@@ -114,6 +115,17 @@ def check_diffusion(config: config_dict.ConfigDict) -> None:
       )
     except ValueError as error:
       raise ValueError(f'config.samples: {error}') from error
+
+
+def check_validation(config: config_dict.ConfigDict) -> None:
+  """Raises ValueError for more timesteps of validation than are trained."""
+  low, high = config.loss.timestep_range
+  count = config.validation.timesteps
+  if count > high - low:
+    raise ValueError(
+      f'config.validation.timesteps is {count}, but config.loss.timestep_range '
+      f'has {high - low}: it must be at most that; 8 is usual'
+    )
 
 
 def check_autoencoder(config: config_dict.ConfigDict) -> None:

@@ -54,6 +54,17 @@ def of_intervals(config: config_dict.ConfigDict) -> Iterator[str]:
         f'config.{field} is {every:,}, but the run has {total:,} steps: '
         f'{consequence}'
       )
+  every, share = config.validation.every, config.validation.share
+  if share and every > total:
+    yield (
+      f'config.validation.every is {every:,}, but the run has {total:,} steps: '
+      'there will be validation before the first and after the last step only'
+    )
+  if share and not every:
+    yield (
+      f'config.validation.share is {share}, but config.validation.every is 0: '
+      'the records held out are for sdxl_jax.evaluate --validation alone'
+    )
   start = config.autoencoder.adversary_start
   if config.task == 'autoencoder' and start >= total:
     yield (

@@ -94,7 +94,7 @@ def test_records_are_of_the_fullest_buckets(split):
 
 
 def test_all_buckets(split):
-  limits = validation_records.Limits(records=10**6, buckets=0)
+  limits = validation_records.Limits(records=10**6, buckets=99)
   records = validation_records.choose(split, TABLE, limits)
   held = sum(len(leaf) for _, leaf in split.held_out)
   assert sum(r.group == HELD_OUT for r in records) == held

@@ -74,6 +74,11 @@ def test_default_config_is_sdxl():
     ('trained', (), "trained is empty: name the nets to train.*'unet'"),
     ('loss.timestep_range', (0, 0), r'timestep_range is \(0, 0\); it must be'),
     ('loss.timestep_range', (900, 1001), r'\(900, 1001\); .* last < 1000'),
+    ('validation.share', 0.6, 'share is 0.6; it must be 0 to 0.5'),
+    ('validation.share', -0.1, 'share is -0.1; it must be 0 to 0.5'),
+    ('validation.every', -1, 'every is -1; it must be at least 0'),
+    ('validation.records', 0, 'records is 0; it must be at least 1'),
+    ('validation.timesteps', 1001, 'is 1001, but .*timestep_range has 1000'),
   ],
 )
 def test_out_of_range(field, value, message):
@@ -142,6 +147,7 @@ ZERO_IS_OFF = {
   'optimizer.learning_rate',
   'optimizer.warmup_steps',
   'optimizer.weight_decay',
+  'validation.every',
   'samples.every',
   'samples.guidance_scale',
   'skip_non_finite',
