@@ -188,8 +188,11 @@ def test_evaluate_refuses_what_it_cannot_measure(straight, tmp_path):
 
 def test_processes_do_not_matter(straight, tmp_path):
   """Two with a device each measure what four devices of one measure."""
-  two = processes.Run(2, CONFIG, tmp_path, '--config.total_steps=2')
-  assert two.wait() == [0, 0], two.tails()
+  command = ['sdxl_jax.train', '--config', CONFIG, '--workdir', str(tmp_path)]
+  logs = [tmp_path / f'{i}.log' for i in range(2)]
+  two = processes.start([*command, '--config.total_steps=2'], logs)
+  codes = [process.wait(900) for process in two]
+  assert codes == [0, 0], [log.read_text()[-2000:] for log in logs]
   found, expected = lines_of(tmp_path)[1], lines_of(straight)[1]
   assert [line['step'] for line in found] == [0, 2]
   for line, other in zip(found, expected):

@@ -161,7 +161,7 @@ class AutoencoderLoss:
     losses = {'l1': jnp.abs(difference).mean((1, 2, 3))}
     if not self.perceptual_weight:
       return {'loss': losses['l1']} | losses
-    losses['lpips'] = self.model.distance(frozen, image, image + difference)
+    losses['lpips'] = self.model.distance(params, image, image + difference)
     loss = losses['l1'] + self.perceptual_weight * losses['lpips']
     return {'loss': loss} | losses
 

@@ -18,6 +18,7 @@ from sdxl_jax.checkpoints import (
 from sdxl_jax.data.sources import held_out
 from sdxl_jax.data.validation_records import HELD_OUT, TRAINED
 from sdxl_jax.training import (
+  cache_check,
   config_validation,
   run_setup,
   tasks,
@@ -74,6 +75,8 @@ def evaluate(
   output.mkdir(parents=True, exist_ok=True)
   config = for_weights(config, weights)
   setup = run_setup.set_up_locally(config, weights.place, say)
+  if config_validation.is_precomputed(config):
+    cache_check.check_cache(setup.config, setup.source.source, True, say)
   split = split_records(setup.config, setup.source, say)
   validator = validation.make(
     setup.config,

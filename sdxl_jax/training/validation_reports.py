@@ -84,7 +84,9 @@ def write_if_missing(
   """
   # The primary process alone has written, and decides for all.
   path = workdir / metrics_writer.FILE
-  is_there = metrics_writer.has_line(path, done, NAME)
+  is_there = multihost.is_primary() and metrics_writer.has_line(
+    path, done, NAME
+  )
   if not multihost.from_primary('there' if is_there else ''):
     write(measured, state, done, reporter, interrupted)
 

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from configs import default, refiner
+from configs import default, tiny
 from sdxl_jax.data import dataset
 from sdxl_jax.data.validation_records import HELD_OUT, TRAINED, Record
 from sdxl_jax.distributed import device_mesh, sharding
@@ -150,9 +150,8 @@ def shapes_of(config):
 
 
 def test_the_refiner_has_timesteps_of_its_own():
-  """At full size; only shapes are computed."""
-  config = refiner.get_config()
-  config.global_batch_size = 2
+  config = tiny.get_config('refiner')
+  config.vae.scaling_factor = 1.0
   with shapes_of(config) as (found, rows):
     names = {f'loss_t{t}' for t in range(0, 200, 25)}
     assert found.keys() == names | {'loss'}
@@ -161,8 +160,8 @@ def test_the_refiner_has_timesteps_of_its_own():
 
 @pytest.mark.parametrize('masked', [False, True])
 def test_precomputed_batches(masked):
-  config = default.get_config()
-  config.global_batch_size = 2
+  config = tiny_config.get_config()
+  config.schedule.zero_terminal_snr = False
   config.data.source = 'precomputed'
   config.loss.masked_loss = masked
   config.schedule.prediction = 'flow'

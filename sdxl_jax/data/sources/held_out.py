@@ -16,6 +16,7 @@ from sdxl_jax.data.sources import indexed, mixture, record_filters, repeated
 
 REASON = 'held out for validation'
 SALT = np.uint64(0x5DEECE66D1CE4E5B)  # keeps the hashes apart from other uses
+CHUNK = 1 << 20  # records hashed at a time, to bound memory
 # What a run holds out whose config does not say it.
 MOST_RECORDS, MOST_SHARE, LEAST_RECORDS = 256, 0.01, 3200
 
@@ -36,7 +37,11 @@ def hashes(source: record_filters.FilteredSource) -> np.ndarray:
   if keys is None:  # a cache of an earlier version
     names = (source.name(i) for i in range(len(source)))
     keys = np.array([indexed.key(name) for name in names], np.uint64)
-  return buckets.mix(keys ^ SALT)
+  values = np.empty(len(keys), np.uint64)
+  for start in range(0, len(keys), CHUNK):
+    part = slice(start, start + CHUNK)
+    values[part] = buckets.mix(keys[part] ^ SALT)
+  return values
 
 
 def is_held_out(values: np.ndarray, share: float) -> np.ndarray:
