@@ -145,10 +145,12 @@ def test_runs_of_earlier_versions_go_on(tmp_path):
   config = get_config(total_steps=2)
   config.validation.share = 0.0
   train.train(config, tmp_path)
-  for path in (
+  configs = [
     tmp_path / 'config.json',
     *(tmp_path / 'checkpoints').glob('*/config/metadata'),
-  ):
+  ]
+  assert len(configs) > 1
+  for path in configs:
     saved = json.loads(path.read_text())
     assert saved.pop('validation')['share'] == 0
     path.write_text(json.dumps(saved))
@@ -278,3 +280,27 @@ def test_a_large_set_is_validated_on_unasked(tmp_path, monkeypatch, capsys):
   config.total_steps = 4
   train.train(config, tmp_path)
   assert len(lines_of(tmp_path)[1]) == 3
+
+
+def test_memorisation_widens_the_gap(tmp_path):
+  """Images of noise have nothing in common that could be learned."""
+  examples = []
+  rng = np.random.default_rng(0)
+  for i in range(12):
+    pixels = rng.integers(0, 256, (16, 16, 3), np.uint8)
+    image = datasets.encode(pixels)
+    examples.append(datasets.example(i, (16, 16), image=image))
+  config = get_config(total_steps=300, log_every=100, caption_dropout=0.0)
+  config.data.update(source='folder', index_workers=0)
+  config.data.folder.path = datasets.write_folder(tmp_path / 'p', examples)[
+    'path'
+  ]
+  config.checkpoint.every = 300
+  config.validation.update(share=0.4, every=300, records=12)
+  train.train(config, tmp_path / 'run')
+  first, last = lines_of(tmp_path / 'run')[1]
+  name = 'validation/last_'
+  learned = first[f'{name}trained_loss'] - last[f'{name}trained_loss']
+  widened = last[f'{name}gap'] - first[f'{name}gap']
+  assert learned > 0
+  assert widened > 0.05 * first[f'{name}loss']
