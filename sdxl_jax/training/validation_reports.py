@@ -1,7 +1,10 @@
 """Writes the losses of validation among the metrics of a run."""
 
+import functools
 import pathlib
 from collections.abc import Callable
+
+import tqdm
 
 from sdxl_jax.distributed import multihost
 from sdxl_jax.ema import transform
@@ -44,7 +47,16 @@ def write(
       'ema': transform.averaged(state.params, state.opt_state),
       'last': state.params,
     }
-    losses = measured.measure(params, interrupted=interrupted)
+    bar = functools.partial(
+      tqdm.tqdm,
+      desc='validation',
+      total=measured.batch_count,
+      unit='batch',
+      leave=False,
+      # None: only on a terminal, where the bar of the steps is as well.
+      disable=None if multihost.is_primary() else True,
+    )
+    losses = measured.measure(params, wrap=bar, interrupted=interrupted)
   if losses is None:
     return
   found = {
