@@ -303,4 +303,4 @@ def test_memorisation_widens_the_gap(tmp_path):
   learned = first[f'{name}trained_loss'] - last[f'{name}trained_loss']
   widened = last[f'{name}gap'] - first[f'{name}gap']
   assert learned > 0
-  assert widened > 0.05 * first[f'{name}loss']
+  assert widened > 0.5 * first[f'{name}loss']
