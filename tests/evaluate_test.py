@@ -202,7 +202,6 @@ def test_a_variant_is_of_the_weights(monkeypatch):
     lambda config, *args, **options: seen.append(config.init_variant),
   )
   options = dict(weights='W', output='O', pictures=1, batch_size=1)
-  options['validation'] = False
   for variant in (None, 'bf16'):
     args = dict(options, config=config, variant=variant, average='ema')
     evaluate.measure_autoencoder(types.SimpleNamespace(**args))
@@ -215,6 +214,7 @@ def test_a_variant_is_of_the_weights(monkeypatch):
     ({'samples', 'metrics', 'reference', 'output', 'verbosity'}, 'samples'),
     ({'weights', 'prompts', 'metrics', 'steps', 'lora'}, 'weights'),
     ({'benchmark', 'weights', 'prompts', 'seed'}, 'benchmark'),
+    ({'validation', 'config', 'weights', 'average'}, 'validation'),
     ({'config', 'weights', 'average', 'config.data.source'}, 'config'),
   ],
 )
