@@ -193,6 +193,8 @@ def prepare(start: run_start.Start) -> tuple[loop.Run, train_state.State]:
     run_setup.warn(start_warnings.of_schedule(config), say)
     run_setup.warn(start_warnings.of_words(config), say)
   pretrained = run_setup.load_weights(config, model, mesh)
+  idle = run_setup.idle_nets(config, model)
+  waiting = {n: pretrained.pop(n) for n in idle if n in pretrained}
   shapes = jax.eval_shape(task.init, key, pretrained)
   shapes = sharding.with_shardings(shapes, mesh)
   trained = task.trained(shapes.params)
@@ -226,7 +228,7 @@ def prepare(start: run_start.Start) -> tuple[loop.Run, train_state.State]:
     dataset=data.fingerprint,
     programs=programs,
     sample_grid=sample_grid.make_sample_grid(
-      config, model, frozen, data.source, say
+      config, model, frozen | waiting, data.source, say
     ),
     checkpoint_config=latent_statistics.CheckpointConfig(
       config, model, task, mesh, data.make_batches, say
