@@ -307,6 +307,9 @@ def get_config():
   config.unet.norm_num_groups = 32
   config.unet.dtype = 'bfloat16'
   config.unet.param_dtype = 'float32'
+  # Of the kernels of a net that stays frozen: 'int8' or 'float8_e4m3fn', with
+  # a scale for each output channel; None: param_dtype.
+  config.unet.weights_dtype = config_dict.placeholder(str)
   config.unet.attention = 'auto'  # or 'xla', 'cudnn' (GPU), 'splash' (TPU)
   config.unet.remat = 'full'  # or 'dots', 'none': rematerialisation
   config.unet.scan_blocks = True  # transformer blocks of a stack as a loop
@@ -360,6 +363,7 @@ def text_encoder(**changes):
   encoder.eos_token_id = 2  # pooled at it; 2: at the largest id of a text
   encoder.dtype = 'bfloat16'
   encoder.param_dtype = 'float32'
+  encoder.weights_dtype = config_dict.placeholder(str)  # as config.unet's
   encoder.attention = 'xla'
   encoder.remat = 'none'
   encoder.update(changes)

@@ -41,6 +41,15 @@ and text encoders compute and are stored in bfloat16, or in float16 on GPUs that
 do not multiply bfloat16, such as T4 and V100: with the autoencoder, which stays
 in float32, they take 7.1 GB. On a CPU it is float32, and 13.9 GB.
 
+To train on a small device, store the kernels of the frozen nets in 8 bits, as
+`int8` or `float8_e4m3fn` with a scale for each output channel (QLoRA has 4):
+
+  --config.unet.weights_dtype=int8 --config.text_encoder.weights_dtype=int8 \
+  --config.text_encoder_2.weights_dtype=int8
+
+They then take 3.9 GB in place of 7.1; factors, their gradients and files stay
+as they are, with any algo. Precomputed data leave the UNet alone on the device.
+
 This config has not been trained at full size yet. In miniature
 (configs/tiny.py:lora, images by tests/benchmarks/one_object.py), 200 steps of 8
 images take three minutes of CPU time: a base that was trained without elephants

@@ -154,6 +154,8 @@ def prepare(start: run_start.Start) -> tuple[loop.Run, train_state.State]:
     run_setup.warn(start_warnings.of_schedule(config), say)
     run_setup.warn(start_warnings.of_words(config), say)
   pretrained = run_setup.load_weights(config, model, mesh)
+  idle = run_setup.idle_nets(config, model)
+  waiting = {n: pretrained.pop(n) for n in idle if n in pretrained}
   shapes = jax.eval_shape(task.init, key, pretrained)
   shapes = sharding.with_shardings(shapes, mesh)
   trained = task.trained(shapes.params)
@@ -187,7 +189,7 @@ def prepare(start: run_start.Start) -> tuple[loop.Run, train_state.State]:
     dataset=data.fingerprint,
     programs=programs,
     sample_grid=sample_grid.make_sample_grid(
-      config, model, frozen, data.split.trained, say
+      config, model, frozen | waiting, data.split.trained, say
     ),
     checkpoint_config=latent_statistics.CheckpointConfig(
       config, model, task, mesh, data.make_batches, say

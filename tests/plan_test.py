@@ -92,6 +92,7 @@ def test_plan(planned, tmp_path):
       '--config.accumulation_steps=2',
     ),
     ({'unet.remat': 'full'}, 'Take more devices'),
+    ({'unet.remat': 'full', 'trained': ('lora',)}, 'unet.weights_dtype=int8'),
   ],
 )
 def test_what_does_not_fit(planned, fields, advice):
@@ -122,6 +123,25 @@ def test_verdict_where_the_update_takes_most(planned):
   planned = dataclasses.replace(planned, update=larger)
   text = training_report.verdict(with_memory(planned, 4 * update, {}))
   assert text.startswith('It fits: the update takes 50%')
+
+
+def test_what_devices_hold_beside_factors():
+  """In 8 bits the kernels of frozen nets take less; a cache replaces nets."""
+  config = tiny_config.get_config().unlock()
+  target = dict(layers='unet/.*/to_q', rank=2, alpha=2.0)
+  config.update(trained=('lora',), lora={'attention': target})
+
+  def frozen(**fields):
+    changed = training_plan.changed(config, fields)
+    return training_plan.Planner(changed, 'here').frozen
+
+  whole = frozen()
+  assert set(whole) == {'unet', 'text_encoder', 'text_encoder_2'}
+  stored = frozen(**{'unet.weights_dtype': 'int8'})
+  assert stored['text_encoder'] == whole['text_encoder']
+  sizes = [machines.bytes_of(nets['unet']) for nets in (stored, whole)]
+  assert sizes[0] < 0.5 * sizes[1]
+  assert set(frozen(**{'data.source': 'precomputed'})) == {'unet'}
 
 
 def test_choose_buckets():

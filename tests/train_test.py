@@ -432,7 +432,7 @@ def test_captions_of_150_tokens(tmp_path):
 
 @pytest.mark.slow
 def test_precomputed(straight, tmp_path):
-  """Frozen nets are not loaded unless there are samples."""
+  """Frozen nets are not on the devices."""
   config = tiny_config.get_config()
   config.data.update(source='folder', index_workers=0)
   config.data.folder.update(write('folder', tmp_path / 'images'))
@@ -442,7 +442,16 @@ def test_precomputed(straight, tmp_path):
   config.data.precomputed.path = str(tmp_path / 'cache')
   params = run_setup.load_weights(config, from_config.make_model(config), None)
   assert set(params) == {'unet'}
+  # For samples, the others wait in the memory of the host.
   config.samples.every = 2
+  params = run_setup.load_weights(config, from_config.make_model(config), None)
+  memory = {
+    name: {x.sharding.memory_kind for x in jax.tree.leaves(tree)}
+    for name, tree in params.items()
+  }
+  assert set(memory) == {'unet', 'text_encoder', 'text_encoder_2'}
+  assert 'pinned_host' not in memory.pop('unet')
+  assert all(kinds == {'pinned_host'} for kinds in memory.values())
   assert train.train(config, tmp_path / 'run') == 4
   assert (tmp_path / 'run' / 'samples' / '0000004.png').is_file()
   config.trained = ('unet', 'text_encoder')

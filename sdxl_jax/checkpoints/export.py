@@ -11,6 +11,7 @@ from ml_collections import config_dict
 from sdxl_jax.checkpoints import (
   loading,
   orbax_checkpoint,
+  quantized_nets,
   run_sources,
   source_checks,
 )
@@ -70,7 +71,7 @@ def open_run(
   """Opens a run: the nets that it trained, and those that it started from."""
   folder = orbax_checkpoint.find(source)
   config = loading.saved_config(folder)
-  nets = from_config.make_model(config)
+  nets = quantized_nets.unquantized(from_config.make_model(config))
   changed = set(config.trained)
   if 'lora' in changed:  # factors are merged into their nets
     changed |= set(lora.NETS)

@@ -15,6 +15,7 @@ from ml_collections import config_dict
 
 from sdxl_jax.checkpoints import (
   orbax_checkpoint,
+  quantized_nets,
   run_params,
   run_sources,
   source_checks,
@@ -37,6 +38,7 @@ from sdxl_jax.weights.lora import merge, trained_factors
 RUNTIME = (
   'dtype',
   'param_dtype',
+  'weights_dtype',
   'attention',
   'remat',
   'scan_blocks',
@@ -155,7 +157,7 @@ def load_params(
       'somewhere: pass pretrained weights or a workdir'
     )
   if not formats.is_published(source):
-    return load_run_params(source, nets, names, mesh, average, memory, options)
+    return load_run(source, nets, names, mesh, average, memory, options)
   # Pretrained weights have all nets, and no averages.
   check_published(source, average)
   source, options = hub.locate(source, options, names)
@@ -181,6 +183,34 @@ def load_start(
     params |= load_params(
       source, nets, group, mesh, memory=memory, options=chosen
     )
+  return params
+
+
+def load_run(
+  source: Source,
+  nets: Nets,
+  names: Collection[str],
+  mesh: Mesh | None,
+  average: str,
+  memory: str,
+  options: read_options.ReadOptions,
+) -> dict[str, Tree]:
+  """Loads nets of a run, some quantised as a whole; see load_params."""
+  stored = [name for name in quantized_nets.names(nets) if name in names]
+  others = [name for name in names if name not in stored]
+  params = {}
+  if others:
+    params |= load_run_params(
+      source, nets, others, mesh, average, memory, options
+    )
+  # Each process has all of them in its host's memory.
+  if stored:
+    plain = quantized_nets.unquantized(nets)
+    whole = load_run_params(
+      source, plain, stored, None, average, 'pinned_host', options
+    )
+    shard = make_sharding_fn(mesh, memory)
+    params |= quantized_nets.quantize(nets, whole, lambda name: shard)
   return params
 
 

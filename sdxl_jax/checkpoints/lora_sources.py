@@ -13,6 +13,7 @@ from sdxl_jax.checkpoints import (
   loading,
   lora_metadata,
   orbax_checkpoint,
+  quantized_nets,
 )
 from sdxl_jax.models import clip, from_config, lora, unet
 from sdxl_jax.weights import formats, net_shapes, read_options, tensor_files
@@ -116,7 +117,7 @@ def open_lora(
       'config.trained, or --rank and --base to extract them from the weights'
     )
   # The base model of a run is the model of its config.
-  nets = from_config.make_model(config)
+  nets = quantized_nets.unquantized(from_config.make_model(config))
   shapes = jax.eval_shape(nets.init, jax.random.key(0))
   made = loading.load_trained_lora(folder, config, average=average)
   metadata = lora_metadata.of_run(config, nets, int(folder.name))

@@ -104,14 +104,21 @@ def backward(
       at(params, i), at(buffers, i), shared, gradient
     )
     by_shared = jax.tree.map(jnp.add, by_shared, more)
+    by_block = [x for x, f in zip(jax.tree.leaves(by_block), is_float) if f]
     return gradient, put(by_params, i, by_block), by_shared
 
-  by_params = allocate(depth, at(params, 0))
+  # Of integers, as kernels of 8 bits, there is no gradient.
+  leaves, tree = jax.tree.flatten(params)
+  is_float = [jnp.issubdtype(x.dtype, jnp.inexact) for x in leaves]
+  floats = [x for x, f in zip(leaves, is_float) if f]
+  by_params = allocate(depth, at(floats, 0))
   by_shared = jax.tree.map(jnp.zeros_like, shared)
   gradient, by_params, by_shared = repeat(
     depth, unroll, body, (gradient, by_params, by_shared)
   )
-  return by_params, gradient, by_shared
+  found = iter(by_params)
+  by_params = [next(found) if f else None for f in is_float]
+  return jax.tree.unflatten(tree, by_params), gradient, by_shared
 
 
 stack.defvjp(forward, backward)

@@ -22,7 +22,7 @@ from sdxl_jax.models import lora_kinds, stored_kernels
 
 NETS = ('unet', 'text_encoder', 'text_encoder_2')
 
-
+LAYERS = nn.Dense | nn.Conv | stored_kernels.StoredLayer  # may have factors
 Path = tuple[str, ...]  # of a layer in the tree {net: parameters}
 
 
@@ -66,6 +66,9 @@ def init(
       layer_key, kernel.shape, target.algo, target.rank, target.factor
     )
     if target.dora_wd:
+      scale = flat.get((*path, stored_kernels.SCALE))
+      if scale is not None:
+        kernel = stored_kernels.dequantize(kernel, scale)
       is_stacked = kernel.ndim % 2 == 1
       norms = lora_kinds.column_norms(kernel, is_stacked)
       of_layer[lora_kinds.MAGNITUDE] = norms
@@ -150,15 +153,9 @@ def add_product(
 ) -> Any:
   """Intercepts a layer with factors: x W becomes x (W + D)."""
   layer, y = context.module, method(*args, **kwargs)
-  is_stored = isinstance(layer, stored_kernels.StoredLayer)
-  if not is_stored and not isinstance(layer, nn.Dense | nn.Conv):
+  if not isinstance(layer, LAYERS):
     return y
   factors = layer.variables.get('lora')
   if not factors:
     return y
-  if is_stored:
-    raise ValueError(
-      f'{layer.name} has low-rank factors, and its kernel is stored in 8 '
-      'bits: leave weights_dtype out'
-    )
   return lora_kinds.add(layer, factors, y, *args)

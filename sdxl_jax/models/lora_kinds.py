@@ -21,6 +21,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float, PRNGKeyArray
 
+from sdxl_jax.models import stored_kernels
+
 ALGOS = ('lora', 'loha', 'lokr', 'full')
 MAGNITUDE = 'magnitude'
 # What decays as kernels do; a magnitude, like the scale of a norm, does not.
@@ -113,7 +115,7 @@ def add(
   """Returns the output that a layer has with W + D in place of W.
 
   Args:
-    layer: nn.Dense or nn.Conv, bound.
+    layer: nn.Dense, nn.Conv, or one of stored_kernels, bound.
     factors: of its kernel, the scale multiplied in.
     y: its output with W.
     args: its input.
@@ -122,7 +124,10 @@ def add(
   if MAGNITUDE not in factors:
     return y + product
   # The norm counts as a constant of the gradient (DoRA, section 4.3).
-  kernel = layer.get_variable('params', 'kernel')
+  if isinstance(layer, stored_kernels.StoredLayer):
+    kernel = layer.dequantized()
+  else:
+    kernel = layer.get_variable('params', 'kernel')
   norms = jax.lax.stop_gradient(changed_norms(kernel, factors))
   ratio = factors[MAGNITUDE] / (norms + EPSILON)
   plain = y
@@ -158,9 +163,13 @@ def call(
   layer: nn.Module, kernel: Array, *args: ArrayLike
 ) -> Float[Array, '*rows f']:
   """Applies a layer of the same kind with another kernel, without bias."""
-  other = layer.clone(
-    features=kernel.shape[-1], use_bias=False, parent=None, name=None
-  )
+  features = kernel.shape[-1]
+  if isinstance(layer, stored_kernels.StoredLayer):
+    other = layer.unstored(features)
+  else:
+    other = layer.clone(
+      features=features, use_bias=False, parent=None, name=None
+    )
   return other.apply({'params': {'kernel': kernel}}, *args)
 
 

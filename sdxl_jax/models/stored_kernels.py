@@ -8,8 +8,13 @@ UNet and its embeddings, which are few.
 
   int8           whole numbers up to 127, symmetric about 0
   float8_e4m3fn  floats up to 448 with 3 binary digits
+
+Such kernels are frozen: gradients flow through their layers to the inputs, and
+to what is trained beside a kernel (Dettmers et al. 2023, QLoRA, arXiv
+2305.14314, section 3), and there is none by a kernel or its scale.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
@@ -39,31 +44,91 @@ class StoredLayer(nn.Module):
   param_dtype: Any
   stored: str
 
-  def stored_kernel(
-    self, x: Array, shape: tuple[int, ...]
-  ) -> tuple[Array, Array, Array]:
-    """Returns input and stored kernel in the type of products, and the scale.
+  @nn.nowrap
+  def apply_kernel(
+    self, x: ArrayLike, shape: tuple[int, ...], multiply: Callable
+  ) -> Array:
+    """Returns the output of the layer.
 
     Args:
       x: input of the layer.
       shape: of the kernel but for its output channels.
+      multiply: see `multiply_stored`.
     """
     ones, zeros = nn.initializers.ones, nn.initializers.zeros
     shape = (*shape, self.features)
     q = self.param('kernel', zeros, shape, jnp.dtype(self.stored))
     scale = self.param(SCALE, ones, (self.features,), jnp.float32)
-    x, q = wait(x, jnp.asarray(q))
-    scale = jnp.asarray(scale)
-    return x.astype(self.dtype), q.astype(self.dtype), scale
-
-  def finish(self, product: Array, scale: Array) -> Array:
-    """Returns the output of a product, float32, with the stored kernel."""
-    y = (product * scale).astype(self.dtype)
+    x = jnp.asarray(x).astype(self.dtype)
+    y = multiply_stored(multiply, x, jnp.asarray(q), jnp.asarray(scale))
     if not self.use_bias:
       return y
-    zeros = nn.initializers.zeros
     bias = self.param('bias', zeros, (self.features,), self.param_dtype)
     return y + bias.astype(self.dtype)
+
+  @nn.nowrap
+  def dequantized(self) -> Float[Array, '*inputs out']:
+    """Returns the kernel W = q * scale, float32."""
+    q = self.get_variable('params', 'kernel')
+    return dequantize(q, self.get_variable('params', SCALE))
+
+  @nn.nowrap
+  def unstored(self, features: int) -> nn.Module:
+    """Returns the layer of Flax of the same kind, without bias.
+
+    Args:
+      features: its output channels.
+    """
+    raise NotImplementedError
+
+
+def dequantize(
+  q: Array, scale: Float[ArrayLike, '*stack out']
+) -> Float[Array, '*inputs out']:
+  """Returns a kernel W = q * scale, or a stack of them, float32."""
+  scale = jnp.asarray(scale)
+  ones = (1,) * (q.ndim - scale.ndim)
+  scale = scale.reshape(*scale.shape[:-1], *ones, scale.shape[-1])
+  return q.astype(jnp.float32) * scale
+
+
+def multiply_stored(
+  multiply: Callable, x: Array, q: Array, scale: Float[Array, ' out']
+) -> Float[Array, '*rows out']:
+  """Multiplies x by the kernel q * scale, in the type of x.
+
+  For the backward pass nothing is stored but q and scale, which the parameters
+  hold anyway: JAX would store each kernel in the type of x. There is no
+  gradient by them, and no forward mode (jax.jvp).
+
+  Args:
+    multiply: (x, kernel, preferred_element_type=None) -> their product.
+    x: input, of the type of products.
+    q: stored kernel.
+    scale: of each output channel.
+  """
+  shape = jax.ShapeDtypeStruct(x.shape, x.dtype)
+
+  @jax.custom_vjp
+  def product(x, q, scale):
+    x, q = wait(x, q)
+    y = multiply(x, q.astype(x.dtype), preferred_element_type=jnp.float32)
+    return (y * scale).astype(x.dtype)
+
+  def forward(x, q, scale):
+    return product(x, q, scale), (q, scale)
+
+  def backward(residuals, gradient):
+    q, scale = residuals
+    gradient, q = wait(gradient, q)
+    # As a whole: in float16, gradients times a scale alone might vanish.
+    kernel = dequantize(q, scale).astype(shape.dtype)
+    transposed = jax.linear_transpose(lambda x: multiply(x, kernel), shape)
+    return *transposed(gradient), None, None
+
+  product.defvjp(forward, backward)
+  frozen = jax.lax.stop_gradient((q, scale))
+  return product(x, *frozen)
 
 
 def wait(x: Array, q: Array) -> tuple[Array, Array]:
@@ -86,9 +151,12 @@ class StoredDense(StoredLayer):
 
   @nn.compact
   def __call__(self, x: Float[ArrayLike, '*b c']) -> Float[Array, '*b f']:
-    x, q, scale = self.stored_kernel(jnp.asarray(x), (x.shape[-1],))
-    product = jnp.dot(x, q, preferred_element_type=jnp.float32)
-    return self.finish(product, scale)
+    return self.apply_kernel(x, (x.shape[-1],), jnp.dot)
+
+  @nn.nowrap
+  def unstored(self, features: int) -> nn.Module:
+    """Returns nn.Dense, see `StoredLayer.unstored`."""
+    return nn.Dense(features, use_bias=False, dtype=self.dtype, parent=None)
 
 
 class StoredConv(StoredLayer):
@@ -107,20 +175,38 @@ class StoredConv(StoredLayer):
   def __call__(
     self, x: Float[ArrayLike, 'b height width c']
   ) -> Float[Array, 'b h w f']:
+    def multiply(x, kernel, preferred_element_type=None):
+      return jax.lax.conv_general_dilated(
+        x,
+        kernel,
+        (self.stride, self.stride),
+        self.pairs_of_padding(),
+        dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
+        preferred_element_type=preferred_element_type,
+      )
+
     shape = self.size, self.size, x.shape[-1]
-    x, q, scale = self.stored_kernel(jnp.asarray(x), shape)
-    padding = self.padding
-    if isinstance(padding, int):
-      padding = [(padding, padding)] * 2
-    product = jax.lax.conv_general_dilated(
-      x,
-      q,
-      (self.stride, self.stride),
-      padding,
-      dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
-      preferred_element_type=jnp.float32,
+    return self.apply_kernel(x, shape, multiply)
+
+  @nn.nowrap
+  def pairs_of_padding(self) -> list[tuple[int, int]]:
+    """Returns the padding before and after each axis."""
+    if isinstance(self.padding, int):
+      return [(self.padding, self.padding)] * 2
+    return list(self.padding)
+
+  @nn.nowrap
+  def unstored(self, features: int) -> nn.Module:
+    """Returns nn.Conv, see `StoredLayer.unstored`."""
+    return nn.Conv(
+      features,
+      (self.size, self.size),
+      self.stride,
+      self.pairs_of_padding(),
+      use_bias=False,
+      dtype=self.dtype,
+      parent=None,
     )
-    return self.finish(product, scale)
 
 
 def type_of(config: Any) -> str | None:

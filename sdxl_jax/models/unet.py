@@ -37,7 +37,7 @@ class UNetConfig:
   norm_num_groups: int = 32
   dtype: str = 'float32'  # compute
   param_dtype: str = 'float32'  # storage
-  # Of kernels: 'int8' or 'float8_e4m3fn', to sample; None: param_dtype.
+  # Of frozen kernels: 'int8' or 'float8_e4m3fn'; None: param_dtype.
   weights_dtype: str | None = None
   attention: str = 'xla'  # or 'cudnn', 'splash'; see models/attention.py
   remat: str = 'none'  # or 'full', 'dots': see layers.REMAT_POLICIES

@@ -43,9 +43,11 @@ TPUS = {
   'v6e': Chip('TPU v6e', int(31.24 * GIB), 918e12, 1638e9, 400e9, 1.75e9),
 }
 # FLOPs without sparsity, bandwidth, NVLink one way (of T4 and L4: PCIe), PCIe
-# one way: data sheets of A100, H100 and H200 SXM, T4 and L4. Memory, of which
-# JAX allocates a fraction: openxla/xla, xla/backends/gpu/target_config/specs;
-# of T4 and L4, what CUDA reports.
+# one way: data sheets of A100, H100 and H200 SXM, T4 and L4; NVIDIA's papers on
+# GA102 and Ada, of products that are summed in float32, for GeForce. Memory, of
+# which JAX allocates a fraction: openxla/xla,
+# xla/backends/gpu/target_config/specs; of T4, L4 and GeForce, what CUDA reports
+# on Linux, where no display takes a part of it.
 GPUS = {
   'a100': Chip(
     'NVIDIA A100-SXM4-80GB',
@@ -107,6 +109,26 @@ GPUS = {
     float32_flops=8.1e12,
     host_link=16e9,
   ),
+  'rtx4080': Chip(
+    'NVIDIA GeForce RTX 4080',
+    int(15.70 * GIB),
+    97.5e12,
+    717e9,
+    32e9,
+    compute_capability='8.9',
+    float32_flops=48.7e12,
+    host_link=32e9,
+  ),
+  'rtx3060': Chip(
+    'NVIDIA GeForce RTX 3060',
+    int(11.76 * GIB),
+    25.6e12,
+    360e9,
+    32e9,
+    compute_capability='8.6',
+    float32_flops=12.8e12,
+    host_link=32e9,
+  ),
 }
 # Chip properties that XLA's GPU compiler needs, as a GpuTargetConfigProto.
 TARGET = """
@@ -134,6 +156,11 @@ ARCHITECTURES = {
   threads_per_core_limit: 2048
   shared_memory_per_core: 167936 shared_memory_per_block_optin: 166912
   l2_cache_size: 41943040 cuda_compute_capability { major: 8 }""",
+  '8.6': """
+  core_count: 28 fpus_per_core: 128 clock_rate_ghz: 1.78
+  threads_per_core_limit: 1536
+  shared_memory_per_core: 102400 shared_memory_per_block_optin: 101376
+  l2_cache_size: 3145728 cuda_compute_capability { major: 8 minor: 6 }""",
   '8.9': """
   core_count: 58 fpus_per_core: 128 clock_rate_ghz: 2.04
   threads_per_core_limit: 1536

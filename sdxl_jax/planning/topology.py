@@ -1,7 +1,7 @@
 """Makes devices of a named machine, to compile for without having one.
 
 v5p:4x4x4   a TPU slice: generation and sides of the block of chips
-h100x8      one node of eight GPUs; also t4x1, l4x1, a100x1, ...
+h100x8      one node of eight GPUs; also t4x1, l4x1, rtx3060x1, ...
 h100x8x2    two such nodes
 here        the devices of this process
 """
@@ -27,11 +27,11 @@ LARGEST_BLOCK = {'v4': 4096, 'v5p': 6144}  # chips
 
 # Names: (chip, sides of a slice), (chip, of a node, nodes).
 TPU = re.compile(r'(\w+):(\d+(?:x\d+)*)')
-GPU = re.compile(r'([a-z]\d+(?:-\d+gb)?)x(\d+)(?:x(\d+))?')
+GPU = re.compile(r'([a-z]+\d+(?:-\d+gb)?)x(\d+)(?:x(\d+))?')
 EXAMPLES = (
   'v4:2x2x2, v5p:4x4x4, v5e:4x4 and v6e:4x4 (TPU slices), h100x8, h200x8, '
-  'a100x8, a100-40gbx8, l4x1 and t4x2 (nodes of GPUs), h100x8x2 (two such '
-  'nodes), here (the devices of this process)'
+  'a100x8, a100-40gbx8, l4x1, t4x2, rtx4080x1 and rtx3060x1 (nodes of GPUs), '
+  'h100x8x2 (two such nodes), here (the devices of this process)'
 )
 
 
@@ -134,8 +134,10 @@ def make_tpu_devices(
   os.environ.setdefault('ALLOW_MULTIPLE_LIBTPU_LOAD', '1')
   # The two cores of a v4 chip form one device, which is v5p's default.
   options = {'chip_config_name': 'megacore'} if generation == 'v4' else {}
-  if shape == '1x1':
-    options['chips_per_host_bounds'] = [1, 1, 1]
+  # Slices of one host, of which some are not libtpu's default.
+  one_host = {'1x1': [1, 1, 1], '2x4': [2, 4, 1]}
+  if shape in one_host:
+    options['chips_per_host_bounds'] = one_host[shape]
   devices = make_compile_only_devices(
     "pip install 'jax[tpu]'", f'{generation}:{shape}', 'tpu', **options
   )

@@ -10,7 +10,7 @@ import ml_collections
 from sdxl_jax.distributed import device_mesh, sharding
 from sdxl_jax.models import from_config, net_types
 from sdxl_jax.planning import cost, machines, program_profile
-from sdxl_jax.training import compilation, tasks
+from sdxl_jax.training import compilation, run_setup, tasks
 
 # Compiles in a fifth of the time; the programs need as much memory.
 QUICK = {'exec_time_optimization_effort': -1.0}
@@ -79,9 +79,9 @@ class Planner:
     task = tasks.make_task(config, nets)
     key = jax.random.key(0)
     params = jax.eval_shape(nets.init, key)
-    frozen = {
-      name: params[name] for name in nets.configs if name not in config.trained
-    }
+    # What training holds on the devices.
+    absent = (*config.trained, *run_setup.idle_nets(config, nets))
+    frozen = {n: params[n] for n in nets.configs if n not in absent}
     state = jax.eval_shape(task.init, key)
     return (
       task,
@@ -115,8 +115,9 @@ class Planner:
     """
     started = time.monotonic()
     args = self.task, self.mesh, self.state.params, self.frozen, bucket
+    # Some arrays are not read, as those of a decoder, and take memory too.
     compiled = compilation.compile_gradients(
-      *args, self.machine.options | (options or {})
+      *args, self.machine.options | (options or {}), keep_unused=True
     )
     compile_seconds = time.monotonic() - started
     peak = cost.memory(compiled).peak

@@ -129,4 +129,10 @@ def remedy(planner: training_plan.Planner) -> str:
     return f'Set --config.accumulation_steps={doubled}.'
   if mesh.shape['fsdp'] < planner.machine.size:
     return 'Set --config.mesh.fsdp=-1 --config.mesh.data=1.'
+  # What stays frozen beside factors or words may be stored in 8 bits.
+  is_frozen = config.task == 'diffusion' and 'unet' not in config.trained
+  if is_frozen and not config.unet.weights_dtype:
+    return (
+      'Set --config.unet.weights_dtype=int8, and that of the text encoders.'
+    )
   return 'Take more devices, or devices with more memory.'

@@ -9,7 +9,7 @@ from typing import Any
 
 import jax
 
-from sdxl_jax.checkpoints import loading, run_words
+from sdxl_jax.checkpoints import loading, quantized_nets, run_words
 from sdxl_jax.distributed import gpu_memory, sharding
 from sdxl_jax.models import sdxl
 from sdxl_jax.programs import compile_progress, program_cache
@@ -173,14 +173,14 @@ def load_run(
   model, params, notes = source.model, {}, ()
   names = [n for n in model.configs if not (source.with_vae and n == 'vae')]
   # What is quantised at the end waits in host memory.
-  quantized = quantized_loading.quantized_nets(model)
+  quantized = quantized_nets.names(model)
   reading = dataclasses.replace(
     options, offload=(*options.offloaded, *quantized)
   )
   for memory, group in reading.by_memory(names).items():
     params |= loading.load_params(
       source.path,
-      quantized_loading.unquantized(model),
+      quantized_nets.unquantized(model),
       group,
       mesh,
       options.average,
@@ -193,9 +193,11 @@ def load_run(
   pipeline = make_pipeline(source.config, model, params, mesh)
   pipeline = dataclasses.replace(pipeline, notes=pipeline.notes + notes)
   pipeline = with_loras(pipeline, options)
-  if not quantized:
-    return pipeline
-  params = quantized_loading.quantize(model, pipeline.params, options, mesh)
+  params = quantized_nets.quantize(
+    model,
+    pipeline.params,
+    lambda name: loading.make_sharding_fn(mesh, options.memory(name)),
+  )
   return dataclasses.replace(pipeline, params=params)
 
 
@@ -219,7 +221,7 @@ def load_pretrained(
 ) -> Pipeline:
   """Loads the Pipeline of pretrained weights, see `load`."""
   notes = ()
-  is_merged = quantized_loading.quantized_nets(source.model) and options.loras
+  is_merged = quantized_nets.names(source.model) and options.loras
   if is_merged:
     source, notes = quantized_loading.with_loras(source, options)
   model, opened = source.model, source.opened

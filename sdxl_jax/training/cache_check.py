@@ -10,7 +10,7 @@ from ml_collections import config_dict
 from sdxl_jax.checkpoints import params_digest
 from sdxl_jax.data import captioning, dataset
 from sdxl_jax.data.sources import cache_layout, precomputed, record_changes
-from sdxl_jax.distributed import multihost
+from sdxl_jax.distributed import multihost, sharding
 from sdxl_jax.training import cache_settings, config_diff, config_fields
 
 MAX_NAMED = 5  # records that an error names
@@ -111,7 +111,7 @@ def without_types(fields: Any) -> Any:
   """Returns the fields of a net's config that decide its architecture."""
   if not isinstance(fields, dict):
     return fields
-  types = ('dtype', 'param_dtype')
+  types = ('dtype', 'param_dtype', 'weights_dtype')
   return {name: value for name, value in fields.items() if name not in types}
 
 
@@ -121,7 +121,7 @@ def check_nets(config: config_dict.ConfigDict, params: dict[str, Any]) -> None:
   Args:
     config: of the run, on precomputed data.
     params: {net: parameters}, of all processes; those of a net in another
-      param_dtype cannot be compared.
+      param_dtype or weights_dtype cannot be compared.
 
   Raises:
     ValueError: if a net has other parameters.
@@ -132,14 +132,22 @@ def check_nets(config: config_dict.ConfigDict, params: dict[str, Any]) -> None:
   for name, known in sorted(facts.get('nets', {}).items()):
     if name not in params:
       continue
-    same_type = facts[name]['param_dtype'] == config[name].param_dtype
-    if same_type and params_digest.digest(params[name]) != known:
+    same_types = all(
+      facts[name].get(field) == config[name].get(field)
+      for field in ('param_dtype', 'weights_dtype')
+    )
+    if same_types and digest(params[name]) != known:
       raise ValueError(
         f'{folder} was computed with another {name} than that of '
         f'config.init_from, {config.init_from} (the cache: '
         f'{layout.origin["init_from"]}): train with the weights that it '
         'was computed with, or precompute with these into another folder'
       )
+
+
+def digest(params: dict[str, Any]) -> str:
+  """Hashes a net, which may wait in the memory of the host."""
+  return params_digest.digest(sharding.fetch(params))
 
 
 def open_originals(

@@ -165,6 +165,7 @@ def compile_gradients(
   frozen: dict[str, Any],
   bucket: Bucket,
   options: dict[str, str] | None = None,
+  keep_unused: bool = False,
 ) -> jax.stages.Compiled:
   """Compiles task.gradients ahead of time for one bucket.
 
@@ -174,13 +175,14 @@ def compile_gradients(
     params, frozen: trees of jax.ShapeDtypeStruct with shardings.
     bucket: (height, width) in px.
     options: {name: value} for the compiler, in addition to OPTIONS.
+    keep_unused: see `trace_gradients`.
 
   Returns:
     gradients(params, frozen, batch, key, micro_step), and the scale where the
     task is scaled, which accepts the shapes of this bucket only.
   """
   options = OPTIONS.get(device_mesh.platform(mesh), {}) | (options or {})
-  traced = trace_gradients(task, mesh, params, frozen, bucket)
+  traced = trace_gradients(task, mesh, params, frozen, bucket, keep_unused)
   return traced.lower().compile(options)
 
 
@@ -190,14 +192,25 @@ def trace_gradients(
   params: dict[str, Any],
   frozen: dict[str, Any],
   bucket: Bucket,
+  keep_unused: bool = False,
 ) -> jax.stages.Traced:
-  """Traces task.gradients for one bucket, without compiling it."""
+  """Traces task.gradients for one bucket, without compiling it.
+
+  Args:
+    task: what is trained.
+    mesh: of all devices.
+    params, frozen: trees of jax.ShapeDtypeStruct with shardings.
+    bucket: (height, width) in px.
+    keep_unused: whether the memory of the program counts arrays that it does
+      not read, which are on the devices nevertheless.
+  """
   gradients = jax.jit(
     task.gradients,
     out_shardings=(
       shardings_of(task.trained(params)),
       sharding.replicated(mesh),
     ),
+    keep_unused=keep_unused,
   )
   batch, *others = example_batch(task, mesh, bucket)
   # Fused kernels need the mesh as a context; activations keep their sharding.

@@ -7,7 +7,7 @@ have in addition. 0 stands for 'off' wherever a kind begins at 0.
 from sdxl_jax.data import captioning, cut_captions
 from sdxl_jax.data.sources import kinds
 from sdxl_jax.diffusion import noise_schedule, samplers
-from sdxl_jax.models import compute_dtype, lora_kinds
+from sdxl_jax.models import compute_dtype, lora_kinds, stored_kernels
 from sdxl_jax.sampling import settings
 from sdxl_jax.training import loss_fields, optimizer_fields, trackers
 from sdxl_jax.training.field_kinds import (
@@ -54,7 +54,11 @@ RUNTIME = {
   'attention': ATTENTION,
   'remat': REMAT,
 }
-TEXT_ENCODER = RUNTIME | {
+# Those whose frozen kernels may be stored in 8 bits.
+STORED = RUNTIME | {
+  'weights_dtype': Optional(Choice(tuple(stored_kernels.LARGEST))),
+}
+TEXT_ENCODER = STORED | {
   'vocab_size': COUNT,
   'max_position_embeddings': COUNT,
   'hidden_size': COUNT,
@@ -226,7 +230,7 @@ SECTIONS = {
     'beta_end': SHARE,
     'beta_schedule': Choice(('scaled_linear', 'linear')),
   },
-  'unet': RUNTIME
+  'unet': STORED
   | {
     'in_channels': COUNT,
     'out_channels': COUNT,

@@ -58,9 +58,15 @@ def check_vae_dtype(config: config_dict.ConfigDict) -> None:
 
 
 def check_trained_types(config: config_dict.ConfigDict) -> None:
-  """Raises ValueError for parameters that Adam cannot train."""
+  """Raises ValueError for parameters that cannot be trained."""
   for name in config.trained:
     net = config.get(name)
+    if net and net.get('weights_dtype'):
+      raise ValueError(
+        f'config.{name}.weights_dtype is {net.weights_dtype!r}, in which '
+        f'kernels are frozen, but config.trained has {name!r}: set it to None, '
+        "or train low-rank factors, 'lora', in place of the net"
+      )
     if net and net.get('param_dtype') == 'float16':
       raise ValueError(
         f"config.{name}.param_dtype is 'float16', in which Adam's moments and "

@@ -139,14 +139,17 @@ def load_weights(
 ) -> dict[str, Any]:
   """Loads {net: params} from config.init_from, but for config.from_scratch.
 
+  Nets that only samples use lie in the memory of the host, see `idle_nets`.
+
   Raises:
     ValueError: if a net would be neither loaded nor trained, or is not the
       one that precomputed data come from.
   """
   # Precomputed data replace the frozen nets, unless there are samples.
-  names = [name for name in model.configs if name not in config.from_scratch]
-  if config_validation.is_precomputed(config) and not config.samples.every:
-    names = ['unet'] if 'unet' in names else []
+  idle = idle_nets(config, model)
+  names = [
+    name for name in model.configs if name not in (*config.from_scratch, *idle)
+  ]
 
   # LPIPS has a source of its own.
   params = {}
@@ -155,6 +158,8 @@ def load_weights(
     params['lpips'] = loading.load_lpips(config, model, mesh)
   if config.init_from:
     params |= loading.load_start(config, model, names, mesh)
+    if config.samples.every:
+      params |= loading.load_start(config, model, idle, mesh, 'pinned_host')
     if config_validation.is_precomputed(config):
       cache_check.check_nets(config, params)
     if 'words' in config.trained:
@@ -175,6 +180,16 @@ def load_weights(
       'of trained text encoders: pass a source of weights that has them'
     )
   return params
+
+
+def idle_nets(config: config_dict.ConfigDict, model: Model) -> list[str]:
+  """Returns the nets whose work a cache of moments and text has done.
+
+  Only samples need them, between which they wait in the memory of the host.
+  """
+  if not config_validation.is_precomputed(config):
+    return []
+  return [name for name in model.configs if name != 'unet']
 
 
 def initial_state(

@@ -27,7 +27,9 @@ class SampleGrid:
 
   config: config_dict.ConfigDict
   model: sdxl.SDXL | autoencoder_gan.AutoencoderGAN
-  frozen: dict[str, Any]  # {net: parameters} of the nets that are not trained
+  # {net: parameters} of the nets that are not trained, on the devices or in the
+  # memory of their hosts.
+  frozen: dict[str, Any]
   inputs: Float[np.ndarray, 'b h w c'] | None = None  # [-1, 1], to reconstruct
   requests: sample_prompts.Requests = ()  # in place of the config's prompts
 

@@ -115,5 +115,19 @@ def quantize_tree(
 
 
 def place(array: Any, sharding: jax.sharding.Sharding | None) -> Any:
-  """Returns an array on a sharding; None: where it is."""
-  return array if sharding is None else jax.device_put(array, sharding)
+  """Returns an array on a sharding; None: where it is.
+
+  The array is whole in every process, and on all devices of the sharding or
+  only on those of the process.
+  """
+  if sharding is None:
+    return array
+  if isinstance(array, jax.Array) and array.is_fully_addressable:
+    if sharding.is_fully_addressable:
+      return jax.device_put(array, sharding)
+    array = np.asarray(array)
+  if isinstance(array, jax.Array):
+    return jax.device_put(array, sharding)
+  return jax.make_array_from_callback(
+    array.shape, sharding, lambda index: array[index]
+  )

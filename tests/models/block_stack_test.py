@@ -69,6 +69,29 @@ def test_value_and_gradients_are_those_of_a_scan(policy, unroll):
   np.testing.assert_allclose(grads['w'], results[1 + 3], rtol=1e-5)
 
 
+def test_parameters_that_are_integers():
+  """As kernels of 8 bits, of which there is no gradient."""
+  params, x, shared = draw()
+  q = np.int8(100 * params.pop('u'))
+
+  def loss(params, x, shared, q):
+    def stored(params, x, shared):
+      q = jnp.float32(params['q']) / 100
+      return block({**params, 'u': q}, x, shared)
+
+    params = params | {'q': q}
+    return jnp.sum(block_stack.apply(stored, params, x, shared) ** 2)
+
+  ours, _ = make('names')
+  found = jax.jit(jax.grad(loss, (0, 1, 2)))(params, x, shared, q)
+  params['u'] = np.float32(q) / 100
+  expected = jax.jit(jax.grad(ours, (0, 1, 2)))(params, x, shared)
+  expected[0].pop('u')
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), found, expected
+  )
+
+
 @pytest.mark.parametrize('platform', ['tpu', 'cuda'])
 def test_buffers_are_not_filled_with_zeros(platform):
   """Those of the input, of the residuals, and of the gradients."""

@@ -139,6 +139,8 @@ def test_tpu_memory_and_clock(name):
     ('h100x8x2', 16, 2, 84.9),
     ('l4x1', 1, 1, 23.6),
     ('t4x2', 2, 1, 15.8),
+    ('rtx4080x1', 1, 1, 16.9),
+    ('rtx3060x1', 1, 1, 12.6),
   ],
 )
 def test_gpu(name, count, nodes, gigabytes, monkeypatch):

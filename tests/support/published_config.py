@@ -12,7 +12,6 @@ def get_config():
   config.unlock()
   for name in ('unet', 'vae', 'text_encoder', 'text_encoder_2'):
     fields = dataclasses.asdict(folders.load_config(WEIGHTS, name))
-    fields.pop('weights_dtype', None)  # of sampling alone
     config[name] = fields
   config.vae.kind = 'kl'
   config.update(init_from=str(WEIGHTS), trained=('unet',))

@@ -168,6 +168,30 @@ class Decomposed:
 
 
 @dataclasses.dataclass(frozen=True)
+class Generalized:
+  """Low-rank changes of inputs and outputs (GLoRA, arXiv:2306.07967).
+
+  W' = W + scale (W A + B), with A = a1 a2 and B = b1 b2, as LyCORIS has them.
+  """
+
+  a1: np.ndarray  # [in, r] or [in, r, 1, 1]
+  a2: np.ndarray  # [r, in] or [r, in, 1, 1]
+  b1: np.ndarray  # [out, r] or [out, r, 1, 1]
+  b2: np.ndarray  # [r, in] or [r, in, kh, kw]
+  scale: float
+
+  def merged(self, weight: np.ndarray, strength: float) -> np.ndarray:
+    """Returns W + s (W' - W)."""
+    # The inputs are the second axis, before those of a kernel.
+    by_input = weight.reshape(*weight.shape[:2], -1)
+    a1, a2 = (np.float32(x).reshape(len(x), -1) for x in (self.a1, self.a2))
+    turned = np.einsum('oik,ir,rj->ojk', by_input, a1, a2, optimize=True)
+    change = multiply(self.b1, self.b2).reshape(weight.shape)
+    change = change + turned.reshape(weight.shape)
+    return weight + np.float32(strength * self.scale) * change
+
+
+@dataclasses.dataclass(frozen=True)
 class Rotation:
   """Rotations of blocks of outputs (OFT, arXiv:2306.07280; BOFT, 2311.06243).
 

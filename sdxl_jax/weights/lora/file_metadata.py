@@ -12,6 +12,7 @@ from sdxl_jax.weights.lora import deltas, merge, published_parts
 ALGOS = {
   'LoHa': 'loha',
   'LoKr': 'lokr',
+  'GLoRA': 'glora',
   published_parts.WHOLE: 'full',
   'OFT': 'diag-oft',
   'BOFT': 'boft',

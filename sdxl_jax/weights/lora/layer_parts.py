@@ -14,6 +14,7 @@ METHODS = {
   'LoRA': (('down', 'up'), ('mid', 'up_bias')),
   'LoHa': (lora_names.HADAMARD, ('hada_t1', 'hada_t2')),
   'LoKr': ((), lora_names.KRONECKER),
+  'GLoRA': (lora_names.GENERALIZED, ()),
   'OFT': (('oft_blocks',), ('rescale',)),
   'a whole difference': (('diff',), ()),
 }
@@ -67,8 +68,8 @@ def method_of(parts: dict[str, Shape]) -> str | None:
       given = ' and '.join(parts)
       raise ValueError(f'has only {given}: the file is incomplete')
     return None
-  if methods == ['OFT'] and set(parts) & set(MAGNITUDES):
-    raise ValueError('has parts of two methods, OFT and DoRA')
+  if methods[0] in ('OFT', 'GLoRA') and set(parts) & set(MAGNITUDES):
+    raise ValueError(f'has parts of two methods, {methods[0]} and DoRA')
   needed, _ = METHODS[methods[0]]
   missing = [part for part in needed if part not in parts]
   if methods[0] == 'LoKr':
@@ -132,6 +133,10 @@ def needed_shapes(
     'hada_w2_a': (outputs, 'r'),
     'hada_w1_b': ('r', flat),
     'hada_w2_b': ('r', flat),
+    'a1': (inputs, 'r'),
+    'a2': ('r', inputs),
+    'b1': (outputs, 'r'),
+    'b2': ('r', *rest),
     'diff': layer.weight,
     'rescale': (outputs,),
     'magnitude': (outputs,),
@@ -155,18 +160,10 @@ def needed_shapes(
   if part_shapes.pad(parts.get('magnitude_out', ()), 2)[:1] == (1,):
     needed['magnitude_out'] = (1, outputs)
   if 'oft_blocks' in parts:
-    needed['oft_blocks'] = blocks_shape(parts['oft_blocks'], outputs)
+    needed['oft_blocks'] = part_shapes.blocks_shape(
+      parts['oft_blocks'], outputs
+    )
   return {part: needed[part] for part in parts if part in needed}
-
-
-def blocks_shape(found: Shape, outputs: int) -> part_shapes.Needed:
-  """Returns the shape that blocks of OFT or BOFT need, as they have it."""
-  *stages, _, size, _ = found
-  # The last stage of a butterfly pairs outputs that are farthest apart.
-  group = 2 ** (stages[0] - 1) * size if stages and stages[0] else size
-  if not group or outputs % group or (stages and size % 2):
-    return ('blocks', 'of', outputs, 'outputs')
-  return (*stages, outputs // size, size, size)
 
 
 def check_kronecker(parts: dict[str, Shape], weight: Shape) -> Misfit | None:
@@ -202,7 +199,7 @@ def check_kronecker(parts: dict[str, Shape], weight: Shape) -> Misfit | None:
 
 def rank_of(parts: dict[str, Shape]) -> int | None:
   """Returns the rank by which alpha is divided; None: all is stored whole."""
-  for part in ('down', 'hada_w1_b', 'lokr_w2_b', 'lokr_w1_b'):
+  for part in ('down', 'hada_w1_b', 'lokr_w2_b', 'lokr_w1_b', 'b2'):
     if parts.get(part):
       return parts[part][0]
   return None
@@ -210,7 +207,7 @@ def rank_of(parts: dict[str, Shape]) -> int | None:
 
 def is_scaled(parts: Collection[str]) -> bool:
   """Whether a layer's change is scaled by alpha / rank."""
-  return bool({'up', 'hada_w1_a'} & set(parts)) or any(
+  return bool({'up', 'hada_w1_a', 'b1'} & set(parts)) or any(
     part.startswith('lokr_') for part in parts
   )
 
@@ -244,6 +241,9 @@ def make_deltas(
     changes['weight'] = deltas.Rotation(
       parts['oft_blocks'], limit, parts.get('rescale')
     )
+  elif method == 'GLoRA':
+    four = [parts[part] for part in lora_names.GENERALIZED]
+    changes['weight'] = deltas.Generalized(*four, scale)
   elif method:
     changes['weight'] = make_additive(method, parts, scale)
   for part in MAGNITUDES:

@@ -34,7 +34,7 @@ PARTS = {
   'up': ('lora_up', 'lora_B', 'lora.up', 'lora_linear_layer.up'),
 }
 # What else a layer may have, by the ends of the names: of LoRA with a core or a
-# magnitude (DoRA), of LoHa, LoKr, OFT, and of whole differences.
+# magnitude (DoRA), of LoHa, LoKr, GLoRA, OFT, and of whole differences.
 PUBLISHED_PARTS = {end: part for part, ends in PARTS.items() for end in ends}
 PUBLISHED_PARTS |= {
   'alpha': 'alpha',
@@ -54,8 +54,10 @@ HADAMARD = tuple(f'hada_{x}' for x in ('w1_a', 'w1_b', 'w2_a', 'w2_b'))
 KRONECKER = tuple(
   f'lokr_{x}' for x in ('w1', 'w1_a', 'w1_b', 'w2', 'w2_a', 'w2_b', 't2')
 )
+GENERALIZED = ('a1', 'a2', 'b1', 'b2')  # of GLoRA, always with .weight
 PUBLISHED_PARTS |= {
-  part: part for part in (*HADAMARD, 'hada_t1', 'hada_t2', *KRONECKER)
+  part: part
+  for part in (*HADAMARD, 'hada_t1', 'hada_t2', *KRONECKER, *GENERALIZED)
 }
 # A name is PREFIX.PART, PREFIX.PART.weight or, of PEFT before it is saved for
 # one adapter alone, PREFIX.PART.ADAPTER.weight.
@@ -181,6 +183,8 @@ def parse(name: str) -> Name | None:
   if adapter and not PEFT_PARTS.match(end):
     return None
   part = PUBLISHED_PARTS[end]
+  if end in GENERALIZED and match['leaf'] != 'weight':
+    return None
   if match['leaf'] == 'bias':
     part = 'up_bias' if part == 'up' else None
   return Name(match['prefix'], part, adapter) if part else None

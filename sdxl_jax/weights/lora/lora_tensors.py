@@ -20,7 +20,7 @@ UNSUPPORTED = {
   r'.*\.oft_diag': 'OFT in the old form of LyCORIS',
   r'.*\.oft_[rR](\..*)?': 'OFT in the form of PEFT',
   r'.*\.boft_[Rs](\..*)?': 'BOFT in the form of PEFT',
-  r'.*\.([ab][12]|bm)\.weight': 'GLoRA',
+  r'.*\.bm\.weight': 'GLoRA with a core',
   r'.*\.(on_input|ia3_l)(\..*)?': 'IA3',
   r'.*\.lora_embedding_[AB](\..*)?': 'LoRA of an embedding',
   r'.*\.lora_[AB]_list(\..*)?': 'DyLoRA',

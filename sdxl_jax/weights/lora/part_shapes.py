@@ -21,3 +21,13 @@ def pad(shape: Shape, length: int) -> Shape:
 def describe(needed: Needed) -> str:
   """Formats a shape in which the rank is a letter."""
   return f'({", ".join(map(str, needed))}{"," * (len(needed) == 1)})'
+
+
+def blocks_shape(found: Shape, outputs: int) -> Needed:
+  """Returns the shape that blocks of OFT or BOFT need, as they have it."""
+  *stages, _, size, _ = found
+  # The last stage of a butterfly pairs outputs that are farthest apart.
+  group = 2 ** (stages[0] - 1) * size if stages and stages[0] else size
+  if not group or outputs % group or (stages and size % 2):
+    return ('blocks', 'of', outputs, 'outputs')
+  return (*stages, outputs // size, size, size)

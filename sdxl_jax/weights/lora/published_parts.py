@@ -15,6 +15,7 @@ KINDS = {
   deltas.CoreFactors: f'LoRA{CORE}',
   deltas.Hadamard: 'LoHa',
   deltas.Kronecker: 'LoKr',
+  deltas.Generalized: 'GLoRA',
   deltas.Difference: WHOLE,
 }
 
@@ -42,6 +43,8 @@ def rank_of(delta: deltas.Delta) -> int | None:
     return rank_of(delta.direction)
   if isinstance(delta, deltas.Factors | deltas.CoreFactors):
     return len(delta.down)
+  if isinstance(delta, deltas.Generalized):
+    return len(delta.b2)
   ranks = [len(h.b) for h in halves_of(delta) if h.b is not None]
   return ranks[-1] if ranks else None
 
@@ -72,6 +75,9 @@ def parts_of(delta: deltas.Delta) -> Parts:
     if delta.rescale is not None:
       parts['rescale'] = delta.rescale
     return with_alpha(parts, delta.constraint / (count * size))
+  if isinstance(delta, deltas.Generalized):
+    parts = {part: getattr(delta, part) for part in lora_names.GENERALIZED}
+    return with_alpha(parts, delta.scale * len(delta.b2))
   if isinstance(delta, deltas.Difference):
     return {'diff': whole(delta)}
   return parts_of_product(delta)
@@ -143,6 +149,8 @@ def suffix(key_format: str, net: str, part: str) -> str:
   """Returns the end of the name of a part, in a key format."""
   if part in lora_names.PARTS:
     return lora_names.key_suffix(key_format, net, part)
+  if part in lora_names.GENERALIZED:
+    return f'.{part}.weight'
   if part == 'mid':
     return '.lora_mid.weight'
   if part == 'magnitude':

@@ -49,6 +49,11 @@ def test_strength_interpolates(strength):
     'lokr': {'lokr_w1': random((4, 4), 6), 'lokr_w2': random((6, 5), 7)},
     'oft': {'oft_blocks': random((4, 6, 6), 8)},
   }
+  ends = {'a1': (20, 4), 'a2': (4, 20), 'b1': (24, 4), 'b2': (4, 20)}
+  files['glora'] = {
+    f'{end}.weight': random(shape, 10 + i)
+    for i, (end, shape) in enumerate(ends.items())
+  }
   files['dora'] = files['lora'] | {'dora_scale': abs(random((24, 1), 9))}
   for name, tensors in files.items():
     whole = changed(tensors, weight, bias)
@@ -158,6 +163,7 @@ def lycoris_layer(name, shape, **settings):
     ('LokrModule', {'full_matrix': True, 'weight_decompose': True}),
     ('FullModule', {}),
     ('NormModule', {}),
+    ('GLoRAModule', {}),
     ('DiagOFTModule', {}),
     ('DiagOFTModule', {'constraint': 0.01, 'rescaled': True}),
     ('ButterflyOFTModule', {}),

@@ -219,7 +219,7 @@ def test_companions_are_passed_over(load, layers):
   (f'{KOHYA}.set_weight', 'weights that replace a layer'),
   (f'{KOHYA}.oft_diag', 'OFT in the old form'),
   (f'{LAYER}.oft_r.default', 'OFT in the form of PEFT'),
-  (f'{KOHYA}.a1.weight', 'GLoRA'),
+  (f'{KOHYA}.bm.weight', 'GLoRA with a core'),
   (f'{KOHYA}.on_input', 'IA3'),
   (f'{LAYER}.lora_embedding_A', 'LoRA of an embedding'),
   (f'{NORM}.weight', 'whole weights in place of the old'),
@@ -362,6 +362,7 @@ def test_files_that_are_no_lora(load, layers):
   ({'lora_up.weight': None}, 'has no up: the file is incomplete'),
   ({'dora_scale': (7, 1)}, r'dora_scale would have to be \(24,\)'),
   ({'oft_blocks': (4, 6, 6)}, 'parts of two methods, LoRA and OFT'),
+  ({'a1.weight': (24, 4)}, 'parts of two methods, LoRA and GLoRA'),
 ])  # fmt: skip
 def test_broken_files(load, layers, changes, message):
   tensors = named(KOHYA, factors(layers['unet', LAYER]))
