@@ -27,7 +27,7 @@ from ml_collections import config_flags
 from PIL import Image
 
 from sdxl_jax import cli
-from sdxl_jax.checkpoints import loading, run_sources
+from sdxl_jax.checkpoints import loading, run_sources, source_configs
 from sdxl_jax.data import (
   buckets,
   captioning,
@@ -238,7 +238,7 @@ def make_decode(
   if not config_validation.is_precomputed(config):
     return lambda batch: batch['image']
   vae_source = run_sources.vae_source(config)
-  config = loading.with_latent_scaling(config, vae_source)
+  config = source_configs.with_latent_scaling(config, vae_source)
   model = from_config.make_model(config)
   # A PatchVAE has no parameters.
   names = [name for name in ('vae',) if name in model.configs]

@@ -13,7 +13,7 @@ from absl import flags
 from ml_collections import config_dict, config_flags
 
 from sdxl_jax import cli
-from sdxl_jax.checkpoints import loading, run_sources
+from sdxl_jax.checkpoints import run_sources, source_configs
 from sdxl_jax.diffusion import random_keys
 from sdxl_jax.distributed import (
   device_mesh,
@@ -80,7 +80,7 @@ def train(
   config_validation.check(config)
   multihost.start(config.mesh.processes)
   vae_source = run_sources.vae_source(config)
-  config = loading.with_latent_scaling(config, vae_source)
+  config = source_configs.with_latent_scaling(config, vae_source)
 
   with contextlib.ExitStack() as stack:
     # Until the first step a signal ends this process at once.
@@ -153,9 +153,7 @@ def prepare(start: run_start.Start) -> tuple[loop.Run, train_state.State]:
     run_setup.warn(start_warnings.of_files(config), say)
     run_setup.warn(start_warnings.of_schedule(config), say)
     run_setup.warn(start_warnings.of_words(config), say)
-  pretrained = run_setup.load_weights(config, model, mesh)
-  idle = run_setup.idle_nets(config, model)
-  waiting = {n: pretrained.pop(n) for n in idle if n in pretrained}
+  pretrained, waiting = run_setup.load_nets(config, model, mesh)
   shapes = jax.eval_shape(task.init, key, pretrained)
   shapes = sharding.with_shardings(shapes, mesh)
   trained = task.trained(shapes.params)
@@ -196,13 +194,7 @@ def prepare(start: run_start.Start) -> tuple[loop.Run, train_state.State]:
     ),
     check_workdir=start.lock.check,
     validator=validation.make(
-      config,
-      task,
-      mesh,
-      frozen,
-      data.split,
-      data.tokenize,
-      tasks.micro_batch_size(config),
+      config, task, mesh, frozen, data.split, data.tokenize
     ),
   )
   return run, state

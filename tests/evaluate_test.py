@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from sdxl_jax import evaluate, train
-from sdxl_jax.checkpoints import loading
+from sdxl_jax.checkpoints import loading, source_configs
 from sdxl_jax.models import from_config
 from sdxl_jax.sampling import finiteness, pipelines
 from sdxl_jax.training import autoencoder_evaluation
@@ -118,7 +118,7 @@ def test_latents_are_measured_and_handed_on(tmp_path):
   config.autoencoder.update(measure_latents=30, measure_mean=True)
   first, second = tmp_path / 'stage0', tmp_path / 'stage1'
   train.train(config, first)
-  saved = loading.saved_config(first).vae
+  saved = source_configs.saved_config(first).vae
   assert saved.latents_std == [1.0] * 4 and saved.scaling_factor != 1
   metrics = evaluate.evaluate(config, first, tmp_path, 64, say=lambda s: 0)
   assert saved.scaling_factor == pytest.approx(

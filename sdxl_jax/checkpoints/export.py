@@ -14,6 +14,7 @@ from sdxl_jax.checkpoints import (
   quantized_nets,
   run_sources,
   source_checks,
+  source_configs,
 )
 from sdxl_jax.models import from_config, lora, sdxl
 from sdxl_jax.weights import (
@@ -51,11 +52,11 @@ def open_source(
   if pathlib.Path(path).is_dir() and not formats.is_published(path):
     source_checks.check_run(path, options)
     model = open_run(path, average, options)
-    notes = (*model.notes, *words_left_out(loading.saved_config(path)))
+    notes = (*model.notes, *words_left_out(source_configs.saved_config(path)))
     model = dataclasses.replace(model, notes=notes)
   else:
     model = formats.open_model(path, base, options)
-    loading.check_published(path, average)
+    source_configs.check_published(path, average)
   if not base:
     return model
   model = pretrained.join(model, base)
@@ -70,7 +71,7 @@ def open_run(
 ) -> pretrained.Model:
   """Opens a run: the nets that it trained, and those that it started from."""
   folder = orbax_checkpoint.find(source)
-  config = loading.saved_config(folder)
+  config = source_configs.saved_config(folder)
   nets = quantized_nets.unquantized(from_config.make_model(config))
   changed = set(config.trained)
   if 'lora' in changed:  # factors are merged into their nets

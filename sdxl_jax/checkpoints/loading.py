@@ -19,16 +19,16 @@ from sdxl_jax.checkpoints import (
   run_params,
   run_sources,
   source_checks,
+  source_configs,
 )
 from sdxl_jax.distributed import device_mesh, multihost, sharding
-from sdxl_jax.models import autoencoder_gan, from_config, latent_scaling, sdxl
+from sdxl_jax.models import autoencoder_gan, from_config, sdxl
 from sdxl_jax.weights import (
   checked_cast,
   formats,
   hub,
   lpips_weights,
   net_loading,
-  other_vae,
   pretrained,
   read_options,
 )
@@ -44,83 +44,10 @@ RUNTIME = (
   'scan_blocks',
   'scan_unroll',
 )
-Source = str | pathlib.Path
+Source = source_configs.Source
 Nets = sdxl.SDXL | autoencoder_gan.AutoencoderGAN
 Tree = dict[str, Any]  # of arrays, or of jax.ShapeDtypeStruct
 Mesh = jax.sharding.Mesh
-
-
-def check_source(
-  folder: Source,
-  options: read_options.ReadOptions = read_options.DEFAULT,
-  nets: Collection[str] | None = None,
-) -> None:
-  """Raises FileNotFoundError for a path without weights.
-
-  Weights of the Hugging Face hub are downloaded; see hub.locate.
-  """
-  hub.locate(folder, options, nets)
-  if not formats.is_published(folder):
-    orbax_checkpoint.find(folder)
-
-
-def check_published(folder: Source, average: str) -> None:
-  """Raises ValueError if an average is chosen of pretrained weights."""
-  if average != 'ema':
-    raise ValueError(
-      f'average is {average!r}, but {folder} is not a workdir and has no '
-      'averages to choose from: leave it out, or pass a workdir'
-    )
-
-
-def saved_config(folder: Source) -> config_dict.ConfigDict:
-  """Loads the config of one checkpoint, or of a workdir's latest."""
-  saved = orbax_checkpoint.read_config(orbax_checkpoint.find(folder))
-  return config_dict.ConfigDict(saved)
-
-
-def base_weights(source: Source | None) -> Source | None:
-  """Returns the pretrained weights that a chain of runs started from.
-
-  Of weights on the Hugging Face hub, the folder may have the tokenizers alone.
-  """
-  while source and not formats.is_published(source):
-    source = saved_config(source).init_from
-  return hub.resolve(source) if source else None
-
-
-def with_latent_scaling(
-  config: config_dict.ConfigDict, source: Source
-) -> config_dict.ConfigDict:
-  """Returns the config with latent scaling filled in from the source's VAE.
-
-  Args:
-    config: of a run; a vae.scaling_factor that is a number stays.
-    source: pretrained weights, workdir, checkpoint; '': the VAE is new.
-
-  Raises:
-    ValueError: if a UNet is trained and neither config nor source has the
-      scale of its latents.
-  """
-  # A patch VAE scales nothing; a number of the config is kept.
-  if config.vae.kind != 'kl' or config.vae.scaling_factor is not None:
-    return config
-  if not source and config.task == 'autoencoder':
-    return config  # the scale of a new VAE is measured in training
-  if not source:
-    raise ValueError(
-      'config.vae.scaling_factor is None, and no config.init_from has one: '
-      "set either of them; SDXL's is 0.13025"
-    )
-  if formats.is_published(source):
-    options = formats.for_other(source, run_sources.reading(config))
-    vae = other_vae.open_vae(source, None, options).config()
-  else:
-    vae = from_config.make_model(saved_config(source)).vae
-  config = config.copy_and_resolve_references().unlock()
-  scaling = {name: getattr(vae, name) for name in latent_scaling.FIELDS}
-  config.vae.update(scaling)
-  return config.lock()
 
 
 def load_params(
@@ -159,7 +86,7 @@ def load_params(
   if not formats.is_published(source):
     return load_run(source, nets, names, mesh, average, memory, options)
   # Pretrained weights have all nets, and no averages.
-  check_published(source, average)
+  source_configs.check_published(source, average)
   source, options = hub.locate(source, options, names)
   model = formats.open_model(source, options=options)
   if 'unet' in names:
@@ -225,7 +152,7 @@ def load_run_params(
 ) -> dict[str, Tree]:
   """Loads nets from a run, and from where it started; see load_params."""
   folder = orbax_checkpoint.find(source)
-  config = saved_config(folder)
+  config = source_configs.saved_config(folder)
   trained = [name for name in names if name in config.trained]
   frozen = [name for name in names if name not in config.trained]
   params = {}

@@ -14,6 +14,7 @@ from sdxl_jax.checkpoints import (
   lora_metadata,
   orbax_checkpoint,
   quantized_nets,
+  source_configs,
 )
 from sdxl_jax.models import clip, from_config, lora, unet
 from sdxl_jax.weights import formats, net_shapes, read_options, tensor_files
@@ -109,7 +110,7 @@ def open_lora(
     shapes = base_shapes(base)
     return lora_file.load(path, shapes, skip_unsupported), shapes
   folder = orbax_checkpoint.find(path)
-  config = loading.saved_config(folder)
+  config = source_configs.saved_config(folder)
   if 'lora' not in config.trained:
     raise ValueError(
       f'{path} trained {tuple(config.trained)} and no low-rank factors, which '
@@ -139,7 +140,7 @@ def is_tuned_model(path: str | pathlib.Path) -> bool:
     return not any(map(lora_names.parse, names))
   if formats.is_published(path):
     return True
-  return 'lora' not in loading.saved_config(path).trained
+  return 'lora' not in source_configs.saved_config(path).trained
 
 
 def extract(

@@ -8,7 +8,11 @@ import jax
 import numpy as np
 from ml_collections import config_dict
 
-from sdxl_jax.checkpoints import loading, orbax_checkpoint, run_params
+from sdxl_jax.checkpoints import (
+  orbax_checkpoint,
+  run_params,
+  source_configs,
+)
 from sdxl_jax.distributed import multihost
 from sdxl_jax.models import from_config, learned_vectors
 from sdxl_jax.text import prompt_brackets, tokenizer
@@ -27,7 +31,7 @@ def load_tokenizer(
     config: of the run.
     with_words: whether to add the words that it learns.
   """
-  base = loading.base_weights(config.init_from)
+  base = source_configs.base_weights(config.init_from)
   encoders = config.text_encoder, config.text_encoder_2
   sizes = tuple(encoder and encoder.vocab_size for encoder in encoders)
   found = tokenizer.load(base, formats.added_tokens(base), sizes)
@@ -96,7 +100,7 @@ def load(
   """
   folder = orbax_checkpoint.find(source)
   if config is None:
-    config = loading.saved_config(folder)
+    config = source_configs.saved_config(folder)
   if 'words' not in config.trained:
     return []
   tree = run_params.restore(folder, mesh, ['words'], average)['words']

@@ -4,7 +4,12 @@ import pathlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from sdxl_jax.checkpoints import conversion, export, loading, run_words
+from sdxl_jax.checkpoints import (
+  conversion,
+  export,
+  run_words,
+  source_configs,
+)
 from sdxl_jax.models import clip, from_config
 from sdxl_jax.weights import (
   embedding_writer,
@@ -55,7 +60,7 @@ def widths_of(base: Source | None) -> dict[str, int]:
     model = export.open_source(base)
     configs = {n: model.net(n).config() for n in WIDTHS if n in model.loaders}
   else:
-    configs = from_config.make_model(loading.saved_config(base)).configs
+    configs = from_config.make_model(source_configs.saved_config(base)).configs
   return {n: configs[n].hidden_size for n in WIDTHS if n in configs}
 
 

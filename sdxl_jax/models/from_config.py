@@ -89,7 +89,7 @@ def comparable(config: Any) -> Any:
 def make_vae_config(fields: dict[str, Any]) -> vae.VAEConfig | vae.PatchConfig:
   """Builds the autoencoder's config; unset fields default to SDXL's.
 
-  Latent scaling stays unset until loading.with_latent_scaling fills it in.
+  Latent scaling stays unset until source_configs.with_latent_scaling sets it.
   """
   fields = {name: value for name, value in fields.items() if value is not None}
   kinds = {'kl': vae.VAEConfig, 'patch': vae.PatchConfig}

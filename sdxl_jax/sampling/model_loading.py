@@ -5,7 +5,7 @@ from typing import Any
 
 import jax
 
-from sdxl_jax.checkpoints import loading
+from sdxl_jax.checkpoints import source_configs
 from sdxl_jax.distributed import device_mesh, gpu_memory
 from sdxl_jax.sampling import (
   dtype_choice,
@@ -92,10 +92,14 @@ def check_paths(models: dict[str, Any]) -> None:
   """
   vae, refiner = models['vae'], models['refiner']
   reading = read_options.ReadOptions(models['variant'])
-  loading.check_source(models['weights'], reading, sources.needed_nets(vae))
+  source_configs.check_source(
+    models['weights'], reading, sources.needed_nets(vae)
+  )
   for other, nets in ((refiner, None), (vae, ('vae',))):
     if other is not None:
-      loading.check_source(other, formats.for_other(other, reading), nets)
+      source_configs.check_source(
+        other, formats.for_other(other, reading), nets
+      )
   for spec in models['lora']:
     lora_file.find(lora_file.parse(spec)[0])
   for spec in models['embedding']:

@@ -4,7 +4,7 @@ import dataclasses
 import pathlib
 from typing import Any, NamedTuple
 
-from sdxl_jax.checkpoints import export, loading, source_checks
+from sdxl_jax.checkpoints import export, source_checks, source_configs
 from sdxl_jax.models import from_config, sdxl, text_encoder
 from sdxl_jax.sampling.load_options import LoadOptions, runtime_fields
 from sdxl_jax.weights import formats, hub, other_vae, pretrained
@@ -35,7 +35,7 @@ def open_source(path: pathlib.Path, options: LoadOptions) -> Source:
     ValueError: for weights that cannot be read, or do not fit each other.
   """
   if formats.is_published(path):
-    loading.check_published(path, options.average)
+    source_configs.check_published(path, options.average)
     return open_pretrained(path, options)
   return open_run(path, options)
 
@@ -73,7 +73,7 @@ def needed_nets(vae: Any) -> list[str]:
 def open_run(path: pathlib.Path, options: LoadOptions) -> Source:
   """Opens a run's workdir, see `open_source`."""
   source_checks.check_run(path, options.reading)
-  config = loading.saved_config(path)
+  config = source_configs.saved_config(path)
   model = from_config.make_model(config)
   model = model.replace_each(
     {name: runtime_fields_of(name, options) for name in model.configs}

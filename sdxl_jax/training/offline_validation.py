@@ -14,6 +14,7 @@ from sdxl_jax.checkpoints import (
   orbax_checkpoint,
   run_params,
   run_sources,
+  source_configs,
 )
 from sdxl_jax.data.sources import held_out
 from sdxl_jax.data.validation_records import HELD_OUT, TRAINED
@@ -43,7 +44,7 @@ class Weights(NamedTuple):
     """The config of the run, None of published weights."""
     if formats.is_published(self.place):
       return None
-    return loading.saved_config(self.place)
+    return source_configs.saved_config(self.place)
 
 
 def evaluate(
@@ -95,24 +96,33 @@ def evaluate(
   params = load_params(setup, weights)
   bar = functools.partial(tqdm.tqdm, total=validator.batch_count, unit='batch')
   losses = validator.measure({'given': params}, wrap=bar)['given']
-  metrics = losses.metrics(by_bucket=True)
-  if validation.LOSS not in metrics:
-    raise ValueError('none of the records held out can be read')
-
-  groups = [record.group for record in losses.records]
-  counts = {name: groups.count(name) for name in (HELD_OUT, TRAINED)}
-  result = metrics | {
-    'records': counts,
+  result = summarise(losses, say) | {
     'share': split.share,
     'weights': str(weights.place),
     'average': weights.average,
   }
   (output / FILE).write_text(json.dumps(result, indent=2) + '\n')
+  return result
+
+
+def summarise(
+  losses: validation.Losses, say: Callable[[str], Any]
+) -> dict[str, Any]:
+  """Returns the means, and the numbers of records; prints the first of them.
+
+  Raises:
+    ValueError: if no record held out was read.
+  """
+  metrics = losses.metrics(by_bucket=True)
+  if validation.LOSS not in metrics:
+    raise ValueError('none of the records held out can be read')
+  groups = [record.group for record in losses.records]
+  counts = {name: groups.count(name) for name in (HELD_OUT, TRAINED)}
   text = f'validation loss {metrics["loss"]:.4g} of {counts[HELD_OUT]} records'
   if 'gap' in metrics:
     text += f'; {metrics["gap"]:+.4g} from {counts[TRAINED]} trained ones'
   say(text)
-  return result
+  return metrics | {'records': counts}
 
 
 def for_weights(

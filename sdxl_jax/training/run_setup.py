@@ -8,7 +8,7 @@ import jax
 from ml_collections import config_dict
 
 from sdxl_jax import atomic_write
-from sdxl_jax.checkpoints import loading, run_words
+from sdxl_jax.checkpoints import loading, run_words, source_configs
 from sdxl_jax.data import buckets, dataset
 from sdxl_jax.data.sources import held_out, indexed
 from sdxl_jax.distributed import device_mesh, multihost
@@ -54,7 +54,7 @@ def set_up_locally(
   # Each process works for itself: there are no gradients to share.
   mesh = device_mesh.make_mesh(devices=jax.local_devices())
   # The scaling belongs to the autoencoder's weights, the types to the devices.
-  config = loading.with_latent_scaling(config, weights)
+  config = source_configs.with_latent_scaling(config, weights)
   chosen = net_types.resolve(config, mesh.devices.flat[0])
   for line in net_types.describe(config, chosen):
     say(line)
@@ -180,6 +180,15 @@ def load_weights(
       'of trained text encoders: pass a source of weights that has them'
     )
   return params
+
+
+def load_nets(
+  config: config_dict.ConfigDict, model: Model, mesh: jax.sharding.Mesh
+) -> tuple[dict[str, Any], dict[str, Any]]:
+  """Loads ({net: params} of the steps, those that only samples use)."""
+  params = load_weights(config, model, mesh)
+  idle = idle_nets(config, model)
+  return params, {name: params.pop(name) for name in idle if name in params}
 
 
 def idle_nets(config: config_dict.ConfigDict, model: Model) -> list[str]:

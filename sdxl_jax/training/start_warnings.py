@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 from ml_collections import config_dict
 
-from sdxl_jax.checkpoints import loading, run_sources
+from sdxl_jax.checkpoints import run_sources, source_configs
 from sdxl_jax.diffusion import noise_schedule
 from sdxl_jax.models import from_config
 from sdxl_jax.weights import formats, prediction_words, read_options
@@ -29,7 +29,7 @@ def of_words(config: config_dict.ConfigDict) -> Iterator[str]:
   source = config.init_from
   if not source or formats.is_published(source):
     return
-  found = from_config.make_words(loading.saved_config(source))
+  found = from_config.make_words(source_configs.saved_config(source))
   here = {word.token_string for word in from_config.make_words(config)}
   lost = [w.token_string for w in found if w.token_string not in here]
   if lost:
@@ -89,7 +89,7 @@ def schedule_of(
   """
   source = config.init_from
   if not formats.is_published(source):
-    saved = loading.saved_config(source).schedule
+    saved = source_configs.saved_config(source).schedule
     return noise_schedule.Schedule(**saved)
   variant = run_sources.reading(config).variant
   options = read_options.ReadOptions(variant=variant)

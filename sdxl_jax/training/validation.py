@@ -23,7 +23,7 @@ from sdxl_jax.data.validation_records import HELD_OUT, TRAINED
 from sdxl_jax.distributed import device_mesh, sharding
 from sdxl_jax.programs import compile_progress
 from sdxl_jax.text import tokenizer
-from sdxl_jax.training import compilation, train_state
+from sdxl_jax.training import compilation, tasks, train_state
 
 Params = dict[str, Any]  # {net: parameters}
 Spec = dict[str, jax.ShapeDtypeStruct]
@@ -215,7 +215,7 @@ def make(
   frozen: Params,
   split: held_out.Split,
   tokenize: tokenizer.Tokenizer,
-  rows: int,
+  rows: int | None = None,
 ) -> Validation | None:
   """Makes the Validation of a config, None if no record is held out.
 
@@ -226,7 +226,7 @@ def make(
     frozen: {net: parameters} of the nets that are not trained.
     split: of the records.
     tokenize: of the model.
-    rows: of a batch, of all hosts, at most.
+    rows: of a batch, of all hosts, at most; None: those of a micro-batch.
   """
   if not split.held_out:
     return None
@@ -238,4 +238,5 @@ def make(
   records = validation_records.ValidationRecords(
     chosen, dataset.make_tokenize(config, tokenize), dataset.options_of(config)
   )
+  rows = rows or tasks.micro_batch_size(config)
   return Validation(task, mesh, frozen, records, rows, c.by_bucket)

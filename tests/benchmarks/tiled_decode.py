@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from absl import app, flags
 
-from sdxl_jax.checkpoints import loading
+from sdxl_jax.checkpoints import loading, source_configs
 from sdxl_jax.data import figures, images
 from sdxl_jax.models import from_config, latent_scaling, tiled_decoding, vae
 from sdxl_jax.weights.diffusers import folder_reader
@@ -38,7 +38,7 @@ def load(folder):
     return SMALL, random_params.draw(fresh_params(SMALL))
   if (pathlib.Path(folder) / 'vae' / 'config.json').is_file():
     return folders.load_component(folder, 'vae')
-  nets = from_config.make_model(loading.saved_config(folder))
+  nets = from_config.make_model(source_configs.saved_config(folder))
   return nets.vae, loading.load_params(folder, nets, ['vae'])['vae']
 
 

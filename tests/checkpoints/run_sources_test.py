@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from sdxl_jax.checkpoints import loading, run_sources
+from sdxl_jax.checkpoints import loading, run_sources, source_configs
 from sdxl_jax.models import from_config
 from sdxl_jax.training import config_diff, config_validation, run_setup
 from sdxl_jax.weights import checked_cast, read_options
@@ -24,7 +24,9 @@ def config():
 
 def load(config, name):
   config_validation.check(config)
-  config = loading.with_latent_scaling(config, run_sources.vae_source(config))
+  config = source_configs.with_latent_scaling(
+    config, run_sources.vae_source(config)
+  )
   model = from_config.make_model(config)
   return config, loading.load_start(config, model, [name])[name]
 
@@ -85,7 +87,7 @@ def test_numbers_that_cannot_be_right(config, tmp_path):
   arrays[name] = np.full_like(arrays[name], np.nan)
   safetensors.numpy.save_file(arrays, path)
   config.init_from = str(folder)
-  filled = loading.with_latent_scaling(config, config.init_from)
+  filled = source_configs.with_latent_scaling(config, config.init_from)
   with pytest.raises(checked_cast.NotFiniteError, match=f'vae/{FILE}: {name}'):
     run_setup.load_weights(filled, from_config.make_model(filled), None)
 

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 from PIL import Image
 
-from sdxl_jax.checkpoints import loading, orbax_checkpoint
+from sdxl_jax.checkpoints import loading, orbax_checkpoint, source_configs
 from sdxl_jax.models import from_config
 from sdxl_jax.training import tasks
 from tests.support import (
@@ -57,7 +57,7 @@ def save_run(workdir, name, weights):
   """
   config = small_configs.get_config(name)
   config.update(init_from=str(weights))
-  config = loading.with_latent_scaling(config, config.init_from)
+  config = source_configs.with_latent_scaling(config, config.init_from)
   model = from_config.make_model(config)
   names = [net for net in model.configs if net != 'lora']
   params = loading.load_params(config.init_from, model, names)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from sdxl_jax import sample
-from sdxl_jax.checkpoints import export, loading
+from sdxl_jax.checkpoints import export, source_configs
 from sdxl_jax.sampling import sources
 from sdxl_jax.weights import formats, hub, hub_files, other_vae, read_options
 from tests.support import golden_sets, hub_server
@@ -179,7 +179,7 @@ def test_only_nets_that_are_needed(online):
   assert other_vae.open_vae('tiny/vae').config()
   online.loaded.clear()
   assert (
-    pathlib.Path(loading.base_weights('tiny/base')) / 'tokenizer'
+    pathlib.Path(source_configs.base_weights('tiny/base')) / 'tokenizer'
   ).is_dir()
   assert not online.loaded
   # Another autoencoder replaces that of the repository.
