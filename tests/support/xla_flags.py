@@ -14,10 +14,15 @@ QUICK_COMPILES = (
 # one it does not know, before Python could say so.
 REMOVED = {'--xla_cpu_use_fusion_emitters=false': (0, 11, 1)}
 
+# The same of those that an older jaxlib lacks. Four devices on two busy cores
+# may wait for one another for longer than XLA's 40 s, which ends the process.
+ADDED = {'--xla_cpu_collective_call_terminate_timeout_seconds=900': (0, 10, 2)}
+
 
 def flags(devices: int) -> str:
   """Returns XLA_FLAGS for programs that run once, on so many CPU devices."""
   count = f'--xla_force_host_platform_device_count={devices}'
   version = tuple(map(int, re.findall(r'\d+', metadata.version('jaxlib'))[:3]))
   known = [flag for flag, removed in REMOVED.items() if version < removed]
+  known += [flag for flag, added in ADDED.items() if version >= added]
   return ' '.join((count, *QUICK_COMPILES, *known))
