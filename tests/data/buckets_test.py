@@ -177,6 +177,7 @@ def test_streams_of_a_seed_never_change():
     'EVALUATION_CROP': 4,
     'CAPTION': 5,
     'TEMPLATE': 6,
+    'VALIDATION': 7,
   }
   schedule = buckets.Schedule(np.array([[40, 40], [28, 56]] * 9), FIVE, 3, 4)
   steps = [schedule[step] for step in range(4)]
