@@ -141,7 +141,8 @@ def choose_mode(given):
     raise ValueError(f'--{wrong[0]} does not go with --{mode}: leave one out')
   lacking = [name for name in NEEDED.get(mode, ()) if name not in given]
   if lacking:
-    raise ValueError(f'--{mode} needs --{lacking[0]}: pass both')
+    other = ', or --config for an autoencoder' if mode == 'weights' else ''
+    raise ValueError(f'--{mode} needs --{lacking[0]}: pass both{other}')
   return mode
 
 

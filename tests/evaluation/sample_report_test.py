@@ -109,7 +109,7 @@ def test_statistics_as_reference(tmp_path):
       ['--metrics=clip', '--prompts=none.txt', '--clip_net=ViT-H-14'],
       'OpenCLIP ViT-H-14: W/CLIP-ViT-H-14.*huggingface.co/laion',
     ),
-    (['--reference=R', '--weights=SDXL'], '--weights is for an autoencoder'),
+    (['--reference=R', '--weights=SDXL'], '--weights does not go with --sam'),
   ],
 )
 def test_flags_are_checked_before_anything_is_read(
@@ -129,8 +129,8 @@ def test_flags_are_checked_before_anything_is_read(
 @pytest.mark.parametrize(
   'arguments, message',
   [
-    (['--reference=R'], '--reference is for images: pass --samples too'),
-    (['--weights=W'], 'pass --config to measure an autoencoder, or --samples'),
+    (['--reference=R'], 'nothing to measure: pass --samples'),
+    (['--weights=W'], '--weights needs --prompts: pass both, or --config for'),
   ],
 )
 def test_neither_samples_nor_an_autoencoder(arguments, message, tmp_path):
