@@ -137,6 +137,7 @@ def check_gradients(found, expected):
   assert all('text_encoder' in name for name in still)
 
 
+@pytest.mark.slow
 def test_gradients_are_those_beside_float32(step, expected):
   stored = traverse_util.flatten_dict(step.frozen, sep='/')
   is_scale = [name.endswith(stored_kernels.SCALE) for name in stored]
@@ -146,8 +147,10 @@ def test_gradients_are_those_beside_float32(step, expected):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize('step', ['int8'], indirect=True)
 @pytest.mark.parametrize('axes', [(2, 2, 1), (1, 2, 2)])
 def test_four_devices(step, expected, axes):
+  """One type stands for both, which are sharded alike."""
   four = device_mesh.make_mesh(*axes, devices=jax.devices()[:4])
   params, frozen = (
     sharding.with_shardings(tree, four) for tree in (step.params, step.frozen)
