@@ -14,6 +14,7 @@ import os
 import pathlib
 import pickle
 import struct
+import threading
 import zipfile
 from collections.abc import Callable, Iterator
 from typing import Any, BinaryIO
@@ -94,7 +95,9 @@ def open_tree(path: str | pathlib.Path) -> Any:
   with refuse_corrupt(path):
     archive = zipfile.ZipFile(path)
     folder, tree = read_root(archive)
-    hold = functools.partial(hold_stored, archive, folder)
+    # Python's zipfile asks where its file is outside of its own lock, and takes
+    # the place of another thread's read for a broken archive.
+    hold = functools.partial(hold_stored, archive, folder, threading.Lock())
     return replace_tensors(tree, pickle_names.StoredTensor, hold)
 
 
@@ -115,11 +118,12 @@ def check_array(
 def hold_stored(
   archive: zipfile.ZipFile,
   folder: str,
+  lock: threading.Lock,
   name: str,
   stored: pickle_names.StoredTensor,
 ) -> LazyTensor:
-  """Wraps a tensor of a zip."""
-  read = functools.partial(read_stored, archive, folder, name, stored)
+  """Wraps a tensor of a zip, which one thread reads at a time."""
+  read = functools.partial(read_stored, archive, folder, lock, name, stored)
   return LazyTensor(stored.shape, stored.dtype, read, name)
 
 
@@ -147,12 +151,14 @@ def tensors_of(content: Any, path: pathlib.Path) -> dict[str, LazyTensor]:
 def read_stored(
   archive: zipfile.ZipFile,
   folder: str,
+  lock: threading.Lock,
   name: str,
   stored: pickle_names.StoredTensor,
 ) -> np.ndarray:
   """Reads one tensor of a zip, and refuses NaN and infinity."""
   with refuse_corrupt(archive.filename):
-    data = archive.read(f'{folder}/{stored.key}')
+    with lock:
+      data = archive.read(f'{folder}/{stored.key}')
     array = stored.read({stored.key: data})
   return check_array(archive.filename, name, array)
 

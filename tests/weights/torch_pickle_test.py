@@ -6,6 +6,7 @@ import os
 import pathlib
 import pickle
 import shutil
+from concurrent import futures
 
 import numpy as np
 import pytest
@@ -169,6 +170,18 @@ def test_errors_of_the_system_say_nothing_of_the_file(
     torch_pickle.load(path)
   with pytest.raises(error, match='of the system'):
     tensor_files.open_file(path)
+
+
+@pytest.mark.torch
+def test_tensors_are_read_by_several_threads(tmp_path):
+  """As a net is loaded; the archive is one file, with one position."""
+  torch = pytest.importorskip('torch')
+  path, names = tmp_path / 'a.bin', [f'x{i}' for i in range(300)]
+  torch.save({n: torch.full((17,), i) for i, n in enumerate(names)}, path)
+  tensors = torch_pickle.open_tensors(path)
+  with futures.ThreadPoolExecutor(8) as pool:
+    arrays = list(pool.map(lambda name: tensors[name].read(), names))
+  assert [set(x.tolist()) for x in arrays] == [{i} for i in range(300)]
 
 
 @pytest.mark.slow
