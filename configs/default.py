@@ -258,8 +258,8 @@ def get_config():
   config.validation.share = config_dict.placeholder(float)
   config.validation.every = 5000  # steps, and before the first; 0: never
   config.validation.records = 128  # held-out ones that are used, at most
-  # Those with most records, each of which has a program of its own; records of
-  # others are not validated on.
+  # The buckets with the most records are used; each compiles a program. Records
+  # of other buckets are not validated on.
   config.validation.buckets = 3
   config.validation.timesteps = 8  # evenly spaced in loss.timestep_range
   config.validation.by_bucket = False  # also the loss of each bucket

@@ -17,10 +17,10 @@ Measures images that are there.
   python -m sdxl_jax.evaluate --config configs/stage0.py --weights DIR \
     --output OUT --config.data.folder.path=IMAGES
 
-Measures what the autoencoder of published weights or of a workdir reconstructs,
-of which --average chooses parameters. Prints PSNR, SSIM and LPIPS at the size
-of the config's bucket, 256 px as in Table 3 of the SDXL paper, and the scaling
-that gives the latents unit variance; writes OUT/metrics.json and
+Measures what the autoencoder of published weights or of a workdir reconstructs;
+--average chooses the parameters of a workdir. Prints PSNR, SSIM and LPIPS at
+the size of the config's bucket, 256 px as in Table 3 of the SDXL paper, and the
+scaling that gives the latents unit variance; writes OUT/metrics.json and
 OUT/reconstructions.png.
 
   python -m sdxl_jax.evaluate --validation --config configs/stage3.py \
@@ -31,6 +31,7 @@ Measures the loss of the records that the config holds out of training
 """
 
 import dataclasses
+from typing import NamedTuple
 
 from absl import flags
 from ml_collections import config_flags
@@ -45,6 +46,7 @@ from sdxl_jax.evaluation import (
 from sdxl_jax.sampling import (
   drawing,
   measured_samples,
+  model_flags,
   offload_flag,
   png_settings,
   prompt_set,
@@ -56,11 +58,40 @@ from sdxl_jax.training import autoencoder_evaluation, offline_validation
 
 evaluate = autoencoder_evaluation.evaluate
 # Settings of an image that all images of a set share.
+OF_ONE_IMAGE = (
+  'prompt',
+  'prompt_2',
+  'image',
+  'mask',
+  'mask_threshold',
+  'strength',
+)
 SETTINGS = {
   name: field
   for name, field in sample_request.FIELDS.items()
-  if name not in ('prompt', 'prompt_2', 'image', 'mask', 'strength')
-  and name != 'mask_threshold'
+  if name not in OF_ONE_IMAGE
+}
+MODELS = tuple(model_flags.MODEL_OPTIONS)
+DRAWN = (*MODELS, *SETTINGS, 'latents', 'batch', 'offload')
+
+
+class Mode(NamedTuple):
+  """A measurement: flags that it needs, and others that it may have."""
+
+  needs: tuple[str, ...]
+  may_have: tuple[str, ...]
+
+
+# By the flag that decides for it; of several, the first.
+MODES = {
+  'benchmark': Mode(('weights', 'prompts'), DRAWN),
+  'samples': Mode((), metric_flags.NAMES),
+  'validation': Mode(('config', 'weights'), ('variant', 'average')),
+  'config': Mode(('weights',), ('variant', 'average', 'pictures')),
+  'weights': Mode(
+    ('prompts',),
+    (*metric_flags.NAMES, *DRAWN, 'preset', 'guidance_scales', 'pictures'),
+  ),
 }
 
 
@@ -103,22 +134,6 @@ def define():
   flags.mark_flags_as_required(['output'])
 
 
-MODELS = tuple(sample_flags.model_flags.MODEL_OPTIONS)
-DRAWN = (*MODELS, *SETTINGS, 'latents', 'batch', 'offload')
-# The flags of each measurement; the first that is passed decides between them.
-MODES = {
-  'benchmark': ('prompts', *DRAWN),
-  'samples': metric_flags.NAMES,
-  'validation': ('config', 'weights', 'variant', 'average'),
-  'config': ('weights', 'variant', 'average', 'pictures'),
-  'weights': (*metric_flags.NAMES, *DRAWN, 'preset', 'guidance_scales')
-  + ('pictures',),
-}
-NEEDED = {'benchmark': ('weights', 'prompts'), 'weights': ('prompts',)}
-NEEDED['config'] = ('weights',)
-NEEDED['validation'] = ('config', 'weights')
-
-
 def choose_mode(given):
   """Returns which of MODES the flags passed are for.
 
@@ -135,11 +150,12 @@ def choose_mode(given):
       '--prompts, to draw them first; or --config and --weights, for an '
       'autoencoder, or with --validation for the loss of records held out'
     )
-  known = {name for names in MODES.values() for name in names} | {*MODES}
-  wrong = sorted((given & known) - {mode, *MODES[mode]})
+  needs, may_have = MODES[mode]
+  known = {*MODES}.union(*(m.needs + m.may_have for m in MODES.values()))
+  wrong = sorted((given & known) - {mode, *needs, *may_have})
   if wrong:
     raise ValueError(f'--{wrong[0]} does not go with --{mode}: leave one out')
-  lacking = [name for name in NEEDED.get(mode, ()) if name not in given]
+  lacking = [name for name in needs if name not in given]
   if lacking:
     other = ', or --config for an autoencoder' if mode == 'weights' else ''
     raise ValueError(f'--{mode} needs --{lacking[0]}: pass both{other}')
@@ -210,8 +226,7 @@ def measure_weights(args):
     count=count,
     scales=scales_of(args, preset),
   )
-  bands = preset.bands if preset else {}
-  measured_samples.measure(drawn, request, args.output, bands)
+  measured_samples.measure(drawn, request, args.output, preset)
 
 
 def draw_benchmark(args):

@@ -74,6 +74,11 @@ def test_a_protocol_of_others(tmp_path):
   )
   report = json.loads((tmp_path / 'metrics.json').read_text())
   assert set(report['metrics']) == {'fid', 'clip'} and report['images'] == 2
+  assert report['settings']['steps'] == 2 and report['models']['weights']
+  assert report['notes'][-1] == (
+    'not the protocol of the preset: steps, height, width, 2 images in place '
+    'of 5,000, noise of seeds in place of the published latents'
+  )
   page = (tmp_path / 'report.html').read_text()
   assert 'outside of 23.0109 to 23.9501' in page
   assert 'normal quality, low quality' in page

@@ -1,8 +1,8 @@
 """The records of validation: those held out, and as many that are trained on.
 
-What a record gives, its crop, text and noise, follows from the hash of its name
-alone, whatever the run's seed, order, batches and hosts are. Texts are chosen
-as in training, but none is dropped and nothing is mirrored.
+Crop, text and noise of a record depend on the hash of its name alone, not on
+the run's seed, order, batches or hosts. Texts are chosen as in training, but
+none is dropped and nothing is mirrored.
 """
 
 import dataclasses

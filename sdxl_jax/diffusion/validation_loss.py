@@ -1,8 +1,9 @@
 """The loss of validation: squared errors at evenly spaced timesteps.
 
 The timesteps are those of MLPerf Training 5.1, text to image, after Esser et
-al. 2024: k / 8 of all for k = 0 to 7, of which the mean is taken. MLPerf gives
-each of its 29,696 images one of them; here each has all, since few are used.
+al. 2024: k / 8 of all for k = 0 to 7; the loss is the mean over them. MLPerf
+gives each of its 29,696 images one timestep; here each image has all eight,
+since few images are used.
 """
 
 from collections.abc import Callable

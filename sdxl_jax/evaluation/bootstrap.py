@@ -34,9 +34,9 @@ def interval(
 ) -> Metric:
   """Returns a value with the quantiles of its resamples, moved to surround it.
 
-  Efron and Tibshirani 1993, section 13.3, percentiles; but around the mean of
-  the resamples, in place of which the value is put. A resample has images
-  twice, so that distances of resamples are all larger by about the same.
+  Percentiles as in Efron and Tibshirani 1993, section 13.3, but with the mean
+  of the resamples moved to the value: a resample has images twice, which makes
+  the distances of all resamples larger by about the same amount.
   """
   resampled = np.asarray(resampled, np.float64)
   if not len(resampled):

@@ -18,8 +18,7 @@ NET = 'ViT-L/14@336'
 
 def gaussian(x: mmd.Rows, y: mmd.Rows) -> Float[np.ndarray, 'n m']:
   """Returns exp(-|x - y|^2 / (2 sigma^2))."""
-  squares = (x**2).sum(axis=1)[:, None] + (y**2).sum(axis=1) - 2 * x @ y.T
-  return np.exp(-squares / (2 * SIGMA**2))
+  return np.exp(-mmd.squared_distances(x, y) / (2 * SIGMA**2))
 
 
 def distance(x: mmd.Rows, y: mmd.Rows) -> float:

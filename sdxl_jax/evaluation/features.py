@@ -131,7 +131,7 @@ def compute_all(
   batch_size: int = 8,
   what: str = 'images',
 ) -> dict[str, Features]:
-  """Computes features of images, each of which is opened once.
+  """Computes features of images; each image is opened once.
 
   Args:
     extractors: {name: extractor}.

@@ -1,7 +1,7 @@
 """FID: the Frechet distance of features (Heusel et al. 2017, 1706.08500).
 
-Two sets of features are described as Gaussians, of which equation 6 is the
-distance. Computed in float64, from the covariance of n - 1 as in pytorch-fid.
+Two sets of features are described as Gaussians; equation 6 is their distance.
+Computed in float64, from the covariance of n - 1 as in pytorch-fid.
 """
 
 import pathlib
@@ -203,7 +203,9 @@ def load_statistics(path: str | pathlib.Path) -> Statistics:
     raise FileNotFoundError(f'{path} does not exist, or is not a file')
   try:
     with np.load(path, allow_pickle=False) as file:
-      found = Statistics(*(np.asarray(file[name]) for name in ('mu', 'sigma')))
+      found = Statistics(
+        mu=np.asarray(file['mu']), sigma=np.asarray(file['sigma'])
+      )
     check(found.mu, found.sigma)
   # Of numpy and zipfile, for broken files and for arrays of one name.
   except (
@@ -220,7 +222,9 @@ def load_statistics(path: str | pathlib.Path) -> Statistics:
       f'{path} has no statistics of FID ({reason}): it must be an .npz of mu '
       '[2048] and sigma [2048, 2048], as pytorch-fid --save-stats writes it'
     ) from e
-  return Statistics(*(x.astype(np.float64) for x in found))
+  return Statistics(
+    mu=found.mu.astype(np.float64), sigma=found.sigma.astype(np.float64)
+  )
 
 
 def save_statistics(path: str | pathlib.Path, found: Statistics) -> None:

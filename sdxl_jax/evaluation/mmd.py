@@ -25,6 +25,12 @@ def check_widths(x: Rows, y: Rows) -> None:
     )
 
 
+def squared_distances(x: Rows, y: Rows) -> Float[np.ndarray, 'n m']:
+  """Returns |x_i - y_j|^2."""
+  squares = (x**2).sum(axis=1)[:, None] + (y**2).sum(axis=1) - 2 * x @ y.T
+  return squares.clip(0)
+
+
 def weighted_sums(
   kernel: Kernel,
   x: Rows,

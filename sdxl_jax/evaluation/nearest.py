@@ -14,7 +14,7 @@ import numpy as np
 import tqdm
 from jaxtyping import Float, Int
 
-from sdxl_jax.evaluation import bootstrap, mmd, precision_recall
+from sdxl_jax.evaluation import bootstrap, mmd
 
 SHOWN = 12  # images that are named
 MEMORISED = 1 / 3  # ratio of distances below which an image is a copy
@@ -57,7 +57,7 @@ def find(samples: mmd.Rows, reference: mmd.Rows) -> Nearest:
   indices, cosines, ratios = [], [], []
   for start in tqdm.trange(0, len(x), mmd.BLOCK, desc='nearest', delay=2):
     block = x[start : start + mmd.BLOCK]
-    distances = precision_recall.squared_distances(block, y)
+    distances = mmd.squared_distances(block, y)
     two = np.argpartition(distances, 1, axis=1)[:, :2]
     rows = np.arange(len(block))[:, None]
     two = np.take_along_axis(two, distances[rows, two].argsort(axis=1), 1)

@@ -15,12 +15,6 @@ from sdxl_jax.evaluation import bootstrap, mmd
 NEIGHBOURS = 3  # k of the paper
 
 
-def squared_distances(x: mmd.Rows, y: mmd.Rows) -> Float[np.ndarray, 'n m']:
-  """Returns |x_i - y_j|^2."""
-  squares = (x**2).sum(axis=1)[:, None] + (y**2).sum(axis=1) - 2 * x @ y.T
-  return squares.clip(0)
-
-
 def radii(points: mmd.Rows, k: int = NEIGHBOURS) -> Float[np.ndarray, ' n']:
   """Returns the squared distance of each point to its k-th nearest other one.
 
@@ -34,7 +28,7 @@ def radii(points: mmd.Rows, k: int = NEIGHBOURS) -> Float[np.ndarray, ' n']:
     )
   points, found = np.asarray(points, np.float64), []
   for start in tqdm.trange(0, len(points), mmd.BLOCK, desc='radii', delay=2):
-    block = squared_distances(points[start : start + mmd.BLOCK], points)
+    block = mmd.squared_distances(points[start : start + mmd.BLOCK], points)
     rows = np.arange(len(block))
     block[rows, rows + start] = np.inf  # itself
     found.append(np.partition(block, k - 1, axis=1)[:, k - 1])
@@ -48,7 +42,7 @@ def covered(
   queries = np.asarray(queries, np.float64)
   points, found = np.asarray(points, np.float64), []
   for start in tqdm.trange(0, len(queries), mmd.BLOCK, desc='balls', delay=2):
-    block = squared_distances(queries[start : start + mmd.BLOCK], points)
+    block = mmd.squared_distances(queries[start : start + mmd.BLOCK], points)
     found.append((block <= limits).any(axis=1))
   return np.concatenate(found)
 

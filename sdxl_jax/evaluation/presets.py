@@ -1,5 +1,6 @@
 """Protocols by which others have measured SDXL."""
 
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 
@@ -14,6 +15,7 @@ class Preset(NamedTuple):
     guidance_scales: the images are drawn and measured at each; (): at that of
       the settings alone.
     bands: {metric: (low, high)} that the values of published weights lie in.
+    has_latents: whether all images begin with latents that are published.
   """
 
   settings: dict[str, Any]
@@ -22,6 +24,24 @@ class Preset(NamedTuple):
   images: int
   guidance_scales: tuple[float, ...] = ()
   bands: dict[str, tuple[float, float]] = {}
+  has_latents: bool = False
+
+  def departures(
+    self, settings: Mapping[str, Any], images: int, has_latents: bool
+  ) -> list[str]:
+    """Returns what is not as in the protocol, in whose bands it may not lie.
+
+    Args:
+      settings: {field: value} of the images.
+      images: number of them.
+      has_latents: whether the latents that they begin with were given.
+    """
+    found = [n for n, v in self.settings.items() if settings.get(n) != v]
+    if images != self.images:
+      found.append(f'{images:,} images in place of {self.images:,}')
+    if self.has_latents and not has_latents:
+      found.append('noise of seeds in place of the published latents')
+    return found
 
 
 PRESETS = {
@@ -47,6 +67,7 @@ PRESETS = {
       'fid': (23.01085758, 23.95007626),
       'clip': (31.68631873, 31.81331801),
     },
+    has_latents=True,
   ),
   # Podell et al. 2023, appendix F: FID and CLIP score over guidance scales. It
   # names neither sampler nor scales, and takes CLIP ViT-g/14.

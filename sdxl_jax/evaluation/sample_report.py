@@ -143,6 +143,7 @@ def evaluate(
   output: Path,
   say: Callable[[str], Any] = print,
   mesh: jax.sharding.Mesh | None = None,
+  facts: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
   """Measures generated images, and writes OUTPUT/metrics.json.
 
@@ -151,6 +152,8 @@ def evaluate(
     output: folder to write to.
     say: prints a line for the user.
     mesh: of the devices; None: all of this process.
+    facts: {name: value} on the images, which are written too; 'notes' are
+      added to those of the report.
 
   Returns:
     what is written, see `report`.
@@ -186,6 +189,9 @@ def evaluate(
   # Write the report.
   count = None if real is None else len(real)
   written = report(request, values, len(images), count)
+  written |= dict(facts or {}) | {
+    'notes': [*written['notes'], *(facts or {}).get('notes', ())]
+  }
   if own.neighbours is not None:
     written['nearest'] = nearest.closest(own.neighbours, images, real)
   path = pathlib.Path(output) / FILE

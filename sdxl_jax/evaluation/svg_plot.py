@@ -19,7 +19,7 @@ class Point:
     x: where it is.
     y: its value.
     low, high: ends of its interval; both y without one.
-    label: written beside it.
+    label: text beside the point.
   """
 
   x: float

@@ -72,15 +72,6 @@ class StoredLayer(nn.Module):
     q = self.get_variable('params', 'kernel')
     return dequantize(q, self.get_variable('params', SCALE))
 
-  @nn.nowrap
-  def unstored(self, features: int) -> nn.Module:
-    """Returns the layer of Flax of the same kind, without bias.
-
-    Args:
-      features: its output channels.
-    """
-    raise NotImplementedError
-
 
 def dequantize(
   q: Array, scale: Float[ArrayLike, '*stack out']
@@ -155,7 +146,7 @@ class StoredDense(StoredLayer):
 
   @nn.nowrap
   def unstored(self, features: int) -> nn.Module:
-    """Returns nn.Dense, see `StoredLayer.unstored`."""
+    """Returns nn.Dense of the same kind with other features, without bias."""
     return nn.Dense(features, use_bias=False, dtype=self.dtype, parent=None)
 
 
@@ -197,7 +188,7 @@ class StoredConv(StoredLayer):
 
   @nn.nowrap
   def unstored(self, features: int) -> nn.Module:
-    """Returns nn.Conv, see `StoredLayer.unstored`."""
+    """Returns nn.Conv of the same kind with other features, without bias."""
     return nn.Conv(
       features,
       (self.size, self.size),

@@ -75,7 +75,7 @@ def measure(
   drawn: Drawing,
   request: sample_report.Request,
   output: str | pathlib.Path,
-  bands: Mapping[str, tuple[float, float]] | None = None,
+  preset: presets.Preset | None = None,
   say: Callable[[str], Any] = print,
 ) -> list[dict[str, Any]]:
   """Draws and measures images, and writes the page.
@@ -84,7 +84,7 @@ def measure(
     drawn: what is drawn.
     request: what is measured of it; its samples and prompts are replaced.
     output: folder to write to.
-    bands: {metric: (low, high)} that values are expected in.
+    preset: whose protocol it is; what departs from it is noted.
     say: prints a line for the user.
 
   Returns:
@@ -117,13 +117,27 @@ def measure(
       samples=folder / 'images',
       prompts=None if prompts is None else texts,
     )
-    written = sample_report.evaluate(own, folder, say)
-    settings = {VARIED: located[0].request.guidance_scale}
-    runs.append(written | {'settings': settings, 'bands': dict(bands or {})})
+    facts = describe_run(drawn, located, preset)
+    runs.append(sample_report.evaluate(own, folder, say, facts=facts))
     pictures = choose_pictures(names, texts)
   write_page(output, runs, pictures, describe(drawn, request))
   say(f'wrote {output / PAGE}')
   return runs
+
+
+def describe_run(
+  drawn: Drawing, located: Sequence[Located], preset: presets.Preset | None
+) -> dict[str, Any]:
+  """Returns what metrics.json says of how the images were made."""
+  settings = dict(drawn.settings)
+  settings[VARIED] = located[0].request.guidance_scale
+  facts = {'settings': settings, 'models': dict(drawn.models)}
+  if preset is None:
+    return facts
+  has_latents = drawn.latents is not None
+  departs = preset.departures(settings, len(located), has_latents)
+  note = f'not the protocol of the preset: {", ".join(departs)}'
+  return facts | {'bands': preset.bands, 'notes': [note] if departs else []}
 
 
 def measure_folder(
