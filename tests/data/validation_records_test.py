@@ -135,6 +135,28 @@ def test_nothing_is_dropped_or_mirrored(split):
     assert len(set(found['tokens'][0])) > 3  # the tags are all there
 
 
+def test_each_record_has_an_order_of_tags(split):
+  """It follows from the record's hash, the same each time."""
+  limits = validation_records.Limits(records=20, buckets=3)
+  records = validation_records.choose(split, TABLE, limits)
+  tags = captioning.Captioning(shuffle_caption=True, caption_separator=' ')
+  plain, first, second = (
+    read(records, 4, **options)
+    for options in ({}, {'captions': tags}, {'captions': tags})
+  )
+  orders = {}
+  for record, row in plain.items():
+    assert same(first[record], second[record])
+    words, shuffled = (
+      ''.join(map(chr, x['tokens'][0])).replace(',', ' ').split()
+      for x in (row, first[record])
+    )
+    assert sorted(words) == sorted(shuffled)
+    order = tuple(words.index(word) for word in shuffled)
+    orders.setdefault(len(words), set()).add(order)
+  assert max(map(len, orders.values())) > 3
+
+
 def test_what_cannot_be_read_is_left_out(split, caplog):
   limits = validation_records.Limits(records=6, buckets=1)
   records = validation_records.choose(split, TABLE, limits)

@@ -39,6 +39,8 @@ def test_timesteps_are_those_of_mlperf():
   assert validation_loss.timesteps(ALL, 1000, 8) == list(range(0, 1000, 125))
   assert validation_loss.timesteps(REFINER, 1000, 8) == list(range(0, 200, 25))
   assert validation_loss.timesteps(REFINER, 1000, 1) == [0]
+  late = timestep_sampling.TimestepSampling(timestep_range=(100, 500))
+  assert validation_loss.timesteps(late, 1000, 4) == [100, 200, 300, 400]
   uneven = validation_loss.timesteps(ALL, 1000, 3)
   assert uneven == [0, 333, 666]
 

@@ -43,6 +43,10 @@ def test_an_exact_copy_is_at_a_distance_of_zero():
   y = 1e4 + RNG.normal(size=(10, 8))
   found = nearest.find(y[4:5], y)
   assert found.index.tolist() == [4] and found.ratio.tolist() == [0.0]
+  x = y[4:5] * (1 + 1e-9 * RNG.normal(size=(1, 8)))
+  distances = np.sort(np.linalg.norm(x - y, axis=1))
+  found = nearest.find(x, y)
+  np.testing.assert_allclose(found.ratio, distances[0] / distances[1])
   # Twice in the training images: not told from an image between both.
   twice = np.concatenate([y, y[4:5]])
   assert nearest.find(y[4:5], twice).ratio.tolist() == [1.0]
@@ -57,6 +61,18 @@ def test_the_closest_are_named():
   assert (second['sample'], second['training_image']) == ('s6', 't3')
   assert first['ratio'] == 0 < second['ratio'] < 1 / 3 < third['ratio']
   assert first['similarity'] == pytest.approx(1)
+
+
+def test_the_closest_have_the_smallest_ratio():
+  """Of equal ones, the greatest similarity."""
+  found = nearest.Nearest(
+    index=np.array([4, 3, 2, 1]),
+    similarity=np.array([0.99, 0.2, 0.5, 0.6]),
+    ratio=np.array([0.9, 0.1, 0.3, 0.3]),
+  )
+  named = nearest.closest(found, 'abcd', 'vwxyz')
+  assert [pair['sample'] for pair in named] == ['b', 'd', 'c', 'a']
+  assert [pair['training_image'] for pair in named] == ['y', 'w', 'x', 'z']
 
 
 def test_too_few_or_other_features():

@@ -87,6 +87,17 @@ def test_the_first_broken_tensor_is_named(tmp_path, small_blocks):
       tensor_names.from_published(published, tree(dtype))
 
 
+@pytest.mark.parametrize('dtype', [np.float32, ml_dtypes.bfloat16])
+def test_numbers_in_memory_may_be_infinite(small_blocks, dtype):
+  """They come from no file, whose numbers are checked as they are read."""
+  given = RNG.normal(size=(70, 90)).astype(np.float16)
+  given[3, 4], given[5, 6], given[7, 8] = np.inf, -np.inf, np.nan
+  array = np.zeros((90, 70), dtype)
+  array_filling.store(safetensors_file.from_array(given), array.T)
+  expected = given.astype(dtype).astype(np.float32)
+  np.testing.assert_array_equal(array.T.astype(np.float32), expected)
+
+
 def test_an_overflow_is_described_by_the_whole_tensor(tmp_path, small_blocks):
   published, arrays = stored(tmp_path / 'a', np.float32)
   array = arrays['conv.weight']

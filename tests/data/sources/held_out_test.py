@@ -53,6 +53,17 @@ def held_names(split):
 NAMES = [f'{i}.png' for i in range(2000)]
 
 
+def test_hashes_never_change():
+  """They decide for every run what it has not been trained on."""
+  assert held_out.hashes(make(['a.png', 'b/c.png', 'ü'])).tolist() == [
+    5775767250810239717,
+    687254155244273421,
+    17167795657567009940,
+  ]
+  held = held_names(held_out.split(make(NAMES[:40]), 0.1))
+  assert held == {'3.png', '9.png', '24.png', '36.png', '37.png'}
+
+
 def test_a_record_is_held_out_by_its_name_alone():
   """Whatever its place, and the records beside it."""
   split = held_out.split(make(NAMES), 0.1)
