@@ -221,3 +221,17 @@ def test_the_host_has_what_data_and_device_leave(tmp_path, monkeypatch):
   line = json.loads((tmp_path / 'metrics.jsonl').read_text())
   names = 'step_s', 'data_wait_s', 'host_s', 'aside_s', 'images_per_s'
   assert [line[name] for name in names] == [12, 3, 2, 2, 0.5]
+
+
+def test_a_line_of_a_step_is_found(tmp_path):
+  """By which a start knows that validation was done already."""
+  path = tmp_path / metrics_writer.FILE
+  assert not metrics_writer.has_line(path, 0, 'validation/loss')
+  lines = [
+    {'step': 5, 'loss': 1.0},
+    {'step': 5, 'validation/loss': 2.0},
+    {'step': 15, 'loss': 1.0},
+  ]
+  path.write_text(''.join(json.dumps(line) + '\n' for line in lines))
+  found = [metrics_writer.has_line(path, n, 'validation/loss') for n in (5, 15)]
+  assert found == [True, False]
