@@ -37,6 +37,7 @@ from absl import flags
 from ml_collections import config_flags
 
 from sdxl_jax import cli
+from sdxl_jax.distributed import multihost
 from sdxl_jax.evaluation import (
   benchmark_layouts,
   metric_flags,
@@ -72,7 +73,7 @@ SETTINGS = {
   if name not in OF_ONE_IMAGE
 }
 MODELS = tuple(model_flags.MODEL_OPTIONS)
-DRAWN = (*MODELS, *SETTINGS, 'latents', 'batch', 'offload')
+DRAWN = (*MODELS, *SETTINGS, 'latents', 'batch', 'offload', 'processes')
 
 
 class Mode(NamedTuple):
@@ -85,7 +86,7 @@ class Mode(NamedTuple):
 # By the flag that decides for it; of several, the first.
 MODES = {
   'benchmark': Mode(('weights', 'prompts'), DRAWN),
-  'samples': Mode((), metric_flags.NAMES),
+  'samples': Mode((), (*metric_flags.NAMES, 'processes')),
   'validation': Mode(('config', 'weights'), ('variant', 'average')),
   'config': Mode(('weights',), ('variant', 'average', 'pictures')),
   'weights': Mode(
@@ -131,6 +132,9 @@ def define():
     'batch', None, 'images drawn at once; default: one per device', 1
   )
   flags.DEFINE_flag(offload_flag.make())
+  flags.DEFINE_integer(
+    'processes', 1, 'that share the images, started together, as of training', 1
+  )
   flags.mark_flags_as_required(['output'])
 
 
@@ -173,7 +177,9 @@ def main(args):
     'config': measure_autoencoder,
     'weights': measure_weights,
   }
-  measure[choose_mode(given)](args)
+  mode = choose_mode(given)
+  multihost.start(args.processes, 'processes')
+  measure[mode](args)
 
 
 def measure_autoencoder(args):
@@ -208,7 +214,7 @@ def measure_samples(args):
     lines = prompts_file.read(args.prompts)
     prompts = [line.fields['prompt'] for line in lines]
     request = dataclasses.replace(request, prompts=prompts)
-  measured_samples.measure_folder(request, args.output)
+  measured_samples.measure_folder(request, args.output, say)
 
 
 def measure_weights(args):
@@ -226,14 +232,22 @@ def measure_weights(args):
     count=count,
     scales=scales_of(args, preset),
   )
-  measured_samples.measure(drawn, request, args.output, preset)
+  measured_samples.measure(drawn, request, args.output, preset, say)
 
 
 def draw_benchmark(args):
   """Draws the prompts of a benchmark in its layout."""
   items = benchmark_layouts.read(args.benchmark, args.prompts)
   drawn = drawing_of(args, None)
-  measured_samples.draw_benchmark(args.benchmark, items, drawn, args.output)
+  measured_samples.draw_benchmark(
+    args.benchmark, items, drawn, args.output, say
+  )
+
+
+def say(line):
+  """Prints a line, once for all processes."""
+  if multihost.is_primary():
+    print(line)
 
 
 def drawing_of(args, preset):

@@ -1,10 +1,11 @@
 """From weights and prompts to a page of metrics, by the command."""
 
 import json
+import pathlib
 
 import pytest
 
-from tests.support import commands, golden_sets, metric_room
+from tests.support import commands, golden_sets, metric_room, processes
 
 MODULE = 'sdxl_jax.evaluate'
 BASE = golden_sets.SETS[0] / 'tiny' / 'base'
@@ -82,6 +83,35 @@ def test_a_protocol_of_others(tmp_path):
   page = (tmp_path / 'report.html').read_text()
   assert 'outside of 23.0109 to 23.9501' in page
   assert 'normal quality, low quality' in page
+
+
+@pytest.mark.slow
+def test_two_processes_measure_what_one_measures(room, tmp_path):
+  """Each draws and measures its share; one of them writes."""
+  arguments = (
+    *(MODULE, *DRAWN, '--prompts=prompts.txt', '--reference=R'),
+    *('--metrics=fid,kid', '--seed=3', '--metric_weights=W', '--resamples=20'),
+  )
+  reports, images = [], []
+  variables = {'PYTHONPATH': str(pathlib.Path(__file__).parents[1])}
+  for count in (1, 2):
+    output = tmp_path / str(count)
+    logs = [tmp_path / f'{count}-{i}.log' for i in range(count)]
+    own = f'--reference_cache={output}/kept', f'--output={output}/out'
+    started = processes.start(
+      [*arguments, *own], logs, lambda i: variables, 'processes'
+    )
+    codes = [process.wait(600) for process in started]
+    assert codes == [0] * count, [log.read_text()[-2000:] for log in logs]
+    report = json.loads((output / 'out' / 'metrics.json').read_text())
+    reports.append(report['metrics'])
+    files = sorted((output / 'out' / 'images').iterdir())
+    images.append([path.read_bytes() for path in files])
+    assert (output / 'out' / 'report.html').exists()
+  assert reports[0] == reports[1] and len(images[0]) == 5
+  assert images[0] == images[1]
+  # The second process drew, and told nothing that the first did.
+  assert 'wrote' in logs[1].read_text() and 'fid' not in logs[1].read_text()
 
 
 @pytest.mark.slow

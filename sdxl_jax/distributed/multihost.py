@@ -1,6 +1,7 @@
 """Coordinates the processes of a run: start and agreement."""
 
 import hashlib
+import json
 import os
 import signal
 from collections.abc import Callable, Mapping
@@ -27,7 +28,7 @@ LAUNCHERS = (
 )
 
 
-def start(processes: int) -> None:
+def start(processes: int, setting: str = 'config.mesh.processes') -> None:
   """Joins the other processes; call it before any other function of JAX.
 
   On TPU VMs, GKE, SLURM and Open MPI JAX detects the processes. Elsewhere the
@@ -36,12 +37,13 @@ def start(processes: int) -> None:
 
   Args:
     processes: the expected number.
+    setting: that gives it, which errors name.
 
   Raises:
     ValueError: if another number was started, or if this process cannot join.
   """
   if processes > 1 and not jax.distributed.is_initialized():
-    join(processes)
+    join(processes, setting)
   started = jax.process_count()
   # If a launcher started several but this one is alone, each would train by
   # itself.
@@ -49,18 +51,18 @@ def start(processes: int) -> None:
     started = max(int(os.environ.get(name, 1)) for name in LAUNCHERS)
   if started != processes:
     raise ValueError(
-      f'config.mesh.processes is {processes}, but {started} were started: set '
-      f'--config.mesh.processes={started}, or start {processes}'
+      f'{setting} is {processes}, but {started} were started: set '
+      f'--{setting}={started}, or start {processes}'
     )
 
 
-def join(processes: int) -> None:
+def join(processes: int, setting: str) -> None:
   """Initializes jax.distributed; see start."""
   count = os.environ.get('JAX_NUM_PROCESSES')
   index = os.environ.get('JAX_PROCESS_ID')
   if count and int(count) != processes:
     raise ValueError(
-      f'config.mesh.processes is {processes}, but JAX_NUM_PROCESSES is '
+      f'{setting} is {processes}, but JAX_NUM_PROCESSES is '
       f'{count}; they must be equal'
     )
   try:
@@ -71,8 +73,8 @@ def join(processes: int) -> None:
     )
   except (RuntimeError, ValueError) as error:
     raise ValueError(
-      f'{processes} processes are expected (config.mesh.processes), but this '
-      f'one cannot join them: {error}'
+      f'{processes} processes are expected ({setting}), but this one cannot '
+      f'join them: {error}'
     ) from error
 
 
@@ -167,6 +169,40 @@ def abort(message: str, code: int = 1) -> NoReturn:
   if jax.distributed.is_initialized():
     message = f'process {jax.process_index()}: {message}'
   stop_notice.end_process(code, message)
+
+
+def share(count: int) -> range:
+  """Returns this process's share of so many items, one block of them."""
+  size = -(-count // jax.process_count())
+  begin = min(count, size * jax.process_index())
+  return range(begin, min(count, begin + size))
+
+
+def gather(rows: np.ndarray, count: int) -> np.ndarray:
+  """Returns the rows of all processes, [count, ...], in every process.
+
+  Args:
+    rows: of this process's `share` of the count.
+    count: rows of all.
+  """
+  if jax.process_count() == 1:
+    return rows
+  # All processes pass as many.
+  size = -(-count // jax.process_count())
+  padded = np.zeros((size, *rows.shape[1:]), rows.dtype)
+  padded[: len(rows)] = rows
+  return multihost_utils.process_allgather(padded, tiled=True)[:count]
+
+
+def array_from_primary(array: np.ndarray | None) -> np.ndarray | None:
+  """Returns the float32 array, or None, that the primary process passed."""
+  if jax.process_count() == 1:
+    return array
+  shape = from_primary(json.dumps(None if array is None else array.shape))
+  if (shape := json.loads(shape)) is None:
+    return None
+  own = array if is_primary() else np.zeros(shape, np.float32)
+  return multihost_utils.broadcast_one_to_all(own, is_primary())
 
 
 def fetch(array: jax.Array) -> np.ndarray:

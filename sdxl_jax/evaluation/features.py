@@ -21,7 +21,12 @@ from jaxtyping import Float
 from PIL import Image
 
 from sdxl_jax.data import prefetching
-from sdxl_jax.distributed import batch_padding, device_mesh, sharding
+from sdxl_jax.distributed import (
+  batch_padding,
+  device_mesh,
+  multihost,
+  sharding,
+)
 from sdxl_jax.evaluation import image_folder, preprocessing
 from sdxl_jax.models import clip_image, inception
 from sdxl_jax.weights import clip_weights, inception_weights, metric_files
@@ -133,6 +138,8 @@ def compute_all(
 ) -> dict[str, Features]:
   """Computes features of images; each image is opened once.
 
+  Of several processes each opens its share.
+
   Args:
     extractors: {name: extractor}.
     images: paths, Pillow images, or uint8 [h, w, 3], of any sizes.
@@ -142,7 +149,8 @@ def compute_all(
     what: the images are, for the progress.
 
   Returns:
-    {name: float32 [n, d]}, the same on any number of devices but for rounding.
+    {name: float32 [n, d]} in every process, the same on any number of devices
+    and processes but for rounding.
 
   Raises:
     images.UnreadableImage: for an image that is missing or broken.
@@ -158,8 +166,18 @@ def compute_all(
   )
   programs = {name: program(e.apply) for name, e in extractors.items()}
   found = {name: [] for name in extractors}
-  with tqdm.tqdm(total=len(images), desc=what, unit='image', delay=2) as bar:
-    for batch in batches(extractors, images, size):
+  own = [images[i] for i in multihost.share(len(images))]
+  # Of more processes than images, the last compute what nobody takes.
+  shared, own = len(own), own or [images[-1]]
+  bar = tqdm.tqdm(
+    total=len(own),
+    desc=what,
+    unit='image',
+    delay=2,
+    disable=not multihost.is_primary(),
+  )
+  with bar:
+    for batch in batches(extractors, own, size):
       for name, rows in batch.items():
         # Padded with its last image to the compiled size.
         padding = rows[-1:].repeat(size - len(rows), 0)
@@ -170,7 +188,10 @@ def compute_all(
           features = put.fetch(programs[name](params[name], array))
         found[name].append(np.asarray(features, np.float32)[: len(rows)])
       bar.update(len(rows))
-  joined = {name: np.concatenate(parts) for name, parts in found.items()}
+  joined = {
+    name: multihost.gather(np.concatenate(parts)[:shared], len(images))
+    for name, parts in found.items()
+  }
   check_finite(joined, images)
   return joined
 

@@ -15,6 +15,7 @@ import jax
 import numpy as np
 
 from sdxl_jax import atomic_write
+from sdxl_jax.distributed import multihost
 from sdxl_jax.evaluation import features
 from sdxl_jax.weights import metric_files
 
@@ -52,7 +53,9 @@ def compute_kept(
   paths = {name: kept_path(folder, e, images) for name, e in extractors.items()}
   found = {}
   for name, path in paths.items():
-    if (kept := read(path, len(images))) is not None:
+    # Another process may not see the folder, or see it later.
+    kept = read(path, len(images)) if multihost.is_primary() else None
+    if (kept := multihost.array_from_primary(kept)) is not None:
       found[name] = kept
       say(f'reference: {extractors[name].name} features from {path}')
   missing = {n: e for n, e in extractors.items() if n not in found}
@@ -61,7 +64,8 @@ def compute_kept(
       missing, images, mesh, batch_size, 'reference'
     )
     for name, array in computed.items():
-      write(paths[name], array)
+      if multihost.is_primary():
+        write(paths[name], array)
     found |= computed
   return {name: found[name] for name in extractors}
 

@@ -11,7 +11,7 @@ from typing import Any
 import jax
 
 from sdxl_jax import atomic_write
-from sdxl_jax.distributed import device_mesh
+from sdxl_jax.distributed import device_mesh, multihost
 from sdxl_jax.evaluation import (
   bootstrap,
   clip_score,
@@ -195,7 +195,8 @@ def evaluate(
   if own.neighbours is not None:
     written['nearest'] = nearest.closest(own.neighbours, images, real)
   path = pathlib.Path(output) / FILE
-  atomic_write.write_text(path, json.dumps(written, indent=2) + '\n')
+  if multihost.is_primary():
+    atomic_write.write_text(path, json.dumps(written, indent=2) + '\n')
   say(describe(values, len(images)))
   for note in written['notes']:
     say(f'note: {note}')

@@ -17,6 +17,7 @@ import numpy as np
 
 from sdxl_jax import atomic_write
 from sdxl_jax.data import figures
+from sdxl_jax.distributed import multihost
 from sdxl_jax.evaluation import (
   benchmark_layouts,
   image_folder,
@@ -188,7 +189,8 @@ def draw_benchmark(
     drawn.options,
     say,
   )
-  benchmark_layouts.write(name, items, files, output / name)
+  if multihost.is_primary():
+    benchmark_layouts.write(name, items, files, output / name)
   say(f'wrote {output / name}, which the tool of {name} scores')
 
 
@@ -245,7 +247,7 @@ def write_page(
   pictures: Sequence[report_page.Picture],
   settings: Mapping[str, Any],
 ) -> None:
-  """Writes OUT/report.html.
+  """Writes OUT/report.html, in the primary process.
 
   Args:
     output: folder to write to.
@@ -253,6 +255,8 @@ def write_page(
     pictures: images of the last run.
     settings: {name: value} of all runs.
   """
+  if not multihost.is_primary():
+    return
   count, source = runs[0]['images'], settings.get('weights', runs[0]['samples'])
   galleries = {
     'Images': pictures,

@@ -3,12 +3,15 @@
 What was drawn before a stop is not drawn again.
 """
 
+import os
 import pathlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import jax
 import numpy as np
 
+from sdxl_jax.distributed import multihost
 from sdxl_jax.sampling import (
   command_files,
   drawing,
@@ -68,6 +71,8 @@ def draw(
 ) -> list[str]:
   """Draws the images that are not in a folder; returns the files of all.
 
+  Of several processes each draws its share, to one folder that all see.
+
   Args:
     located: the requests.
     folder: of the images, and of nothing else.
@@ -93,19 +98,37 @@ def draw(
     noise = np.broadcast_to(latents, (len(located), *latents.shape[1:]))
   missing = drawn_already.find(located, names, models)
   say(f'{len(names) - len(missing)} of {len(names)} images are in {folder}')
-  if not missing:
-    return names
-  chosen = [located[i] for i in missing]
-  for line in request_checks.before_loading(chosen, models):
-    options.warn(line)
-  drawing.draw(
-    chosen,
-    [names[i] for i in missing],
-    models,
-    noise if noise is None else noise[missing],
-    options,
-  )
+  if jax.process_count() > 1:
+    # No process draws before all have seen what is there.
+    multihost.check_equal_across_hosts(
+      {'set of requests': f'{located} {models}', 'missing images': f'{missing}'}
+    )
+  if own := [missing[i] for i in multihost.share(len(missing))]:
+    chosen = [located[i] for i in own]
+    for line in request_checks.before_loading(chosen, models):
+      options.warn(line)
+    drawing.draw(
+      chosen,
+      [names[i] for i in own],
+      models,
+      noise if noise is None else noise[own],
+      options,
+    )
+  if jax.process_count() > 1:
+    multihost.barrier(f'all images are in {folder}')
+    check_shared(names)
   return names
+
+
+def check_shared(names: Sequence[str]) -> None:
+  """Raises ValueError where images of other processes are not seen."""
+  lacking = [name for name in names if not os.path.exists(name)]
+  if lacking:
+    raise ValueError(
+      f'{len(lacking)} of {len(names)} images are not there after all '
+      f'processes drew theirs, {lacking[0]} first: pass an --output on a disk '
+      'that all processes share'
+    )
 
 
 def check_strangers(folder: pathlib.Path, names: Sequence[str]) -> None:

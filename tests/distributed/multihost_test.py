@@ -3,6 +3,7 @@
 import os
 import signal
 
+import jax
 import numpy as np
 import pytest
 
@@ -40,6 +41,26 @@ def test_another_number_in_the_environment(monkeypatch):
   monkeypatch.setenv('JAX_NUM_PROCESSES', '3')
   with pytest.raises(ValueError, match='is 2, but JAX_NUM_PROCESSES is 3'):
     multihost.start(2)
+
+
+@pytest.mark.parametrize('count, hosts', [(5, 2), (1, 3), (6, 3), (0, 2)])
+def test_shares_are_gathered(monkeypatch, count, hosts):
+  """Every row once, in order, also where some processes have none."""
+  rows = np.arange(2 * count, dtype=np.float32).reshape(count, 2)
+  passed = []
+
+  def allgather(local, tiled):
+    assert tiled
+    passed.append(local)
+    return np.concatenate(passed)
+
+  monkeypatch.setattr(jax, 'process_count', lambda: hosts)
+  monkeypatch.setattr(multihost.multihost_utils, 'process_allgather', allgather)
+  for index in range(hosts):
+    monkeypatch.setattr(jax, 'process_index', lambda index=index: index)
+    found = multihost.gather(rows[list(multihost.share(count))], count)
+  assert np.array_equal(found, rows)
+  assert len({part.shape for part in passed}) == 1  # a condition of the sharing
 
 
 def test_stop():

@@ -118,3 +118,10 @@ def test_latents(tmp_path):
   with pytest.raises(ValueError, match='--latents=.*holds no array'):
     np.save(tmp_path / 'flat.npy', np.zeros(3))
     prompt_set.read_latents(str(tmp_path / 'flat.npy'))
+
+
+def test_a_disk_that_is_not_shared_is_told(tmp_path):
+  names = prompt_set.file_names(tmp_path, 3)
+  (tmp_path / '000000.png').touch()
+  with pytest.raises(ValueError, match='2 of 3 images .*000001.png first'):
+    prompt_set.check_shared(names)

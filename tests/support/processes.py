@@ -64,16 +64,19 @@ class Run:
     return [log.read_text()[-2000:] for log in self.logs]
 
 
-def start(command, logs, environment=lambda i: {}):
+def start(
+  command, logs, environment=lambda i: {}, setting='config.mesh.processes'
+):
   """Starts one process of `python -m *command` per log, as hosts of one run.
 
   Args:
     command: module and arguments.
     logs: files for the output of each process.
     environment: function of the index i; returns more variables of process i.
+    setting: flag of the number of processes.
   """
   count, port = len(logs), free_port()
-  command = [sys.executable, '-m', *command, f'--config.mesh.processes={count}']
+  command = [sys.executable, '-m', *command, f'--{setting}={count}']
   running = []
   for i, log in enumerate(logs):
     variables = os.environ | {
