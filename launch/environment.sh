@@ -16,9 +16,6 @@ tpu=(
 GPU_FLAGS="${gpu[*]}${XLA_FLAGS:+ $XLA_FLAGS}"
 TPU_FLAGS="${tpu[*]}${LIBTPU_INIT_ARGS:+ $LIBTPU_INIT_ARGS}"
 
-# JAX allocates 75 % of a GPU's memory by default; NCCL and cuDNN need little.
-GPU_MEMORY_FRACTION=${XLA_PYTHON_CLIENT_MEM_FRACTION:-0.92}
-
 # Exit code 0 means "done" to a scheduler, but train exits with 0 after SIGTERM
 # too, when its checkpoint is saved. `bash -c "$RESTARTABLE" bash COMMAND...`
 # passes SIGTERM on to the command and then exits with 143, so that the

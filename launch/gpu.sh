@@ -38,10 +38,7 @@ verb=${1-}
 [[ $verb ]] || fail 'pass a verb, such as train or sample'
 shift
 
-settings=(
-  XLA_FLAGS="$GPU_FLAGS"
-  XLA_PYTHON_CLIENT_MEM_FRACTION="$GPU_MEMORY_FRACTION"
-)
+settings=(XLA_FLAGS="$GPU_FLAGS")
 if [[ $coordinator$processes$process ]]; then
   on_hosts "$verb" ||
     fail "only train and precompute run on many machines, not $verb"

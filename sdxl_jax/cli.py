@@ -17,7 +17,7 @@ import jax
 from absl import app, flags
 from absl import logging as absl_logging
 
-from sdxl_jax.distributed import multihost
+from sdxl_jax.distributed import gpu_memory, multihost
 from sdxl_jax.programs import compile_progress, program_cache
 
 # So that flags defined here are listed by --help as those of the command.
@@ -52,6 +52,7 @@ def run(main: Callable, *names: str, memory: str = '') -> None:
       signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
       check_arguments(argv[1:], names)
+      gpu_memory.enlarge()
       if 'cache_dir' in flags.FLAGS:
         program_cache.choose(flags.FLAGS.cache_dir)
         compile_progress.show()

@@ -24,7 +24,6 @@ from absl import flags
 from ml_collections import config_flags
 
 from sdxl_jax import cli
-from sdxl_jax.distributed import gpu_memory
 from sdxl_jax.models import compute_dtype, stored_kernels
 from sdxl_jax.planning import (
   batch_search,
@@ -115,7 +114,6 @@ def plan(
 
 def plan_sampling(args: flags.FlagValues) -> None:
   """Prints what sampling with the config's nets needs."""
-  gpu_memory.enlarge()  # as `sample` does
   machine = machines.make_machine(args.topology)
   height, width = args.size or args.config.samples.size
   workload = sampling_programs.SampleWorkload(

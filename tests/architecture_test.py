@@ -21,6 +21,7 @@ COMMANDS = {
 # Files beside the commands, with what they import of ours.
 SHARED = {
   'cli': {
+    'distributed.gpu_memory',
     'distributed.multihost',
     'programs.compile_progress',
     'programs.program_cache',

@@ -11,6 +11,7 @@ import pytest
 from absl import flags
 
 from sdxl_jax import cli
+from sdxl_jax.distributed import gpu_memory
 
 
 @pytest.mark.parametrize(
@@ -212,6 +213,13 @@ def test_a_command_ends_although_its_threads_run(last, code, words):
   )
   assert run.returncode == code and run.stdout == 'done\n'
   assert run.stderr == (f'error: {words}: pass c\n' if words else '')
+
+
+def test_a_command_has_jax_allocate_more_of_a_gpu(monkeypatch):
+  for name in gpu_memory.VARIABLES:
+    monkeypatch.delenv(name, raising=False)
+  run = run_code('import os; print(os.environ["XLA_CLIENT_MEM_FRACTION"])')
+  assert run.stdout == f'{gpu_memory.SHARE}\n', run.stderr
 
 
 def test_nobody_reads_the_output():
