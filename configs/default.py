@@ -221,6 +221,17 @@ def get_config():
   config.loss.timestep_bias_multiplier = 1.0
   config.loss.timestep_bias_portion = 0.25
 
+  # The frozen UNet as the teacher of a student of few steps, the factors of
+  # config.lora: 'lcm', see configs/lcm_lora.py. Names are those of diffusers.
+  config.distillation = config_dict.ConfigDict()
+  config.distillation.method = 'none'
+  config.distillation.num_ddim_timesteps = 50  # steps of the teacher
+  # Range of w, its guidance: 1 + w as a guidance_scale; 0: unguided.
+  config.distillation.w_min = 3.0
+  config.distillation.w_max = 15.0
+  # Factor of the timestep in the student's boundary condition.
+  config.distillation.timestep_scaling_factor = 10.0
+
   config.autoencoder = config_dict.ConfigDict()
   config.autoencoder.perceptual_weight = 1.0  # of LPIPS; 0: without LPIPS
   # Files with the weights of LPIPS, see weights/lpips_weights.py; (): those of

@@ -13,8 +13,8 @@ pure noise.
 configs/tiny.py:stage0 to :stage3 and :refiner are the paper's stages in
 miniature, each from the workdir of the stage before, on the latents of stage 0;
 see launch/recipe.sh. configs/tiny.py:lora fine-tunes the quick config on 20
-images of a new object, and :words learns a word for one, see
-tests/benchmarks/learned_word.py.
+images of a new object, :words learns a word for one, see
+tests/benchmarks/learned_word.py, and :lcm distils it to a few steps.
 """
 
 from configs import default
@@ -212,6 +212,27 @@ def lora(config):
   )
 
 
+def lcm(config):
+  """A student of the quick config in few steps, as factors of its UNet."""
+  config.trained = ('lora',)
+  config.distillation.method = 'lcm'
+  config.distillation.w_min = 1.0  # around the 2 of guidance_scale 3
+  config.distillation.w_max = 3.0
+  config.lora.unet = dict(
+    layers=r'unet/.*/(to_[qkv]|to_out_0|proj|net_2|proj_in|proj_out|conv[12])',
+    rank=16,
+    alpha=16.0,
+  )
+  config.total_steps = 400
+  config.caption_dropout = 0.0
+  config.optimizer.learning_rate = 1e-3
+  config.validation.every = 0
+  config.checkpoint.every = config.samples.every = 200
+  config.samples.sampler = 'lcm'
+  config.samples.steps = 4
+  config.samples.guidance_scale = 1.0
+
+
 def words(config):
   """A word for the quick config, of an object on a few images."""
   config.trained = ('words',)
@@ -260,5 +281,6 @@ STAGES = {
   'stage3': stage3,
   'refiner': refiner,
   'lora': lora,
+  'lcm': lcm,
   'words': words,
 }

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from configs import (
+  lcm_lora,
   lora,
   refiner,
   stage0,
@@ -117,6 +118,31 @@ def test_full_size_of_lora(kind):
     return g.shape == p.shape and g.dtype == p.dtype
 
   assert jax.tree.all(jax.tree.map(same, gradients, params))
+
+
+@pytest.mark.slow
+def test_full_size_of_a_student_of_few_steps():
+  config = lcm_lora.get_config()
+  config_validation.check(config)
+  config = net_types.resolve(config, compute_dtype.Kind('tpu'))
+  nets = from_config.make_model(config, 'cpu')
+  task = tasks.make_task(config, nets)
+  state = jax.eval_shape(task.init, jax.random.key(0))
+  frozen = jax.eval_shape(nets.init, jax.random.key(0))
+  frozen = {n: frozen[n] for n in nets.configs}
+  gradients, metrics = jax.eval_shape(
+    task.gradients,
+    state.params,
+    frozen,
+    task.batch_spec((1024, 1024)),
+    jax.random.key(0),
+    0,
+  )
+  assert jax.tree.map(np.shape, gradients) == jax.tree.map(
+    np.shape, state.params
+  )
+  assert metrics['loss'].shape == ()
+  assert sum(x.size for x in jax.tree.leaves(state.params)) == 196_751_360
 
 
 def test_the_chain_of_stages():

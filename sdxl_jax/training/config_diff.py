@@ -6,7 +6,12 @@ from collections.abc import Callable
 from typing import Any
 
 from sdxl_jax.data import captioning
-from sdxl_jax.training import config_fields, loss_fields, optimizer_fields
+from sdxl_jax.training import (
+  config_fields,
+  distillation_fields,
+  loss_fields,
+  optimizer_fields,
+)
 
 # Fields and sections that decide the order of the data.
 DATA_ORDER = (
@@ -38,6 +43,7 @@ PARAMETERS = (
   'text_encoder',
   'text_encoder_2',
   'schedule',
+  'distillation',
 )
 
 # Fields of the sections above that decide speed and not results.
@@ -100,6 +106,7 @@ ADDED = {
     'timesteps': 8,
     'by_bucket': False,
   },
+  'distillation': distillation_fields.DEFAULTS,
   'schedule.shift': 1.0,
   'schedule.shift_size': 0,
   'data.folder.mask': '',

@@ -9,7 +9,12 @@ from sdxl_jax.data.sources import kinds
 from sdxl_jax.diffusion import noise_schedule, samplers
 from sdxl_jax.models import compute_dtype, lora_kinds, stored_kernels
 from sdxl_jax.sampling import settings
-from sdxl_jax.training import loss_fields, optimizer_fields, trackers
+from sdxl_jax.training import (
+  distillation_fields,
+  loss_fields,
+  optimizer_fields,
+  trackers,
+)
 from sdxl_jax.training.field_kinds import (
   COUNT,
   FACTOR,
@@ -182,6 +187,7 @@ SECTIONS = {
     'scored': Flag(),
   },
   'loss': loss_fields.KINDS,
+  'distillation': distillation_fields.KINDS,
   'autoencoder': {
     'perceptual_weight': WEIGHT,
     'lpips': Items(Text(), "('vgg.pth', 'lin.pth')"),

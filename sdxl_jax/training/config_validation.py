@@ -14,6 +14,7 @@ from sdxl_jax.diffusion import flow, noise_schedule
 from sdxl_jax.training import (
   config_fields,
   data_validation,
+  distillation_fields,
   loss_validation,
   net_validation,
   optimizer_validation,
@@ -31,6 +32,7 @@ def check(config: config_dict.ConfigDict) -> None:
 
   # What fields require of each other.
   optimizer_validation.check(config)
+  distillation_fields.check(config)
   net_validation.check(config)
   if config.task == 'autoencoder':
     check_autoencoder(config)

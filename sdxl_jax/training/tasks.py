@@ -1,6 +1,7 @@
 """Builds task and optimizer from a config; below them no config is read."""
 
 import dataclasses
+import functools
 import importlib.metadata
 from collections.abc import Callable, Iterable
 
@@ -13,12 +14,14 @@ from sdxl_jax.data import buckets, dataset
 from sdxl_jax.distributed import device_mesh
 from sdxl_jax.ema import transform
 from sdxl_jax.models import autoencoder_gan, sdxl
-from sdxl_jax.text import chunking
+from sdxl_jax.text import chunking, tokenizer
 from sdxl_jax.training import (
   autoencoder_task,
   batch_specs,
   config_validation,
+  consistency_task,
   diffusion_task,
+  distillation_fields,
   gradient_dtype,
   learning_rates,
   loss_fields,
@@ -73,8 +76,15 @@ def make_diffusion_task(
   precomputed_dtype = None
   if config_validation.is_precomputed(config):
     precomputed_dtype = config.data.precomputed.dtype
+  make_loss = diffusion_task.DiffusionLoss
+  if config.distillation.method == 'lcm':
+    make_loss = functools.partial(
+      consistency_task.ConsistencyLoss,
+      distillation=distillation_fields.make_settings(config),
+      empty_tokens=empty_tokens(config) if config.uncond == 'empty' else None,
+    )
   return diffusion_task.make_diffusion_task(
-    diffusion_task.DiffusionLoss(
+    make_loss(
       model,
       text_dropout=text_dropout,
       settings=loss_fields.make_settings(config),
@@ -88,6 +98,13 @@ def make_diffusion_task(
     text_chunks=chunking.count_for(config.max_token_length),
     masked=dataset.has_masks(config),
   )
+
+
+def empty_tokens(config: config_dict.ConfigDict) -> np.ndarray:
+  """Returns the tokens of a caption '', at the length of a config."""
+  count = chunking.count_for(config.max_token_length)
+  tokens, _ = tokenizer.load().captions([''], count)
+  return tokens
 
 
 def make_autoencoder_task(

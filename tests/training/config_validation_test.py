@@ -111,6 +111,8 @@ OLDER = {
 }
 # What 0 means in each field that holds a number: off, or nothing at all.
 ZERO_IS_OFF = {
+  'distillation.w_min',
+  'distillation.w_max',
   'caption_dropout',
   'data.captions.caption_dropout_every_n_epochs',
   'data.captions.caption_tag_dropout_rate',
