@@ -20,6 +20,7 @@ from sdxl_jax.distributed import device_mesh, sharding
 from sdxl_jax.models import sdxl
 from sdxl_jax.programs import compile_progress
 from sdxl_jax.sampling import (
+  control_steps,
   initial_latents,
   pipelines,
   step_net,
@@ -50,6 +51,7 @@ class StepInputs:
   guidance: Guidance
   known: img2img.KnownRegion | None = None  # what a mask leaves unchanged
   concat_channels: Float[Array, 'b h w k'] | None = None
+  controls: tuple[control_steps.Control, ...] = ()  # that act
 
 
 class Expert(NamedTuple):
@@ -60,12 +62,14 @@ class Expert(NamedTuple):
     inputs: of the first step.
     stages: the first step of each conditioning, in order from step 0 on.
     guided: of each step, whether the unconditional branch is computed too.
+    controls: its ControlNets and their images; None: there are none.
   """
 
   pipeline: pipelines.Pipeline
   inputs: StepInputs
   stages: list[tuple[int, Conditioning]]
   guided: np.ndarray  # bool [n]
+  controls: control_steps.Controls | None = None
 
 
 def make_expert(
@@ -76,6 +80,7 @@ def make_expert(
   keys: Key[Array, ' b'],
   initial: initial_latents.InitialLatents,
   settings: SampleSettings,
+  controls: control_steps.Controls | None = None,
 ) -> Expert:
   """Makes the Expert of a base or refiner.
 
@@ -96,7 +101,7 @@ def make_expert(
     schedule.sigmas, settings.guidance_interval
   )
   guided &= validation.uses_cfg(pipeline.model, scale)
-  return Expert(pipeline, inputs, stages, guided)
+  return Expert(pipeline, inputs, stages, guided, controls)
 
 
 def run(
@@ -169,26 +174,36 @@ def run_segment(
     report_every: steps between two calls.
     warm_up: see `run`.
   """
-  pipeline, inputs, stages, guided = expert
-  params = pipeline.on_device('unet')
+  pipeline, inputs, stages, guided, controls = expert
+  nets = control_steps.nets_of(controls)
+  params = pipeline.on_device('unet', *nets)
   # Cross-attention's keys and values are the same at every step of a stage, and
   # stages may come back.
   contexts, done = {}, []
+  controls_at = control_steps.prepare(pipeline.model, params, controls)
   state = samplers.init_state(samplers.SAMPLERS[segment.sampler], x)
   state = place_state(state, params, pipeline.mesh)
   stride = report_every if report else max(1, segment.steps)
   height, width = (side * pipeline.model.vae.downscale for side in x.shape[1:3])
   name = f'the steps of {height} x {width} px'
   for start, stop, conditioning, is_guided in step_segments.stretches(
-    stages, guided, segment.start, segment.stop, stride
+    stages,
+    guided,
+    segment.start,
+    segment.stop,
+    stride,
+    control_steps.changes(controls, segment.start, segment.stop),
   ):
+    acting = controls_at(start, conditioning.context)
     key = id(conditioning.context)
     if key not in contexts:
       contexts[key] = precompute_context(
         pipeline.model, params, conditioning.context
       )
     conditioning = conditioning._replace(context=contexts[key])
-    inputs = dataclasses.replace(inputs, conditioning=conditioning)
+    inputs = dataclasses.replace(
+      inputs, conditioning=conditioning, controls=acting
+    )
     with device_mesh.use(pipeline.mesh), compile_progress.naming(name):
       state = take_steps(
         pipeline.model,
@@ -255,6 +270,7 @@ def denoise_steps(
     inputs.guidance,
     count=len(state.x),
     guided=guided,
+    controls=inputs.controls,
   )
   if inputs.concat_channels is not None:
     net = denoiser.concat_channels(net, inputs.concat_channels)

@@ -10,6 +10,7 @@ from jaxtyping import Float
 from sdxl_jax.diffusion import random_keys, sampling_schedule
 from sdxl_jax.distributed import batch_padding
 from sdxl_jax.sampling import (
+  control_inputs,
   denoising_loop,
   finiteness,
   image_seeds,
@@ -42,6 +43,10 @@ class Inputs(NamedTuple):
   latents: Any = None  # scaled [h/8, w/8, 4], in place of an image
   mask: Any = None  # float [h, w], 0 to 1: repaint from mask_threshold on
   init_noise: Any = None  # N(0, 1) [h/8, w/8, 4], in place of the seeds' own
+  # For each of the pipeline's ControlNets, an RGB image [h, w, 3] in [0, 1].
+  control: Sequence[Any] | None = None
+  # Of union nets, names or numbers as in control_specs.TYPES; None: of others.
+  control_types: Sequence[Any] | None = None
 
 
 TEXTS = prompt_plan.Prompts._fields
@@ -109,6 +114,8 @@ def generate(
     len(schedule.timesteps),
   )
   conditions = settings.micro_conditions(chosen, size)
+  steps = range(initial.first_step, len(schedule.timesteps))
+  controls = control_inputs.place(pipeline, rows, inputs, size, chosen, steps)
   experts = []
   for expert in filter(None, (pipeline, refiner)):
     conditioning = prompt_encoding.make_conditioning(
@@ -117,7 +124,14 @@ def generate(
     weights = None if plan.weights is None else rows.place(plan.weights)
     experts.append(
       denoising_loop.make_expert(
-        expert, conditioning, weights, schedule, keys, initial, chosen
+        expert,
+        conditioning,
+        weights,
+        schedule,
+        keys,
+        initial,
+        chosen,
+        controls if expert is pipeline else None,
       )
     )
 
@@ -239,6 +253,7 @@ def check(
   for name in ('image', 'latents', 'mask', 'init_noise'):
     validation.check_numbers(name, getattr(inputs, name))
   validation.check_mask(inputs.mask, chosen.mask_threshold)
+  control_inputs.check(pipeline, inputs, chosen.guess_mode)
   if refiner:
     validation.check_refiner_matches_base(pipeline.model, refiner.model)
 

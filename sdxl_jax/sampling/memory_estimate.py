@@ -47,10 +47,22 @@ def steps(
   walk.mid()
   walk.up()
   context = count * words * context_width(config)
+  kernels = walk.kernels
+  # ControlNets run before the UNet, through which their outputs wait.
+  peak, waiting = max(walk.blocks), 0
+  for net in model.controlnets:
+    part = UNetWalk(net, rows, size, platform)
+    part.down()
+    part.mid()
+    peak = max(peak, *part.blocks)
+    waiting += sum(part.waiting) + part.waiting[-1]
+    # Beside them, features of the image, and keys and values of its own.
+    waiting += part.waiting[0] + count * words * context_width(net)
+    kernels += part.kernels
   # cuDNN has kernels in another order, copied once before the first step.
-  kernels = walk.kernels * jnp.dtype(config.dtype).itemsize
+  kernels *= jnp.dtype(config.dtype).itemsize
   copies = {'gpu': kernels, 'tpu': TPU_COPIES}.get(platform, 0)
-  return with_margin(max(walk.blocks) + context) + copies
+  return with_margin(peak + waiting + context) + copies
 
 
 class UNetWalk:

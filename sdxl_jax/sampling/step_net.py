@@ -1,11 +1,11 @@
 """The net of a step: one prediction for each image, guided or not."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from sdxl_jax.diffusion import guidance
 from sdxl_jax.models import sdxl
-from sdxl_jax.sampling import prompt_encoding
+from sdxl_jax.sampling import control_steps, prompt_encoding
 
 
 class Guidance(NamedTuple):
@@ -26,6 +26,7 @@ def make(
   how: Guidance,
   count: int,
   guided: bool,
+  controls: Sequence[control_steps.Control] = (),
 ) -> Callable:
   """Makes net(x, timestep) of one prediction for each image.
 
@@ -37,11 +38,22 @@ def make(
     count: images.
     guided: whether by classifier-free guidance. If not, only the conditional
       rows are computed.
+    controls: ControlNets that act, with the context of the same rows as the
+      conditioning.
   """
   branches = len(conditioning.vector) // count
   if branches > 1 and not guided:
+    controls = [
+      control_steps.conditional(control, conditioning.vector, branches)
+      for control in controls
+    ]
     conditioning = prompt_encoding.conditional(conditioning, branches)
-  net = model.denoiser(params, *conditioning, how.scale)
+  control = None
+  if controls:
+    control = control_steps.make_residuals(
+      model, params, conditioning.vector, controls, count, guided
+    )
+  net = model.denoiser(params, *conditioning, how.scale, control)
   if guided:
     return guidance.classifier_free_guidance(net, *how)
   return net if how.weights is None else guidance.average_net(net, how.weights)
