@@ -164,7 +164,7 @@ def apply_to_images(
   net: ControlNet,
   latents: Float[ArrayLike, 'b h w c'],
   timestep: Num[ArrayLike, ' b'],
-  context: Float[ArrayLike, 'b n d'],
+  context: Float[ArrayLike, 'b n d'] | None,
   vector: Float[ArrayLike, 'b v'],
   *images: Image,
   scales: Num[ArrayLike, ' k'] | None = None,

@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import typing
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -38,22 +37,6 @@ Latents = Float[Array, 'b h w c']
 Watch = Callable[[int, int, samplers.SamplerState, samplers.SamplerState], None]
 
 
-# No type check, since a tree of it may hold shapes or shardings.
-@typing.no_type_check
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class StepInputs:
-  """What every step of one model takes besides its state."""
-
-  conditioning: Conditioning
-  schedule: sampling_schedule.SamplingSchedule
-  keys: Key[Array, ' b']  # one per image
-  guidance: Guidance
-  known: img2img.KnownRegion | None = None  # what a mask leaves unchanged
-  concat_channels: Float[Array, 'b h w k'] | None = None
-  controls: tuple[control_steps.Control, ...] = ()  # that act
-
-
 class Expert(NamedTuple):
   """Base or refiner, with the inputs of its steps.
 
@@ -66,7 +49,7 @@ class Expert(NamedTuple):
   """
 
   pipeline: pipelines.Pipeline
-  inputs: StepInputs
+  inputs: step_net.StepInputs
   stages: list[tuple[int, Conditioning]]
   guided: np.ndarray  # bool [n]
   controls: control_steps.Controls | None = None
@@ -89,7 +72,7 @@ def make_expert(
   """
   is_inpainting = validation.is_inpainting_unet(pipeline.model)
   scale, rescale = settings.guidance_scale, settings.guidance_rescale
-  inputs = StepInputs(
+  inputs = step_net.StepInputs(
     stages[0][1],
     schedule,
     keys,
@@ -255,7 +238,7 @@ def denoise_steps(
   model: sdxl.SDXL,
   params: dict[str, Any],
   state: samplers.SamplerState,
-  inputs: StepInputs,
+  inputs: step_net.StepInputs,
   start: int | Int[Array, ''],
   stop: int | Int[Array, ''],
   *,

@@ -43,10 +43,8 @@ class Inputs(NamedTuple):
   latents: Any = None  # scaled [h/8, w/8, 4], in place of an image
   mask: Any = None  # float [h, w], 0 to 1: repaint from mask_threshold on
   init_noise: Any = None  # N(0, 1) [h/8, w/8, 4], in place of the seeds' own
-  # For each of the pipeline's ControlNets, an RGB image [h, w, 3] in [0, 1].
-  control: Sequence[Any] | None = None
-  # Of union nets, names or numbers as in control_specs.TYPES; None: of others.
-  control_types: Sequence[Any] | None = None
+  control: Any = None  # RGB [h, w, 3] in [0, 1] for each ControlNet
+  control_types: Any = None  # of union nets, see control_specs.TYPES
 
 
 TEXTS = prompt_plan.Prompts._fields

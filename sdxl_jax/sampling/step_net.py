@@ -1,9 +1,14 @@
 """The net of a step: one prediction for each image, guided or not."""
 
+import dataclasses
+import typing
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-from sdxl_jax.diffusion import guidance
+import jax
+from jaxtyping import Array, Float, Key
+
+from sdxl_jax.diffusion import guidance, img2img, sampling_schedule
 from sdxl_jax.models import sdxl
 from sdxl_jax.sampling import control_steps, prompt_encoding
 
@@ -17,6 +22,22 @@ class Guidance(NamedTuple):
   scale: Any
   rescale: Any
   weights: Any = None
+
+
+# No type check, since a tree of it may hold shapes or shardings.
+@typing.no_type_check
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class StepInputs:
+  """What every step of one model takes besides its state."""
+
+  conditioning: prompt_encoding.Conditioning
+  schedule: sampling_schedule.SamplingSchedule
+  keys: Key[Array, ' b']  # one per image
+  guidance: Guidance
+  known: img2img.KnownRegion | None = None  # what a mask leaves unchanged
+  concat_channels: Float[Array, 'b h w k'] | None = None
+  controls: tuple[control_steps.Control, ...] = ()  # that act
 
 
 def make(

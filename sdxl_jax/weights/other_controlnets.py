@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from sdxl_jax.weights import formats, hub, pretrained, read_options
+from sdxl_jax.weights.single_file import control_names
 
 NAME = 'controlnet'
 
@@ -43,6 +44,8 @@ def open_net(
       f'ControlNet {path}: neither a file, nor a folder with the config.json '
       'of one (ControlNetModel or ControlNetUnionModel)'
     )
+  if pathlib.Path(path).is_file():
+    return control_names.open_net(path, options.skip_unsupported)
   model = formats.open_model(path, None, options)
   if NAME not in model.loaders:
     raise FileNotFoundError(

@@ -1,6 +1,7 @@
 """ControlNets against live diffusers: residuals and gradients."""
 
 import functools
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -104,11 +105,10 @@ def call_ours(config, params, inputs, scales, types, guess):
   )
 
 
-@pytest.fixture(scope='module', params=CASES)
-def case(request):
+@functools.cache
+def make_case(name):
   """(config, params, diffusers' net, inputs, scales, types)."""
-  pytest.importorskip('diffusers')
-  fields, images = CASES[request.param]
+  fields, images = CASES[name]
   config = control_nets.make_config(**fields)
   params = control_nets.random_params(config)
   theirs = control_nets.in_diffusers(config, params)
@@ -116,10 +116,20 @@ def case(request):
   return config, params, theirs, make_inputs(config, images), scales, types
 
 
+QUICK = ('plain', True), ('union of two', False)
+
+
 @pytest.mark.torch
-@pytest.mark.parametrize('guess', [False, True])
-def test_live_residuals(case, guess, jit, close, tolerances):
-  config, params, theirs, *rest = case
+@pytest.mark.parametrize(
+  'name, guess',
+  [
+    pytest.param(*case, marks=() if case in QUICK else pytest.mark.slow)
+    for case in itertools.product(CASES, (False, True))
+  ],
+)
+def test_live_residuals(name, guess, jit, close, tolerances):
+  pytest.importorskip('diffusers')
+  config, params, theirs, *rest = make_case(name)
   expected, *_ = call_theirs(theirs, config, *rest, guess)
   found = jit(
     lambda params, *x: call_ours(config, params, *x, rest[-1], guess)
@@ -132,11 +142,14 @@ def test_live_residuals(case, guess, jit, close, tolerances):
 
 @pytest.mark.slow
 @pytest.mark.torch
-def test_live_gradients(case, jit, close, tolerances):
+@pytest.mark.parametrize('name', ['plain', 'union of two'])
+def test_live_gradients(name, jit, close, tolerances):
   """Of a loss behind the UNet, by the ControlNet's parameters and inputs."""
   torch = pytest.importorskip('torch')
   diffusers = pytest.importorskip('diffusers')
-  config, params, theirs, inputs, scales, types = case
+  config, params, theirs, inputs, scales, types = make_case(name)
+  for parameter in theirs.parameters():
+    parameter.grad = None
   folder = control_nets.TINY / 'base'
   unet_config, unet_params = folders.load_component(folder, 'unet')
   target = draw(*inputs['latents'].shape)
@@ -202,40 +215,55 @@ def check_params(ours, theirs, close, limit):
       assert np.abs(found).max() <= 2e-6 * largest, name
 
 
-def test_a_fresh_net_changes_nothing():
+def test_a_fresh_net_changes_nothing(jit):
   """Its residuals are zero, whatever the image is."""
-  for union in (False, True):
-    config = control_nets.make_config(union)
-    net = controlnet.ControlNet(config)
-    inputs = controlnet.init_inputs(config)
-    init = functools.partial(net.init, method=controlnet.apply_to_images)
-    variables = jax.jit(init)(jax.random.key(0), *inputs)
-    out = net.apply(variables, *inputs, method=controlnet.apply_to_images)
-    assert len(out) == 10 and not any(map(np.any, out))
-    # Its blocks do not begin at zero, from which nothing would be learned.
-    assert np.any(variables['params']['controlnet_cond_embedding']['conv_in'])
+  config = control_nets.make_config(union=True)
+  net = controlnet.ControlNet(config)
+  inputs = controlnet.init_inputs(config)
+
+  def run(key):
+    make = functools.partial(net.init, method=controlnet.apply_to_images)
+    variables = make(key, *inputs)
+    *rest, image = inputs
+    out = net.apply(
+      variables, *rest, image + 1, method=controlnet.apply_to_images
+    )
+    return variables['params'], out
+
+  params, out = jit(run)(jax.random.key(0))
+  assert len(out) == 10 and not any(map(np.any, out))
+  # Its blocks do not begin at zero, from which nothing would be learned.
+  assert np.any(params['controlnet_cond_embedding']['conv_in']['kernel'])
+  assert np.any(params['task_embedding'])
 
 
-def test_stored_keys_and_values(close):
+def test_stored_keys_and_values(jit, close):
   """As of the UNet: those of a context are computed once."""
   config = control_nets.make_config()
   params = control_nets.random_params(config)
   inputs = make_inputs(config, 1)
   net, vector = controlnet.ControlNet(config), vector_of(config, inputs)
   image = inputs['images'][0].repeat(2, 0)
-  latents, timestep = inputs['latents'], inputs['timestep']
-  apply = functools.partial(net.apply, method=controlnet.apply_to_images)
-  plain, variables = apply(
-    {'params': params},
-    *(latents, timestep, inputs['context'], vector, image),
-    mutable=['context'],
-  )
-  assert variables['context']['down_blocks_1']
-  again = apply(
-    {'params': params, **variables}, latents, timestep, None, vector, image
-  )
-  for ours, other in zip(again, plain):
-    close(ours, other, 1e-5)
+
+  @jit
+  def run(params, context):
+    latents, timestep = inputs['latents'], inputs['timestep']
+    apply = functools.partial(net.apply, method=controlnet.apply_to_images)
+    plain, variables = apply(
+      {'params': params},
+      *(latents, timestep, context, vector, image),
+      mutable=['context'],
+    )
+    again = apply(
+      {'params': params, **variables}, latents, timestep, None, vector, image
+    )
+    return plain, again
+
+  plain, again = run(params, inputs['context'])
+  other, _ = run(params, 2 * inputs['context'])
+  for ours, expected in zip(again, plain):
+    close(ours, expected, 1e-5)
+  assert np.abs(other[-1] - plain[-1]).max() > 0
 
 
 @pytest.mark.torch

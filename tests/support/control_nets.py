@@ -37,10 +37,10 @@ def random_params(config, seed=0):
   return jax.tree.map(shift, params)
 
 
-def write(folder, config, params):
-  """Writes a folder as diffusers' save_pretrained does."""
+def write(folder, config, params, **settings):
+  """Writes a folder as diffusers' save_pretrained does; see save_net."""
   net = pretrained.from_params('controlnet', config, lambda target: params)
-  folder_writer.save_net(pathlib.Path(folder), net)
+  folder_writer.save_net(pathlib.Path(folder), net, **settings)
   return folder
 
 

@@ -138,26 +138,15 @@ def write_unet(config: unet.UNetConfig) -> Json:
   }
 
 
-def controlnet_fixed() -> Json:
-  """Returns the options that a ControlNet fixes."""
-  names = controlnet_json.UNET_FIXED
-  return {n: UNET_FIXED[n] for n in names} | controlnet_json.FIXED
-
-
 def read_controlnet(
   published: Json, location: str
 ) -> controlnet.ControlNetConfig:
   """Reads the config.json of a ControlNet."""
   controlnet_json.check_is_sdxl(published, location)
-  check_fixed(published, controlnet_fixed(), location)
+  check_fixed(published, controlnet_json.FIXED, location)
   config = controlnet_json.read(published, location)
-  check_same_blocks(published, write_controlnet(config), location)
+  check_same_blocks(published, controlnet_json.write(config), location)
   return config
-
-
-def write_controlnet(config: controlnet.ControlNetConfig) -> Json:
-  """Returns the config.json of a ControlNet."""
-  return controlnet_fixed() | controlnet_json.write(config)
 
 
 def read_vae(
@@ -264,7 +253,7 @@ WRITE = {
   'vae': write_vae,
   'text_encoder': write_clip,
   'text_encoder_2': write_clip,
-  'controlnet': write_controlnet,
+  'controlnet': controlnet_json.write,
 }
 
 

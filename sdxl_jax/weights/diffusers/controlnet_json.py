@@ -39,25 +39,25 @@ UNION_DEFAULTS = {
   'num_trans_layer': 1,
   'num_proj_channel': 320,
 }
-# Options that our net fixes, besides those of the UNet; see config_json.py.
-FIXED = {'global_pool_conditions': False}
-UNET_FIXED = (
-  'act_fn',
-  'addition_embed_type',
-  'class_embed_type',
-  'downsample_padding',
-  'encoder_hid_dim',
-  'encoder_hid_dim_type',
-  'flip_sin_to_cos',
-  'freq_shift',
-  'mid_block_scale_factor',
-  'norm_eps',
-  'num_attention_heads',
-  'num_class_embeds',
-  'only_cross_attention',
-  'resnet_time_scale_shift',
-  'use_linear_projection',
-)
+# Options that our net fixes; see config_json.py.
+FIXED = {
+  'act_fn': 'silu',
+  'addition_embed_type': 'text_time',
+  'class_embed_type': None,
+  'downsample_padding': 1,
+  'encoder_hid_dim': None,
+  'encoder_hid_dim_type': None,
+  'flip_sin_to_cos': True,
+  'freq_shift': 0,
+  'global_pool_conditions': False,
+  'mid_block_scale_factor': 1,
+  'norm_eps': 1e-5,
+  'num_attention_heads': None,
+  'num_class_embeds': None,
+  'only_cross_attention': False,
+  'resnet_time_scale_shift': 'default',
+  'use_linear_projection': True,
+}
 
 
 def is_union(published: Json) -> bool:
@@ -153,10 +153,11 @@ def read_union(published: Json, location: str) -> Json:
 
 
 def write(config: controlnet.ControlNetConfig) -> Json:
-  """Returns the entries of a config.json that are not fixed."""
+  """Returns the config.json of a ControlNet."""
   blocks = unet_blocks.write(config)
   del blocks['up_block_types'], blocks['reverse_transformer_layers_per_block']
   entries = {
+    **FIXED,
     'in_channels': config.in_channels,
     'conditioning_channels': config.conditioning_channels,
     'block_out_channels': list(config.block_out_channels),
