@@ -27,7 +27,7 @@ ORIGINAL_FIRST = 'input_hint_block.0.weight'
 OTHERS = (
   (r'(?:^|\.)lora_controlnet$', 'a Control-LoRA'),
   (r'^lllite_', 'a ControlNet-LLLite'),
-  (r'(?:^|\.)(?:double_blocks|transformer_blocks)\.\d', 'one of another model'),
+  (r'^(?:double_blocks|transformer_blocks)\.\d', 'a net of another model'),
   (r'(?:^|\.)adapter\.|^body\.\d', 'a T2I-Adapter'),
 )
 
