@@ -60,7 +60,7 @@ def types_of(pipeline: pipelines.Pipeline, inputs: Any) -> list[int | None]:
       'control images: pass one each, None for ControlNets of one type'
     )
   found = {}
-  for use in control_specs.uses(pipeline.model, pipeline.controls):
+  for use in control_specs.uses(pipeline.model.configs, pipeline.controls):
     known = pipeline.model.configs[use.net].control_types
     for i in use.places:
       spec = pipeline.controls[i]
@@ -96,7 +96,7 @@ def place(
     for i, image in enumerate(inputs.control)
   ]
   return control_steps.make_controls(
-    pipeline.model,
+    pipeline.model.configs,
     pipeline.controls,
     placed,
     types_of(pipeline, inputs),

@@ -6,8 +6,8 @@ Both are repeated for several, and belong together by their order.
 """
 
 import math
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 from sdxl_jax.models import sdxl
 
@@ -106,16 +106,20 @@ def names(specs: Sequence[ControlSpec]) -> list[str]:
   return [f'{sdxl.CONTROLNET}{i}' for i in range(1, len(paths(specs)) + 1)]
 
 
-def uses(model: sdxl.SDXL, specs: Sequence[ControlSpec]) -> list[Use]:
+def uses(configs: Mapping[str, Any], specs: Sequence[ControlSpec]) -> list[Use]:
   """Returns the calls of ControlNets at each step.
 
   A union net that is named several times is called once with all its images,
   each of its own scale. Any other is called for each image.
+
+  Args:
+    configs: SDXL.configs, with those of the ControlNets.
+    specs: in the order of the command.
   """
   found = []
   for name, path in zip(names(specs), paths(specs)):
     places = [i for i, spec in enumerate(specs) if spec.path == path]
-    if model.configs[name].control_types:
+    if configs[name].control_types:
       found.append(Use(name, tuple(places)))
     else:
       found += [Use(name, (i,)) for i in places]

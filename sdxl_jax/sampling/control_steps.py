@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import typing
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -55,9 +55,9 @@ class Controls(typing.NamedTuple):
 
 
 def make_controls(
-  model: sdxl.SDXL,
+  configs: Mapping[str, Any],
   specs: Sequence[control_specs.ControlSpec],
-  images: Sequence[Image],
+  images: Sequence[Any],
   types: Sequence[Any],
   steps: range,
   guess: bool,
@@ -65,7 +65,7 @@ def make_controls(
   """Makes the Controls of a batch.
 
   Args:
-    model: base, with the ControlNets.
+    configs: of the base and its ControlNets, SDXL.configs.
     specs: of the ControlNets.
     images: of each spec, RGB in [0, 1], of the size of the output.
     types: of each spec, number of a union net's type or None.
@@ -73,7 +73,7 @@ def make_controls(
     guess: see settings.SampleSettings.guess_mode.
   """
   uses, active = [], []
-  for use in control_specs.uses(model, specs):
+  for use in control_specs.uses(configs, specs):
     of_types = [types[i] for i in use.places]
     uses.append(
       Control(
@@ -122,7 +122,7 @@ def changes(controls: Controls | None, start: int, stop: int) -> set[int]:
 
 
 def prepare(
-  model: sdxl.SDXL, params: dict[str, Any], controls: Controls | None
+  model: Any, params: dict[str, Any], controls: Controls | None
 ) -> Callable[[int, Any], tuple[Control, ...]]:
   """Makes (step, context) -> the uses of ControlNets that the step takes.
 
@@ -132,7 +132,7 @@ def prepare(
   diffusers: without any of them it still answers to the text.
 
   Args:
-    model: base, with the ControlNets.
+    model: sdxl.SDXL of the base, with the ControlNets.
     params: of them.
     controls: of the run; None: there are none.
   """

@@ -47,7 +47,9 @@ def test_grey_and_transparent_images(tmp_path):
   grey = np.random.default_rng(0).integers(0, 256, (8, 8), np.uint8)
   Image.fromarray(grey).save(tmp_path / 'grey.png')
   found = control_images.read(tmp_path / 'grey.png', (8, 8))
-  np.testing.assert_array_equal(found, np.float32(grey[..., None] / [255] * 3))
+  np.testing.assert_array_equal(
+    found, np.float32(grey)[..., None].repeat(3, -1) / 255
+  )
   pixels = np.full((8, 8, 4), 255, np.uint8)
   pixels[:, 4:, 3] = 0
   Image.fromarray(pixels).save(tmp_path / 'pose.png')

@@ -1,10 +1,9 @@
 """ControlNets as the command names them, and which of them act at a step."""
 
-import types
-
 import numpy as np
 import pytest
 
+from sdxl_jax.models import controlnet
 from sdxl_jax.sampling import control_inputs, control_specs, control_steps
 from sdxl_jax.sampling.control_specs import ControlSpec
 
@@ -40,16 +39,17 @@ def test_numbers_that_do_not_fit(text, message):
     control_specs.parse(text)
 
 
-def model(*union_types):
-  """A model with the types of each of its ControlNets."""
-  names = [f'controlnet_{i}' for i in range(1, len(union_types) + 1)]
-  configs = [types.SimpleNamespace(control_types=n) for n in union_types]
-  return types.SimpleNamespace(configs=dict(zip(names, configs)))
+def configs(*union_types):
+  """The configs of ControlNets with so many types each."""
+  return {
+    f'controlnet_{i}': controlnet.ControlNetConfig(control_types=n)
+    for i, n in enumerate(union_types, 1)
+  }
 
 
 def test_a_union_net_is_called_once_and_others_for_each_image():
   specs = [ControlSpec(path) for path in ('a', 'u', 'a', 'u', 'v')]
-  assert control_specs.uses(model(0, 6, 8), specs) == [
+  assert control_specs.uses(configs(0, 6, 8), specs) == [
     ('controlnet_1', (0,)),
     ('controlnet_1', (2,)),
     ('controlnet_2', (1, 3)),
@@ -94,7 +94,7 @@ def test_acting_as_in_diffusers():
 def controls():
   """A plain net for the first half, and a union net with two images."""
   return control_steps.make_controls(
-    model(0, 6),
+    configs(0, 6),
     [
       ControlSpec('a', 0.5, 0, 0.5),
       ControlSpec('u', 0.7, 0, 0.25),

@@ -3,9 +3,11 @@
 import dataclasses
 import functools
 
+import jax
 import numpy as np
 import pytest
 
+from sdxl_jax.distributed import device_mesh
 from sdxl_jax.sampling import control_specs, generation, pipelines
 from tests.support import control_nets
 
@@ -133,7 +135,7 @@ CASES = {
   'union in guess mode': (['u:0.9'], [0], {'guess_mode': True}),
   'two unions': (['u:0.9', 'v:0.6'], [3, 5], {}),
 }
-QUICK = 'one', 'union of two images'
+QUICK = ('two',)
 
 
 @pytest.mark.torch
@@ -158,3 +160,73 @@ def test_live_pipelines(nets, name, close, tolerances):
   close(nchw(found), expected, limit)
   plain = nchw(sample_ours(base(), None, **options | {'guess_mode': False}))
   assert np.abs(plain - expected).max() > 1e-2 * np.abs(expected).max()
+
+
+@pytest.mark.slow
+def test_an_image_depends_on_its_own_control(nets, close):
+  """Not on its batch or on devices; with a text of two parts and all modes."""
+  images = np.stack([picture(5), picture(6)])
+  texts = ['a fox AND snow :0.5', 'a pig AND a :0.7']
+  options = {
+    'steps': STEPS,
+    'sampler': 'euler',
+    'guess_mode': True,
+    'guidance_interval': (1.0, 8.0),
+    'weighted_prompts': True,
+    'control_types': [None, 2],
+  }
+  specs = [f'{nets["a"][0]}:0.8:0:0.5', f'{nets["u"][0]}:0.6']
+  mesh = device_mesh.make_mesh(devices=jax.devices()[:2])
+  shared, single = (
+    dataclasses.replace(
+      pipelines.load(control_nets.TINY / 'base', controlnets=specs, mesh=m),
+      size=SIZE,
+    )
+    for m in (mesh, None)
+  )
+  _, both = generation.generate(
+    shared, texts, init_noise=noise(), control=[images, images], **options
+  )
+  for i in range(2):
+    _, alone = generation.generate(
+      single,
+      texts[i : i + 1],
+      init_noise=noise()[i],
+      control=[images[i], images[i]],
+      **options,
+    )
+    close(both[i : i + 1], alone, 1e-4)
+  assert np.abs(both[0] - both[1]).max() > 0.1
+
+
+def test_inputs_that_do_not_fit(nets):
+  """Before anything is compiled."""
+  pipeline = load(nets, ['a', 'u'])
+  assert pipeline.model.configs.keys() >= {'controlnet_1', 'controlnet_2'}
+  good = [picture(1), picture(2)]
+  for options, message in (
+    ({}, '0 control images for 2 ControlNets'),
+    ({'control': good[:1]}, '1 control images for 2 ControlNets'),
+    ({'control': good}, 'is a union net: put the type'),
+    (
+      {'control': good, 'control_types': ['canny', 'canny']},
+      'no union net, and has one type',
+    ),
+    (
+      {'control': good, 'control_types': [None, 'tile']},
+      "control type 'tile' is none of",
+    ),
+    (
+      {'control': [good[0] * 255, good[1]], 'control_types': [None, 3]},
+      r'control\[0\] has values from 0 to 25.*divide pixels',
+    ),
+  ):
+    with pytest.raises(ValueError, match=message):
+      generation.generate(pipeline, ['a'], **options)
+  with pytest.raises(ValueError, match='guess_mode is set without'):
+    generation.generate(base(), ['a'], guess_mode=True)
+  with pytest.raises(ValueError, match='of another model: its channels'):
+    config = control_nets.make_config(block_out_channels=(12, 24, 96))
+    folder = nets['a'][0].with_name('wide')
+    control_nets.write(folder, config, control_nets.random_params(config))
+    pipelines.load(control_nets.TINY / 'base', controlnets=[str(folder)])
