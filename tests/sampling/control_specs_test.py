@@ -119,7 +119,7 @@ def test_stretches_and_nets_of_a_run(monkeypatch):
   monkeypatch.setattr(
     control_steps, 'precompute_context', lambda *args, name: name
   )
-  at_step = control_steps.prepare(None, None, made)
+  at_step = control_steps.prepare(None, {}, made)
   found = [at_step(i, 'text') for i in range(4)]
   # The union net runs without images too.
   assert [[c.net[-1] for c in of_step] for of_step in found] == [
