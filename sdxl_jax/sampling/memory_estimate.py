@@ -10,7 +10,7 @@ import math
 
 import jax.numpy as jnp
 
-from sdxl_jax.models import attention, sdxl, unet, vae
+from sdxl_jax.models import attention, controlnet, sdxl, unet, vae
 
 # Padding, fragments and scratch memory of kernels, which no shape has.
 MARGIN = 1.25
@@ -153,9 +153,12 @@ class UNetWalk:
 
 def context_width(config: unet.UNetConfig) -> int:
   """Returns the numbers of a context's row and of all its keys and values."""
+  has_up = not isinstance(config, controlnet.ControlNetConfig)
   total = config.context_dim
   for i, width in enumerate(config.block_out_channels):
-    depths = config.depths(i, up=False) + config.depths(i, up=True)
+    depths = config.depths(i, up=False)
+    if has_up:
+      depths += config.depths(i, up=True)
     total += 2 * width * sum(depths)
   depth = config.mid_transformer_depth or 0
   return total + 2 * config.block_out_channels[-1] * depth

@@ -157,8 +157,9 @@ def test_live_pipelines(nets, name, close, tolerances):
   limit = tolerances['pipeline_latents_each_step_and_final']
   assert limit <= 2e-4
   close(nchw(found), expected, limit)
-  plain = nchw(sample_ours(base(), None, **options | {'guess_mode': False}))
-  assert np.abs(plain - expected).max() > 1e-2 * np.abs(expected).max()
+  if name in QUICK:  # the ControlNets matter
+    plain = nchw(sample_ours(base(), None))
+    assert np.abs(plain - expected).max() > 1e-2 * np.abs(expected).max()
 
 
 @pytest.mark.slow
