@@ -138,13 +138,22 @@ class ControlNet(nn.Module):
 
     # Several images were scaled one by one before.
     scale = scales[0] if len(features) == 1 else jnp.float32(1)
-    shares = np.ones(len(residuals))
-    if guess:
-      shares = np.logspace(-1, 0, len(residuals))
-    return [
-      (scale * np.float32(share) * y.astype(jnp.float32)).astype(y.dtype)
-      for share, y in zip(shares, residuals)
-    ]
+    return scaled(residuals, scale, guess)
+
+
+def scaled(
+  residuals: Sequence[Float[Array, 'b _ _ _']],
+  scale: Float[ArrayLike, ''],
+  guess: bool,
+) -> list[Float[Array, 'b _ _ _']]:
+  """Multiplies residuals; see ControlNet."""
+  shares = np.ones(len(residuals))
+  if guess:
+    shares = np.logspace(-1, 0, len(residuals))
+  return [
+    (scale * np.float32(share) * y.astype(jnp.float32)).astype(y.dtype)
+    for share, y in zip(shares, residuals)
+  ]
 
 
 def init_inputs(config: ControlNetConfig) -> tuple:

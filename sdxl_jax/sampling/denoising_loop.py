@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -157,36 +157,16 @@ def run_segment(
     report_every: steps between two calls.
     warm_up: see `run`.
   """
-  pipeline, inputs, stages, guided, controls = expert
-  nets = control_steps.nets_of(controls)
+  pipeline, done = expert.pipeline, []
+  nets = control_steps.nets_of(expert.controls)
   params = pipeline.on_device('unet', *nets)
-  # Cross-attention's keys and values are the same at every step of a stage, and
-  # stages may come back.
-  contexts, done = {}, []
-  controls_at = control_steps.prepare(pipeline.model, params, controls)
   state = samplers.init_state(samplers.SAMPLERS[segment.sampler], x)
   state = place_state(state, params, pipeline.mesh)
   stride = report_every if report else max(1, segment.steps)
   height, width = (side * pipeline.model.vae.downscale for side in x.shape[1:3])
   name = f'the steps of {height} x {width} px'
-  for start, stop, conditioning, is_guided in step_segments.stretches(
-    stages,
-    guided,
-    segment.start,
-    segment.stop,
-    stride,
-    control_steps.changes(controls, segment.start, segment.stop),
-  ):
-    acting = controls_at(start, conditioning.context)
-    key = id(conditioning.context)
-    if key not in contexts:
-      contexts[key] = precompute_context(
-        pipeline.model, params, conditioning.context
-      )
-    conditioning = conditioning._replace(context=contexts[key])
-    inputs = dataclasses.replace(
-      inputs, conditioning=conditioning, controls=acting
-    )
+  for stretch, inputs in stretches_of(expert, segment, params, stride):
+    start, stop, _, is_guided = stretch
     with device_mesh.use(pipeline.mesh), compile_progress.naming(name):
       state = take_steps(
         pipeline.model,
@@ -207,6 +187,34 @@ def run_segment(
     report(*done.pop(), state)
   # An offloaded UNet's parameters leave the device after this.
   return state.x.block_until_ready()
+
+
+def stretches_of(
+  expert: Expert,
+  segment: step_segments.Segment,
+  params: dict[str, Any],
+  stride: int,
+) -> Iterator[tuple[step_segments.Stretch, step_net.StepInputs]]:
+  """Yields each stretch of a segment, with the inputs of its steps."""
+  model, start, stop = expert.pipeline.model, segment.start, segment.stop
+  # Cross-attention's keys and values are the same at every step of a stage, and
+  # stages may come back.
+  contexts = {}
+  controls_at = control_steps.prepare(model, params, expert.controls)
+  changes = control_steps.changes(expert.controls, start, stop)
+  for stretch in step_segments.stretches(
+    expert.stages, expert.guided, start, stop, stride, changes
+  ):
+    given = stretch.conditioning
+    key = id(given.context)
+    if key not in contexts:
+      contexts[key] = precompute_context(model, params, given.context)
+    made = given._replace(context=contexts[key])
+    controls = controls_at(stretch.start, given.context)
+    yield (
+      stretch,
+      dataclasses.replace(expert.inputs, conditioning=made, controls=controls),
+    )
 
 
 def place_state(
