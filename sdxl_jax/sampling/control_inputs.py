@@ -30,8 +30,8 @@ def check_count(nets: int, images: int) -> None:
   """Raises ValueError unless each ControlNet has one image."""
   if nets != images:
     raise ValueError(
-      f'there are {images} control images for {nets} ControlNets: pass one '
-      '--control for each --controlnet, in their order'
+      f'ControlNets: {nets}, control images: {images}; pass one --control for '
+      'each --controlnet, in their order'
     )
 
 

@@ -74,9 +74,9 @@ def test_requests_before_models_are_loaded(edges):
     return request_checks.before_loading([Located('', request)], models)
 
   assert check(['a', 'b'], edges, f'canny={edges}') == []
-  with pytest.raises(ValueError, match='1 control images for 2 ControlNets'):
+  with pytest.raises(ValueError, match='ControlNets: 2, control images: 1'):
     check(['a', 'b'], edges)
-  with pytest.raises(ValueError, match='1 control images for 0 ControlNets'):
+  with pytest.raises(ValueError, match='ControlNets: 0, control images: 1'):
     check([], edges)
   with pytest.raises(FileNotFoundError, match='none'):
     check(['a'], 'none.png')

@@ -136,7 +136,7 @@ def test_stretches_and_nets_of_a_run(monkeypatch):
 
 
 def test_images_that_do_not_fit():
-  with pytest.raises(ValueError, match='1 control images for 2 ControlNets'):
+  with pytest.raises(ValueError, match='ControlNets: 2, control images: 1'):
     control_inputs.check_count(2, 1)
   for image in (np.full((8, 8, 3), 255.0), np.full((8, 8, 3), -1.0)):
     with pytest.raises(ValueError, match=r'control\[0\] has values .* 0 to 1'):

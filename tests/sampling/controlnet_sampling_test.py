@@ -205,8 +205,8 @@ def test_inputs_that_do_not_fit(nets):
   assert pipeline.model.configs.keys() >= {'controlnet_1', 'controlnet_2'}
   good = [picture(1), picture(2)]
   for options, message in (
-    ({}, '0 control images for 2 ControlNets'),
-    ({'control': good[:1]}, '1 control images for 2 ControlNets'),
+    ({}, 'ControlNets: 2, control images: 0'),
+    ({'control': good[:1]}, 'ControlNets: 2, control images: 1'),
     ({'control': good}, 'is a union net: put the type'),
     (
       {'control': good, 'control_types': ['canny', 'canny']},
