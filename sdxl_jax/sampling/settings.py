@@ -264,7 +264,7 @@ def check_limits(field: dataclasses.Field, value: Any) -> None:
 def describe(field: dataclasses.Field) -> str:
   """Returns the help of a field with its default."""
   about = field.metadata['about']
-  if field.default in (None, False):
+  if field.default in (None, False, ()):
     return about
   return f'{about}; default: {field.default}'
 
