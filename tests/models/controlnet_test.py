@@ -215,6 +215,7 @@ def check_params(ours, theirs, close, limit):
       assert np.abs(found).max() <= 2e-6 * largest, name
 
 
+@pytest.mark.slow
 def test_a_fresh_net_changes_nothing(jit):
   """Its residuals are zero, whatever the image is."""
   config = control_nets.make_config(union=True)

@@ -65,7 +65,11 @@ def open_tensors(monkeypatch, tmp_path):
   return open_
 
 
-@pytest.mark.parametrize('config', [FULL, UNION], ids=['plain', 'union'])
+@pytest.mark.parametrize(
+  'config',
+  [FULL, pytest.param(UNION, marks=pytest.mark.slow)],
+  ids=['plain', 'union'],
+)
 def test_files_of_full_size(open_tensors, config):
   """Their config follows from shapes, in the names of diffusers."""
   net = open_tensors(full_size(config))
