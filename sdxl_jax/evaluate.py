@@ -66,6 +66,8 @@ OF_ONE_IMAGE = (
   'mask',
   'mask_threshold',
   'strength',
+  'control',
+  'guess_mode',
 )
 SETTINGS = {
   name: field

@@ -10,6 +10,7 @@ from jaxtyping import Array, ArrayLike, Float, Num, PRNGKeyArray
 
 from sdxl_jax.diffusion import noise_schedule
 from sdxl_jax.models import (
+  controlnet,
   learned_vectors,
   lora,
   micro_conditioning,
@@ -19,6 +20,12 @@ from sdxl_jax.models import (
 )
 
 Params = dict[str, Any]  # {net: its parameters}
+CONTROLNET = 'controlnet_'  # begins the names of ControlNets
+
+
+def is_controlnet(name: str) -> bool:
+  """Returns whether a net of SDXL is a ControlNet, by its name."""
+  return name.startswith(CONTROLNET)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,7 +35,7 @@ class SDXL:
   Parameters are {'unet', 'vae', 'text_encoder', 'text_encoder_2'}; the refiner
   has no 'text_encoder', and a PatchVAE no parameters. With targets there are
   also the low-rank factors of all nets, 'lora', and with words their vectors,
-  'words'.
+  'words'. ControlNets are 'controlnet_1', 'controlnet_2', ..., see CONTROLNET.
   """
 
   unet: unet.UNetConfig
@@ -38,6 +45,7 @@ class SDXL:
   refiner: bool = False
   targets: tuple[lora.Target, ...] = ()
   words: tuple[learned_vectors.Word, ...] = ()
+  controlnets: tuple[controlnet.ControlNetConfig, ...] = ()
 
   @property
   def configs(self) -> dict[str, Any]:
@@ -48,6 +56,8 @@ class SDXL:
       'text_encoder': self.text.text_encoder,
       'text_encoder_2': self.text.text_encoder_2,
     }
+    for i, config in enumerate(self.controlnets, 1):
+      configs[f'{CONTROLNET}{i}'] = config
     # Neither of these has parameters.
     empty = (vae.PatchConfig, type(None))
     return {n: c for n, c in configs.items() if not isinstance(c, empty)}
@@ -68,6 +78,9 @@ class SDXL:
       vae=configs.get('vae', self.vae),
       text=text_encoder.TextEncoder(
         configs.get('text_encoder'), configs['text_encoder_2']
+      ),
+      controlnets=tuple(
+        config for name, config in configs.items() if is_controlnet(name)
       ),
     )
 
@@ -189,6 +202,7 @@ class SDXL:
     context: Float[ArrayLike, 'b n context'] | Params,
     vector: Float[ArrayLike, 'b vector'],
     guidance_scale: Float[ArrayLike, ''] = 1.0,
+    control: Callable | None = None,
   ) -> Callable:
     """Makes net(x, timestep) -> eps, v or x0, for denoiser.make_denoiser.
 
@@ -197,6 +211,7 @@ class SDXL:
       context: or the result of `precompute_cross_attention_kv`.
       vector: second input of the UNet.
       guidance_scale: input of nets that were distilled with guidance.
+      control: (x, timestep) -> residuals of ControlNets, see unet.UNet.
     """
     # Precomputed keys and values take the place of the context.
     net, variables = unet.UNet(self.unet), {}
@@ -213,6 +228,7 @@ class SDXL:
         context,
         vector,
         guidance_scale,
+        residuals=control(x, timestep) if control else None,
         variables=variables,
       )
 

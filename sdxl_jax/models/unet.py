@@ -5,10 +5,9 @@ from collections.abc import Sequence
 
 import flax.linen as nn
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, ArrayLike, Float, Num
 
-from sdxl_jax.models import layers, transformer
+from sdxl_jax.models import layers, transformer, unet_embedding
 
 # One number for all blocks of a level, or one for each, in their order.
 Depth = int | tuple[int, ...]
@@ -108,54 +107,8 @@ KOALA_1B = dataclasses.replace(
 PRUNED = SSD_1B, VEGA, KOALA_700M, KOALA_1B
 
 
-def embedding_config(config: UNetConfig) -> UNetConfig:
-  """Returns the config of the embeddings of timestep and vector.
-
-  They are float32 in a UNet of float16, and in none stored in 8 bits: every
-  block depends on them, and they are four small matmuls.
-  """
-  config = dataclasses.replace(config, weights_dtype=None)
-  if config.dtype != 'float16':
-    return config
-  return dataclasses.replace(config, dtype='float32')
-
-
 Pixels = Float[ArrayLike, 'b h w c']
 Context = Float[ArrayLike, 'b m context'] | None
-
-
-class Embedding(nn.Module):
-  """Linear, SiLU, Linear: for timestep (with guidance) and for the vector."""
-
-  config: UNetConfig
-
-  @nn.compact
-  def __call__(
-    self,
-    x: Float[ArrayLike, 'b c'],
-    guidance: Float[Array, 'b g'] | None = None,
-  ) -> Float[Array, 'b width']:
-    width = 4 * self.config.block_out_channels[0]
-    if guidance is not None:
-      project = layers.dense(self.config, x.shape[-1], 'cond_proj', False)
-      x = x + project(guidance)
-    x = nn.silu(layers.dense(self.config, width, 'linear_1')(x))
-    return layers.dense(self.config, width, 'linear_2')(x)
-
-
-# Meng et al. 2022, On Distillation of Guided Diffusion Models, with w embedded
-# as in Luo et al. 2023, Latent Consistency Models.
-def guidance_sinusoid(
-  guidance_scale: Num[ArrayLike, ' b'], width: int
-) -> Float[Array, 'b {width}']:
-  """Embeds w = guidance_scale - 1, float32.
-
-  sin(1000 w f_i), cos(1000 w f_i), f_i = 10000^(-2i / (width - 2)): sines first
-  and another divisor, unlike the timestep's.
-  """
-  f = np.float32(np.logspace(0, -4, width // 2))
-  angles = 1000 * (jnp.float32(guidance_scale) - 1)[..., None] * f
-  return jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=-1)
 
 
 class Level(nn.Module):
@@ -230,6 +183,25 @@ class MidBlock(nn.Module):
     return resnet(config, features, 1e-5, name='resnets_1')(x, temb)
 
 
+def down(
+  config: UNetConfig,
+  x: Float[Array, 'b h w c'],
+  temb: Float[Array, 'b width'],
+  context: Context,
+) -> tuple[Float[Array, 'b _ _ _'], list[Float[Array, 'b _ _ _']]]:
+  """Applies the levels of the way down, within a module.
+
+  Returns:
+    The last output; and all that the way up takes, x first.
+  """
+  skips, last = [x], len(config.block_out_channels) - 1
+  for i in range(last + 1):
+    level = Level(config, i, False, i < last, name=f'down_blocks_{i}')
+    x, outputs = level(x, temb, context)
+    skips += outputs
+  return x, skips
+
+
 class UNet(nn.Module):
   """Predicts eps, v or x0 from noisy latents, in float32.
 
@@ -239,6 +211,9 @@ class UNet(nn.Module):
 
   If the collection `context` is mutable, a call stores the keys and values of
   the context in it; later calls with this collection take None for the context.
+
+  Residuals, those of a ControlNet, are added to the output of conv_in, to all
+  outputs of the way down and to the mid block's, in this order.
   """
 
   config: UNetConfig
@@ -251,34 +226,25 @@ class UNet(nn.Module):
     context: Float[ArrayLike, 'b n {self.config.context_dim}'] | None,
     vector: Float[ArrayLike, 'b {self.config.vector_dim}'],
     guidance_scale: Float[ArrayLike, ''] = 1.0,
+    residuals: Sequence[Float[ArrayLike, 'b _ _ _']] | None = None,
   ) -> Float[Array, 'b h w {self.config.out_channels}']:
     config = self.config
     levels = len(config.block_out_channels)
 
     # Embed: the timestep and the vector meet as a sum.
-    t = layers.sinusoid(timestep, config.block_out_channels[0])
-    if config.guidance_embed_dim:
-      scale = jnp.broadcast_to(guidance_scale, timestep.shape)
-      guidance = guidance_sinusoid(scale, config.guidance_embed_dim)
-    else:
-      guidance = None
     ends = dataclasses.replace(config, weights_dtype=None)
-    embedding = embedding_config(config)
-    temb = Embedding(embedding, name='time_embedding')(t, guidance)
-    temb = temb + Embedding(embedding, name='add_embedding')(vector)
+    temb = unet_embedding.embed(config, timestep, vector, guidance_scale)
     channels = config.block_out_channels[0]
     x = layers.conv(ends, channels, 'conv_in')(latents)
 
-    # Down, with every output kept for the way up.
-    skips = [x]
-    for i in range(levels):
-      level = Level(config, i, False, i < levels - 1, name=f'down_blocks_{i}')
-      x, outputs = level(x, temb, context)
-      skips += outputs
-
-    # Mid.
+    # Down, with every output kept for the way up, and mid.
+    x, skips = down(config, x, temb, context)
     if config.mid_transformer_depth is not None:
       x = MidBlock(config, name='mid_block')(x, temb, context)
+    if residuals is not None:
+      *of_skips, of_mid = residuals
+      skips = [skip + r for skip, r in zip(skips, of_skips, strict=True)]
+      x = x + of_mid
 
     # Up; the way down rounds odd sizes up, so the next skip has the size.
     for i, number in enumerate(reversed(range(levels))):

@@ -235,7 +235,7 @@ def trace_steps(
 
   def take(params, x, conditioning, schedule, keys):
     context = model.precompute_cross_attention_kv(params, conditioning.context)
-    inputs = denoising_loop.StepInputs(
+    inputs = step_net.StepInputs(
       conditioning._replace(context=context),
       schedule,
       keys,

@@ -2,8 +2,7 @@
 
 import dataclasses
 import functools
-import typing
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -20,6 +19,7 @@ from sdxl_jax.distributed import device_mesh, sharding
 from sdxl_jax.models import sdxl
 from sdxl_jax.programs import compile_progress
 from sdxl_jax.sampling import (
+  control_steps,
   initial_latents,
   pipelines,
   step_net,
@@ -37,21 +37,6 @@ Latents = Float[Array, 'b h w c']
 Watch = Callable[[int, int, samplers.SamplerState, samplers.SamplerState], None]
 
 
-# No type check, since a tree of it may hold shapes or shardings.
-@typing.no_type_check
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class StepInputs:
-  """What every step of one model takes besides its state."""
-
-  conditioning: Conditioning
-  schedule: sampling_schedule.SamplingSchedule
-  keys: Key[Array, ' b']  # one per image
-  guidance: Guidance
-  known: img2img.KnownRegion | None = None  # what a mask leaves unchanged
-  concat_channels: Float[Array, 'b h w k'] | None = None
-
-
 class Expert(NamedTuple):
   """Base or refiner, with the inputs of its steps.
 
@@ -60,12 +45,14 @@ class Expert(NamedTuple):
     inputs: of the first step.
     stages: the first step of each conditioning, in order from step 0 on.
     guided: of each step, whether the unconditional branch is computed too.
+    controls: its ControlNets and their images; None: there are none.
   """
 
   pipeline: pipelines.Pipeline
-  inputs: StepInputs
+  inputs: step_net.StepInputs
   stages: list[tuple[int, Conditioning]]
   guided: np.ndarray  # bool [n]
+  controls: control_steps.Controls | None = None
 
 
 def make_expert(
@@ -76,6 +63,7 @@ def make_expert(
   keys: Key[Array, ' b'],
   initial: initial_latents.InitialLatents,
   settings: SampleSettings,
+  controls: control_steps.Controls | None = None,
 ) -> Expert:
   """Makes the Expert of a base or refiner.
 
@@ -84,7 +72,7 @@ def make_expert(
   """
   is_inpainting = validation.is_inpainting_unet(pipeline.model)
   scale, rescale = settings.guidance_scale, settings.guidance_rescale
-  inputs = StepInputs(
+  inputs = step_net.StepInputs(
     stages[0][1],
     schedule,
     keys,
@@ -96,7 +84,7 @@ def make_expert(
     schedule.sigmas, settings.guidance_interval
   )
   guided &= validation.uses_cfg(pipeline.model, scale)
-  return Expert(pipeline, inputs, stages, guided)
+  return Expert(pipeline, inputs, stages, guided, controls)
 
 
 def run(
@@ -169,26 +157,16 @@ def run_segment(
     report_every: steps between two calls.
     warm_up: see `run`.
   """
-  pipeline, inputs, stages, guided = expert
-  params = pipeline.on_device('unet')
-  # Cross-attention's keys and values are the same at every step of a stage, and
-  # stages may come back.
-  contexts, done = {}, []
+  pipeline, done = expert.pipeline, []
+  nets = control_steps.nets_of(expert.controls)
+  params = pipeline.on_device('unet', *nets)
   state = samplers.init_state(samplers.SAMPLERS[segment.sampler], x)
   state = place_state(state, params, pipeline.mesh)
   stride = report_every if report else max(1, segment.steps)
   height, width = (side * pipeline.model.vae.downscale for side in x.shape[1:3])
   name = f'the steps of {height} x {width} px'
-  for start, stop, conditioning, is_guided in step_segments.stretches(
-    stages, guided, segment.start, segment.stop, stride
-  ):
-    key = id(conditioning.context)
-    if key not in contexts:
-      contexts[key] = precompute_context(
-        pipeline.model, params, conditioning.context
-      )
-    conditioning = conditioning._replace(context=contexts[key])
-    inputs = dataclasses.replace(inputs, conditioning=conditioning)
+  for stretch, inputs in stretches_of(expert, segment, params, stride):
+    start, stop, _, is_guided = stretch
     with device_mesh.use(pipeline.mesh), compile_progress.naming(name):
       state = take_steps(
         pipeline.model,
@@ -209,6 +187,34 @@ def run_segment(
     report(*done.pop(), state)
   # An offloaded UNet's parameters leave the device after this.
   return state.x.block_until_ready()
+
+
+def stretches_of(
+  expert: Expert,
+  segment: step_segments.Segment,
+  params: dict[str, Any],
+  stride: int,
+) -> Iterator[tuple[step_segments.Stretch, step_net.StepInputs]]:
+  """Yields each stretch of a segment, with the inputs of its steps."""
+  model, start, stop = expert.pipeline.model, segment.start, segment.stop
+  # Cross-attention's keys and values are the same at every step of a stage, and
+  # stages may come back.
+  contexts = {}
+  controls_at = control_steps.prepare(model, params, expert.controls)
+  changes = control_steps.changes(expert.controls, start, stop)
+  for stretch in step_segments.stretches(
+    expert.stages, expert.guided, start, stop, stride, changes
+  ):
+    given = stretch.conditioning
+    key = id(given.context)
+    if key not in contexts:
+      contexts[key] = precompute_context(model, params, given.context)
+    made = given._replace(context=contexts[key])
+    controls = controls_at(stretch.start, given.context)
+    yield (
+      stretch,
+      dataclasses.replace(expert.inputs, conditioning=made, controls=controls),
+    )
 
 
 def place_state(
@@ -240,7 +246,7 @@ def denoise_steps(
   model: sdxl.SDXL,
   params: dict[str, Any],
   state: samplers.SamplerState,
-  inputs: StepInputs,
+  inputs: step_net.StepInputs,
   start: int | Int[Array, ''],
   stop: int | Int[Array, ''],
   *,
@@ -255,6 +261,7 @@ def denoise_steps(
     inputs.guidance,
     count=len(state.x),
     guided=guided,
+    controls=inputs.controls,
   )
   if inputs.concat_channels is not None:
     net = denoiser.concat_channels(net, inputs.concat_channels)

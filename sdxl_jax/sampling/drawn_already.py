@@ -6,7 +6,7 @@ import os
 from collections.abc import Sequence
 from typing import Any
 
-from sdxl_jax.sampling import png_settings
+from sdxl_jax.sampling import model_flags, png_settings, sample_request
 from sdxl_jax.sampling.located import Located
 
 AUTOMATIC = None, 'auto'  # values that a model or a device decides
@@ -35,6 +35,7 @@ def find(
       continue
     saved = png_settings.load(name)
     wanted = dataclasses.asdict(item.request) | models
+    wanted = without_new(saved.fields | saved.models, wanted)
     difference = compare(saved.fields | saved.models, wanted)
     if difference:
       raise ValueError(
@@ -44,6 +45,21 @@ def find(
         )
       )
   return missing
+
+
+def without_new(
+  saved: dict[str, Any], wanted: dict[str, Any]
+) -> dict[str, Any]:
+  """Leaves out defaults of settings that the file's version did not have."""
+  defaults = {
+    **{name: field.default for name, field in sample_request.FIELDS.items()},
+    **{n: option.default for n, option in model_flags.MODEL_OPTIONS.items()},
+  }
+  return {
+    name: value
+    for name, value in wanted.items()
+    if name in saved or value != defaults.get(name)
+  }
 
 
 def compare(saved: dict[str, Any], wanted: dict[str, Any]) -> str | None:

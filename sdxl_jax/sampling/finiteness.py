@@ -143,7 +143,8 @@ def find_step(
     step = f'They began in step {done} of {total}'
     remedy = unet_remedy(experts[index].pipeline.model)
     if not is_finite(state.denoised):
-      raise Begun(f'{step}, in the {NETS[index]}: {remedy}')
+      more = ' or a ControlNet' if experts[index].controls else ''
+      raise Begun(f'{step}, in the {NETS[index]}{more}: {remedy}')
     if not is_finite(state.x):
       raise Begun(f'{step}, in the sampler: choose another, or more steps')
 

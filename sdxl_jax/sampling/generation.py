@@ -10,6 +10,7 @@ from jaxtyping import Float
 from sdxl_jax.diffusion import random_keys, sampling_schedule
 from sdxl_jax.distributed import batch_padding
 from sdxl_jax.sampling import (
+  control_inputs,
   denoising_loop,
   finiteness,
   image_seeds,
@@ -42,6 +43,8 @@ class Inputs(NamedTuple):
   latents: Any = None  # scaled [h/8, w/8, 4], in place of an image
   mask: Any = None  # float [h, w], 0 to 1: repaint from mask_threshold on
   init_noise: Any = None  # N(0, 1) [h/8, w/8, 4], in place of the seeds' own
+  control: Any = None  # RGB [h, w, 3] in [0, 1] for each ControlNet
+  control_types: Any = None  # of union nets, see control_specs.TYPES
 
 
 TEXTS = prompt_plan.Prompts._fields
@@ -109,6 +112,8 @@ def generate(
     len(schedule.timesteps),
   )
   conditions = settings.micro_conditions(chosen, size)
+  steps = range(initial.first_step, len(schedule.timesteps))
+  controls = control_inputs.place(pipeline, rows, inputs, size, chosen, steps)
   experts = []
   for expert in filter(None, (pipeline, refiner)):
     conditioning = prompt_encoding.make_conditioning(
@@ -117,7 +122,14 @@ def generate(
     weights = None if plan.weights is None else rows.place(plan.weights)
     experts.append(
       denoising_loop.make_expert(
-        expert, conditioning, weights, schedule, keys, initial, chosen
+        expert,
+        conditioning,
+        weights,
+        schedule,
+        keys,
+        initial,
+        chosen,
+        controls if expert is pipeline else None,
       )
     )
 
@@ -239,6 +251,7 @@ def check(
   for name in ('image', 'latents', 'mask', 'init_noise'):
     validation.check_numbers(name, getattr(inputs, name))
   validation.check_mask(inputs.mask, chosen.mask_threshold)
+  control_inputs.check(pipeline, inputs, chosen.guess_mode)
   if refiner:
     validation.check_refiner_matches_base(pipeline.model, refiner.model)
 

@@ -5,7 +5,8 @@ import os
 from collections.abc import Collection, Sequence
 from typing import Any
 
-from sdxl_jax.models import from_config, stored_kernels
+from sdxl_jax.models import from_config, sdxl, stored_kernels
+from sdxl_jax.sampling import control_specs
 from sdxl_jax.weights import pretrained, read_options
 
 
@@ -34,6 +35,8 @@ class LoadOptions:
   vae: str | os.PathLike[str] | None = None  # weights of another autoencoder
   # Files of textual inversion, each as 'FILE' or 'NAME=FILE'.
   embeddings: Sequence[str] = ()
+  # ControlNets, each as 'PATH', 'PATH:SCALE' or 'PATH:SCALE:START:END'.
+  controlnets: Sequence[str] = ()
   variant: str | None = None  # see read_options.ReadOptions
   prediction: str | None = None
   zero_snr: bool | None = None
@@ -49,7 +52,7 @@ class LoadOptions:
   def offloaded(self) -> tuple[str, ...]:
     """The nets that wait in host memory; `offload` is not 'auto' any more."""
     if isinstance(self.offload, bool):
-      return pretrained.COMPONENTS if self.offload else ()
+      return offloadable(self.controlnets) if self.offload else ()
     return tuple(self.offload)
 
   def memory(self, name: str) -> str:
@@ -76,20 +79,27 @@ def parse(options: dict[str, Any]) -> LoadOptions:
     if name not in known:
       raise TypeError(f'load has no option {name!r}; there are {known}')
   chosen = LoadOptions(**options)
-  check_offload(chosen.offload)
+  check_offload(chosen.offload, chosen.controlnets)
   stored_kernels.check('weights_dtype', chosen.weights_dtype)
   return chosen
 
 
-def check_offload(offload: Any) -> None:
+def offloadable(controlnets: Sequence[str]) -> tuple[str, ...]:
+  """Returns the names of all nets, those of ControlNets too."""
+  specs = [control_specs.parse(text) for text in controlnets]
+  return *pretrained.COMPONENTS, *control_specs.names(specs)
+
+
+def check_offload(offload: Any, controlnets: Sequence[str] = ()) -> None:
   """Raises ValueError for a value of offload that does not exist."""
+  known = offloadable(controlnets)
   if offload == 'auto' or isinstance(offload, bool):
     return
   is_list = isinstance(offload, Collection) and not isinstance(offload, str)
-  if not is_list or set(offload) - set(pretrained.COMPONENTS):
+  if not is_list or set(offload) - set(known):
     raise ValueError(
       f"offload is {offload!r}; pass 'auto', True, False, or names out of "
-      f'{", ".join(pretrained.COMPONENTS)}'
+      f'{", ".join(known)}'
     )
 
 
@@ -108,7 +118,7 @@ def runtime_fields(
     'param_dtype': dtype,
     'weights_dtype': weights_dtype,
   }
-  if name != 'unet':
+  if name != 'unet' and not sdxl.is_controlnet(name):
     return fields
   if attention == 'auto':
     attention = from_config.default_attention()

@@ -10,7 +10,7 @@ import math
 
 import jax.numpy as jnp
 
-from sdxl_jax.models import attention, sdxl, unet, vae
+from sdxl_jax.models import attention, controlnet, sdxl, unet, vae
 
 # Padding, fragments and scratch memory of kernels, which no shape has.
 MARGIN = 1.25
@@ -47,10 +47,22 @@ def steps(
   walk.mid()
   walk.up()
   context = count * words * context_width(config)
+  kernels = walk.kernels
+  # ControlNets run before the UNet, through which their outputs wait.
+  peak, waiting = max(walk.blocks), 0
+  for net in model.controlnets:
+    part = UNetWalk(net, rows, size, platform)
+    part.down()
+    part.mid()
+    peak = max(peak, *part.blocks)
+    waiting += sum(part.waiting) + part.waiting[-1]
+    # Beside them, features of the image, and keys and values of its own.
+    waiting += part.waiting[0] + count * words * context_width(net)
+    kernels += part.kernels
   # cuDNN has kernels in another order, copied once before the first step.
-  kernels = walk.kernels * jnp.dtype(config.dtype).itemsize
+  kernels *= jnp.dtype(config.dtype).itemsize
   copies = {'gpu': kernels, 'tpu': TPU_COPIES}.get(platform, 0)
-  return with_margin(max(walk.blocks) + context) + copies
+  return with_margin(peak + waiting + context) + copies
 
 
 class UNetWalk:
@@ -141,9 +153,12 @@ class UNetWalk:
 
 def context_width(config: unet.UNetConfig) -> int:
   """Returns the numbers of a context's row and of all its keys and values."""
+  has_up = not isinstance(config, controlnet.ControlNetConfig)
   total = config.context_dim
   for i, width in enumerate(config.block_out_channels):
-    depths = config.depths(i, up=False) + config.depths(i, up=True)
+    depths = config.depths(i, up=False)
+    if has_up:
+      depths += config.depths(i, up=True)
     total += 2 * width * sum(depths)
   depth = config.mid_transformer_depth or 0
   return total + 2 * config.block_out_channels[-1] * depth

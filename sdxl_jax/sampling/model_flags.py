@@ -51,6 +51,13 @@ MODEL_OPTIONS = {
     (), 'FILE or FILE:WEIGHT, a LoRA for the weights; may be repeated', list
   ),
   'lora_dir': ModelOption(None, 'folder of the LoRAs that prompts name'),
+  'controlnet': ModelOption(
+    (),
+    'PATH or PATH:SCALE or PATH:SCALE:START:END, folder or file of a '
+    'ControlNet, the scale of what it adds, and the share of the steps in '
+    'which it does; may be repeated',
+    list,
+  ),
   'embedding': ModelOption(
     (),
     'FILE or NAME=FILE, words of textual inversion; may be repeated',
@@ -63,7 +70,11 @@ MODEL_OPTIONS = {
   ),
 }
 # Names of options of `pipelines.load` that differ from their flags.
-LOAD_OPTIONS = {'lora': 'loras', 'embedding': 'embeddings'}
+LOAD_OPTIONS = {
+  'lora': 'loras',
+  'embedding': 'embeddings',
+  'controlnet': 'controlnets',
+}
 # Those that a refiner is loaded with too.
 REFINER_OPTIONS = (
   'dtype',

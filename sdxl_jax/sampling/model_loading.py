@@ -8,6 +8,7 @@ import jax
 from sdxl_jax.checkpoints import source_configs
 from sdxl_jax.distributed import device_mesh, gpu_memory
 from sdxl_jax.sampling import (
+  control_specs,
   dtype_choice,
   model_flags,
   offload_choice,
@@ -15,7 +16,12 @@ from sdxl_jax.sampling import (
   pipelines,
   sources,
 )
-from sdxl_jax.weights import formats, read_options, textual_inversion
+from sdxl_jax.weights import (
+  formats,
+  other_controlnets,
+  read_options,
+  textual_inversion,
+)
 from sdxl_jax.weights.lora import lora_file
 
 
@@ -100,6 +106,8 @@ def check_paths(models: dict[str, Any]) -> None:
       source_configs.check_source(
         other, formats.for_other(other, reading), nets
       )
+  for spec in models['controlnet']:
+    other_controlnets.open_net(control_specs.parse(spec).path, reading)
   for spec in models['lora']:
     lora_file.find(lora_file.parse(spec)[0])
   for spec in models['embedding']:

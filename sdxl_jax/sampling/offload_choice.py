@@ -154,11 +154,13 @@ def list_phases(
   decoding = memory_estimate.decoding(models[0], size, workload.tile, platform)
   for i, model in enumerate(models):
     encoders = [prefix(i) + n for n in TEXT_ENCODERS if n in model.configs]
-    unet = prefix(i) + 'unet'
+    takers = ['unet', *filter(sdxl.is_controlnet, model.configs)]
+    takers = [prefix(i) + name for name in takers]
     texts.append((f'{prefix(i)}text', encoders, memory_estimate.TEXT))
     peak = memory_estimate.steps(model, rows, size, words, platform)
-    steps.append((f'{prefix(i)}steps', [unet], peak))
-    previews.append((f'{prefix(i)}previews', [unet, *vae_net], decoding))
+    steps.append((f'{prefix(i)}steps', takers, peak))
+    nets = [*takers, *vae_net]
+    previews.append((f'{prefix(i)}previews', nets, decoding))
   phases = [*texts, *steps, ('decoding', vae_net, decoding)]
   if workload.encodes:
     peak = memory_estimate.encoding(models[0], size, platform)
@@ -189,6 +191,8 @@ def remedies(models: Sequence[sdxl.SDXL], workload: Workload) -> str:
     found.insert(0, 'dtype auto')
   if len(models) > 1:
     found.append('no refiner')
+  if models[0].controlnets:
+    found.append('fewer ControlNets')
   return placement.join(found, 'or')
 
 

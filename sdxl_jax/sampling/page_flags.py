@@ -43,6 +43,11 @@ def load(args: flags.FlagValues) -> page_samples.Studio:
   folder = pathlib.Path(args.output_dir).absolute()
   command_files.check_writable(folder / 'inputs' / '0.png', 'output_dir')
   models = sample_flags.model_options(args, png_settings.PngSettings({}, {}))
+  if models['controlnet']:
+    raise ValueError(
+      'the page takes no control images: leave --controlnet out, and use it '
+      'with the command sample'
+    )
   mesh, models = model_loading.prepare(models, count=1)
   read = {name: value for name, value in models.items() if name != 'lora_dir'}
   # All sizes of the page have about the area of the model's own.

@@ -3,7 +3,6 @@
 import dataclasses
 import os
 import pathlib
-from collections.abc import Collection
 from concurrent import futures
 from typing import Any
 
@@ -14,6 +13,7 @@ from sdxl_jax.distributed import gpu_memory, sharding
 from sdxl_jax.models import sdxl
 from sdxl_jax.programs import compile_progress, program_cache
 from sdxl_jax.sampling import (
+  control_specs,
   dtype_choice,
   learned_words,
   load_options,
@@ -53,6 +53,8 @@ class Pipeline:
   tile: int | None = None
   # Of each text at least, as in training: config.max_token_length / 75.
   text_chunks: int = 1
+  # Of the control images of `generate`, in their order.
+  controls: tuple[control_specs.ControlSpec, ...] = ()
   notes: tuple[str, ...] = ()  # lines for the user on how weights were read
 
   def on_device(self, *names: str) -> dict[str, Any]:
@@ -107,7 +109,22 @@ def load(
   pipeline = dataclasses.replace(
     pipeline, tile=tile, notes=notes + pipeline.notes
   )
+  pipeline = with_controlnets(pipeline, source, chosen)
   return with_words(pipeline, source, chosen)
+
+
+def with_controlnets(
+  pipeline: Pipeline, source: sources.Source, options: LoadOptions
+) -> Pipeline:
+  """Returns a pipeline with the parameters of its ControlNets."""
+  if not source.controlnets:
+    return pipeline
+  params = load_nets(source.controlnets, options, pipeline.mesh)
+  return dataclasses.replace(
+    pipeline,
+    params=pipeline.params | params,
+    controls=tuple(map(control_specs.parse, options.controlnets)),
+  )
 
 
 def with_loras(pipeline: Pipeline, options: LoadOptions) -> Pipeline:
@@ -171,7 +188,12 @@ def load_run(
 ) -> Pipeline:
   """Loads the Pipeline of a run's workdir, see `load`."""
   model, params, notes = source.model, {}, ()
-  names = [n for n in model.configs if not (source.with_vae and n == 'vae')]
+  names = [
+    name
+    for name in model.configs
+    if name not in source.controlnets
+    and not (source.with_vae and name == 'vae')
+  ]
   # What is quantised at the end waits in host memory.
   quantized = quantized_nets.names(model)
   reading = dataclasses.replace(
@@ -188,7 +210,8 @@ def load_run(
       options.reading,
     )
   if source.with_vae is not None:
-    params |= load_nets(source.with_vae, ['vae'], options, mesh)
+    vae = {'vae': source.with_vae.net('vae')}
+    params |= load_nets(vae, options, mesh)
     notes = source.with_vae.notes
   pipeline = make_pipeline(source.config, model, params, mesh)
   pipeline = dataclasses.replace(pipeline, notes=pipeline.notes + notes)
@@ -202,16 +225,15 @@ def load_run(
 
 
 def load_nets(
-  opened: pretrained.Model,
-  names: Collection[str],
+  nets: dict[str, pretrained.Net],
   options: LoadOptions,
   mesh: jax.sharding.Mesh | None,
 ) -> dict[str, Any]:
   """Loads {net: parameters} of some nets into the memory of the options."""
   loaded = net_loading.load_all(
-    {name: opened.net(name) for name in names},
-    {n: loading.make_sharding_fn(mesh, options.memory(n)) for n in names},
-    {n: sources.runtime_fields_of(n, options) for n in names},
+    nets,
+    {n: loading.make_sharding_fn(mesh, options.memory(n)) for n in nets},
+    {n: sources.runtime_fields_of(n, options) for n in nets},
   )
   return {name: params for name, (_, params) in loaded.items()}
 
@@ -230,7 +252,8 @@ def load_pretrained(
     tokenize = thread.submit(
       tokenizer.load, source.path, opened.added_tokens, model.text.vocab_sizes
     )
-    params = load_nets(opened, opened.index.components, options, mesh)
+    nets = {name: opened.net(name) for name in opened.index.components}
+    params = load_nets(nets, options, mesh)
   pipeline = Pipeline(
     model=model,
     params=params,

@@ -10,6 +10,7 @@ import functools
 from typing import Any
 
 from sdxl_jax.checkpoints import quantized_nets
+from sdxl_jax.models import sdxl
 from sdxl_jax.sampling import sources
 from sdxl_jax.sampling.load_options import LoadOptions
 from sdxl_jax.weights import net_shapes
@@ -32,7 +33,11 @@ def with_loras(
     FileNotFoundError, ValueError: see lora_file.load.
   """
   configs = quantized_nets.unquantized(source.model).configs
-  shapes = {n: net_shapes.abstract_params(c) for n, c in configs.items()}
+  shapes = {
+    name: net_shapes.abstract_params(config)
+    for name, config in configs.items()
+    if not sdxl.is_controlnet(name)
+  }
   loras = lora_file.load_all(shapes, options.loras, options.skip_unsupported)
   opened = source.opened
   loaders = {

@@ -7,6 +7,8 @@ from typing import Any
 
 from sdxl_jax.diffusion import img2img, sampler_traits
 from sdxl_jax.sampling import (
+  control_images,
+  control_inputs,
   generation,
   init_images,
   pipelines,
@@ -51,6 +53,12 @@ def before_loading(
       if files not in read:
         read.add(files)
         init_images.load(files, UNKNOWN_SIZE)
+      control_inputs.check_count(
+        len(models.get('controlnet') or ()), len(request.control)
+      )
+      if request.control not in read:
+        read.add(request.control)
+        control_images.check(request.control)
       for message in check_prompts(request, models):
         lines[place.line(message)] = None
   return list(lines)

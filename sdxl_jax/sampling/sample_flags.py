@@ -106,6 +106,8 @@ def define_field(field: dataclasses.Field, default: Any = None) -> None:
     flags.DEFINE_float(name, default, about)
   elif kind is str:
     flags.DEFINE_string(name, default, about)
+  elif kind == settings.Texts:
+    flags.DEFINE_multi_string(name, default, about)
   else:
     flags.DEFINE_list(name, default, about)
 
@@ -216,6 +218,8 @@ def parse(field: dataclasses.Field, value: Any) -> Any:
     settings.Pair: (int, 'two whole numbers in px, as 1024,1024'),
     settings.Levels: (float, 'two numbers, as 0.28,5.42'),
   }.get(kind, (None, ''))
+  if kind == settings.Texts and value is not None:
+    return tuple(value)
   if number is None or value is None:
     return value
   try:

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 from sdxl_jax.sampling import (
+  control_images,
   image_seeds,
   init_images,
   model_flags,
@@ -19,7 +20,13 @@ from sdxl_jax.sampling import (
   settings,
   validation,
 )
-from sdxl_jax.sampling.settings import Levels, Pair, SampleSettings, option
+from sdxl_jax.sampling.settings import (
+  Levels,
+  Pair,
+  SampleSettings,
+  Texts,
+  option,
+)
 from sdxl_jax.text import prompt_tags
 
 PNG_KEY = 'sdxl_jax'  # of the text chunk that holds a Request
@@ -45,6 +52,11 @@ class Request(SampleSettings):
   mask: str | None = option(
     None, 'image file, white or painted where the image is repainted'
   )
+  control: Texts = option(
+    (),
+    'image file of each --controlnet, in their order; TYPE=FILE for a union '
+    'net, as canny=edges.png; may be repeated',
+  )
 
 
 FIELDS = {f.name: f for f in dataclasses.fields(Request)}
@@ -58,6 +70,7 @@ KINDS = {
   str: 'text in quotation marks',
   Pair: 'two whole numbers, as [1024, 1024]',
   Levels: 'two numbers, as [0.28, 5.42]',
+  Texts: 'a list of texts, as ["edges.png"]',
 }
 # Settings that models distilled to few steps need; and `fast`, which trades the
 # images of the defaults for time, with any model. Its interval is that of
@@ -128,7 +141,7 @@ def check(fields: Any, location: str) -> dict[str, Any]:
         f'{location}: no setting {name!r}; there are {list(FIELDS)}'
       )
     kind = settings.value_type(FIELDS[name])
-    if kind in (Pair, Levels) and isinstance(value, list):
+    if kind in (Pair, Levels, Texts) and isinstance(value, list):
       value = tuple(value)
     is_optional = FIELDS[name].default is None
     if not (is_of_type(value, kind) or (value is None and is_optional)):
@@ -153,8 +166,8 @@ def check_value(name: str, value: Any, before: str = '') -> None:
   if value is None:
     return
   kind, choices = settings.value_type(FIELDS[name]), choices_of(name)
-  if kind is str:
-    validation.check_characters(f'{before}{name}', value)
+  for text in value if kind == Texts else [value] if kind is str else ():
+    validation.check_characters(f'{before}{name}', text)
   if kind is float and not abs(value) < LARGEST_NUMBER:  # or NaN
     raise ValueError(f'{before}{name} is {value}; it must be {KINDS[float]}')
   if choices and value not in choices:
@@ -191,6 +204,8 @@ def is_of_type(value: Any, kind: Any) -> bool:
     is_pair = isinstance(value, tuple) and len(value) == 2
     side = int if kind == Pair else float
     return is_pair and all(is_of_type(x, side) for x in value)
+  if kind == Texts:
+    return isinstance(value, tuple) and all(isinstance(x, str) for x in value)
   return isinstance(value, kind)
 
 
@@ -214,6 +229,7 @@ def to_generate_kwargs(
   kwargs = {name: getattr(first, name) for name in settings.FIELDS}
   del kwargs['height'], kwargs['width']
   kwargs |= load(init_images.files_of(first), default_size)
+  kwargs |= control_images.load(first.control, kwargs['size'])
   for name in PER_IMAGE_FIELDS:
     values = [getattr(request, name) for request in batch]
     if name in prompt_plan.REQUEST_FIELDS and values[0] is not None:

@@ -15,6 +15,7 @@ from sdxl_jax.text import prompt_weighting
 
 Pair = tuple[int, int]
 Levels = tuple[float, float]
+Texts = tuple[str, ...]
 LARGEST_PX = 10**6  # of micro-conditioning in requests of the command
 # What the values of a field are.
 KINDS = {
@@ -103,6 +104,13 @@ class SampleSettings:
     None,
     'LO,HI, noise levels (sigma): steps that begin above LO and up to HI are '
     'guided, the others are of half the cost; default: all',
+  )
+
+  # ControlNet, Zhang et al. 2023, arXiv 2302.05543, section 3.3.
+  guess_mode: bool = option(
+    False,
+    'ControlNets steer the conditional branch alone, and less at higher '
+    'resolutions, so that no prompt is needed',
   )
 
   # Micro-conditioning (SDXL, section 2.2), and that of the negative branch.
@@ -256,7 +264,7 @@ def check_limits(field: dataclasses.Field, value: Any) -> None:
 def describe(field: dataclasses.Field) -> str:
   """Returns the help of a field with its default."""
   about = field.metadata['about']
-  if field.default in (None, False):
+  if field.default in (None, False, ()):
     return about
   return f'{about}; default: {field.default}'
 

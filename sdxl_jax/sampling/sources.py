@@ -6,8 +6,15 @@ from typing import Any, NamedTuple
 
 from sdxl_jax.checkpoints import export, source_checks, source_configs
 from sdxl_jax.models import from_config, sdxl, text_encoder
+from sdxl_jax.sampling import control_specs
 from sdxl_jax.sampling.load_options import LoadOptions, runtime_fields
-from sdxl_jax.weights import formats, hub, other_vae, pretrained
+from sdxl_jax.weights import (
+  formats,
+  hub,
+  other_controlnets,
+  other_vae,
+  pretrained,
+)
 from sdxl_jax.weights.diffusers import scheduler_config
 
 
@@ -21,6 +28,8 @@ class Source(NamedTuple):
   config: Any = None  # of a run
   # A run's nets with the autoencoder of the options, where they have one.
   with_vae: pretrained.Model | None = None
+  # {name in SDXL: net} of the ControlNets of the options.
+  controlnets: dict[str, pretrained.Net] = {}
 
 
 def open_source(path: pathlib.Path, options: LoadOptions) -> Source:
@@ -36,8 +45,33 @@ def open_source(path: pathlib.Path, options: LoadOptions) -> Source:
   """
   if formats.is_published(path):
     source_configs.check_published(path, options.average)
-    return open_pretrained(path, options)
-  return open_run(path, options)
+    return with_controlnets(open_pretrained(path, options), options)
+  return with_controlnets(open_run(path, options), options)
+
+
+def with_controlnets(source: Source, options: LoadOptions) -> Source:
+  """Returns a source with the ControlNets of the options.
+
+  Raises:
+    FileNotFoundError: for a path without a ControlNet.
+    ValueError: for one of another model.
+  """
+  specs = [control_specs.parse(text) for text in options.controlnets]
+  if not specs:
+    return source
+  nets = dict(
+    zip(
+      control_specs.names(specs),
+      other_controlnets.open_all(
+        control_specs.paths(specs), source.model, options.reading
+      ),
+    )
+  )
+  configs = tuple(
+    net.config(**runtime_fields_of(name, options)) for name, net in nets.items()
+  )
+  model = dataclasses.replace(source.model, controlnets=configs)
+  return source._replace(model=model, controlnets=nets)
 
 
 def open_pretrained(path: pathlib.Path, options: LoadOptions) -> Source:

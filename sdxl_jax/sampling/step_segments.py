@@ -3,7 +3,7 @@
 A segment is divided into stretches, of steps that one program takes at once.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -99,6 +99,7 @@ def stretches(
   start: int,
   stop: int,
   stride: int,
+  changes: Collection[int] = (),
 ) -> Iterator[Stretch]:
   """Yields the stretches of some steps, in order.
 
@@ -107,8 +108,9 @@ def stretches(
     guided: of each step of the run, whether it is guided.
     start, stop: of the steps.
     stride: steps between two reports, where a stretch ends too.
+    changes: further steps from which inputs differ.
   """
-  begins = {*range(start, stop, stride)}
+  begins = {*range(start, stop, stride), *changes}
   begins |= {begin for begin, _ in stages if start < begin < stop}
   begins |= {i for i in range(start + 1, stop) if guided[i] != guided[i - 1]}
   begins = sorted(begins)

@@ -9,11 +9,12 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
-from sdxl_jax.models import clip, unet, vae
+from sdxl_jax.models import clip, controlnet, unet, vae
 from sdxl_jax.weights.diffusers import config_json
 
 HEAD = 64  # channels
-NARROWEST = {'unet': 320, 'vae': 128, 'text_encoder': 768}  # channels
+# Channels.
+NARROWEST = {'unet': 320, 'controlnet': 320, 'vae': 128, 'text_encoder': 768}
 # (published name) -> the shape of the tensor, or None without such a tensor.
 Shape = Callable[[str], tuple[int, ...] | None]
 
@@ -102,8 +103,8 @@ def context_dim(shape: Shape, levels: int) -> int:
   return next(filter(None, keys), None)[1]
 
 
-def unet_fields(shape: Shape) -> dict[str, Any]:
-  """Infers fields of a UNetConfig."""
+def down_fields(shape: Shape) -> dict[str, Any]:
+  """Infers fields of a UNetConfig that describe the way down and the middle."""
   # Levels are counted by a tensor that each of them has.
   resnet = 'down_blocks.{}.resnets.0.conv1.weight'
   levels = range(count(shape, resnet))
@@ -113,24 +114,50 @@ def unet_fields(shape: Shape) -> dict[str, Any]:
   down = [
     transformer_depths(shape, f'down_blocks.{i}', layers[i]) for i in levels
   ]
-  up = [
-    transformer_depths(shape, f'up_blocks.{len(layers) - 1 - i}', layers[i] + 1)
-    for i in levels
-  ]
   mid = count(shape, TRANSFORMER.format('mid_block', 0) + '.norm1.weight')
   has_mid = shape('mid_block.resnets.0.conv1.weight') is not None
-  guidance = shape('time_embedding.cond_proj.weight')
   return {
     'in_channels': shape('conv_in.weight')[1],
-    'out_channels': shape('conv_out.weight')[0],
     'block_out_channels': tuple(shape(resnet.format(i))[0] for i in levels),
     'layers_per_block': unet.shorten(layers),
     'transformer_depth': tuple(down),
-    'up_transformer_depth': unet.shorten_up(down, up),
     'mid_transformer_depth': mid if has_mid else None,
     'context_dim': context_dim(shape, len(layers)),
     'vector_dim': shape('add_embedding.linear_1.weight')[1],
+  }
+
+
+def unet_fields(shape: Shape) -> dict[str, Any]:
+  """Infers fields of a UNetConfig."""
+  fields = down_fields(shape)
+  levels = len(fields['block_out_channels'])
+  layers = unet.per_block(fields['layers_per_block'], levels)
+  up = [
+    transformer_depths(shape, f'up_blocks.{levels - 1 - i}', layers[i] + 1)
+    for i in range(levels)
+  ]
+  guidance = shape('time_embedding.cond_proj.weight')
+  return fields | {
+    'out_channels': shape('conv_out.weight')[0],
+    'up_transformer_depth': unet.shorten_up(fields['transformer_depth'], up),
     'guidance_embed_dim': guidance[1] if guidance else None,
+  }
+
+
+def controlnet_fields(shape: Shape) -> dict[str, Any]:
+  """Infers fields of a ControlNetConfig."""
+  block = 'controlnet_cond_embedding.blocks.{}.weight'
+  first = shape('controlnet_cond_embedding.conv_in.weight')
+  # The second of each two convolutions has the next width.
+  widths = [shape(block.format(i))[0] for i in range(1, count(shape, block), 2)]
+  types = shape('task_embedding')
+  return down_fields(shape) | {
+    'conditioning_channels': first[1],
+    'conditioning_features': (first[0], *widths),
+    'control_types': types[0] if types else 0,
+    'fusion_layers': count(shape, 'transformer_layes.{}.ln_1.weight')
+    if types
+    else controlnet.BASE.fusion_layers,
   }
 
 
@@ -168,6 +195,7 @@ FIELDS = {
   'vae': vae_fields,
   'text_encoder': text_encoder_fields,
   'text_encoder_2': text_encoder_fields,
+  'controlnet': controlnet_fields,
 }
 
 
@@ -188,6 +216,8 @@ def guess_config(
   heads = tuple(width // HEAD for width in widths)
   if name == 'unet':
     return dataclasses.replace(unet.BASE, **fields, num_heads=heads)
+  if name == 'controlnet':
+    return dataclasses.replace(controlnet.BASE, **fields, num_heads=heads)
   if name == 'vae':
     return vae.VAEConfig(**fields)
   published = clip.VIT_L if name == 'text_encoder' else clip.VIT_BIGG

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from sdxl_jax.models import clip, unet, vae
+from sdxl_jax.models import clip, controlnet, unet, vae
 
 NetConfig = unet.UNetConfig | vae.AnyConfig | clip.CLIPTextConfig
 Tree = dict[str, Any]  # of arrays, or of jax.ShapeDtypeStruct
@@ -48,7 +48,12 @@ def abstract_params(config: NetConfig) -> Tree:
 @functools.cache  # tracing a net takes seconds
 def trace_params(config: NetConfig) -> Tree:
   """Returns `abstract_params` of a config with the fields of TRACED."""
-  if isinstance(config, unet.UNetConfig):
+  options = {}
+  if isinstance(config, controlnet.ControlNetConfig):
+    net = controlnet.ControlNet(config)
+    inputs = controlnet.init_inputs(config)
+    options = {'method': controlnet.apply_to_images}
+  elif isinstance(config, unet.UNetConfig):
     net = unet.UNet(config)
     inputs = (
       jnp.zeros((1, 8, 8, config.in_channels)),
@@ -62,4 +67,5 @@ def trace_params(config: NetConfig) -> Tree:
   else:
     net = vae.make_vae(config)
     inputs = (jnp.zeros((1, 64, 64, config.in_channels)),)
-  return jax.eval_shape(net.init, jax.random.key(0), *inputs).get('params', {})
+  init = functools.partial(net.init, **options)
+  return jax.eval_shape(init, jax.random.key(0), *inputs).get('params', {})

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from flax import traverse_util
 
-from sdxl_jax.models import layers, unet
+from sdxl_jax.models import layers, unet, unet_embedding
 from sdxl_jax.weights.diffusers import tensor_names
 from tests.support import folders
 
@@ -183,7 +183,7 @@ def test_guidance_scale(close, jit):
   scales = np.float32([1, 1.5, 8, 14])
   angles = 1000 * (scales[:, None] - 1) * 10000.0 ** (-np.arange(8) / 7)
   expected = np.concatenate([np.sin(angles), np.cos(angles)], axis=-1)
-  embedded = jit(unet.guidance_sinusoid, static_argnums=1)(scales, 16)
+  embedded = jit(unet_embedding.guidance_sinusoid, static_argnums=1)(scales, 16)
   close(embedded, expected, 1e-3)  # float32 of up to 13000 radians
 
 

@@ -13,6 +13,7 @@ from sdxl_jax.sampling import (
   phase_clock,
   pipelines,
   prompt_encoding,
+  step_net,
   step_segments,
 )
 
@@ -49,7 +50,7 @@ def make_expert(steps):
   for name, value in {'model': model, 'mesh': None}.items():
     object.__setattr__(pipeline, name, value)
   conditioning = prompt_encoding.Conditioning(None, jnp.zeros((1, 2)))
-  inputs = denoising_loop.StepInputs(conditioning, None, None, None)
+  inputs = step_net.StepInputs(conditioning, None, None, None)
   guided = np.ones(steps, bool)
   return denoising_loop.Expert(pipeline, inputs, [(0, conditioning)], guided)
 

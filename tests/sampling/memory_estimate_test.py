@@ -10,7 +10,7 @@ import dataclasses
 
 import pytest
 
-from sdxl_jax.models import tiny_vae, vae
+from sdxl_jax.models import controlnet, tiny_vae, vae
 from sdxl_jax.sampling import memory_estimate
 from tests.support import full_size
 
@@ -75,3 +75,22 @@ def test_small_autoencoders(base):
     other = dataclasses.replace(base, vae=config)
     taken = memory_estimate.decoding(other, (128, 128), None, 'gpu')
     assert 12 * 2**20 < taken < whole
+
+
+def test_a_controlnet_waits_through_the_unet(base):
+  """Its ten residuals do, and the copies of its kernels."""
+  net = dataclasses.replace(
+    controlnet.BASE, dtype='float16', param_dtype='float16'
+  )
+  steered = dataclasses.replace(base, controlnets=(net,))
+  size, rows = (128, 128), 2
+  on_cpu, on_gpu = (
+    memory_estimate.steps(steered, rows, size, 77, platform)
+    - memory_estimate.steps(base, rows, size, 77, platform)
+    for platform in ('cpu', 'gpu')
+  )
+  # 320 channels at 128 x 128, then 640 and 1280 at a quarter and a sixteenth.
+  numbers = 128**2 * (320 * 3 + (320 + 2 * 640) / 4 + (640 + 3 * 1280) / 16)
+  residuals = 2 * rows * numbers
+  assert residuals < on_cpu < 2 * residuals
+  assert on_gpu > on_cpu + 2 * 10**8  # numbers in kernels of convolutions

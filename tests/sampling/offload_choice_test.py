@@ -5,7 +5,7 @@ import dataclasses
 import jax.numpy as jnp
 import pytest
 
-from sdxl_jax.models import unet
+from sdxl_jax.models import controlnet, unet
 from sdxl_jax.sampling import offload_choice
 from tests.support import full_size
 
@@ -143,3 +143,23 @@ def test_float32_may_be_halved(models):
   ]
   with pytest.raises(ValueError, match='pass dtype auto or a smaller size'):
     choose(whole, machine(5))
+
+
+def test_controlnets_are_nets_of_the_steps(models):
+  """They take memory, and may wait in the host's as the UNet does."""
+  net = dataclasses.replace(
+    controlnet.BASE, dtype='float16', param_dtype='float16'
+  )
+  steered = [dataclasses.replace(models[0], controlnets=(net, net))]
+  (plain,), (with_nets,) = (
+    [p for p in offload_choice.list_phases(m, WORKLOAD, 'gpu') if 'steps' in p]
+    for m in (models[:1], steered)
+  )
+  assert plain.nets == ('unet',)
+  assert with_nets.nets == ('unet', 'controlnet_1', 'controlnet_2')
+  assert with_nets.peak > plain.peak
+  names = [net.name for net in offload_choice.list_nets(steered, 1)]
+  assert names[-2:] == ['controlnet_1', 'controlnet_2']
+  # Of 5 GiB each, by `sizes`, three cannot be there at once.
+  with pytest.raises(ValueError, match='fewer ControlNets'):
+    choose(steered, machine(14, 60))

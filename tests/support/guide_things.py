@@ -10,6 +10,7 @@ from sdxl_jax.checkpoints import loading, orbax_checkpoint, source_configs
 from sdxl_jax.models import from_config
 from sdxl_jax.training import tasks
 from tests.support import (
+  control_nets,
   conversions,
   datasets,
   golden_sets,
@@ -30,6 +31,10 @@ def make(folder):
   for name, model in DOWNLOADED.items():
     source = TINY / model
     conversions.run(source, folder / name, 'diffusers', variant='fp16')
+  for name, union in {'CANNY': False, 'UNION': True}.items():
+    config = control_nets.make_config(union)
+    params = control_nets.random_params(config)
+    control_nets.write(folder / name, config, params, variant='fp16')
   single = folder / 'sd_xl_base_1.0.safetensors'
   conversions.run(TINY / 'base', single, 'single_file')
   unet = TINY / 'base' / 'unet' / 'diffusion_pytorch_model.safetensors'
@@ -92,6 +97,8 @@ def write_images(folder):
   (prompts,) = guides.json_blocks('sdxl_jax/sampling/README.md')
   (folder / 'prompts.jsonl').write_text(prompts)
   Image.fromarray(datasets.ramp(64, 64)).save(folder / 'photo.png')
+  for name in ('edges', 'pose', 'depth'):
+    Image.fromarray(datasets.ramp(64, 64)).save(folder / f'{name}.png')
   mask = np.zeros((64, 64), np.uint8)
   mask[:, 32:] = 255
   Image.fromarray(mask).save(folder / 'mask.png')

@@ -6,7 +6,7 @@ for a few fields is not SDXL's value.
 
 from typing import Any
 
-from sdxl_jax.weights.diffusers import tiny_json
+from sdxl_jax.weights.diffusers import controlnet_json, tiny_json
 
 Json = dict[str, Any]
 
@@ -91,6 +91,8 @@ def complete(name: str, published: Json, location: str) -> Json:
       raise ValueError(
         f'{location} lacks {field!r}, which has no default: re-download it'
       )
+  if name == 'controlnet':
+    return controlnet_json.complete(published)
   # The whole of CLIP, of which a text encoder is one part.
   text = published.get('text_config')
   if published.get('model_type') == 'clip' and isinstance(text, dict):
@@ -125,6 +127,8 @@ def sample_size(published: Json, location: str) -> tuple[int, int]:
 
 def component_of(config: Json) -> str | None:
   """Detects the component of a config.json without a class, by its fields."""
+  if 'controlnet_conditioning_channel_order' in config:
+    return 'controlnet'
   if 'cross_attention_dim' in config and 'addition_time_embed_dim' in config:
     return 'unet'
   if {'latent_channels', 'scaling_factor', 'force_upcast'} & set(config):

@@ -8,8 +8,13 @@ computed wrongly.
 import dataclasses
 from typing import Any
 
-from sdxl_jax.models import clip, tiny_vae, unet, vae
-from sdxl_jax.weights.diffusers import config_defaults, tiny_json, unet_blocks
+from sdxl_jax.models import clip, controlnet, tiny_vae, unet, vae
+from sdxl_jax.weights.diffusers import (
+  config_defaults,
+  controlnet_json,
+  tiny_json,
+  unet_blocks,
+)
 
 Json = dict[str, Any]  # the object in a config.json
 NetConfig = unet.UNetConfig | vae.AnyConfig | clip.CLIPTextConfig
@@ -133,6 +138,17 @@ def write_unet(config: unet.UNetConfig) -> Json:
   }
 
 
+def read_controlnet(
+  published: Json, location: str
+) -> controlnet.ControlNetConfig:
+  """Reads the config.json of a ControlNet."""
+  controlnet_json.check_is_sdxl(published, location)
+  check_fixed(published, controlnet_json.FIXED, location)
+  config = controlnet_json.read(published, location)
+  check_same_blocks(published, controlnet_json.write(config), location)
+  return config
+
+
 def read_vae(
   published: Json, location: str
 ) -> vae.VAEConfig | tiny_vae.TinyConfig:
@@ -180,7 +196,7 @@ def check_same_blocks(published: Json, written: Json, location: str) -> None:
   """Checks a config.json against the one that its net would be written with."""
   check_known(published, written, location)
   for key in ('down_block_types', 'up_block_types'):
-    if published[key] != written[key]:
+    if key in written and published[key] != written[key]:
       raise ValueError(
         f'{location}: {key} {published[key]} is not implemented; with these '
         f'depths it would be {written[key]}'
@@ -230,12 +246,14 @@ READ = {
   'vae': read_vae,
   'text_encoder': read_clip,
   'text_encoder_2': read_clip,
+  'controlnet': read_controlnet,
 }
 WRITE = {
   'unet': write_unet,
   'vae': write_vae,
   'text_encoder': write_clip,
   'text_encoder_2': write_clip,
+  'controlnet': controlnet_json.write,
 }
 
 

@@ -25,6 +25,7 @@ from sdxl_jax.weights import (
 )
 from sdxl_jax.weights.diffusers import (
   config_defaults,
+  controlnet_json,
   scheduler_defaults,
   tiny_json,
   weight_files,
@@ -186,8 +187,9 @@ def component_of(folder: str | pathlib.Path) -> str | None:
   path = pathlib.Path(folder) / 'config.json'
   config = read_json(path) if path.is_file() else {}
   classes = [config.get('_class_name'), *(config.get('architectures') or [])]
-  component = {LIBRARIES[name][1]: name for name in weight_files.STEMS}
+  component = {kind: name for name, (_, kind) in LIBRARIES.items()}
   component[tiny_json.CLASS] = 'vae'
+  component |= dict.fromkeys(controlnet_json.CLASSES, 'controlnet')
   named = next((component[c] for c in classes if c in component), None)
   if named or any(classes):
     return named

@@ -50,7 +50,7 @@ def published_name(path: Path) -> str:
   """Translates a path of ours, unstacked, to the published name."""
   *modules, leaf = path
   # `linear_1` is a published name in itself, not the second of a list.
-  modules = [re.sub(r'(?<!linear)_(\d+)$', r'.\1', m) for m in modules]
+  modules = [re.sub(r'(?<!linear)(?<!ln)_(\d+)$', r'.\1', m) for m in modules]
   leaf = 'weight' if leaf in ('kernel', 'scale', 'embedding') else leaf
   return '.'.join([*modules, leaf])
 

@@ -25,6 +25,7 @@ STEMS = {
   'vae': 'diffusion_pytorch_model',
   'text_encoder': 'model',
   'text_encoder_2': 'model',
+  'controlnet': 'diffusion_pytorch_model',
 }
 PLAIN = ''  # the variant of files without a mark
 SHARD = re.compile(r'-\d+-of-\d+')
