@@ -74,7 +74,8 @@ SETTINGS = {
   for name, field in sample_request.FIELDS.items()
   if name not in OF_ONE_IMAGE
 }
-MODELS = tuple(model_flags.MODEL_OPTIONS)
+STEERED = ('controlnet',)  # by an image of each, which prompts have not
+MODELS = tuple(n for n in model_flags.MODEL_OPTIONS if n not in STEERED)
 DRAWN = (*MODELS, *SETTINGS, 'latents', 'batch', 'offload', 'processes')
 
 
@@ -157,7 +158,9 @@ def choose_mode(given):
       'autoencoder, or with --validation for the loss of records held out'
     )
   needs, may_have = MODES[mode]
-  known = {*MODES}.union(*(m.needs + m.may_have for m in MODES.values()))
+  known = {*MODES, *STEERED}.union(
+    *(m.needs + m.may_have for m in MODES.values())
+  )
   wrong = sorted((given & known) - {mode, *needs, *may_have})
   if wrong:
     raise ValueError(f'--{wrong[0]} does not go with --{mode}: leave one out')

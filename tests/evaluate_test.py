@@ -229,6 +229,10 @@ def test_what_is_measured(given, mode):
     ({'output'}, 'nothing to measure: pass --samples'),
     ({'samples', 'weights'}, '--weights does not go with --samples'),
     ({'samples', 'steps'}, '--steps does not go with --samples'),
+    (
+      {'weights', 'prompts', 'controlnet'},
+      '--controlnet does not go with --weights',
+    ),
     ({'config', 'weights', 'metrics'}, '--metrics does not go with --config'),
     ({'config'}, '--config needs --weights'),
     ({'weights'}, '--weights needs --prompts'),
