@@ -99,7 +99,7 @@ def test_no_image_of_the_others_is_enlarged(name, least):
 
 
 def record(folder, name, arm, seed, rows):
-  found = {'rows': rows, 'train_s': 60.0, 'measure_s': 20.0}
+  found = {'rows': rows, 'train_s': 60.0, 'measure_s': 20.0, 'load': 1.5}
   results.write(folder, results.Run(name, arm, seed), found)
 
 
@@ -165,6 +165,18 @@ def test_a_page_of_some_runs(tmp_path):
   assert svg.startswith('<svg') and svg.count('<circle') == 2
   long = [line for line in text.splitlines() if len(line) > page.WIDTH]
   assert all(line.startswith(('|', '![')) for line in long)
+
+
+def test_sharpness_by_original_size(tmp_path):
+  for seed, high in enumerate([80.0, 90.0]):
+    metrics = {'sharpness_16': 85.0, 'sharpness_72': high}
+    rows = {'size_cond': metrics}
+    record(tmp_path, 'size_conditioning', 'size_cond', seed, rows)
+  table = results.tabulate(results.read(tmp_path), 'size_conditioning')
+  text = page.size_curve(table)
+  assert '| sharpness, % | 85.0 ± 0.0 | 85.0 ± 7.1 |' in text
+  assert 'it rises in 1 of 2 seeds.' in ' '.join(text.split())
+  assert not page.size_curve({})
 
 
 def test_a_figure_has_each_seed_and_no_deviation_of_one():

@@ -121,8 +121,7 @@ def finish(folder, run, kit) -> None:
     'rows': rows,
     'train_s': trained - started,
     'measure_s': time.monotonic() - trained,
-    'load_before': load,
-    'load_after': os.getloadavg()[0],
+    'load': (load + os.getloadavg()[0]) / 2,
   }
   results.write(folder, run, found)
   print(

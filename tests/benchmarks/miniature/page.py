@@ -12,6 +12,10 @@ ROOT = pathlib.Path(__file__).parents[3]
 PAGE = 'configs/claims/README.md'
 FIGURES = '.github/claims'
 FROM_PAGE = '../../'
+LOAD = """\
+Of each seed, on two CPU cores. The load is the mean number of processes that \
+waited for them, this one included: above 2, a run took longer than it would \
+alone."""
 SEEDS = 3  # of each arm
 WIDTH = 100  # characters of a line
 MISSING = 'not run yet'
@@ -121,7 +125,20 @@ def size_curve(table) -> str:
   return (
     f'\n| `size_cond` at `original_size` | '
     f'{" | ".join(f"{side} px" for side in sides)} |\n'
-    f'|---|{"---|" * len(sides)}\n| sharpness, % | {" | ".join(cells)} |\n'
+    f'|---|{"---|" * len(sides)}\n| sharpness, % | {" | ".join(cells)} |\n\n'
+    f'{fill(rise(found, sides))}\n'
+  )
+
+
+def rise(found, sides) -> str:
+  """Returns whether sharpness follows original_size, in words."""
+  low, high = (found[f'sharpness_{side}'] for side in (sides[0], sides[-1]))
+  gains = [high.values[s] - low.values[s] for s in sorted(low.values)]
+  wins = sum(gain > 0 for gain in gains)
+  return (
+    f'From `original_size` {sides[0]} to {sides[-1]} px sharpness goes from '
+    f'{format_value(low, 1)} to {format_value(high, 1)} %; it rises in {wins} '
+    f'of {len(gains)} {"seed" if len(gains) == 1 else "seeds"}.'
   )
 
 
@@ -180,7 +197,10 @@ def status(found: list[dict[str, Any]]) -> str:
 
 def costs(found: list[dict[str, Any]]) -> str:
   """Returns the table of seconds, one row for each arm."""
-  lines = ['| arm | seeds | trained, s | measured, s |', '|---|---|---|---|']
+  lines = [
+    '| arm | seeds | trained, s | measured, s | load |',
+    '|---|---|---|---|---|',
+  ]
   arms = dict.fromkeys((run['experiment'], run['arm']) for run in found)
   for experiment, arm in arms:
     runs = [
@@ -189,7 +209,10 @@ def costs(found: list[dict[str, Any]]) -> str:
     seeds = ', '.join(str(r['seed']) for r in runs)
     trained = ', '.join(f'{r["train_s"]:.0f}' for r in runs)
     measured = ', '.join(f'{r["measure_s"]:.0f}' for r in runs)
-    lines.append(f'| {experiment}:{arm} | {seeds} | {trained} | {measured} |')
+    load = ', '.join(f'{r["load"]:.1f}' for r in runs)
+    lines.append(
+      f'| {experiment}:{arm} | {seeds} | {trained} | {measured} | {load} |'
+    )
   return '\n'.join(lines)
 
 
@@ -213,7 +236,7 @@ def make_page(folder: pathlib.Path, head: dict[str, Any]) -> str:
   if accuracy.is_file():
     parts.append(f'## The net of FID\n\n{fill(accuracy.read_text())}\n')
   if found:
-    parts.append(f'## Seconds\n\n{costs(found)}\n')
+    parts.append(f'## Seconds\n\n{fill(LOAD)}\n\n{costs(found)}\n')
   return '\n'.join(parts)
 
 
