@@ -83,7 +83,7 @@ def train(
   vocabulary: synthetic.Vocabulary,
   sizes: Sequence[scenes.Size],
   seed: int = 0,
-  steps: int = STEPS,
+  steps: int | None = None,
   say: Callable[[str], Any] = print,
 ) -> Features:
   """Trains a net on scenes, whose objects are anywhere and of any size.
@@ -92,9 +92,10 @@ def train(
     vocabulary: of the scenes.
     sizes: of the images; most are of the first.
     seed: of scenes, parameters and order.
-    steps: of 64 images of one size.
+    steps: of 64 images of one size; None: STEPS.
     say: takes a line on the progress.
   """
+  steps = steps or STEPS
   net = FeatureNet(vocabulary.objects, vocabulary.colours)
   counts = [TRAINED if i == 0 else TRAINED // 4 for i in range(len(sizes))]
   data = [
