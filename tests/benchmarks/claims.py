@@ -104,10 +104,16 @@ def load_kit(folder) -> measure.Kit:
   return measure.Kit(features, vocabulary)
 
 
+def cpu_seconds() -> float:
+  """Returns the CPU seconds of this process and of those it has waited for."""
+  times = os.times()
+  return sum(times[:4])
+
+
 def finish(folder, run, kit) -> None:
   """Trains and measures a run, and writes its figures."""
   experiment = experiments.EXPERIMENTS[run.experiment]
-  load = os.getloadavg()[0]
+  load, cpu = os.getloadavg()[0], cpu_seconds()
   started = time.monotonic()
   train(folder, run)
   trained = time.monotonic()
@@ -121,12 +127,13 @@ def finish(folder, run, kit) -> None:
     'rows': rows,
     'train_s': trained - started,
     'measure_s': time.monotonic() - trained,
+    'cpu_s': cpu_seconds() - cpu,  # of all cores together
     'load': (load + os.getloadavg()[0]) / 2,
   }
   results.write(folder, run, found)
   print(
     f'{run}: trained in {found["train_s"]:.0f} s, measured in '
-    f'{found["measure_s"]:.0f} s; {rows}',
+    f'{found["measure_s"]:.0f} s, {found["cpu_s"]:.0f} s of CPU; {rows}',
     flush=True,
   )
 
