@@ -155,7 +155,7 @@ def test_a_page_of_some_runs(tmp_path):
   page.write(folder, HEAD, root)
   text = (root / page.PAGE).read_text()
   assert '**2 of 30 runs are finished**' in text
-  assert '| crop_cond | 13.0 ± 0.7 | 3.25 ± 0.00 | 90.0 ± 0.0 |' in text
+  assert '| crop_cond | 13.0 ± 0.7 | 3.2 ± 0.0 | 90.0 ± 0.0 |' in text
   missing = ' | '.join(['not run yet'] * 3)
   assert f'| nocond | {missing} |' in text
   assert 'of `crop_cond` against `nocond`: not run yet.' in text

@@ -74,7 +74,7 @@ class Experiment:
     )
 
 
-FID = Column('fid', 'FID', 2)
+FID = Column('fid', 'FID')
 RIGHT = Column('right', 'right, %')
 CUT = Column('cut', 'cut off, %')
 SHARP = Column('sharpness', 'sharpness, %')
@@ -136,9 +136,9 @@ EXPERIMENTS = {
       FID,
       RIGHT,
       CUT,
-      Column('fid_tall', 'FID tall', 2),
-      Column('fid_wide', 'FID wide', 2),
-      Column('fid_square', 'FID square', 2),
+      Column('fid_tall', 'FID tall'),
+      Column('fid_wide', 'FID wide'),
+      Column('fid_square', 'FID square'),
     ),
     expectations=(
       Expectation('fid', 'FID of wide and tall images', 'multi', 'square'),
