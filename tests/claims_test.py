@@ -22,6 +22,7 @@ from tests.benchmarks import claims
 from tests.benchmarks.miniature import (
   experiments,
   figures,
+  measure,
   page,
   results,
 )
@@ -224,6 +225,13 @@ def test_a_finished_run_is_not_run_again(tmp_path):
   assert done == [*runs[:3], *runs[2:]]
   run_all()  # nothing is left, so that no net is loaded either
   assert len(done) == 7
+
+
+def test_original_sizes_of_samples_are_those_of_training():
+  source = synthetic.Scenes(**config_of('multi_aspect', '').data.scenes)
+  low, high = source.sizes[:20_000].min(), source.sizes[:20_000].max()
+  for size in multi_aspect.TALL, multi_aspect.WIDE, measure.SQUARE:
+    assert all(low <= measure.ENLARGED * side <= high for side in size)
 
 
 def test_an_unknown_experiment_is_refused():
