@@ -28,6 +28,7 @@ def get_config(arm='multi'):
     raise ValueError(f'{arm!r} is no arm; choose one of {ARMS}')
   config = small.get_config()
   config.unlock()
+  small.show_less(config)
   config.data.scenes.aspects = ASPECTS
   # No image is smaller than its bucket, of the widest neither.
   config.data.scenes.scales = (1.7, 3.0)

@@ -114,15 +114,16 @@ def measure_crop(kit, arm, seed, workdir) -> Rows:
 
 def measure_aspects(kit, arm, seed, workdir) -> Rows:
   """Measures an arm of claim (c), on tall, wide and square images."""
+  vocabulary = vocabulary_of(multi_aspect.get_config(arm))
   pipeline, found = sample.load(workdir), {}
   sizes = {'tall': multi_aspect.TALL, 'wide': multi_aspect.WIDE}
   for name, size in (sizes | {'square': SQUARE}).items():
     # Of sizes that training had; its images are larger than their buckets.
     original_size = tuple(ENLARGED * side for side in size)
     sampled, labels = draw(
-      pipeline, kit.vocabulary, seed, size=size, original_size=original_size
+      pipeline, vocabulary, seed, size=size, original_size=original_size
     )
-    of_size = describe(kit, kit.vocabulary, sampled, labels, size)
+    of_size = describe(kit, vocabulary, sampled, labels, size)
     found |= {f'{metric}_{name}': value for metric, value in of_size.items()}
   for metric in 'fid', 'right', 'cut':
     both = [found[f'{metric}_{name}'] for name in sizes]
