@@ -21,7 +21,7 @@ STEPS = 2
 FEW = (
   f'--config.total_steps={STEPS}',
   '--config.optimizer.warmup_steps=0',
-  '--config.global_batch_size=2',
+  '--config.global_batch_size=4',
   '--config.checkpoint.every=1',
   '--config.log_every=1',
 )

@@ -259,3 +259,15 @@ def test_a_failed_training_shows_the_end_of_its_log(tmp_path, monkeypatch):
   with pytest.raises(RuntimeError, match='(?s)ended with 1.*the reason'):
     claims.train(tmp_path, run)
   assert not results.path(tmp_path, run).is_file()
+
+
+def test_a_trained_run_is_not_trained_again(tmp_path, monkeypatch):
+  """Where only its measurement is missing."""
+  run = results.Run('multi_aspect', 'multi', 0)
+  monkeypatch.setattr(
+    claims, 'command', lambda *_: [claims.sys.executable, '-c', 'print(1)']
+  )
+  took = claims.train(tmp_path, run)
+  assert took['train_s'] > 0
+  monkeypatch.delattr(claims, 'command')
+  assert claims.train(tmp_path, run) == took

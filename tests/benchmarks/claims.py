@@ -10,6 +10,7 @@ written anew, with `not run yet` where figures are missing; --page writes only
 these. --experiments and --seeds choose runs.
 """
 
+import json
 import os
 import pathlib
 import subprocess
@@ -68,15 +69,23 @@ def command(folder, run) -> list[str]:
   return words
 
 
-def train(folder, run) -> None:
+def train(folder, run) -> dict[str, float]:
   """Trains a run in a process of its own, with its output in a log.
+
+  Returns:
+    What it took, also where it was trained before: seconds, those of all CPUs,
+    and the mean load.
 
   Raises:
     RuntimeError: if training failed.
   """
   workdir = results.workdir(folder, run)
+  trained = workdir.with_suffix('.json')
+  if trained.is_file():
+    return json.loads(trained.read_text())
   workdir.parent.mkdir(parents=True, exist_ok=True)
   log = workdir.with_suffix('.log')
+  load, cpu, started = os.getloadavg()[0], cpu_seconds(), time.monotonic()
   with open(log, 'a') as file:
     code = subprocess.call(
       command(folder, run), stdout=file, stderr=file, cwd=page.ROOT
@@ -84,6 +93,13 @@ def train(folder, run) -> None:
   if code:
     last = '\n'.join(log.read_text().splitlines()[-LOG_LINES:])
     raise RuntimeError(f'{run} ended with {code}; the end of {log}:\n{last}')
+  took = {
+    'train_s': time.monotonic() - started,
+    'train_cpu_s': cpu_seconds() - cpu,
+    'load': (load + os.getloadavg()[0]) / 2,
+  }
+  page.write_text(trained, json.dumps(took) + '\n')
+  return took
 
 
 def load_kit(folder) -> measure.Kit:
@@ -119,27 +135,24 @@ def cpu_seconds() -> float:
 def finish(folder, run, kit) -> None:
   """Trains and measures a run, and writes its figures."""
   experiment = experiments.EXPERIMENTS[run.experiment]
-  load, cpu = os.getloadavg()[0], cpu_seconds()
-  started = time.monotonic()
-  train(folder, run)
-  trained = time.monotonic()
+  took = train(folder, run)
+  started, cpu = time.monotonic(), cpu_seconds()
   arguments = {}
   if experiment.base:
     base = results.Run(*experiment.base, run.seed)
     arguments['base'] = results.workdir(folder, base)
   workdir = results.workdir(folder, run)
   rows = experiment.measure(kit, run.arm, run.seed, workdir, **arguments)
-  found = {
+  found = took | {
     'rows': rows,
-    'train_s': trained - started,
-    'measure_s': time.monotonic() - trained,
-    'cpu_s': cpu_seconds() - cpu,  # of all cores together
-    'load': (load + os.getloadavg()[0]) / 2,
+    'measure_s': time.monotonic() - started,
+    'measure_cpu_s': cpu_seconds() - cpu,
   }
   results.write(folder, run, found)
+  cpu = found['train_cpu_s'] + found['measure_cpu_s']
   print(
     f'{run}: trained in {found["train_s"]:.0f} s, measured in '
-    f'{found["measure_s"]:.0f} s, {found["cpu_s"]:.0f} s of CPU; {rows}',
+    f'{found["measure_s"]:.0f} s, {cpu:.0f} s of CPU; {rows}',
     flush=True,
   )
 
