@@ -17,6 +17,7 @@ from configs.claims import small
 
 ARMS = ('nocond', 'crop_cond')
 ASPECTS = (1 / 2, 1.0, 2.0)  # height / width
+STEPS = 2 * small.STEPS  # after as many as the others have, both are blurred
 
 
 def get_config(arm='crop_cond'):
@@ -25,6 +26,8 @@ def get_config(arm='crop_cond'):
     raise ValueError(f'{arm!r} is no arm; choose one of {ARMS}')
   config = small.get_config()
   config.unlock()
+  config.total_steps = STEPS
+  config.checkpoint.every = small.STEPS
   small.show_less(config)
   config.data.scenes.aspects = ASPECTS
   config.data.scenes.max_objects = 1

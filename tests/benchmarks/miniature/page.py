@@ -163,6 +163,8 @@ def section(name, experiment, found: list[dict[str, Any]]) -> str:
       verdict(e, experiment.columns, table) for e in experiment.expectations
     ]
     parts.append(f'{fill(" ".join(sentences))}\n')
+  if experiment.tried:
+    parts.append(f'{fill(experiment.tried)}\n')
   return '\n'.join(parts)
 
 
