@@ -75,6 +75,11 @@ def get_config():
   # pass, such as ('a photo of {}',); {} is the token_string of config.words.
   config.data.templates = ()
   config.data.background = 'white'  # colour behind transparent images
+  # Micro-conditioning that all images are trained with in place of their own,
+  # by which the net learns nothing of it: (height, width) and (top, left) in
+  # px; None: each image's own.
+  config.data.fixed_original_size = config_dict.placeholder(tuple)
+  config.data.fixed_crop_top_left = config_dict.placeholder(tuple)
   # Metric `upscaled` counts images that are enlarged by more than this factor.
   config.data.max_upscale = 1.0
 

@@ -8,6 +8,7 @@ import threading
 from collections.abc import Sequence
 
 import grain
+import numpy as np
 
 from sdxl_jax.data import (
   buckets,
@@ -35,12 +36,24 @@ class BatchOptions:
   captions: captioning.Captioning = captioning.DEFAULT  # of the others
   aesthetic_score: bool = False  # whether rows have one
   background: str = 'white'  # colour behind transparent images
+  # (height, width) and (top, left) of all rows; None: each image's own.
+  original_size: images.Size | None = None
+  crop_top_left: images.Size | None = None
   mask_downscale: int = 0  # px per latent of masks of the loss; 0: no masks
   templates: tuple[str, ...] = ()  # captions of records that have none
   max_upscale: float = 1.0  # rows whose image is enlarged more are counted
   max_token_length: int = 75  # tokens of a caption, for the warning
   num_threads: int = 4  # batches made at once
   prefetch: int = 4  # batches held ready; each costs its size in host memory
+
+  def with_fixed_sizes(self, row: transforms.Row) -> transforms.Row:
+    """Returns a row with the micro-conditioning that all rows have."""
+    fixed = {
+      name: np.array(value, np.int32)
+      for name in ('original_size', 'crop_top_left')
+      if (value := getattr(self, name)) is not None
+    }
+    return row | fixed
 
 
 DEFAULTS = BatchOptions()
@@ -152,7 +165,7 @@ class BatchRows(grain.MapDataset):
       if self.options.mask_downscale and (row['mask'] == 1).all():
         with self.lock:
           self.unmasked += 1
-      return row
+      return options.with_fixed_sizes(row)
 
   def report(self, error: images.UnreadableImage) -> None:
     """Counts an unreadable record, and logs it the first time."""

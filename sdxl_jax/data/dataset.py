@@ -180,6 +180,8 @@ def options_of(config: ml_collections.ConfigDict) -> batch_rows.BatchOptions:
     captions=make_captioning(config),
     aesthetic_score=config.refiner,
     background=config.data.background,
+    original_size=config.data.fixed_original_size,
+    crop_top_left=config.data.fixed_crop_top_left,
     mask_downscale=downscale_of(config) if has_masks(config) else 0,
     templates=caption_templates.of_config(config),
     max_upscale=config.data.max_upscale,

@@ -243,7 +243,7 @@ class ValidationRecords:
         background=options.background,
         mask_downscale=options.mask_downscale,
       )
-    return row
+    return options.with_fixed_sizes(row)
 
   def _fill(self, found, mine, spec):
     """Stacks rows; those that are not there are zeros."""

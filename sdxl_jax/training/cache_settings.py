@@ -30,6 +30,8 @@ NOT_OF_RECORDS = (
   'prefetch',
   'index_workers',
   'background',
+  'fixed_original_size',
+  'fixed_crop_top_left',
   'max_upscale',
   'templates',
 )

@@ -72,6 +72,8 @@ ADDED = {
   'log_tracker_name': '',
   'preserve_embedding_norm': False,
   'data.templates': [],
+  'data.fixed_original_size': None,
+  'data.fixed_crop_top_left': None,
   'samples.prompts_file': '',
   'optimizer.loss_scale': 2.0**15,
   'optimizer.loss_scale_steps': 2000,

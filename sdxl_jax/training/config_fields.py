@@ -35,6 +35,7 @@ from sdxl_jax.training.field_kinds import (
 
 WEIGHT = Number(0, INF, excludes=INF)  # 0: off
 SIZE = Items(COUNT, '(1024, 1024)', length=2)  # (height, width)
+CORNER = Items(SWITCHED, '(0, 0)', length=2)  # (top, left)
 # Of transformers: one for each level of the UNet, or one for each block of it.
 DEPTHS = Items(
   Either(SWITCHED, Items(COUNT, '(2, 1, 1)', least=1)), '(0, 2, 10)', least=1
@@ -115,6 +116,8 @@ SECTIONS = {
     'index_workers': Whole(0, 1024),
     'templates': Items(Text(), "('a photo of {}',)"),
     'background': Colour(),
+    'fixed_original_size': Optional(SIZE),
+    'fixed_crop_top_left': Optional(CORNER),
     'max_upscale': FACTOR,
   },
   'data.captions': {

@@ -452,3 +452,40 @@ def test_scores(source, tmp_path):
   _, batch = next(batches)
   batches.close()
   assert batch['aesthetic_score'].tolist() == [6.0] * 8
+
+
+def test_fixed_conditions_are_those_of_all_rows(source):
+  """Images and crops stay the same; only what the net is told does not."""
+  plain = take(make(source), 4)
+  fixed = {'original_size': (512, 640), 'crop_top_left': (0, 3)}
+  for (bucket, batch), (_, changed) in zip(
+    plain, take(make(source, **fixed), 4)
+  ):
+    assert (changed['original_size'] == (512, 640)).all()
+    assert (changed['crop_top_left'] == (0, 3)).all()
+    assert changed['original_size'].dtype == changed['crop_top_left'].dtype
+    assert changed['crop_top_left'].dtype == np.int32
+    kept = {name: batch[name] for name in ('original_size', 'crop_top_left')}
+    assert_same((bucket, batch), (bucket, changed | kept))
+
+
+def test_one_condition_may_be_fixed(source):
+  (_, plain), (_, changed) = (
+    take(make(source, **options), 1)[0]
+    for options in ({}, {'crop_top_left': (0, 0)})
+  )
+  np.testing.assert_array_equal(
+    changed['original_size'], plain['original_size']
+  )
+  assert not changed['crop_top_left'].any() and plain['crop_top_left'].any()
+
+
+def test_fixed_conditions_of_a_config():
+  config = tiny_config.get_config()
+  assert dataset.options_of(config).original_size is None
+  config.unlock()
+  config.data.fixed_original_size = (64, 48)
+  config.data.fixed_crop_top_left = (0, 0)
+  options = dataset.options_of(config)
+  assert options.original_size == (64, 48)
+  assert options.crop_top_left == (0, 0)

@@ -182,3 +182,10 @@ def test_what_cannot_be_read_is_left_out(split, caplog):
     assert batch.rows['readable'].tolist() == expected
     assert not batch.rows['image'][1].any()
   assert caplog.text.count('left out of validation') == 1
+
+
+def test_fixed_conditions_hold_in_validation_too(split):
+  limits = validation_records.Limits(records=8, buckets=2)
+  records = validation_records.choose(split, TABLE, limits)
+  for row in read(records, 4, original_size=(64, 48)).values():
+    assert row['original_size'].tolist() == [64, 48]

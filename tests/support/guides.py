@@ -7,6 +7,7 @@ ROOT = pathlib.Path(__file__).parents[2]
 NAMES = (
   'README.md',
   'configs/README.md',
+  'configs/claims/README.md',
   'sdxl_jax/data/README.md',
   'sdxl_jax/weights/README.md',
   'sdxl_jax/sampling/README.md',
