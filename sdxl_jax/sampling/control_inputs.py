@@ -18,21 +18,24 @@ def check(pipeline: pipelines.Pipeline, inputs: Any, guess_mode: bool) -> None:
     guess_mode: see settings.SampleSettings.
   """
   count = 0 if inputs.control is None else len(inputs.control)
-  check_count(len(pipeline.controls), count)
-  if guess_mode and not count:
-    raise ValueError('guess_mode is set without a ControlNet: leave it out')
+  check_count(len(pipeline.controls), count, guess_mode)
   types_of(pipeline, inputs)
   for i, image in enumerate(inputs.control or ()):
     check_pixels(f'control[{i}]', image)
 
 
-def check_count(nets: int, images: int) -> None:
-  """Raises ValueError unless each ControlNet has one image."""
+def check_count(nets: int, images: int, guess_mode: bool) -> None:
+  """Raises ValueError unless each ControlNet has one image.
+
+  And where guess_mode is set without any.
+  """
   if nets != images:
     raise ValueError(
       f'ControlNets: {nets}, control images: {images}; pass one --control for '
       'each --controlnet, in their order'
     )
+  if guess_mode and not images:
+    raise ValueError('guess_mode is set without a ControlNet: leave it out')
 
 
 def check_pixels(name: str, image: Any) -> None:

@@ -54,7 +54,9 @@ def before_loading(
         read.add(files)
         init_images.load(files, UNKNOWN_SIZE)
       control_inputs.check_count(
-        len(models.get('controlnet') or ()), len(request.control)
+        len(models.get('controlnet') or ()),
+        len(request.control),
+        request.guess_mode,
       )
       if request.control not in read:
         read.add(request.control)

@@ -137,7 +137,9 @@ def test_stretches_and_nets_of_a_run(monkeypatch):
 
 def test_images_that_do_not_fit():
   with pytest.raises(ValueError, match='ControlNets: 2, control images: 1'):
-    control_inputs.check_count(2, 1)
+    control_inputs.check_count(2, 1, guess_mode=False)
+  with pytest.raises(ValueError, match='guess_mode is set without'):
+    control_inputs.check_count(0, 0, guess_mode=True)
   for image in (np.full((8, 8, 3), 255.0), np.full((8, 8, 3), -1.0)):
     with pytest.raises(ValueError, match=r'control\[0\] has values .* 0 to 1'):
       control_inputs.check_pixels('control[0]', image)

@@ -615,3 +615,10 @@ def test_an_older_config_has_the_same_optimizer():
   config_diff.check_changes(old, new, 'DIR', False, lines.append)
   (line,) = lines
   assert 'optimizer.schedule: constant > cosine' in line
+
+
+def test_a_run_has_no_controlnets():
+  config = tiny_config.get_config().unlock()
+  config.samples.guess_mode = True
+  with pytest.raises(ValueError, match='config.samples.guess_mode is no field'):
+    config_validation.check(config)
