@@ -18,8 +18,18 @@ memory they need plus that of the teacher's and the target's call of the UNet,
 which keep nothing for a backward pass. Beside other fine-tunings of the base:
 sample --lora DIR/lcm/checkpoints/STEP --preset lcm.
 
-Rank, rate, batch and distance are those of diffusers' train_lcm_distill_lora_
-sdxl: rank 64 in attention, feed-forward layers and convolutions.
+Rank, rate and distance are those of diffusers' train_lcm_distill_lora_sdxl:
+rank 64 in attention, feed-forward layers and convolutions. What is learned
+begins at the step that ends at timestep 0, one example in 50, and spreads to
+noisier ones: take large batches, with config.accumulation_steps if need be.
+
+This config has not been trained at full size. In miniature (configs/tiny.py:
+lcm, 400 steps of 16 images) the student is nearer to the end of the teacher's
+guided path than the base is, from timestep 519 on, and not yet below. In one
+step 48 % of its samples are sharp, and 16 % of the base's, with the right
+object in 92 % and 95 %; in four steps it has 86 % and the base, which draws
+these scenes in four steps as well as in 25, 94 %. So it shows the one step, and
+not a gain with more: 400 steps are too few.
 """
 
 from configs import lora
@@ -40,7 +50,7 @@ def get_config():
   config.loss.huber_schedule = 'constant'
   config.loss.huber_c = 0.001
   config.total_steps = 2000
-  config.global_batch_size = 16
+  config.global_batch_size = 64
   config.caption_dropout = 0.0
   config.validation.every = 0  # the student is no denoiser
 
