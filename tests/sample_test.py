@@ -419,6 +419,7 @@ def test_flags_of_the_models(tmp_path, flags):
     'lora': ['a', 'b:2'],
     'lora_dir': None,
     'embedding': (),
+    'controlnet': (),
     'skip_unsupported': True,
   }
   # An image holds them.
@@ -429,7 +430,7 @@ def test_flags_of_the_models(tmp_path, flags):
     text = sample_request.to_png_metadata(request, models, pixels.shape)
     images.save(tmp_path / f'{name}.png', pixels, text)
   new, old = (f'--from_png={tmp_path}/{name}.png' for name in ('new', 'old'))
-  assert options(new) == chosen | {'embedding': []}
+  assert options(new) == chosen | {'embedding': [], 'controlnet': []}
   assert options(new, '--nozero_snr')['zero_snr'] is False
   assert options(old) == dict.fromkeys(chosen) | {
     'weights': 'w',

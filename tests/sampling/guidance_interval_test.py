@@ -100,7 +100,7 @@ def branches(pipeline, conditioning, how, guided, xp=jnp):
 
 
 def test_a_run_beside_a_loop_in_numpy(sampled, everywhere):
-  latents, (((pipeline, inputs, stages, guided),), _, x) = sampled
+  latents, (((pipeline, inputs, stages, guided, _),), _, x) = sampled
   schedule, ((_, conditioning),), x = inputs.schedule, stages, np.asarray(x)
   sigmas, low_high = schedule.sigmas, []
   for i, sigma in enumerate(sigmas[:-1]):
@@ -125,7 +125,7 @@ def test_an_interval_of_all_levels_changes_no_bit(base, everywhere):
 
 def test_steps_outside_cost_half(sampled):
   """The unconditional rows are not computed, rather than masked."""
-  _, (((pipeline, inputs, _, _),), _, x) = sampled
+  _, (((pipeline, inputs, *_),), _, x) = sampled
   state = samplers.init_state(samplers.SAMPLERS['euler'], x)
   flops = {}
   for guided in (True, False):
@@ -145,7 +145,7 @@ def test_steps_outside_cost_half(sampled):
 
 def step_of(expert, sampler):
   """Makes (state, i, conditioning, guided) -> the state after step i."""
-  pipeline, inputs, _, _ = expert
+  pipeline, inputs, *_ = expert
 
   @functools.partial(jax.jit, static_argnames='guided')
   def step(state, i, conditioning, guided):
