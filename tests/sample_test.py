@@ -438,6 +438,7 @@ def test_flags_of_the_models(tmp_path, flags):
     'vae_dtype': 'float32',
     'average': 'ema',
     'lora': [],
+    'controlnet': (),
     'embedding': (),
     'skip_unsupported': False,
   }
