@@ -49,6 +49,15 @@ def test_time_is_up(capsys):
   assert f'saved on {int(signal.SIGTERM)}' in capsys.readouterr().out
 
 
+@pytest.fixture
+def kernel():
+  """Handles SIGINT as a notebook's kernel, whatever other tests have left."""
+  before = signal.signal(signal.SIGINT, signal.default_int_handler)
+  yield
+  signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures('kernel')
 def test_an_interrupted_cell_saves(capsys):
   """One Ctrl-C for the command, and the cell ends after it."""
   main = threading.main_thread().ident
