@@ -4,7 +4,7 @@ The other configs start from this one and change some fields. To change a field
 from the command line: --config.optimizer.learning_rate=1e-5
 
 The fields of config.optimizer are in optimizer_fields.py. A new field also gets
-a row in sdxl_jax/training/config_fields.py.
+a row in sdxl_jax/training/config_fields.py, or in the file of its section there.
 """
 
 from ml_collections import config_dict

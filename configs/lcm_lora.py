@@ -1,4 +1,4 @@
-"""LCM-LoRA: distils SDXL to a few steps, as factors beside the frozen base.
+"""LCM-LoRA: distils SDXL into low-rank factors that sample in few steps.
 
   python -m sdxl_jax.train --config configs/lcm_lora.py --workdir DIR/lcm \
     --config.init_from=SDXL --config.data.folder.path=IMAGES
@@ -7,16 +7,19 @@
 Latent consistency distillation (Luo et al. 2023, arXiv 2310.04378 and, as
 factors, 2311.05556): from noisy latents the frozen UNet takes one of 50 steps
 of DDIM, with guidance of a scale drawn from 4 to 16; the UNet with factors is
-trained to see the same image from both ends of the step. It then draws in 4
-steps, or 1 to 8, and at --guidance_scale 1 with one call of the UNet for each:
-12 times fewer calls than 25 guided steps. The images say which noisy latents
-and captions it is trained on; what is learned is the teacher's, so that they
-need not be the images of the teacher's own training.
+trained to predict the same image at both ends of the step. It then samples in 4
+steps, or 1 to 8, at --guidance_scale 1 with one call of the UNet for each: 4
+calls in place of the 50 of 25 guided steps. The images provide noisy latents
+and captions; since the targets are the teacher's, they need not be images that
+the teacher was trained on.
 
-The factors are saved, averaged and exported as those of configs/lora.py, whose
-memory they need plus that of the teacher's and the target's call of the UNet,
-which keep nothing for a backward pass. Beside other fine-tunings of the base:
-sample --lora DIR/lcm/checkpoints/STEP --preset lcm.
+Factors are saved, averaged and exported as those of configs/lora.py. Memory is
+the same plus that of two more calls of the UNet, the teacher's and the
+target's, which store no activations. To use the factors with another
+fine-tuning of the base:
+
+  python -m sdxl_jax.convert DIR/lcm lcm.safetensors --to lora
+  python -m sdxl_jax.sample --weights OTHER --lora lcm.safetensors --preset lcm
 
 Rank, rate and distance are those of diffusers' train_lcm_distill_lora_sdxl:
 rank 64 in attention, feed-forward layers and convolutions. What is learned
@@ -24,12 +27,12 @@ begins at the step that ends at timestep 0, one example in 50, and spreads to
 noisier ones: take large batches, with config.accumulation_steps if need be.
 
 This config has not been trained at full size. In miniature (configs/tiny.py:
-lcm, 400 steps of 16 images) the student is nearer to the end of the teacher's
-guided path than the base is, from timestep 519 on, and not yet below. In one
-step 48 % of its samples are sharp, and 16 % of the base's, with the right
-object in 92 % and 95 %; in four steps it has 86 % and the base, which draws
-these scenes in four steps as well as in 25, 94 %. So it shows the one step, and
-not a gain with more: 400 steps are too few.
+lcm, 400 steps of 16 images) the student is closer to the end of the teacher's
+guided path than the base is from timestep 519 on, but not below. With one step
+48 % of its samples are sharp, against 16 % of the base's, and the object is
+right in 92 % and 95 %. More steps make it worse: 86 % are right with four and
+70 % with eight, while the base reaches 94 % with four steps already. The likely
+reason is that 400 steps are too few.
 """
 
 from configs import lora

@@ -42,7 +42,7 @@ def test_a_student(tmp_path, close):
   for key, factors in a.items():
     jax.tree.map(np.testing.assert_array_equal, factors, b[key])
 
-  # The run, and its file beside the base, draw the same images.
+  # The run samples as the base with the exported LoRA file does.
   path = tmp_path / 'lcm.safetensors'
   conversions.run_lora(run, path, 'kohya')
   few = dict(steps=2, size=(16, 24), guidance_scale=1.0, sampler='lcm')

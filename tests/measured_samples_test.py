@@ -88,10 +88,9 @@ def test_a_protocol_of_others(tmp_path):
 @pytest.mark.slow
 def test_two_processes_measure_what_one_measures(room, tmp_path):
   """Each draws and measures its share; one of them writes."""
-  arguments = (
-    *(MODULE, *DRAWN, '--prompts=prompts.txt', '--reference=R'),
-    *('--metrics=fid,kid', '--seed=3', '--metric_weights=W', '--resamples=20'),
-  )
+  arguments = [MODULE, *DRAWN, '--prompts=prompts.txt', '--reference=R']
+  arguments += ['--metrics=fid,kid', '--metric_weights=W', '--resamples=20']
+  arguments += ['--seed=3']
   reports, images = [], []
   variables = {'PYTHONPATH': str(pathlib.Path(__file__).parents[1])}
   for count in (1, 2):

@@ -4,7 +4,7 @@
     --config configs/claims/crop_conditioning.py:crop_cond
 
 Arms:
-  nocond     random crops to squares, of which the net is told nothing
+  nocond     random crops to squares, without the crop position as a condition
   crop_cond  the same, and each crop's top left corner is a condition
 
 One object in the middle of each image, of aspect 1:2, 1:1 or 2:1: random crops

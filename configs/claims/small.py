@@ -1,8 +1,8 @@
 """What the claims in miniature share: the SDXL of configs/tiny.py, on 32 px.
 
 Squares of 32 px, so that a run takes minutes on two cores, of all combinations
-of objects and backgrounds. The files beside it say what an experiment changes;
-each of its arms is trained by itself, as
+of objects and backgrounds. The other configs of this folder set what their arms
+change; each arm is a run of its own, as
 
   python -m sdxl_jax.train --config configs/claims/size_conditioning.py:nocond \
     --workdir DIR

@@ -2,9 +2,9 @@
 
 arXiv 2310.04378, algorithm 1. A consistency function f(z, t) is the end, at
 timestep 0, of the path that leads through the noisy latents z at timestep t. It
-is trained to be the same at both ends of a step along the path, which a teacher
-takes by DDIM with guidance: the guidance is in the student then, and one call
-of it does the work of many.
+is trained to have the same value at both ends of a step along the path, which a
+teacher takes by DDIM with guidance. The student learns the guidance too, and
+one call of it replaces many steps of two calls.
 """
 
 import dataclasses
@@ -19,6 +19,8 @@ from jaxtyping import Array, ArrayLike, Float, Int, PRNGKeyArray
 from sdxl_jax.diffusion import loss_kinds, losses, noise_schedule
 
 SIGMA_DATA = 0.5  # of the boundary condition, as in Karras et al. 2022
+# Signal and noise, sqrt(a) and sqrt(1 - a), of each example.
+Rates = tuple[Float[Array, 'b 1 1 1'], Float[Array, 'b 1 1 1']]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,6 +98,35 @@ def sample_row(
   return step, w, jax.random.normal(keys[2], x0.shape)
 
 
+# Luo et al. 2023, equation 18: DDIM with guidance, of which w = 0 has none.
+def teacher_step(
+  teacher: Callable,
+  x: Float[Array, 'b h w c'],
+  timestep: Int[Array, ' b'],
+  at_start: Rates,
+  at_stop: Rates,
+  w: Float[Array, ' b'],
+  kind: str,
+) -> Float[Array, 'b h w c']:
+  """Returns the latents after a step of the teacher, without a gradient.
+
+  Args:
+    teacher: see distillation_loss.
+    x: noisy latents at the start of the step.
+    timestep: of the start.
+    at_start, at_stop: (signal, noise) of both ends.
+    w: guidance of each example.
+    kind: of the predictions, see x0_and_eps.
+  """
+  uncond, cond = (
+    x0_and_eps(kind, prediction.astype(jnp.float32), x, *at_start)
+    for prediction in teacher(x, timestep)
+  )
+  w = w[:, None, None, None]
+  x0, eps = (c + w * (c - u) for c, u in zip(cond, uncond))
+  return jax.lax.stop_gradient(losses.add_noise(x0, eps, *at_stop))
+
+
 def distillation_loss(
   student: Callable,
   teacher: Callable,
@@ -134,27 +165,20 @@ def distillation_loss(
   stop = jnp.asarray(np.concatenate([[0], table[:-1]]))[step]
   rates = losses.rates(schedule)
   at_start, at_stop = (
-    [r[t, None, None, None] for r in rates] for t in (start, stop)
+    tuple(r[t, None, None, None] for r in rates) for t in (start, stop)
   )
 
   def consistent(x, timestep, signal, noise):
     """Computes f."""
     prediction = student(x, timestep).astype(jnp.float32)
     found, _ = x0_and_eps(schedule.prediction, prediction, x, signal, noise)
-    scaling = settings.timestep_scaling_factor
-    c_skip, c_out = boundary(timestep, scaling)
+    c_skip, c_out = boundary(timestep, settings.timestep_scaling_factor)
     return c_skip * x + c_out * found
 
-  # One step of the teacher along its guided path.
   x = losses.add_noise(x0, eps, *at_start)
-  uncond, cond = (
-    x0_and_eps(schedule.prediction, p.astype(jnp.float32), x, *at_start)
-    for p in teacher(x, start)
+  x_stop = teacher_step(
+    teacher, x, start, at_start, at_stop, w, schedule.prediction
   )
-  w = w[:, None, None, None]
-  guided = [c + w * (c - u) for c, u in zip(cond, uncond)]
-  x_stop = jax.lax.stop_gradient(losses.add_noise(*guided, *at_stop))
-
   target = jax.lax.stop_gradient(consistent(x_stop, stop, *at_stop))
   difference = consistent(x, start, *at_start) - target
   signal, noise = at_start

@@ -167,16 +167,9 @@ def compute_all(
   programs = {name: program(e.apply) for name, e in extractors.items()}
   found = {name: [] for name in extractors}
   own = [images[i] for i in multihost.share(len(images))]
-  # Of more processes than images, the last compute what nobody takes.
+  # A process without an image computes one, whose features are dropped.
   shared, own = len(own), own or [images[-1]]
-  bar = tqdm.tqdm(
-    total=len(own),
-    desc=what,
-    unit='image',
-    delay=2,
-    disable=not multihost.is_primary(),
-  )
-  with bar:
+  with progress_bar(len(own), what) as bar:
     for batch in batches(extractors, own, size):
       for name, rows in batch.items():
         # Padded with its last image to the compiled size.
@@ -194,6 +187,14 @@ def compute_all(
   }
   check_finite(joined, images)
   return joined
+
+
+def progress_bar(total: int, what: str) -> tqdm.tqdm:
+  """Makes the bar of this process's images; only the primary one shows it."""
+  is_hidden = not multihost.is_primary()
+  return tqdm.tqdm(
+    total=total, desc=what, unit='image', delay=2, disable=is_hidden
+  )
 
 
 @functools.lru_cache(maxsize=8)  # of a net, samples and reference have one

@@ -194,9 +194,9 @@ def evaluate(
   }
   if own.neighbours is not None:
     written['nearest'] = nearest.closest(own.neighbours, images, real)
-  path = pathlib.Path(output) / FILE
   if multihost.is_primary():
-    atomic_write.write_text(path, json.dumps(written, indent=2) + '\n')
+    text = json.dumps(written, indent=2) + '\n'
+    atomic_write.write_text(pathlib.Path(output) / FILE, text)
   say(describe(values, len(images)))
   for note in written['notes']:
     say(f'note: {note}')

@@ -73,12 +73,13 @@ def fuse(
 
 
 class TokenAttention(nn.Module):
-  """Attention of each token to itself alone, with parameters of torch's.
+  """Attention in which each token attends to itself only.
 
-  diffusers attends over the rows of a batch, not over the images of a row. Rows
-  that have the same control image have the same token, whose attention is the
-  value itself, whatever queries and keys are; of rows with different images it
-  would mix the images of a batch.
+  The parameters are those of torch.nn.MultiheadAttention. diffusers attends
+  over the rows of the batch, not over the images of a row. If all rows have the
+  same control image, their tokens are equal and attention returns the value,
+  whatever queries and keys are, as here. With different images in a batch,
+  diffusers would mix them.
   """
 
   config: Any  # controlnet.ControlNetConfig

@@ -9,6 +9,7 @@ from jaxtyping import Float
 
 from sdxl_jax.diffusion import random_keys, sampling_schedule
 from sdxl_jax.distributed import batch_padding
+from sdxl_jax.models import sdxl
 from sdxl_jax.sampling import (
   control_inputs,
   denoising_loop,
@@ -137,20 +138,10 @@ def generate(
   def decode(latents):
     return vae_batches.decode_all(pipeline, latents, chosen.tile)[: rows.count]
 
-  def watch_latents(done, total, state, running):
-    def preview():
-      # The decoder may not fit into memory beside a step.
-      running.x.block_until_ready()
-      image = decode(state.denoised)
-      finiteness.check_preview(image, state.denoised, done, pipeline.model)
-      return image
-
-    watch(done, total, preview)
-
   segments = step_segments.plan_segments(
     schedule, initial.first_step, chosen, has_refiner=refiner is not None
   )
-  watch_steps = watch_latents if watch else None
+  watch_steps = watch and with_previews(watch, decode, pipeline.model)
   latents = denoising_loop.run(
     experts, segments, initial.x, watch_steps, watch_every, warm_up
   )
@@ -158,6 +149,32 @@ def generate(
   if not warm_up:  # noise may be beyond what the autoencoder can decode
     finiteness.check_samples(experts, segments, initial, samples)
   return samples
+
+
+def with_previews(
+  watch: Callable[[int, int, Callable[[], Any]], None],
+  decode: Callable[[Any], Any],
+  model: sdxl.SDXL,
+) -> denoising_loop.Watch:
+  """Makes the `watch` of the denoising loop from that of `generate`.
+
+  Args:
+    watch: takes steps done, steps in all, and a function that makes images.
+    decode: latents -> images.
+    model: that an error names.
+  """
+
+  def watch_steps(done, total, state, running):
+    def preview():
+      # The decoder may not fit into memory beside a step.
+      running.x.block_until_ready()
+      image = decode(state.denoised)
+      finiteness.check_preview(image, state.denoised, done, model)
+      return image
+
+    watch(done, total, preview)
+
+  return watch_steps
 
 
 def resolve(pipeline: pipelines.Pipeline, chosen: Any) -> Any:

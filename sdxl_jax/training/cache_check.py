@@ -11,7 +11,7 @@ from sdxl_jax.checkpoints import params_digest
 from sdxl_jax.data import captioning, dataset
 from sdxl_jax.data.sources import cache_layout, precomputed, record_changes
 from sdxl_jax.distributed import multihost, sharding
-from sdxl_jax.training import cache_settings, config_diff, config_fields
+from sdxl_jax.training import cache_settings, config_diff, data_fields
 
 MAX_NAMED = 5  # records that an error names
 
@@ -187,7 +187,7 @@ def at_directory(settings: dict[str, Any], directory: str) -> dict[str, Any]:
   for name, value in settings.items():
     if isinstance(value, dict):
       value = at_directory(value, directory)
-    elif name in config_fields.LOCATIONS and isinstance(value, str) and value:
+    elif name in data_fields.LOCATIONS and isinstance(value, str) and value:
       # It may be relative to the working directory.
       path = os.path.join(directory, value)
       # A dataset of TFDS may be a name.

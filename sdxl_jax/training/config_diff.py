@@ -7,7 +7,7 @@ from typing import Any
 
 from sdxl_jax.data import captioning
 from sdxl_jax.training import (
-  config_fields,
+  data_fields,
   distillation_fields,
   loss_fields,
   optimizer_fields,
@@ -181,7 +181,7 @@ def is_grave(field: str, has_fingerprint: Callable[[], bool]) -> bool:
 
   # The same data may lie elsewhere, where their fingerprint is compared.
   name = field.rpartition('.')[2]
-  is_place = is_within(('data',)) and name in config_fields.LOCATIONS
+  is_place = is_within(('data',)) and name in data_fields.LOCATIONS
   if is_place and has_fingerprint():
     return False
   return is_within(DATA_ORDER + PARAMETERS) and not is_within(RUNTIME)

@@ -4,12 +4,12 @@ It has a row for each field of configs/default.py, and for those that other nets
 have in addition. 0 stands for 'off' wherever a kind begins at 0.
 """
 
-from sdxl_jax.data import captioning, cut_captions
-from sdxl_jax.data.sources import kinds
+from sdxl_jax.data import cut_captions
 from sdxl_jax.diffusion import noise_schedule, samplers
 from sdxl_jax.models import compute_dtype, lora_kinds, stored_kernels
 from sdxl_jax.sampling import settings
 from sdxl_jax.training import (
+  data_fields,
   distillation_fields,
   loss_fields,
   optimizer_fields,
@@ -20,10 +20,11 @@ from sdxl_jax.training.field_kinds import (
   FACTOR,
   INF,
   SHARE,
+  SIZE,
   SWITCHED,
+  WEIGHT,
   Anything,
   Choice,
-  Colour,
   Either,
   Flag,
   Items,
@@ -33,9 +34,6 @@ from sdxl_jax.training.field_kinds import (
   Whole,
 )
 
-WEIGHT = Number(0, INF, excludes=INF)  # 0: off
-SIZE = Items(COUNT, '(1024, 1024)', length=2)  # (height, width)
-CORNER = Items(SWITCHED, '(0, 0)', length=2)  # (top, left)
 # Of transformers: one for each level of the UNet, or one for each block of it.
 DEPTHS = Items(
   Either(SWITCHED, Items(COUNT, '(2, 1, 1)', least=1)), '(0, 2, 10)', least=1
@@ -107,88 +105,7 @@ SECTIONS = {
     'tensor': Whole(-1, INF, excludes=0),
     'processes': COUNT,
   },
-  'data': {
-    'source': Choice((*kinds.KINDS, 'mixture')),
-    'buckets': Items(SIZE, '((1024, 1024),)', least=1),
-    'flip_probability': SHARE,
-    'num_threads': Whole(0, 256),
-    'prefetch': SWITCHED,
-    'index_workers': Whole(0, 1024),
-    'templates': Items(Text(), "('a photo of {}',)"),
-    'background': Colour(),
-    'fixed_original_size': Optional(SIZE),
-    'fixed_crop_top_left': Optional(CORNER),
-    'max_upscale': FACTOR,
-  },
-  'data.captions': {
-    'several': Choice(captioning.SEVERAL),
-    'enable_wildcard': Flag(),
-    'caption_prefix': Text(),
-    'caption_suffix': Text(),
-    'shuffle_caption': Flag(),
-    'keep_tokens': SWITCHED,
-    'keep_tokens_separator': Text(),
-    'caption_separator': Text(),
-    'secondary_separator': Text(),
-    'caption_tag_dropout_rate': SHARE,
-    'caption_dropout_every_n_epochs': SWITCHED,
-  },
-  'data.filters': {
-    'min_side': SWITCHED,
-    'min_aspect': WEIGHT,
-    'max_aspect': FACTOR,
-    'min_aesthetic_score': Optional(Number(-INF, INF, excludes=INF)),
-    'columns': Items(Anything(), "(('watermark', '<', 0.5),)"),
-  },
-  'data.folder': {
-    'path': Text(),
-    'captions': Flag(),
-    'caption': Text(),
-    'encoding': Text(),
-    'caption_extension': Text(),
-    'num_repeats_in_names': Flag(),
-    'mask': Text(),
-  },
-  'data.webdataset': {
-    'shards': Text(),
-    'caption': Text(),
-    'score': Text(),
-    'encoding': Text(),
-    'mask': Text(),
-  },
-  'data.parquet': {
-    'files': Text(),
-    'image': Text(),
-    'caption': Text(),
-    'score': Text(),
-    'mask': Text(),
-  },
-  'data.tfds': {
-    'dataset': Text(),
-    'split': Text(),
-    'data_dir': Text(),
-    'image': Text(),
-    'caption': Text(),
-    'score': Text(),
-    'mask': Text(),
-  },
-  'data.precomputed': {
-    'path': Text(),
-    'dtype': Choice(('bfloat16', 'float16')),
-  },
-  'data.scenes': {
-    'resolution': COUNT,
-    'length': COUNT,
-    'objects': COUNT,
-    'colours': COUNT,
-    'max_objects': COUNT,
-    'max_kinds': COUNT,
-    'held_out': SHARE,
-    'aspects': Items(FACTOR, '(0.75, 1.0)', least=1),
-    'scales': Items(FACTOR, '(0.75, 3.0)', length=2),
-    'jitter': SHARE,
-    'scored': Flag(),
-  },
+  **data_fields.SECTIONS,
   'loss': loss_fields.KINDS,
   'distillation': distillation_fields.KINDS,
   'autoencoder': {
@@ -275,17 +192,6 @@ SECTIONS = {
   'text_encoder': TEXT_ENCODER,
   'text_encoder_2': TEXT_ENCODER,
 }
-
-# The field of each kind of source that says where its data lie.
-PLACES = {
-  'folder': 'path',
-  'webdataset': 'shards',
-  'parquet': 'files',
-  'tfds': 'dataset',
-  'precomputed': 'path',
-}
-# The last names of all fields with a path, or a name, of data.
-LOCATIONS = {*PLACES.values(), 'data_dir'}
 
 # Sections whose names are the user's: of groups of factors, of words, and of
 # sources.

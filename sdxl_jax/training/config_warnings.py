@@ -11,8 +11,8 @@ import numpy as np
 from ml_collections import config_dict
 
 from sdxl_jax.training import (
-  config_fields,
   config_validation,
+  data_fields,
   loss_fields,
   loss_validation,
   optimizer_warnings,
@@ -118,7 +118,7 @@ def of_augmentation(config: config_dict.ConfigDict) -> Iterator[str]:
 def ignored(config: config_dict.ConfigDict) -> Iterator[str]:
   """Warns of fields that are set, but not used with the others."""
   source = config.data.source
-  for kind, name in config_fields.PLACES.items():
+  for kind, name in data_fields.PLACES.items():
     field = f'data.{kind}.{name}'
     value = config_validation.get(config, field)
     if value and kind != source:

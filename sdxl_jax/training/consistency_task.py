@@ -31,8 +31,8 @@ class ConsistencyLoss(DiffusionLoss):
   """
 
   distillation: consistency.Settings = consistency.Settings()
-  # Tokens of the empty caption, of which guidance leads away, [1, 77]; None:
-  # zeros are in place of its encoding.
+  # Tokens of the empty caption, [1, 2, 77] or [1, chunks, 2, 77], for the
+  # teacher's unconditional rows; None: zeros replace its encoding.
   empty_tokens: np.ndarray | None = None
 
   def loss(

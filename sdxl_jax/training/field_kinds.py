@@ -187,3 +187,5 @@ COUNT = Whole(1)  # at least one
 SWITCHED = Whole(0)  # 0: off
 SHARE = Number(0, 1)
 FACTOR = Number(0, INF, excludes=0)
+WEIGHT = Number(0, INF, excludes=INF)  # 0: off
+SIZE = Items(COUNT, '(1024, 1024)', length=2)  # (height, width)

@@ -20,6 +20,7 @@ import time
 from absl import app, flags, logging
 
 from configs.claims import multi_aspect, small
+from sdxl_jax import atomic_write
 from tests.benchmarks.miniature import (
   experiments,
   feature_net,
@@ -98,7 +99,7 @@ def train(folder, run) -> dict[str, float]:
     'train_cpu_s': cpu_seconds() - cpu,
     'load': (load + os.getloadavg()[0]) / 2,
   }
-  page.write_text(trained, json.dumps(took) + '\n')
+  atomic_write.write_text(trained, json.dumps(took) + '\n')
   return took
 
 

@@ -61,6 +61,35 @@ def test_steps_of_the_teacher():
   assert set(np.diff(found)) == {20}
 
 
+def loss_of(
+  student,
+  teacher,
+  latents=None,
+  schedule=SCHEDULE,
+  settings=SETTINGS,
+  distance=SQUARES,
+  mask=None,
+):
+  """Returns the loss."""
+  latents = draw(0) if latents is None else latents
+  loss, metrics = consistency.distillation_loss(
+    student,
+    teacher,
+    latents,
+    jax.random.key(2),
+    schedule,
+    settings,
+    distance,
+    mask,
+  )
+  assert metrics['loss'] is loss
+  return loss
+
+
+def small_teacher(x, timestep):
+  return 0.1 * x, 0.2 * x
+
+
 class Nets:
   """A student and a teacher that record what they are called with."""
 
@@ -96,15 +125,7 @@ def test_the_teacher_takes_a_guided_step_of_ddim(kind, name, close):
   scheduler.set_timesteps(50)
   nets, w = Nets(), 6.5
   settings = consistency.Settings(w_min=w, w_max=w)
-  consistency.distillation_loss(
-    nets.student,
-    nets.teacher,
-    draw(0),
-    jax.random.key(0),
-    schedule,
-    settings,
-    SQUARES,
-  )
+  loss_of(nets.student, nets.teacher, schedule=schedule, settings=settings)
   ((x, start),) = nets.taught
   (x_stop, stop), (x_start, same) = nets.calls
   assert np.array_equal(x, x_start) and np.array_equal(start, same)
@@ -122,26 +143,34 @@ def test_the_teacher_takes_a_guided_step_of_ddim(kind, name, close):
 def test_a_perfect_student_has_no_loss():
   """Of data that are one point, which is the end of every path."""
   point = draw(3, (1, 4, 4, 3))
+  data = jnp.tile(point, (64, 1, 1, 1))
 
   def net(x, timestep):
     signal, noise = rates(SCHEDULE, timestep)
     return (x - signal * point) / noise
 
-  arguments = (
-    *(np.tile(point, (64, 1, 1, 1)), jax.random.key(1), SCHEDULE, SETTINGS),
-    SQUARES,
-  )
-
   def pair(x, timestep):
     return net(x, timestep), net(x, timestep)
 
-  loss, metrics = consistency.distillation_loss(net, pair, *arguments)
+  loss = loss_of(net, pair, data)
   # Step 0 ends in the little noise of timestep 0: 1 of 50, variance 0.0009.
-  assert loss < 1e-4 and metrics['mse'] == loss
-  worse, _ = consistency.distillation_loss(
-    lambda x, t: net(x, t) + 0.1, pair, *arguments
-  )
-  assert worse > 50 * loss
+  assert loss < 1e-4
+  assert loss_of(lambda x, t: net(x, t) + 0.1, pair, data) > 50 * loss
+
+
+def test_the_loss_by_hand(close):
+  """f at the start less f at the end, of a student that predicts a constant."""
+  nets = Nets()
+  nets.student = lambda x, t: nets.calls.append((x, t)) or jnp.full_like(x, 0.3)
+  loss = loss_of(nets.student, nets.teacher)
+  values = []
+  for x, timestep in nets.calls:
+    signal, noise = rates(SCHEDULE, timestep)
+    t = 10 * np.asarray(timestep)[:, None, None, None]
+    x0 = (x - noise * 0.3) / signal
+    values.append(0.25 / (t**2 + 0.25) * x + t / (t**2 + 0.25) ** 0.5 * x0)
+  target, found = values
+  close(loss, jnp.mean((found - target) ** 2), 1e-5)
 
 
 def test_the_target_has_no_gradient(close):
@@ -154,15 +183,8 @@ def test_the_target_has_no_gradient(close):
       is_target = len(calls) == 1 and frozen is not None
       return x * (frozen if is_target else scale)
 
-    return consistency.distillation_loss(
-      student,
-      lambda x, t: (0.1 * x, 0.2 * x),
-      draw(0),
-      jax.random.key(2),
-      SCHEDULE,
-      SETTINGS,
-      loss_kinds.Distance('huber', 'constant', 0.001),
-    )[0]
+    huber = loss_kinds.Distance('huber', 'constant', 0.001)
+    return loss_of(student, small_teacher, distance=huber)
 
   found = jax.grad(loss)(0.3)
   close(found, jax.grad(lambda s: loss(s, frozen=0.3))(0.3), 1e-6)
@@ -172,9 +194,11 @@ def test_the_target_has_no_gradient(close):
 def test_rows_do_not_depend_on_each_other():
   """As in training: an example's draws follow from its row and the key."""
   key = jax.random.key(3)
-  short = jax.vmap(lambda row, x: consistency.sample_row(key, row, x, SETTINGS))
-  many = short(jnp.arange(500), jnp.zeros((500, 1, 1, 1)))
-  few = short(jnp.arange(3), jnp.zeros((3, 1, 1, 1)))
+  sample = jax.vmap(
+    lambda row, x: consistency.sample_row(key, row, x, SETTINGS)
+  )
+  many = sample(jnp.arange(500), jnp.zeros((500, 1, 1, 1)))
+  few = sample(jnp.arange(3), jnp.zeros((3, 1, 1, 1)))
   for a, b in zip(many, few):
     assert np.array_equal(a[:3], b)
   step, w, eps = map(np.asarray, many)
@@ -186,19 +210,12 @@ def test_a_mask_leaves_positions_out():
   mask = np.ones((6, 4, 4), np.float32)
   mask[:, :2] = 0
 
-  def loss(shift):
+  def loss(of_masked, of_others, mask=mask):
     def student(x, timestep):
-      return jnp.where(jnp.arange(4)[:, None, None] < 2, shift, 0.3) * x
+      is_masked = jnp.arange(4)[:, None, None] < 2
+      return jnp.where(is_masked, of_masked, of_others) * x
 
-    return consistency.distillation_loss(
-      student,
-      lambda x, t: (0.1 * x, 0.2 * x),
-      draw(0),
-      jax.random.key(2),
-      SCHEDULE,
-      SETTINGS,
-      SQUARES,
-      mask,
-    )[0]
+    return loss_of(student, small_teacher, mask=mask)
 
-  assert loss(0.1) == loss(0.9)
+  assert loss(0.1, 0.3) == loss(0.9, 0.3) != loss(0.1, 0.4)
+  assert loss(0.1, 0.3, mask=None) != loss(0.9, 0.3, mask=None)

@@ -252,7 +252,11 @@ def test_stored_keys_and_values(jit, close):
     apply = functools.partial(net.apply, method=controlnet.apply_to_images)
     plain, variables = apply(
       {'params': params},
-      *(latents, timestep, context, vector, image),
+      latents,
+      timestep,
+      context,
+      vector,
+      image,
       mutable=['context'],
     )
     again = apply(

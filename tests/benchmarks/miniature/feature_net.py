@@ -1,8 +1,8 @@
-"""A small net that tells objects, colours and counts of scenes apart.
+"""Classifies the objects, colours and counts of scenes.
 
-Its last layer but one are the features of FID in miniature, in place of those
-of Inception, which knows photographs. It is trained here, from a seed, in a
-minute or two.
+FID in miniature uses the features of its penultimate layer in place of those of
+Inception, which was trained on photographs. Training takes a minute or two, and
+is determined by the seed.
 """
 
 import functools
@@ -158,7 +158,5 @@ def load_or_train(
     'params': jax.device_get(features.params),
     'accuracy': features.accuracy,
   }
-  file.parent.mkdir(parents=True, exist_ok=True)
-  with atomic_write.atomic_path(file) as partial:
-    pathlib.Path(partial).write_bytes(serialization.msgpack_serialize(content))
+  atomic_write.write_bytes(file, serialization.msgpack_serialize(content))
   return features

@@ -1,6 +1,5 @@
 """Figures of the page as SVG: a point for each seed, a bar for their spread."""
 
-import html
 import math
 from collections.abc import Mapping
 
@@ -10,14 +9,6 @@ from tests.benchmarks.miniature import results
 WIDTH, ROW, TOP, BOTTOM, RIGHT = 640, 34, 14, 46, 20
 CHARACTER = 7.0  # px of a letter of the labels
 INK, GREY, BLUE = '#1c1f24', '#8a939c', '#2a62b8'
-
-
-def text(content, x, y, anchor='start', colour=INK) -> str:
-  """Writes text at a place."""
-  return (
-    f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}" fill="{colour}">'
-    f'{html.escape(content)}</text>'
-  )
 
 
 def row_marks(statistic, y, x) -> list[str]:
@@ -65,16 +56,18 @@ def draw(rows: Mapping[str, results.Statistic], title: str) -> str:
     parts.append(
       f'<path d="M{at:.1f} {TOP}V{bottom}" stroke="{GREY}" stroke-width="0.5"/>'
     )
-    parts.append(text(f'{tick:.6g}', at, bottom + 16, 'middle'))
+    label = f'{tick:.6g}'
+    parts.append(svg_plot.write(label, at, bottom + 16, 'middle'))
   for i, (label, statistic) in enumerate(rows.items()):
     y = TOP + ROW * i + ROW // 2
-    parts.append(text(label, left - 10, y + 4, 'end'))
+    parts.append(svg_plot.write(label, left - 10, y + 4, 'end'))
     parts += row_marks(statistic, y, x)
-  parts.append(text(title, (left + WIDTH - RIGHT) / 2, bottom + 36, 'middle'))
+  middle = (left + WIDTH - RIGHT) / 2
+  parts.append(svg_plot.write(title, middle, bottom + 36, 'middle'))
   height = bottom + BOTTOM
   return (
     f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" '
     f'width="{WIDTH}" height="{height}" role="img" '
-    'font-family="system-ui, sans-serif" font-size="12">'
+    f'font-family="system-ui, sans-serif" font-size="12" fill="{INK}">'
     f'<rect width="100%" height="100%" fill="#ffffff"/>{"".join(parts)}</svg>\n'
   )

@@ -22,9 +22,9 @@ MISSING = 'not run yet'
 INTRODUCTION = """\
 The claims of SDXL's paper (arXiv 2307.01952) on the source `scenes`, whose \
 truth is known: images of {side} px, a UNet and text encoders as small as \
-those of [tiny.py](../tiny.py), minutes for each run. They show whether the \
-code does what the paper says of it, not how good SDXL is. The files beside \
-this page are the settings of each arm. The command \
+those of [tiny.py](../tiny.py), minutes for each run. They test whether \
+each mechanism has the effect that the paper reports, and do not measure the \
+quality of SDXL. The configs of all arms are in this folder. The command \
 below trains and measures all of them and writes this page; a run that is \
 finished is not run again, so that it goes on after a stop:"""
 COMMAND = """\
@@ -88,9 +88,8 @@ def verdict(expectation, columns, table) -> str:
   """
   e = expectation
   pair = [table.get(row, {}).get(e.metric) for row in (e.better, e.worse)]
-  seeds = sorted(
-    set.intersection(*(set(s.values) if s else set() for s in pair))
-  )
+  better, worse = (set(s.values) if s else set() for s in pair)
+  seeds = sorted(better & worse)
   if not seeds:
     return f'{e.what} of `{e.better}` against `{e.worse}`: {MISSING}.'
   sign = -1 if e.lower else 1
@@ -256,14 +255,7 @@ def write(
       if column.metric in metrics
     }
     if rows:
-      write_text(
+      atomic_write.write_text(
         root / FIGURES / f'{name}.svg', figures.draw(rows, column.title)
       )
-  write_text(root / PAGE, make_page(folder, head))
-
-
-def write_text(file: pathlib.Path, text: str) -> None:
-  """Writes a text file at once."""
-  file.parent.mkdir(parents=True, exist_ok=True)
-  with atomic_write.atomic_path(file) as partial:
-    pathlib.Path(partial).write_text(text, encoding='utf-8')
+  atomic_write.write_text(root / PAGE, make_page(folder, head))

@@ -60,11 +60,8 @@ def write(folder: pathlib.Path, run: Run, found: dict[str, Any]) -> None:
     run: which.
     found: 'rows' {row: {metric: value}}, and what else is known, as seconds.
   """
-  file = path(folder, run)
-  file.parent.mkdir(parents=True, exist_ok=True)
   text = json.dumps(run._asdict() | found, indent=2) + '\n'
-  with atomic_write.atomic_path(file) as partial:
-    pathlib.Path(partial).write_text(text)
+  atomic_write.write_text(path(folder, run), text)
 
 
 def read(folder: pathlib.Path) -> list[dict[str, Any]]:

@@ -27,7 +27,7 @@ class Labels(NamedTuple):
   count: Int[np.ndarray, ' n']  # objects - 1
 
   def take(self, rows) -> 'Labels':
-    return Labels(*(values[rows] for values in self))
+    return Labels(self.noun[rows], self.colour[rows], self.count[rows])
 
 
 class Scenes(NamedTuple):
