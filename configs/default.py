@@ -4,7 +4,8 @@ The other configs start from this one and change some fields. To change a field
 from the command line: --config.optimizer.learning_rate=1e-5
 
 The fields of config.optimizer are in optimizer_fields.py. A new field also gets
-a row in sdxl_jax/training/config_fields.py, or in the file of its section there.
+a row in sdxl_jax/training/config_fields.py or in the file of its section, which
+that one names.
 """
 
 from ml_collections import config_dict

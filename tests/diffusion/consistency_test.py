@@ -159,10 +159,13 @@ def test_a_perfect_student_has_no_loss():
 
 
 def test_the_loss_by_hand(close):
-  """f at the start less f at the end, of a student that predicts a constant."""
-  nets = Nets()
+  """f at the start less f at the end, of a student that predicts a constant.
+
+  Of two steps, so that some end at timestep 0, where f is the identity.
+  """
+  nets, settings = Nets(), consistency.Settings(num_ddim_timesteps=2)
   nets.student = lambda x, t: nets.calls.append((x, t)) or jnp.full_like(x, 0.3)
-  loss = loss_of(nets.student, nets.teacher)
+  loss = loss_of(nets.student, nets.teacher, settings=settings)
   values = []
   for x, timestep in nets.calls:
     signal, noise = rates(SCHEDULE, timestep)
@@ -170,6 +173,7 @@ def test_the_loss_by_hand(close):
     x0 = (x - noise * 0.3) / signal
     values.append(0.25 / (t**2 + 0.25) * x + t / (t**2 + 0.25) ** 0.5 * x0)
   target, found = values
+  assert 0 in nets.calls[0][1] and 499 in nets.calls[0][1]
   close(loss, jnp.mean((found - target) ** 2), 1e-5)
 
 

@@ -2,10 +2,12 @@
 
 import pathlib
 
+import jax
 import numpy as np
 import pytest
 
 from sdxl_jax.data import images
+from sdxl_jax.distributed import multihost
 from sdxl_jax.sampling import (
   drawing,
   model_flags,
@@ -120,8 +122,27 @@ def test_latents(tmp_path):
     prompt_set.read_latents(str(tmp_path / 'flat.npy'))
 
 
-def test_a_disk_that_is_not_shared_is_told(tmp_path):
-  names = prompt_set.file_names(tmp_path, 3)
-  (tmp_path / '000000.png').touch()
-  with pytest.raises(ValueError, match='2 of 3 images .*000001.png first'):
-    prompt_set.check_shared(names)
+@pytest.mark.parametrize('is_shared', [True, False])
+def test_two_processes(lines, drawn, tmp_path, monkeypatch, is_shared):
+  """The second draws its share, and waits for the images of the first."""
+  folder, agreed = tmp_path / 'images', []
+  located = prompt_set.make_requests(lines, {})
+  names = prompt_set.file_names(folder, 3)
+
+  def barrier(name):
+    if is_shared:  # the first process has drawn by now
+      drawing.draw(located[:2], names[:2], MODELS)
+
+  monkeypatch.setattr(jax, 'process_count', lambda: 2)
+  monkeypatch.setattr(jax, 'process_index', lambda: 1)
+  monkeypatch.setattr(multihost, 'barrier', barrier)
+  monkeypatch.setattr(multihost, 'check_equal_across_hosts', agreed.append)
+  if is_shared:
+    assert prompt_set.draw(located, folder, MODELS) == names
+  else:
+    message = '2 of 3 images are not there .*000000.png first: .* share'
+    with pytest.raises(ValueError, match=message):
+      prompt_set.draw(located, folder, MODELS)
+  assert drawn[0][0] == names[2:]
+  assert agreed[0]['missing images'] == '[0, 1, 2]'
+  assert 'a hen' in agreed[0]['set of requests']
