@@ -51,6 +51,13 @@ def test_cut_off_takes_noise_for_no_object(vocabulary):
   assert scores.cut_off(whole[:, 8:-8, 8:-8]).mean() > 0.8
 
 
+@pytest.mark.parametrize('length, is_cut', [(2, False), (3, True)])
+def test_cut_off_takes_specks_for_no_object(length, is_cut):
+  image = np.full((1, *SQUARE, 3), 200, np.uint8)
+  image[0, 10 : 10 + length, 0] = 0
+  assert scores.cut_off(image).tolist() == [is_cut]
+
+
 @pytest.mark.parametrize('size', [multi_aspect.TALL, multi_aspect.WIDE])
 def test_scenes_of_other_aspects_are_whole(vocabulary, size):
   made = scenes.make(vocabulary, size, 40, 3)

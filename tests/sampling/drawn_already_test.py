@@ -61,3 +61,16 @@ def test_other_images_are_refused(name):
   images.save(name, np.zeros((8, 16, 3), np.uint8))
   with pytest.raises(ValueError, match='a.png: no text'):
     drawn_already.find([located(seed=3)], [name], MODELS)
+
+
+def test_images_of_an_earlier_version(tmp_path):
+  """They lack settings that came later, and were made with the defaults."""
+  request = located(sampler='euler', seed=3).request
+  older = {n: x for n, x in DECIDED.items() if n != 'controlnet'}
+  image = np.zeros((8, 16, 3), np.uint8)
+  text = sample_request.to_png_metadata(request, older, image.shape)
+  images.save(tmp_path / 'old.png', image, text)
+  asked, names = [located(seed=3)], [str(tmp_path / 'old.png')]
+  assert drawn_already.find(asked, names, MODELS) == []
+  with pytest.raises(ValueError, match="another controlnet: None, and .'C'"):
+    drawn_already.find(asked, names, MODELS | {'controlnet': ['C']})
